@@ -1,0 +1,230 @@
+"""The types that everything passes around. Read this file first.
+
+A `Task` is one problem. The policy answers it `samples_per_task` times; each answer is a `Trajectory`, and the
+trajectories of one task are a `Group`. A reward turns a trajectory into an `Outcome`. The learner sees a `Batch`.
+
+    Task "sum-17-25"
+      Group
+        Trajectory 0   turns=(Turn(prompt_ids=P, completion=Completion(token_ids=C0, logprobs=L0)),)  Score(1.0)
+        Trajectory 1   turns=(Turn(prompt_ids=P, completion=Completion(token_ids=C1, logprobs=L1)),)  Failed("timeout")
+
+Convention fixed here and nowhere else: `logprobs[t]` is the log-probability OF `token_ids[t]`, in nats, under the
+distribution that sampled it. Nothing outside `batch.py` shifts anything by one.
+
+Importing this module costs no torch and no ray: rewards and environments depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Metrics: TypeAlias = dict[str, float]
+"""Numbers of one step, named `group/name` (`reward/mean`, `policy/entropy`, `time/rollout`)."""
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+FailureKind: TypeAlias = Literal["error", "timeout", "crash", "not_finite", "type", "length"]
+
+
+class Message(TypedDict):
+    """One chat message in the form that chat templates take."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One problem for the policy."""
+
+    id: str
+    """Unique within an environment; names the task in metrics, rollouts and seeds."""
+    messages: tuple[Message, ...]
+    """The prompt as chat messages; the last one is not the assistant's."""
+    answer: Any = None
+    """What a reward compares with; plain data (str, number, list, dict) or None."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns of the data-set row, offered to rewards by name; plain data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How completions are drawn from the policy."""
+
+    temperature: float
+    """Softmax temperature; 0 means greedy."""
+    top_p: float
+    """Nucleus mass; 1 means off."""
+    max_new_tokens: int
+    """Upper bound on the completion's length in tokens, end token included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What an engine returns for one sample."""
+
+    token_ids: tuple[int, ...]
+    """Sampled tokens, the end token included when the model produced it."""
+    logprobs: tuple[float, ...]
+    """Log-probability of each token under the sampled distribution; same length as `token_ids`."""
+    finish_reason: FinishReason
+    """`stop`: the model ended its turn; `length`: cut at `max_new_tokens`."""
+    adapter_version: int
+    """Version of the adapter that made it: the number of RL steps behind it; -1 is the bare base model."""
+    adapter_hash: str
+    """Content hash of that adapter's tensors, computed by the engine from the tensors that it loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One model action and what it was an answer to."""
+
+    prompt_ids: tuple[int, ...]
+    """Tokens that the model saw before this action (for the first turn: the templated prompt)."""
+    completion: Completion
+    """The action."""
+    observation: tuple[Message, ...] = ()
+    """The environment's answer; empty for a single-turn task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A reward that could be computed."""
+
+    value: float
+    """Weighted sum that the policy is trained on."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Unweighted value of each reward and of each named part, for the curves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abstain:
+    """The reward does not apply to this sample; it leaves the group's baseline."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The reward could not be computed. Never a number: it enters no baseline and no loss."""
+
+    kind: FailureKind
+    """What went wrong: it raised, hung, died, or returned NaN, a wrong type or a wrong number of values."""
+    message: str
+    """The reward's name and the last lines of the traceback, or what it returned."""
+    reproduce: str
+    """Python that calls the same reward on the same sample."""
+
+
+Outcome: TypeAlias = Score | Abstain | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One sampled answer to a task."""
+
+    task: Task
+    sample_index: int
+    """Position within the group, 0 to samples_per_task - 1."""
+    seed: int
+    """Seed of this sample's random stream: f(run seed, step, task id, sample index)."""
+    turns: tuple[Turn, ...]
+    text: str
+    """The last completion as text, special tokens removed."""
+    outcome: Outcome | None = None
+    """None until it has been scored."""
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """Tokens of the first prompt, shared by the whole group."""
+        return self.turns[0].prompt_ids
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Everything after the first prompt, in order."""
+        return tuple(token for turn in self.turns for token in turn.completion.token_ids)
+
+    @property
+    def action_mask(self) -> tuple[bool, ...]:
+        """True on tokens that the policy sampled; same length as `token_ids`."""
+        return tuple(True for turn in self.turns for _ in turn.completion.token_ids)
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        """Engine log-probability of each token; same length as `token_ids`."""
+        return tuple(logprob for turn in self.turns for logprob in turn.completion.logprobs)
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """How the last action ended."""
+        return self.turns[-1].completion.finish_reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The samples of one task within one step."""
+
+    task: Task
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def scores(self) -> list[float]:
+        """Values of the trajectories that have one; failures and abstentions are absent, not zero."""
+        return [t.outcome.value for t in self.trajectories if isinstance(t.outcome, Score)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A snapshot of the policy's LoRA tensors, the only weights that travel."""
+
+    version: int
+    """Number of RL steps behind it; -1 with no tensors is the bare base model."""
+    hash: str
+    """sha256 over names, shapes and float32 bytes, see `model.adapter_hash`."""
+    tensors: Mapping[str, Tensor]
+    """PEFT state dict, float32, on the CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Scored sequences as the learner sees them: S sequences in groups, A action tokens.
+
+    Per-token fields are flat over the action tokens of all sequences, in sequence order (A,): there is no padding
+    and no position that means nothing. `sequence_index` says which sequence an action belongs to.
+    """
+
+    prompt_ids: tuple[tuple[int, ...], ...]
+    """(S) prompt tokens; sequences of one group share the same tuple."""
+    token_ids: tuple[tuple[int, ...], ...]
+    """(S) tokens after the prompt."""
+    action_mask: tuple[tuple[bool, ...], ...]
+    """(S) True where the policy sampled the token."""
+    group_index: Tensor
+    """(S,) int64, which group a sequence belongs to; equal numbers are adjacent."""
+    rewards: Tensor
+    """(S,) float32."""
+    sequence_index: Tensor
+    """(A,) int64, 0 to S - 1, ascending."""
+    rollout_logprobs: Tensor
+    """(A,) float32, the engine's log-probabilities at sampling time."""
+    old_logprobs: Tensor | None = None
+    """(A,) float32, the learner's log-probabilities before this step's first update; None when on-policy."""
+    ref_logprobs: Tensor | None = None
+    """(A,) float32, under the frozen reference; None when the algorithm has no KL term."""
+    values: Tensor | None = None
+    """(A,) float32, the critic's value of the state before each action; None without a critic."""
+    advantages: Tensor | None = None
+    """(A,) float32."""
+    returns: Tensor | None = None
+    """(A,) float32, targets of the critic; None without a critic."""
+    weights: Tensor | None = None
+    """(A,) float32, aggregation weight of each action, fixed per optimizer update before any split."""
+
+    @property
+    def num_sequences(self) -> int:
+        """S."""
+        return len(self.token_ids)
