@@ -1,0 +1,1 @@
+"""Pure functions of tensors: advantages, policy objectives, and the named algorithms made of them."""
