@@ -1,0 +1,110 @@
+"""Attention over a packed row whose prompts are shared (see `batch.pack`), as an attention function of transformers.
+
+The row's linear layers run on all tokens at once; only attention needs to know the layout. Per group, the prompt attends
+causally to itself, and each completion to the prompt and causally to itself: exact, and without a [T, T] mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rlft.batch import PackedGroup
+
+NAME = "rlft_packed"
+"""Value for `attn_implementation`; without a packed row it is transformers' own SDPA attention."""
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packed_groups: Sequence[PackedGroup] | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention; block-wise over `packed_groups` where the caller gives them.
+
+    Args:
+        query: (1, H, T, D). key, value: (1, H_kv, T, D).
+
+    Returns:
+        ((1, T, H, D), None)
+
+    Raises:
+        ValueError: a packed sequence is longer than the model's sliding window, or the model soft-caps its scores.
+    """
+    if packed_groups is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if kwargs.get("softcap") is not None:
+        raise ValueError("this model soft-caps its attention scores, which packed attention cannot do")
+    longest = max(group.prompt_length + max(group.lengths) for group in packed_groups)
+    if sliding_window is not None and longest > sliding_window:
+        raise ValueError(f"a sequence of {longest} tokens exceeds the model's sliding window of {sliding_window}")
+    num_repeats = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, num_repeats), repeat_kv(value, num_repeats)
+    pieces: list[Tensor] = []
+    for group in packed_groups:
+        prompt = slice(group.start, group.start + group.prompt_length)
+        prompt_key, prompt_value = key[:, :, prompt], value[:, :, prompt]
+        pieces.append(
+            F.scaled_dot_product_attention(
+                query[:, :, prompt], prompt_key, prompt_value, is_causal=True, scale=scaling
+            )[0]
+        )
+        start = prompt.stop
+        gather, scatter = _padding(group.lengths, query.device)
+        own = slice(start, start + sum(group.lengths))
+        rows, width = len(group.lengths), max(group.lengths)
+        padded_query, padded_key, padded_value = (
+            tensor[0, :, own][:, gather].unflatten(1, (rows, width)).transpose(0, 1)
+            for tensor in (query, key, value)
+        )
+        output = F.scaled_dot_product_attention(
+            padded_query,
+            torch.cat([prompt_key.expand(rows, -1, -1, -1), padded_key], dim=2),
+            torch.cat([prompt_value.expand(rows, -1, -1, -1), padded_value], dim=2),
+            attn_mask=_completion_mask(group.prompt_length, width, query.device),
+            scale=scaling,
+        )
+        pieces.append(output.transpose(0, 1).flatten(1, 2)[:, scatter])
+    return torch.cat(pieces, dim=1).transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+@lru_cache(maxsize=512)
+def _padding(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices that pad consecutive completions to one width, and those that undo it.
+
+    The padding repeats a completion's last token; nothing real attends to it, since it comes after.
+    """
+    width = max(lengths)
+    gather: list[int] = []
+    scatter: list[int] = []
+    offset = 0
+    for row, length in enumerate(lengths):
+        gather += [offset + min(t, length - 1) for t in range(width)]
+        scatter += [row * width + t for t in range(length)]
+        offset += length
+    return torch.tensor(gather, device=device), torch.tensor(scatter, device=device)
+
+
+@lru_cache(maxsize=512)
+def _completion_mask(prompt_length: int, width: int, device: torch.device) -> Tensor:
+    """(width, prompt_length + width) True where a completion token may look: the prompt, and itself causally."""
+    mask = torch.ones(width, prompt_length + width, dtype=torch.bool, device=device)
+    return mask.tril(diagonal=prompt_length)
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,190 @@
+"""From scored groups to tensors: collate, minibatches, microbatches, and the packed row that a model reads.
+
+A group's prompt stands once in the row and is shared by its completions:
+
+    tokens     p0 p1 p2 | a0 a1 | b0 b1 b2 || q0 q1 | c0 ...
+    positions   0  1  2 |  3  4 |  3  4  5 ||  0  1 |  2 ...
+
+`a` and `b` see the prompt and themselves, never each other, so the result is exactly that of separate rows. The only
+shift by one of the project happens here: the logits that predict an action stand at the token before it, which for the
+first action of every completion is the prompt's last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from rlft.types import Batch, Group, Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedGroup:
+    """Where one prompt and its completions stand in the row."""
+
+    start: int
+    """Row index of the prompt's first token."""
+    prompt_length: int
+    """Tokens of the prompt."""
+    lengths: tuple[int, ...]
+    """Tokens of each completion, which follow each other after the prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """One row for the model: T tokens, A actions."""
+
+    token_ids: Tensor
+    """(1, T) int64."""
+    position_ids: Tensor
+    """(1, T) int64, counted within each sequence."""
+    groups: tuple[PackedGroup, ...]
+    """Layout of the row; the attention mask follows from it."""
+    predictor_index: Tensor
+    """(A,) row index of the token whose logits predict each action."""
+    target_ids: Tensor
+    """(A,) token id of each action."""
+
+
+def collate(groups: Sequence[Group]) -> Batch:
+    """Flatten the scored trajectories of `groups`; those without a score are left out.
+
+    Raises:
+        ValueError: no trajectory has a score.
+    """
+    kept = [
+        (index, trajectory, trajectory.outcome.value)
+        for index, group in enumerate(groups)
+        for trajectory in group.trajectories
+        if isinstance(trajectory.outcome, Score)
+    ]
+    if not kept:
+        raise ValueError("no trajectory of this step has a score, so there is nothing to learn from")
+    present = {index: number for number, index in enumerate(dict.fromkeys(index for index, _, _ in kept))}
+    action_masks = tuple(t.action_mask for _, t, _ in kept)
+    return Batch(
+        prompt_ids=tuple(t.prompt_ids for _, t, _ in kept),
+        token_ids=tuple(t.token_ids for _, t, _ in kept),
+        action_mask=action_masks,
+        group_index=torch.tensor([present[index] for index, _, _ in kept]),
+        rewards=torch.tensor([value for _, _, value in kept], dtype=torch.float32),
+        sequence_index=torch.tensor([s for s, mask in enumerate(action_masks) for is_action in mask if is_action]),
+        rollout_logprobs=torch.tensor(
+            [
+                logprob
+                for _, t, _ in kept
+                for logprob, is_action in zip(t.logprobs, t.action_mask, strict=True)
+                if is_action
+            ],
+            dtype=torch.float32,
+        ),
+    )
+
+
+def select(batch: Batch, sequences: Sequence[int]) -> Batch:
+    """The sub-batch of these sequences (ascending), with groups and sequences renumbered."""
+    chosen = torch.tensor(list(sequences))
+    is_chosen = torch.zeros(batch.num_sequences, dtype=torch.bool)
+    is_chosen[chosen] = True
+    action = is_chosen[batch.sequence_index]
+    number = torch.full((batch.num_sequences,), -1)
+    number[chosen] = torch.arange(len(sequences))
+    per_action = {
+        field.name: value[action]
+        for field in fields(batch)
+        if field.name not in ("group_index", "rewards", "sequence_index")
+        and isinstance(value := getattr(batch, field.name), Tensor)
+    }
+    return replace(
+        batch,
+        prompt_ids=tuple(batch.prompt_ids[s] for s in sequences),
+        token_ids=tuple(batch.token_ids[s] for s in sequences),
+        action_mask=tuple(batch.action_mask[s] for s in sequences),
+        group_index=torch.unique(batch.group_index[chosen], return_inverse=True)[1],
+        rewards=batch.rewards[chosen],
+        sequence_index=number[batch.sequence_index[action]],
+        **per_action,
+    )
+
+
+def minibatches(batch: Batch, updates: int) -> list[Batch]:
+    """Split by whole groups into `updates` shares of nearly equal numbers of groups, one per optimizer update.
+
+    Fewer groups than updates give fewer shares: an update without data is not made.
+    """
+    if updates == 1:
+        return [batch]
+    num_groups = int(batch.group_index.max()) + 1
+    share_of_group = torch.arange(num_groups) * updates // num_groups
+    shares = share_of_group[batch.group_index]
+    return [select(batch, (shares == share).nonzero().squeeze(1).tolist()) for share in shares.unique().tolist()]
+
+
+def microbatches(batch: Batch, tokens: int) -> list[list[int]]:
+    """Sequence numbers of consecutive microbatches of at most `tokens` packed tokens each.
+
+    A group is split when it is too long; its prompt is then repeated. A sequence longer than the budget stands alone.
+    """
+    result: list[list[int]] = []
+    used = 0
+    previous_group = -1
+    for sequence in range(batch.num_sequences):
+        group = int(batch.group_index[sequence])
+        length = len(batch.token_ids[sequence])
+        cost = length if group == previous_group else length + len(batch.prompt_ids[sequence])
+        if not result or used + cost > tokens:
+            result.append([])
+            used, cost = 0, length + len(batch.prompt_ids[sequence])
+        result[-1].append(sequence)
+        used += cost
+        previous_group = group
+    return result
+
+
+def pack(batch: Batch) -> Packed:
+    """Lay a batch out as one row, each group's prompt once.
+
+    Raises:
+        ValueError: a prompt without tokens, which has no logits to predict the first action.
+    """
+    token_ids: list[int] = []
+    position_ids: list[int] = []
+    predictor_index: list[int] = []
+    target_ids: list[int] = []
+    groups: list[PackedGroup] = []
+    members: dict[int, list[int]] = {}
+    for sequence, group in enumerate(batch.group_index.tolist()):
+        members.setdefault(group, []).append(sequence)
+    for sequences in members.values():
+        prompt = batch.prompt_ids[sequences[0]]
+        if not prompt:
+            raise ValueError(f"sequence {sequences[0]} has an empty prompt: there is nothing to predict its first token from")
+        start = len(token_ids)
+        token_ids += prompt
+        position_ids += range(len(prompt))
+        for sequence in sequences:
+            offset = len(token_ids)
+            ids = batch.token_ids[sequence]
+            for t, is_action in enumerate(batch.action_mask[sequence]):
+                if is_action:
+                    predictor_index.append(offset + t - 1 if t else start + len(prompt) - 1)
+                    target_ids.append(ids[t])
+            token_ids += ids
+            position_ids += range(len(prompt), len(prompt) + len(ids))
+        groups.append(
+            PackedGroup(
+                start=start,
+                prompt_length=len(prompt),
+                lengths=tuple(len(batch.token_ids[s]) for s in sequences),
+            )
+        )
+    return Packed(
+        token_ids=torch.tensor([token_ids]),
+        position_ids=torch.tensor([position_ids]),
+        groups=tuple(groups),
+        predictor_index=torch.tensor(predictor_index),
+        target_ids=torch.tensor(target_ids),
+    )

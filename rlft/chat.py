@@ -1,0 +1,73 @@
+"""The only place where messages become tokens and tokens become text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from rlft.types import Message, Task
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: it has no chat template, so there is no right way to ask the model anything.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).is_dir())
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer of {folder} has no chat template (a base model?); use an instruct model, or put a "
+            "chat_template.jinja beside its tokenizer"
+        )
+    return tokenizer
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
+    """Token ids of a prompt, up to and including the mark that opens the assistant's turn."""
+    ids = tokenizer.apply_chat_template(list(messages), tokenize=True, add_generation_prompt=True, return_dict=False)
+    return tuple(ids)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """Text of a completion without special tokens."""
+    return tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig) -> frozenset[int]:
+    """Tokens that end the assistant's turn, from the model's generation config and the tokenizer.
+
+    Raises:
+        ValueError: neither names one, so no completion could ever end.
+    """
+    ids = generation_config.eos_token_id
+    named = {ids} if isinstance(ids, int) else set(ids or ())
+    if tokenizer.eos_token_id is not None:
+        named.add(tokenizer.eos_token_id)
+    if not named:
+        raise ValueError("neither the tokenizer nor the generation config names an end token; set eos_token_id")
+    return frozenset(named)
+
+
+def check_lengths(
+    tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task], *, max_new_tokens: int, context: int
+) -> None:
+    """Refuse tasks whose prompt and completion do not fit the model's context.
+
+    Raises:
+        ValueError: how many tasks are too long, the longest one, and the bound.
+    """
+    too_long = [
+        (length, task.id)
+        for task in tasks
+        if (length := len(render(tokenizer, task.messages))) + max_new_tokens > context
+    ]
+    if too_long:
+        length, task_id = max(too_long)
+        raise ValueError(
+            f"{len(too_long)} of {len(tasks)} prompts are too long: task {task_id!r} has {length} tokens, and with "
+            f"sampling.max_new_tokens={max_new_tokens} that exceeds the model's context of {context}; shorten the "
+            "prompts or lower max_new_tokens"
+        )

@@ -1,0 +1,276 @@
+"""The charts of a report as plotly traces: plain dicts, so that building them needs no plotly.
+
+A chart exists only where there is data for it. Every x axis is the RL step. Colours are mid-tones that can be
+read on a light and on a dark page; text and grid take the page's colours in `page/report.js`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from rlft.curves.reading import Evaluation, Event
+from rlft.curves.traces import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    VIOLET,
+    Trace,
+    band,
+    curve,
+    event_rail,
+    interval_points,
+)
+
+Rows: TypeAlias = Sequence[Mapping[str, float]]
+
+_PART = "reward/part/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """One chart of the report."""
+
+    title: str
+    """Heading, in words; may hold names from the config and is escaped by the page."""
+    hint: str
+    """What is drawn, with its unit."""
+    traces: list[Trace]
+    """plotly.js traces."""
+    layout: dict[str, Any] = field(default_factory=dict)
+    """plotly.js layout keys besides the shared look."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """Charts that belong together."""
+
+    title: str
+    """Heading."""
+    charts: list[Chart]
+    """At least one."""
+    wide: bool = False
+    """Whether the charts are drawn large."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    metric: str
+    name: str
+    color: str = BLUE
+
+
+_PLAIN: dict[str, tuple[tuple[str, str, str, tuple[_Line, ...]], ...]] = {
+    # section: (title, hint, tick format, lines)
+    "Policy": (
+        ("KL to the reference", "nats per token", "", (_Line("policy/kl_ref", "KL"),)),
+        ("Entropy", "nats per token", "", (_Line("policy/entropy", "entropy"),)),
+    ),
+    "Rollouts": (
+        ("Completion length", "mean, tokens", "", (_Line("rollout/length", "length"),)),
+        (
+            "Cut at the length limit",
+            "share of completions",
+            ".0%",
+            (_Line("rollout/truncated", "truncated", ORANGE),),
+        ),
+        (
+            "Groups",
+            "share of the step's groups",
+            ".0%",
+            (
+                _Line("groups/with_signal", "with signal", BLUE),
+                _Line("groups/solved_all", "solved by all", GREEN),
+                _Line("groups/solved_none", "solved by none", GREY),
+            ),
+        ),
+    ),
+    "Learner": (
+        ("Gradient norm", "before clipping", "", (_Line("policy/grad_norm", "norm"),)),
+        ("Clip fraction", "share of tokens", ".1%", (_Line("policy/clip_fraction", "clipped"),)),
+        (
+            "Mismatch KL",
+            "engine against learner, nats per token",
+            "",
+            (_Line("policy/mismatch_kl", "KL", ORANGE),),
+        ),
+        (
+            "Largest ratio",
+            "new / old probability of a token",
+            "",
+            (_Line("policy/ratio_max", "ratio", ORANGE),),
+        ),
+        ("Policy loss", "per update", "", (_Line("policy/loss", "loss"),)),
+        ("Learning rate", "policy", "", (_Line("policy/lr", "rate", GREY),)),
+        ("Value loss", "critic", "", (_Line("critic/loss", "loss", VIOLET),)),
+        (
+            "Explained variance",
+            "critic; 1 is perfect",
+            "",
+            (_Line("critic/explained_variance", "share", VIOLET),),
+        ),
+    ),
+}
+
+
+def sections(rows: Rows, evals: Sequence[Evaluation], events: Sequence[Event]) -> list[Section]:
+    """Every chart that the data allows, by section; sections without charts are absent."""
+    built = [
+        Section(title="Result", charts=[*_reward(rows, events), *_accuracy(evals)], wide=True),
+        Section(title="Parts of the reward", charts=_parts(rows)),
+        *(Section(title=title, charts=_plain(rows, specs)) for title, specs in _PLAIN.items()),
+        Section(title="Speed", charts=_speed(rows)),
+    ]
+    by_title = {section.title: section for section in built}
+    by_title["Rollouts"].charts.extend(_failures(rows))
+    return [section for section in built if section.charts]
+
+
+def step_range(rows: Rows, evals: Sequence[Evaluation]) -> tuple[float, float]:
+    """The x axis that all charts share: from 0 if something was evaluated before RL, with a little air."""
+    steps = [row["step"] for row in rows] + [evaluation.step for evaluation in evals]
+    first, last = (min(steps), max(steps)) if steps else (0, 1)
+    air = max(0.5, (last - first) * 0.015)
+    return first - air, last + air
+
+
+def reward_parts(rows: Rows) -> list[str]:
+    """Names of the reward's parts, in the order in which they were first logged."""
+    return list(
+        dict.fromkeys(key.removeprefix(_PART) for row in rows for key in row if key.startswith(_PART))
+    )
+
+
+def is_whole_reward(rows: Rows, part: str) -> bool:
+    """Whether a part equals the reward at every step, so that its curve says nothing new."""
+    both = [row for row in rows if _PART + part in row and "reward/mean" in row]
+    return bool(both) and all(
+        math.isclose(row[_PART + part], row["reward/mean"], rel_tol=1e-6, abs_tol=1e-9) for row in both
+    )
+
+
+def _reward(rows: Rows, events: Sequence[Event]) -> list[Chart]:
+    steps, mean = _series(rows, "reward/mean")
+    if not steps:
+        return []
+    at = {row["step"]: row for row in rows}
+    bounds = [(at[step].get("reward/low", math.nan), at[step].get("reward/high", math.nan)) for step in steps]
+    traces = band(steps, bounds, BLUE)
+    traces.append(curve(steps, mean, "train reward", BLUE, width=2))
+    hint = "mean of each step" + (", 95 % band clustered by task" if len(traces) > 1 else "")
+    whole = [part for part in reward_parts(rows) if is_whole_reward(rows, part)]
+    title = (
+        f"Train reward ({whole[0]})" if len(whole) == 1 and len(reward_parts(rows)) == 1 else "Train reward"
+    )
+    marks = [event for event in events if event.step is not None]
+    layout: dict[str, Any] = {}
+    if marks:
+        traces.append(event_rail(marks))
+        layout["yaxis2"] = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
+    return [Chart(title=title, hint=hint, traces=traces, layout=layout)]
+
+
+def _accuracy(evals: Sequence[Evaluation]) -> list[Chart]:
+    known = [evaluation for evaluation in evals if math.isfinite(evaluation.accuracy.mean)]
+    if not known:
+        return []
+    trained = [e for e in known if e.name not in ("base", "sft")]
+    last = max(evaluation.step for evaluation in known)
+    traces: list[Trace] = []
+    for name, color, dash in (("base", GREY, "dot"), ("sft", ORANGE, "dash")):
+        for evaluation in (e for e in known if e.name == name):
+            mean = evaluation.accuracy.mean
+            if last > 0:
+                line = curve([0, last], [mean, mean], evaluation.label, color, dash=dash)
+                traces.append({**line, "showlegend": False, "hoverinfo": "skip", "mode": "lines"})
+            traces.append(interval_points([evaluation], evaluation.label, color))
+    if trained:
+        traces.append(interval_points(trained, "RL", BLUE))
+    metric = known[-1].metric
+    return [
+        Chart(
+            title=f"Held-out accuracy ({metric})" if metric else "Held-out accuracy",
+            hint="mean over tasks with 95 % intervals; lines repeat base and SFT",
+            traces=traces,
+            layout={"yaxis": {"rangemode": "tozero"}, "hovermode": "closest"},
+        )
+    ]
+
+
+def _parts(rows: Rows) -> list[Chart]:
+    parts = reward_parts(rows)
+    if len(parts) == 1 and is_whole_reward(rows, parts[0]):
+        return []
+    colors = (BLUE, GREEN, VIOLET, ORANGE, RED, GREY)
+    charts = []
+    for index, part in enumerate(parts):
+        steps, values = _series(rows, _PART + part)
+        if steps:
+            part_curve = curve(steps, values, part, colors[index % len(colors)])
+            charts.append(Chart(title=part, hint="unweighted mean", traces=[part_curve]))
+    return charts
+
+
+def _plain(rows: Rows, specs: Sequence[tuple[str, str, str, tuple[_Line, ...]]]) -> list[Chart]:
+    charts = []
+    for title, hint, tick_format, lines in specs:
+        traces = []
+        for line in lines:
+            steps, values = _series(rows, line.metric)
+            if steps:
+                traces.append(curve(steps, values, line.name, line.color))
+        if traces:
+            axis = {"tickformat": tick_format, "rangemode": "tozero"} if tick_format else {}
+            charts.append(
+                Chart(title=title, hint=hint, traces=traces, layout={"yaxis": axis} if axis else {})
+            )
+    return charts
+
+
+def _failures(rows: Rows) -> list[Chart]:
+    traces = []
+    for metric, name, color in (("reward/failed", "failed", RED), ("reward/abstained", "abstained", GREY)):
+        steps, values = _series(rows, metric)
+        if any(values):
+            traces.append({"type": "bar", "x": steps, "y": values, "name": name, "marker": {"color": color}})
+    if not traces:
+        return []
+    return [Chart(title="Not scored", hint="samples per step", traces=traces, layout={"barmode": "stack"})]
+
+
+def _speed(rows: Rows) -> list[Chart]:
+    charts = _plain(
+        rows,
+        [("Throughput", "sampled tokens per second", "", (_Line("time/tokens_per_s", "tokens/s", GREEN),))],
+    )
+    traces = []
+    for metric, name, color in (
+        ("time/rollout", "rollout", BLUE),
+        ("time/score", "score", ORANGE),
+        ("time/learn", "learn", VIOLET),
+    ):
+        steps, values = _series(rows, metric)
+        if steps:
+            traces.append(
+                {**curve(steps, values, name, color, width=0.5), "stackgroup": "time", "mode": "lines"}
+            )
+    if traces:
+        charts.append(
+            Chart(
+                title="Time per step",
+                hint="seconds",
+                traces=traces,
+                layout={"yaxis": {"rangemode": "tozero"}},
+            )
+        )
+    return charts
+
+
+def _series(rows: Rows, metric: str) -> tuple[list[float], list[float]]:
+    """Steps and values of a metric where it is a finite number."""
+    points = [(row["step"], row[metric]) for row in rows if math.isfinite(row.get(metric, math.nan))]
+    return [step for step, _ in points], [value for _, value in points]

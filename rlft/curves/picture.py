@@ -1,0 +1,121 @@
+"""`reward.png`: the main curve of a run, drawn without a browser and without a display."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rlft.curves.charts import BLUE, GREY, ORANGE, step_range
+from rlft.curves.reading import Evaluation
+from rlft.curves.words import interval_text, visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZE_INCHES, DPI = (9.0, 6.0), 150
+_REFERENCES = {"base": (GREY, ":"), "sft": (ORANGE, "--")}
+
+
+def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evaluation]) -> bytes:
+    """The picture as PNG bytes: reward above, held-out accuracy below, over one axis of steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rewards = [row for row in rows if math.isfinite(row.get("reward/mean", math.nan))]
+    known = [evaluation for evaluation in evals if math.isfinite(evaluation.accuracy.mean)]
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained", facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    # parse_math=False: a name with dollar signs is a name, not a formula.
+    figure.suptitle(visible(title), fontsize=13, x=0.01, ha="left", parse_math=False)
+    panels = figure.subplots(max(1, bool(rewards) + bool(known)), 1, sharex=True, squeeze=False)[:, 0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#c5cad3")
+        axes.tick_params(colors="#5b6472", labelsize=9)
+        axes.grid(axis="y", color="#e8ebf0", linewidth=0.8)
+        axes.set_axisbelow(True)
+    if rewards:
+        _draw_reward(panels[0], rewards)
+    if known:
+        _draw_accuracy(panels[-1], known, step_range(rows, evals))
+    if not rewards and not known:
+        panels[0].text(0.5, 0.5, "nothing has been logged yet", ha="center", transform=panels[0].transAxes)
+    panels[-1].set_xlabel("step", color="#5b6472")
+    panels[-1].set_xlim(*step_range(rows, evals))
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from font"
+        )  # a box is drawn: good enough here
+        canvas.print_png(buffer)
+    return buffer.getvalue()
+
+
+def _draw_reward(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+    steps = [row["step"] for row in rows]
+    mark = "." if len(rows) <= 40 else ""
+    axes.plot(
+        steps, [row["reward/mean"] for row in rows], color=BLUE, linewidth=1.8, marker=mark, label="mean"
+    )
+    banded = [
+        row
+        for row in rows
+        if math.isfinite(row.get("reward/low", math.nan) + row.get("reward/high", math.nan))
+    ]
+    if banded:
+        axes.fill_between(
+            [row["step"] for row in banded],
+            [row["reward/low"] for row in banded],
+            [row["reward/high"] for row in banded],
+            color=BLUE,
+            alpha=0.18,
+            linewidth=0,
+            label="95 % band, clustered by task",
+        )
+    axes.set_title("Train reward", fontsize=10.5, loc="left")
+    axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower right")
+
+
+def _draw_accuracy(axes: Axes, evals: Sequence[Evaluation], steps: tuple[float, float]) -> None:
+    trained = [evaluation for evaluation in evals if evaluation.name not in _REFERENCES]
+    for evaluation in evals:
+        if evaluation.name in _REFERENCES:
+            color, dash = _REFERENCES[evaluation.name]
+            label = f"{evaluation.label} {interval_text(evaluation.accuracy)}"
+            axes.axhline(evaluation.accuracy.mean, color=color, linestyle=dash, linewidth=1.6, label=label)
+            if evaluation.accuracy.bounded:
+                axes.fill_between(
+                    steps,
+                    evaluation.accuracy.low,
+                    evaluation.accuracy.high,
+                    color=color,
+                    alpha=0.12,
+                    linewidth=0,
+                )
+    if trained:
+        intervals = [evaluation.accuracy for evaluation in trained]
+        errors = [
+            [i.mean - i.low if i.bounded else 0 for i in intervals],
+            [i.high - i.mean if i.bounded else 0 for i in intervals],
+        ]
+        axes.errorbar(
+            [evaluation.step for evaluation in trained],
+            [interval.mean for interval in intervals],
+            yerr=errors,
+            color=BLUE,
+            marker="o",
+            markersize=5,
+            linewidth=1.6,
+            elinewidth=1.3,
+            capsize=3,
+            label=f"RL {interval_text(intervals[-1])}",
+        )
+    metric = f" ({visible(evals[-1].metric)})" if evals[-1].metric else ""
+    axes.set_title(f"Held-out accuracy{metric}, 95 % intervals", fontsize=10.5, loc="left", parse_math=False)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.legend(frameon=False, fontsize=8.5, ncols=3, loc="lower right")

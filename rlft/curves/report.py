@@ -1,0 +1,194 @@
+"""`write_report`: one HTML file that shows a run. `write_reward_png`: its main curve as a picture.
+
+The HTML file works offline and from anywhere: plotly.js, data and styles are in it, and its content security
+policy forbids every other origin and every script but the ones whose hashes it names. Whatever a model, a
+data set or a config wrote is text: the template escapes it, and it stays text even if that failed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlft.curves import charts, digest, reading
+from rlft.curves.samples import Showcase, showcase
+from rlft.curves.words import duration, interval_text, number, percent, shortened, visible
+
+_PAGE = Path(__file__).with_name("page")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """Everything of a run directory that the page shows."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    rows: Sequence[Mapping[str, float]]
+    evals: Sequence[reading.Evaluation]
+    events: Sequence[reading.Event]
+    summary: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    waste: digest.Waste | None
+    samples: Showcase | None
+    notes: Sequence[str]
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into the run directory and return its path; a running run can be reported, too.
+
+    Raises ValueError if this is not a run directory or one of its files is damaged, and OSError if the report
+    cannot be written.
+    """
+    import plotly.offline
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    data = _load(Path(run))
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number, percent=percent, duration=duration, interval=interval_text, shortened=shortened
+    )
+    library, script = plotly.offline.get_plotlyjs(), (_PAGE / "report.js").read_text(encoding="utf-8")
+    sections = charts.sections(data.rows, data.evals, data.events)
+    html = environment.get_template("report.html.j2").render(
+        run=data,
+        title=str(data.config.get("name") or data.folder.name),
+        facts=_facts(data),
+        verdict=digest.verdict(data.evals, data.rows, data.summary),
+        tiles=_tiles(data),
+        trends=digest.trends(data.rows),
+        steps_text="step" if (width := digest.window(data.rows)) == 1 else f"{width} steps",
+        uses=_uses(data.waste),
+        sections=sections,
+        figures=Markup(_figures(sections, charts.step_range(data.rows, data.evals))),
+        provenance=json.dumps(data.provenance, indent=2, ensure_ascii=False),
+        config_text=(data.folder / "config.yaml").read_text(encoding="utf-8"),
+        style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
+        library=Markup(library),
+        script=Markup(script),
+        hashes=[_script_hash(library), _script_hash(script)],
+    )
+    return _replace(data.folder / "report.html", html.encode("utf-8", errors="backslashreplace"))
+
+
+def write_reward_png(run: Path) -> Path:
+    """Write `reward.png` (1350 x 900 pixels) into the run directory and return its path.
+
+    Above, the train reward with its 95 % band; below, the held-out accuracy with 95 % intervals and base and
+    SFT as reference lines; a panel without data is left out. Raises ValueError and OSError as `write_report`
+    does.
+    """
+    from rlft.curves.picture import draw
+
+    run = Path(run)
+    config = reading.read_config(run)
+    rows, evals = reading.read_metrics(run), reading.read_evals(run)
+    return _replace(run / "reward.png", draw(str(config.get("name") or run.name), rows, evals))
+
+
+def _load(run: Path) -> _Run:
+    notes: list[str] = []
+    config = reading.read_config(run)  # first: it says whether this is a run directory at all
+    stored = bool(reading.rollout_steps(run))
+    return _Run(
+        folder=run,
+        config=config,
+        rows=reading.read_metrics(run, notes),
+        evals=reading.read_evals(run),
+        events=reading.read_events(run, notes),
+        summary=reading.read_json(run / "summary.json"),
+        provenance=reading.read_json(run / "provenance.json"),
+        waste=digest.waste(reading.read_rollouts(run, digest.WASTE_COLUMNS)) if stored else None,
+        samples=showcase(run) if stored else None,
+        notes=notes,
+    )
+
+
+def _facts(run: _Run) -> list[tuple[str, str]]:
+    """What was run, for the header; what the config does not say is left out."""
+
+    def value(*path: str) -> Any:
+        node: Any = run.config
+        for key in path:
+            node = node.get(key) if isinstance(node, dict) else None
+        return node
+
+    rewards = [
+        f"{reward.get('name') or reward.get('path')}"
+        + (f" x {number(reward['weight'])}" if reward.get("weight", 1) != 1 else "")
+        for reward in value("rewards") or []
+        if isinstance(reward, dict)
+    ]
+    facts = {
+        "Model": value("model", "source"),
+        "Algorithm": value("algorithm", "preset"),
+        "Environment": value("environment", "path"),
+        "Rewards": ", ".join(rewards),
+        "Seed": value("seed"),
+    }
+    return [(label, str(fact)) for label, fact in facts.items() if fact not in (None, "")]
+
+
+def _tiles(run: _Run) -> list[tuple[str, str, str]]:
+    """(label, number, remark) of the numbers that are read first."""
+    done = int(run.rows[-1]["step"]) if run.rows else 0
+    planned = run.config.get("steps")
+    seconds = [row["time/step"] for row in run.rows if "time/step" in row]
+    state = "finished" if run.summary else "still running, or stopped"
+    tiles = [("Steps", f"{done} of {planned}" if planned else str(done), state)]
+    if seconds:
+        tiles.append(
+            ("Time in steps", duration(math.fsum(seconds)), f"{duration(seconds[-1])} for the last step")
+        )
+    if run.waste is not None and run.waste.tokens:
+        tiles.append(("Sampled", f"{run.waste.tokens:,}", "rollout tokens"))
+        tiles.append(("Gave no gradient", percent(run.waste.share), "of the rollout tokens"))
+    if run.samples is not None:
+        failed = sum(run.samples.failures.values())
+        tiles.append(("Not scored", f"{failed:,}", "rollouts whose reward failed"))
+    return tiles
+
+
+def _uses(waste: digest.Waste | None) -> list[tuple[str, float]]:
+    """(what for, share of the rollout tokens), the useful ones first."""
+    if waste is None or not waste.tokens:
+        return []
+    shares = [(cause, count / waste.tokens) for cause, count in waste.causes.items()]
+    return [("gave a gradient", 1 - waste.share), *shares]
+
+
+def _figures(sections: Sequence[charts.Section], steps: tuple[float, float]) -> str:
+    """The charts as JSON that can stand in a script element: no tag can begin in it, and it holds no nan."""
+    figures = [
+        {"data": chart.traces, "layout": chart.layout, "wide": section.wide}
+        for section in sections
+        for chart in section.charts
+    ]
+    text = json.dumps({"steps": steps, "figures": figures}, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _script_hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    """Write a file in one step, so that a reader never meets half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+    return path

@@ -1,0 +1,1 @@
+"""Where tasks come from: the environment contract and its loading."""

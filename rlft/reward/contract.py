@@ -1,0 +1,330 @@
+"""How a plain reward function is called and how its result is read.
+
+A reward is a function; what it wants is read once from the names of its parameters (`plan_call`):
+
+    def exact(completion, answer)              -> float        "sample": called once per trajectory
+    def exact(completions, answer, **kwargs)   -> list[float]  "batch": called once per group with lists, as TRL does
+    def best_of(group)                         -> list[float]  "group": compares the trajectories of one group
+
+Values offered by name:
+
+    sample   prompt (text of the last user message), completion (text), messages (the prompt and the reply), answer,
+             task_id, trajectory, every column of the task; `trajectory` only if it is a named parameter
+    batch    prompts, completions (lists of message lists: the data is conversational), completion_ids, answer,
+             task_id, every column, all of them lists with one entry per trajectory; log_extra, log_metric and
+             trainer_state are harmless stand-ins, passed only if they are named parameters
+    group    group, and what its samples share: prompt, answer, task_id, every column
+
+The fixed `args` of a spec are passed by name too and win over a column of the same name. A parameter with a default
+is left alone when nothing supplies it; `**kwargs` receives everything. `async def` is awaited.
+
+A result is a number, a dict of named parts, or None (`read`). Nothing here turns an exception or a wrong value into
+a number: those become `Failed`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any, Literal, TypeAlias
+
+from rlft.types import Abstain, Failed, FailureKind, Group, Outcome, Score
+
+RewardFunction: TypeAlias = Callable[..., Any]
+Kind: TypeAlias = Literal["sample", "batch", "group"]
+
+_OFFERED: Mapping[Kind, tuple[str, ...]] = {
+    "sample": ("prompt", "completion", "messages", "answer", "task_id", "trajectory"),
+    "batch": ("prompts", "completions", "completion_ids", "answer", "task_id"),
+    "group": ("group", "prompt", "answer", "task_id"),
+}
+_TRL_EXTRAS = ("log_extra", "log_metric", "trainer_state")
+_BATCH_MARKS = frozenset({"prompts", "completions", "completion_ids"})
+_SAMPLE_MARKS = frozenset({"completion", "messages", "trajectory"})
+
+MESSAGE_LIMIT = 2000
+"""Longest failure message in characters; the middle of a longer one is cut out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSpec:
+    """One entry of the config's list of rewards. Raises ValueError for a bad name or weight."""
+
+    path: str
+    """`package.module:function` or `path/to/file.py:function`."""
+    weight: float
+    """Factor in the weighted sum; 0 observes: the value is recorded and trains nothing."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Fixed arguments, passed by name with every call."""
+    name: str = ""
+    """Label in metrics; the function's name when left empty."""
+
+    def __post_init__(self) -> None:
+        name = self.name or self.path.rpartition(":")[2]
+        if "/" in name:  # `name/part` is how named parts are labelled
+            raise ValueError(f"reward name {name!r} contains '/'; give the reward a plain name")
+        if not math.isfinite(self.weight):
+            raise ValueError(f"reward {name!r}: weight must be a finite number, got {self.weight}")
+        object.__setattr__(self, "name", name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallPlan:
+    """How one reward is called, decided once from its signature; plain data that crosses processes."""
+
+    kind: Kind
+    """What one call covers: one trajectory, a group as lists (TRL), or a `Group`."""
+    parameters: frozenset[str]
+    """Parameters that can be passed by name."""
+    required: frozenset[str]
+    """Those without a default."""
+    takes_any: bool
+    """Whether the function has `**kwargs`."""
+    is_async: bool
+    """Whether calling it gives a coroutine."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the option closest to `word`, or the empty string."""
+    close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def plan_call(function: RewardFunction, spec: RewardSpec) -> CallPlan:
+    """Read from a reward's signature how to call it.
+
+    Raises:
+        ValueError: if it cannot be called by name, mixes the names of two kinds, or does not take the spec's `args`.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"reward {spec.path}: its signature cannot be read; wrap it in a `def`") from error
+    parameters, required, takes_any = set(), set(), False
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            takes_any = True
+        elif parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise ValueError(
+                f"reward {spec.path}: parameter {name!r} is positional-only; arguments are passed by name"
+            )
+        elif parameter.kind not in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+            parameters.add(name)
+            if parameter.default is parameter.empty:
+                required.add(name)
+    kind = _kind(parameters, spec)
+    _check_args(parameters, takes_any, kind, spec)
+    return CallPlan(
+        kind=kind,
+        parameters=frozenset(parameters),
+        required=frozenset(required),
+        takes_any=takes_any,
+        is_async=inspect.iscoroutinefunction(function)
+        or inspect.iscoroutinefunction(type(function).__call__),
+    )
+
+
+def _kind(parameters: set[str], spec: RewardSpec) -> Kind:
+    singular, plural = parameters & _SAMPLE_MARKS, parameters & _BATCH_MARKS
+    comparative = parameters & {"group"}
+    if plural:
+        singular |= parameters & {"prompt"}
+    used = [sorted(names) for names in (singular, plural, comparative) if names]
+    if len(used) > 1:
+        raise ValueError(
+            f"reward {spec.path}: its parameters mix {' and '.join(map(str, used))}. Use singular names (prompt, completion, "
+            "messages, trajectory) to be called once per trajectory, plural names (prompts, completions, "
+            "completion_ids) to be called with lists, or `group` to compare the trajectories of a group"
+        )
+    return "group" if comparative else "batch" if plural else "sample"
+
+
+def _check_args(parameters: set[str], takes_any: bool, kind: Kind, spec: RewardSpec) -> None:
+    for name in spec.args:
+        if name in _OFFERED[kind]:
+            raise ValueError(
+                f"reward {spec.path}: args.{name} is supplied by every sample; remove it from args"
+            )
+        if name not in parameters and not takes_any:
+            raise ValueError(
+                f"reward {spec.path}: args.{name} is not a parameter of it; it has {sorted(parameters)}."
+                + did_you_mean(name, parameters)
+            )
+
+
+def check_columns(plan: CallPlan, spec: RewardSpec, columns: Collection[str]) -> None:
+    """Raise ValueError if a required parameter is neither offered by every sample, nor a column, nor in `args`."""
+    offered = {*_OFFERED[plan.kind], *(_TRL_EXTRAS if plan.kind == "batch" else ()), *columns, *spec.args}
+    for name in sorted(plan.required - offered):
+        raise ValueError(
+            f"reward {spec.path}: nothing supplies its parameter {name!r}. Available: {', '.join(sorted(offered))}."
+            f"{did_you_mean(name, offered)} Give the parameter a default, set it in `args`, or add the column."
+        )
+
+
+def ignore(*args: Any, **kwargs: Any) -> None:
+    """Stands in for TRL's `log_extra` and `log_metric`."""
+
+
+def call_arguments(plan: CallPlan, spec: RewardSpec, group: Group, member: int | None) -> dict[str, Any]:
+    """The keyword arguments of one call.
+
+    Args:
+        member: which trajectory of the group is scored ("sample"); None when one call covers the whole group.
+
+    Raises:
+        ValueError: if this task lacks a column that the reward requires.
+    """
+    check_columns(plan, spec, group.task.columns)
+    offered = {**_values(plan, group, member), **spec.args}
+    if plan.takes_any:
+        by_name_only = {"trajectory", *_TRL_EXTRAS} - plan.parameters
+        return {name: value for name, value in offered.items() if name not in by_name_only}
+    return {name: value for name, value in offered.items() if name in plan.parameters}
+
+
+def _values(plan: CallPlan, group: Group, member: int | None) -> dict[str, Any]:
+    task, size = group.task, len(group.trajectories)
+    # Fresh dicts: a reward that edits its messages must not edit the task.
+    users = [message["content"] for message in task.messages if message["role"] == "user"]
+    prompt = users[-1] if users else task.messages[-1]["content"] if task.messages else ""
+    shared = {**task.columns, "answer": task.answer, "task_id": task.id}
+    if plan.kind == "group":
+        return {**shared, "prompt": prompt, "group": group}
+    if plan.kind == "batch":
+        return {
+            "trainer_state": SimpleNamespace(global_step=0),
+            "log_extra": ignore,
+            "log_metric": ignore,
+            **{name: [value] * size for name, value in shared.items()},
+            "prompts": [[dict(message) for message in task.messages] for _ in range(size)],
+            "completions": [[{"role": "assistant", "content": t.text}] for t in group.trajectories],
+            "completion_ids": [list(t.token_ids) for t in group.trajectories],
+        }
+    assert member is not None
+    trajectory = group.trajectories[member]
+    reply = {"role": "assistant", "content": trajectory.text}
+    return {
+        **shared,
+        "prompt": prompt,
+        "completion": trajectory.text,
+        "messages": [*(dict(message) for message in task.messages), reply],
+        "trajectory": trajectory,
+    }
+
+
+def read(value: Any) -> Outcome:
+    """What one trajectory's result means; named parts are in `Score.parts`.
+
+    A number or bool is the value. A dict's value is the sum of its numbers, unless it has the key `score`: then that
+    is the value, other numbers are only observed, and text beside them is ignored. None abstains; a part that is
+    None is left out. Scalars of numpy and torch count as numbers. Anything else is `Failed`.
+    """
+    if value is None:
+        return Abstain(reason="returned None")
+    if isinstance(value, Mapping):
+        return _read_parts(value)
+    number = _number(value)
+    return number if isinstance(number, Failed) else Score(value=number)
+
+
+def _read_parts(value: Mapping[Any, Any]) -> Outcome:
+    parts: dict[str, float] = {}
+    for name, part in value.items():
+        if not isinstance(name, str):
+            return failed("type", f"names of parts must be text, got {_show(name)}")
+        if part is None:
+            continue
+        number = _number(part)
+        if not isinstance(number, Failed):
+            parts[str(name)] = number
+        elif number.kind != "type" or name == "score" or "score" not in value:
+            return replace(number, message=f"part {name!r}: {number.message}")
+    if not value:
+        return failed("type", "returned an empty dict; return None to abstain")
+    if not parts or ("score" in value and "score" not in parts):
+        return Abstain(
+            reason="returned None for its score" if "score" in value else "returned None for every part"
+        )
+    total = parts.pop("score") if "score" in parts else sum(parts.values())
+    return (
+        Score(value=total, parts=parts)
+        if math.isfinite(total)
+        else failed("not_finite", "parts add up to inf")
+    )
+
+
+def _number(value: Any) -> float | Failed:
+    if not isinstance(value, float | int):
+        # Scalars of numpy and torch, recognised by shape so that neither has to be imported. An array of one element is
+        # refused: it is a batched result in the wrong place.
+        if getattr(value, "shape", None) != () or not hasattr(value, "item"):
+            return failed("type", f"expected a number, a dict of numbers or None, got {_show(value)}")
+        value = value.item()
+        if not isinstance(value, float | int):
+            return failed("type", f"expected a number, got {_show(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        return failed("not_finite", "an integer too large for a float")
+    return number if math.isfinite(number) else failed("not_finite", f"returned {number}")
+
+
+def read_many(values: Any, size: int) -> list[Outcome]:
+    """What a batched or comparative result means: one outcome per trajectory, all `Failed` if the shape is wrong."""
+    if (
+        not isinstance(values, list | tuple)
+        and len(getattr(values, "shape", ())) == 1
+        and hasattr(values, "tolist")
+    ):
+        values = values.tolist()  # an array or tensor with one dimension
+    if not isinstance(values, list | tuple):
+        return [failed("type", f"expected a list of {size} values, got {_show(values)}")] * size
+    if len(values) != size:
+        return [failed("length", f"expected {size} values, got {len(values)}: {_show(values)}")] * size
+    return [read(value) for value in values]
+
+
+def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome:
+    """One trajectory's outcome from what each reward gave: the weighted sum.
+
+    A failure of a reward with a weight fails the trajectory. A failure of an observing reward (weight 0) leaves its
+    part out; `ScoringStats.failures` counts it. Rewards that abstain contribute nothing; if all that have a weight
+    abstain, so does the trajectory.
+    """
+    pairs = list(zip(specs, outcomes, strict=True))
+    for spec, outcome in pairs:
+        if spec.weight and isinstance(outcome, Failed):
+            return replace(outcome, message=f"{spec.name}: {outcome.message}")
+    scored = [(spec, outcome) for spec, outcome in pairs if isinstance(outcome, Score)]
+    if not any(spec.weight for spec, _ in scored):
+        reasons = [f"{spec.name} {o.reason}" for spec, o in pairs if spec.weight and isinstance(o, Abstain)]
+        return Abstain(reason="; ".join(reasons) or "no reward has a weight")
+    parts: dict[str, float] = {}
+    for spec, outcome in scored:
+        parts[spec.name] = outcome.value
+        parts |= {f"{spec.name}/{part}": value for part, value in outcome.parts.items()}
+    value = sum(spec.weight * outcome.value for spec, outcome in scored)
+    if not math.isfinite(value):
+        terms = " + ".join(f"{spec.weight} * {outcome.value}" for spec, outcome in scored)
+        return Failed(
+            kind="not_finite", message=f"weighted sum {terms} is {value}", reproduce=f"print({terms})"
+        )
+    return Score(value=value, parts=parts)
+
+
+def failed(kind: FailureKind, message: str) -> Failed:
+    """A failure whose `reproduce` is left to the caller, who knows the reward's path; a long message is cut."""
+    if len(message) > MESSAGE_LIMIT:
+        half = MESSAGE_LIMIT // 2
+        message = f"{message[:half]} [... {len(message) - 2 * half} characters ...] {message[-half:]}"
+    return Failed(kind=kind, message=message, reproduce="")
+
+
+def _show(value: Any) -> str:
+    return f"{type(value).__name__} {reprlib.repr(value)}"

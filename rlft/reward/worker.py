@@ -1,0 +1,144 @@
+"""Runs reward functions: the body of a scoring process, and what `workers: 0` does in the driver.
+
+A scoring process is a fresh interpreter that imports `rlft.types`, `rlft.reward` and the reward modules, and neither
+torch nor ray. It serves one driver over an inherited socket (`main`):
+
+    driver -> process   the reward specs                    once
+    process -> driver   list[Loaded], or Invalid            once; starting up is not charged to any sample
+    driver -> process   (index of the reward, number of samples, keyword arguments)
+    process -> driver   (outcomes, seconds)
+    driver -> process   None: finish
+
+Deadlines are the driver's business (`scoring.py`): a reward stuck in C code cannot be interrupted from in here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import pickle
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from rlft.reward.contract import CallPlan, RewardFunction, RewardSpec, failed, plan_call, read, read_many
+from rlft.reward.loading import describe_error, function_hash, load
+from rlft.types import Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What the driver learns about a reward without importing it."""
+
+    plan: CallPlan
+    """How it is called."""
+    source_hash: str
+    """sha256 of the file that defines it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invalid:
+    """A reward that cannot be loaded or called, in words for the user."""
+
+    message: str
+
+
+def open_rewards(specs: Sequence[RewardSpec]) -> tuple[list[RewardFunction], list[Loaded]]:
+    """Import every reward and decide how it is called; ValueError says what is wrong with one."""
+    functions = [load(spec.path) for spec in specs]
+    loaded = [
+        Loaded(plan=plan_call(function, spec), source_hash=function_hash(function))
+        for function, spec in zip(functions, specs, strict=True)
+    ]
+    return functions, loaded
+
+
+def run(plan: CallPlan, function: RewardFunction, arguments: Mapping[str, Any], size: int) -> list[Outcome]:
+    """Call a reward and read its result: `size` outcomes, one per trajectory that the call covers.
+
+    Whatever the reward raises becomes `Failed`, except KeyboardInterrupt, which is the user's.
+    """
+    try:
+        result = function(**arguments)
+        if inspect.isawaitable(result):
+            result = _event_loop().run(_finish(result))
+        return [read(result)] if plan.kind == "sample" else read_many(result, size)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit and CancelledError too: a reward does not end the run
+        return [failed("error", describe_error(error))] * size
+
+
+async def _finish(awaitable: Any) -> Any:
+    return await awaitable
+
+
+@functools.cache
+def _event_loop() -> Any:
+    import asyncio  # costs 40 ms, and few rewards are async
+    import atexit
+
+    # One loop for the life of the process: a client that a reward keeps between calls is bound to its loop.
+    runner = asyncio.Runner()
+    atexit.register(runner.close)
+    return runner
+
+
+def main() -> None:
+    """Serve the driver whose socket and lifeline are the first two command line arguments, until it is gone."""
+    socket, lifeline = int(sys.argv[1]), int(sys.argv[2])
+    sys.argv = ["rlft-scoring"]  # a reward module that reads its arguments must not find ours
+    for descriptor in (socket, lifeline):
+        os.set_inheritable(descriptor, False)
+    _end_with_driver(lifeline)
+    connection, process_id = Connection(socket), os.getpid()
+    specs = connection.recv()
+    try:
+        functions, loaded = open_rewards(specs)
+    except ValueError as error:
+        connection.send(Invalid(message=str(error)))
+        return
+    connection.send(loaded)
+    while request := _next_request(connection):
+        started = time.monotonic()
+        outcomes = _answer(request, functions, loaded)
+        if os.getpid() != process_id:  # a child that the reward forked came back out of the reward
+            os._exit(1)
+        connection.send((outcomes, time.monotonic() - started))
+
+
+def _next_request(connection: Connection) -> bytes:
+    try:
+        return connection.recv_bytes()
+    except (EOFError, OSError):  # the driver died: no exit handlers, they might wait for something
+        os._exit(0)
+
+
+def _answer(request: bytes, functions: list[RewardFunction], loaded: list[Loaded]) -> list[Outcome]:
+    index, size, pickled = pickle.loads(request)
+    try:
+        arguments = pickle.loads(pickled)  # may need a class that only the driver has
+    except Exception as error:
+        return [failed("error", describe_error(error))] * size
+    return run(loaded[index].plan, functions[index], arguments, size)
+
+
+def _end_with_driver(lifeline: int) -> None:
+    """Have the kernel kill this process group when the driver's end of the lifeline closes.
+
+    The end of the socket tells an idle process that the driver is gone, but a reward that hangs in C code never
+    looks at it. PR_SET_PDEATHSIG is no help: it fires when the driver's *thread* ends and spares the children.
+    """
+    if sys.platform == "linux":
+        import fcntl
+        import signal
+
+        with suppress(OSError):  # a kernel without it: this process still ends when it next reads the socket
+            fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+            fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)

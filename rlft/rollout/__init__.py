@@ -1,0 +1,1 @@
+"""Generating trajectories: engines, episodes, workers, pools."""

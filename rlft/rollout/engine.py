@@ -1,0 +1,46 @@
+"""What an engine is: it holds one adapter at a time and completes prompts with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlft.types import Adapter, Completion, SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt and the samples wanted of it."""
+
+    prompt_ids: tuple[int, ...]
+    """Templated prompt; never empty."""
+    seeds: tuple[int, ...]
+    """One seed per sample, see `seeds.sample_seed`."""
+
+
+class Engine(Protocol):
+    """Generates completions under a named adapter version."""
+
+    version: int | None
+    """Version of the adapter that is loaded; None before the first one."""
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Make this adapter the one that generates; the engine hashes the tensors it received itself.
+
+        Raises:
+            ValueError: the tensors do not have the hash that the adapter claims, or do not fit the model.
+        """
+        ...
+
+    def generate(
+        self, requests: Sequence[Request], params: SamplingParams, *, version: int
+    ) -> list[list[Completion]]:
+        """Complete every request, one list per request in the order of its seeds.
+
+        The result depends on the requests, the parameters and the adapter only.
+
+        Raises:
+            ValueError: another adapter version is loaded than the caller asks for, or a request exceeds the context.
+        """
+        ...
