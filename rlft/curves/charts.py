@@ -64,69 +64,63 @@ class _Line:
     color: str = BLUE
 
 
-_PLAIN: dict[str, tuple[tuple[str, str, str, tuple[_Line, ...]], ...]] = {
-    # section: (title, hint, tick format, lines)
-    "Policy": (
-        ("KL to the reference", "nats per token", "", (_Line("policy/kl_ref", "KL"),)),
-        ("Entropy", "nats per token", "", (_Line("policy/entropy", "entropy"),)),
-    ),
-    "Rollouts": (
-        ("Completion length", "mean, tokens", "", (_Line("rollout/length", "length"),)),
+_Spec: TypeAlias = tuple[str, str, dict[str, Any], tuple[_Line, ...]]
+"""Title, hint, layout of the y axis, lines."""
+
+_SHARE = {"tickformat": ".0%", "rangemode": "tozero"}
+_FROM_ZERO = {"rangemode": "tozero"}
+
+_BEHAVIOUR: tuple[_Spec, ...] = (
+    ("KL to the reference", "nats per token", {}, (_Line("policy/kl_ref", "KL"),)),
+    ("Entropy", "nats per token", {}, (_Line("policy/entropy", "entropy"),)),
+    ("Completion length", "mean, tokens", {}, (_Line("rollout/length", "length"),)),
+    ("Cut at the length limit", "share", _SHARE, (_Line("rollout/truncated", "cut", ORANGE),)),
+    (
+        "Groups",
+        "share of the step's groups",
+        _SHARE,
         (
-            "Cut at the length limit",
-            "share of completions",
-            ".0%",
-            (_Line("rollout/truncated", "truncated", ORANGE),),
-        ),
-        (
-            "Groups",
-            "share of the step's groups",
-            ".0%",
-            (
-                _Line("groups/with_signal", "with signal", BLUE),
-                _Line("groups/solved_all", "solved by all", GREEN),
-                _Line("groups/solved_none", "solved by none", GREY),
-            ),
+            _Line("groups/with_signal", "signal", BLUE),
+            _Line("groups/solved_all", "all solved", GREEN),
+            _Line("groups/solved_none", "none solved", GREY),
         ),
     ),
-    "Learner": (
-        ("Gradient norm", "before clipping", "", (_Line("policy/grad_norm", "norm"),)),
-        ("Clip fraction", "share of tokens", ".1%", (_Line("policy/clip_fraction", "clipped"),)),
-        (
-            "Mismatch KL",
-            "engine against learner, nats per token",
-            "",
-            (_Line("policy/mismatch_kl", "KL", ORANGE),),
-        ),
-        (
-            "Largest ratio",
-            "new / old probability of a token",
-            "",
-            (_Line("policy/ratio_max", "ratio", ORANGE),),
-        ),
-        ("Policy loss", "per update", "", (_Line("policy/loss", "loss"),)),
-        ("Learning rate", "policy", "", (_Line("policy/lr", "rate", GREY),)),
-        ("Value loss", "critic", "", (_Line("critic/loss", "loss", VIOLET),)),
-        (
-            "Explained variance",
-            "critic; 1 is perfect",
-            "",
-            (_Line("critic/explained_variance", "share", VIOLET),),
-        ),
+)
+_LEARNER: tuple[_Spec, ...] = (
+    ("Gradient norm", "before clipping", {}, (_Line("policy/grad_norm", "norm"),)),
+    (
+        "Clip fraction",
+        "share of tokens",
+        {**_SHARE, "tickformat": ".1%"},
+        (_Line("policy/clip_fraction", "clipped"),),
     ),
-}
+    ("Largest ratio", "new / old probability of a token", {}, (_Line("policy/ratio_max", "ratio"),)),
+    ("Mismatch KL", "engine and learner, nats", _FROM_ZERO, (_Line("policy/mismatch_kl", "KL", ORANGE),)),
+    ("Policy loss", "", {}, (_Line("policy/loss", "loss"),)),
+    ("Learning rate", "", _FROM_ZERO, (_Line("policy/lr", "rate", GREY),)),
+    ("Critic loss", "", _FROM_ZERO, (_Line("critic/loss", "loss", VIOLET),)),
+    (
+        "Explained variance",
+        "of the returns, by the critic",
+        {},
+        (_Line("critic/explained_variance", "share", VIOLET),),
+    ),
+)
+_THROUGHPUT: tuple[_Spec, ...] = (
+    ("Throughput", "sampled tokens per second", {}, (_Line("time/tokens_per_s", "tokens/s", GREEN),)),
+)
+_TIMES = (("time/rollout", "rollout", BLUE), ("time/score", "score", ORANGE), ("time/learn", "learn", VIOLET))
 
 
 def sections(rows: Rows, evals: Sequence[Evaluation], events: Sequence[Event]) -> list[Section]:
     """Every chart that the data allows, by section; sections without charts are absent."""
     built = [
-        Section(title="Result", charts=[*_reward(rows, events), *_accuracy(evals)], wide=True),
+        Section(title="Result", charts=[*_reward(rows, events), *_accuracy(rows, evals)], wide=True),
         Section(title="Parts of the reward", charts=_parts(rows)),
-        *(Section(title=title, charts=_plain(rows, specs)) for title, specs in _PLAIN.items()),
-        Section(title="Speed", charts=_speed(rows)),
+        Section(title="Behaviour", charts=[*_plain(rows, _BEHAVIOUR), *_failures(rows)]),
+        Section(title="Learner", charts=_plain(rows, _LEARNER)),
+        Section(title="Speed", charts=[*_plain(rows, _THROUGHPUT), *_times(rows)]),
     ]
-    by_title = {section.title: section for section in built}
-    by_title["Rollouts"].charts.extend(_failures(rows))
     return [section for section in built if section.charts]
 
 
@@ -170,16 +164,17 @@ def _reward(rows: Rows, events: Sequence[Event]) -> list[Chart]:
     layout: dict[str, Any] = {}
     if marks:
         traces.append(event_rail(marks))
+        hint += "; triangles: events"
         layout["yaxis2"] = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
     return [Chart(title=title, hint=hint, traces=traces, layout=layout)]
 
 
-def _accuracy(evals: Sequence[Evaluation]) -> list[Chart]:
+def _accuracy(rows: Rows, evals: Sequence[Evaluation]) -> list[Chart]:
     known = [evaluation for evaluation in evals if math.isfinite(evaluation.accuracy.mean)]
     if not known:
         return []
     trained = [e for e in known if e.name not in ("base", "sft")]
-    last = max(evaluation.step for evaluation in known)
+    last = max([evaluation.step for evaluation in known] + [row["step"] for row in rows])
     traces: list[Trace] = []
     for name, color, dash in (("base", GREY, "dot"), ("sft", ORANGE, "dash")):
         for evaluation in (e for e in known if e.name == name):
@@ -189,12 +184,17 @@ def _accuracy(evals: Sequence[Evaluation]) -> list[Chart]:
                 traces.append({**line, "showlegend": False, "hoverinfo": "skip", "mode": "lines"})
             traces.append(interval_points([evaluation], evaluation.label, color))
     if trained:
+        if len(trained) < len(known):  # RL starts where the policy before it ended
+            ends = [known[len(known) - len(trained) - 1], trained[0]]
+            start = curve([e.step for e in ends], [e.accuracy.mean for e in ends], "start", BLUE)
+            traces.append({**start, "showlegend": False, "hoverinfo": "skip", "mode": "lines"})
         traces.append(interval_points(trained, "RL", BLUE))
     metric = known[-1].metric
+    before = " and ".join(e.label for e in known if e not in trained)
     return [
         Chart(
             title=f"Held-out accuracy ({metric})" if metric else "Held-out accuracy",
-            hint="mean over tasks with 95 % intervals; lines repeat base and SFT",
+            hint="95 % intervals" + (f"; level of {before}" if before and last > 0 else ""),
             traces=traces,
             layout={"yaxis": {"rangemode": "tozero"}, "hovermode": "closest"},
         )
@@ -215,59 +215,43 @@ def _parts(rows: Rows) -> list[Chart]:
     return charts
 
 
-def _plain(rows: Rows, specs: Sequence[tuple[str, str, str, tuple[_Line, ...]]]) -> list[Chart]:
+def _plain(rows: Rows, specs: Sequence[_Spec]) -> list[Chart]:
     charts = []
-    for title, hint, tick_format, lines in specs:
+    for title, hint, axis, lines in specs:
         traces = []
         for line in lines:
             steps, values = _series(rows, line.metric)
             if steps:
                 traces.append(curve(steps, values, line.name, line.color))
         if traces:
-            axis = {"tickformat": tick_format, "rangemode": "tozero"} if tick_format else {}
-            charts.append(
-                Chart(title=title, hint=hint, traces=traces, layout={"yaxis": axis} if axis else {})
-            )
+            charts.append(Chart(title=title, hint=hint, traces=traces, layout={"yaxis": axis}))
     return charts
 
 
 def _failures(rows: Rows) -> list[Chart]:
-    traces = []
+    traces, most = [], 0.0
     for metric, name, color in (("reward/failed", "failed", RED), ("reward/abstained", "abstained", GREY)):
         steps, values = _series(rows, metric)
         if any(values):
             traces.append({"type": "bar", "x": steps, "y": values, "name": name, "marker": {"color": color}})
+            most += max(values)
     if not traces:
         return []
-    return [Chart(title="Not scored", hint="samples per step", traces=traces, layout={"barmode": "stack"})]
+    axis = {"dtick": 1} if most <= 4 else {}  # no half samples
+    layout = {"barmode": "stack", "yaxis": axis}
+    return [Chart(title="Not scored", hint="samples per step", traces=traces, layout=layout)]
 
 
-def _speed(rows: Rows) -> list[Chart]:
-    charts = _plain(
-        rows,
-        [("Throughput", "sampled tokens per second", "", (_Line("time/tokens_per_s", "tokens/s", GREEN),))],
-    )
+def _times(rows: Rows) -> list[Chart]:
     traces = []
-    for metric, name, color in (
-        ("time/rollout", "rollout", BLUE),
-        ("time/score", "score", ORANGE),
-        ("time/learn", "learn", VIOLET),
-    ):
+    for metric, name, color in _TIMES:
         steps, values = _series(rows, metric)
         if steps:
-            traces.append(
-                {**curve(steps, values, name, color, width=0.5), "stackgroup": "time", "mode": "lines"}
-            )
-    if traces:
-        charts.append(
-            Chart(
-                title="Time per step",
-                hint="seconds",
-                traces=traces,
-                layout={"yaxis": {"rangemode": "tozero"}},
-            )
-        )
-    return charts
+            area = {"stackgroup": "time", "mode": "lines"}
+            traces.append({**curve(steps, values, name, color, width=0.5), **area})
+    if not traces:
+        return []
+    return [Chart(title="Time per step", hint="seconds", traces=traces, layout={"yaxis": _FROM_ZERO})]
 
 
 def _series(rows: Rows, metric: str) -> tuple[list[float], list[float]]:

@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rlft.curves.charts import BLUE, GREY, ORANGE, step_range
+from rlft.curves.charts import step_range
 from rlft.curves.reading import Evaluation
+from rlft.curves.traces import BLUE, GREY, ORANGE
 from rlft.curves.words import interval_text, visible
 
 if TYPE_CHECKING:
@@ -23,14 +24,22 @@ def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evalua
     """The picture as PNG bytes: reward above, held-out accuracy below, over one axis of steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
 
     rewards = [row for row in rows if math.isfinite(row.get("reward/mean", math.nan))]
     known = [evaluation for evaluation in evals if math.isfinite(evaluation.accuracy.mean)]
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained", facecolor="white")
+    figure = Figure(
+        figsize=SIZE_INCHES,
+        dpi=DPI,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08),
+        facecolor="white",
+    )
     canvas = FigureCanvasAgg(figure)
     # parse_math=False: a name with dollar signs is a name, not a formula.
-    figure.suptitle(visible(title), fontsize=13, x=0.01, ha="left", parse_math=False)
+    figure.suptitle(visible(title), fontsize=14, fontweight="bold", x=0.012, ha="left", parse_math=False)
+    remark = "bands and bars: 95 % intervals, clustered by task"
+    figure.text(0.988, 0.975, remark, fontsize=8.5, color="#5b6472", ha="right", va="top")
     panels = figure.subplots(max(1, bool(rewards) + bool(known)), 1, sharex=True, squeeze=False)[:, 0]
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
@@ -46,7 +55,7 @@ def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evalua
         panels[0].text(0.5, 0.5, "nothing has been logged yet", ha="center", transform=panels[0].transAxes)
     panels[-1].set_xlabel("step", color="#5b6472")
     panels[-1].set_xlim(*step_range(rows, evals))
-    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -75,10 +84,8 @@ def _draw_reward(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
             color=BLUE,
             alpha=0.18,
             linewidth=0,
-            label="95 % band, clustered by task",
         )
-    axes.set_title("Train reward", fontsize=10.5, loc="left")
-    axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower right")
+    axes.set_title("Train reward, mean of each step", fontsize=10.5, loc="left")
 
 
 def _draw_accuracy(axes: Axes, evals: Sequence[Evaluation], steps: tuple[float, float]) -> None:
@@ -115,7 +122,9 @@ def _draw_accuracy(axes: Axes, evals: Sequence[Evaluation], steps: tuple[float, 
             capsize=3,
             label=f"RL {interval_text(intervals[-1])}",
         )
-    metric = f" ({visible(evals[-1].metric)})" if evals[-1].metric else ""
-    axes.set_title(f"Held-out accuracy{metric}, 95 % intervals", fontsize=10.5, loc="left", parse_math=False)
+    metric = f" ({visible(evals[-1].metric)[:24]})" if evals[-1].metric else ""
+    axes.set_title(f"Held-out accuracy{metric}", fontsize=10.5, loc="left", parse_math=False)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.legend(frameon=False, fontsize=8.5, ncols=3, loc="lower right")
+    # To the right of the title, where no curve can run into it.
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.2}
+    axes.legend(frameon=False, fontsize=8.5, ncols=3, columnspacing=1.4, **place)

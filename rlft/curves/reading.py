@@ -91,7 +91,7 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, `{}` if there is no such file. Raises ValueError with the path if it is anything else."""
+    """A JSON object, `{}` if there is no such file. Raises ValueError with the path if it is no object."""
     if not path.is_file():
         return {}
     try:

@@ -129,7 +129,7 @@ def _facts(run: _Run) -> list[tuple[str, str]]:
 
     rewards = [
         f"{reward.get('name') or reward.get('path')}"
-        + (f" x {number(reward['weight'])}" if reward.get("weight", 1) != 1 else "")
+        + (f" \N{MULTIPLICATION SIGN} {reward['weight']}" if reward.get("weight", 1) != 1 else "")
         for reward in value("rewards") or []
         if isinstance(reward, dict)
     ]
@@ -152,7 +152,7 @@ def _tiles(run: _Run) -> list[tuple[str, str, str]]:
     tiles = [("Steps", f"{done} of {planned}" if planned else str(done), state)]
     if seconds:
         tiles.append(
-            ("Time in steps", duration(math.fsum(seconds)), f"{duration(seconds[-1])} for the last step")
+            ("Wall time", duration(math.fsum(seconds)), f"{duration(seconds[-1])} for the last step")
         )
     if run.waste is not None and run.waste.tokens:
         tiles.append(("Sampled", f"{run.waste.tokens:,}", "rollout tokens"))

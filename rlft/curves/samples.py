@@ -47,7 +47,7 @@ class Sample:
     prompt: str
     """Last user message."""
     messages: tuple[tuple[str, str], ...]
-    """The whole conversation as (role, content)."""
+    """The whole prompt as (role, content)."""
     completion: str
     """What the policy wrote."""
     answer: str
@@ -92,7 +92,7 @@ class Showcase:
     """Number of such samples in the whole run by kind, most frequent first."""
 
 
-def showcase(run: Path, count: int = 4) -> Showcase:
+def showcase(run: Path, count: int = 3) -> Showcase:
     """Choose up to `count` best, worst and failed rollouts. Raises ValueError as `read_rollouts` does."""
     steps = rollout_steps(run)[-LAST_STEPS:]
     last = [_sample(row) for row in read_rollouts(run, _COLUMNS, steps).to_pylist()]

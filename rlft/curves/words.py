@@ -9,12 +9,12 @@ from rlft.curves.statistics import Interval
 
 
 def number(value: float) -> str:
-    """Three significant digits, whole numbers with separators; a dash for nan."""
+    """Three significant digits, large ones with separators; a dash for nan."""
     if not math.isfinite(value):
         return "\N{EN DASH}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
+    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:#.3g}".rstrip(".")
 
 
 def percent(value: float) -> str:

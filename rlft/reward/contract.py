@@ -2,24 +2,25 @@
 
 A reward is a function; what it wants is read once from the names of its parameters (`plan_call`):
 
-    def exact(completion, answer)              -> float        "sample": called once per trajectory
-    def exact(completions, answer, **kwargs)   -> list[float]  "batch": called once per group with lists, as TRL does
-    def best_of(group)                         -> list[float]  "group": compares the trajectories of one group
+    def exact(completion, answer)             -> float        "sample": called once per trajectory
+    def exact(completions, answer, **kwargs)  -> list[float]  "batch": called once per group, with TRL's lists
+    def best_of(group)                        -> list[float]  "group": compares the trajectories of one group
 
 Values offered by name:
 
-    sample   prompt (text of the last user message), completion (text), messages (the prompt and the reply), answer,
-             task_id, trajectory, every column of the task; `trajectory` only if it is a named parameter
-    batch    prompts, completions (lists of message lists: the data is conversational), completion_ids, answer,
-             task_id, every column, all of them lists with one entry per trajectory; log_extra, log_metric and
-             trainer_state are harmless stand-ins, passed only if they are named parameters
+    sample   prompt (text of the last user message), completion (text), messages (the prompt and the reply),
+             answer, task_id, every column of the task, and trajectory
+    batch    prompts, completions (lists of message lists: the data is conversational), completion_ids,
+             answer, task_id, every column: lists with one entry per trajectory; and harmless stand-ins for
+             log_extra, log_metric and trainer_state
     group    group, and what its samples share: prompt, answer, task_id, every column
 
-The fixed `args` of a spec are passed by name too and win over a column of the same name. A parameter with a default
-is left alone when nothing supplies it; `**kwargs` receives everything. `async def` is awaited.
+The fixed `args` of a spec are passed by name too and win over a column of the same name. A parameter with a
+default is left alone when nothing supplies it. `**kwargs` receives all but `trajectory` and the stand-ins,
+which have to be named. `async def` is awaited.
 
-A result is a number, a dict of named parts, or None (`read`). Nothing here turns an exception or a wrong value into
-a number: those become `Failed`.
+A result is a number, a dict of named parts, or None (`read`). An exception or a wrong value never becomes a
+number: it becomes `Failed`.
 """
 
 from __future__ import annotations
@@ -99,71 +100,56 @@ def plan_call(function: RewardFunction, spec: RewardSpec) -> CallPlan:
     """Read from a reward's signature how to call it.
 
     Raises:
-        ValueError: if it cannot be called by name, mixes the names of two kinds, or does not take the spec's `args`.
+        ValueError: if it cannot be called by name, mixes the names of two kinds, or does not take its `args`.
     """
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
         raise ValueError(f"reward {spec.path}: its signature cannot be read; wrap it in a `def`") from error
-    parameters, required, takes_any = set(), set(), False
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            takes_any = True
-        elif parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+    parameters = signature.parameters.values()
+    for p in parameters:
+        if p.kind is p.POSITIONAL_ONLY and p.default is p.empty:
+            raise ValueError(f"reward {spec.path}: {p.name!r} is positional-only, but arguments go by name")
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    kind = _kind(set(named), spec)
+    for name in spec.args:
+        if name in _OFFERED[kind]:
+            raise ValueError(f"reward {spec.path}: args.{name} comes from the sample; remove it from args")
+        if name not in named and not takes_any:
             raise ValueError(
-                f"reward {spec.path}: parameter {name!r} is positional-only; arguments are passed by name"
+                f"reward {spec.path}: args.{name} is not a parameter of it.{did_you_mean(name, named)} "
+                f"It has {', '.join(named)}."
             )
-        elif parameter.kind not in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
-            parameters.add(name)
-            if parameter.default is parameter.empty:
-                required.add(name)
-    kind = _kind(parameters, spec)
-    _check_args(parameters, takes_any, kind, spec)
     return CallPlan(
         kind=kind,
-        parameters=frozenset(parameters),
-        required=frozenset(required),
+        parameters=frozenset(named),
+        required=frozenset(name for name, p in named.items() if p.default is p.empty),
         takes_any=takes_any,
-        is_async=inspect.iscoroutinefunction(function)
-        or inspect.iscoroutinefunction(type(function).__call__),
+        is_async=any(map(inspect.iscoroutinefunction, (function, type(function).__call__))),
     )
 
 
 def _kind(parameters: set[str], spec: RewardSpec) -> Kind:
-    singular, plural = parameters & _SAMPLE_MARKS, parameters & _BATCH_MARKS
-    comparative = parameters & {"group"}
-    if plural:
-        singular |= parameters & {"prompt"}
-    used = [sorted(names) for names in (singular, plural, comparative) if names]
+    comparative, plural = parameters & {"group"}, parameters & _BATCH_MARKS
+    singular = parameters & (_SAMPLE_MARKS | {"prompt"} if plural else _SAMPLE_MARKS)
+    used = [", ".join(sorted(names)) for names in (singular, plural, comparative) if names]
     if len(used) > 1:
         raise ValueError(
-            f"reward {spec.path}: its parameters mix {' and '.join(map(str, used))}. Use singular names (prompt, completion, "
-            "messages, trajectory) to be called once per trajectory, plural names (prompts, completions, "
-            "completion_ids) to be called with lists, or `group` to compare the trajectories of a group"
+            f"reward {spec.path}: its parameters mix {' with '.join(used)}. Take singular names (prompt, "
+            "completion, messages, trajectory) to be called per trajectory, plural ones (prompts, "
+            "completions, completion_ids) to be called with lists, `group` to compare a group's trajectories"
         )
     return "group" if comparative else "batch" if plural else "sample"
 
 
-def _check_args(parameters: set[str], takes_any: bool, kind: Kind, spec: RewardSpec) -> None:
-    for name in spec.args:
-        if name in _OFFERED[kind]:
-            raise ValueError(
-                f"reward {spec.path}: args.{name} is supplied by every sample; remove it from args"
-            )
-        if name not in parameters and not takes_any:
-            raise ValueError(
-                f"reward {spec.path}: args.{name} is not a parameter of it; it has {sorted(parameters)}."
-                + did_you_mean(name, parameters)
-            )
-
-
 def check_columns(plan: CallPlan, spec: RewardSpec, columns: Collection[str]) -> None:
-    """Raise ValueError if a required parameter is neither offered by every sample, nor a column, nor in `args`."""
+    """Raise ValueError if a required parameter is neither offered by samples, a column, nor in `args`."""
     offered = {*_OFFERED[plan.kind], *(_TRL_EXTRAS if plan.kind == "batch" else ()), *columns, *spec.args}
     for name in sorted(plan.required - offered):
         raise ValueError(
-            f"reward {spec.path}: nothing supplies its parameter {name!r}. Available: {', '.join(sorted(offered))}."
-            f"{did_you_mean(name, offered)} Give the parameter a default, set it in `args`, or add the column."
+            f"reward {spec.path}: nothing supplies its parameter {name!r}.{did_you_mean(name, offered)} "
+            f"Available: {', '.join(sorted(offered))}. Or give it a default, or a value in `args`."
         )
 
 
@@ -202,35 +188,29 @@ def _values(plan: CallPlan, group: Group, member: int | None) -> dict[str, Any]:
             "log_extra": ignore,
             "log_metric": ignore,
             **{name: [value] * size for name, value in shared.items()},
-            "prompts": [[dict(message) for message in task.messages] for _ in range(size)],
+            "prompts": [[*map(dict, task.messages)] for _ in range(size)],
             "completions": [[{"role": "assistant", "content": t.text}] for t in group.trajectories],
             "completion_ids": [list(t.token_ids) for t in group.trajectories],
         }
     assert member is not None
     trajectory = group.trajectories[member]
-    reply = {"role": "assistant", "content": trajectory.text}
-    return {
-        **shared,
-        "prompt": prompt,
-        "completion": trajectory.text,
-        "messages": [*(dict(message) for message in task.messages), reply],
-        "trajectory": trajectory,
-    }
+    messages = [*map(dict, task.messages), {"role": "assistant", "content": trajectory.text}]
+    own = {"completion": trajectory.text, "messages": messages, "trajectory": trajectory}
+    return {**shared, "prompt": prompt, **own}
 
 
 def read(value: Any) -> Outcome:
     """What one trajectory's result means; named parts are in `Score.parts`.
 
-    A number or bool is the value. A dict's value is the sum of its numbers, unless it has the key `score`: then that
-    is the value, other numbers are only observed, and text beside them is ignored. None abstains; a part that is
-    None is left out. Scalars of numpy and torch count as numbers. Anything else is `Failed`.
+    A number or bool is the value. A dict's value is the sum of its numbers, unless it has the key `score`:
+    then that is the value, other numbers are only observed, and what is no number is ignored. None abstains;
+    a part that is None is left out. Scalars of numpy and torch count as numbers. All else is `Failed`.
     """
     if value is None:
         return Abstain(reason="returned None")
     if isinstance(value, Mapping):
         return _read_parts(value)
-    number = _number(value)
-    return number if isinstance(number, Failed) else Score(value=number)
+    return number if isinstance(number := _number(value), Failed) else Score(value=number)
 
 
 def _read_parts(value: Mapping[Any, Any]) -> Outcome:
@@ -248,26 +228,20 @@ def _read_parts(value: Mapping[Any, Any]) -> Outcome:
     if not value:
         return failed("type", "returned an empty dict; return None to abstain")
     if not parts or ("score" in value and "score" not in parts):
-        return Abstain(
-            reason="returned None for its score" if "score" in value else "returned None for every part"
-        )
+        return Abstain(reason=f"returned None for {'its score' if 'score' in value else 'every part'}")
     total = parts.pop("score") if "score" in parts else sum(parts.values())
-    return (
-        Score(value=total, parts=parts)
-        if math.isfinite(total)
-        else failed("not_finite", "parts add up to inf")
-    )
+    if not math.isfinite(total):
+        return failed("not_finite", f"its parts add up to {total}")
+    return Score(value=total, parts=parts)
 
 
 def _number(value: Any) -> float | Failed:
-    if not isinstance(value, float | int):
-        # Scalars of numpy and torch, recognised by shape so that neither has to be imported. An array of one element is
-        # refused: it is a batched result in the wrong place.
-        if getattr(value, "shape", None) != () or not hasattr(value, "item"):
-            return failed("type", f"expected a number, a dict of numbers or None, got {_show(value)}")
+    # Scalars of numpy and torch, told by their shape so that neither is imported. An array of one element is
+    # refused: it is a batched result in the wrong place.
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
-        if not isinstance(value, float | int):
-            return failed("type", f"expected a number, got {_show(value)}")
+    if not isinstance(value, float | int):
+        return failed("type", f"expected a number, a dict of numbers or None, got {_show(value)}")
     try:
         number = float(value)
     except OverflowError:
@@ -276,12 +250,8 @@ def _number(value: Any) -> float | Failed:
 
 
 def read_many(values: Any, size: int) -> list[Outcome]:
-    """What a batched or comparative result means: one outcome per trajectory, all `Failed` if the shape is wrong."""
-    if (
-        not isinstance(values, list | tuple)
-        and len(getattr(values, "shape", ())) == 1
-        and hasattr(values, "tolist")
-    ):
+    """What a batched or comparative result means; all trajectories are `Failed` if their number is wrong."""
+    if len(getattr(values, "shape", ())) == 1 and hasattr(values, "tolist"):
         values = values.tolist()  # an array or tensor with one dimension
     if not isinstance(values, list | tuple):
         return [failed("type", f"expected a list of {size} values, got {_show(values)}")] * size
@@ -293,9 +263,9 @@ def read_many(values: Any, size: int) -> list[Outcome]:
 def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome:
     """One trajectory's outcome from what each reward gave: the weighted sum.
 
-    A failure of a reward with a weight fails the trajectory. A failure of an observing reward (weight 0) leaves its
-    part out; `ScoringStats.failures` counts it. Rewards that abstain contribute nothing; if all that have a weight
-    abstain, so does the trajectory.
+    A failure of a reward with a weight fails the trajectory. A failure of an observing reward (weight 0)
+    leaves its part out; `ScoringStats.failures` counts it. Rewards that abstain contribute nothing; if all
+    that have a weight abstain, so does the trajectory.
     """
     pairs = list(zip(specs, outcomes, strict=True))
     for spec, outcome in pairs:
@@ -312,14 +282,12 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome
     value = sum(spec.weight * outcome.value for spec, outcome in scored)
     if not math.isfinite(value):
         terms = " + ".join(f"{spec.weight} * {outcome.value}" for spec, outcome in scored)
-        return Failed(
-            kind="not_finite", message=f"weighted sum {terms} is {value}", reproduce=f"print({terms})"
-        )
+        return replace(failed("not_finite", f"weighted sum {terms} is {value}"), reproduce=f"print({terms})")
     return Score(value=value, parts=parts)
 
 
 def failed(kind: FailureKind, message: str) -> Failed:
-    """A failure whose `reproduce` is left to the caller, who knows the reward's path; a long message is cut."""
+    """A failure with `reproduce` left to the caller, who knows the reward's path; a long message is cut."""
     if len(message) > MESSAGE_LIMIT:
         half = MESSAGE_LIMIT // 2
         message = f"{message[:half]} [... {len(message) - 2 * half} characters ...] {message[-half:]}"

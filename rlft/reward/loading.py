@@ -1,9 +1,9 @@
 """Finding reward functions by name: `package.module:function` or `path/to/file.py:function`.
 
-A file is loaded by its location under a module name made from its absolute path, so it never meets another module of
-the same name; the shipped package `rewards` is found beside `rlft` and loaded the same way, so a user's own folder
-called `rewards/` neither hides it nor is hidden by it. Loading runs the module's code: it happens in the scoring
-processes, and in the driver only with `workers: 0`.
+A file is loaded by its location under a module name made from its absolute path, so it never meets another
+module of the same name; the shipped package `rewards` is found beside `rlft` and loaded the same way, so a
+user's own folder called `rewards/` neither hides it nor is hidden by it. Loading runs the module's code: it
+happens in the scoring processes, and in the driver only with `workers: 0`.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def load(path: str) -> RewardFunction:
     """The function that `path` names.
 
     Raises:
-        ValueError: if there is no such file, module or function, or if importing it failed; the message says what
-            is there instead.
+        ValueError: if there is no such file, module or function, or if importing it failed; the message says
+            what is there instead.
     """
     target, name = _split(path)
     module = _load_file(target, path) if isinstance(target, Path) else _import(target, name, path)
@@ -69,7 +69,7 @@ def load(path: str) -> RewardFunction:
         ) from None
     if inspect.isclass(function) or not callable(function):
         raise ValueError(f"reward {path}: {name!r} is a {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def absolute(path: str) -> str:
@@ -79,7 +79,7 @@ def absolute(path: str) -> str:
 
 
 def available() -> dict[str, str]:
-    """The shipped rewards: import path -> first line of the docstring. Reads their files and runs none of them."""
+    """The shipped rewards: import path -> first line of the docstring. Runs none of them."""
     found = {}
     for module in sorted(info.name for info in pkgutil.iter_modules([str(_SHIPPED)])):
         for node in ast.parse((_SHIPPED / f"{module}.py").read_text(encoding="utf-8")).body:
@@ -113,7 +113,7 @@ def function_hash(function: RewardFunction) -> str:
 def reproduce(path: str, arguments: Mapping[str, Any], *, is_async: bool) -> str:
     """A program for `python -c` that calls a reward with these arguments and prints what it returns.
 
-    Arguments that are not plain data or do not fit a command line cannot be written out: the program then says so.
+    Arguments that are not plain data or do not fit a command line cannot be written: the program says so.
     """
     values = (f"{name}={'ignore' if value is ignore else repr(value)}" for name, value in arguments.items())
     call = f"load({absolute(path)!r})({', '.join(values)})"
@@ -137,7 +137,7 @@ def reproduce(path: str, arguments: Mapping[str, Any], *, is_async: bool) -> str
 
 
 def describe_error(error: BaseException) -> str:
-    """An exception in a few lines: the innermost frames of its traceback, rlft's own left out, and its message."""
+    """An exception in a few lines: the innermost frames of its traceback, except rlft's, and its message."""
     here = Path(__file__).parent
     frames = [
         frame
@@ -189,7 +189,7 @@ def _load_file(file: Path, path: str) -> ModuleType:
             and (file.parent / f"{error.name}.py").is_file()
         ):
             hint = (
-                f"\n{error.name}.py lies beside it, but a reward named by file is loaded alone: merge the two files, "
+                f"\n{error.name}.py lies beside it, but a reward named by file is loaded alone: merge them, "
                 "or put their folder on PYTHONPATH and name the reward package.module:function"
             )
         raise ValueError(f"reward {path}: importing it failed:\n{describe_error(error)}{hint}") from error
@@ -206,8 +206,8 @@ def _import(target: str, name: str, path: str) -> ModuleType:
             return _load_file(file, path)
         near = did_you_mean(f"{target}:{name}", available())
         raise ValueError(
-            f"reward {path}: rlft ships no {target!r}.{near}{hint} The package `rewards` is rlft's; name your own reward "
-            f"by file. Shipped: {', '.join(available())}."
+            f"reward {path}: rlft ships no {target!r}.{near}{hint} `rewards` is rlft's package: name your "
+            f"own reward by file. Shipped: {', '.join(available())}."
         )
     try:
         return importlib.import_module(target)

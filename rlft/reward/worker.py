@@ -1,15 +1,15 @@
 """Runs reward functions: the body of a scoring process, and what `workers: 0` does in the driver.
 
-A scoring process is a fresh interpreter that imports `rlft.types`, `rlft.reward` and the reward modules, and neither
-torch nor ray. It serves one driver over an inherited socket (`main`):
+A scoring process is a fresh interpreter that imports `rlft.types`, `rlft.reward` and the reward modules;
+torch and ray only if a reward does. It serves one driver over an inherited socket (`main`):
 
     driver -> process   the reward specs                    once
     process -> driver   list[Loaded], or Invalid            once; starting up is not charged to any sample
     driver -> process   (index of the reward, number of samples, keyword arguments)
     process -> driver   (outcomes, seconds)
-    driver -> process   None: finish
+    driver -> process   the empty message: finish
 
-Deadlines are the driver's business (`scoring.py`): a reward stuck in C code cannot be interrupted from in here.
+Deadlines are the driver's business (`scoring.py`): a reward stuck in C code cannot be interrupted from here.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _event_loop() -> Any:
 
 
 def main() -> None:
-    """Serve the driver whose socket and lifeline are the first two command line arguments, until it is gone."""
+    """Serve the driver whose socket and lifeline are the first two command line arguments."""
     socket, lifeline = int(sys.argv[1]), int(sys.argv[2])
     sys.argv = ["rlft-scoring"]  # a reward module that reads its arguments must not find ours
     for descriptor in (socket, lifeline):
@@ -131,8 +131,8 @@ def _answer(request: bytes, functions: list[RewardFunction], loaded: list[Loaded
 def _end_with_driver(lifeline: int) -> None:
     """Have the kernel kill this process group when the driver's end of the lifeline closes.
 
-    The end of the socket tells an idle process that the driver is gone, but a reward that hangs in C code never
-    looks at it. PR_SET_PDEATHSIG is no help: it fires when the driver's *thread* ends and spares the children.
+    The socket tells an idle process that the driver is gone, but a reward that hangs never looks at it.
+    PR_SET_PDEATHSIG is no help: it fires when the thread that started us ends, and it spares our children.
     """
     if sys.platform == "linux":
         import fcntl

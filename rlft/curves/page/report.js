@@ -28,14 +28,14 @@
       font: { family: getComputedStyle(document.body).fontFamily, size: 11.5 },
       xaxis: { range: steps, showline: true, zeroline: false, tickformat: "d", nticks: figure.wide ? 12 : 6,
                hoverformat: "d", automargin: true, unifiedhovertitle: { text: "step %{x:d}" },
-               title: figure.wide ? { text: "step", standoff: 4 } : undefined },
+               title: figure.wide ? { text: "step", standoff: 4, font: { size: 11.5 } } : undefined },
       yaxis: { zeroline: false, automargin: true, nticks: figure.wide ? 7 : 5, hoverformat: ".4~g",
-               fixedrange: true, ...yaxis },
+               exponentformat: "power",               fixedrange: true, ...yaxis },
       hovermode: "x unified",
       hoverlabel: { font: { size: 12 } },
       dragmode: "zoom",
       showlegend: named.length > 1,
-      legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
+      legend: { orientation: "h", traceorder: "normal", x: 0, y: 1.01, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)", font: { size: 11 } },
       ...rest,
     };
   };

@@ -1,0 +1,1 @@
+"""Example environments, one file each: a function that returns an `Environment`."""

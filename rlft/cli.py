@@ -1,0 +1,190 @@
+"""The command line. Heavy imports happen inside the commands, so that `--help` and `report` answer at once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, get_args
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+app = typer.Typer(
+    name="rlft",
+    help="Fine-tune language models by reinforcement learning: write a reward, launch a run, read its curve.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="Config file (YAML).", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(help="Run directory, such as runs/quickstart.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings that replace the config's: key.sub=value.", show_default=False, metavar="[KEY=VALUE]..."),
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Start over; an existing run of that name is moved aside.")]
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
+    """Run a config: measure the base model, warm-start by SFT where asked, train by RL, report."""
+    from rlft import launch
+    from rlft.config import load
+
+    loaded = load(config, overrides or [])
+    _show_summary(loaded.run_dir, launch.train(loaded, restart=restart))
+
+
+@app.command()
+def sft(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
+    """Run only the SFT stage of a config and write its adapter in PEFT's layout."""
+    from rlft import launch
+    from rlft.config import load
+
+    folder = launch.sft(load(config, overrides or []), restart=restart)
+    Console().print(Text(f"SFT adapter: {folder}"))
+
+
+@app.command()
+def resume(run: RunFolder) -> None:
+    """Continue an interrupted run from its newest whole checkpoint."""
+    from rlft import launch
+
+    _show_summary(run, launch.resume(run))
+
+
+@app.command()
+def evaluate(
+    target: Annotated[
+        Path, typer.Argument(help="Config file (base model) or run directory (its last adapter).", show_default=False)
+    ],
+    overrides: Overrides = None,
+    adapter: Annotated[Path | None, typer.Option(help="Adapter folder (PEFT layout) to measure instead.")] = None,
+) -> None:
+    """Measure held-out accuracy and print it as JSON; nothing is written."""
+    from rlft import launch
+    from rlft.config import load
+
+    if target.is_dir():
+        adapter = adapter or _last_adapter(target)
+        loaded = load(target / "config.yaml", overrides or [])
+    else:
+        loaded = load(target, overrides or [])
+    result = launch.measure(loaded, adapter)
+    del result["by_task"]
+    print(json.dumps({"adapter": str(adapter) if adapter else "base", **result}, indent=1))
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write report.html and reward.png of a run, finished or not."""
+    from rlft.curves.report import write_report, write_reward_png
+
+    for path in (write_report(run), write_reward_png(run)):
+        Console().print(Text(str(path)))
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str, typer.Argument(help="rewards, environments, presets or engines; all when left out.", show_default=False)
+    ] = "",
+) -> None:
+    """List what a config can name."""
+    from rlft import imports
+    from rlft.config import RolloutConfig
+    from rlft.objectives.presets import PRESETS
+
+    engines = get_args(RolloutConfig.model_fields["engine"].annotation)
+    tables: dict[str, dict[str, str]] = {
+        "rewards": imports.available("rewards"),
+        "environments": imports.available("environments"),
+        "presets": {name: _preset_line(algorithm) for name, algorithm in PRESETS.items()},
+        "engines": {name: "" for name in engines},
+    }
+    if kind and kind not in tables:
+        raise ValueError(f"nothing called {kind!r} to list; one of {', '.join(tables)}")
+    console = Console()
+    for name in [kind] if kind else tables:
+        table = Table(title=name, title_justify="left", box=None, show_header=False, padding=(0, 2))
+        for key, line in tables[name].items():
+            table.add_row(Text(key, style="bold"), Text(line))
+        console.print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a config, for editors."""
+    from rlft.config import schema as config_schema
+
+    print(json.dumps(config_schema(), indent=1))
+
+
+@app.command()
+def models() -> None:
+    """List the models that can be named without a hub."""
+    from rlft.sources import CATALOGUE
+
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("name", "parameters", "download", "license", "hub id"):
+        table.add_column(heading)
+    for model in CATALOGUE.values():
+        row = (
+            model.name,
+            f"{model.parameters / 1e6:.0f} M",
+            f"{model.size_bytes / 1e6:.0f} MB",
+            model.license,
+            model.hub_id,
+        )
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are shown without a traceback; exit codes as a shell expects."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except (ValueError, RuntimeError, ConnectionError) as error:
+        Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        sys.exit(1)
+
+
+def _terminate(signum: int, frame: Any) -> NoReturn:
+    sys.exit(128 + signum)
+
+
+def _last_adapter(run: Path) -> Path:
+    folders = sorted(run.glob("adapters/v*")) or sorted(run.glob("adapters/sft"))
+    if not folders:
+        raise ValueError(f"{run} has no adapter yet; pass a config file to measure the base model")
+    return folders[-1]
+
+
+def _preset_line(algorithm: Any) -> str:
+    return ", ".join(f"{field.name}={getattr(algorithm, field.name)}" for field in fields(algorithm)[1:10])
+
+
+def _show_summary(run: Path, summary: dict[str, Any]) -> None:
+    table = Table(title=f"Held-out {summary['metric']}", title_justify="left")
+    for heading in ("policy", "accuracy", "95 % interval", "tasks"):
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    stages = (("base model", "accuracy_base"), ("after SFT", "accuracy_sft"), ("after RL", "accuracy_rl"))
+    for label, key in stages:
+        if accuracy := summary.get(key):
+            table.add_row(label, f"{accuracy['mean']:.3f}", _interval(accuracy), str(accuracy["n"]))
+    console = Console()
+    console.print(table)
+    console.print("Written:")
+    for name in ("report.html", "reward.png", "summary.json", summary["adapter"]):
+        console.print(Text(f"  {run / name}"))
+
+
+def _interval(accuracy: dict[str, Any]) -> str:
+    return "" if accuracy["low"] is None else f"{accuracy['low']:.3f} to {accuracy['high']:.3f}"

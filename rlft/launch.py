@@ -1,0 +1,294 @@
+"""A whole run around the RL loop: base measurement, SFT warm start, RL, final measurement, report.
+
+A stage that is complete on disk is not done again, which is what makes resuming the same function as training.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from rlft import chat, imports, sources
+from rlft import model as models
+from rlft.checkpoint import write_folder
+from rlft.config import RunConfig
+from rlft.environment import loading
+from rlft.environment.contract import Environment
+from rlft.evaluate import evaluate
+from rlft.learner import Learner
+from rlft.reward.contract import RewardSpec
+from rlft.reward.loading import function_hash
+from rlft.reward.scoring import Scorer
+from rlft.rollout.pool import RolloutPool, make_pool
+from rlft.run import Run
+from rlft.train_rl import restore, snapshot, train_rl
+from rlft.train_sft import train_sft
+from rlft.types import Adapter
+from rlft.view import View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What the stages of a run share."""
+
+    run: Run
+    view: View
+    environment: Environment
+    model_folder: str
+    pool: RolloutPool
+    scorer: Scorer
+
+
+def train(config: RunConfig, *, restart: bool = False) -> dict[str, Any]:
+    """Start a run and bring it to its end.
+
+    Args:
+        restart: move an existing run of that name aside.
+
+    Returns:
+        The summary, as `summary.json` holds it.
+
+    Raises:
+        ValueError: something in the config, the environment, the rewards or the model cannot work; nothing was started.
+        RuntimeError: the run had to stop; `resume` continues it.
+    """
+    environment = loading.load(config.environment)
+    with Run.create(config, provenance=_provenance(config), restart=restart) as run:
+        return _execute(run, environment, is_resumed=False)
+
+
+def resume(path: Path) -> dict[str, Any]:
+    """Continue a run from its newest whole checkpoint; on a CPU it ends as it would have without the interruption.
+
+    Raises:
+        ValueError: `path` holds no run, or another process is working on it.
+    """
+    with Run.reopen(path) as run:
+        return _execute(run, loading.load(run.config.environment), is_resumed=True)
+
+
+def sft(config: RunConfig, *, restart: bool = False) -> Path:
+    """Only the SFT stage.
+
+    Returns:
+        The adapter's folder, in PEFT's layout.
+
+    Raises:
+        ValueError: see `train`; or the config has no `sft` section.
+    """
+    environment = loading.load(config.environment)
+    with Run.create(config, provenance=_provenance(config), restart=restart) as run:
+        model_folder = str(resolve_model(config))
+        with View(config.name, steps=0) as view:
+            _warm_start(run, view, environment, model_folder)
+        return run.path / "adapters" / "sft"
+
+
+def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
+    """Held-out accuracy of the base model, or of an adapter folder; nothing is written.
+
+    Raises:
+        ValueError: see `train`.
+    """
+    environment = loading.load(config.environment)
+    model_folder = str(resolve_model(config))
+    adapter = models.bare_base()
+    if adapter_folder is not None:
+        adapter = models.make_adapter(0, models.read_adapter_folder(adapter_folder))
+    with View(config.name, steps=0) as view, _services(config, model_folder, None, view) as (pool, scorer):
+        pool.publish(adapter)
+        view.stage("held-out evaluation")
+        result, _ = evaluate(
+            config, pool, scorer, environment.heldout, adapter=adapter, name="measure", step=0, on_chunk=view.progress
+        )
+        return result
+
+
+def resolve_model(config: RunConfig) -> Path:
+    """The model's local folder, fetched and converted where needed."""
+    return sources.resolve(config.model.source, revision=config.model.revision or None)
+
+
+def save_adapter(folder: Path, config: RunConfig, model_folder: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write an adapter in PEFT's layout, whole or not at all; plain `peft` loads it."""
+    lora = models.lora_config(config.adapter)
+    lora.target_modules = sorted({name.split(".")[-3] for name in tensors})
+    lora.base_model_name_or_path = model_folder
+    lora.inference_mode = True
+
+    def write(temporary: Path) -> None:
+        lora.save_pretrained(temporary)
+        save_file(dict(tensors), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    write_folder(folder, write)
+
+
+def _execute(run: Run, environment: Environment, *, is_resumed: bool) -> dict[str, Any]:
+    config = run.config
+    model_folder = str(resolve_model(config))
+    _check_lengths(config, environment, model_folder)
+    with (
+        View(config.name, steps=config.steps) as view,
+        _services(config, model_folder, run, view) as (pool, scorer),
+    ):
+        parts = _Parts(
+            run=run, view=view, environment=environment, model_folder=model_folder, pool=pool, scorer=scorer
+        )
+        try:
+            return _stages(parts, is_resumed=is_resumed)
+        except BaseException:
+            view.note(f"the run stopped before its end; `rlft resume {run.path}` continues from the last checkpoint")
+            raise
+
+
+def _stages(parts: _Parts, *, is_resumed: bool) -> dict[str, Any]:
+    run, view, config = parts.run, parts.view, parts.run.config
+    saved = run.restore() if is_resumed else None
+    base = models.bare_base()
+    _evaluate_once(parts, base, name="base", step=0, publish=True)
+    warm_start = None
+    if config.sft is not None:
+        warm_start = _warm_start(run, view, parts.environment, parts.model_folder)
+    view.stage("loading the learner")
+    learner = Learner(config, parts.model_folder, warm_start=warm_start)
+    if warm_start is not None:
+        _evaluate_once(parts, models.make_adapter(0, warm_start), name="sft", step=0, publish=True)
+    if saved is not None:
+        restore(learner, saved)
+
+    def after_step(step: int, adapter: Adapter) -> None:
+        is_last = step == config.steps
+        if is_last or (config.evaluation.every and step % config.evaluation.every == 0):
+            _evaluate_once(parts, adapter, name=f"step-{step:06d}", step=step, publish=False)
+        if is_last or step % config.checkpoint.every == 0:
+            save_adapter(run.path / "adapters" / f"v{step:06d}", config, parts.model_folder, adapter.tensors)
+            run.checkpoint(snapshot(learner, step))
+
+    train_rl(
+        run,
+        learner,
+        parts.pool,
+        parts.scorer,
+        parts.environment.train,
+        start=saved.step if saved else 0,
+        view=view,
+        after_step=after_step,
+    )
+    return _summarize(run)
+
+
+def _warm_start(run: Run, view: View, environment: Environment, model_folder: str) -> dict[str, Tensor]:
+    """The SFT adapter: made now, or read where a complete one lies."""
+    folder = run.path / "adapters" / "sft"
+    if not folder.exists():
+        view.stage("SFT warm start")
+        losses: list[float] = []
+
+        def on_update(done: int, total: int, loss: float) -> None:
+            losses.append(loss)
+            view.progress(done, total)
+
+        tensors = train_sft(run.config, model_folder, environment.demonstrations, on_update)
+        save_adapter(folder, run.config, model_folder, tensors)
+        run.event("sft", f"{len(losses)} updates, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    return models.read_adapter_folder(folder)
+
+
+def _evaluate_once(parts: _Parts, adapter: Adapter, *, name: str, step: int, publish: bool) -> None:
+    run, view = parts.run, parts.view
+    if run.evaluation(name) is not None:
+        return
+    view.stage(f"held-out evaluation: {name}")
+    if publish:
+        parts.pool.publish(adapter)
+    result, groups = evaluate(
+        run.config,
+        parts.pool,
+        parts.scorer,
+        parts.environment.heldout,
+        adapter=adapter,
+        name=name,
+        step=step,
+        on_chunk=view.progress,
+    )
+    run.write_evaluation(result, groups)
+    accuracy = result["accuracy"]
+    view.note(f"held-out {result['metric']}, {name}: {format_accuracy(accuracy)}")
+
+
+def format_accuracy(accuracy: Mapping[str, Any]) -> str:
+    """`0.412 [0.345, 0.482]  n=200`"""
+    if accuracy["low"] is None:
+        return f"{accuracy['mean']:.3f}  n={accuracy['n']}"
+    return f"{accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]  n={accuracy['n']}"
+
+
+def _summarize(run: Run) -> dict[str, Any]:
+    from rlft.curves.report import write_report, write_reward_png
+
+    config = run.config
+    evaluations = {
+        "base": run.evaluation("base"),
+        "sft": run.evaluation("sft"),
+        "rl": run.evaluation(f"step-{config.steps:06d}"),
+    }
+    summary: dict[str, Any] = {
+        "name": config.name,
+        "metric": config.accuracy_reward,
+        "steps": config.steps,
+        **{f"accuracy_{key}": value["accuracy"] if value else None for key, value in evaluations.items()},
+        "adapter": f"adapters/v{config.steps:06d}",
+    }
+    run.write_summary(summary)
+    write_report(run.path)
+    write_reward_png(run.path)
+    return summary
+
+
+@contextmanager
+def _services(
+    config: RunConfig, model_folder: str, run: Run | None, view: View
+) -> Iterator[tuple[RolloutPool, Scorer]]:
+    """The processes of a run, ended whatever happens."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.disable_progress_bar()
+    view.stage("starting scoring processes")
+    scorer = Scorer(
+        [RewardSpec(path=r.path, weight=r.weight, args=r.args, name=r.name) for r in config.rewards],
+        workers=config.scoring.workers,
+        deadline_s=config.scoring.deadline_s,
+        log_dir=run.path / "logs" if run else None,
+    )
+    with scorer:
+        view.stage("starting rollout workers")
+        pool = make_pool(config, model_folder, run.event if run else None)
+        try:
+            yield pool, scorer
+        finally:
+            pool.close()
+
+
+def _check_lengths(config: RunConfig, environment: Environment, model_folder: str) -> None:
+    from transformers import AutoConfig
+
+    context = AutoConfig.from_pretrained(model_folder).get_text_config().max_position_embeddings
+    chat.check_lengths(
+        chat.load_tokenizer(model_folder),
+        [*environment.train, *environment.heldout[: config.evaluation.tasks]],
+        max_new_tokens=config.sampling.max_new_tokens,
+        context=context,
+    )
+
+
+def _provenance(config: RunConfig) -> dict[str, Any]:
+    environment = imports.import_function(config.environment.path, shipped="environments")
+    rewards = {r.path: function_hash(imports.import_function(r.path, shipped="rewards")) for r in config.rewards}
+    return {"sha256": {config.environment.path: function_hash(environment), **rewards}, "cwd": os.getcwd()}

@@ -1,0 +1,284 @@
+"""Scoring processes as the driver sees them: start, hand out work, watch the clock, kill, replace.
+
+They are started with `subprocess`, not `multiprocessing`: a fork would copy the locks of ray's and torch's
+threads, and multiprocessing's spawn would run the driver's `__main__` again. Each leads its own session, so
+that one signal reaches its children and the terminal's Ctrl-C does not reach it. Their half of the protocol
+is in `worker.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import psutil
+
+from rlft.reward.contract import RewardSpec, failed
+from rlft.reward.worker import Invalid, Loaded
+from rlft.types import Outcome
+
+STARTUP_LIMIT_S = 120.0
+"""Time that a process may take to import the rewards; no sample is charged for it."""
+TRANSFER_LIMIT_S = 10
+"""Time that the system may take to pass one message; only a stuck process needs more than milliseconds."""
+FINISH_LIMIT_S = 1.0
+"""Time that an idle process has for its exit handlers."""
+
+# The import path is passed as arguments: in PYTHONPATH it would leak into the programs that a reward starts.
+_BOOT = "import sys; sys.path[:] = sys.argv[3:]; from rlft.reward.worker import main; main()"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One call of one reward."""
+
+    key: Any
+    """For the caller: what the call is for."""
+    reward: int
+    """Index of the reward among the specs."""
+    size: int
+    """How many trajectories it covers, so how many outcomes it gives."""
+    arguments: bytes
+    """Pickled keyword arguments."""
+    limit_s: float
+    """Seconds that it may take."""
+
+
+Done: TypeAlias = tuple[Job, list[Outcome], float]
+"""A job, its outcomes, and the seconds that it took."""
+
+
+class ScoringProcess:
+    """One process, working on one job at a time; after `kill` it is not used any more."""
+
+    ready: bool = False
+    """Whether it has reported that its rewards are loaded."""
+    job: Job | None = None
+    """What it works on."""
+    started: float
+    """When it got its job, or was started itself."""
+    expires: float
+    """When it has to be done with that; infinite while idle."""
+
+    def __init__(self, specs: Sequence[RewardSpec], log: Path | None) -> None:
+        """Start it and send the specs; what it prints is appended to `log`, or dropped."""
+        if log:
+            log.parent.mkdir(parents=True, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", TRANSFER_LIMIT_S, 0))
+        lifeline, self._lifeline = os.pipe()
+        try:
+            with open(log or os.devnull, "ab") as output:
+                self._process = subprocess.Popen(
+                    [
+                        *(sys.executable, "-P", "-u", "-X", "faulthandler", "-c", _BOOT),
+                        *(str(theirs.fileno()), str(lifeline), *map(os.path.abspath, sys.path)),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(theirs.fileno(), lifeline),
+                    start_new_session=True,
+                    # The order of a set of strings must not depend on which process looks at it.
+                    env={"PYTHONHASHSEED": "0", **os.environ},
+                )
+        except BaseException:
+            ours.close()
+            os.close(self._lifeline)
+            raise
+        finally:
+            theirs.close()
+            os.close(lifeline)
+        self._connection = Connection(ours.detach())
+        self._exit = _exit_handle(self._process.pid)
+        self.started = time.monotonic()
+        self.expires = self.started + STARTUP_LIMIT_S
+        with suppress(OSError):  # it died at once; that shows when it is waited for
+            self._connection.send(list(specs))
+
+    @property
+    def handles(self) -> list[Connection | int]:
+        """What becomes readable when it has answered or died."""
+        return [self._connection] if self._exit is None else [self._connection, self._exit]
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can take a job."""
+        return self.ready and self.job is None
+
+    def send(self, job: Job) -> None:
+        """Give it a job and start the clock."""
+        with suppress(OSError):  # it died while idle; that shows when it is waited for
+            self._connection.send_bytes(pickle.dumps((job.reward, job.size, job.arguments)))
+        self.job, self.started = job, time.monotonic()
+        self.expires = self.started + job.limit_s
+
+    def receive(self) -> Any:
+        """Its answer, after one of `handles` became readable; None if it died."""
+        try:
+            # If a child that it forked holds the socket open, its death leaves nothing to read.
+            return self._connection.recv() if self._connection.poll() else None
+        except (EOFError, OSError):
+            return None
+
+    def ask_to_finish(self) -> None:
+        """Let an idle process run its exit handlers; `kill` follows."""
+        if self.idle:
+            with suppress(OSError):
+                self._connection.send_bytes(b"")
+                self.expires = time.monotonic() + FINISH_LIMIT_S
+
+    def kill(self) -> str:
+        """Kill it and everything that it started, and say how it ended. Waits if it was asked to finish."""
+        if self.idle and self.expires < math.inf:
+            wait(self.handles, max(0.0, self.expires - time.monotonic()))
+        children = []
+        with suppress(psutil.Error):
+            children = psutil.Process(self._process.pid).children(recursive=True)
+        with suppress(ProcessLookupError, PermissionError):  # no member is left; macOS says it the second way
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for child in children:  # those that left the session
+            with suppress(psutil.Error):
+                child.kill()
+        code = self._process.wait()
+        self._connection.close()
+        os.close(self._lifeline)
+        if self._exit is not None:
+            os.close(self._exit)
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+class ScoringPool:
+    """A fixed number of scoring processes; one that dies or is killed is replaced."""
+
+    def __init__(self, specs: Sequence[RewardSpec], *, workers: int, log_dir: Path | None) -> None:
+        """Start them and wait until all have loaded the rewards; ValueError if one cannot."""
+        self.restarts = 0
+        """Processes replaced so far."""
+        self.loaded: list[Loaded] = []
+        """What the processes reported about the rewards."""
+        self._specs, self._log_dir = specs, log_dir
+        self._processes: list[ScoringProcess] = []
+        # Also runs when the interpreter exits.
+        self._finalizer = weakref.finalize(self, _stop, self._processes, os.getpid())
+        try:
+            for index in range(workers):
+                self._processes.append(self._start(index))
+            while not all(process.ready for process in self._processes):
+                list(self._wait(math.inf))
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
+        """Do the jobs; gives each with its outcomes and its seconds, in the order of completion.
+
+        Raises:
+            ValueError: if the rewards could not be loaded again, or had changed, when a process was replaced.
+        """
+        list(self._wait(0.0))  # replaces a process that died while idle, before it is given a job
+        remaining = iter(jobs)
+        job = next(remaining, None)
+        try:
+            while job is not None or any(process.job for process in self._processes):
+                for process in self._processes:
+                    if job is not None and process.idle:
+                        process.send(job)
+                        job = next(remaining, None)
+                yield from self._wait(math.inf)
+        finally:  # left early: nobody will read what the busy ones answer
+            for process in [process for process in self._processes if process.job]:
+                process.kill()
+                self._replace(process)
+
+    def close(self) -> None:
+        """End the processes and everything that they started."""
+        self._finalizer()
+
+    def _wait(self, limit_s: float) -> Iterator[Done]:
+        """Wait until a process answers, dies or expires, and deal with all that did."""
+        limit_s = min(limit_s, *(process.expires - time.monotonic() for process in self._processes))
+        owners = {handle: process for process in self._processes for handle in process.handles}
+        readable = wait(list(owners), None if limit_s == math.inf else max(0.0, limit_s))
+        answered = {owners[handle] for handle in readable}  # type: ignore[index]  # it returns what it was given
+        for process in list(self._processes):
+            if process in answered:
+                yield from self._settle(process)
+            elif process.expires <= time.monotonic():
+                yield from self._expire(process)
+
+    def _settle(self, process: ScoringProcess) -> Iterator[Done]:
+        answer, seconds = process.receive(), time.monotonic() - process.started
+        job, process.job, process.expires = process.job, None, math.inf
+        if answer is None:
+            ending = process.kill()
+            printed = f"; what it printed is in {self._log_dir}" if self._log_dir else ""
+            if not process.ready:
+                self._give_up(f"a scoring process {ending} while it imported the rewards{printed}")
+            self._replace(process)
+            if job:
+                yield job, [failed("crash", f"its process {ending}{printed}")] * job.size, seconds
+        elif isinstance(answer, Invalid):
+            self._give_up(answer.message)
+        elif not process.ready:
+            if self.loaded and answer != self.loaded:
+                self._give_up(
+                    "a reward's file changed while the run used it, so later scores would not compare with "
+                    "earlier ones: restore the file, or start a new run"
+                )
+            self.loaded, process.ready = answer, True
+        elif job:
+            yield job, *answer
+
+    def _expire(self, process: ScoringProcess) -> Iterator[Done]:
+        seconds, job = time.monotonic() - process.started, process.job
+        process.kill()
+        if job is None:
+            self._give_up(f"importing the rewards took longer than {STARTUP_LIMIT_S:g} s")
+        else:
+            self._replace(process)
+            yield job, [failed("timeout", f"no result within {job.limit_s:g} s")] * job.size, seconds
+
+    def _start(self, index: int) -> ScoringProcess:
+        return ScoringProcess(self._specs, self._log_dir and self._log_dir / f"scoring-{index}.log")
+
+    def _replace(self, process: ScoringProcess) -> None:
+        index = self._processes.index(process)
+        self._processes[index] = self._start(index)
+        self.restarts += 1
+
+    def _give_up(self, problem: str) -> NoReturn:
+        self.close()
+        raise ValueError(problem)
+
+
+def _stop(processes: list[ScoringProcess], owner: int) -> None:
+    if os.getpid() == owner:  # not in a fork of the driver that exits
+        for process in processes:
+            process.ask_to_finish()
+        for process in processes:
+            process.kill()
+        processes.clear()
+
+
+def _exit_handle(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends, where the system has one."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            return os.pidfd_open(pid)
+    return None

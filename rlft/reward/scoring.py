@@ -1,0 +1,295 @@
+"""Scoring in killable processes: every trajectory gets an outcome, whatever the rewards do.
+
+    with Scorer(specs, workers=4, deadline_s=10, log_dir=run / "logs", columns=("difficulty",)) as scorer:
+        groups = scorer.score(groups)
+        scorer.stats.failures    # {"exact_answer/timeout": 1}
+
+A unit of work is one call of one reward: one trajectory for a per-sample reward, one group for a batched or
+comparative one. Each process has one unit at a time. The driver watches the clock: when the deadline passes
+or the process dies, the unit is `Failed`, the process is killed with everything that it started, and a new
+one takes the next unit. Results are placed by position, so they depend neither on the number of processes nor
+on who finishes first.
+
+`workers=0` calls the rewards in the driver, so that breakpoints work; nothing can be killed there, so there
+are no deadlines. A `Scorer` serves one thread.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from rlft.reward.contract import RewardSpec, call_arguments, check_columns, combine, failed
+from rlft.reward.loading import absolute, describe_error, reproduce
+from rlft.reward.processes import Done, Job, ScoringPool
+from rlft.reward.worker import open_rewards, run
+from rlft.types import Abstain, Failed, Group, Metrics, Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slowest:
+    """The call that took longest."""
+
+    reward: str
+    """Name of the reward."""
+    task_id: str
+    """Task that it scored."""
+    sample_index: int | None
+    """The trajectory's `sample_index`; None when the call covered the whole group."""
+    seconds: float
+    """How long it ran, or until it was killed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringStats:
+    """What happened in one call of `Scorer.score`."""
+
+    trajectories: int = 0
+    """How many were scored."""
+    failed: int = 0
+    """Trajectories whose outcome is `Failed`."""
+    abstained: int = 0
+    """Trajectories whose outcome is `Abstain`."""
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """`reward/kind` -> number of trajectories on which this reward failed, observing rewards included."""
+    examples: Mapping[str, Failed] = field(default_factory=dict)
+    """`reward/kind` -> the first of these failures."""
+    abstentions: Mapping[str, int] = field(default_factory=dict)
+    """Reward -> number of trajectories on which it abstained."""
+    restarts: int = 0
+    """Processes that died or were killed, and were replaced."""
+    seconds: float = 0.0
+    """Duration of the whole call."""
+    slowest: Slowest | None = None
+    """None if nothing was called."""
+
+    def metrics(self) -> Metrics:
+        """The counts as metrics: `scoring/failed`, `scoring/exact_answer/timeout`, `time/scoring`, ..."""
+        return {
+            "scoring/failed": float(self.failed),
+            "scoring/abstained": float(self.abstained),
+            "scoring/restarts": float(self.restarts),
+            "scoring/slowest_s": self.slowest.seconds if self.slowest else 0.0,
+            "time/scoring": self.seconds,
+            **{f"scoring/{name}": float(count) for name, count in self.failures.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unit:
+    """What one call of one reward is for."""
+
+    reward: int
+    group: int
+    members: range
+    """Positions of the trajectories in their group."""
+
+
+_Table: TypeAlias = dict[tuple[int, int, int], Outcome]  # by group, trajectory, reward
+
+
+class Scorer:
+    """Fills in the outcomes of trajectories."""
+
+    def __init__(
+        self,
+        specs: Sequence[RewardSpec],
+        *,
+        workers: int,
+        deadline_s: float,
+        log_dir: Path | None,
+        columns: Collection[str] | None = None,
+    ) -> None:
+        """Start the processes and check that every reward can be loaded and called.
+
+        Args:
+            specs: rewards with distinct names, at least one with a weight.
+            workers: number of processes; 0 scores in this process, without deadlines.
+            deadline_s: seconds that one trajectory may take; a call for a whole group may take their sum.
+            log_dir: what the rewards print is appended to `scoring-N.log` there; None drops it.
+            columns: the tasks' columns, to check parameters right away; None waits for the first groups.
+
+        Raises:
+            ValueError: if a reward cannot be loaded, or has a parameter that nothing supplies.
+        """
+        _check(specs, workers, deadline_s)
+        # A process that starts later must find the same files, wherever the driver has moved in the meantime.
+        self._specs = [replace(spec, path=absolute(spec.path)) for spec in specs]
+        self._deadline_s, self._columns_checked, self._closed = deadline_s, columns is not None, False
+        self._pool: ScoringPool | None = None
+        self.stats = ScoringStats()
+        """Of the last call of `score`."""
+        if workers:
+            self._pool = ScoringPool(self._specs, workers=workers, log_dir=log_dir)
+            self._loaded = self._pool.loaded
+        else:
+            self._functions, self._loaded = open_rewards(self._specs)
+        if columns is not None:
+            try:
+                self._check_columns(columns)
+            except ValueError:
+                self.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def source_hashes(self) -> dict[str, str]:
+        """Reward -> sha256 of the file that defines it, as it was loaded."""
+        return {spec.name: loaded.source_hash for spec, loaded in zip(self._specs, self._loaded, strict=True)}
+
+    def close(self) -> None:
+        """End the processes and everything that they started; also happens when the driver exits."""
+        self._closed = True
+        if self._pool:
+            self._pool.close()
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """The same groups in the same order, with the outcome of every trajectory filled in.
+
+        Raises:
+            ValueError: if a parameter has no column; or if a process had to be replaced and its rewards could
+                not be loaded again or had changed, which closes the scorer.
+        """
+        if self._closed:
+            raise ValueError("this Scorer is closed")
+        if not self._columns_checked and groups:
+            self._check_columns({column for group in groups for column in group.task.columns})
+            self._columns_checked = True
+        began, restarts = time.monotonic(), self._pool.restarts if self._pool else 0
+        table: _Table = {}
+        slowest: tuple[float, _Unit] | None = None
+        jobs = self._jobs(groups, table)
+        for job, outcomes, seconds in self._pool.run(jobs) if self._pool else self._run_here(jobs):
+            self._enter(table, job.key, groups, outcomes)
+            if slowest is None or seconds > slowest[0]:
+                slowest = seconds, job.key
+        scored = [self._combined(table, index, group) for index, group in enumerate(groups)]
+        self.stats = replace(
+            _count(self._specs, scored, table),
+            slowest=self._describe(slowest, groups),
+            restarts=self._pool.restarts - restarts if self._pool else 0,
+            seconds=time.monotonic() - began,
+        )
+        return scored
+
+    def _jobs(self, groups: Sequence[Group], table: _Table) -> Iterator[Job]:
+        """The calls to make; one that cannot be made is entered in the table as failed."""
+        for unit in self._units(groups):
+            size = len(unit.members)
+            try:
+                arguments = pickle.dumps(self._arguments(unit, groups))
+            except Exception as error:  # this task lacks a column, or has a value that cannot be sent
+                self._enter(table, unit, groups, [failed("error", describe_error(error))] * size)
+            else:
+                limit_s = self._deadline_s * size
+                yield Job(key=unit, reward=unit.reward, size=size, arguments=arguments, limit_s=limit_s)
+
+    def _units(self, groups: Sequence[Group]) -> Iterator[_Unit]:
+        for g, group in enumerate(groups):
+            everyone = range(len(group.trajectories))
+            for r, loaded in enumerate(self._loaded):
+                if loaded.plan.kind == "sample":
+                    yield from (_Unit(reward=r, group=g, members=range(m, m + 1)) for m in everyone)
+                elif everyone:
+                    yield _Unit(reward=r, group=g, members=everyone)
+
+    def _run_here(self, jobs: Iterator[Job]) -> Iterator[Done]:
+        for job in jobs:
+            started = time.monotonic()
+            # Unpickled like in a process: a reward that changes its arguments changes them for nobody else.
+            arguments = pickle.loads(job.arguments)
+            outcomes = run(self._loaded[job.reward].plan, self._functions[job.reward], arguments, job.size)
+            yield job, outcomes, time.monotonic() - started
+
+    def _arguments(self, unit: _Unit, groups: Sequence[Group]) -> dict[str, Any]:
+        plan, spec, group = self._loaded[unit.reward].plan, self._specs[unit.reward], groups[unit.group]
+        return call_arguments(plan, spec, group, unit.members[0] if plan.kind == "sample" else None)
+
+    def _enter(
+        self, table: _Table, unit: _Unit, groups: Sequence[Group], outcomes: Sequence[Outcome]
+    ) -> None:
+        program = self._reproduce(unit, groups) if any(isinstance(o, Failed) for o in outcomes) else ""
+        for member, outcome in zip(unit.members, outcomes, strict=True):
+            if isinstance(outcome, Failed):
+                outcome = replace(outcome, reproduce=program)
+            table[unit.group, member, unit.reward] = outcome
+
+    def _reproduce(self, unit: _Unit, groups: Sequence[Group]) -> str:
+        try:
+            arguments = self._arguments(unit, groups)
+        except ValueError as error:
+            return f"raise SystemExit({str(error)!r})"
+        is_async = self._loaded[unit.reward].plan.is_async
+        return reproduce(self._specs[unit.reward].path, arguments, is_async=is_async)
+
+    def _combined(self, table: _Table, index: int, group: Group) -> Group:
+        rewards = range(len(self._specs))
+        return replace(
+            group,
+            trajectories=tuple(
+                replace(trajectory, outcome=combine(self._specs, [table[index, member, r] for r in rewards]))
+                for member, trajectory in enumerate(group.trajectories)
+            ),
+        )
+
+    def _describe(self, slowest: tuple[float, _Unit] | None, groups: Sequence[Group]) -> Slowest | None:
+        if slowest is None:
+            return None
+        seconds, unit = slowest
+        group, alone = groups[unit.group], self._loaded[unit.reward].plan.kind == "sample"
+        return Slowest(
+            reward=self._specs[unit.reward].name,
+            task_id=group.task.id,
+            sample_index=group.trajectories[unit.members[0]].sample_index if alone else None,
+            seconds=seconds,
+        )
+
+    def _check_columns(self, columns: Collection[str]) -> None:
+        for spec, loaded in zip(self._specs, self._loaded, strict=True):
+            check_columns(loaded.plan, spec, columns)
+
+
+def _count(specs: Sequence[RewardSpec], scored: Sequence[Group], table: _Table) -> ScoringStats:
+    outcomes = [trajectory.outcome for group in scored for trajectory in group.trajectories]
+    failures, abstentions = Counter[str](), Counter[str]()
+    examples: dict[str, Failed] = {}
+    for (_, _, reward), outcome in sorted(table.items(), key=lambda item: item[0]):
+        name = specs[reward].name
+        if isinstance(outcome, Failed):
+            failures[f"{name}/{outcome.kind}"] += 1
+            examples.setdefault(f"{name}/{outcome.kind}", outcome)
+        elif isinstance(outcome, Abstain):
+            abstentions[name] += 1
+    return ScoringStats(
+        trajectories=len(outcomes),
+        failed=sum(isinstance(outcome, Failed) for outcome in outcomes),
+        abstained=sum(isinstance(outcome, Abstain) for outcome in outcomes),
+        failures=dict(failures),
+        examples=examples,
+        abstentions=dict(abstentions),
+    )
+
+
+def _check(specs: Sequence[RewardSpec], workers: int, deadline_s: float) -> None:
+    names = [spec.name for spec in specs]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two rewards are named {doubled[0]!r}; give one of them another `name`")
+    if not any(spec.weight for spec in specs):
+        raise ValueError("no reward has a weight other than 0, so there is nothing to train on")
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {workers}")
+    if not deadline_s > 0:
+        raise ValueError(f"deadline_s must be more than 0 seconds, got {deadline_s}")

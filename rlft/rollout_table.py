@@ -1,0 +1,99 @@
+"""Rollouts as a parquet table: every sample of a step, failed ones too."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlft.types import Abstain, Failed, Group, Score, Trajectory
+
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("task_id", pa.string()),
+        ("group_index", pa.int64()),
+        ("sample_index", pa.int64()),
+        ("seed", pa.uint64()),
+        ("prompt", pa.string()),
+        ("messages", pa.string()),
+        ("completion", pa.string()),
+        ("answer", pa.string()),
+        ("outcome", pa.string()),
+        ("reward", pa.float64()),
+        ("parts", pa.string()),
+        ("failure_kind", pa.string()),
+        ("failure_message", pa.string()),
+        ("reproduce", pa.string()),
+        ("advantage", pa.float64()),
+        ("finish_reason", pa.string()),
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("adapter_version", pa.int64()),
+        ("adapter_hash", pa.string()),
+    ]
+)
+
+
+def to_parquet(groups: Sequence[Group], *, step: int, advantages: Sequence[float] = ()) -> bytes:
+    """The groups of a step as a parquet file.
+
+    Args:
+        advantages: mean advantage of each scored trajectory, in order; empty where none was computed.
+    """
+    remaining = iter(advantages)
+    rows = []
+    for group_index, group in enumerate(groups):
+        for trajectory in group.trajectories:
+            is_scored = isinstance(trajectory.outcome, Score)
+            advantage = next(remaining, None) if is_scored else None
+            rows.append(_row(trajectory, step=step, group_index=group_index, advantage=advantage))
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), stream, compression="zstd")
+    return stream.getvalue()
+
+
+def _row(trajectory: Trajectory, *, step: int, group_index: int, advantage: float | None) -> dict[str, object]:
+    task, outcome, completion = trajectory.task, trajectory.outcome, trajectory.turns[-1].completion
+    return {
+        "step": step,
+        "task_id": task.id,
+        "group_index": group_index,
+        "sample_index": trajectory.sample_index,
+        "seed": trajectory.seed,
+        "prompt": task.messages[-1]["content"],
+        "messages": json.dumps(list(task.messages), ensure_ascii=False),
+        "completion": trajectory.text,
+        "answer": json.dumps(task.answer, ensure_ascii=False, default=str),
+        "outcome": _outcome_name(trajectory),
+        "reward": outcome.value if isinstance(outcome, Score) else None,
+        "parts": json.dumps(dict(outcome.parts)) if isinstance(outcome, Score) else "{}",
+        "failure_kind": outcome.kind if isinstance(outcome, Failed) else None,
+        "failure_message": outcome.message if isinstance(outcome, Failed) else None,
+        "reproduce": outcome.reproduce if isinstance(outcome, Failed) else None,
+        "advantage": advantage,
+        "finish_reason": trajectory.finish_reason,
+        "prompt_tokens": len(trajectory.prompt_ids),
+        "completion_tokens": len(trajectory.token_ids),
+        "token_ids": list(trajectory.token_ids),
+        "logprobs": list(trajectory.logprobs),
+        "adapter_version": completion.adapter_version,
+        "adapter_hash": completion.adapter_hash,
+    }
+
+
+def _outcome_name(trajectory: Trajectory) -> str:
+    match trajectory.outcome:
+        case Score():
+            return "score"
+        case Abstain():
+            return "abstain"
+        case Failed():
+            return "failed"
+        case None:
+            raise ValueError(f"sample {trajectory.sample_index} of task {trajectory.task.id!r} was never scored")

@@ -1,0 +1,102 @@
+"""The supervised warm start: TRL's SFTTrainer on the environment's demonstrations, loss on the replies only.
+
+It is short by design, so an interrupted stage starts over; what it made is kept only when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+from torch import Tensor
+
+from rlft import chat
+from rlft import model as models
+from rlft.config import RunConfig
+from rlft.types import Message
+
+OnUpdate = Callable[[int, int, float], None]
+"""Called with (updates done, updates in all, loss)."""
+
+
+def train_sft(
+    config: RunConfig,
+    model_folder: str,
+    demonstrations: Sequence[tuple[Message, ...]],
+    on_update: OnUpdate | None = None,
+) -> dict[str, Tensor]:
+    """Train a fresh adapter on the demonstrations.
+
+    Returns:
+        The adapter's tensors under PEFT's names, float32.
+
+    Raises:
+        ValueError: the config has no `sft` section, or there are fewer demonstrations than `sft.examples` asks for.
+    """
+    stage = config.sft
+    if stage is None:
+        raise ValueError("the config has no `sft` section; add one, for example `sft: {examples: 256}`")
+    if len(demonstrations) < stage.examples:
+        raise ValueError(
+            f"sft.examples is {stage.examples}, but the environment offers {len(demonstrations)} demonstrations"
+        )
+    # TRL takes seconds to import, and only this stage needs it.
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from datasets import Dataset, disable_progress_bars
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class Progress(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+            if on_update and logs and "loss" in logs:
+                on_update(state.global_step, state.max_steps, logs["loss"])
+
+    disable_progress_bars()
+    torch.set_num_threads(config.learner.threads)
+    device = models.default_device()
+    base = models.load_base(model_folder, models.resolve_dtype(config.model), device)
+    rows = [
+        {"prompt": list(messages[:-1]), "completion": [messages[-1]]} for messages in demonstrations[: stage.examples]
+    ]
+    with tempfile.TemporaryDirectory() as scratch, models.seeded(config.seed):
+        trainer = SFTTrainer(
+            model=base.train(),
+            args=SFTConfig(
+                output_dir=scratch,
+                per_device_train_batch_size=stage.batch_size,
+                num_train_epochs=stage.epochs,
+                learning_rate=stage.lr,
+                lr_scheduler_type="linear",
+                seed=config.seed,
+                max_length=None,
+                completion_only_loss=True,
+                gradient_checkpointing=False,
+                use_cpu=device.type == "cpu",
+                bf16=False,
+                dataloader_pin_memory=False,
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=chat.load_tokenizer(Path(model_folder)),
+            peft_config=models.lora_config(config.adapter),
+            callbacks=[Progress()],
+        )
+        _silence(trainer)
+        trainer.train()
+    state = get_peft_model_state_dict(trainer.model)
+    return {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in sorted(state.items())}
+
+
+def _silence(trainer: Any) -> None:
+    """Take away the callback that prints every log line; `on_update` shows progress."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
