@@ -8,9 +8,7 @@ from rlft.environment.contract import Environment
 from rlft.types import Message, Task
 
 
-def load(
-    seed: int = 0, low: int = 1, high: int = 99, heldout: int = 500, demonstrations: int = 256
-) -> Environment:
+def load(seed: int = 0, low: int = 1, high: int = 99, heldout: int = 500, demonstrations: int = 256) -> Environment:
     """Sums a + b with low <= a, b <= high; held-out, demonstrated and training problems are three disjoint sets.
 
     Args:
@@ -31,7 +29,9 @@ def load(
     shown = problems[heldout : heldout + demonstrations]
     return Environment(
         heldout=[_task(a, b) for a, b in problems[:heldout]],
-        demonstrations=[(*_prompt(a, b), {"role": "assistant", "content": f"<answer>{a + b}</answer>"}) for a, b in shown],
+        demonstrations=[
+            (*_prompt(a, b), {"role": "assistant", "content": f"<answer>{a + b}</answer>"}) for a, b in shown
+        ],
         train=[_task(a, b) for a, b in problems[heldout + demonstrations :]],
     )
 

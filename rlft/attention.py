@@ -68,8 +68,7 @@ def packed_attention(
         own = slice(start, start + sum(group.lengths))
         rows, width = len(group.lengths), max(group.lengths)
         padded_query, padded_key, padded_value = (
-            tensor[0, :, own][:, gather].unflatten(1, (rows, width)).transpose(0, 1)
-            for tensor in (query, key, value)
+            tensor[0, :, own][:, gather].unflatten(1, (rows, width)).transpose(0, 1) for tensor in (query, key, value)
         )
         output = F.scaled_dot_product_attention(
             padded_query,

@@ -161,7 +161,9 @@ def pack(batch: Batch) -> Packed:
     for sequences in members.values():
         prompt = batch.prompt_ids[sequences[0]]
         if not prompt:
-            raise ValueError(f"sequence {sequences[0]} has an empty prompt: there is nothing to predict its first token from")
+            raise ValueError(
+                f"sequence {sequences[0]} has an empty prompt: there is nothing to predict its first token from"
+            )
         start = len(token_ids)
         token_ids += prompt
         position_ids += range(len(prompt))

@@ -26,7 +26,11 @@ ConfigFile = Annotated[Path, typer.Argument(help="Config file (YAML).", show_def
 RunFolder = Annotated[Path, typer.Argument(help="Run directory, such as runs/quickstart.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Settings that replace the config's: key.sub=value.", show_default=False, metavar="[KEY=VALUE]..."),
+    typer.Argument(
+        help="Settings that replace the config's: key.sub=value.",
+        show_default=False,
+        metavar="[KEY=VALUE]...",
+    ),
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Start over; an existing run of that name is moved aside.")]
 
@@ -62,7 +66,8 @@ def resume(run: RunFolder) -> None:
 @app.command()
 def evaluate(
     target: Annotated[
-        Path, typer.Argument(help="Config file (base model) or run directory (its last adapter).", show_default=False)
+        Path,
+        typer.Argument(help="Config file (base model) or run directory (its last adapter).", show_default=False),
     ],
     overrides: Overrides = None,
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder (PEFT layout) to measure instead.")] = None,
@@ -93,7 +98,8 @@ def report(run: RunFolder) -> None:
 @app.command("list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="rewards, environments, presets or engines; all when left out.", show_default=False)
+        str,
+        typer.Argument(help="rewards, environments, presets or engines; all when left out.", show_default=False),
     ] = "",
 ) -> None:
     """List what a config can name."""
@@ -106,7 +112,7 @@ def list_(
         "rewards": imports.available("rewards"),
         "environments": imports.available("environments"),
         "presets": {name: _preset_line(algorithm) for name, algorithm in PRESETS.items()},
-        "engines": {name: "" for name in engines},
+        "engines": dict.fromkeys(engines, ""),
     }
     if kind and kind not in tables:
         raise ValueError(f"nothing called {kind!r} to list; one of {', '.join(tables)}")

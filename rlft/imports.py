@@ -128,10 +128,10 @@ def _load_file(file: Path, path: str) -> ModuleType:
         if isinstance(error, KeyboardInterrupt):
             raise
         hint = ""
-        is_missing = isinstance(error, ModuleNotFoundError) and error.name
-        if is_missing and (file.parent / f"{error.name}.py").is_file():
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (file.parent / f"{missing}.py").is_file():
             hint = (
-                f"\n{error.name}.py lies beside it, but a function named by file is loaded alone: merge them, or put "
+                f"\n{missing}.py lies beside it, but a function named by file is loaded alone: merge them, or put "
                 "their folder on PYTHONPATH and write package.module:function"
             )
         raise ValueError(f"{path}: importing it failed:\n{describe_error(error)}{hint}") from error

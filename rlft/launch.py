@@ -107,7 +107,14 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
         pool.publish(adapter)
         view.stage("held-out evaluation")
         result, _ = evaluate(
-            config, pool, scorer, environment.heldout, adapter=adapter, name="measure", step=0, on_chunk=view.progress
+            config,
+            pool,
+            scorer,
+            environment.heldout,
+            adapter=adapter,
+            name="measure",
+            step=0,
+            on_chunk=view.progress,
         )
         return result
 
@@ -139,9 +146,7 @@ def _execute(run: Run, environment: Environment, *, is_resumed: bool) -> dict[st
         View(config.name, steps=config.steps) as view,
         _services(config, model_folder, run, view) as (pool, scorer),
     ):
-        parts = _Parts(
-            run=run, view=view, environment=environment, model_folder=model_folder, pool=pool, scorer=scorer
-        )
+        parts = _Parts(run=run, view=view, environment=environment, model_folder=model_folder, pool=pool, scorer=scorer)
         try:
             return _stages(parts, is_resumed=is_resumed)
         except BaseException:

@@ -28,7 +28,9 @@ from rlft.types import Adapter, Batch, Metrics
 class Learner:
     """Policy, reference and critic adapters on one frozen base, and their optimizer."""
 
-    def __init__(self, config: RunConfig, model_folder: Path | str, *, warm_start: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, model_folder: Path | str, *, warm_start: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Load the base and make the adapters.
 
         Args:
@@ -125,7 +127,9 @@ class Learner:
         named = dict(self._named_parameters())
         saved = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
         if saved != named.keys():
-            raise ValueError("the checkpoint's parameters do not fit this configuration (model, adapter or algorithm differ)")
+            raise ValueError(
+                "the checkpoint's parameters do not fit this configuration (model, adapter or algorithm differ)"
+            )
         with torch.no_grad():
             for name, parameter in named.items():
                 parameter.copy_(tensors[f"parameter/{name}"])
@@ -154,7 +158,10 @@ class Learner:
         torch.set_num_threads(self.config.learner.threads)
         with models.active(self.model, models.CRITIC):
             return torch.cat(
-                [models.token_values(self.model, self.value_head, pack(part)).cpu() for part in self._microbatches(batch)]
+                [
+                    models.token_values(self.model, self.value_head, pack(part)).cpu()
+                    for part in self._microbatches(batch)
+                ]
             )
 
     def _microbatches(self, batch: Batch) -> Iterator[Batch]:
@@ -259,13 +266,20 @@ def lr_factor(config: RunConfig, update: int) -> float:
     return 1.0
 
 
-def _make_optimizer(parameters: tuple[list[nn.Parameter], list[nn.Parameter]], config: LearnerConfig) -> torch.optim.AdamW:
+def _make_optimizer(
+    parameters: tuple[list[nn.Parameter], list[nn.Parameter]], config: LearnerConfig
+) -> torch.optim.AdamW:
     policy, critic = parameters
     groups: list[dict[str, Any]] = [{"params": policy, "peak_lr": config.lr}]
     if critic:
         groups.append({"params": critic, "peak_lr": config.critic_lr})
     return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(0.9, config.beta2), eps=1e-8, weight_decay=config.weight_decay, foreach=False
+        groups,
+        lr=config.lr,
+        betas=(0.9, config.beta2),
+        eps=1e-8,
+        weight_decay=config.weight_decay,
+        foreach=False,
     )
 
 

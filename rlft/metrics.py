@@ -37,12 +37,15 @@ def describe(groups: Sequence[Group]) -> Metrics:
         }
         if interval.low == interval.low:  # one group alone has no interval
             metrics |= {"reward/low": interval.low, "reward/high": interval.high}
-    parts: dict[str, list[float]] = defaultdict(list)
-    for outcome in outcomes:
-        if isinstance(outcome, Score):
-            for name, value in outcome.parts.items():
-                parts[name].append(value)
-    metrics |= {f"reward/part/{name}": sum(values) / len(values) for name, values in sorted(parts.items())}
+    parts: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for index, group in enumerate(groups):
+        for trajectory in group.trajectories:
+            if isinstance(trajectory.outcome, Score):
+                for name, value in trajectory.outcome.parts.items():
+                    parts[name][index].append(value)
+    metrics |= {
+        f"reward/part/{name}": mean_interval(list(by_group.values())).mean for name, by_group in sorted(parts.items())
+    }
     return metrics
 
 

@@ -60,7 +60,12 @@ def lora_config(config: AdapterConfig) -> LoraConfig:
     """PEFT's description of the adapter."""
     targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
     return LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
     )
 
 
@@ -91,7 +96,9 @@ def write_adapter(model: PeftModel, name: str, tensors: Mapping[str, Tensor]) ->
     """
     expected = get_peft_model_state_dict(model, adapter_name=name)
     if mismatched := sorted(
-        key for key in {*expected, *tensors} if key not in expected or key not in tensors or expected[key].shape != tensors[key].shape
+        key
+        for key in {*expected, *tensors}
+        if key not in expected or key not in tensors or expected[key].shape != tensors[key].shape
     ):
         raise ValueError(
             f"the adapter's tensors do not fit this model: {len(mismatched)} differ in name or shape, first {mismatched[0]!r}; "

@@ -1,12 +1,12 @@
 """A run directory: the source of truth of a run, and the only thing that the curves read.
 
-    runs/NAME/
-      config.yaml        the resolved config           provenance.json  versions, hardware, code hashes
-      metrics.jsonl      one line of numbers per step  events.jsonl     what happened, with times
-      rollouts/          step-000012.parquet: every sample, failed ones too
-      evals/             base.json, sft.json, step-000010.json and their rollouts
-      adapters/          sft, v000012: PEFT folders    checkpoints/     what `rlft resume` starts from
-      summary.json       at the end                    logs/            what scoring processes printed
+runs/NAME/
+  config.yaml        the resolved config           provenance.json  versions, hardware, code hashes
+  metrics.jsonl      one line of numbers per step  events.jsonl     what happened, with times
+  rollouts/          step-000012.parquet: every sample, failed ones too
+  evals/             base.json, sft.json, step-000010.json and their rollouts
+  adapters/          sft, v000012: PEFT folders    checkpoints/     what `rlft resume` starts from
+  summary.json       at the end                    logs/            what scoring processes printed
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Run:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(f"{self.path} is in use by another rlft process; wait for it, or give this run another name") from None
+            raise ValueError(
+                f"{self.path} is in use by another rlft process; wait for it, or give this run another name"
+            ) from None
 
     @classmethod
     def create(cls, config: RunConfig, *, provenance: dict[str, Any], restart: bool = False) -> Self:
@@ -88,7 +90,9 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is not None:
             self.event("stopped", f"{type(error).__name__}: {error}")
         self._lock.release()
@@ -97,19 +101,24 @@ class Run:
         """Append a step's numbers, synced; what is not finite is left out and noted as an event."""
         bad = sorted(name for name, value in metrics.items() if not math.isfinite(value))
         if bad:
-            self.event("not_finite", f"step {step}: {', '.join(bad)} not finite, left out of metrics.jsonl")
+            self.event("not_finite", f"{', '.join(bad)} not finite, left out of metrics.jsonl", step=step)
         row = {"step": step} | {name: metrics[name] for name in sorted(metrics) if name not in bad}
         _append(self.path / "metrics.jsonl", json.dumps(row))
 
-    def event(self, kind: str, message: str) -> None:
-        """Append something that happened."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        _append(self.path / "events.jsonl", json.dumps({"time": now, "kind": kind, "message": message}))
+    def event(self, kind: str, message: str, *, step: int | None = None) -> None:
+        """Append something that happened; with a step it is marked on the curves."""
+        row: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "kind": kind,
+            "message": message,
+        }
+        _append(self.path / "events.jsonl", json.dumps(row if step is None else {**row, "step": step}))
 
     def write_rollouts(self, step: int, groups: Sequence[Group], advantages: Sequence[float] = ()) -> None:
         """Keep every sample of a step."""
         write_file(
-            self.path / "rollouts" / f"step-{step:06d}.parquet", to_parquet(groups, step=step, advantages=advantages)
+            self.path / "rollouts" / f"step-{step:06d}.parquet",
+            to_parquet(groups, step=step, advantages=advantages),
         )
 
     def write_evaluation(self, result: dict[str, Any], groups: Sequence[Group]) -> None:
@@ -137,7 +146,7 @@ class Run:
             self.event("checkpoint_skipped", problem)
         step = snapshot.step if snapshot else 0
         self._cut_back(step)
-        self.event("resumed", f"continuing after step {step}")
+        self.event("resumed", f"continuing after step {step}", step=step)
         return snapshot
 
     def write_summary(self, summary: dict[str, Any]) -> Path:

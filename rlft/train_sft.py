@@ -52,7 +52,9 @@ def train_sft(
     from trl import SFTConfig, SFTTrainer
 
     class Progress(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+        ) -> None:
             if on_update and logs and "loss" in logs:
                 on_update(state.global_step, state.max_steps, logs["loss"])
 

@@ -70,7 +70,8 @@ def letters(num_train: int = 8, num_heldout: int = 8) -> Environment:
         train=[task("train", i) for i in range(num_train)],
         heldout=[task("heldout", i) for i in range(num_heldout)],
         demonstrations=[
-            ({"role": "user", "content": f"demo{i}"}, {"role": "assistant", "content": "a" * (1 + i % 3)}) for i in range(16)
+            ({"role": "user", "content": f"demo{i}"}, {"role": "assistant", "content": "a" * (1 + i % 3)})
+            for i in range(16)
         ],
     )
 

@@ -57,14 +57,10 @@ def make_run(
         if step % 5 == 0 or step == steps:
             evaluations["rl"] = write_eval(folder, f"step-{step:06d}", skill, random_)
     if failures:
-        events.append(
-            event("worker_restarted", "rollout worker 1 was killed; 2 chunks redone", step=steps // 2)
-        )
+        events.append(event("worker_restarted", "rollout worker 1 was killed; 2 chunks redone", step=steps // 2))
     for record in events:
         append(folder / "events.jsonl", record)
-    write_json(
-        folder / "provenance.json", {"rlft": "0.1.0", "python": "3.11", "rewards": {"math_answer": "ab12"}}
-    )
+    write_json(folder / "provenance.json", {"rlft": "0.1.0", "python": "3.11", "rewards": {"math_answer": "ab12"}})
     write_json(folder / "summary.json", {f"accuracy_{name}": value for name, value in evaluations.items()})
     return folder
 
@@ -75,9 +71,7 @@ def write_config(folder: Path, steps: int = 12) -> None:
     (folder / "config.yaml").write_text(CONFIG.format(name=folder.name, steps=steps), encoding="utf-8")
 
 
-def write_eval(
-    folder: Path, name: str, skill: float, random_: random.Random, tasks: int = 120
-) -> dict[str, Any]:
+def write_eval(folder: Path, name: str, skill: float, random_: random.Random, tasks: int = 120) -> dict[str, Any]:
     """Write evals/NAME.json and return its accuracy."""
     by_task = {f"held-out-{i:03d}": [float(random_.random() < skill)] for i in range(tasks)}
     accuracy = accuracy_interval(by_task).as_dict()
@@ -110,9 +104,7 @@ def rollout(step: int = 1, group: int = 0, sample: int = 0, **changes: Any) -> d
             "seed": 2**63 + 1,
         },
         **{"prompt": prompt, "completion": "17 + 25 = 42\n<answer>42</answer>", "answer": '"42"'},
-        "messages": json.dumps(
-            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}]
-        ),
+        "messages": json.dumps([{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}]),
         **{"outcome": "score", "reward": 1.0, "parts": '{"math_answer": 1.0, "brevity": 0.8}'},
         **{"failure_kind": None, "failure_message": None, "reproduce": None, "advantage": 0.5},
         **{"finish_reason": "stop", "prompt_tokens": 30, "completion_tokens": 12, "token_ids": [1, 2, 3]},
@@ -137,9 +129,7 @@ def step_rollouts(
         for sample in range(size):
             right, tokens = random_.random() < chance, random_.randint(8, 60)
             brevity = round(1 - tokens / 64, 3)
-            wrong = {
-                "completion": f"17 + 25 is about {random_.randint(30, 60)}.\nI am not sure, let me think"
-            }
+            wrong = {"completion": f"17 + 25 is about {random_.randint(30, 60)}.\nI am not sure, let me think"}
             rows.append(
                 rollout(
                     step,

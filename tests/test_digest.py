@@ -74,10 +74,7 @@ def test_the_verdict_without_common_tasks_compares_intervals() -> None:
 
 def test_wasted_tokens_are_counted_by_cause(tmp_path: Path) -> None:
     rows = [
-        *(
-            rollout(1, 0, i, reward=r, advantage=r - 0.5, completion_tokens=10)
-            for i, r in enumerate((0.0, 1.0))
-        ),
+        *(rollout(1, 0, i, reward=r, advantage=r - 0.5, completion_tokens=10) for i, r in enumerate((0.0, 1.0))),
         *(rollout(1, 1, i, reward=1.0, advantage=0.0, completion_tokens=20) for i in range(2)),
         rollout(1, 2, 0, outcome="failed", reward=None, advantage=None, completion_tokens=5),
         rollout(1, 2, 1, outcome="abstain", reward=None, advantage=None, completion_tokens=4),

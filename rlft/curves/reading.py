@@ -78,9 +78,7 @@ def read_config(run: Path) -> dict[str, Any]:
 
     path = Path(run) / "config.yaml"
     if not path.is_file():
-        raise ValueError(
-            f"{run} is not a run directory: it has no config.yaml; give the folder that a run made"
-        )
+        raise ValueError(f"{run} is not a run directory: it has no config.yaml; give the folder that a run made")
     try:
         config = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
@@ -166,9 +164,7 @@ def read_rollouts(run: Path, columns: Sequence[str] | None = None, steps: Iterab
 
     stored = rollout_steps(run)
     if not stored:
-        raise ValueError(
-            f"{run} has no rollouts yet: they are written after each step to rollouts/step-*.parquet"
-        )
+        raise ValueError(f"{run} has no rollouts yet: they are written after each step to rollouts/step-*.parquet")
     wanted = stored if steps is None else sorted(set(steps))
     if missing := sorted(set(wanted) - set(stored)):
         raise ValueError(f"{run} has no rollouts of step {missing[0]}; stored: {stored[0]} to {stored[-1]}")
@@ -179,9 +175,7 @@ def read_rollouts(run: Path, columns: Sequence[str] | None = None, steps: Iterab
             # partitioning=None: a run folder called "lr=0.1" is a name, not a partition column.
             schema = pq.read_schema(paths[step])
             if absent := sorted(set(columns or ()) - set(schema.names)):
-                raise ValueError(
-                    f"{paths[step]} has no column {absent[0]!r}; it has {', '.join(schema.names)}"
-                )
+                raise ValueError(f"{paths[step]} has no column {absent[0]!r}; it has {', '.join(schema.names)}")
             names = None if columns is None else list(columns)
             tables.append(pq.read_table(paths[step], columns=names, partitioning=None))
         except (pa.ArrowException, OSError) as error:
@@ -228,9 +222,7 @@ def _read_lines(path: Path, notes: list[str] | None) -> Iterable[tuple[str, dict
             record = json.loads(line)
         except ValueError as error:
             if number < len(lines):
-                raise ValueError(
-                    f"{where}: not readable as JSON ({error}); the file was edited or damaged"
-                ) from error
+                raise ValueError(f"{where}: not readable as JSON ({error}); the file was edited or damaged") from error
             _say(f"{where}: the last line is torn, as after a crash, and was left out", notes)
             return
         if not isinstance(record, dict):

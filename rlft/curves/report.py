@@ -151,9 +151,7 @@ def _tiles(run: _Run) -> list[tuple[str, str, str]]:
     state = "finished" if run.summary else "still running, or stopped"
     tiles = [("Steps", f"{done} of {planned}" if planned else str(done), state)]
     if seconds:
-        tiles.append(
-            ("Wall time", duration(math.fsum(seconds)), f"{duration(seconds[-1])} for the last step")
-        )
+        tiles.append(("Wall time", duration(math.fsum(seconds)), f"{duration(seconds[-1])} for the last step"))
     if run.waste is not None and run.waste.tokens:
         tiles.append(("Sampled", f"{run.waste.tokens:,}", "rollout tokens"))
         tiles.append(("Gave no gradient", percent(run.waste.share), "of the rollout tokens"))

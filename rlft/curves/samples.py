@@ -98,9 +98,7 @@ def showcase(run: Path, count: int = 3) -> Showcase:
     last = [_sample(row) for row in read_rollouts(run, _COLUMNS, steps).to_pylist()]
     scored = [sample for sample in last if sample.reward is not None and math.isfinite(sample.reward)]
     # Among equal rewards the larger advantage is the rarer one in its group, so the one that tells more.
-    ranked = sorted(
-        scored, key=lambda s: (-(s.reward or 0.0), -(s.advantage or 0.0), -s.step, s.completion_tokens)
-    )
+    ranked = sorted(scored, key=lambda s: (-(s.reward or 0.0), -(s.advantage or 0.0), -s.step, s.completion_tokens))
     best = _other_tasks(ranked, count)
     worst = _other_tasks([sample for sample in reversed(ranked) if sample not in best], count)
     failed, failures = _failed(run, count)

@@ -49,9 +49,7 @@ class Interval:
     def from_dict(cls, data: Mapping[str, Any]) -> Interval:
         """The inverse of `as_dict`. Raises ValueError on a missing key or a value that is not a number."""
         try:
-            mean, low, high = (
-                math.nan if data[key] is None else float(data[key]) for key in ("mean", "low", "high")
-            )
+            mean, low, high = (math.nan if data[key] is None else float(data[key]) for key in ("mean", "low", "high"))
             return cls(mean, low, high, int(data["n"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected mean, low, high and n as numbers, got {data!r}") from error

@@ -33,9 +33,7 @@ def curve(
 
 def band(steps: Sequence[float], bounds: Sequence[tuple[float, float]], color: str) -> list[Trace]:
     """Two invisible lines with a fill between them, over the steps that have both bounds."""
-    known = [
-        (s, low, high) for s, (low, high) in zip(steps, bounds, strict=True) if math.isfinite(low + high)
-    ]
+    known = [(s, low, high) for s, (low, high) in zip(steps, bounds, strict=True) if math.isfinite(low + high)]
     if not known:
         return []
     x = [step for step, _, _ in known]

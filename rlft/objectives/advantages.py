@@ -67,9 +67,7 @@ def whiten(advantages: Tensor) -> Tensor:
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
-def gae(
-    rewards: Tensor, values: Tensor, sequence_index: Tensor, *, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, sequence_index: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (https://arxiv.org/abs/1506.02438, equation 16), per sequence.
 
         delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1},   V after the last action = 0
@@ -128,9 +126,9 @@ def token_advantages(
 
     # Without a critic the KL penalty of a whole sequence is part of its reward, as in RLOO.
     penalties = torch.zeros_like(rewards).index_add(0, sequence_index, token_rewards)
-    advantages = sequence_advantages(
-        rewards + penalties, group_index, algorithm.baseline, algorithm.scale
-    )[sequence_index]
+    advantages = sequence_advantages(rewards + penalties, group_index, algorithm.baseline, algorithm.scale)[
+        sequence_index
+    ]
     return (whiten(advantages) if algorithm.scale == "batch_std" else advantages), None
 
 

@@ -122,9 +122,7 @@ def policy_loss(
     return (loss * weights).sum(), sums
 
 
-def value_loss(
-    algorithm: Algorithm, *, values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor
-) -> Tensor:
+def value_loss(algorithm: Algorithm, *, values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:
     """The critic's loss as a weighted sum: half the squared error, with PPO's pessimistic clip around the old value.
 
     As in the PPO implementation notes, https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, item 9.

@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import keyword
 import pkgutil
 import sys
 import traceback
@@ -33,10 +34,7 @@ REPRODUCE_LIMIT = 100_000
 """Longest program that `reproduce` writes, in characters: the system takes 128 KiB after `python -c`."""
 
 _IMPORTS = {
-    **{
-        name: f"from rlft.types import {name}"
-        for name in ("Completion", "Group", "Task", "Trajectory", "Turn")
-    },
+    **{name: f"from rlft.types import {name}" for name in ("Completion", "Group", "Task", "Trajectory", "Turn")},
     **{name: f"from rlft.types import {name}" for name in ("Abstain", "Failed", "Score")},
     "Decimal": "from decimal import Decimal",
     "Fraction": "from fractions import Fraction",
@@ -115,8 +113,12 @@ def reproduce(path: str, arguments: Mapping[str, Any], *, is_async: bool) -> str
 
     Arguments that are not plain data or do not fit a command line cannot be written: the program says so.
     """
-    values = (f"{name}={'ignore' if value is ignore else repr(value)}" for name, value in arguments.items())
-    call = f"load({absolute(path)!r})({', '.join(values)})"
+    values = {name: "ignore" if value is ignore else repr(value) for name, value in arguments.items()}
+    if all(name.isidentifier() and not keyword.iskeyword(name) for name in values):
+        listed = ", ".join(f"{name}={value}" for name, value in values.items())
+    else:  # a column whose name is no Python name arrives in **kwargs
+        listed = f"**{{{', '.join(f'{name!r}: {value}' for name, value in values.items())}}}"
+    call = f"load({absolute(path)!r})({listed})"
     problem = "are too long" if len(call) > REPRODUCE_LIMIT else ""
     names: set[str] = set()
     if not problem:
@@ -127,9 +129,7 @@ def reproduce(path: str, arguments: Mapping[str, Any], *, is_async: bool) -> str
         if unknown := sorted(names - _IMPORTS.keys() - {"set", "frozenset", "bytearray"}):
             problem = f"contain {unknown[0]}(...), which is not plain data"
     if problem:
-        return (
-            f"raise SystemExit({f'the arguments of {path} {problem}; take the sample from the rollouts'!r})"
-        )
+        return f"raise SystemExit({f'the arguments of {path} {problem}; take the sample from the rollouts'!r})"
     imports = [_IMPORTS[name] for name in sorted(names & _IMPORTS.keys())]
     if is_async:
         return "\n".join(["import asyncio", *imports, f"print(asyncio.run({call}))"])
@@ -183,11 +183,7 @@ def _load_file(file: Path, path: str) -> ModuleType:
         if isinstance(error, KeyboardInterrupt):
             raise
         hint = ""
-        if (
-            isinstance(error, ModuleNotFoundError)
-            and error.name
-            and (file.parent / f"{error.name}.py").is_file()
-        ):
+        if isinstance(error, ModuleNotFoundError) and error.name and (file.parent / f"{error.name}.py").is_file():
             hint = (
                 f"\n{error.name}.py lies beside it, but a reward named by file is loaded alone: merge them, "
                 "or put their folder on PYTHONPATH and name the reward package.module:function"

@@ -145,6 +145,12 @@ class ScoringProcess:
 
     def kill(self) -> str:
         """Kill it and everything that it started, and say how it ended. Waits if it was asked to finish."""
+        if self._process.returncode is None:
+            self._kill()
+        code = self._process.returncode
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    def _kill(self) -> None:
         if self.idle and self.expires < math.inf:
             wait(self.handles, max(0.0, self.expires - time.monotonic()))
         children = []
@@ -155,12 +161,11 @@ class ScoringProcess:
         for child in children:  # those that left the session
             with suppress(psutil.Error):
                 child.kill()
-        code = self._process.wait()
+        self._process.wait()
         self._connection.close()
         os.close(self._lifeline)
         if self._exit is not None:
             os.close(self._exit)
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 class ScoringPool:
@@ -184,6 +189,11 @@ class ScoringPool:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or closed itself because its processes cannot be replaced."""
+        return not self._finalizer.alive
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
         """Do the jobs; gives each with its outcomes and its seconds, in the order of completion.

@@ -163,7 +163,7 @@ class Scorer:
             ValueError: if a parameter has no column; or if a process had to be replaced and its rewards could
                 not be loaded again or had changed, which closes the scorer.
         """
-        if self._closed:
+        if self._closed or (self._pool and self._pool.closed):
             raise ValueError("this Scorer is closed")
         if not self._columns_checked and groups:
             self._check_columns({column for group in groups for column in group.task.columns})
@@ -218,9 +218,7 @@ class Scorer:
         plan, spec, group = self._loaded[unit.reward].plan, self._specs[unit.reward], groups[unit.group]
         return call_arguments(plan, spec, group, unit.members[0] if plan.kind == "sample" else None)
 
-    def _enter(
-        self, table: _Table, unit: _Unit, groups: Sequence[Group], outcomes: Sequence[Outcome]
-    ) -> None:
+    def _enter(self, table: _Table, unit: _Unit, groups: Sequence[Group], outcomes: Sequence[Outcome]) -> None:
         program = self._reproduce(unit, groups) if any(isinstance(o, Failed) for o in outcomes) else ""
         for member, outcome in zip(unit.members, outcomes, strict=True):
             if isinstance(outcome, Failed):

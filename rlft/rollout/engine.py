@@ -33,9 +33,7 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(
-        self, requests: Sequence[Request], params: SamplingParams, *, version: int
-    ) -> list[list[Completion]]:
+    def generate(self, requests: Sequence[Request], params: SamplingParams, *, version: int) -> list[list[Completion]]:
         """Complete every request, one list per request in the order of its seeds.
 
         The result depends on the requests, the parameters and the adapter only.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -76,6 +77,8 @@ class RayPool:
         Raises:
             ConnectionError: `ray_address` does not answer.
         """
+        if not config.ray_address:
+            _protect_cluster()
         import ray
 
         self._ray = ray
@@ -174,14 +177,25 @@ def _start_ray(config: RunConfig) -> None:
     if config.ray_address:
         ray.init(address=config.ray_address, **options)
         return
-    # A private cluster: nobody without the token may run code in it, and the dashboard stays off.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(
         num_cpus=config.rollout.workers,
         include_dashboard=False,
         object_store_memory=512 * 2**20,
         **options,
     )
+
+
+def _protect_cluster() -> None:
+    """A private cluster: nobody without the token may run code in it. Ray reads this when it is imported.
+
+    Raises:
+        RuntimeError: Ray was imported before without it, so that its cluster would be open to every local user.
+    """
+    if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
+        raise RuntimeError(
+            "ray was imported before rlft could protect its cluster; set RAY_AUTH_MODE=token before importing it"
+        )
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -75,14 +75,14 @@ class TransformersEngine:
                 if isinstance(self._model.get_submodule(name.rpartition(".")[0]), Conv1D):
                     delta = delta.T  # GPT-2's layers store their weight transposed
                 if delta.shape != weight.shape:
-                    raise ValueError(f"adapter for {name}: the update has shape {tuple(delta.shape)}, the weight {tuple(weight.shape)}")
+                    raise ValueError(
+                        f"adapter for {name}: the update has shape {tuple(delta.shape)}, the weight {tuple(weight.shape)}"
+                    )
                 weight.copy_(pristine.float() + delta.to(self.device))
         self.version, self._hash = adapter.version, content_hash
 
     @torch.inference_mode()
-    def generate(
-        self, requests: Sequence[Request], params: SamplingParams, *, version: int
-    ) -> list[list[Completion]]:
+    def generate(self, requests: Sequence[Request], params: SamplingParams, *, version: int) -> list[list[Completion]]:
         """See `engine.Engine`."""
         if version != self.version:
             raise ValueError(f"asked to generate with adapter version {version} while {self.version} is loaded")
@@ -135,9 +135,7 @@ class TransformersEngine:
                 logits_to_keep=1,
                 **{self._cache_argument: cache},
             ).logits[:, -1]
-            tokens, step_logprobs = sample(
-                logits, uniform[live, t], temperature=params.temperature, top_p=params.top_p
-            )
+            tokens, step_logprobs = sample(logits, uniform[live, t], temperature=params.temperature, top_p=params.top_p)
             token_ids[live, t] = tokens.cpu()
             logprobs[live, t] = step_logprobs.cpu()
             ends = torch.isin(tokens, end_ids) & ~has_ended
@@ -150,7 +148,12 @@ class TransformersEngine:
                 break
             if num_live < COMPACT_BELOW * len(live):
                 keep = (~has_ended).nonzero().squeeze(1)
-                live, tokens, positions, has_ended = live[keep.cpu()], tokens[keep], positions[keep], has_ended[keep]
+                live, tokens, positions, has_ended = (
+                    live[keep.cpu()],
+                    tokens[keep],
+                    positions[keep],
+                    has_ended[keep],
+                )
                 cache.keep(keep)
         return token_ids, logprobs, lengths, stopped
 
@@ -179,9 +182,13 @@ class TransformersEngine:
                 raise ValueError("a request has an empty prompt: there is nothing to continue")
             total = len(request.prompt_ids) + params.max_new_tokens
             if total > self._context:
-                raise ValueError(f"prompt and completion of {total} tokens exceed the model's context of {self._context}")
+                raise ValueError(
+                    f"prompt and completion of {total} tokens exceed the model's context of {self._context}"
+                )
             if self._window is not None and total > self._window:
-                raise ValueError(f"prompt and completion of {total} tokens exceed the model's sliding window of {self._window}")
+                raise ValueError(
+                    f"prompt and completion of {total} tokens exceed the model's sliding window of {self._window}"
+                )
 
 
 class _RowCache(Cache):
@@ -204,14 +211,14 @@ class _RowLayer(CacheLayerMixin):
         super().__init__()
         self._cache = cache
         self.rows = torch.arange(len(rows), device=rows.device)
-        self.keys, self.values = (
-            _spread(tensor, rows, capacity) for tensor in (keys, values)
-        )
+        self.keys, self.values = (_spread(tensor, rows, capacity) for tensor in (keys, values))
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         self.keys[self.rows, :, self._cache.positions] = key_states[:, :, 0]
         self.values[self.rows, :, self._cache.positions] = value_states[:, :, 0]
         return self.keys[:, :, : self._cache.length], self.values[:, :, : self._cache.length]
@@ -244,5 +251,3 @@ def _deltas(adapter: Adapter, scale: float) -> dict[str, Tensor]:
             parameter = name.removeprefix("base_model.model.").replace(".lora_A.", ".")
             deltas[parameter] = scale * (up.float() @ down.float())
     return deltas
-
-

@@ -1,0 +1,185 @@
+"""Naming rewards: what is found, what shadows what, and what the errors say."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlft.reward.loading import available, load, reproduce, source_hash
+
+ROOT = Path(__file__).parents[1]
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(path: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        load(path)
+    return str(caught.value)
+
+
+def test_shipped_rewards_load_by_import_path_and_by_file() -> None:
+    by_name = load("rewards.exact_answer:exact_answer")
+    assert by_name("<answer>4</answer>", "4") == 1.0
+    assert load(f"{ROOT}/rewards/exact_answer.py:exact_answer") is by_name
+
+
+def test_available_lists_every_shipped_reward_with_its_docstring() -> None:
+    found = available()
+    assert set(found) == {
+        "rewards.exact_answer:exact_answer",
+        "rewards.graded_answer:graded_answer",
+        "rewards.last_number:last_number",
+    }
+    assert all(line and "\n" not in line for line in found.values())
+    assert all(callable(load(path)) for path in found)
+
+
+def test_a_users_folder_called_rewards_neither_shadows_nor_is_shadowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = "def exact_answer(completion):\n    return -7.0\n"
+    write(tmp_path / "rewards/__init__.py", "")
+    write(tmp_path / "rewards/exact_answer.py", mine)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # even when it comes first on the import path
+    monkeypatch.delitem(sys.modules, "rewards", raising=False)
+    monkeypatch.delitem(sys.modules, "rewards.exact_answer", raising=False)
+    assert load("rewards/exact_answer.py:exact_answer")("x") == -7.0
+    assert load("rewards.exact_answer:exact_answer")("<answer>4</answer>", "4") == 1.0
+    assert load("rewards/exact_answer.py:exact_answer")("x") == -7.0
+
+
+def test_files_of_one_name_do_not_meet(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write(tmp_path / folder / "mine.py", f"def reward(completion):\n    return {folder!r}\n")
+    assert load(f"{tmp_path}/a/mine.py:reward")("") == "a"
+    assert load(f"{tmp_path}/b/mine.py:reward")("") == "b"
+
+
+def test_a_file_named_like_a_library_module_hides_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "json.py", "def reward(completion):\n    return 3\n")
+    assert load(f"{tmp_path}/json.py:reward")("") == 3
+    import json
+
+    assert json.loads("1") == 1
+
+
+def test_dataclasses_work_in_a_reward_file(tmp_path: Path) -> None:
+    text = """
+        from __future__ import annotations
+        from dataclasses import dataclass
+        @dataclass
+        class Rule:
+            value: float
+        def reward(completion):
+            return Rule(2.0).value
+    """
+    write(tmp_path / "mine.py", "\n".join(line[8:] for line in text.splitlines()))
+    assert load(f"{tmp_path}/mine.py:reward")("") == 2.0
+
+
+@pytest.mark.parametrize(
+    ("word", "suggestion"),
+    [
+        ("exact_mach", "'rewards.exact_answer:exact_answer'"),
+        ("last_nubmer", "'rewards.last_number:last_number'"),
+        ("rewards.last_number", "'rewards.last_number:last_number'"),
+        ("rewards.last_number:last_nubmer", "'last_number'"),
+        ("rewards.lastnumber:last_number", "'rewards.last_number:last_number'"),
+    ],
+)
+def test_a_misspelt_shipped_reward_is_suggested(word: str, suggestion: str) -> None:
+    assert f"Did you mean {suggestion}?" in refusal(word)
+
+
+def test_errors_say_what_is_there_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(
+        tmp_path / "brevity.py",
+        "from json import dumps\nLIMIT = 3\nclass C: pass\ndef brevity(completion): ...\n",
+    )
+    monkeypatch.chdir(tmp_path)
+    assert "brevity.py:FUNCTION" in refusal("brevity.py")
+    assert "Did you mean 'brevity.py'?" in refusal("brevty.py:brevity")
+    missing = refusal("brevity.py:brevty")
+    assert "Did you mean 'brevity'?" in missing
+    assert missing.endswith("It defines: brevity.")  # neither what it imports nor its constants
+    assert "is a int, not a function" in refusal("brevity.py:LIMIT")
+    assert "is a type, not a function" in refusal("brevity.py:C")
+    assert f"{tmp_path}/nowhere holds no .py file" in refusal("nowhere/brevity.py:brevity")
+    assert "brevity.py exists: write brevity.py:brevity" in refusal("brevity:brevity")
+    assert "no module 'jsom'" in refusal("jsom:loads")
+    assert "Did you mean 'json'?" in refusal("jsom:loads")
+    assert "Did you mean 'decoder'?" in refusal("json.decodr:loads")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("def reward(:", "SyntaxError"),
+        ("import no_such_library_xyz", "No module named 'no_such_library_xyz'"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("raise RuntimeError('x' * 10)", "line 1"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_a_value_error(tmp_path: Path, text: str, said: str) -> None:
+    path = f"{write(tmp_path / 'broken.py', text)}:reward"
+    for _ in range(2):  # a failed import leaves nothing behind
+        message = refusal(path)
+        assert path in message
+        assert said in message
+
+
+def test_a_sibling_import_says_what_to_do(tmp_path: Path) -> None:
+    write(tmp_path / "helper.py", "")
+    path = write(tmp_path / "mine.py", "import helper\n")
+    assert "helper.py lies beside it" in refusal(f"{path}:reward")
+
+
+def test_source_hash_is_of_the_defining_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "def reward(completion):\n    return 1\n"
+    defining = write(tmp_path / "rlft_test_package/inner.py", text)
+    write(tmp_path / "rlft_test_package/__init__.py", "from rlft_test_package.inner import reward\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert source_hash(f"{defining}:reward") == expected
+    assert source_hash("rlft_test_package:reward") == expected  # re-exported: its own file counts
+    wrapped = "import functools\n@functools.cache\ndef reward(completion): ...\npart = functools.partial(reward)\n"
+    path = write(tmp_path / "wrapped.py", wrapped)
+    assert source_hash(f"{path}:reward") == source_hash(f"{path}:part") == hashlib.sha256(wrapped.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        'it\'s "quoted"\n\u2212\x00\ud800',
+        [1, -2.5, float("inf"), None, True, (), {"k": {1}}],
+    ],
+)
+def test_reproduce_writes_plain_data(tmp_path: Path, value: object) -> None:
+    path = write(tmp_path / "mine.py", "def reward(x, **kwargs):\n    return ascii((x, kwargs))\n")
+    for arguments in ({"x": value}, {"x": value, "a column": 1, "class": 2}):
+        program = reproduce(f"{path}:reward", arguments, is_async=False)
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+        rest = {name: value for name, value in arguments.items() if name != "x"}
+        assert done.stdout.strip() == ascii((value, rest))
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [(object(), "are not all plain data"), (Path("x"), "PosixPath(...)"), ("x" * 200_000, "are too long")],
+)
+def test_reproduce_says_when_it_cannot(value: object, why: str) -> None:
+    program = reproduce("rewards.exact_answer:exact_answer", {"completion": value}, is_async=False)
+    with pytest.raises(SystemExit, match="take the sample from the rollouts") as caught:
+        exec(program, {})
+    assert why in str(caught.value)

@@ -1,0 +1,543 @@
+"""Scoring processes: whatever a reward does, every trajectory gets an outcome and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlft.reward.contract import RewardSpec
+from rlft.reward.scoring import Scorer
+from rlft.types import Abstain, Completion, Failed, Group, Outcome, Score, Task, Trajectory, Turn
+
+ROOT = Path(__file__).parents[1]
+
+# What a reply makes these rewards do is written in the reply.
+REWARDS = '''
+import ctypes, os, re, signal, subprocess, sys, threading, time
+
+def behave(completion):
+    if completion == "sleep":
+        time.sleep(60)
+    if completion == "regex":  # stuck in C code, holding the interpreter's lock
+        re.match(r"(a+)+$", "a" * 60 + "b")
+    if completion == "exit":
+        os._exit(3)
+    if completion == "segfault":
+        ctypes.string_at(0)
+    if completion == "raise":
+        raise KeyError("the reply is bad")
+    if completion == "sys.exit":
+        sys.exit(0)
+    if completion == "fork":  # a child that comes back out of the reward
+        if os.fork():
+            os.wait()
+    odd = {"nan": float("nan"), "inf": float("inf"), "str": "0.5", "none": None, "list": [0.5],
+           "dict": {"correct": 1.0, "style": 0.5}, "lambda": lambda: 1, "module": sys}
+    return odd.get(completion, float(len(completion)))
+
+def length(completion):
+    return len(completion)
+
+def child(completion, pid_file):
+    """Starts a child in this session, one in a session of its own, and hangs."""
+    if completion == "children":
+        children = [subprocess.Popen(["sleep", "60"], start_new_session=new) for new in (False, True)]
+        with open(pid_file, "w") as file:
+            print(*(child.pid for child in children), file=file)
+        time.sleep(60)
+    return 1.0
+
+def held_open(completion):
+    """Dies while a fork of it keeps the socket to the driver open."""
+    if completion == "die":
+        if os.fork() == 0:
+            time.sleep(60)
+        os._exit(7)
+    return 1.0
+
+def trl(completions, answer, **kwargs):
+    return [float(len(c[0]["content"])) for c in completions]
+
+def short_list(completions, **kwargs):
+    return [1.0]
+
+def slow_list(completions, **kwargs):
+    time.sleep(0.1 * len(completions))
+    return [1.0] * len(completions)
+
+def rank(group):
+    order = sorted(range(len(group.trajectories)), key=lambda i: len(group.trajectories[i].text))
+    return [float(order.index(i)) for i in range(len(order))]
+
+async def judge(completion):
+    return len(completion) + 0.5
+
+def rank_badly(group, answer):
+    return [behave(t.text) for t in group.trajectories]
+
+def trl_badly(completions, log_extra, trainer_state, **kwargs):
+    log_extra("step", [trainer_state.global_step])
+    return [behave(c[0]["content"]) for c in completions]
+
+async def judge_badly(completion, trajectory):
+    return behave(completion)
+
+def needs_column(completion, difficulty):
+    return difficulty
+
+def modules(completion):
+    return {name: float(name in sys.modules) for name in ("torch", "ray", "numpy", "rlft.reward.worker")}
+
+def hashed(completion):
+    return hash(completion) % 1000
+
+def late(completion):
+    """A good answer; the process dies of it afterwards."""
+    threading.Timer(0.05, os._exit, (1,)).start()
+    return 1.0
+
+def talk(completion):
+    print("to stdout"), print("to stderr", file=sys.stderr)
+    return 1.0
+
+def grow(messages):
+    messages.append(1)
+    return len(messages)
+'''
+
+
+@pytest.fixture
+def reward(tmp_path: Path) -> Callable[..., RewardSpec]:
+    """Spec of one of the functions above, by name."""
+    path = tmp_path / "their_rewards.py"
+    path.write_text(REWARDS)
+
+    def spec(function: str, weight: float = 1.0, **args: object) -> RewardSpec:
+        return RewardSpec(path=f"{path}:{function}", weight=weight, args=args)
+
+    return spec
+
+
+def make_group(*texts: str, name: str = "t", **columns: object) -> Group:
+    task = Task(id=name, messages=({"role": "user", "content": "go"},), answer="4", columns=columns)
+    completion = Completion(
+        token_ids=(5,), logprobs=(float("nan"),), finish_reason="stop", adapter_version=0, adapter_hash=""
+    )
+    turns = (Turn(prompt_ids=(1,), completion=completion),)
+    return Group(
+        task=task,
+        trajectories=tuple(
+            Trajectory(task=task, sample_index=i, seed=i, turns=turns, text=text) for i, text in enumerate(texts)
+        ),
+    )
+
+
+def outcomes(group: Group) -> list[Outcome | None]:
+    return [trajectory.outcome for trajectory in group.trajectories]
+
+
+def kinds(group: Group) -> list[str]:
+    return [o.kind if isinstance(o, Failed) else type(o).__name__ for o in outcomes(group)]
+
+
+def gone(pid: int, limit_s: float = 5.0) -> bool:
+    """Whether a process ends within the limit."""
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+BEHAVIOURS = {
+    "fine": "Score",
+    "raise": "error",
+    "sys.exit": "error",
+    "nan": "not_finite",
+    "inf": "not_finite",
+    "str": "type",
+    "list": "type",
+    "lambda": "type",
+    "module": "type",
+    "none": "Abstain",
+    "dict": "Score",
+}
+
+
+def test_every_misbehaviour_is_typed_and_siblings_are_scored(reward: Callable[..., RewardSpec]) -> None:
+    replies = {
+        **BEHAVIOURS,
+        "exit": "crash",
+        "segfault": "crash",
+        "fork": "Score",
+        "sleep": "timeout",
+        "last": "Score",
+    }
+    with Scorer([reward("behave")], workers=2, deadline_s=0.5, log_dir=None) as scorer:
+        (group,) = scorer.score([make_group(*replies)])
+        assert dict(zip(replies, kinds(group), strict=True)) == replies
+        assert outcomes(group)[-1] == Score(value=4.0, parts={"behave": 4.0})
+        failures = {o.kind: o for o in outcomes(group) if isinstance(o, Failed)}
+        assert failures["error"].message.startswith("behave: ")
+        assert failures["timeout"].message == "behave: no result within 0.5 s"
+        assert "killed by SIGSEGV" in failures["crash"].message
+        stats = scorer.stats
+        assert (stats.trajectories, stats.failed, stats.abstained, stats.restarts) == (16, 11, 1, 3)
+        assert stats.failures == {
+            "behave/error": 2,
+            "behave/not_finite": 2,
+            "behave/type": 4,
+            "behave/crash": 2,
+            "behave/timeout": 1,
+        }
+        assert stats.slowest is not None
+        assert (stats.slowest.task_id, stats.slowest.sample_index) == ("t", list(replies).index("sleep"))
+        assert stats.slowest.seconds == pytest.approx(0.5, abs=0.3)
+        assert stats.metrics()["scoring/behave/timeout"] == 1.0
+        # The processes that replaced the dead ones are as good.
+        assert kinds(scorer.score([make_group("fine")])[0]) == ["Score"]
+        assert scorer.stats.restarts == 0
+
+
+def test_in_the_driver_the_same_without_processes(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("behave")], workers=0, deadline_s=0.5, log_dir=None) as scorer:
+        before = psutil.Process().children()
+        (group,) = scorer.score([make_group(*BEHAVIOURS)])
+        assert psutil.Process().children() == before
+    assert kinds(group) == list(BEHAVIOURS.values())
+
+
+def test_code_stuck_in_c_is_killed(reward: Callable[..., RewardSpec]) -> None:
+    started = time.monotonic()
+    with Scorer([reward("behave")], workers=1, deadline_s=0.3, log_dir=None) as scorer:
+        assert kinds(scorer.score([make_group("regex", "fine")])[0]) == ["timeout", "Score"]
+    assert time.monotonic() - started < 5
+
+
+def test_children_of_a_hung_reward_are_killed_too(reward: Callable[..., RewardSpec], tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    with Scorer([reward("child", pid_file=str(pids))], workers=1, deadline_s=1.0, log_dir=None) as scorer:
+        assert kinds(scorer.score([make_group("children", "fine")])[0]) == ["timeout", "Score"]
+        assert [gone(int(pid)) for pid in pids.read_text().split()] == [True, True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the socket alone tells, after the deadline")
+def test_a_death_is_noticed_although_a_fork_holds_the_socket(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("held_open")], workers=1, deadline_s=30.0, log_dir=None) as scorer:
+        assert kinds(scorer.score([make_group("die", "fine")])[0]) == ["crash", "Score"]
+        assert scorer.stats.seconds < 10
+
+
+def test_a_process_that_dies_while_idle_costs_no_sample(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("late")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        for _ in range(2):
+            assert kinds(scorer.score([make_group("x")])[0]) == ["Score"]
+            time.sleep(0.2)
+
+
+def test_results_do_not_depend_on_the_number_of_workers(reward: Callable[..., RewardSpec]) -> None:
+    specs = [
+        reward("behave"),
+        reward("trl", weight=0.5),
+        reward("rank", weight=2.0),
+        reward("judge", weight=-1.0),
+        reward("hashed", weight=0.0),
+    ]
+    groups = [make_group(*("x" * (i * j % 7) for j in range(4)), name=f"t{i}") for i in range(5)]
+    groups.append(make_group("raise", "nan", "none", "exit", "sleep", "fine", name="bad"))
+    groups.insert(2, make_group(name="empty"))
+    results = []
+    for workers in (1, 2, 3):
+        with Scorer(specs, workers=workers, deadline_s=0.4, log_dir=None, columns=()) as scorer:
+            results.append((scorer.score(groups), scorer.stats.failures, scorer.stats.examples))
+    assert results[0] == results[1] == results[2]
+    scored = results[0][0]
+    assert [group.task.id for group in scored] == [group.task.id for group in groups]
+    first = outcomes(scored[1])  # group t1, replies "", "x", "xx", "xxx"
+    hashes = [o.parts["hashed"] for o in first if isinstance(o, Score)]
+    assert first == [
+        # behave j + trl j/2 + rank 2j - judge (j + 0.5)
+        Score(
+            value=j + 0.5 * j + 2.0 * j - (j + 0.5),
+            parts={"behave": j, "trl": j, "rank": j, "judge": j + 0.5, "hashed": hashes[j]},
+        )
+        for j in range(4)
+    ]
+
+
+def test_nothing_but_the_outcome_changes(reward: Callable[..., RewardSpec]) -> None:
+    groups = [make_group("a", "bb", name="one"), make_group("ccc", name="two")]
+    with Scorer([reward("length")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        scored = scorer.score(groups)
+        assert scorer.score([]) == []
+    stripped = [
+        replace(group, trajectories=tuple(replace(t, outcome=None) for t in group.trajectories)) for group in scored
+    ]
+    assert stripped == groups
+    assert [group.scores for group in scored] == [[1.0, 2.0], [3.0]]
+
+
+def test_a_list_of_length_one_fails_all_eight(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("short_list")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        (group,) = scorer.score([make_group(*"abcdefgh")])
+    assert kinds(group) == ["length"] * 8
+    outcome = outcomes(group)[0]
+    assert isinstance(outcome, Failed)
+    assert "short_list: expected 8 values, got 1" in outcome.message
+
+
+def test_the_deadline_of_a_group_grows_with_its_size(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("slow_list")], workers=1, deadline_s=0.3, log_dir=None) as scorer:
+        (group,) = scorer.score([make_group(*"abcde")])  # sleeps 0.5 s of 5 * 0.3 s
+        assert group.scores == [1.0] * 5
+        assert scorer.stats.slowest is not None
+        assert scorer.stats.slowest.sample_index is None
+
+
+def test_an_observing_reward_that_fails_is_counted(reward: Callable[..., RewardSpec]) -> None:
+    specs = [reward("length"), reward("behave", weight=0.0)]
+    with Scorer(specs, workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        (group,) = scorer.score([make_group("fine", "raise", "none")])
+        assert outcomes(group) == [
+            Score(value=4.0, parts={"length": 4.0, "behave": 4.0}),
+            Score(value=5.0, parts={"length": 5.0}),
+            Score(value=4.0, parts={"length": 4.0}),
+        ]
+        assert scorer.stats.failed == 0
+        assert scorer.stats.failures == {"behave/error": 1}
+        assert "KeyError" in scorer.stats.examples["behave/error"].message
+        assert scorer.stats.examples["behave/error"].reproduce
+        assert scorer.stats.abstentions == {"behave": 1}
+
+
+def test_processes_import_neither_torch_nor_ray(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("modules")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        (outcome,) = outcomes(scorer.score([make_group("x")])[0])
+    assert isinstance(outcome, Score)
+    assert outcome.parts == {
+        "modules": 1.0,
+        "modules/torch": 0.0,
+        "modules/ray": 0.0,
+        "modules/numpy": 0.0,
+        "modules/rlft.reward.worker": 1.0,
+    }
+
+
+def test_what_rewards_print_goes_to_a_log(
+    reward: Callable[..., RewardSpec], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logs = tmp_path / "logs"
+    with Scorer([reward("talk")], workers=2, deadline_s=5.0, log_dir=logs) as scorer:
+        scorer.score([make_group("a", "b", "c", "d")])
+    assert capfd.readouterr() == ("", "")
+    assert sorted(path.name for path in logs.iterdir()) == ["scoring-0.log", "scoring-1.log"]
+    text = "".join(path.read_text() for path in logs.iterdir())
+    assert (text.count("to stdout"), text.count("to stderr")) == (4, 4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_reward_that_changes_its_arguments_changes_them_for_nobody(
+    reward: Callable[..., RewardSpec], workers: int
+) -> None:
+    with Scorer([reward("grow")], workers=workers, deadline_s=5.0, log_dir=None) as scorer:
+        for _ in range(2):
+            assert scorer.score([make_group("a", "b")])[0].scores == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_reward_is_refused_at_construction(
+    reward: Callable[..., RewardSpec], tmp_path: Path, workers: int
+) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("import no_such_library_xyz\n")
+    for spec, said in (
+        (reward("lenght"), "Did you mean 'length'"),
+        (RewardSpec(path=f"{broken}:reward", weight=1.0), "No module named 'no_such_library_xyz'"),
+        (reward("length", unknown=1), "args.unknown is not a parameter"),
+        (reward("needs_column"), "nothing supplies its parameter 'difficulty'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Scorer([reward("behave"), spec], workers=workers, deadline_s=5.0, log_dir=None, columns={"level"})
+
+
+def test_a_module_that_kills_its_process_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "dies.py"
+    path.write_text("import os\nos._exit(5)\n")
+    with pytest.raises(ValueError, match="ended with exit code 5 while it imported the rewards"):
+        Scorer([RewardSpec(path=f"{path}:r", weight=1.0)], workers=1, deadline_s=5.0, log_dir=None)
+
+
+def test_columns_are_checked_with_the_first_groups_at_the_latest(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("needs_column")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        with pytest.raises(ValueError, match="nothing supplies its parameter 'difficulty'"):
+            scorer.score([make_group("a", level=1)])
+        scored = scorer.score([make_group("a", difficulty=7), make_group("b", level=1)])
+        assert scored[0].scores == [7.0]
+        (outcome,) = outcomes(scored[1])  # only this task lacks it
+        assert isinstance(outcome, Failed)
+        assert "nothing supplies its parameter 'difficulty'" in outcome.message
+
+
+def test_a_value_that_cannot_be_sent_fails_its_sample_only(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("needs_column")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        scored = scorer.score([make_group("a", difficulty=lambda: 1), make_group("b", difficulty=2)])
+    assert [kinds(group) for group in scored] == [["error"], ["Score"]]
+
+
+def test_settings_that_make_no_sense_are_refused(reward: Callable[..., RewardSpec]) -> None:
+    for specs, workers, deadline_s, said in (
+        ([reward("length"), reward("length")], 1, 1.0, "two rewards are named 'length'"),
+        ([reward("length", weight=0.0)], 1, 1.0, "no reward has a weight"),
+        ([reward("length")], -1, 1.0, "workers"),
+        ([reward("length")], 1, 0.0, "deadline_s"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Scorer(specs, workers=workers, deadline_s=deadline_s, log_dir=None)
+
+
+def test_relative_paths_survive_a_change_of_folder(
+    reward: Callable[..., RewardSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward("behave")
+    monkeypatch.chdir(tmp_path)
+    spec = RewardSpec(path="their_rewards.py:behave", weight=1.0)
+    with Scorer([spec], workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        monkeypatch.chdir("/")
+        (group,) = scorer.score([make_group("exit", "fine", "raise")])
+    assert kinds(group) == ["crash", "Score", "error"]
+    assert str(tmp_path) in getattr(outcomes(group)[2], "reproduce", "")
+
+
+def test_a_reward_edited_under_way_is_not_mixed_in(reward: Callable[..., RewardSpec], tmp_path: Path) -> None:
+    with Scorer([reward("behave")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        assert scorer.source_hashes.keys() == {"behave"}
+        (tmp_path / "their_rewards.py").write_text(REWARDS + "\n# edited\n")
+        with pytest.raises(ValueError, match="changed while the run used it"):
+            scorer.score([make_group("exit", "fine")])
+        with pytest.raises(ValueError, match="closed"):
+            scorer.score([make_group("fine")])
+
+
+def test_a_scorer_can_be_left_by_an_interrupt_and_used_again(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("behave")], workers=2, deadline_s=30.0, log_dir=None) as scorer:
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        previous = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                scorer.score([make_group("sleep", "fine")])
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        assert outcomes(scorer.score([make_group("abc")])[0]) == [Score(value=3.0, parts={"behave": 3.0})]
+
+
+@pytest.mark.parametrize("reply", ["raise", "nan", "sleep"])
+@pytest.mark.parametrize("function", ["behave", "rank_badly", "judge_badly"])
+def test_reproduce_runs(tmp_path: Path, reward: Callable[..., RewardSpec], reply: str, function: str) -> None:
+    if reply == "sleep" and function != "behave":
+        pytest.skip("once is enough")
+    spec = reward(function)
+    with (tmp_path / "their_rewards.py").open("a") as file:
+        file.write("\ndef rank_badly(group, answer):\n    return [behave(t.text) for t in group.trajectories]\n")
+        file.write("\nasync def judge_badly(completion, trajectory):\n    return behave(completion)\n")
+    with Scorer([spec], workers=1, deadline_s=0.3, log_dir=None) as scorer:
+        (outcome,) = outcomes(scorer.score([make_group(reply, level="it's")])[0])
+    assert isinstance(outcome, Failed)
+    command = [sys.executable, "-c", outcome.reproduce]
+    if reply == "sleep":
+        with pytest.raises(subprocess.TimeoutExpired):
+            subprocess.run(command, cwd=ROOT, timeout=0.5)
+        return
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if reply == "raise":
+        assert done.stderr.rstrip().endswith("KeyError: 'the reply is bad'")
+    else:
+        assert done.stdout.strip() == ("nan" if function == "behave" else "[nan]")
+
+
+DRIVER = """
+import sys, threading
+sys.path.insert(0, {root!r})
+from rlft.reward.contract import RewardSpec
+from rlft.reward.scoring import Scorer
+from tests.test_scoring import make_group
+scorer = Scorer([RewardSpec(path={path!r}, weight=1.0)], workers=2, deadline_s=60.0, log_dir=None)
+print(*(p._process.pid for p in scorer._pool._processes), flush=True)
+if {reply!r}:
+    scorer.score([make_group({reply!r})])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a stuck process outlives a killed driver")
+@pytest.mark.parametrize("reply", ["regex", "sleep"])
+def test_a_killed_driver_leaves_no_orphan(reward: Callable[..., RewardSpec], reply: str) -> None:
+    code = DRIVER.format(root=str(ROOT), path=reward("behave").path, reply=reply)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        pids = [int(pid) for pid in driver.stdout.readline().split()]
+        time.sleep(0.3)  # one is stuck by now, the other idle
+        driver.kill()
+    assert len(pids) == 2
+    assert [gone(pid) for pid in pids] == [True, True]
+
+
+def test_a_driver_that_just_ends_leaves_no_orphan(reward: Callable[..., RewardSpec]) -> None:
+    code = DRIVER.format(root=str(ROOT), path=reward("behave").path, reply="")
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert [gone(int(pid)) for pid in done.stdout.split()] == [True, True]
+
+
+def test_a_fork_of_the_driver_leaves_the_processes_alone(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("length")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        pid = os.fork()
+        if pid == 0:
+            scorer.close()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert scorer.score([make_group("abc")])[0].scores == [3.0]
+        assert scorer.stats.restarts == 0
+
+
+def test_the_thread_that_started_it_may_end(reward: Callable[..., RewardSpec]) -> None:
+    made: list[Scorer] = []
+    thread = threading.Thread(
+        target=lambda: made.append(Scorer([reward("length")], workers=1, deadline_s=5.0, log_dir=None))
+    )
+    thread.start()
+    thread.join()
+    with made[0] as scorer:
+        assert scorer.score([make_group("abc")])[0].scores == [3.0]
+        assert scorer.stats.restarts == 0
+
+
+def test_abstaining_everywhere_abstains(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("behave")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        (group,) = scorer.score([make_group("none", "none")])
+        assert outcomes(group) == [Abstain(reason="behave returned None")] * 2
+        assert scorer.stats.abstained == 2
+        assert group.scores == []
