@@ -6,7 +6,6 @@ answered `samples_per_task` times, used for `updates_per_step` optimizer updates
 
 from __future__ import annotations
 
-import difflib
 import io
 import types
 import typing
@@ -20,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
+from rlft.imports import did_you_mean
 from rlft.objectives.presets import PRESETS, Algorithm, preset_fields
 
 
@@ -180,7 +180,7 @@ def _expand_preset(value: Any) -> Any:
         return value
     name = value.get("preset", "grpo")
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; one of {', '.join(PRESETS)}{_did_you_mean(str(name), PRESETS)}")
+        raise ValueError(f"unknown preset {name!r}; one of {', '.join(PRESETS)}.{did_you_mean(str(name), PRESETS)}")
     return {**preset_fields(name), **value}
 
 
@@ -247,8 +247,8 @@ class RunConfig(_Strict):
             raise ValueError(f"rewards: the name {doubled[0]!r} stands twice; give one of them another `name`")
         if self.evaluation.reward and self.evaluation.reward not in names:
             raise ValueError(
-                f"evaluation.reward is {self.evaluation.reward!r}, but the rewards are {', '.join(names)}"
-                + _did_you_mean(self.evaluation.reward, names)
+                f"evaluation.reward is {self.evaluation.reward!r}, but the rewards are {', '.join(names)}."
+                + did_you_mean(self.evaluation.reward, names)
             )
         return self
 
@@ -272,7 +272,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     path = Path(path)
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ValueError(f"no config file {path}{_did_you_mean(str(path), near)}")
+        raise ValueError(f"no config file {path}.{did_you_mean(str(path), near)}")
     try:
         tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
     except MarkedYAMLError as error:
@@ -344,7 +344,7 @@ def _explain(error: ValidationError, tree: Any, path: str) -> str:
         where = ".".join(map(str, loc)) or "config"
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            message = "unknown key" + _did_you_mean(str(loc[-1]), _field_names(loc[:-1]))
+            message = "unknown key." + did_you_mean(str(loc[-1]), _field_names(loc[:-1]))
         elif problem["type"] == "missing":
             message = "this key is required"
         elif not isinstance(problem["input"], dict | list) and message != str(problem["input"]):
@@ -380,8 +380,3 @@ def _field_names(loc: tuple[Any, ...]) -> list[str]:
     if is_dataclass(node):
         return [field.name for field in dataclass_fields(node)]
     return list(getattr(node, "model_fields", {}))
-
-
-def _did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

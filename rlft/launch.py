@@ -24,8 +24,9 @@ from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.evaluate import evaluate
 from rlft.learner import Learner
+from rlft.memory import keep_freed_memory
 from rlft.reward.contract import RewardSpec
-from rlft.reward.loading import function_hash
+from rlft.reward.loading import function_hash, source_hash
 from rlft.reward.scoring import Scorer
 from rlft.rollout.pool import RolloutPool, make_pool
 from rlft.run import Run
@@ -103,7 +104,7 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
     adapter = models.bare_base()
     if adapter_folder is not None:
         adapter = models.make_adapter(0, models.read_adapter_folder(adapter_folder))
-    with View(config.name, steps=0) as view, _services(config, model_folder, None, view) as (pool, scorer):
+    with View(config.name, steps=0) as view, _services(config, environment, model_folder, None, view) as (pool, scorer):
         pool.publish(adapter)
         view.stage("held-out evaluation")
         result, _ = evaluate(
@@ -144,7 +145,7 @@ def _execute(run: Run, environment: Environment, *, is_resumed: bool) -> dict[st
     _check_lengths(config, environment, model_folder)
     with (
         View(config.name, steps=config.steps) as view,
-        _services(config, model_folder, run, view) as (pool, scorer),
+        _services(config, environment, model_folder, run, view) as (pool, scorer),
     ):
         parts = _Parts(run=run, view=view, environment=environment, model_folder=model_folder, pool=pool, scorer=scorer)
         try:
@@ -260,10 +261,11 @@ def _summarize(run: Run) -> dict[str, Any]:
 
 @contextmanager
 def _services(
-    config: RunConfig, model_folder: str, run: Run | None, view: View
+    config: RunConfig, environment: Environment, model_folder: str, run: Run | None, view: View
 ) -> Iterator[tuple[RolloutPool, Scorer]]:
     """The processes of a run, ended whatever happens."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    keep_freed_memory()
     transformers_logging.disable_progress_bar()
     view.stage("starting scoring processes")
     scorer = Scorer(
@@ -271,6 +273,7 @@ def _services(
         workers=config.scoring.workers,
         deadline_s=config.scoring.deadline_s,
         log_dir=run.path / "logs" if run else None,
+        columns={column for task in (*environment.train, *environment.heldout) for column in task.columns},
     )
     with scorer:
         view.stage("starting rollout workers")
@@ -295,5 +298,5 @@ def _check_lengths(config: RunConfig, environment: Environment, model_folder: st
 
 def _provenance(config: RunConfig) -> dict[str, Any]:
     environment = imports.import_function(config.environment.path, shipped="environments")
-    rewards = {r.path: function_hash(imports.import_function(r.path, shipped="rewards")) for r in config.rewards}
+    rewards = {r.path: source_hash(r.path) for r in config.rewards}
     return {"sha256": {config.environment.path: function_hash(environment), **rewards}, "cwd": os.getcwd()}

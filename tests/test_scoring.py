@@ -39,8 +39,9 @@ def behave(completion):
     if completion == "sys.exit":
         sys.exit(0)
     if completion == "fork":  # a child that comes back out of the reward
-        if os.fork():
-            os.wait()
+        if os.fork() == 0:
+            return -1.0
+        os.wait()
     odd = {"nan": float("nan"), "inf": float("inf"), "str": "0.5", "none": None, "list": [0.5],
            "dict": {"correct": 1.0, "style": 0.5}, "lambda": lambda: 1, "module": sys}
     return odd.get(completion, float(len(completion)))
@@ -49,11 +50,12 @@ def length(completion):
     return len(completion)
 
 def child(completion, pid_file):
-    """Starts a child in this session, one in a session of its own, and hangs."""
+    """Starts a child, one in a session of its own, one whose own parent has ended, and hangs."""
     if completion == "children":
         children = [subprocess.Popen(["sleep", "60"], start_new_session=new) for new in (False, True)]
+        orphan = subprocess.run(["sh", "-c", "sleep 60 >&2 & echo $!"], stdout=subprocess.PIPE, text=True).stdout
         with open(pid_file, "w") as file:
-            print(*(child.pid for child in children), file=file)
+            print(*(child.pid for child in children), orphan, file=file)
         time.sleep(60)
     return 1.0
 
@@ -197,7 +199,7 @@ def test_every_misbehaviour_is_typed_and_siblings_are_scored(reward: Callable[..
     with Scorer([reward("behave")], workers=2, deadline_s=0.5, log_dir=None) as scorer:
         (group,) = scorer.score([make_group(*replies)])
         assert dict(zip(replies, kinds(group), strict=True)) == replies
-        assert outcomes(group)[-1] == Score(value=4.0, parts={"behave": 4.0})
+        assert group.scores == [4.0, 1.5, 4.0, 4.0]  # fine, dict, fork, last
         failures = {o.kind: o for o in outcomes(group) if isinstance(o, Failed)}
         assert failures["error"].message.startswith("behave: ")
         assert failures["timeout"].message == "behave: no result within 0.5 s"
@@ -239,7 +241,7 @@ def test_children_of_a_hung_reward_are_killed_too(reward: Callable[..., RewardSp
     pids = tmp_path / "pids"
     with Scorer([reward("child", pid_file=str(pids))], workers=1, deadline_s=1.0, log_dir=None) as scorer:
         assert kinds(scorer.score([make_group("children", "fine")])[0]) == ["timeout", "Score"]
-        assert [gone(int(pid)) for pid in pids.read_text().split()] == [True, True]
+        assert [gone(int(pid)) for pid in pids.read_text().split()] == [True, True, True]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the socket alone tells, after the deadline")
@@ -455,15 +457,20 @@ def test_a_scorer_can_be_left_by_an_interrupt_and_used_again(reward: Callable[..
         assert outcomes(scorer.score([make_group("abc")])[0]) == [Score(value=3.0, parts={"behave": 3.0})]
 
 
-@pytest.mark.parametrize("reply", ["raise", "nan", "sleep"])
-@pytest.mark.parametrize("function", ["behave", "rank_badly", "judge_badly"])
-def test_reproduce_runs(tmp_path: Path, reward: Callable[..., RewardSpec], reply: str, function: str) -> None:
-    if reply == "sleep" and function != "behave":
-        pytest.skip("once is enough")
+@pytest.mark.parametrize(
+    ("function", "reply"),
+    [
+        ("behave", "raise"),
+        ("behave", "nan"),
+        ("behave", "sleep"),
+        ("rank_badly", "nan"),
+        ("judge_badly", "raise"),
+        ("judge_badly", "nan"),
+        ("trl_badly", "nan"),
+    ],
+)
+def test_reproduce_runs(reward: Callable[..., RewardSpec], function: str, reply: str) -> None:
     spec = reward(function)
-    with (tmp_path / "their_rewards.py").open("a") as file:
-        file.write("\ndef rank_badly(group, answer):\n    return [behave(t.text) for t in group.trajectories]\n")
-        file.write("\nasync def judge_badly(completion, trajectory):\n    return behave(completion)\n")
     with Scorer([spec], workers=1, deadline_s=0.3, log_dir=None) as scorer:
         (outcome,) = outcomes(scorer.score([make_group(reply, level="it's")])[0])
     assert isinstance(outcome, Failed)
@@ -476,7 +483,7 @@ def test_reproduce_runs(tmp_path: Path, reward: Callable[..., RewardSpec], reply
     if reply == "raise":
         assert done.stderr.rstrip().endswith("KeyError: 'the reply is bad'")
     else:
-        assert done.stdout.strip() == ("nan" if function == "behave" else "[nan]")
+        assert done.stdout.strip() == ("[nan]" if function in ("rank_badly", "trl_badly") else "nan")
 
 
 DRIVER = """

@@ -310,7 +310,7 @@ def test_a_gguf_file_is_converted_once_per_content(tmp_path: Path, monkeypatch: 
     path = write_gguf(tmp_path / "a.gguf", tiny_llama(), pre="gpt-2")
     with warnings.catch_warnings(action="ignore"):
         folder = resolve(str(path))
-    monkeypatch.setattr(sources, "_convert", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(sources, "convert", lambda *_: pytest.fail("converted again"))
     (tmp_path / "elsewhere").mkdir()
     assert resolve(str(shutil.copy(path, tmp_path / "elsewhere" / "a.gguf"))) == folder
 
@@ -319,7 +319,7 @@ def test_a_gguf_file_is_converted_once_per_content(tmp_path: Path, monkeypatch: 
 def test_a_broken_gguf_file_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(content)
-    with pytest.raises(SourceError, match=r"cannot convert broken\.gguf .*: use the model's original folder"):
+    with pytest.raises(ValueError, match=r"cannot convert broken\.gguf .*: use the model's original folder"):
         resolve(str(path))
     assert made(tmp_path) == []
 
@@ -426,7 +426,7 @@ def convert(gguf, folder, config):
     (folder / "config.json").write_text("{}")
     return ""
 
-sources._convert = convert
+sources.convert = convert
 print(sources.resolve(sys.argv[1]))
 """
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Any
 
 from rlft.config import EnvironmentConfig
 from rlft.environment.contract import Environment, check
-from rlft.imports import import_function
+from rlft.imports import did_you_mean, import_function
 
 
 def load(config: EnvironmentConfig) -> Environment:
@@ -37,9 +36,10 @@ def _check_arguments(function: Any, config: EnvironmentConfig) -> None:
         return
     for name in config.args:
         if name not in parameters:
-            near = difflib.get_close_matches(name, parameters, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(parameters) or 'none'}"
-            raise ValueError(f"environment.args.{name}: {config.path} has no such argument{hint}")
+            raise ValueError(
+                f"environment.args.{name}: {config.path} takes {', '.join(parameters) or 'no arguments'}."
+                f"{did_you_mean(name, parameters)}"
+            )
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in config.args:
             raise ValueError(f"environment.args: {config.path} needs the argument {name!r}")

@@ -25,15 +25,15 @@ number: it becomes `Failed`.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import reprlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
+from rlft.imports import did_you_mean
 from rlft.types import Abstain, Failed, FailureKind, Group, Outcome, Score
 
 RewardFunction: TypeAlias = Callable[..., Any]
@@ -88,12 +88,6 @@ class CallPlan:
     """Whether the function has `**kwargs`."""
     is_async: bool
     """Whether calling it gives a coroutine."""
-
-
-def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the option closest to `word`, or the empty string."""
-    close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def plan_call(function: RewardFunction, spec: RewardSpec) -> CallPlan:

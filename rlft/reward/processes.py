@@ -62,6 +62,13 @@ Done: TypeAlias = tuple[Job, list[Outcome], float]
 """A job, its outcomes, and the seconds that it took."""
 
 
+def _environment() -> dict[str, str]:
+    """The driver's environment, without the key to its Ray cluster: rewards may run what a model wrote."""
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+    # The order of a set of strings must not depend on which process looks at it.
+    return {"PYTHONHASHSEED": "0", **kept}
+
+
 class ScoringProcess:
     """One process, working on one job at a time; after `kill` it is not used any more."""
 
@@ -94,8 +101,7 @@ class ScoringProcess:
                     stderr=output,
                     pass_fds=(theirs.fileno(), lifeline),
                     start_new_session=True,
-                    # The order of a set of strings must not depend on which process looks at it.
-                    env={"PYTHONHASHSEED": "0", **os.environ},
+                    env=_environment(),
                 )
         except BaseException:
             ours.close()

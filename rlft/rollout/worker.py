@@ -8,6 +8,7 @@ import torch
 
 from rlft import chat
 from rlft.config import RunConfig
+from rlft.memory import keep_freed_memory
 from rlft.rollout.engine import Engine
 from rlft.rollout.episode import Chunk, run_chunk
 from rlft.rollout.transformers_engine import TransformersEngine
@@ -19,6 +20,7 @@ class RolloutWorker:
 
     def __init__(self, config: RunConfig, model_folder: str) -> None:
         """Load the tokenizer and the engine that the config names."""
+        keep_freed_memory()
         torch.set_num_threads(config.rollout.threads)
         self._tokenizer = chat.load_tokenizer(Path(model_folder))
         self._engine: Engine = TransformersEngine(

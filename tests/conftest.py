@@ -1,0 +1,111 @@
+"""What the tests share: no hub, a protected Ray, a tiny model, configs of runs that take a second, one such run, and
+`rlft` in processes of its own that may be killed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import pytest
+
+# Read when huggingface_hub, ray and the BLAS libraries are imported; the fixtures import those when they are asked for,
+# so that tests without a model start at once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from rlft.config import RunConfig
+
+MakeConfig: TypeAlias = "Callable[..., RunConfig]"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the random Llama; nobody writes into it."""
+    from tests.fakes import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, tiny_model: Path) -> Path:
+    """A config that works; its runs go to tmp_path/runs."""
+    from tests.fakes import write_config
+
+    return write_config(tmp_path, tiny_model)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, tiny_model: Path) -> MakeConfig:
+    """`make_config("steps=2", reward=SOURCE)`: the same config with overrides, and with the reward `odd` of SOURCE."""
+    from rlft.config import load
+    from tests.fakes import DENSE_REWARD, write_config
+
+    def make(*overrides: str, reward: str = DENSE_REWARD) -> RunConfig:
+        return load(write_config(tmp_path, tiny_model, reward=reward), overrides)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Directory of an inline GRPO run of four steps with a checkpoint after each; nobody changes it."""
+    from rlft import launch
+    from rlft.config import load
+    from tests.fakes import write_config
+
+    config = load(write_config(tmp_path_factory.mktemp("finished"), tiny_model), ["checkpoint.every=1"])
+    launch.train(config)
+    return config.run_dir
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """Address of one private Ray for all tests of this process: pools here use it and leave it running."""
+    from rlft.rollout.pool import _protect_cluster
+
+    _protect_cluster()
+    import ray
+
+    context = ray.init(
+        num_cpus=16,  # what Ray hands out, not what the machine has: no test waits for another's worker to end
+        include_dashboard=False,
+        object_store_memory=256 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["rlft.launch", "rlft.curves.report", "trl.trainer.sft_trainer"])
+
+
+def start_rlft(*arguments: str, log: Path, environment: dict[str, str] | None = None) -> BaseProcess:
+    """`rlft ARGUMENTS` as the leader of its own session, printing into `log`.
+
+    It is forked from a process that has done the imports and nothing else, which saves each such process their seconds.
+    """
+    process = _SERVER.Process(target=_rlft, args=(arguments, str(log), environment or {}))
+    process.start()
+    return process
+
+
+def _rlft(arguments: tuple[str, ...], log: str, environment: dict[str, str]) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = ["rlft", *arguments]
+    from rlft.cli import main
+
+    main()

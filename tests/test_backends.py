@@ -1,0 +1,207 @@
+"""Nothing depends on who computed it: the backend, the number of workers, and their deaths do not show in the curve."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from rlft import launch
+from rlft import model as models
+from rlft.config import RunConfig, load
+from rlft.learner import Learner
+from rlft.rollout import pool as pools
+from rlft.rollout.episode import make_chunks
+from rlft.rollout.pool import InlinePool, RayPool
+from rlft.types import Group, SamplingParams
+from rlft.view import View
+from tests.conftest import MakeConfig, start_rlft
+from tests.fakes import letters, read_lines, read_metrics, read_result, write_config
+
+pytestmark = pytest.mark.timeout(180)
+
+PPO = ("algorithm=ppo", "updates_per_step=2")
+RAY_RUNS = {
+    "1 worker": ("rollout.workers=1",),
+    "2 workers": ("rollout.workers=2",),
+    "3 workers": ("rollout.workers=3",),
+    "ppo": PPO,
+}
+
+
+@pytest.fixture(scope="module")
+def ray_runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_cluster: str) -> dict[str, Path]:
+    """The run of `finished_run` on Ray, with different workers, and one with PPO: where they lie.
+
+    They are started together, each with a driver of its own that joins the cluster: most of their time is imports.
+    """
+    runs, processes = {}, {}
+    environment = {"RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}
+    for name, overrides in RAY_RUNS.items():
+        folder = tmp_path_factory.mktemp("ray")
+        overrides = ("checkpoint.every=1", "backend=ray", f"ray_address={ray_cluster}", *overrides)
+        file, runs[name] = write_config(folder, tiny_model), folder / "runs" / "tiny"
+        processes[name] = (
+            start_rlft("train", str(file), *overrides, log=folder / "log.txt", environment=environment),
+            folder / "log.txt",
+        )
+    for name, (process, log) in processes.items():
+        process.join()
+        assert process.exitcode == 0, f"{name}:\n{log.read_text()}"
+    return runs
+
+
+@pytest.fixture
+def train(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
+    """`train("seed=1", ...)`: the run of `finished_run` with overrides, and where it lies."""
+
+    def run(*overrides: str) -> Path:
+        config = load(write_config(tmp_path, tiny_model), ["checkpoint.every=1", *overrides])
+        launch.train(config)
+        return config.run_dir
+
+    return run
+
+
+@pytest.mark.parametrize("workers", ["1 worker", "2 workers", "3 workers"])
+def test_ray_gives_the_run_that_inline_gives(ray_runs: dict[str, Path], finished_run: Path, workers: str) -> None:
+    run = ray_runs[workers]
+    assert read_metrics(run) == read_metrics(finished_run)
+    assert read_result(run) == read_result(finished_run)
+
+
+def test_ray_gives_the_run_that_inline_gives_with_a_critic(
+    ray_runs: dict[str, Path], train: Callable[..., Path]
+) -> None:
+    inline = train(*PPO)
+    assert read_metrics(ray_runs["ppo"]) == read_metrics(inline)
+    assert read_result(ray_runs["ppo"]) == read_result(inline)
+    assert "critic/loss" in read_metrics(inline)[0]
+
+
+def test_another_seed_gives_another_run(train: Callable[..., Path], finished_run: Path) -> None:
+    # Otherwise the comparisons above would say nothing.
+    run = train("seed=1")
+    for mine, other in zip(read_metrics(run), read_metrics(finished_run), strict=True):
+        assert mine["reward/mean"] != other["reward/mean"]
+    final = "adapters/v000004/adapter_model.safetensors"
+    assert (run / final).read_bytes() != (finished_run / final).read_bytes()
+
+
+def test_every_completion_names_the_adapter_that_made_it(finished_run: Path) -> None:
+    config = load(finished_run / "config.yaml")
+    made = {0: Learner(config, config.model.source).adapter(0).hash, -1: models.bare_base().hash}
+    for step in (1, 2, 3, 4):
+        file = finished_run / "adapters" / f"v{step:06d}" / "adapter_model.safetensors"
+        made[step] = models.adapter_hash(load_file(file))
+    assert len(set(made.values())) == 6
+    for step in (1, 2, 3, 4):
+        assert _stamps(finished_run / "rollouts" / f"step-{step:06d}.parquet") == {(step - 1, made[step - 1])}
+    assert _stamps(finished_run / "evals" / "base.parquet") == {(-1, made[-1])}
+    assert _stamps(finished_run / "evals" / "step-000004.parquet") == {(4, made[4])}
+
+
+def test_killed_workers_are_replaced_and_leave_no_trace_in_the_curve(
+    train: Callable[..., Path], ray_cluster: str, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_make, real_rollout = launch.make_pool, View.rollout
+    pool: Any = None
+    pids: list[int] = []
+    killed: list[int] = []
+
+    def make(config: RunConfig, *rest: Any) -> Any:
+        nonlocal pool
+        pool = real_make(config, *rest)
+        pids[:] = _pids(pool)
+        return pool
+
+    def kill(pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    def kill_some(view: View, done: int, total: int) -> None:
+        real_rollout(view, done, total)
+        step = view._step + 1
+        if (step, done) == (2, 1):  # one of two has just finished a chunk, so the other one is at work
+            kill(pids[1])
+        if (step, done) == (3, total):  # both are idle: it shows when the next adapter is published
+            kill(_pids(pool)[0])
+
+    monkeypatch.setattr(launch, "make_pool", make)
+    monkeypatch.setattr(View, "rollout", kill_some)
+    run = train("backend=ray", "rollout.workers=2")
+    assert len(killed) == 2
+    assert not any(psutil.pid_exists(pid) for pid in killed)
+    events = read_lines(run / "events.jsonl")
+    assert [event["kind"] for event in events] == ["worker_restarted", "worker_restarted"]
+    assert "rollout worker 1 died" in events[0]["message"]
+    assert "rollout worker 0 died" in events[1]["message"]
+    assert read_result(run) == read_result(finished_run)
+
+
+def test_a_worker_that_dies_too_often_stops_the_run_by_name(make_config: MakeConfig, ray_cluster: str) -> None:
+    config = make_config("backend=ray", "rollout.max_restarts=0")
+    events: list[tuple[str, str]] = []
+    pool = RayPool(config, config.model.source, lambda kind, message: events.append((kind, message)))
+    try:
+        pool.publish(models.bare_base())
+        with pytest.raises(ValueError, match="asked to generate with adapter version 7 while -1 is loaded"):
+            pool.run(_chunks(config, version=7))  # a worker's own error arrives as itself and restarts nobody
+        os.kill(_pids(pool)[0], signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r"died 1 times, more than rollout\.max_restarts=0 allows"):
+            pool.run(_chunks(config, version=-1))
+        assert events == []
+    finally:
+        pool.close()
+
+
+def test_ray_without_protection_is_refused(monkeypatch: pytest.MonkeyPatch, ray_cluster: str) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(RuntimeError, match="set RAY_AUTH_MODE=token before importing it"):
+        pools._protect_cluster()
+
+
+def test_a_chunk_does_not_depend_on_what_the_worker_did_before(make_config: MakeConfig) -> None:
+    config = make_config()
+    fresh, used = InlinePool(config, config.model.source), InlinePool(config, config.model.source)
+    first, second = _chunks(config, version=-1)[:2]
+    for pool in (fresh, used):
+        pool.publish(models.bare_base())
+    used.run([first, second, first])
+    assert _ids(fresh.run([second])) == _ids(used.run([second]))
+
+
+def _chunks(config: RunConfig, *, version: int) -> list[Any]:
+    return make_chunks(
+        letters().train,
+        tasks_per_chunk=2,
+        samples_per_task=2,
+        params=SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=4),
+        run_seed=config.seed,
+        stream="train",
+        step=1,
+        version=version,
+    )
+
+
+def _ids(groups: list[Group]) -> list[Any]:
+    return [(t.token_ids, t.logprobs) for group in groups for t in group.trajectories]
+
+
+def _stamps(path: Path) -> set[tuple[int, str]]:
+    rows = pq.read_table(path, columns=["adapter_version", "adapter_hash"]).to_pylist()
+    return {(row["adapter_version"], row["adapter_hash"]) for row in rows}
+
+
+def _pids(pool: RayPool) -> list[int]:
+    """Process ids of a pool's idle workers, in order."""
+    import ray
+
+    return ray.get([worker.__ray_call__.remote(lambda self: os.getpid()) for worker in pool._workers])

@@ -1,0 +1,315 @@
+"""The config: every mistake is named with its place, and everything that may stand in it is documented."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import BaseModel, ConfigDict
+from ruamel.yaml import YAML
+
+from rlft import config as configs
+from rlft.config import RunConfig, dump, load
+from rlft.objectives.presets import PRESETS
+
+ROOT = Path(__file__).parents[1]
+
+BASE = """\
+name: run
+steps: 3
+model:
+  source: some-model
+environment:
+  path: environments.sums:load
+rewards:
+  - path: rewards.exact_answer:exact_answer
+  - path: rewards.last_number:last_number
+    weight: 0.5
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    """Write the base config with lines added, and return its path."""
+
+    def write(more: str = "", *, base: str = BASE) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(base + more, encoding="utf-8")
+        return path
+
+    return write
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("more", "line", "key", "meant"),
+    [
+        ("stepps: 4\n", 11, "stepps", "steps"),
+        ("learner:\n  lr: 0.1\n  warmup_step: 3\n", 13, "learner.warmup_step", "warmup_steps"),
+        ("algorithm:\n  preset: grpo\n  kl_coeff: 0.1\n", 13, "algorithm.kl_coeff", "kl_coef"),
+        ("sft:\n  example: 4\n", 12, "sft.example", "examples"),
+        ("    wieght: 1\n", 11, "rewards.1.wieght", "weight"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_its_line_and_what_was_meant(
+    write: Any, more: str, line: int, key: str, meant: str
+) -> None:
+    path = write(more)
+    with pytest.raises(ValueError, match="unknown key") as caught:
+        load(path)
+    place = re.escape(f"{path}:{line}: {key}: ")
+    assert re.search(rf"{place}unknown key.*[Dd]id you mean '{meant}'\?", str(caught.value))
+
+
+def test_all_mistakes_are_reported_at_once(write: Any) -> None:
+    with pytest.raises(ValueError, match="unknown key") as caught:
+        load(write("stepps: 4\nseed: -1\nlearner:\n  lr: fast\n"))
+    lines = str(caught.value).splitlines()
+    assert [re.search(r":(\d+): ([\w.]+):", line).groups() for line in lines] == [
+        ("12", "seed"),
+        ("14", "learner.lr"),
+        ("11", "stepps"),
+    ]
+    assert "-1" in lines[0]
+    assert "'fast'" in lines[1]
+
+
+def test_a_missing_key_is_named(write: Any) -> None:
+    with pytest.raises(ValueError, match=r"steps: this key is required"):
+        load(write(base=BASE.replace("steps: 3\n", "")))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name: run\nsteps: [1\nseed: 0\n", 3),  # the list is still open when the next key comes
+        ("name: run\n\tsteps: 1\n", 2),  # YAML forbids tabs
+        ("name: run\nsteps: 1\nname: again\n", 3),  # a key that stands twice
+    ],
+)
+def test_bad_yaml_names_file_and_line(write: Any, text: str, line: int) -> None:
+    path = write(base=text)
+    with pytest.raises(ValueError, match=re.escape(f"{path}:{line}: not valid YAML")):
+        load(path)
+
+
+@pytest.mark.parametrize("content", [b"name: caf\xe9\n", b"name: a\x07b\n"])
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        load(path)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just a line\n"])
+def test_a_file_that_is_no_mapping_is_refused(write: Any, text: str) -> None:
+    with pytest.raises(ValueError, match="expected a mapping"):
+        load(write(base=text))
+
+
+def test_a_missing_file_suggests_its_neighbour(write: Any, tmp_path: Path) -> None:
+    write()
+    with pytest.raises(ValueError, match=r"no config file .*rnu.yaml.*[Dd]id you mean '.*run.yaml'\?"):
+        load(tmp_path / "rnu.yaml")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("samples_per_task: 1\n", "samples_per_task is 1.*use at least 2"),
+        ("tasks_per_step: 8\nupdates_per_step: 3\n", r"updates_per_step \(3\) must divide tasks_per_step \(8\)"),
+        ("evaluation: {reward: exact_anser}\n", "[Dd]id you mean 'exact_answer'"),
+        ("    name: exact_answer\n", "'exact_answer' stands twice"),
+        ("algorithm: {kl: none}\n", "algorithm.kl_coef is set but algorithm.kl is 'none'"),
+        ("algorithm: {kl_in: reward}\n", "takes kl: k1"),  # grpo's row has k3
+        ("algorithm: {ratio: sequence, surrogate: score_function}\n", "needs a ratio"),
+        ("algorithm: {ratio: sequence, aggregate: token_mean}\n", "aggregate: sequence_mean"),
+        ("algorithm: {preset: ppo, scale: group_std}\n", "with a critic use batch_std"),
+        ("algorithm: {clip_low: -0.1}\n", "must not be negative"),
+        ("algorithm: {gamma: 1.5}\n", "between 0 and 1"),
+        ("algorithm: {preset: gppo}\n", "unknown preset 'gppo'.*[Dd]id you mean"),
+        ("algorithm: gppo\n", "unknown preset 'gppo'.*[Dd]id you mean"),
+        ("algorithm: {baseline: group_meen}\n", "algorithm.baseline"),
+    ],
+)
+def test_contradictions_are_refused_with_a_way_out(write: Any, more: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        load(write(more))
+    assert re.match(r".*run\.yaml:\d+: ", str(caught.value))
+
+
+def test_one_sample_per_task_is_fine_with_a_critic(write: Any) -> None:
+    assert load(write("samples_per_task: 1\nalgorithm: ppo\n")).samples_per_task == 1
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "a b"])
+def test_a_name_that_is_no_plain_folder_is_refused(write: Any, name: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        load(write(), [f"name={name!r}"])
+
+
+# Overrides.
+
+
+def test_overrides_reach_every_depth(write: Any) -> None:
+    config = load(
+        write("learner: {lr: 0.1}\n"),
+        ["steps=7", "learner.lr=1e-3", "rewards.1.weight=0.25", "sft.examples=5", "environment.args.low=2", "name=b"],
+    )
+    assert (config.steps, config.learner.lr, config.rewards[1].weight) == (7, 1e-3, 0.25)
+    assert config.rewards[0].weight == 1.0
+    assert config.sft is not None
+    assert config.sft.examples == 5  # a section that the file does not have
+    assert config.environment.args == {"low": 2}
+    assert config.name == "b"
+
+
+def test_an_override_takes_yaml(write: Any) -> None:
+    config = load(
+        write("sft: {examples: 3}\n"), ["sft=null", "adapter.target_modules=[q_proj, v_proj]", "algorithm=ppo"]
+    )
+    assert config.sft is None
+    assert config.adapter.target_modules == ("q_proj", "v_proj")
+    assert config.algorithm == PRESETS["ppo"]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("steps", "expected key.sub=value"),
+        ("=3", "expected key.sub=value"),
+        ("rewards.2.weight=1", "'2' is not a position in a list of 2"),
+        ("rewards.first.weight=1", "'first' is not a position"),
+        ("learner.lrr=1", "learner.lrr: unknown key.*[Dd]id you mean 'lr'"),
+        ("steps=many", "steps: .*'many'"),
+        ("adapter.target_modules=[q_proj", r"adapter.target_modules=\[q_proj"),
+    ],
+)
+def test_a_wrong_override_is_named(write: Any, override: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        load(write(), [override])
+
+
+# Presets.
+
+
+def test_a_preset_is_named_by_a_bare_word_or_changed_in_part(write: Any) -> None:
+    assert load(write()).algorithm == PRESETS["grpo"]
+    assert load(write("algorithm: ppo\n")).algorithm == PRESETS["ppo"]
+    changed = load(write("algorithm: {preset: ppo, kl_coef: 0.2}\n")).algorithm
+    assert changed == replace(PRESETS["ppo"], kl_coef=0.2)
+
+
+# The resolved config.
+
+
+def test_what_is_dumped_loads_to_the_same_config(write: Any, tmp_path: Path) -> None:
+    config = load(
+        write(
+            "sft: {examples: 3}\nalgorithm: {preset: ppo, gamma: 0.5}\nadapter: {target_modules: [q_proj]}\n"
+            "output_dir: 'a: b # c'\n"
+        ),
+        ["environment.args={seed: 3, words: [a, 'on', '1e3'], deep: {x: null}}"],
+    )
+    again = tmp_path / "config.yaml"
+    again.write_text(dump(config), encoding="utf-8")
+    assert load(again) == config
+    assert load(again).environment.args == {"seed": 3, "words": ["a", "on", "1e3"], "deep": {"x": None}}
+
+
+def test_a_config_is_frozen(write: Any) -> None:
+    config = load(write())
+    with pytest.raises(Exception, match="frozen"):
+        config.steps = 9
+    with pytest.raises(Exception, match="cannot assign"):
+        config.algorithm.kl_coef = 9.0
+
+
+# Its documentation.
+
+
+def leaves(schema: dict[str, Any], node: dict[str, Any], path: str = "") -> dict[str, dict[str, Any]]:
+    """The settings below `node`: dotted name -> its schema. A list of sections counts its section once."""
+    found = {}
+    for name, value in node["properties"].items():
+        where = f"{path}{name}"
+        found |= leaves(schema, section, f"{where}.") if (section := _section(schema, value)) else {where: value}
+    return found
+
+
+def _section(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any] | None:
+    """The section that a setting holds, also where it may be null or is a list of sections."""
+    for candidate in (node, node.get("items", {}), *node.get("anyOf", ()), *node.get("allOf", ())):
+        if "$ref" in candidate:
+            candidate = schema["$defs"][candidate["$ref"].rpartition("/")[2]]
+        if "properties" in candidate:
+            return candidate
+    return None
+
+
+def undocumented(schema: dict[str, Any]) -> list[str]:
+    """Settings and sections without a description; one that only repeats its section's stands there."""
+    sections = {"": schema, **schema.get("$defs", {})}
+    missing = [name for name, section in sections.items() if not section.get("description")]
+    for name, section in sections.items():
+        for key, value in section["properties"].items():
+            if not value.get("description") and "$ref" not in value:
+                missing.append(f"{name}.{key}")
+    return missing
+
+
+def test_every_setting_is_documented() -> None:
+    assert undocumented(configs.schema()) == []
+    assert [name for name, field in RunConfig.model_fields.items() if not field.description] == []
+
+
+def test_a_setting_without_documentation_would_be_found() -> None:
+    class Section(BaseModel):
+        """Has a docstring."""
+
+        model_config = ConfigDict(use_attribute_docstrings=True)
+        known: int = 1
+        """Documented."""
+        bare: int = 2
+
+    assert undocumented(Section.model_json_schema()) == [".bare"]
+
+
+def test_there_are_fewer_than_80_settings() -> None:
+    found = leaves(configs.schema(), configs.schema())
+    assert {"steps", "learner.lr", "rewards.weight", "sft.epochs", "algorithm.kl_coef"} <= found.keys()
+    assert 40 < len(found) < 80, sorted(found)
+
+
+# The JSON Schema.
+
+
+def test_the_schema_is_valid_and_refuses_what_load_refuses() -> None:
+    schema = configs.schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    tree = YAML(typ="safe").load(BASE)
+    assert list(validator.iter_errors(tree)) == []
+    assert [error.validator for error in validator.iter_errors({**tree, "stepps": 3})] == ["additionalProperties"]
+    assert [error.validator for error in validator.iter_errors({**tree, "steps": 0})] == ["minimum"]
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["ppo", {"preset": "ppo"}, {"preset": "grpo", "kl_coef": 0.1}], ids=["word", "preset", "changed"]
+)
+def test_the_schema_accepts_an_algorithm_as_users_write_it(algorithm: Any) -> None:
+    tree = {**YAML(typ="safe").load(BASE), "algorithm": algorithm}
+    assert [error.message for error in jsonschema.Draft202012Validator(configs.schema()).iter_errors(tree)] == []
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_loads_and_fits_the_schema(path: Path) -> None:
+    assert isinstance(load(path), RunConfig)
+    tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    assert [error.message for error in jsonschema.Draft202012Validator(configs.schema()).iter_errors(tree)] == []
