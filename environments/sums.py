@@ -22,7 +22,8 @@ def load(seed: int = 0, low: int = 1, high: int = 99, heldout: int = 500, demons
     problems = [(a, b) for a in range(low, high + 1) for b in range(low, high + 1)]
     if heldout + demonstrations >= len(problems):
         raise ValueError(
-            f"{low}..{high} holds {len(problems)} sums, too few for {heldout} held-out and {demonstrations} demonstrations; "
+            f"{low}..{high} holds {len(problems)} sums, too few for {heldout} held-out and "
+            f"{demonstrations} demonstrations; "
             "widen the range or ask for fewer"
         )
     random.Random(seed).shuffle(problems)

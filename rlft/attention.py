@@ -1,6 +1,7 @@
 """Attention over a packed row whose prompts are shared (see `batch.pack`), as an attention function of transformers.
 
-The row's linear layers run on all tokens at once; only attention needs to know the layout. Per group, the prompt attends
+The row's linear layers run on all tokens at once; only attention needs to know the layout. Per group, the prompt
+attends
 causally to itself, and each completion to the prompt and causally to itself: exact, and without a [T, T] mask.
 """
 

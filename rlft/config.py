@@ -234,7 +234,8 @@ class RunConfig(_Strict):
     def _check(self) -> RunConfig:
         if self.algorithm.is_group_relative and self.samples_per_task < 2:
             raise ValueError(
-                f"samples_per_task is {self.samples_per_task}, but preset {self.algorithm.preset!r} compares the samples "
+                f"samples_per_task is {self.samples_per_task}, but preset {self.algorithm.preset!r} "
+                "compares the samples "
                 "of a group; use at least 2, or algorithm.baseline: critic or none"
             )
         if self.tasks_per_step % self.updates_per_step:

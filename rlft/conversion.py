@@ -1,6 +1,7 @@
 """From a GGUF file to a folder that transformers, and every library built on it, reads.
 
-What a plain `save_pretrained` of the loaded file would get wrong is mended here: the weights' claim to be quantised, the
+What a plain `save_pretrained` of the loaded file would get wrong is mended here: the weights' claim to be quantised,
+the
 tie of the embeddings, junk in the configs, SmolLM's pre-tokenizer, and names that transformers 4 does not know.
 """
 

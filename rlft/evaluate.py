@@ -29,7 +29,8 @@ def evaluate(
     The samples' seeds do not depend on the step, so that two evaluations differ by the policy alone.
 
     Returns:
-        (the result as `evals/NAME.json` holds it, the scored groups). Failed samples are counted and absent from the mean.
+        (the result as `evals/NAME.json` holds it, the scored groups). Failed samples are counted and absent from the
+        mean.
 
     Raises:
         ValueError: no held-out tasks, or none of the samples has a score.

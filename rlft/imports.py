@@ -1,7 +1,9 @@
 """Functions by name: `package.module:function` or `path/to/file.py:function`.
 
-A file is loaded by its location under a module name made from its absolute path, so it never meets another module of the
-same name. The shipped packages (`rewards`, `environments`) are found beside `rlft` and loaded the same way: a user's own
+A file is loaded by its location under a module name made from its absolute path, so it never meets another module of
+the
+same name. The shipped packages (`rewards`, `environments`) are found beside `rlft` and loaded the same way: a user's
+own
 folder of that name neither hides them nor is hidden by them.
 """
 

@@ -87,7 +87,8 @@ class Learner:
         """One optimizer update on an annotated batch.
 
         Returns:
-            Metrics of the update. With a non-finite loss or gradient the step is skipped, parameters and optimizer stay as
+            Metrics of the update. With a non-finite loss or gradient the step is skipped, parameters and optimizer
+            stay as
             they were, and `policy/skipped` is 1.
         """
         torch.set_num_threads(self.config.learner.threads)
@@ -198,7 +199,9 @@ class Learner:
         return {"policy/loss": total, **means}
 
     def _accumulate_critic(self, batch: Batch) -> Metrics:
-        assert self.value_head is not None and batch.values is not None and batch.returns is not None
+        assert self.value_head is not None
+        assert batch.values is not None
+        assert batch.returns is not None
         # Every state counts the same for the critic, whatever the policy's aggregation.
         weights = aggregation_weights("token_mean", batch.sequence_index, max_new_tokens=1)
         total = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,13 +72,14 @@ def lora_config(config: AdapterConfig) -> LoraConfig:
 
 def add_policy(base: PreTrainedModel, config: AdapterConfig, *, seed: int) -> PeftModel:
     """Put a fresh `policy` adapter on the base; its random half comes from `seed` alone, its other half is zero."""
-    with seeded(seed):
+    with seeded(seed), quiet_libraries():
         return get_peft_model(base, lora_config(config), adapter_name=POLICY)
 
 
 def add_copy(model: PeftModel, name: str, tensors: Mapping[str, Tensor]) -> None:
     """Put another adapter of the same shape, with these tensors, on the same base; `policy` stays active."""
-    model.add_adapter(name, model.peft_config[POLICY])
+    with quiet_libraries():
+        model.add_adapter(name, model.peft_config[POLICY])
     write_adapter(model, name, tensors)
     model.set_adapter(POLICY)
 
@@ -101,7 +103,8 @@ def write_adapter(model: PeftModel, name: str, tensors: Mapping[str, Tensor]) ->
         if key not in expected or key not in tensors or expected[key].shape != tensors[key].shape
     ):
         raise ValueError(
-            f"the adapter's tensors do not fit this model: {len(mismatched)} differ in name or shape, first {mismatched[0]!r}; "
+            f"the adapter's tensors do not fit this model: {len(mismatched)} differ in name or shape, "
+            f"first {mismatched[0]!r}; "
             "check adapter.rank, adapter.target_modules and model.source"
         )
     set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
@@ -144,6 +147,14 @@ def active(model: PeftModel, name: str | None) -> Iterator[None]:
         yield
     finally:
         model.set_adapter(POLICY)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without the deprecation notices that transformers gives to peft and trl, which a user of rlft cannot act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|trl")
+        yield
 
 
 @contextmanager

@@ -19,7 +19,8 @@ def tasks_of_step(tasks: Sequence[Task], *, step: int, count: int, seed: int) ->
     """
     if count > len(tasks):
         raise ValueError(
-            f"tasks_per_step is {count}, but the environment has {len(tasks)} training tasks; lower tasks_per_step or add tasks"
+            f"tasks_per_step is {count}, but the environment has {len(tasks)} training tasks; lower "
+            "tasks_per_step or add tasks"
         )
     epoch, position = divmod(step - 1, len(tasks) // count)
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(tasks))

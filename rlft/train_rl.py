@@ -176,8 +176,10 @@ def refuse_mismatch(config: RunConfig, step: int, metrics: Metrics) -> None:
     """
     if config.sampling.top_p == 1 and metrics["policy/mismatch"] > config.rollout.max_mismatch:
         raise RuntimeError(
-            f"step {step}: engine and learner differ by {metrics['policy/mismatch']:.3f} nats per token on average, more "
-            f"than rollout.max_mismatch={config.rollout.max_mismatch}; the engine does not run the learner's adapter, or "
+            f"step {step}: engine and learner differ by {metrics['policy/mismatch']:.3f} nats per token on "
+            "average, more "
+            f"than rollout.max_mismatch={config.rollout.max_mismatch}; the engine does not run the "
+            "learner's adapter, or "
             "bfloat16 rounds too coarsely for this model (try model.dtype=float32)"
         )
 

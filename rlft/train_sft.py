@@ -65,7 +65,7 @@ def train_sft(
     rows = [
         {"prompt": list(messages[:-1]), "completion": [messages[-1]]} for messages in demonstrations[: stage.examples]
     ]
-    with tempfile.TemporaryDirectory() as scratch, models.seeded(config.seed):
+    with tempfile.TemporaryDirectory() as scratch, models.seeded(config.seed), models.quiet_libraries():
         trainer = SFTTrainer(
             model=base.train(),
             args=SFTConfig(

@@ -29,7 +29,8 @@ def check(environment: Environment) -> None:
     """Refuse what would make a run or its measurement meaningless.
 
     Raises:
-        ValueError: no tasks, an empty or misshapen prompt, a duplicate id, or a prompt that stands in the held-out set and
+        ValueError: no tasks, an empty or misshapen prompt, a duplicate id, or a prompt that stands in the held-out
+        set and
             also in the training tasks or the demonstrations; names the task.
     """
     if not environment.train:

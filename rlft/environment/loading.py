@@ -14,14 +14,16 @@ def load(config: EnvironmentConfig) -> Environment:
     """Call the environment's function and check what it returned.
 
     Raises:
-        ValueError: no such function, an argument that it does not take, or an environment that `contract.check` refuses.
+        ValueError: no such function, an argument that it does not take, or an environment that `contract.check`
+        refuses.
     """
     function = import_function(config.path, shipped="environments")
     _check_arguments(function, config)
     environment = function(**config.args)
     if not isinstance(environment, Environment):
         raise ValueError(
-            f"environment {config.path} returned {type(environment).__name__}; return rlft.environment.contract.Environment"
+            f"environment {config.path} returned {type(environment).__name__}; return "
+            "rlft.environment.contract.Environment"
         )
     try:
         check(environment)

@@ -97,7 +97,8 @@ def policy_loss(
         advantages, weights: (A,), no gradient.
 
     Returns:
-        (scalar loss, sums over tokens keyed by metric name; divide by the number of tokens). `policy/ratio_max` is a maximum.
+        (scalar loss, sums over tokens keyed by metric name; divide by the number of tokens). `policy/ratio_max` is a
+        maximum.
     """
     ratio = importance_ratio(logprobs, old_logprobs, sequence_index, algorithm.ratio)
     loss = surrogate_loss(
@@ -125,7 +126,8 @@ def policy_loss(
 def value_loss(algorithm: Algorithm, *, values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:
     """The critic's loss as a weighted sum: half the squared error, with PPO's pessimistic clip around the old value.
 
-    As in the PPO implementation notes, https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, item 9.
+    As in the PPO implementation notes, https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, item
+    9.
     """
     squared_error = (values - returns).square()
     if algorithm.value_clip:

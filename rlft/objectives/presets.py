@@ -28,21 +28,26 @@ class Algorithm:
     preset: str
     """Name of the row that this started from."""
     baseline: Baseline
-    """What is subtracted from the reward: nothing, the group's mean, the mean of the other samples, or a critic's value (then advantages are GAE)."""
+    """What is subtracted from the reward: nothing, the group's mean, the mean of the other samples, or a critic's
+    value (then advantages are GAE)."""
     scale: Scale
-    """What the difference is divided by: nothing, the group's standard deviation, or that of the batch's action tokens (after centring them)."""
+    """What the difference is divided by: nothing, the group's standard deviation, or that of the batch's action
+    tokens (after centring them)."""
     ratio: Ratio
     """Importance ratio per token, or its geometric mean over the sequence."""
     surrogate: Surrogate
-    """score_function: A log pi; clipped: PPO's pessimistic clip; clipped_weight: the clipped ratio as a constant weight of A log pi."""
+    """score_function: A log pi; clipped: PPO's pessimistic clip; clipped_weight: the clipped ratio as a constant
+    weight of A log pi."""
     clip_low: float
     """Lower clip distance: the ratio is held above 1 - clip_low."""
     clip_high: float
     """Upper clip distance: the ratio is held below 1 + clip_high."""
     aggregate: Aggregate
-    """How token losses become one number: mean over tokens, mean of sequence means, mean of sequence sums, or sum over a constant length."""
+    """How token losses become one number: mean over tokens, mean of sequence means, mean of sequence sums, or sum
+    over a constant length."""
     kl: KL
-    """Estimator of the KL to the reference: none, k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r, with r = pi_ref / pi."""
+    """Estimator of the KL to the reference: none, k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r, with r =
+    pi_ref / pi."""
     kl_coef: float
     """Weight of the KL term."""
     kl_in: KLPlace

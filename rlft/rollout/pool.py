@@ -1,6 +1,7 @@
 """Pools of rollout workers: Ray actors, or one worker in this process. Both give the same groups.
 
-A worker that dies is replaced and exactly the chunk that it had is redone; what it had finished is kept. Since a chunk's
+A worker that dies is replaced and exactly the chunk that it had is redone; what it had finished is kept. Since a
+chunk's
 result depends on nothing but the chunk, the curve does not show it.
 """
 

@@ -12,7 +12,8 @@ _BLOCK = 256
 def sample(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Inverse-CDF sampling: the token whose cumulative probability first exceeds the row's uniform number.
 
-    The cumulative sum runs over block sums first and then inside one block per row, so that the vocabulary is passed over
+    The cumulative sum runs over block sums first and then inside one block per row, so that the vocabulary is passed
+    over
     a few times only.
 
     Args:

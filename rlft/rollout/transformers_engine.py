@@ -61,7 +61,8 @@ class TransformersEngine:
         content_hash = models.adapter_hash(adapter.tensors)
         if content_hash != adapter.hash:
             raise ValueError(
-                f"adapter version {adapter.version} claims hash {adapter.hash[:12]} but its tensors have {content_hash[:12]}: "
+                f"adapter version {adapter.version} claims hash {adapter.hash[:12]} but its tensors have "
+                f"{content_hash[:12]}: "
                 "it was damaged or mixed up on the way"
             )
         torch.set_num_threads(self.threads)
@@ -76,7 +77,8 @@ class TransformersEngine:
                     delta = delta.T  # GPT-2's layers store their weight transposed
                 if delta.shape != weight.shape:
                     raise ValueError(
-                        f"adapter for {name}: the update has shape {tuple(delta.shape)}, the weight {tuple(weight.shape)}"
+                        f"adapter for {name}: the update has shape {tuple(delta.shape)}, the weight "
+                        f"{tuple(weight.shape)}"
                     )
                 weight.copy_(pristine.float() + delta.to(self.device))
         self.version, self._hash = adapter.version, content_hash

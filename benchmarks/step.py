@@ -1,0 +1,316 @@
+"""One GRPO step of rlft and of TRL's GRPOTrainer on the same work, in alternating steps of one run.
+
+    python -m benchmarks.step [--steps 3]
+
+Work: SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, 8 prompts x 8 completions, at most 64 new tokens, T = 1,
+no KL
+term, one optimizer update. A step is everything from the prompts to the updated adapter: generation, reward,
+advantages,
+update, and for rlft also publishing the adapter, writing the rollouts and logging. Each system lives in a process of
+its own
+that waits while the other works. TRL runs first once in float32 and once in bfloat16, and the faster one is the peer.
+Lengths
+are natural, so the tokens of both are reported. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+THREADS = 2
+TASKS, SAMPLES, NEW_TOKENS, RANK = 8, 8, 64, 16
+TOPICS = ("rivers", "bread", "winter", "trains", "gardens", "music", "glass", "bees")
+
+
+def question(topic: str, number: int) -> str:
+    """A prompt that this model answers with 20 to 64 tokens."""
+    return f"Tell me {number} interesting facts about {topic} in a few short sentences."
+
+
+def share_of_vowels(text: str) -> float:
+    """A reward that differs within every group, so that no group is without signal."""
+    return sum(letter in "aeiou" for letter in text.lower()) / max(1, len(text))
+
+
+def vowels(completion: str) -> float:
+    """`share_of_vowels` as an rlft reward."""
+    return share_of_vowels(completion)
+
+
+def environment() -> Any:
+    """The tasks as an rlft environment."""
+    from rlft.environment.contract import Environment
+    from rlft.types import Task
+
+    tasks = [
+        Task(id=f"{topic}-{n}", messages=({"role": "user", "content": question(topic, n)},))
+        for n in range(3, 9)
+        for topic in TOPICS
+    ]
+    return Environment(train=tasks, heldout=[])
+
+
+def serve_rlft(model_folder: str, steps: int) -> None:
+    """Run rlft's own loop, one step for every line on standard input."""
+    import tempfile
+    from pathlib import Path
+
+    from rlft.config import RunConfig
+    from rlft.learner import Learner
+    from rlft.memory import keep_freed_memory
+    from rlft.reward.contract import RewardSpec
+    from rlft.reward.scoring import Scorer
+    from rlft.rollout.pool import make_pool
+    from rlft.run import Run
+    from rlft.train_rl import train_rl
+    from rlft.view import View
+
+    keep_freed_memory()
+    reward = f"{Path(__file__)}:vowels"
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig.model_validate(
+            {
+                "name": "bench",
+                "output_dir": folder,
+                "steps": steps,
+                "tasks_per_step": TASKS,
+                "samples_per_task": SAMPLES,
+                "backend": "inline",
+                "model": {"source": model_folder},
+                "adapter": {"rank": RANK},
+                "environment": {"path": "benchmarks.step:environment"},
+                "rewards": [{"path": reward}],
+                "sampling": {"max_new_tokens": NEW_TOKENS},
+                "rollout": {"threads": THREADS},
+                "learner": {"threads": THREADS, "lr": 1e-5},
+                "algorithm": {"preset": "grpo", "kl": "none", "kl_coef": 0.0},
+            }
+        )
+        learner = Learner(config, model_folder)
+        pool = make_pool(config, model_folder)
+        with (
+            Run(config) as run,
+            Scorer([RewardSpec(path=reward, weight=1.0)], workers=1, deadline_s=10, log_dir=None) as scorer,
+        ):
+            view = View("bench", steps=steps)
+
+            def after_step(step: int, adapter: object) -> None:
+                row = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
+                answer(seconds=row["time/step"], tokens=row["rollout/tokens"], parts=row)
+                if step < steps:
+                    wait()
+
+            wait()
+            train_rl(run, learner, pool, scorer, environment().train, start=0, view=view, after_step=after_step)
+
+
+def serve_trl(model_folder: str, steps: int, dtype: str) -> None:
+    """Run TRL's GRPOTrainer, one step for every line on standard input."""
+    import tempfile
+
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    torch.set_num_threads(THREADS)
+    rows = [{"prompt": list(task.messages)} for task in environment().train] * steps
+
+    def reward(completions: list[list[dict[str, str]]], **kwargs: object) -> list[float]:
+        return [share_of_vowels(messages[-1]["content"]) for messages in completions]
+
+    class Alternate(TrainerCallback):
+        started = 0.0
+        tokens = 0.0
+
+        def on_step_begin(self, *args: object, **kwargs: object) -> None:
+            wait()
+            self.started = time.perf_counter()
+
+        def on_step_end(self, *args: object, **kwargs: object) -> None:
+            length = trainer._metrics["train"]["completions/mean_length"][-1]
+            seconds = time.perf_counter() - self.started
+            answer(seconds=seconds, tokens=length * TASKS * SAMPLES, parts={})
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=model_folder,
+            reward_funcs=reward,
+            args=GRPOConfig(
+                output_dir=folder,
+                max_steps=steps,
+                per_device_train_batch_size=TASKS * SAMPLES,
+                num_generations=SAMPLES,
+                max_completion_length=NEW_TOKENS,
+                temperature=1.0,
+                beta=0.0,
+                loss_type="grpo",
+                learning_rate=1e-5,
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                model_init_kwargs={"dtype": dtype},
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                logging_steps=1000,
+                dataloader_pin_memory=False,
+            ),
+            train_dataset=Dataset.from_list(rows),
+            peft_config=LoraConfig(
+                r=RANK, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+            ),
+            callbacks=[Alternate()],
+        )
+        trainer.train()
+
+
+def wait() -> None:
+    """Until the parent says go."""
+    print("READY", flush=True)
+    if not sys.stdin.readline():
+        sys.exit(0)
+
+
+def answer(*, seconds: float, tokens: float, parts: dict[str, float]) -> None:
+    """Tell the parent how the step went."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print("STEP " + json.dumps({"seconds": seconds, "tokens": tokens, "gb": peak, "parts": parts}), flush=True)
+
+
+class Peer:
+    """A system in its own process."""
+
+    def __init__(self, *arguments: str) -> None:
+        """Start it; it reports READY when it waits for the first step."""
+        self.name = " ".join(arguments)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.step", "--serve", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"},
+        )
+        self._expect("READY")
+
+    def step(self) -> dict[str, Any]:
+        """One step; returns its seconds, tokens and the process's peak memory so far."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        result = json.loads(self._expect("STEP").removeprefix("STEP "))
+        shown = {k: round(v, 2) for k, v in result["parts"].items() if k.startswith("time/")}
+        print(
+            f"{self.name}: {result['seconds']:.1f} s, {result['tokens']:.0f} tokens, {result['gb']:.1f} GB "
+            f"{shown or ''}"
+        )
+        return result
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _expect(self, word: str) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(word):
+                return line
+        raise RuntimeError(f"{self.name} ended before it said {word}; its error is above")
+
+
+def gemm_rate(rows: int) -> float:
+    """Measured bfloat16 GEMM rate for this many rows on the model's layer shapes, FLOP/s: the best of several."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    x, w = torch.randn(rows, 576).bfloat16(), torch.randn(1536, 576).bfloat16()
+    best = 0.0
+    for _ in range(60):
+        start = time.perf_counter()
+        for _ in range(10):
+            torch.nn.functional.linear(x, w)
+        best = max(best, 10 * 2 * rows * 576 * 1536 / (time.perf_counter() - start))
+    return best
+
+
+def floor_seconds(tokens: float, prompt_tokens: float) -> float:
+    """Seconds of the arithmetic that a step cannot do without, at the measured rates.
+
+    Decoding: 2 FLOPs per weight and completion token, at the rate of 64 rows. Update: forward 2 and backward through
+    frozen
+    weights 2 per weight and token, the vocabulary projection on completion tokens only, at the rate of many rows.
+    """
+    layers, vocabulary = 106.2e6, 28.3e6
+    decode = 2 * (layers + vocabulary) * tokens / gemm_rate(TASKS * SAMPLES)
+    update = 4 * (layers * (tokens + prompt_tokens) + vocabulary * tokens) / gemm_rate(2048)
+    return decode + update
+
+
+def main() -> None:
+    """Run the comparison and print its JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=3, help="alternating steps after the warm-up")
+    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        system, folder, steps, *dtype = options.serve
+        serve_rlft(folder, int(steps)) if system == "rlft" else serve_trl(folder, int(steps), *dtype)
+        return
+
+    from rlft import chat, sources
+
+    folder = str(sources.resolve("smollm2-135m-instruct"))
+    tokenizer = chat.load_tokenizer(folder)
+    prompt_tokens = TASKS * statistics.mean(len(chat.render(tokenizer, t.messages)) for t in environment().train)
+    total = options.steps + 1
+    peers = {dtype: Peer("trl", folder, str(total), dtype) for dtype in ("bfloat16", "float32")}
+    warm_up = {dtype: peer.step()["seconds"] for dtype, peer in peers.items()}
+    best = min(warm_up, key=lambda dtype: warm_up[dtype])
+    for dtype, peer in peers.items():
+        if dtype != best:
+            peer.stop()
+    rlft = Peer("rlft", folder, str(total))
+    rlft.step()
+    ours, theirs = [], []
+    for _ in range(options.steps):
+        ours.append(rlft.step())
+        theirs.append(peers[best].step())
+    rlft.stop()
+    peers[best].stop()
+
+    rlft_s = statistics.median(step["seconds"] for step in ours)
+    trl_s = statistics.median(step["seconds"] for step in theirs)
+    rlft_tokens = statistics.median(step["tokens"] for step in ours)
+    floor_s = floor_seconds(rlft_tokens, prompt_tokens)
+    print(
+        json.dumps(
+            {
+                "rlft_s": round(rlft_s, 2),
+                "trl_s": round(trl_s, 2),
+                "ratio": round(trl_s / rlft_s, 2),
+                "rlft_gb": round(max(step["gb"] for step in ours), 2),
+                "trl_gb": round(max(step["gb"] for step in theirs), 2),
+                "floor_s": round(floor_s, 2),
+                "floor_fraction": round(floor_s / rlft_s, 3),
+                "trl_dtype": best,
+                "trl_warm_up_s": {dtype: round(seconds, 1) for dtype, seconds in warm_up.items()},
+                "rlft_tokens": rlft_tokens,
+                "trl_tokens": statistics.median(step["tokens"] for step in theirs),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

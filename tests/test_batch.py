@@ -1,0 +1,406 @@
+"""Batches: what goes in, how they are cut, and that a packed row is exactly its sequences one by one."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlft.attention import NAME as PACKED_ATTENTION
+from rlft.batch import PackedGroup, collate, microbatches, minibatches, pack, select
+from rlft.model import token_logprobs
+from rlft.objectives.advantages import token_advantages
+from rlft.objectives.policy import aggregation_weights, policy_loss
+from rlft.objectives.presets import PRESETS, Algorithm
+from rlft.types import Abstain, Batch, Failed, Group
+from tests.fakes import made_up_group
+
+VOCAB = 64
+GRPO = PRESETS["grpo"]
+
+
+def made_up_batch(sizes: list[tuple[int, list[int]]]) -> Batch:
+    """A batch of groups, given as (prompt length, completion lengths)."""
+    return collate(
+        [
+            made_up_group(
+                [float(index) for index, _ in enumerate(lengths)],
+                task_id=f"task-{number}",
+                prompt_length=prompt_length,
+                lengths=lengths,
+                vocab=VOCAB,
+            )
+            for number, (prompt_length, lengths) in enumerate(sizes)
+        ]
+    )
+
+
+RAGGED = [(4, [3, 1, 5]), (1, [2]), (2, [4, 4]), (6, [1, 1, 1, 2])]
+
+
+# collate, select, minibatches
+
+
+def test_collate_leaves_out_what_has_no_score() -> None:
+    failed, abstained = Failed(kind="crash", message="", reproduce=""), Abstain(reason="")
+    first = made_up_group([1.0, failed, 0.5], task_id="a", lengths=[2, 9, 1])
+    second = made_up_group([failed, abstained], task_id="b")
+    third = made_up_group([abstained, 0.25], task_id="c", lengths=[9, 3])
+    batch = collate([first, second, third])
+    kept = [first.trajectories[0], first.trajectories[2], third.trajectories[1]]
+    assert batch.token_ids == tuple(t.token_ids for t in kept)
+    assert batch.prompt_ids == tuple(t.prompt_ids for t in kept)
+    assert batch.rewards.tolist() == [1.0, 0.5, 0.25]
+    assert batch.group_index.tolist() == [0, 0, 1]  # the group without a score leaves no gap
+    assert batch.sequence_index.tolist() == [0, 0, 1, 2, 2, 2]
+    expected = torch.tensor([logprob for t in kept for logprob in t.logprobs])
+    assert torch.equal(batch.rollout_logprobs, expected)
+
+
+def test_collate_refuses_a_step_without_scores() -> None:
+    with pytest.raises(ValueError, match="no trajectory of this step has a score"):
+        collate([made_up_group([Abstain(reason="")])])
+
+
+def numbered(batch: Batch) -> Batch:
+    """The batch with every per-token field filled with numbers of its own."""
+    count = batch.sequence_index.numel()
+    names = ("old_logprobs", "ref_logprobs", "values", "advantages", "returns", "weights")
+    return replace(batch, **{name: torch.arange(count) + 1000.0 * i for i, name in enumerate(names, start=1)})
+
+
+@pytest.mark.parametrize("sequences", [[0], [1, 2, 5], [3, 4], list(range(10))])
+def test_select_keeps_every_field_with_its_token(sequences: list[int]) -> None:
+    batch = numbered(made_up_batch(RAGGED))
+    part = select(batch, sequences)
+    assert part.token_ids == tuple(batch.token_ids[s] for s in sequences)
+    assert part.prompt_ids == tuple(batch.prompt_ids[s] for s in sequences)
+    assert part.action_mask == tuple(batch.action_mask[s] for s in sequences)
+    assert part.rewards.tolist() == [batch.rewards[s].item() for s in sequences]
+    assert part.sequence_index.tolist() == [n for n, s in enumerate(sequences) for _ in batch.token_ids[s]]
+    groups = [int(batch.group_index[s]) for s in sequences]
+    assert part.group_index.tolist() == [sorted(set(groups)).index(group) for group in groups]
+    for field in fields(Batch):
+        whole = getattr(batch, field.name)
+        if isinstance(whole, Tensor) and whole.shape == batch.sequence_index.shape and field.name != "sequence_index":
+            expected = torch.cat([whole[batch.sequence_index == s] for s in sequences])
+            assert torch.equal(getattr(part, field.name), expected), field.name
+
+
+def test_select_leaves_absent_fields_absent() -> None:
+    part = select(made_up_batch(RAGGED), [0, 1])
+    assert part.old_logprobs is part.values is part.advantages is None
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3, 4])
+def test_minibatches_are_whole_groups_in_order(updates: int) -> None:
+    batch = numbered(made_up_batch(RAGGED))
+    parts = minibatches(batch, updates)
+    assert len(parts) == updates
+    assert tuple(itertools.chain(*(part.token_ids for part in parts))) == batch.token_ids
+    assert torch.equal(torch.cat([part.advantages for part in parts]), batch.advantages)
+    # No prompt, hence no group, stands in two of them.
+    prompts = [set(part.prompt_ids) for part in parts]
+    assert sum(map(len, prompts)) == len(set().union(*prompts)) == 4
+    assert max(map(len, prompts)) - min(map(len, prompts)) <= 1
+
+
+def test_fewer_groups_than_updates_give_fewer_minibatches() -> None:
+    parts = minibatches(made_up_batch(RAGGED[:2]), 4)
+    assert [part.num_sequences for part in parts] == [3, 1]
+
+
+# microbatches
+
+SIZES = st.lists(
+    st.tuples(st.integers(1, 8), st.lists(st.integers(1, 9), min_size=1, max_size=5)), min_size=1, max_size=5
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes=SIZES, tokens=st.integers(1, 60))
+def test_microbatches_cover_everything_once_within_the_budget(sizes: list[tuple[int, list[int]]], tokens: int) -> None:
+    batch = made_up_batch(sizes)
+    parts = microbatches(batch, tokens)
+    assert list(itertools.chain(*parts)) == list(range(batch.num_sequences))
+    packed_tokens = [pack(select(batch, part)).token_ids.shape[1] for part in parts]
+    for part, count in zip(parts, packed_tokens, strict=True):
+        assert count <= tokens or len(part) == 1
+    # None is cut short: the next sequence would not have fitted.
+    for part, following in itertools.pairwise(parts):
+        assert pack(select(batch, [*part, following[0]])).token_ids.shape[1] > tokens
+
+
+def test_microbatches_by_hand() -> None:
+    # Group 0: prompt 4, completions 3, 1, 5; group 1: prompt 1, completion 2. Budget 11:
+    #   4 + 3 = 7, + 1 = 8, + 5 = 13 > 11; so a new row: 4 + 5 = 9, + 1 + 2 = 12 > 11; 1 + 2 = 3.
+    batch = made_up_batch(RAGGED[:2])
+    assert microbatches(batch, 11) == [[0, 1], [2], [3]]
+    assert microbatches(batch, 12) == [[0, 1], [2, 3]]
+    assert microbatches(batch, 1) == [[0], [1], [2], [3]]
+    assert microbatches(batch, 16) == [[0, 1, 2, 3]]  # 4 + 9 + 1 + 2
+
+
+# pack
+
+
+def hand_batch() -> Batch:
+    """Prompt 10 11 12 with answers 20 21 and 30 31 32; prompt 40 41 with answer 50, whose row is cut by a mask."""
+    return Batch(
+        prompt_ids=((10, 11, 12), (10, 11, 12), (40, 41)),
+        token_ids=((20, 21), (30, 31, 32), (50, 51, 52)),
+        action_mask=((True, True), (True, False, True), (False, True, True)),
+        group_index=torch.tensor([0, 0, 1]),
+        rewards=torch.zeros(3),
+        sequence_index=torch.tensor([0, 0, 1, 1, 2, 2]),
+        rollout_logprobs=torch.zeros(6),
+    )
+
+
+def test_pack_by_hand() -> None:
+    packed = pack(hand_batch())
+    #                   row  0   1   2   3   4   5   6   7   8   9  10  11  12
+    assert packed.token_ids.tolist() == [[10, 11, 12, 20, 21, 30, 31, 32, 40, 41, 50, 51, 52]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 3, 4]]
+    # Actions 20, 21 | 30, 32 | 51, 52: 20 and 30 are predicted at the prompt's last token.
+    assert packed.target_ids.tolist() == [20, 21, 30, 32, 51, 52]
+    assert packed.predictor_index.tolist() == [2, 3, 2, 6, 10, 11]
+    assert packed.groups == (
+        PackedGroup(start=0, prompt_length=3, lengths=(2, 3)),
+        PackedGroup(start=8, prompt_length=2, lengths=(3,)),
+    )
+
+
+def test_pack_refuses_an_empty_prompt() -> None:
+    with pytest.raises(ValueError, match="empty prompt"):
+        pack(replace(hand_batch(), prompt_ids=((10,), (10,), ())))
+
+
+# A packed row and its sequences one by one
+
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "eos_token_id": 0,
+    "bos_token_id": None,
+}
+EXACT: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {"head_dim": 8}),
+    "mistral": ("MistralConfig", {"sliding_window": 32}),
+    "gemma": ("GemmaConfig", {"head_dim": 8}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 32}),
+    "smollm3": ("SmolLM3Config", {}),
+    "phi3": ("Phi3Config", {}),
+    "olmo2": ("Olmo2Config", {}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "gpt_neox": ("GPTNeoXConfig", {}),
+    "opt": ("OPTConfig", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+}
+
+
+def tiny(config_class: str, changes: dict[str, Any], dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """A random model of this family with packed attention; biases and norms are random, too."""
+    shape = (
+        {k: v for k, v in SMALL.items() if k not in ("hidden_size", "intermediate_size")}
+        if "n_embd" in changes
+        else SMALL
+    )
+    config = getattr(transformers, config_class)(**{**shape, **changes})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_ATTENTION).to(dtype).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def one_by_one(model: PreTrainedModel, batch: Batch, temperature: float) -> Tensor:
+    """Log-prob of every action from a plain forward pass per sequence with transformers' own attention."""
+    result = []
+    for prompt, tokens, mask in zip(batch.prompt_ids, batch.token_ids, batch.action_mask, strict=True):
+        logits = model(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits[0] / temperature
+        log_p = logits.log_softmax(dim=-1)
+        result += [log_p[len(prompt) + t - 1, tokens[t]] for t, is_action in enumerate(mask) if is_action]
+    return torch.stack(result)
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    assert max(float(tensor.abs().max()) for tensor in other.values()) > 1e-3
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("family", EXACT)
+def test_a_packed_row_equals_its_sequences_one_by_one(family: str) -> None:
+    model = tiny(*EXACT[family])
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("sdpa")
+    batch = made_up_batch(RAGGED)
+    logprobs, _ = token_logprobs(model, pack(batch), 1.0)
+    expected = one_by_one(plain, batch, 1.0)
+    assert float(expected.std()) > 0.01
+    assert torch.allclose(logprobs, expected, rtol=0, atol=1e-10)
+    weights = torch.linspace(-1, 1, len(logprobs), dtype=torch.float64)
+    own, other = gradients(model, (weights * logprobs).sum()), gradients(plain, (weights * expected).sum())
+    assert largest_difference(own, other) < 1e-10
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.5])
+def test_a_packed_row_at_a_temperature(temperature: float) -> None:
+    model = tiny("LlamaConfig", {})
+    batch = made_up_batch(RAGGED)
+    expected = one_by_one(model, batch, temperature)
+    other = gradients(model, expected.sum())
+    logprobs, _ = token_logprobs(model, pack(batch), temperature)
+    assert torch.allclose(logprobs, expected, rtol=0, atol=1e-10)
+    assert largest_difference(gradients(model, logprobs.sum()), other) < 1e-10
+
+
+def test_tokens_that_are_no_actions_are_read_but_not_trained() -> None:
+    # As in a conversation of several turns, where the environment's words stand between the model's.
+    model, batch = tiny("LlamaConfig", {}), hand_batch()
+    expected = one_by_one(model, batch, 1.0)
+    assert expected.shape == (6,)
+    assert torch.allclose(token_logprobs(model, pack(batch), 1.0)[0], expected, rtol=0, atol=1e-10)
+
+
+def test_a_completion_does_not_see_its_neighbours() -> None:
+    # Other tokens in one completion change its own log-probs and not one bit of the others'.
+    model, batch = tiny("LlamaConfig", {}), hand_batch()
+    changed = replace(batch, token_ids=(batch.token_ids[0], (33, 34, 35), batch.token_ids[2]))
+    before, after = (token_logprobs(model, pack(b), 1.0)[0] for b in (batch, changed))
+    assert (before != after).tolist() == [False, False, True, True, False, False]
+
+
+def test_a_sequence_longer_than_the_sliding_window_is_refused() -> None:
+    # The longest sequence has 4 + 5 = 9 tokens, however long the row is.
+    batch = made_up_batch(RAGGED)
+    token_logprobs(tiny("MistralConfig", {"sliding_window": 9}), pack(batch), 1.0)
+    with pytest.raises(ValueError, match="9 tokens exceeds the model's sliding window of 8"):
+        token_logprobs(tiny("MistralConfig", {"sliding_window": 8}), pack(batch), 1.0)
+
+
+def test_soft_capped_scores_are_refused() -> None:
+    model = tiny("Gemma2Config", {"head_dim": 8, "query_pre_attn_scalar": 8})
+    with pytest.raises(ValueError, match="soft-caps"):
+        token_logprobs(model, pack(made_up_batch(RAGGED)), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "changes"),
+    [
+        # Its own attention code, which never hears of the layout: completions see each other, 0.2 nats off.
+        ("BloomConfig", {}),
+        # The layout gets lost on the way to its attention, 0.6 nats off.
+        ("StableLmConfig", {}),
+        # A convolution along the row runs over the borders of the sequences, 0.2 nats off.
+        ("Lfm2Config", {"full_attn_idxs": [1]}),
+        # A state-space model has no attention at all, 1 nat off.
+        ("MambaConfig", {"state_size": 4}),
+        # Attention sinks (`s_aux`), which scaled dot-product attention leaves out, 0.3 nats off.
+        ("GptOssConfig", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    ],
+)
+def test_models_whose_layers_do_not_heed_the_layout_are_refused(config_class: str, changes: dict[str, Any]) -> None:
+    model = tiny(config_class, changes, torch.float32)
+    with pytest.raises(ValueError, match="packed"):
+        token_logprobs(model, pack(made_up_batch(RAGGED)), 1.0)
+
+
+# The loss does not depend on how a batch is cut and ordered
+
+
+def loss_and_gradients(
+    model: PreTrainedModel, algorithm: Algorithm, groups: list[Group], tokens: int
+) -> tuple[float, dict[str, Tensor]]:
+    """What the learner does with an annotated batch, in float64; old and reference log-probs follow from the tokens."""
+    batch = collate(groups)
+    old = batch.rollout_logprobs.double()
+    ids = torch.tensor([token for row in batch.token_ids for token in row], dtype=torch.float64)
+    advantages, _ = token_advantages(
+        algorithm,
+        rewards=batch.rewards.double(),
+        group_index=batch.group_index,
+        sequence_index=batch.sequence_index,
+        policy_logprobs=old,
+        ref_logprobs=old,
+        values=None,
+    )
+    weights = aggregation_weights(algorithm.aggregate, batch.sequence_index, max_new_tokens=6)
+    batch = replace(
+        batch, old_logprobs=old, ref_logprobs=old + 0.3 * torch.sin(ids), advantages=advantages, weights=weights
+    )
+    model.zero_grad()
+    total = 0.0
+    for sequences in microbatches(batch, tokens):
+        part = select(batch, sequences)
+        logprobs, entropy = token_logprobs(model, pack(part), 1.0)
+        loss, _ = policy_loss(
+            algorithm,
+            logprobs=logprobs,
+            entropy=entropy,
+            old_logprobs=part.old_logprobs,
+            ref_logprobs=part.ref_logprobs,
+            advantages=part.advantages,
+            weights=part.weights,
+            sequence_index=part.sequence_index,
+        )
+        loss.backward()
+        total += loss.item()
+    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+LOSSES = {
+    "grpo": replace(GRPO, entropy_coef=0.01),
+    "token mean": replace(GRPO, aggregate="token_mean", clip_high=0.28),
+    "constant length": replace(GRPO, aggregate="constant_length", scale="none"),
+    "sequence ratio": replace(GRPO, ratio="sequence"),
+    "whitened leave-one-out": replace(GRPO, baseline="leave_one_out", scale="batch_std", aggregate="sequence_sum"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_gradient_do_not_depend_on_cut_and_order(name: str) -> None:
+    model = tiny("LlamaConfig", {})
+    groups = [
+        made_up_group([1.0, 0.0, 0.25], task_id="a", prompt_length=4, lengths=[3, 1, 5], vocab=VOCAB),
+        made_up_group([0.5, 0.75], task_id="b", prompt_length=1, lengths=[2, 6], vocab=VOCAB),
+        made_up_group([0.0, 1.0, 0.0, 1.0], task_id="c", prompt_length=5, lengths=[1, 2, 4, 4], vocab=VOCAB),
+    ]
+    turned = [replace(group, trajectories=group.trajectories[::-1]) for group in groups]
+    loss, expected = loss_and_gradients(model, LOSSES[name], groups, 10_000)
+    for changed, tokens in [
+        (groups, 1),
+        (groups, 9),
+        (groups, 17),
+        (turned, 10_000),
+        (groups[::-1], 10_000),
+        (turned[1:] + turned[:1], 12),
+    ]:
+        other_loss, other = loss_and_gradients(model, LOSSES[name], changed, tokens)
+        assert other_loss == pytest.approx(loss, abs=1e-9)
+        assert largest_difference(other, expected) < 1e-9
