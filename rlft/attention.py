@@ -7,7 +7,7 @@ causally to itself, and each completion to the prompt and causally to itself: ex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -24,18 +24,41 @@ NAME = "rlft_packed"
 """Value for `attn_implementation`; without a packed row it is transformers' own SDPA attention."""
 
 
+@dataclass(slots=True)
+class Layout:
+    """What attention has to know of a packed row, and how many layers asked."""
+
+    groups: tuple[PackedGroup, ...]
+    """Where each prompt and its completions stand."""
+    layers: int = 0
+    """Layers that attended by this layout so far."""
+
+    def refuse_unheeded(self, num_layers: int) -> None:
+        """Refuse a model some of whose layers mixed the row's sequences.
+
+        Raises:
+            ValueError: a layer has attention code of its own, a convolution or a recurrent state.
+        """
+        if self.layers != num_layers:
+            raise ValueError(
+                f"this model cannot take packed rows: {self.layers} of its {num_layers} layers heeded "
+                "their layout, so the "
+                "others would mix sequences; use a model whose layers all go through transformers' attention interface"
+            )
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packed_groups: Sequence[PackedGroup] | None = None,
+    packed_layout: Layout | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention; block-wise over `packed_groups` where the caller gives them.
+    """Scaled dot-product attention; block-wise over `packed_layout` where the caller gives one.
 
     Args:
         query: (1, H, T, D). key, value: (1, H_kv, T, D).
@@ -44,19 +67,23 @@ def packed_attention(
         ((1, T, H, D), None)
 
     Raises:
-        ValueError: a packed sequence is longer than the model's sliding window, or the model soft-caps its scores.
+        ValueError: a packed sequence is longer than the model's sliding window, or the model's attention is not plain
+            scaled dot-product attention (soft-capped scores, attention sinks).
     """
-    if packed_groups is None:
+    if packed_layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("softcap") is not None:
         raise ValueError("this model soft-caps its attention scores, which packed attention cannot do")
-    longest = max(group.prompt_length + max(group.lengths) for group in packed_groups)
+    if kwargs.get("s_aux") is not None:
+        raise ValueError("this model has attention sinks, which packed attention leaves out")
+    packed_layout.layers += 1
+    longest = max(group.prompt_length + max(group.lengths) for group in packed_layout.groups)
     if sliding_window is not None and longest > sliding_window:
         raise ValueError(f"a sequence of {longest} tokens exceeds the model's sliding window of {sliding_window}")
     num_repeats = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, num_repeats), repeat_kv(value, num_repeats)
     pieces: list[Tensor] = []
-    for group in packed_groups:
+    for group in packed_layout.groups:
         prompt = slice(group.start, group.start + group.prompt_length)
         prompt_key, prompt_value = key[:, :, prompt], value[:, :, prompt]
         pieces.append(

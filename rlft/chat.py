@@ -71,3 +71,17 @@ def check_lengths(
             f"sampling.max_new_tokens={max_new_tokens} that exceeds the model's context of {context}; shorten the "
             "prompts or lower max_new_tokens"
         )
+
+
+def check_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], *, context: int
+) -> None:
+    """Refuse demonstrations that do not fit the model's context.
+
+    Raises:
+        ValueError: names the first one.
+    """
+    for row, messages in enumerate(conversations):
+        length = len(tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False))
+        if length > context:
+            raise ValueError(f"demonstration {row} has {length} tokens, more than the model's context of {context}")

@@ -45,7 +45,9 @@ def save(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
     write_folder(target, write)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    # Later ones are of a past that this run has left, after a resume from an earlier snapshot: they go first.
+    earlier = sorted(path for path in folder.glob("step-*") if path.name <= target.name)
+    for old in {*folder.glob("step-*")} - {*earlier[-keep:]}:
         shutil.rmtree(old)
     return target
 
@@ -106,9 +108,12 @@ def write_file(target: Path, data: str | bytes) -> None:
     """Make a file appear whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-    _sync(temporary)
-    temporary.replace(target)
+    try:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        _sync(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
     _sync(target.parent)
 
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlft.curves.words import visible
+
 app = typer.Typer(
     name="rlft",
     help="Fine-tune language models by reinforcement learning: write a reward, launch a run, read its curve.",
@@ -29,7 +31,7 @@ Overrides = Annotated[
     typer.Argument(
         help="Settings that replace the config's: key.sub=value.",
         show_default=False,
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
     ),
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Start over; an existing run of that name is moved aside.")]
@@ -158,7 +160,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, RuntimeError, ConnectionError) as error:
-        Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        Console(stderr=True).print(Text(visible(f"error: {error}"), style="red"), soft_wrap=True)
         sys.exit(1)
 
 
@@ -178,7 +180,7 @@ def _preset_line(algorithm: Any) -> str:
 
 
 def _show_summary(run: Path, summary: dict[str, Any]) -> None:
-    table = Table(title=f"Held-out {summary['metric']}", title_justify="left")
+    table = Table(title=Text(visible(f"Held-out {summary['metric']}")), title_justify="left")
     for heading in ("policy", "accuracy", "95 % interval", "tasks"):
         table.add_column(heading, justify="left" if heading == "policy" else "right")
     stages = (("base model", "accuracy_base"), ("after SFT", "accuracy_sft"), ("after RL", "accuracy_rl"))

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rlft.imports import did_you_mean
 from rlft.objectives.presets import PRESETS, Algorithm, preset_fields
@@ -279,6 +279,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise ValueError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not UTF-8 text in YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a mapping of keys to values, found {type(tree).__name__}")
     for override in overrides:
@@ -300,7 +302,16 @@ def dump(config: RunConfig) -> str:
 
 def schema() -> dict[str, Any]:
     """JSON Schema of a config file, for editors."""
-    return RunConfig.model_json_schema()
+    tree = RunConfig.model_json_schema()
+    algorithm = tree["$defs"]["Algorithm"]
+    del algorithm["required"]  # what a config leaves out comes from the preset
+    algorithm["properties"]["preset"]["enum"] = list(PRESETS)
+    field = tree["properties"]["algorithm"]
+    tree["properties"]["algorithm"] = {
+        "description": field.get("description", ""),
+        "anyOf": [{"enum": list(PRESETS)}, {"$ref": "#/$defs/Algorithm"}],
+    }
+    return tree
 
 
 def _apply(tree: Any, override: str) -> None:
@@ -316,7 +327,10 @@ def _apply(tree: Any, override: str) -> None:
             if not isinstance(node.get(part), dict | list):
                 node[part] = {}
             node = node[part]
-    value = YAML(typ="safe").load(text) if text else ""
+    try:
+        value = YAML(typ="safe").load(text) if text else ""
+    except YAMLError as error:
+        raise ValueError(f"override {override!r}: the value is not valid YAML: {error}") from None
     if isinstance(node, list):
         node[_index(last, node, override)] = value
     else:

@@ -30,8 +30,9 @@ from rlft.reward.loading import function_hash, source_hash
 from rlft.reward.scoring import Scorer
 from rlft.rollout.pool import RolloutPool, make_pool
 from rlft.run import Run
+from rlft.tasks import tasks_of_step
 from rlft.train_rl import restore, snapshot, train_rl
-from rlft.train_sft import train_sft
+from rlft.train_sft import check_demonstrations, train_sft
 from rlft.types import Adapter
 from rlft.view import View
 
@@ -61,9 +62,9 @@ def train(config: RunConfig, *, restart: bool = False) -> dict[str, Any]:
         ValueError: something in the config, the environment, the rewards or the model cannot work; nothing was started.
         RuntimeError: the run had to stop; `resume` continues it.
     """
-    environment = loading.load(config.environment)
+    environment, model_folder = _prepare(config)
     with Run.create(config, provenance=_provenance(config), restart=restart) as run:
-        return _execute(run, environment, is_resumed=False)
+        return _execute(run, environment, model_folder, is_resumed=False)
 
 
 def resume(path: Path) -> dict[str, Any]:
@@ -73,7 +74,8 @@ def resume(path: Path) -> dict[str, Any]:
         ValueError: `path` holds no run, or another process is working on it.
     """
     with Run.reopen(path) as run:
-        return _execute(run, loading.load(run.config.environment), is_resumed=True)
+        environment, model_folder = _prepare(run.config)
+        return _execute(run, environment, model_folder, is_resumed=True)
 
 
 def sft(config: RunConfig, *, restart: bool = False) -> Path:
@@ -85,9 +87,8 @@ def sft(config: RunConfig, *, restart: bool = False) -> Path:
     Raises:
         ValueError: see `train`; or the config has no `sft` section.
     """
-    environment = loading.load(config.environment)
+    environment, model_folder = _prepare(config)
     with Run.create(config, provenance=_provenance(config), restart=restart) as run:
-        model_folder = str(resolve_model(config))
         with View(config.name, steps=0) as view:
             _warm_start(run, view, environment, model_folder)
         return run.path / "adapters" / "sft"
@@ -139,10 +140,24 @@ def save_adapter(folder: Path, config: RunConfig, model_folder: str, tensors: Ma
     write_folder(folder, write)
 
 
-def _execute(run: Run, environment: Environment, *, is_resumed: bool) -> dict[str, Any]:
-    config = run.config
+def _prepare(config: RunConfig) -> tuple[Environment, str]:
+    """The environment and the model's folder, with everything refused that could not work, before a run exists."""
+    environment = loading.load(config.environment)
+    if not environment.heldout:
+        raise ValueError(
+            f"environment {config.environment.path} has no held-out tasks; the accuracy is measured on them"
+        )
+    tasks_of_step(environment.train, step=1, count=config.tasks_per_step, seed=config.seed)
+    if config.sft is not None:
+        check_demonstrations(config.sft, environment.demonstrations)
+    _scorer(config, environment, log_dir=None).close()
     model_folder = str(resolve_model(config))
     _check_lengths(config, environment, model_folder)
+    return environment, model_folder
+
+
+def _execute(run: Run, environment: Environment, model_folder: str, *, is_resumed: bool) -> dict[str, Any]:
+    config = run.config
     with (
         View(config.name, steps=config.steps) as view,
         _services(config, environment, model_folder, run, view) as (pool, scorer),
@@ -268,13 +283,7 @@ def _services(
     keep_freed_memory()
     transformers_logging.disable_progress_bar()
     view.stage("starting scoring processes")
-    scorer = Scorer(
-        [RewardSpec(path=r.path, weight=r.weight, args=r.args, name=r.name) for r in config.rewards],
-        workers=config.scoring.workers,
-        deadline_s=config.scoring.deadline_s,
-        log_dir=run.path / "logs" if run else None,
-        columns={column for task in (*environment.train, *environment.heldout) for column in task.columns},
-    )
+    scorer = _scorer(config, environment, log_dir=run.path / "logs" if run else None)
     with scorer:
         view.stage("starting rollout workers")
         pool = make_pool(config, model_folder, run.event if run else None)
@@ -284,12 +293,25 @@ def _services(
             pool.close()
 
 
+def _scorer(config: RunConfig, environment: Environment, *, log_dir: Path | None) -> Scorer:
+    return Scorer(
+        [RewardSpec(path=r.path, weight=r.weight, args=r.args, name=r.name) for r in config.rewards],
+        workers=config.scoring.workers,
+        deadline_s=config.scoring.deadline_s,
+        log_dir=log_dir,
+        columns={column for task in (*environment.train, *environment.heldout) for column in task.columns},
+    )
+
+
 def _check_lengths(config: RunConfig, environment: Environment, model_folder: str) -> None:
     from transformers import AutoConfig
 
     context = AutoConfig.from_pretrained(model_folder).get_text_config().max_position_embeddings
+    tokenizer = chat.load_tokenizer(model_folder)
+    if config.sft is not None:
+        chat.check_conversations(tokenizer, environment.demonstrations[: config.sft.examples], context=context)
     chat.check_lengths(
-        chat.load_tokenizer(model_folder),
+        tokenizer,
         [*environment.train, *environment.heldout[: config.evaluation.tasks]],
         max_new_tokens=config.sampling.max_new_tokens,
         context=context,

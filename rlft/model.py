@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlft.attention import NAME as PACKED_ATTENTION
+from rlft.attention import Layout
 from rlft.batch import Packed
 from rlft.config import AdapterConfig, ModelConfig
+from rlft.lora import use_lean_lora
 from rlft.objectives.logprobs import selected_logprobs
 from rlft.types import Adapter
 
@@ -73,7 +75,9 @@ def lora_config(config: AdapterConfig) -> LoraConfig:
 def add_policy(base: PreTrainedModel, config: AdapterConfig, *, seed: int) -> PeftModel:
     """Put a fresh `policy` adapter on the base; its random half comes from `seed` alone, its other half is zero."""
     with seeded(seed), quiet_libraries():
-        return get_peft_model(base, lora_config(config), adapter_name=POLICY)
+        model = get_peft_model(base, lora_config(config), adapter_name=POLICY)
+    use_lean_lora(model)
+    return model
 
 
 def add_copy(model: PeftModel, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -111,7 +115,13 @@ def write_adapter(model: PeftModel, name: str, tensors: Mapping[str, Tensor]) ->
 
 
 def read_adapter_folder(folder: Path) -> dict[str, Tensor]:
-    """Tensors of a PEFT adapter folder."""
+    """Tensors of a PEFT adapter folder.
+
+    Raises:
+        ValueError: there is none at `folder`.
+    """
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(f"{folder} is not an adapter folder: it has no adapter_model.safetensors")
     return dict(sorted(load_file(folder / "adapter_model.safetensors").items()))
 
 
@@ -175,11 +185,13 @@ def token_logprobs(model: nn.Module, packed: Packed, temperature: float) -> tupl
     """
     device = next(model.parameters()).device
     index = packed.predictor_index.to(device)
-    inputs = _model_inputs(packed, device)
+    layout = Layout(packed.groups)
+    inputs = _model_inputs(packed, layout, device)
     if "logits_to_keep" in inspect.signature(_causal_lm(model).forward).parameters:
         logits = model(**inputs, logits_to_keep=index).logits[0]
     else:
         logits = model(**inputs).logits[0, index]
+    layout.refuse_unheeded(_num_layers(model))
     return selected_logprobs(logits, packed.target_ids.to(device), temperature)
 
 
@@ -187,17 +199,23 @@ def token_values(model: nn.Module, head: nn.Linear, packed: Packed) -> Tensor:
     """The critic's value of the state before every action of the row, (A,) float32, under the active adapter."""
     device = next(model.parameters()).device
     body = _causal_lm(model).base_model
-    hidden = body(**_model_inputs(packed, device)).last_hidden_state[0]
+    layout = Layout(packed.groups)
+    hidden = body(**_model_inputs(packed, layout, device)).last_hidden_state[0]
+    layout.refuse_unheeded(_num_layers(model))
     return head(hidden[packed.predictor_index.to(device)].float()).squeeze(-1)
 
 
-def _model_inputs(packed: Packed, device: torch.device) -> dict[str, Any]:
+def _model_inputs(packed: Packed, layout: Layout, device: torch.device) -> dict[str, Any]:
     return {
         "input_ids": packed.token_ids.to(device),
         "position_ids": packed.position_ids.to(device),
-        "packed_groups": packed.groups,
+        "packed_layout": layout,
         "use_cache": False,
     }
+
+
+def _num_layers(model: nn.Module) -> int:
+    return _causal_lm(model).config.get_text_config().num_hidden_layers
 
 
 def _causal_lm(model: nn.Module) -> PreTrainedModel:

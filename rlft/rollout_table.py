@@ -60,7 +60,7 @@ def to_parquet(groups: Sequence[Group], *, step: int, advantages: Sequence[float
 
 def _row(trajectory: Trajectory, *, step: int, group_index: int, advantage: float | None) -> dict[str, object]:
     task, outcome, completion = trajectory.task, trajectory.outcome, trajectory.turns[-1].completion
-    return {
+    row: dict[str, object] = {
         "step": step,
         "task_id": task.id,
         "group_index": group_index,
@@ -85,6 +85,12 @@ def _row(trajectory: Trajectory, *, step: int, group_index: int, advantage: floa
         "adapter_version": completion.adapter_version,
         "adapter_hash": completion.adapter_hash,
     }
+    return {name: _whole(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _whole(text: str) -> str:
+    """Half a surrogate pair, as cut strings in data sets have them, spelt out: parquet takes whole characters only."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _outcome_name(trajectory: Trajectory) -> str:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -70,7 +71,8 @@ class Run:
                     f"{path} holds a run already: continue it with `rlft resume {path}`, start over with --restart "
                     "(the old run is moved aside), or choose another name with name=..."
                 )
-            _move_aside(path)
+            with cls(config):  # refuses when another driver is at work there
+                _move_aside(path)
         run = cls(config)
         write_file(run.path / "provenance.json", json.dumps({**provenance, **_machine()}, indent=1))
         write_file(run.path / "config.yaml", configs.dump(config))
@@ -186,10 +188,8 @@ def _append(path: Path, line: str) -> None:
 
 def _move_aside(path: Path) -> None:
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime((path / "config.yaml").stat().st_mtime))
-    target = path.with_name(f"{path.name}.{stamp}")
-    if target.exists():
-        target = path.with_name(f"{target.name}.{os.getpid()}")
-    path.rename(target)
+    names = (f"{path.name}.{stamp}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(2))))
+    path.rename(next(target for name in names if not (target := path.with_name(name)).exists()))
 
 
 def _machine() -> dict[str, Any]:

@@ -154,10 +154,17 @@ def refuse_failures(run: Run, step: int, groups: Sequence[Group]) -> None:
     """
     failures = [t.outcome for group in groups for t in group.trajectories if isinstance(t.outcome, Failed)]
     total = sum(len(group.trajectories) for group in groups)
+    if not any(group.scores for group in groups) and not failures:
+        run.write_rollouts(step, groups)
+        raise RuntimeError(
+            f"step {step}: the rewards abstained on all {total} samples, so there is no score to learn "
+            "from; let one of "
+            f"them score these tasks. All samples are in {run.path / 'rollouts'}."
+        )
     if not failures:
         return
     run.event("reward_failed", f"{len(failures)} of {total} samples; first: {failures[0].message}", step=step)
-    if len(failures) > run.config.scoring.max_failed * total:
+    if len(failures) > run.config.scoring.max_failed * total or not any(group.scores for group in groups):
         run.write_rollouts(step, groups)
         raise RuntimeError(
             f"step {step}: {len(failures)} of {total} samples could not be scored, more than scoring.max_failed="

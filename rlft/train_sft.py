@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlft import chat
 from rlft import model as models
-from rlft.config import RunConfig
+from rlft.config import RunConfig, SFTStageConfig
 from rlft.types import Message
 
 OnUpdate = Callable[[int, int, float], None]
@@ -41,10 +41,7 @@ def train_sft(
     stage = config.sft
     if stage is None:
         raise ValueError("the config has no `sft` section; add one, for example `sft: {examples: 256}`")
-    if len(demonstrations) < stage.examples:
-        raise ValueError(
-            f"sft.examples is {stage.examples}, but the environment offers {len(demonstrations)} demonstrations"
-        )
+    check_demonstrations(stage, demonstrations)
     # TRL takes seconds to import, and only this stage needs it.
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from datasets import Dataset, disable_progress_bars
@@ -95,6 +92,18 @@ def train_sft(
         trainer.train()
     state = get_peft_model_state_dict(trainer.model)
     return {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in sorted(state.items())}
+
+
+def check_demonstrations(stage: SFTStageConfig, demonstrations: Sequence[tuple[Message, ...]]) -> None:
+    """Refuse a stage that asks for more demonstrations than there are.
+
+    Raises:
+        ValueError: both numbers.
+    """
+    if len(demonstrations) < stage.examples:
+        raise ValueError(
+            f"sft.examples is {stage.examples}, but the environment offers {len(demonstrations)} demonstrations"
+        )
 
 
 def _silence(trainer: Any) -> None:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from rlft.curves.words import visible
 from rlft.types import Metrics
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -71,15 +72,15 @@ class View:
                 table.add_row(Text(label, style="dim"), Text(format(self._metrics[name], form)) + spark)
         if self._step:
             table.add_row(Text("left", style="dim"), Text(_duration(self._seconds_left())))
-        heading = f"{self._title}  step {self._step}/{self._steps}"
+        heading = f"{visible(self._title)}  step {self._step}/{self._steps}"
         return Panel(Group(table, self._stage), title=Text(heading), title_align="left")
 
     def stage(self, name: str, total: int | None = None) -> None:
         """Begin a stage of the run."""
-        self._stage.reset(self._bar, total=total, description=name)
+        self._stage.reset(self._bar, total=total, description=visible(name))
         self._stage_started = time.monotonic()
         if not self._console.is_terminal:
-            self._console.print(Text(f"{name} ..."))
+            self._console.print(Text(visible(f"{name} ...")))
 
     def progress(self, done: int, total: int) -> None:
         """How far the stage is."""
@@ -102,7 +103,7 @@ class View:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(Text(text))
+        self._console.print(Text(visible(text)))
 
     def _seconds_left(self) -> float:
         return (self._steps - self._step) * sum(self._durations) / max(1, len(self._durations))

@@ -67,21 +67,21 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """Address of one private Ray for all tests of this process: pools here use it and leave it running."""
+def ray_cluster() -> Iterator[None]:
+    """One private Ray for all tests of this process: pools use it and leave it running."""
     from rlft.rollout.pool import _protect_cluster
 
     _protect_cluster()
     import ray
 
-    context = ray.init(
+    ray.init(
         num_cpus=16,  # what Ray hands out, not what the machine has: no test waits for another's worker to end
         include_dashboard=False,
         object_store_memory=256 * 2**20,
         log_to_driver=False,
         logging_level="ERROR",
     )
-    yield context.address_info["gcs_address"]
+    yield
     ray.shutdown()
 
 

@@ -22,44 +22,42 @@ from rlft.rollout.episode import make_chunks
 from rlft.rollout.pool import InlinePool, RayPool
 from rlft.types import Group, SamplingParams
 from rlft.view import View
-from tests.conftest import MakeConfig, start_rlft
+from tests.conftest import MakeConfig
 from tests.fakes import letters, read_lines, read_metrics, read_result, write_config
 
 pytestmark = pytest.mark.timeout(180)
 
 PPO = ("algorithm=ppo", "updates_per_step=2")
-RAY_RUNS = {
-    "1 worker": ("rollout.workers=1",),
-    "2 workers": ("rollout.workers=2",),
-    "3 workers": ("rollout.workers=3",),
-    "ppo": PPO,
-}
+Train = Callable[..., Path]
+
+STOCK: list[Any] = []
+"""Actors that no pool has at the moment."""
 
 
-@pytest.fixture(scope="module")
-def ray_runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_cluster: str) -> dict[str, Path]:
-    """The run of `finished_run` on Ray, with different workers, and one with PPO: where they lie.
+class LentPool(RayPool):
+    """A Ray pool that takes its workers from a stock and gives them back: to start one takes seconds."""
 
-    They are started together, each with a driver of its own that joins the cluster: most of their time is imports.
-    """
-    runs, processes = {}, {}
-    environment = {"RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}
-    for name, overrides in RAY_RUNS.items():
-        folder = tmp_path_factory.mktemp("ray")
-        overrides = ("checkpoint.every=1", "backend=ray", f"ray_address={ray_cluster}", *overrides)
-        file, runs[name] = write_config(folder, tiny_model), folder / "runs" / "tiny"
-        processes[name] = (
-            start_rlft("train", str(file), *overrides, log=folder / "log.txt", environment=environment),
-            folder / "log.txt",
-        )
-    for name, (process, log) in processes.items():
-        process.join()
-        assert process.exitcode == 0, f"{name}:\n{log.read_text()}"
-    return runs
+    def _start_worker(self) -> Any:
+        return STOCK.pop() if STOCK else super()._start_worker()
+
+    def close(self) -> None:
+        STOCK.extend(self._workers)
+        self._workers = []
 
 
 @pytest.fixture
-def train(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
+def ray_train(train: Train, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """`train` on Ray."""
+    monkeypatch.setattr(launch, "make_pool", LentPool)
+
+    def run(*overrides: str) -> Path:
+        return train("backend=ray", *overrides)
+
+    return run
+
+
+@pytest.fixture
+def train(tmp_path: Path, tiny_model: Path) -> Train:
     """`train("seed=1", ...)`: the run of `finished_run` with overrides, and where it lies."""
 
     def run(*overrides: str) -> Path:
@@ -70,23 +68,23 @@ def train(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
     return run
 
 
-@pytest.mark.parametrize("workers", ["1 worker", "2 workers", "3 workers"])
-def test_ray_gives_the_run_that_inline_gives(ray_runs: dict[str, Path], finished_run: Path, workers: str) -> None:
-    run = ray_runs[workers]
+@pytest.mark.parametrize("workers", [3, 2, 1])
+def test_ray_gives_the_run_that_inline_gives(ray_train: Train, finished_run: Path, workers: int) -> None:
+    run = ray_train(f"rollout.workers={workers}")
     assert read_metrics(run) == read_metrics(finished_run)
     assert read_result(run) == read_result(finished_run)
 
 
-def test_ray_gives_the_run_that_inline_gives_with_a_critic(
-    ray_runs: dict[str, Path], train: Callable[..., Path]
-) -> None:
-    inline = train(*PPO)
-    assert read_metrics(ray_runs["ppo"]) == read_metrics(inline)
-    assert read_result(ray_runs["ppo"]) == read_result(inline)
-    assert "critic/loss" in read_metrics(inline)[0]
+def test_ray_gives_the_run_that_inline_gives_with_a_critic(ray_train: Train, train: Train, tmp_path: Path) -> None:
+    on_ray = read_result(ray_train("rollout.workers=2", *PPO))
+    inline = read_result(train("name=inline", *PPO))
+    del on_ray["summary.json"]["name"], inline["summary.json"]["name"]
+    assert on_ray["metrics.jsonl"] == inline["metrics.jsonl"]
+    assert on_ray == inline
+    assert "critic/loss" in inline["metrics.jsonl"][0]
 
 
-def test_another_seed_gives_another_run(train: Callable[..., Path], finished_run: Path) -> None:
+def test_another_seed_gives_another_run(train: Train, finished_run: Path) -> None:
     # Otherwise the comparisons above would say nothing.
     run = train("seed=1")
     for mine, other in zip(read_metrics(run), read_metrics(finished_run), strict=True):
@@ -109,7 +107,7 @@ def test_every_completion_names_the_adapter_that_made_it(finished_run: Path) -> 
 
 
 def test_killed_workers_are_replaced_and_leave_no_trace_in_the_curve(
-    train: Callable[..., Path], ray_cluster: str, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+    ray_train: Train, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_make, real_rollout = launch.make_pool, View.rollout
     pool: Any = None
@@ -136,7 +134,7 @@ def test_killed_workers_are_replaced_and_leave_no_trace_in_the_curve(
 
     monkeypatch.setattr(launch, "make_pool", make)
     monkeypatch.setattr(View, "rollout", kill_some)
-    run = train("backend=ray", "rollout.workers=2")
+    run = ray_train("rollout.workers=2")
     assert len(killed) == 2
     assert not any(psutil.pid_exists(pid) for pid in killed)
     events = read_lines(run / "events.jsonl")
@@ -146,23 +144,20 @@ def test_killed_workers_are_replaced_and_leave_no_trace_in_the_curve(
     assert read_result(run) == read_result(finished_run)
 
 
-def test_a_worker_that_dies_too_often_stops_the_run_by_name(make_config: MakeConfig, ray_cluster: str) -> None:
+def test_a_worker_that_dies_too_often_stops_the_run_by_name(make_config: MakeConfig, ray_cluster: None) -> None:
     config = make_config("backend=ray", "rollout.max_restarts=0")
     events: list[tuple[str, str]] = []
-    pool = RayPool(config, config.model.source, lambda kind, message: events.append((kind, message)))
-    try:
-        pool.publish(models.bare_base())
-        with pytest.raises(ValueError, match="asked to generate with adapter version 7 while -1 is loaded"):
-            pool.run(_chunks(config, version=7))  # a worker's own error arrives as itself and restarts nobody
-        os.kill(_pids(pool)[0], signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=r"died 1 times, more than rollout\.max_restarts=0 allows"):
-            pool.run(_chunks(config, version=-1))
-        assert events == []
-    finally:
-        pool.close()
+    pool = LentPool(config, config.model.source, lambda kind, message: events.append((kind, message)))
+    pool.publish(models.bare_base())
+    with pytest.raises(ValueError, match="asked to generate with adapter version 7 while -1 is loaded"):
+        pool.run(_chunks(config, version=7))  # a worker's own error arrives as itself and restarts nobody
+    os.kill(_pids(pool)[0], signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"died 1 times, more than rollout\.max_restarts=0 allows"):
+        pool.run(_chunks(config, version=-1))
+    assert events == []
 
 
-def test_ray_without_protection_is_refused(monkeypatch: pytest.MonkeyPatch, ray_cluster: str) -> None:
+def test_ray_without_protection_is_refused(monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(RuntimeError, match="set RAY_AUTH_MODE=token before importing it"):
         pools._protect_cluster()

@@ -99,7 +99,8 @@ def test_sequence_ratio_by_hand() -> None:
 def test_sequence_mean_of_sequence_ratios_has_the_gradient_of_gspo() -> None:
     # GSPO, https://arxiv.org/abs/2507.18071, equation 10: grad of (1 / S) sum s_i A_i = (1 / S) sum s_i A_i (1 / |o_i|)
     # sum_t grad log pi_t. With |o| = 3 and 1, S = 2, A = 2 and -1, all inside the bounds:
-    # tokens of the first: e^0.1 * 2 / 3 / 2 = 0.368390, the second: e^-0.1 * -1 / 1 / 2 = -0.452419; the loss has minus.
+    # tokens of the first: e^0.1 * 2 / 3 / 2 = 0.368390, the second: e^-0.1 * -1 / 1 / 2 = -0.452419.
+    # The loss is minus the objective.
     algorithm = replace(GRPO, ratio="sequence", kl="none", kl_coef=0.0)
     logprobs = double([-1.0, -2.0, -3.0, -4.0], grad=True)
     index = torch.tensor([0, 0, 0, 1])
@@ -335,7 +336,7 @@ TRL_ROWS = {
 @pytest.mark.parametrize("row", TRL_ROWS)
 def test_loss_and_gradient_equal_those_of_trl(row: str, is_on_policy: bool) -> None:
     loss_type, algorithm = TRL_ROWS[row]
-    # The weights are float32: lengths, their sum and the bound are powers of two so that no rounding hides a difference.
+    # The weights are float32: lengths, their sum and the bound are powers of two, so that no rounding hides anything.
     lengths, max_new_tokens = [4, 8, 2, 2], 8
     generator = torch.Generator().manual_seed(len(row))
     count = sum(lengths)
@@ -462,8 +463,8 @@ def test_combinations_that_contradict_themselves_are_refused(changes: dict[str, 
 
 def test_grpo_is_the_row_of_its_paper() -> None:
     # https://arxiv.org/abs/2402.03300: equation 3 averages over the group and over each output's length and subtracts
-    # beta times the KL; equation 4 is k3; section 4.1.2 normalises by the group's mean and standard deviation; section 4.2
-    # sets the KL coefficient to 0.04. The clip distance, which it does not tell, is PPO's.
+    # beta times the KL; equation 4 is k3; section 4.1.2 normalises by the group's mean and standard deviation; section
+    # 4.2 sets the KL coefficient to 0.04. The clip distance, which it does not tell, is PPO's.
     assert (GRPO.baseline, GRPO.scale) == ("group_mean", "group_std")
     assert (GRPO.ratio, GRPO.surrogate, GRPO.aggregate) == ("token", "clipped", "sequence_mean")
     assert (GRPO.kl, GRPO.kl_in, GRPO.kl_coef) == ("k3", "loss", 0.04)

@@ -147,7 +147,7 @@ def _marked(mark: str) -> Iterator[str]:
 
 
 def interrupt(folder: Path, model: Path, kill: Kill) -> Interrupted:
-    driver = Driver(folder, model, f"backend={kill.backend}", "rollout.workers=2")
+    driver = Driver(folder, model, f"backend={kill.backend}")
     seen = Interrupted(driver.run)
     arguments = driver.train
     for moment in kill.holds:
@@ -210,14 +210,21 @@ def test_resuming_is_on_record(interrupted: dict[str, Future[Interrupted]]) -> N
 def test_every_moment_at_which_something_was_written_can_be_resumed_from(
     tmp_path: Path, tiny_model: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The directory as it was at each sync of steps 2 and 3: rollouts, metrics, adapter, checkpoint, in all their files.
-    config = load(write_config(tmp_path, tiny_model), ["checkpoint.keep=1"])
+    # The directory as it was at each sync of step 2: rollouts, metrics, adapter, checkpoint, in all their files.
+    settings = ["steps=3", "checkpoint.keep=1", "checkpoint.every=1", "evaluation.tasks=2"]
+    config = load(write_config(tmp_path, tiny_model), settings)
     moments: list[Path] = []
+    seen: list[Any] = []
     real_fsync = os.fsync
 
     def fsync(descriptor: int) -> None:
         real_fsync(descriptor)
-        if (config.run_dir / "metrics.jsonl").exists() and 1 <= len(read_metrics(config.run_dir)) <= 2:
+        is_after_1 = (config.run_dir / "checkpoints" / "step-000001").exists() or moments
+        if is_after_1 and not (config.run_dir / "rollouts" / "step-000003.parquet").exists():
+            content = {(path, path.stat().st_size) for path in config.run_dir.rglob("*") if path.is_file()}
+            if content in seen:
+                return
+            seen.append(content)
             moments.append(tmp_path / f"moment-{len(moments):02d}")
             shutil.copytree(config.run_dir, moments[-1])
             for path in moments[-1].rglob(f"*.{os.getpid()}.tmp"):  # it is another process that resumes
@@ -227,9 +234,13 @@ def test_every_moment_at_which_something_was_written_can_be_resumed_from(
         patch.setattr(os, "fsync", fsync)
         launch.train(config)
     expected = read_result(config.run_dir)
-    assert len(moments) >= 12
+    assert len(moments) >= 8
     assert any(list(moment.rglob("*.tmp")) for moment in moments)
-    assert len({str(sorted(path.relative_to(m) for path in m.rglob("*"))) for m in moments}) > 8
+    assert {len(read_metrics(moment)) for moment in moments} == {1, 2}
+    assert {max(path.name for path in moment.glob("checkpoints/s*")) for moment in moments} == {
+        "step-000001",
+        "step-000002",
+    }
     for moment in moments:
         launch.resume(moment)
         assert read_result(moment) == expected, moment.name
@@ -316,7 +327,8 @@ class Stopped:
 
 
 def stop(folder: Path, model: Path, backend: str, number: signal.Signals) -> Stopped:
-    driver = Driver(folder, model, f"backend={backend}")
+    # The inline run is resumed and compared with the reference; the others can do without the SFT stage.
+    driver = Driver(folder, model, f"backend={backend}", *([] if backend == "inline" else ["sft=null"]))
     driver.hold("train 1")
     with driver.log.open("wb") as log:
         process = subprocess.Popen(

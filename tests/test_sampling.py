@@ -138,7 +138,7 @@ def test_top_p_keeps_the_smallest_set_with_that_mass(top_p: float, kept: set[int
 
 
 def test_temperature_comes_before_top_p() -> None:
-    # At temperature 1/2 the probabilities 0.5, 0.3, 0.2 become 25 : 9 : 4 = 0.658, 0.237, 0.105: the first alone has 0.6.
+    # At temperature 1/2 the probabilities 0.5, 0.3, 0.2 become 25 : 9 : 4 = 0.658, 0.237, 0.105: the first is enough.
     row = probabilities([0.5, 0.3, 0.2])
     uniform = torch.linspace(0, BELOW_ONE, 100).tolist()
     assert set(draw(row, uniform, temperature=0.5, top_p=0.6)) == {0}

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlft.config import EnvironmentConfig
 from rlft.environment.contract import Environment, check
-from rlft.imports import did_you_mean, import_function
+from rlft.imports import describe_error, did_you_mean, import_function
 
 
 def load(config: EnvironmentConfig) -> Environment:
@@ -19,7 +19,12 @@ def load(config: EnvironmentConfig) -> Environment:
     """
     function = import_function(config.path, shipped="environments")
     _check_arguments(function, config)
-    environment = function(**config.args)
+    try:
+        environment = function(**config.args)
+    except ValueError as error:
+        raise ValueError(f"environment {config.path}: {error}") from error
+    except Exception as error:  # whatever a user's code raises
+        raise ValueError(f"environment {config.path} raised:\n{describe_error(error)}") from error
     if not isinstance(environment, Environment):
         raise ValueError(
             f"environment {config.path} returned {type(environment).__name__}; return "

@@ -54,6 +54,10 @@ def sequence_advantages(rewards: Tensor, group_index: Tensor, baseline: Baseline
     Returns:
         (S,) float. A group whose rewards are all equal gets exactly 0.
     """
+    if baseline != "none":
+        # The advantage does not depend on a constant added to a group's rewards, so take away the group's first one:
+        # equal rewards then cancel to exactly 0, which `0.1 - mean([0.1, 0.1, 0.1])` does not.
+        rewards = rewards - rewards[_first_of_group(group_index)]
     advantages = rewards - group_baseline(rewards, group_index, baseline)
     if scale == "group_std":
         advantages = advantages / (group_std(rewards, group_index) + STD_EPSILON)
@@ -64,6 +68,7 @@ def whiten(advantages: Tensor) -> Tensor:
     """Centre the action tokens' advantages and divide by their standard deviation over the batch, (A,)."""
     if advantages.numel() < 2:
         return advantages
+    advantages = advantages - advantages[0]  # equal ones then give exactly 0, as in `sequence_advantages`
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
@@ -145,6 +150,13 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
     if variance == 0:
         return 0.0
     return float(1 - (returns - values).var(unbiased=False) / variance)
+
+
+def _first_of_group(group_index: Tensor) -> Tensor:
+    """Index of the first sequence of each sequence's group, (S,); groups are adjacent."""
+    starts = torch.ones_like(group_index, dtype=torch.bool)
+    starts[1:] = group_index[1:] != group_index[:-1]
+    return starts.nonzero().squeeze(1)[starts.cumsum(0) - 1]
 
 
 def _group_sums(values: Tensor, group_index: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         normalizer = torch.empty_like(logprobs)
         entropy = torch.empty_like(logprobs)
         for rows in _chunks(logits):
-            x = logits[rows].to(wide).div_(temperature)
+            x = logits[rows].to(wide) / temperature
             lse = x.logsumexp(dim=-1)
             logprobs[rows] = x.gather(1, targets[rows, None]).squeeze(1) - lse
             normalizer[rows] = lse
@@ -54,7 +54,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         wants_entropy = bool(grad_entropy.any())
         grad = torch.empty_like(logits)
         for rows in _chunks(logits):
-            log_p = logits[rows].to(normalizer.dtype).div_(ctx.temperature).sub_(normalizer[rows, None])
+            log_p = (logits[rows].to(normalizer.dtype) / ctx.temperature).sub_(normalizer[rows, None])
             p = log_p.exp()
             if wants_entropy:
                 log_p.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None])

@@ -46,7 +46,7 @@ class TransformersEngine:
         self.threads = threads
         self.version: int | None = None
         self._hash = ""
-        self._scale = adapter.alpha / adapter.rank
+        self._rank, self._scale = adapter.rank, adapter.alpha / adapter.rank
         self._model = models.load_base(model_folder, models.resolve_dtype(model), self.device)
         self._pristine: dict[str, Tensor] = {}
         self._end_ids = torch.tensor(sorted(chat.end_token_ids(tokenizer, self._model.generation_config)))
@@ -66,21 +66,15 @@ class TransformersEngine:
                 "it was damaged or mixed up on the way"
             )
         torch.set_num_threads(self.threads)
-        deltas = _deltas(adapter, self._scale)
+        pairs = self._check_adapter(adapter)
         with torch.no_grad():
-            for name in self._pristine.keys() - deltas.keys():
+            for name in self._pristine.keys() - pairs.keys():
                 self._model.get_parameter(name).copy_(self._pristine[name])
-            for name, delta in deltas.items():
+            for name, (down, up) in pairs.items():
                 weight = self._model.get_parameter(name)
                 pristine = self._pristine.setdefault(name, weight.detach().clone())
-                if isinstance(self._model.get_submodule(name.rpartition(".")[0]), Conv1D):
-                    delta = delta.T  # GPT-2's layers store their weight transposed
-                if delta.shape != weight.shape:
-                    raise ValueError(
-                        f"adapter for {name}: the update has shape {tuple(delta.shape)}, the weight "
-                        f"{tuple(weight.shape)}"
-                    )
-                weight.copy_(pristine.float() + delta.to(self.device))
+                delta = self._scale * (up.to(self.device).float() @ down.to(self.device).float())
+                weight.copy_(pristine.float() + (delta.T if self._is_transposed(name) else delta))
         self.version, self._hash = adapter.version, content_hash
 
     @torch.inference_mode()
@@ -178,6 +172,28 @@ class TransformersEngine:
         mask = torch.zeros(beyond.shape, dtype=self._model.dtype, device=self.device)
         return mask.masked_fill_(beyond, float("-inf"))[:, None, None, :]
 
+    def _check_adapter(self, adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
+        """(A, B) by parameter name of the base model; everything is checked before a single weight changes."""
+        pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        parameters = dict(self._model.named_parameters())
+        for name in sorted(adapter.tensors):
+            stem, _, which = name.removesuffix(".weight").rpartition(".")
+            parameter = f"{stem.removeprefix('base_model.model.')}.weight"
+            down, up = (adapter.tensors.get(f"{stem}.{half}.weight") for half in ("lora_A", "lora_B"))
+            if which not in ("lora_A", "lora_B") or parameter not in parameters or down is None or up is None:
+                raise ValueError(f"the adapter's tensor {name!r} is not half of a LoRA update of this model")
+            if down.shape[0] != self._rank or up.shape[1] != self._rank:
+                raise ValueError(f"the adapter's tensor {name!r} has another rank than adapter.rank={self._rank}")
+            shape = parameters[parameter].shape
+            if (up.shape[0], down.shape[1]) != tuple(reversed(shape) if self._is_transposed(parameter) else shape):
+                raise ValueError(f"the adapter's update of {parameter} does not have the weight's shape {tuple(shape)}")
+            pairs[parameter] = (down, up)
+        return pairs
+
+    def _is_transposed(self, parameter: str) -> bool:
+        """GPT-2's layers store their weight the other way round."""
+        return isinstance(self._model.get_submodule(parameter.rpartition(".")[0]), Conv1D)
+
     def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         for request in requests:
             if not request.prompt_ids:
@@ -242,14 +258,3 @@ def _spread(tensor: Tensor, rows: Tensor, capacity: int) -> Tensor:
     spread = tensor.new_zeros(len(rows), tensor.shape[1], capacity, tensor.shape[3])
     spread[:, :, : tensor.shape[2]] = tensor[rows]
     return spread
-
-
-def _deltas(adapter: Adapter, scale: float) -> dict[str, Tensor]:
-    """Weight updates by parameter name of the base model: scale * B @ A, float32."""
-    deltas = {}
-    for name, down in adapter.tensors.items():
-        if name.endswith(".lora_A.weight"):
-            up = adapter.tensors[name.replace(".lora_A.", ".lora_B.")]
-            parameter = name.removeprefix("base_model.model.").replace(".lora_A.", ".")
-            deltas[parameter] = scale * (up.float() @ down.float())
-    return deltas

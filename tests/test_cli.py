@@ -1,0 +1,377 @@
+"""The command line: what it says of itself, what it prints, how it fails; and what a person sees while a run trains."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+from rich.console import Console
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from rlft import cli
+from rlft.objectives.presets import PRESETS
+from rlft.view import View, sparkline
+from tests.fakes import read_result, write_config
+
+RLFT = Path(sys.executable).with_name("rlft")
+
+Rlft = Callable[..., "Ended"]
+
+
+class Ended:
+    """What a command left."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def rlft(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Rlft:
+    """`rlft("report", run)`: the entry point in this process, as the installed command calls it."""
+
+    def run(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["rlft", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(cli.signal, "signal", lambda *_: None)  # the handler would stay in the tests' process
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        out, err = capfd.readouterr()
+        return Ended(code, out, err)
+
+    return run
+
+
+# Help.
+
+HELP = {
+    "train": ["CONFIG", "KEY=VALUE", "--restart", "measure the base model", "RL"],
+    "sft": ["CONFIG", "KEY=VALUE", "--restart", "SFT stage", "PEFT"],
+    "resume": ["RUN", "interrupted run", "newest whole checkpoint"],
+    "evaluate": ["TARGET", "KEY=VALUE", "--adapter", "accuracy", "JSON"],
+    "report": ["RUN", "report.html", "reward.png"],
+    "list": ["KIND", "rewards, environments, presets or engines"],
+    "schema": ["JSON Schema"],
+    "models": ["hub"],
+}
+
+
+def test_there_is_help_for_every_command_here() -> None:
+    assert set(get_command(cli.app).commands) == set(HELP)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_says_what_a_command_does(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "100", "TERM": "dumb"})
+    assert result.exit_code == 0
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
+    for words in HELP[command]:
+        assert words.lower() in text.lower()
+    assert "[[" not in text
+    assert "[default: None]" not in text
+
+
+def test_help_lists_the_commands_in_one_line_each() -> None:
+    result = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "120", "TERM": "dumb"})
+    assert result.exit_code == 0
+    for command in HELP:
+        assert re.search(rf"^\W*{command} +[A-Z]", result.output, re.MULTILINE), command
+
+
+def test_no_arguments_show_the_help() -> None:
+    assert "Commands" in CliRunner().invoke(cli.app, [], env={"COLUMNS": "120"}).output
+
+
+# Lists.
+
+
+def test_list_names_everything_that_a_config_can(rlft: Rlft) -> None:
+    out = rlft("list").out
+    for name in ("rewards.exact_answer:exact_answer", "environments.sums:load", "transformers", *PRESETS):
+        assert name in out
+    assert "Strict" not in out  # a function's line, not its module's
+    assert "1 if the whole reply is" in out
+
+
+def test_list_of_one_kind(rlft: Rlft) -> None:
+    out = rlft("list", "presets").out
+    assert "grpo" in out
+    assert "exact_answer" not in out
+    wrong = rlft("list", "reward")
+    assert (wrong.code, "rewards, environments, presets, engines" in wrong.err) == (1, True)
+
+
+def test_schema_is_a_json_schema(rlft: Rlft) -> None:
+    schema = json.loads(rlft("schema").out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert "tasks_per_step" in schema["properties"]
+
+
+def test_models_lists_the_catalogue(rlft: Rlft) -> None:
+    out = rlft("models").out
+    for words in ("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", "MB"):
+        assert words in out
+    assert re.search("apache", out, re.IGNORECASE)
+
+
+# A run, by its commands.
+
+
+@pytest.mark.timeout(60)
+def test_train_prints_the_accuracies_and_what_it_wrote(rlft: Rlft, config_file: Path, finished_run: Path) -> None:
+    done = rlft("train", config_file, "checkpoint.every=1")
+    assert done.code == 0
+    run = config_file.parent / "runs" / "tiny"
+    assert read_result(run) == read_result(finished_run)
+    summary = json.loads((run / "summary.json").read_text())
+    for label, key in (("base model", "accuracy_base"), ("after RL", "accuracy_rl")):
+        accuracy = summary[key]
+        numbers = rf"{accuracy['mean']:.3f}\W+{accuracy['low']:.3f} to {accuracy['high']:.3f}\W+8\b"
+        assert re.search(rf"{label}\W+{numbers}", done.out)
+    assert "after SFT" not in done.out
+    for name in ("report.html", "reward.png", "summary.json", "adapters/v000004"):
+        assert str(run / name) in done.out
+        assert (run / name).exists()
+    assert re.search(r"step 4/4 +reward 0\.\d{3} +KL .*entropy .*length .*tokens/s \d+ +left 0:00", done.err)
+
+
+@pytest.mark.timeout(60)
+def test_sft_writes_its_adapter_and_resume_goes_on_from_it(rlft: Rlft, config_file: Path) -> None:
+    small = ("sft.examples=4", "sft.batch_size=2", "steps=1", "evaluation.tasks=2")
+    done = rlft("sft", config_file, *small)
+    assert done.code == 0
+    run = config_file.parent / "runs" / "tiny"
+    folder = run / "adapters" / "sft"
+    assert f"SFT adapter: {folder}" in done.out
+    assert {"adapter_config.json", "adapter_model.safetensors"} == {path.name for path in folder.iterdir()}
+    made = (folder / "adapter_model.safetensors").read_bytes()
+    again = rlft("resume", run)
+    assert again.code == 0
+    assert "after SFT" in again.out
+    assert (folder / "adapter_model.safetensors").read_bytes() == made
+
+
+def test_sft_needs_its_section(rlft: Rlft, config_file: Path) -> None:
+    done = rlft("sft", config_file)
+    assert done.code == 1
+    assert "the config has no `sft` section; add one" in done.err
+
+
+def test_evaluate_of_a_config_measures_the_base_model(rlft: Rlft, config_file: Path, finished_run: Path) -> None:
+    done = rlft("evaluate", config_file)
+    assert done.code == 0
+    result = json.loads(done.out)
+    stored = json.loads((finished_run / "evals" / "base.json").read_text())
+    assert result["adapter"] == "base"
+    assert (result["accuracy"], result["adapter_hash"]) == (stored["accuracy"], stored["adapter_hash"])
+    assert not (config_file.parent / "runs").exists()
+
+
+def test_evaluate_of_a_run_measures_its_last_adapter(rlft: Rlft, finished_run: Path) -> None:
+    before = sorted(finished_run.rglob("*"))
+    result = json.loads(rlft("evaluate", finished_run).out)
+    stored = json.loads((finished_run / "evals" / "step-000004.json").read_text())
+    assert result["adapter"] == str(finished_run / "adapters" / "v000004")
+    assert (result["accuracy"], result["adapter_hash"]) == (stored["accuracy"], stored["adapter_hash"])
+    assert sorted(finished_run.rglob("*")) == before
+
+
+def test_evaluate_of_a_named_adapter(rlft: Rlft, finished_run: Path) -> None:
+    folder = finished_run / "adapters" / "v000002"
+    result = json.loads(rlft("evaluate", finished_run, "evaluation.tasks=4", "--adapter", folder).out)
+    assert (result["adapter"], result["accuracy"]["n"]) == (str(folder), 4)
+
+
+def test_report_names_its_files(rlft: Rlft, finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    for name in ("report.html", "reward.png"):
+        (run / name).unlink()
+    done = rlft("report", run)
+    assert done.code == 0
+    assert done.out.split() == [str(run / "report.html"), str(run / "reward.png")]
+    assert (run / "report.html").stat().st_size > 100_000
+    assert (run / "reward.png").read_bytes().startswith(b"\x89PNG")
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "{folder}/no.yaml"), "no config file"),
+        (("train", "{config}", "learner.lrr=1"), "learner.lrr: unknown key"),
+        (("train", "{config}", "steps"), "expected key.sub=value"),
+        (("train", "{config}", "environment.path=environments.sumz:load"), "Did you mean 'environments.sums:load'"),
+        (("resume", "{folder}"), "is not a run directory"),
+        (("resume", "{folder}/nowhere"), "is not a run directory"),
+        (("report", "{folder}"), "{folder}"),
+        (("evaluate", "{folder}"), "{folder}"),
+        (("evaluate", "{config}", "--adapter", "{folder}/nowhere"), "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_is_one_message_on_stderr(
+    rlft: Rlft, config_file: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    names = {"folder": config_file.parent, "config": config_file}
+    done = rlft(*(argument.format(**names) for argument in arguments))
+    assert done.code == 1
+    assert "error: " in done.err
+    assert says.format(**names) in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+def test_an_unknown_command_or_option_is_a_usage_error(rlft: Rlft) -> None:
+    for arguments in (("trian", "x"), ("train", "x", "--restrat"), ("train",)):
+        done = rlft(*arguments)
+        assert done.code == 2
+        assert "Usage" in done.err
+
+
+@pytest.mark.timeout(60)
+def test_the_installed_command_ends_with_the_same_error(config_file: Path) -> None:
+    done = subprocess.run([RLFT, "train", config_file, "stepps=3"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.search(r"error: .*run\.yaml:\d+: stepps: unknown key", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_markup_and_escapes_in_a_message_are_inert(rlft: Rlft, tmp_path: Path) -> None:
+    # A message may quote a reward's exception, and that a model's reply.
+    done = rlft("report", tmp_path / "[red]x[red] \x1b]0;owned\x07")
+    assert done.code == 1
+    assert "[red]x[red]" in done.err
+    assert "\x1b]0;" not in done.err
+    assert "\x07" not in done.err
+
+
+# The live view.
+
+METRICS = {
+    "reward/mean": 0.5,
+    "policy/kl_ref": 0.0123,
+    "policy/entropy": 2.345,
+    "rollout/length": 17.25,
+    "groups/with_signal": 0.75,
+    "time/tokens_per_s": 1234.0,
+    "time/step": 30.0,
+}
+
+
+def terminal(width: int = 100) -> Console:
+    return Console(force_terminal=True, width=width, file=io.StringIO(), color_system="truecolor")
+
+
+def shown(console: Console, view: View) -> str:
+    """The panel as a terminal shows it, without its colours."""
+    assert isinstance(console.file, io.StringIO)
+    console.file.truncate(0)
+    console.print(view)
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
+
+
+def test_the_view_shows_what_decides() -> None:
+    console = terminal()
+    view = View("my-run", steps=40, console=console)
+    with view:
+        for step, reward in enumerate((0.0, 0.25, 0.5, 1.0), start=1):
+            view.step(step, {**METRICS, "reward/mean": reward})
+        text = shown(console, view)
+    assert "my-run" in text
+    assert "step 4/40" in text
+    assert re.search(r"reward +1\.000 +▁▃▅█|reward +1\.000 +▁▃[▄▅]█", text)
+    for pattern in (r"KL +0\.0123", r"entropy +2\.345", r"length +17\.2", r"tokens/s +1234", r"signal +75 ?%"):
+        assert re.search(pattern, text), pattern
+    assert re.search(r"left +18:00", text)  # 36 steps of 30 s
+
+
+def test_the_view_leaves_out_what_was_not_measured() -> None:
+    console = terminal()
+    view = View("r", steps=2, console=console)
+    view.step(1, {"time/step": 1.0, "rollout/length": 3.0})
+    text = shown(console, view)
+    assert "length" in text
+    assert "reward" not in text
+    assert "KL" not in text
+
+
+def test_the_view_shows_the_stage_and_its_progress() -> None:
+    console = terminal()
+    view = View("r", steps=2, console=console)
+    view.stage("SFT warm start")
+    view.progress(3, 8)
+    text = shown(console, view)
+    assert "SFT warm start" in text
+    assert "3/8" in text
+
+
+def test_markup_and_escapes_of_a_run_are_inert() -> None:
+    console = terminal()
+    hostile = "[bold red]x[/] [link=file:///etc/passwd]y[/link] \x1b]0;owned\x07\x1b[2J"
+    view = View(hostile, steps=2, console=console)
+    with view:
+        view.stage(hostile)
+        view.note(hostile)
+        view.step(1, METRICS)
+        console.print(view)
+    assert isinstance(console.file, io.StringIO)
+    raw = console.file.getvalue()
+    assert "[bold red]x[/]" in raw  # shown as it stands
+    for sequence in ("\x1b]0;", "\x07", "\x1b[2J", "\x1b]8;"):
+        assert sequence not in raw
+
+
+def test_without_a_terminal_there_are_plain_lines() -> None:
+    console = Console(force_terminal=False, width=200, file=io.StringIO())
+    with View("r", steps=40, console=console) as view:
+        view.stage("SFT warm start")
+        view.step(1, METRICS)
+        view.note("held-out odd, base: 0.1 [0.0, 0.2]")
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "\x1b" not in text
+    assert "SFT warm start ..." in text
+    assert "[0.0, 0.2]" in text
+    assert re.search(r"^step 1/40  reward 0\.500  KL 0\.0123 .* left 19:30$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], ""),
+        ([1.0], "▁"),
+        ([2.0, 2.0], "▁▁"),
+        ([0.0, 1.0], "▁█"),
+        ([-7.0, 0.0], "▁█"),
+        ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
+    ],
+)
+def test_a_sparkline_spans_its_values(values: list[float], expected: str) -> None:
+    assert sparkline(values) == expected
+
+
+def test_a_sparkline_shows_the_last_values() -> None:
+    assert sparkline([9.0] * 50 + [0.0, 1.0], width=2) == "▁█"
+
+
+def test_an_invalid_config_costs_no_model(config_file: Path, tmp_path: Path, rlft: Rlft) -> None:
+    # The message must come although the model's folder does not exist: the config is read first.
+    write_config(tmp_path, tmp_path / "no-model")
+    done = rlft("train", config_file, "steps=0")
+    assert done.code == 1
+    assert "steps: " in done.err

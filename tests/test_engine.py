@@ -1,0 +1,383 @@
+"""The transformers engine: the learner's log-probs, whatever else is in the call and whatever was loaded before."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
+
+from rlft import model as models
+from rlft.batch import collate, pack
+from rlft.chat import load_tokenizer
+from rlft.config import AdapterConfig, ModelConfig
+from rlft.rollout import transformers_engine
+from rlft.rollout.engine import Request
+from rlft.rollout.transformers_engine import TransformersEngine
+from rlft.types import Adapter, Completion, Group, SamplingParams, Score, Task, Trajectory, Turn
+from tests.fakes import byte_tokenizer
+
+LORA = AdapterConfig(rank=4, alpha=8)
+SAMPLED = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=12)
+GREEDY = replace(SAMPLED, temperature=0.0)
+# Prompts of different lengths, one of them a single token, and different numbers of samples.
+REQUESTS = [
+    Request(prompt_ids=(7,), seeds=(1, 2, 3)),
+    Request(prompt_ids=(8, 9, 10, 11, 12), seeds=(4,)),
+    Request(prompt_ids=(13, 14), seeds=(5, 6, 7, 8)),
+    Request(prompt_ids=tuple(range(20, 50)), seeds=(9, 10)),
+]
+ENDS = tuple(range(0, 260, 4))
+"""End tokens of `stopping_model`: a quarter of the vocabulary, so that rows end at different times."""
+
+
+@pytest.fixture(scope="module")
+def stopping_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with many end tokens, and with four times its logits: its own are all nearly 0."""
+    folder = tmp_path_factory.mktemp("stopping") / "model"
+    shutil.copytree(tiny_model, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(4)
+    model.save_pretrained(folder)
+    GenerationConfig(eos_token_id=list(ENDS), pad_token_id=0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(stopping_model: Path) -> TransformersEngine:
+    return make_engine(stopping_model)
+
+
+def make_engine(folder: Path) -> TransformersEngine:
+    model = ModelConfig(source=str(folder), dtype="float32")
+    return TransformersEngine(folder, load_tokenizer(folder), model=model, adapter=LORA, threads=1)
+
+
+def make_learner_model(folder: Path) -> PeftModel:
+    return models.add_policy(models.load_base(folder, torch.float32, torch.device("cpu")), LORA, seed=0)
+
+
+def random_adapter(model: PeftModel, version: int, *, scale: float = 0.2) -> Adapter:
+    """An adapter whose both halves are random: sharp distributions, nothing near 0."""
+    generator = torch.Generator().manual_seed(version)
+    tensors = models.read_adapter(model, models.POLICY)
+    return models.make_adapter(
+        version, {name: scale * torch.randn(tensor.shape, generator=generator) for name, tensor in tensors.items()}
+    )
+
+
+def learner_logprobs(
+    model: PeftModel, requests: Sequence[Request], completions: list[list[Completion]], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """(the learner's log-probs, the engine's) of the same tokens, under the model's active adapter."""
+    groups = []
+    for number, (request, samples) in enumerate(zip(requests, completions, strict=True)):
+        task = Task(id=str(number), messages=())
+        trajectories = tuple(
+            Trajectory(
+                task=task,
+                sample_index=index,
+                seed=request.seeds[index],
+                turns=(Turn(prompt_ids=request.prompt_ids, completion=completion),),
+                text="",
+                outcome=Score(value=0.0),
+            )
+            for index, completion in enumerate(samples)
+        )
+        groups.append(Group(task=task, trajectories=trajectories))
+    batch = collate(groups)
+    with torch.no_grad():
+        return models.token_logprobs(model, pack(batch), temperature)[0], batch.rollout_logprobs
+
+
+def plain(completions: list[list[Completion]]) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+    """Tokens and log-probs only, in order."""
+    return [(c.token_ids, c.logprobs) for samples in completions for c in samples]
+
+
+def assert_same(one: list[list[Completion]], other: list[list[Completion]], *, tolerance: float = 1e-5) -> None:
+    for (own_ids, own_logprobs), (ids, logprobs) in zip(plain(one), plain(other), strict=True):
+        assert own_ids == ids
+        assert own_logprobs == pytest.approx(logprobs, abs=tolerance)
+
+
+# The learner's log-probs
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("kind", ["bare", "fresh", "random"])
+def test_log_probs_are_the_learners(
+    engine: TransformersEngine, stopping_model: Path, kind: str, temperature: float
+) -> None:
+    model = make_learner_model(stopping_model)
+    adapter = {
+        "bare": models.bare_base(),
+        "fresh": models.make_adapter(0, models.read_adapter(model, models.POLICY)),
+        "random": random_adapter(model, 3),
+    }[kind]
+    if adapter.tensors:
+        models.write_adapter(model, models.POLICY, adapter.tensors)
+    engine.load_adapter(adapter)
+    params = replace(SAMPLED, temperature=temperature)
+    completions = engine.generate(REQUESTS, params, version=adapter.version)
+    learner, own = learner_logprobs(model, REQUESTS, completions, temperature)
+    assert float((learner - own).abs().max()) < 1e-5
+    assert {(c.adapter_version, c.adapter_hash) for samples in completions for c in samples} == {
+        (adapter.version, models.adapter_hash(adapter.tensors))
+    }
+
+
+def test_a_random_adapter_changes_the_distribution(engine: TransformersEngine, stopping_model: Path) -> None:
+    # So that the parity above means something: under the bare base the same tokens have quite other log-probs.
+    model = make_learner_model(stopping_model)  # its fresh adapter does nothing
+    engine.load_adapter(random_adapter(model, 3))
+    completions = engine.generate(REQUESTS, SAMPLED, version=3)
+    learner, own = learner_logprobs(model, REQUESTS, completions, 1.0)
+    assert float((learner - own).abs().mean()) > 0.3
+
+
+SMALL = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "eos_token_id": 0,
+    "bos_token_id": None,
+}
+
+
+def save_family(folder: Path, config_class: str, changes: dict[str, Any]) -> Path:
+    """A random model of another family with the byte tokenizer."""
+    config: PretrainedConfig = getattr(transformers, config_class)(**{**SMALL, **changes})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config_class", "changes"),
+    [
+        ("Qwen2Config", {}),
+        ("Qwen3Config", {"head_dim": 8}),
+        ("MistralConfig", {"sliding_window": 64}),
+        ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 64}),
+        ("Phi3Config", {}),
+        pytest.param(
+            "GPT2Config",
+            {"n_inner": 48},  # its layers store their weights transposed, which peft notices with a warning
+            marks=pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+        ),
+    ],
+)
+def test_log_probs_are_the_learners_in_other_families(
+    tmp_path: Path, config_class: str, changes: dict[str, Any]
+) -> None:
+    folder = save_family(tmp_path / "model", config_class, changes)
+    model, engine = make_learner_model(folder), make_engine(folder)
+    adapter = random_adapter(model, 1, scale=0.1)
+    models.write_adapter(model, models.POLICY, adapter.tensors)
+    engine.load_adapter(adapter)
+    completions = engine.generate(REQUESTS, SAMPLED, version=1)
+    learner, own = learner_logprobs(model, REQUESTS, completions, 1.0)
+    assert float((learner - own).abs().max()) < 1e-5
+
+
+# Loading
+
+
+def test_nothing_accumulates(engine: TransformersEngine, stopping_model: Path) -> None:
+    # Bit for bit: what was loaded before leaves no trace.
+    model = make_learner_model(stopping_model)
+    one, two, bare = random_adapter(model, 1), random_adapter(model, 2), models.bare_base()
+    results: dict[int, list[object]] = {}
+    for adapter in (bare, one, one, two, one, bare, two, bare, one):
+        engine.load_adapter(adapter)
+        completions = plain(engine.generate(REQUESTS, SAMPLED, version=adapter.version))
+        assert results.setdefault(adapter.version, completions) == completions
+    assert results[1] != results[2] != results[-1] != results[1]
+
+
+def test_an_adapter_of_some_modules_resets_the_others(engine: TransformersEngine, stopping_model: Path) -> None:
+    # After a whole adapter, one that has only the queries: the same as on a fresh engine.
+    model = make_learner_model(stopping_model)
+    whole = random_adapter(model, 1)
+    part = models.make_adapter(2, {name: t for name, t in random_adapter(model, 2).tensors.items() if "q_proj" in name})
+    fresh = make_engine(stopping_model)
+    fresh.load_adapter(part)
+    engine.load_adapter(whole)
+    engine.load_adapter(part)
+    assert plain(engine.generate(REQUESTS, SAMPLED, version=2)) == plain(fresh.generate(REQUESTS, SAMPLED, version=2))
+
+
+def test_an_adapter_with_a_wrong_hash_is_refused(engine: TransformersEngine, stopping_model: Path) -> None:
+    good = random_adapter(make_learner_model(stopping_model), 1)
+    engine.load_adapter(good)
+    before = engine.generate(REQUESTS, SAMPLED, version=1)
+    damaged = {name: tensor.clone() for name, tensor in good.tensors.items()}
+    next(iter(damaged.values()))[0, 0] += 2**-20  # one bit or two of one number
+    with pytest.raises(ValueError, match="adapter version 2 claims hash"):
+        engine.load_adapter(replace(good, version=2, tensors=damaged))
+    assert plain(engine.generate(REQUESTS, SAMPLED, version=1)) == plain(before)
+
+
+def misfit(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The tensors of an adapter that belongs to another model; the fault stands at the end, after what would fit."""
+    last = max(name for name in tensors if name.endswith("lora_B.weight"))
+    if kind == "shape":
+        return {**tensors, last: torch.ones(tensors[last].shape[0] + 1, LORA.rank)}
+    if kind == "rank":  # it would be scaled by alpha / rank of another rank
+        return {name: torch.cat([t, t], dim=0 if "lora_A" in name else 1) for name, t in tensors.items()}
+    if kind == "half missing":
+        return {name: tensor for name, tensor in tensors.items() if name != last}
+    if kind == "unknown module":
+        return {name.replace(".1.", ".7."): tensor for name, tensor in tensors.items()}
+    return {**tensors, last.replace("lora_B.weight", "lora_magnitude_vector"): torch.ones(4)}  # DoRA's
+
+
+@pytest.mark.parametrize("kind", ["shape", "rank", "half missing", "unknown module", "unknown tensor"])
+def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(
+    engine: TransformersEngine, stopping_model: Path, kind: str
+) -> None:
+    model = make_learner_model(stopping_model)
+    engine.load_adapter(random_adapter(model, 1))
+    before = engine.generate(REQUESTS, SAMPLED, version=1)
+    bad = models.make_adapter(2, misfit(dict(random_adapter(model, 2).tensors), kind))
+    with pytest.raises(ValueError, match="adapter"):
+        engine.load_adapter(bad)
+    # Half merged weights that still call themselves version 1 would be stamped with its hash.
+    assert plain(engine.generate(REQUESTS, SAMPLED, version=1)) == plain(before)
+
+
+def test_another_version_than_the_loaded_one_is_refused(tiny_model: Path) -> None:
+    engine = make_engine(tiny_model)
+    with pytest.raises(ValueError, match="version 0 while None is loaded"):
+        engine.generate(REQUESTS, SAMPLED, version=0)
+    engine.load_adapter(models.bare_base())
+    assert engine.version == -1
+    with pytest.raises(ValueError, match="version 4 while -1 is loaded"):
+        engine.generate(REQUESTS, SAMPLED, version=4)
+
+
+# Generating
+
+
+@pytest.mark.parametrize("params", [SAMPLED, GREEDY, replace(SAMPLED, temperature=0.8, top_p=0.9)])
+def test_a_completion_does_not_depend_on_the_other_requests(
+    engine: TransformersEngine, stopping_model: Path, params: SamplingParams
+) -> None:
+    engine.load_adapter(random_adapter(make_learner_model(stopping_model), 1))
+    together = engine.generate(REQUESTS, params, version=1)
+    alone = [engine.generate([request], params, version=1)[0] for request in REQUESTS]
+    assert_same(together, alone)
+    turned = engine.generate(REQUESTS[::-1], params, version=1)[::-1]
+    assert_same(together, turned)
+    single_seeds = [
+        [engine.generate([Request(prompt_ids=request.prompt_ids, seeds=(seed,))], params, version=1)[0][0]]
+        for request in REQUESTS
+        for seed in request.seeds
+    ]
+    assert_same(together, single_seeds)
+
+
+def test_a_seed_makes_the_sample(engine: TransformersEngine) -> None:
+    engine.load_adapter(models.bare_base())
+    twice = engine.generate([Request(prompt_ids=(7, 9), seeds=(1, 2, 1))], SAMPLED, version=-1)[0]
+    assert twice[0] == twice[2]
+    assert twice[0].token_ids != twice[1].token_ids
+
+
+@pytest.mark.parametrize("compact_below", [0.0, 0.5, 2.0], ids=["never", "at half", "at every end"])
+def test_taking_ended_rows_out_changes_nothing(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, compact_below: float
+) -> None:
+    engine.load_adapter(models.bare_base())
+    expected = engine.generate(REQUESTS, SAMPLED, version=-1)
+    lengths = [len(c.token_ids) for samples in expected for c in samples]
+    assert len(set(lengths)) > 3  # they end at different times
+    monkeypatch.setattr(transformers_engine, "COMPACT_BELOW", compact_below)
+    assert_same(engine.generate(REQUESTS, SAMPLED, version=-1), expected)
+
+
+def test_the_end_token_is_included_and_names_the_finish_reason(engine: TransformersEngine) -> None:
+    engine.load_adapter(models.bare_base())
+    requests = [Request(prompt_ids=(7, 9), seeds=tuple(range(200)))]
+    completions = engine.generate(requests, replace(SAMPLED, max_new_tokens=4), version=-1)[0]
+    for completion in completions:
+        *before, last = completion.token_ids
+        assert not set(before) & set(ENDS)
+        assert completion.finish_reason == ("stop" if last in ENDS else "length")
+        assert len(completion.token_ids) == 4 or last in ENDS
+        assert len(completion.logprobs) == len(completion.token_ids)
+    # All kinds are there: cut, ended early, and ended with the last token that was allowed, which is "stop", too.
+    kinds = {(len(c.token_ids) == 4, c.finish_reason) for c in completions}
+    assert kinds == {(True, "length"), (False, "stop"), (True, "stop")}
+
+
+def test_one_token_is_a_completion(engine: TransformersEngine) -> None:
+    engine.load_adapter(models.bare_base())
+    completions = engine.generate(REQUESTS, replace(SAMPLED, max_new_tokens=1), version=-1)
+    longer = engine.generate(REQUESTS, SAMPLED, version=-1)
+    assert [len(ids) for ids, _ in plain(completions)] == [1] * 10
+    assert [ids[0] for ids, _ in plain(completions)] == [ids[0] for ids, _ in plain(longer)]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: f"{len(request.prompt_ids)} tokens")
+def test_greedy_equals_generate_of_transformers(
+    engine: TransformersEngine, stopping_model: Path, request_: Request
+) -> None:
+    model = make_learner_model(stopping_model)
+    adapter = random_adapter(model, 5)
+    models.write_adapter(model, models.POLICY, adapter.tensors)
+    model.get_base_model().set_attn_implementation("eager")
+    prompt = torch.tensor([request_.prompt_ids])
+    expected = model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        generation_config=GenerationConfig(
+            do_sample=False, max_new_tokens=GREEDY.max_new_tokens, eos_token_id=list(ENDS), pad_token_id=0
+        ),
+    )[0, prompt.shape[1] :].tolist()
+    engine.load_adapter(adapter)
+    [completions] = engine.generate([request_], GREEDY, version=5)
+    assert {completion.token_ids for completion in completions} == {tuple(expected)}
+
+
+# Refusals
+
+
+def test_an_empty_prompt_is_refused(engine: TransformersEngine) -> None:
+    engine.load_adapter(models.bare_base())
+    with pytest.raises(ValueError, match="empty prompt"):
+        engine.generate([REQUESTS[0], Request(prompt_ids=(), seeds=(1,))], SAMPLED, version=-1)
+
+
+def test_what_exceeds_the_context_is_refused(engine: TransformersEngine) -> None:
+    # The tiny model's context has 256 tokens: 244 + 12 fit, 245 + 12 do not.
+    engine.load_adapter(models.bare_base())
+    fits = Request(prompt_ids=(9,) * 244, seeds=(1,))
+    assert len(engine.generate([fits], SAMPLED, version=-1)[0]) == 1
+    with pytest.raises(ValueError, match="257 tokens exceed the model's context of 256"):
+        engine.generate([Request(prompt_ids=(9,) * 245, seeds=(1,))], SAMPLED, version=-1)
+
+
+def test_what_exceeds_the_sliding_window_is_refused(tmp_path: Path) -> None:
+    engine = make_engine(save_family(tmp_path / "model", "MistralConfig", {"sliding_window": 16}))
+    engine.load_adapter(models.bare_base())
+    engine.generate([Request(prompt_ids=(9, 9, 9, 9), seeds=(1,))], SAMPLED, version=-1)
+    with pytest.raises(ValueError, match="17 tokens exceed the model's sliding window of 16"):
+        engine.generate([Request(prompt_ids=(9,) * 5, seeds=(1,))], SAMPLED, version=-1)

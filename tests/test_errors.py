@@ -1,0 +1,453 @@
+"""What can be wrong with a run: refused before it starts, or counted and visible as it goes on. Never a silent zero."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pytest
+import torch
+
+from rlft import launch
+from rlft import model as models
+from rlft.checkpoint import load_latest
+from rlft.config import RunConfig
+from rlft.rollout.pool import InlinePool
+from rlft.rollout.transformers_engine import TransformersEngine
+from rlft.train_rl import refuse_mismatch, refuse_wrong_stamps
+from rlft.types import Adapter, Group
+from tests.conftest import MakeConfig
+from tests.fakes import read_lines, read_metrics, read_result, read_rollouts
+
+pytestmark = pytest.mark.timeout(60)
+
+QUICK = ("evaluation.tasks=2", "steps=2")
+
+
+# Refused before anything is started or written: the name of the run stays free for the mended config.
+
+
+def refused(config: RunConfig, says: str) -> str:
+    """Train, which must be refused with this message and leave nothing behind; the whole message."""
+    with pytest.raises(ValueError, match=says) as caught:
+        launch.train(config)
+    assert not (config.run_dir / "config.yaml").exists(), "the run was started, so the mended config needs --restart"
+    return str(caught.value)
+
+
+ENVIRONMENT = """
+from rlft.environment.contract import Environment
+from rlft.types import Task
+
+def ask(id, text="what?", role="user"):
+    return Task(id=id, messages=({{"role": role, "content": text}},))
+
+def good(split, count):
+    return [ask(f"{{split}}{{i}}", f"{{split}} {{i}}") for i in range(count)]
+
+def load():
+    return {0}
+"""
+
+WRONG_ENVIRONMENTS = {
+    "empty prompt": ('Environment(train=[ask("t0", "  ")], heldout=good("h", 4))', "train task 0.*prompt is empty"),
+    "no messages": ('Environment(train=[Task(id="x", messages=())], heldout=[])', "'x'.*prompt has no messages"),
+    "no text": ('Environment(train=[ask("t0", None)], heldout=[])', "content must be text, got NoneType"),
+    "ends with a reply": (
+        'Environment(train=[ask("t0", role="assistant")], heldout=good("h", 4))',
+        "ends with an assistant message",
+    ),
+    "duplicate id": ('Environment(train=[*good("t", 3), ask("t1", "?")], heldout=[])', "train task 3.*'t1'.*twice"),
+    "id in both sets": ('Environment(train=good("t", 8), heldout=[ask("t1", "?")])', "heldout task 0.*'t1'.*twice"),
+    "overlap": (
+        'Environment(train=[*good("t", 8), ask("x", "h 2")], heldout=good("h", 4))',
+        "'x' asks the same as held-out task 'h2'",
+    ),
+    "overlap with a demonstration": (
+        'Environment(train=good("t", 8), heldout=good("h", 4), demonstrations=[('
+        '{"role": "user", "content": "h 3"}, {"role": "assistant", "content": "a"})])',
+        "demonstration 0 answers held-out task 'h3'",
+    ),
+    "no training tasks": ('Environment(train=[], heldout=good("h", 4))', "no training tasks"),
+    "no held-out tasks": ('Environment(train=good("t", 8), heldout=[])', "no held-out tasks"),
+    "too few tasks": (
+        'Environment(train=good("t", 3), heldout=good("h", 4))',
+        "tasks_per_step is 4, but the environment has 3 training tasks",
+    ),
+    "prompt too long": (
+        'Environment(train=[*good("t", 8), ask("long", "x" * 250)], heldout=good("h", 4))',
+        r"1 of \d+ prompts are too long: task 'long' has \d+ tokens.*context of 256",
+    ),
+    "demonstration too long": (
+        'Environment(train=good("t", 8), heldout=good("h", 4), demonstrations=[('
+        '{"role": "user", "content": "d"}, {"role": "assistant", "content": "a" * 300})])',
+        "demonstration 0.*256",
+    ),
+    "no environment": ("[1, 2]", "returned list; return rlft.environment.contract.Environment"),
+    "it raises": ("{}['missing']", r"env\.py:load.*KeyError"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ENVIRONMENTS)
+def test_an_environment_that_cannot_work_is_refused(make_config: MakeConfig, tmp_path: Path, name: str) -> None:
+    source, says = WRONG_ENVIRONMENTS[name]
+    (tmp_path / "env.py").write_text(ENVIRONMENT.format(source))
+    sft = ("sft.examples=1",) if name == "demonstration too long" else ()
+    message = refused(make_config(f"environment.path={tmp_path}/env.py:load", *sft, *QUICK), f"(?s){says}")
+    if name in ("empty prompt", "duplicate id", "overlap"):
+        assert f"{tmp_path}/env.py:load" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("environment.path=environments.sumz:load",), r"environments\.sumz.*Did you mean 'environments\.sums:load'"),
+        (("environment.path=environments.sums:laod",), r"no function 'laod'.*Did you mean 'load'"),
+        (("environment.path=nowhere.py:load",), "there is no Python file .*nowhere.py"),
+        (("environment.args.num_trian=4",), r"environment\.args\.num_trian.*[Dd]id you mean 'num_train'"),
+        (("rewards.0.path=rewards.exact_anser:exact_answer",), r"Did you mean 'rewards\.exact_answer:exact_answer'"),
+        (
+            ("rewards.0.path=rewards.exact_answer:exact_anser",),
+            "no function 'exact_anser'.*Did you mean 'exact_answer'",
+        ),
+        (("rewards.0.path=exact_answer",), "must be package.module:function.*'rewards.exact_answer:exact_answer'"),
+        (("rewards.0.args.letter=a",), "args.letter is not a parameter"),
+        (("rewards.0.weight=0",), "no reward has a weight other than 0"),
+        (("rewards.0.weight=.inf",), "weight must be a finite number"),
+        (("model.source=/no/such/model",), "/no/such/model"),
+        (("model.source=smollm2-135m-instrct",), "[Dd]id you mean 'smollm2-135m-instruct'"),
+        (("sft.examples=17",), "sft.examples is 17, but the environment offers 16 demonstrations"),
+        (("sampling.max_new_tokens=256",), "exceeds the model's context of 256"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_setting_that_cannot_work_is_refused(make_config: MakeConfig, overrides: tuple[str, ...], says: str) -> None:
+    refused(make_config(*QUICK, *overrides), f"(?s){says}")
+
+
+@pytest.mark.parametrize(
+    ("reward", "says"),
+    [
+        ("def odd(completion, dificulty):\n    return 1.0", "parameter 'dificulty'.*Did you mean 'difficulty'"),
+        ("def odd(completion, completions):\n    return 1.0", "parameters mix completion with completions"),
+        ("import no_such_module\ndef odd(completion):\n    return 1.0", "(?s)importing it failed.*no_such_module"),
+        ("def odd(completion)\n    return 1.0", "(?s)importing it failed.*SyntaxError"),
+        ("odd = 3", "'odd' is a int, not a function"),
+    ],
+    ids=["missing column", "mixed names", "missing module", "syntax", "no function"],
+)
+def test_a_reward_that_cannot_be_called_is_refused(make_config: MakeConfig, reward: str, says: str) -> None:
+    refused(make_config(*QUICK, reward=reward), says)
+
+
+def test_modules_that_the_model_lacks_are_named(make_config: MakeConfig) -> None:
+    with pytest.raises(ValueError, match="q_projj"):
+        launch.train(make_config(*QUICK, "adapter.target_modules=[q_projj]"))
+
+
+# A reward that misbehaves on some samples: the run goes on without them, and they are seen.
+
+FAULTY_REWARD = """
+import os, time
+
+def odd(completion, trajectory, task_id):
+    if task_id.startswith("train") and trajectory.sample_index == 1:
+        match int(task_id.removeprefix("train-")):
+            case 0:
+                raise KeyError("no such reply")
+            case 1:
+                time.sleep(60)
+            case 2:
+                return float("nan")
+            case 3:
+                return "0.5"
+            case 4:
+                os._exit(7)
+            case 5:
+                return float("inf")
+            case 6:
+                return [0.5]
+            case 7:
+                return None
+    return sum(ord(character) % 2 for character in completion) / max(1, len(completion))
+"""
+
+KINDS = {
+    "train-0": "error",
+    "train-1": "timeout",
+    "train-2": "not_finite",
+    "train-3": "type",
+    "train-4": "crash",
+    "train-5": "not_finite",
+    "train-6": "type",
+}
+
+
+@pytest.fixture(scope="module")
+def faulty_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A step on all eight tasks with four samples each, one of which the reward fails on (or abstains from)."""
+    from rlft.config import load
+    from tests.fakes import write_config
+
+    file = write_config(tmp_path_factory.mktemp("faulty"), tiny_model, reward=FAULTY_REWARD)
+    config = load(
+        file,
+        ["steps=1", "tasks_per_step=8", "evaluation.tasks=2", "scoring.max_failed=0.22", "scoring.deadline_s=1"],
+    )
+    launch.train(config)
+    return config.run_dir
+
+
+def test_each_failure_is_a_row_with_its_kind_and_a_way_to_see_it(faulty_run: Path) -> None:
+    rows = read_rollouts(faulty_run, 1)
+    assert len(rows) == 32
+    failed = {row["task_id"]: row for row in rows if row["outcome"] == "failed"}
+    assert {task: row["failure_kind"] for task, row in failed.items()} == KINDS
+    for task, row in failed.items():
+        assert row["sample_index"] == 1
+        assert row["failure_message"].startswith("odd: "), task
+        assert row["reward"] is None
+        assert row["advantage"] is None
+        assert "reward.py:odd" in row["reproduce"]
+        assert row["completion_tokens"] > 0
+    assert "no such reply" in failed["train-0"]["failure_message"]
+    assert "no result within 1 s" in failed["train-1"]["failure_message"]
+    assert "'0.5'" in failed["train-3"]["failure_message"]
+    assert "exit code 7" in failed["train-4"]["failure_message"]
+    assert [row["task_id"] for row in rows if row["outcome"] == "abstain"] == ["train-7"]
+
+
+def test_failures_are_counted_and_enter_no_mean(faulty_run: Path) -> None:
+    (metrics,) = read_metrics(faulty_run)
+    assert (metrics["reward/failed"], metrics["reward/abstained"]) == (7, 1)
+    scored = [row["reward"] for row in read_rollouts(faulty_run, 1) if row["outcome"] == "score"]
+    assert len(scored) == 24
+    assert metrics["reward/mean"] == pytest.approx(fmean(scored))
+    (event,) = [event for event in read_lines(faulty_run / "events.jsonl") if event["kind"] == "reward_failed"]
+    assert event["step"] == 1
+    assert "7 of 32 samples" in event["message"]
+
+
+def test_failures_enter_no_baseline(faulty_run: Path) -> None:
+    rows = read_rollouts(faulty_run, 1)
+    for task in {row["task_id"] for row in rows}:
+        scored = [row for row in rows if row["task_id"] == task and row["outcome"] == "score"]
+        rewards = [row["reward"] for row in scored]
+        assert len(rewards) == 3
+        for row in scored:  # GRPO: (reward - mean) / (std + 1e-4), over those that have a reward
+            expected = (row["reward"] - fmean(rewards)) / (stdev(rewards) + 1e-4)
+            assert row["advantage"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_failure_is_reproduced_by_its_program(faulty_run: Path) -> None:
+    (row,) = [row for row in read_rollouts(faulty_run, 1) if row["failure_kind"] == "error"]
+    done = subprocess.run([sys.executable, "-c", row["reproduce"]], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "KeyError: 'no such reply'" in done.stderr
+
+
+def test_a_wrong_number_of_values_fails_the_group_and_no_other(make_config: MakeConfig) -> None:
+    config = make_config(
+        *("steps=1", "tasks_per_step=8", "evaluation.tasks=2", "scoring.max_failed=0.2"),
+        reward="""
+def odd(completions, task_id):
+    scores = [sum(map(ord, c[0]["content"])) % 7 / 7 for c in completions]
+    return scores[:1] if task_id[0] == "train-3" else scores
+""",
+    )
+    launch.train(config)
+    rows = read_rollouts(config.run_dir, 1)
+    assert Counter((row["task_id"], row["failure_kind"]) for row in rows if row["outcome"] == "failed") == {
+        ("train-3", "length"): 4
+    }
+    (metrics,) = read_metrics(config.run_dir)
+    assert metrics["reward/failed"] == 4
+    assert metrics["policy/updates"] == 1
+    assert "expected 4 values, got 1" in next(row["failure_message"] for row in rows if row["failure_message"])
+
+
+# Too many failures: the run stops, everything that it made is on the disk, and it goes on once the reward is mended.
+
+BREAKABLE_REWARD = """
+from pathlib import Path
+
+def odd(completion, trajectory):
+    if (Path(__file__).parent / "broken").exists() and trajectory.turns[0].completion.adapter_version == 2:
+        {0}
+    return sum(ord(character) % 2 for character in completion) / max(1, len(completion))
+"""
+
+
+def test_too_many_failures_stop_the_run_and_nothing_is_lost(
+    make_config: MakeConfig, tmp_path: Path, finished_run: Path
+) -> None:
+    config = make_config("checkpoint.every=1", reward=BREAKABLE_REWARD.format('raise OSError("service is down")'))
+    (tmp_path / "broken").touch()
+    with pytest.raises(RuntimeError, match=r"step 3: 16 of 16 samples could not be scored.*max_failed=0\.1") as caught:
+        launch.train(config)
+    assert "service is down" in str(caught.value)
+    assert "Reproduce it with:" in str(caught.value)
+    rows = read_rollouts(config.run_dir, 3)
+    assert [row["outcome"] for row in rows] == ["failed"] * 16
+    assert {row["failure_kind"] for row in rows} == {"error"}
+    events = read_lines(config.run_dir / "events.jsonl")
+    assert [(event["kind"], event.get("step")) for event in events] == [("reward_failed", 3), ("stopped", None)]
+    assert len(read_metrics(config.run_dir)) == 2
+
+    (tmp_path / "broken").unlink()
+    launch.resume(config.run_dir)
+    assert read_result(config.run_dir) == read_result(finished_run)
+
+
+@pytest.mark.parametrize("behaviour", ["return None", 'raise OSError("down")'])
+def test_a_step_without_any_score_is_a_clear_end_and_nothing_is_lost(
+    make_config: MakeConfig, tmp_path: Path, behaviour: str
+) -> None:
+    config = make_config("scoring.max_failed=1", "checkpoint.every=1", reward=BREAKABLE_REWARD.format(behaviour))
+    (tmp_path / "broken").touch()
+    with pytest.raises((ValueError, RuntimeError), match="score"):
+        launch.train(config)
+    rows = read_rollouts(config.run_dir, 3)
+    assert len(rows) == 16
+    assert {row["outcome"] for row in rows} <= {"failed", "abstain"}
+
+
+def test_an_evaluation_without_any_score_names_the_failure(make_config: MakeConfig) -> None:
+    config = make_config(*QUICK, reward="def odd(completion):\n    raise OSError('service is down')")
+    with pytest.raises(ValueError, match=r"(?s)none of the 2 evaluation samples has a score.*service is down"):
+        launch.train(config)
+
+
+# Nothing to learn from: no update, not even by the optimizer's momentum.
+
+NO_KL = ("algorithm.kl=none", "algorithm.kl_coef=0", "checkpoint.every=1", "evaluation.tasks=2")
+
+
+def _hashes(run: Path) -> list[str]:
+    """Of the adapter before each step."""
+    return [read_rollouts(run, step)[0]["adapter_hash"] for step in (1, 2, 3, 4)]
+
+
+def test_equal_rewards_change_nothing(make_config: MakeConfig) -> None:
+    config = make_config(*NO_KL, reward="def odd(completion):\n    return 0.25")
+    launch.train(config)
+    assert len(set(_hashes(config.run_dir))) == 1
+    rows = read_metrics(config.run_dir)
+    assert [(row["groups/with_signal"], row["policy/updates"]) for row in rows] == [(0, 0)] * 4
+    events = read_lines(config.run_dir / "events.jsonl")
+    assert [(event["kind"], event["step"]) for event in events] == [("no_signal", step) for step in (1, 2, 3, 4)]
+    saved, _ = load_latest(config.run_dir / "checkpoints")
+    assert saved is not None
+    assert not [name for name in saved.tensors if name.startswith("optimizer/")]
+
+
+def test_equal_rewards_after_a_step_with_signal_change_nothing(make_config: MakeConfig) -> None:
+    reward = """
+def odd(completion, trajectory):
+    if trajectory.turns[0].completion.adapter_version > 0:
+        return 0.25
+    return sum(map(ord, completion)) % 7 / 7
+"""
+    config = make_config(*NO_KL, reward=reward)
+    launch.train(config)
+    before_1, before_2, *later = _hashes(config.run_dir)
+    assert before_1 != before_2
+    assert set(later) == {before_2}
+    assert [row["policy/updates"] for row in read_metrics(config.run_dir)] == [1, 1, 1, 1]
+
+
+# The engine must run the adapter that the learner published.
+
+
+def _groups(pool: InlinePool, config: RunConfig, adapter: Adapter) -> list[Group]:
+    from rlft.rollout.episode import make_chunks
+    from rlft.types import SamplingParams
+    from tests.fakes import letters
+
+    pool.publish(adapter)
+    params = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=4)
+    return pool.run(
+        make_chunks(
+            letters().train[:2],
+            tasks_per_chunk=2,
+            samples_per_task=2,
+            params=params,
+            run_seed=0,
+            stream="train",
+            step=1,
+            version=adapter.version,
+        )
+    )
+
+
+def test_samples_of_a_stale_adapter_are_refused(make_config: MakeConfig, finished_run: Path) -> None:
+    config = make_config()
+    pool = InlinePool(config, config.model.source)
+    old, new = (
+        models.make_adapter(step, models.read_adapter_folder(finished_run / "adapters" / f"v{step:06d}"))
+        for step in (1, 2)
+    )
+    refuse_wrong_stamps(_groups(pool, config, new), new)
+    planted = replace(old, version=2)  # it says that it is version 2, and it is not
+    with pytest.raises(
+        RuntimeError, match=r"'train-0' was made by adapter 2 .*the rollout worker holds the wrong weights"
+    ):
+        refuse_wrong_stamps(_groups(pool, config, planted), new)
+
+
+def test_a_damaged_adapter_is_refused_by_the_worker(make_config: MakeConfig, finished_run: Path) -> None:
+    config = make_config()
+    good = models.make_adapter(1, models.read_adapter_folder(finished_run / "adapters" / "v000001"))
+    name = next(iter(good.tensors))
+    damaged = {**good.tensors, name: good.tensors[name] + 1e-6}
+    pool = InlinePool(config, config.model.source)
+    with pytest.raises(ValueError, match=r"claims hash .* but its tensors have"):
+        pool.publish(replace(good, tensors=damaged))
+
+
+def test_a_worker_that_missed_a_publication_stops_the_run(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_publish = InlinePool.publish
+
+    def publish(pool: InlinePool, adapter: Adapter) -> None:
+        if adapter.version != 1:
+            real_publish(pool, adapter)
+
+    monkeypatch.setattr(InlinePool, "publish", publish)
+    with pytest.raises(ValueError, match="asked to generate with adapter version 1 while 0 is loaded"):
+        launch.train(make_config(*QUICK))
+
+
+def test_an_engine_that_runs_other_weights_stops_the_run(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_load = TransformersEngine.load_adapter
+
+    def load(engine: TransformersEngine, adapter: Adapter) -> None:
+        real_load(engine, adapter)
+        if adapter.version == 1:  # as if merging had gone wrong: the right stamps, other weights
+            with torch.no_grad():
+                engine._model.get_input_embeddings().weight.mul_(40)
+
+    monkeypatch.setattr(TransformersEngine, "load_adapter", load)
+    config = make_config(*QUICK)
+    with pytest.raises(RuntimeError, match=r"step 2: engine and learner differ by \d+\.\d+ nats per token"):
+        launch.train(config)
+    assert len(read_metrics(config.run_dir)) == 1
+
+
+@pytest.mark.parametrize(("mismatch", "top_p", "is_refused"), [(0.6, 1.0, True), (0.4, 1.0, False), (0.6, 0.9, False)])
+def test_the_bound_on_the_mismatch(make_config: MakeConfig, mismatch: float, top_p: float, is_refused: bool) -> None:
+    config = make_config(f"sampling.top_p={top_p}", "rollout.max_mismatch=0.5")
+    metrics: dict[str, Any] = {"policy/mismatch": mismatch}
+    if is_refused:
+        with pytest.raises(RuntimeError, match=r"0\.600 nats.*rollout\.max_mismatch=0\.5"):
+            refuse_mismatch(config, 1, metrics)
+    else:
+        refuse_mismatch(config, 1, metrics)

@@ -1,0 +1,459 @@
+"""The learner: numbers that do not depend on microbatches, state that survives, and roles that keep to themselves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rlft import model as models
+from rlft.batch import collate, minibatches, pack
+from rlft.learner import Learner, lr_factor
+from rlft.objectives.presets import PRESETS
+from rlft.types import Batch
+from tests.fakes import made_up_group, tiny_config
+
+GRPO = {"preset": "grpo"}
+PPO = {"preset": "ppo"}
+BOTH = pytest.mark.parametrize("algorithm", [GRPO, PPO], ids=["grpo", "ppo"])
+
+
+def make_learner(folder: Path, *, warm_start: Mapping[str, Tensor] | None = None, **changes: Any) -> Learner:
+    return Learner(tiny_config(folder, **changes), folder, warm_start=warm_start)
+
+
+def made_up_batch(step: int = 0) -> Batch:
+    """Three ragged groups whose rewards differ."""
+    return collate(
+        [
+            made_up_group([1.0, 0.0, 0.25], task_id=f"a{step}", prompt_length=4, lengths=[3, 1, 5]),
+            made_up_group([0.5, 0.75], task_id=f"b{step}", prompt_length=1, lengths=[2, 6]),
+            made_up_group([0.0, 1.0, 0.0, 1.0], task_id=f"c{step}", prompt_length=5, lengths=[1, 2, 4, 4]),
+        ]
+    )
+
+
+def random_tensors(folder: Path, *, seed: int = 1, rank: int = 4) -> dict[str, Tensor]:
+    """Tensors of an adapter that does something, as an SFT stage leaves them."""
+    learner = make_learner(folder, adapter={"rank": rank, "alpha": 2 * rank})
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: tensor.shape for name, tensor in learner.adapter(0).tensors.items()}
+    return {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def widen(learner: Learner) -> Learner:
+    """All float64. transformers' RMSNorm computes in float32 whatever it is given: torch's stands for it."""
+    for name, module in list(learner.model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            learner.model.set_submodule(name, nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon))
+    learner.model.double()
+    return learner
+
+
+def gradients(learner: Learner) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
+
+
+def assert_same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert not [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> set[str]:
+    assert one.keys() == other.keys()
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+# Microbatches
+
+
+@BOTH
+def test_an_update_does_not_depend_on_the_microbatches(tiny_model: Path, algorithm: dict[str, Any]) -> None:
+    warm_start = random_tensors(tiny_model)
+    results = []
+    for tokens in (4096, 1, 17):
+        learner = make_learner(
+            tiny_model,
+            warm_start=warm_start,
+            algorithm={**algorithm, "entropy_coef": 0.01},
+            updates_per_step=2,
+            learner={"threads": 1, "tokens_per_microbatch": tokens},
+        )
+        scored = made_up_batch()
+        batch = widen(learner).annotate(replace(scored, rewards=scored.rewards.double()))
+        metrics = [learner.update(part) for part in minibatches(batch, 2)]
+        results.append((batch, metrics, gradients(learner), learner.adapter(1).tensors))
+    batch, metrics, grads, tensors = results[0]
+    assert batch.old_logprobs is not None
+    for other_batch, other_metrics, other_grads, other_tensors in results[1:]:
+        assert other_batch.old_logprobs is not None
+        assert torch.allclose(other_batch.old_logprobs, batch.old_logprobs, rtol=0, atol=1e-10)
+        for own, other in zip(metrics, other_metrics, strict=True):
+            assert other == pytest.approx(own, rel=1e-6, abs=1e-7)
+        assert grads.keys() == other_grads.keys()
+        for name in grads:
+            # The critic's head is float32.
+            tolerance = 1e-5 if "critic" in name else 1e-9
+            assert torch.allclose(other_grads[name], grads[name], rtol=0, atol=tolerance), name
+        for name in tensors:
+            assert torch.allclose(other_tensors[name], tensors[name], rtol=0, atol=1e-7), name
+
+
+def test_log_probs_and_gradients_are_those_of_pefts_own_layers(tiny_model: Path) -> None:
+    # rlft.lora replaces the arithmetic of peft's layers; without the replacement the same model must give the same.
+    warm_start = random_tensors(tiny_model)
+    own, peft = (widen(make_learner(tiny_model, warm_start=warm_start)) for _ in range(2))
+    replaced = [module for module in peft.model.modules() if module.__dict__.pop("forward", None)]
+    assert len(replaced) == 2 * 7  # two layers of q, k, v, o, gate, up, down
+    results = []
+    for learner in (own, peft):
+        logprobs, _ = models.token_logprobs(learner.model, pack(made_up_batch()), 1.0)
+        (logprobs * torch.linspace(-1, 1, len(logprobs))).sum().backward()
+        results.append((logprobs.detach(), gradients(learner)))
+    assert torch.allclose(results[0][0], results[1][0], rtol=0, atol=1e-12)
+    assert results[0][1].keys() == results[1][1].keys()
+    for name, grad in results[1][1].items():
+        assert float(grad.abs().max()) > 1e-6
+        assert torch.allclose(results[0][1][name], grad, rtol=0, atol=1e-12), name
+
+
+def test_the_loss_of_an_update_is_that_of_the_formula(tiny_model: Path) -> None:
+    # On the first update the ratio is 1 and, without a warm start, the KL is 0: the loss is minus the mean over
+    # sequences of their advantages, which is 0 within every group of GRPO. With sequence_sum it is not:
+    # group a, token sums of the advantages: rewards 1, 0, 0.25, mean 5/12, std 0.520416 + 0.0001:
+    #   (7/12 * 3 - 5/12 * 1 - 2/12 * 5) / 0.520516 = 0.5 / 0.520516 = 0.960585
+    # group b: rewards 0.5, 0.75, std 0.176777 + 0.0001: (-0.125 * 2 + 0.125 * 6) / 0.176877 = 2.826824
+    # group c: std 0.577350 + 0.0001: (-0.5 * 1 + 0.5 * 2 - 0.5 * 4 + 0.5 * 4) / 0.577450 = 0.865876
+    # loss = -(0.960585 + 2.826824 + 0.865876) / 9 = -0.517032
+    plain = make_learner(tiny_model, algorithm=GRPO)
+    metrics = plain.update(plain.annotate(made_up_batch()))
+    assert metrics["policy/loss"] == pytest.approx(0, abs=1e-6)
+    summed = make_learner(tiny_model, algorithm={**GRPO, "aggregate": "sequence_sum"})
+    metrics = summed.update(summed.annotate(made_up_batch()))
+    assert metrics["policy/loss"] == pytest.approx(-0.517032, abs=1e-5)
+    assert metrics["policy/ratio_max"] == pytest.approx(1.0, abs=1e-6)
+    assert metrics["policy/clip_fraction"] == 0
+    assert metrics["policy/skipped"] == 0
+
+
+# Annotation
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "updates", "expected"),
+    [
+        (GRPO, 1, {"ref_logprobs"}),
+        (GRPO, 2, {"old_logprobs", "ref_logprobs"}),
+        ({**GRPO, "kl": "none", "kl_coef": 0}, 1, set()),
+        (PPO, 1, {"old_logprobs", "ref_logprobs", "values", "returns"}),
+        ({**PPO, "kl": "none", "kl_coef": 0}, 1, {"values", "returns"}),
+    ],
+)
+def test_only_what_the_algorithm_needs_is_computed(
+    tiny_model: Path, algorithm: dict[str, Any], updates: int, expected: set[str]
+) -> None:
+    learner = make_learner(tiny_model, algorithm=algorithm, updates_per_step=updates)
+    batch = learner.annotate(made_up_batch())
+    names = ("old_logprobs", "ref_logprobs", "values", "returns")
+    assert {name for name in names if getattr(batch, name) is not None} == expected
+    assert batch.advantages is not None
+    assert batch.advantages.shape == batch.sequence_index.shape
+
+
+def test_the_first_of_two_updates_is_on_policy(tiny_model: Path) -> None:
+    # With old log-probs from their own pass: the ratio is 1 and nothing is clipped; in the second update it has moved.
+    learner = make_learner(tiny_model, updates_per_step=2, learner={"threads": 1, "lr": 0.05})
+    first, second = minibatches(learner.annotate(made_up_batch()), 2)
+    assert learner.update(first)["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5)
+    assert learner.update(second)["policy/ratio_max"] > 1.05
+
+
+# Updates that are not made
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "poison"),
+    [
+        (GRPO, {"advantages": math.nan}),
+        (GRPO, {"old_logprobs": -1e4}),  # a ratio of exp(9995) = inf
+        (PPO, {"advantages": math.inf}),
+        (PPO, {"returns": math.nan}),  # only the critic's loss is not finite
+    ],
+    ids=["grpo-advantage", "grpo-ratio", "ppo-advantage", "ppo-return"],
+)
+def test_an_update_that_is_not_finite_changes_nothing(
+    tiny_model: Path, algorithm: dict[str, Any], poison: dict[str, float]
+) -> None:
+    learner = make_learner(tiny_model, algorithm=algorithm, updates_per_step=2)
+    untouched = make_learner(tiny_model, algorithm=algorithm, updates_per_step=2)
+    for other in (learner, untouched):
+        other.update(other.annotate(made_up_batch(0)))
+    batch = learner.annotate(made_up_batch(1))
+    before = learner.state()
+    changed = {name: getattr(batch, name).clone() for name in poison}
+    for name, value in poison.items():
+        changed[name][1 if name != "old_logprobs" else slice(None)] = value
+    metrics = learner.update(replace(batch, **changed))
+    assert metrics["policy/skipped"] == 1
+    after = learner.state()
+    assert_same_bits(before[0], after[0])
+    assert before[1] == after[1]
+    # And it leaves nothing behind that the next update would feel.
+    metrics = learner.update(batch)
+    assert metrics["policy/skipped"] == 0
+    untouched.update(batch)
+    assert_same_bits(learner.state()[0], untouched.state()[0])
+
+
+# State
+
+
+@pytest.mark.parametrize("with_warm_start", [False, True], ids=["from the base", "warm start"])
+@BOTH
+def test_a_restored_learner_goes_on_bit_for_bit(
+    tiny_model: Path, algorithm: dict[str, Any], with_warm_start: bool
+) -> None:
+    changes = {
+        "algorithm": algorithm,
+        "updates_per_step": 2,
+        "learner": {"threads": 1, "lr": 0.01, "schedule": "linear"},
+    }
+    warm_start = random_tensors(tiny_model) if with_warm_start else None
+    learner = make_learner(tiny_model, warm_start=warm_start, **changes)
+    for step in range(3):
+        learner.update(learner.annotate(made_up_batch(step)))
+    tensors, numbers = learner.state()
+    kept = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    # The other one begins with another seed and another warm start: all that matters comes with the state.
+    other_start = random_tensors(tiny_model, seed=9) if with_warm_start else None
+    restored = make_learner(tiny_model, warm_start=other_start, seed=5, **changes)
+    assert differing(restored.state()[0] | tensors, kept) == set()
+    restored.load_state(tensors, json.loads(json.dumps(numbers)))
+    assert_same_bits(restored.state()[0], kept)
+    for step in range(3, 6):
+        metrics = [other.update(other.annotate(made_up_batch(step))) for other in (learner, restored)]
+        assert metrics[0] == metrics[1]
+    assert_same_bits(restored.state()[0], learner.state()[0])
+    assert restored.adapter(6).hash == learner.adapter(6).hash
+    # What `state` gave is a copy: the updates since then did not reach it.
+    assert_same_bits(tensors, kept)
+
+
+def test_state_of_another_configuration_is_refused(tiny_model: Path) -> None:
+    ppo, grpo = make_learner(tiny_model, algorithm=PPO), make_learner(tiny_model, algorithm=GRPO)
+    for learner, other in ((ppo, grpo), (grpo, ppo)):
+        with pytest.raises(ValueError, match="do not fit this configuration"):
+            learner.load_state(*other.state())
+
+
+def test_an_adapter_is_a_stamped_copy(tiny_model: Path) -> None:
+    learner = make_learner(tiny_model)
+    learner.update(learner.annotate(made_up_batch(0)))
+    adapter = learner.adapter(1)
+    kept = {name: tensor.clone() for name, tensor in adapter.tensors.items()}
+    learner.update(learner.annotate(made_up_batch(1)))
+    assert_same_bits(adapter.tensors, kept)
+    assert adapter.version == 1
+    assert adapter.hash == models.adapter_hash(kept) != learner.adapter(2).hash
+    assert all(tensor.dtype == torch.float32 for tensor in kept.values())
+
+
+def test_a_fresh_adapter_follows_from_the_seed(tiny_model: Path) -> None:
+    one, same, other = (make_learner(tiny_model, seed=seed).adapter(0) for seed in (1, 1, 2))
+    assert one.hash == same.hash != other.hash
+
+
+# The reference
+
+
+@BOTH
+def test_the_reference_is_the_warm_start_and_stays_it(tiny_model: Path, algorithm: dict[str, Any]) -> None:
+    warm_start = random_tensors(tiny_model)
+    learner = make_learner(tiny_model, warm_start=warm_start, algorithm=algorithm, learner={"threads": 1, "lr": 0.02})
+    assert_same_bits(learner.adapter(0).tensors, warm_start)  # RL goes on from it
+    batch = learner.annotate(made_up_batch())
+    first = learner.update(batch)
+    assert first["policy/kl_ref"] == pytest.approx(0, abs=1e-7)
+    for _ in range(3):
+        again = learner.annotate(made_up_batch())
+        metrics = learner.update(again)
+        assert again.ref_logprobs is not None
+        assert batch.ref_logprobs is not None
+        assert torch.equal(again.ref_logprobs, batch.ref_logprobs)
+    assert metrics["policy/kl_ref"] > 1e-3
+    state, _ = learner.state()
+    reference = {name.removeprefix("reference/"): t for name, t in state.items() if name.startswith("reference/")}
+    assert_same_bits(reference, warm_start)
+    assert differing(learner.adapter(4).tensors, warm_start) == set(warm_start)
+
+
+def test_without_a_warm_start_the_reference_is_the_base(tiny_model: Path) -> None:
+    learner = make_learner(tiny_model, learner={"threads": 1, "lr": 0.02})
+    bare = models.load_base(tiny_model, torch.float32, torch.device("cpu"))
+    batch = learner.annotate(made_up_batch())
+    with torch.no_grad():
+        expected = [
+            bare(input_ids=torch.tensor([prompt + tokens])).logits[0].log_softmax(-1)[len(prompt) + t - 1, token]
+            for prompt, tokens in zip(batch.prompt_ids, batch.token_ids, strict=True)
+            for t, token in enumerate(tokens)
+        ]
+    assert learner.update(batch)["policy/kl_ref"] == pytest.approx(0, abs=1e-7)
+    for _ in range(3):
+        batch = learner.annotate(made_up_batch())
+        metrics = learner.update(batch)
+    assert batch.ref_logprobs is not None
+    assert torch.allclose(batch.ref_logprobs, torch.stack(expected), rtol=0, atol=1e-5)
+    assert metrics["policy/kl_ref"] > 1e-4
+    assert not [name for name in learner.state()[0] if name.startswith("reference/")]
+
+
+def test_a_warm_start_that_does_not_fit_is_refused(tiny_model: Path) -> None:
+    other_rank = random_tensors(tiny_model, rank=8)
+    with pytest.raises(ValueError, match=r"check adapter\.rank"):
+        make_learner(tiny_model, warm_start=other_rank)
+    incomplete = dict(list(random_tensors(tiny_model).items())[1:])
+    with pytest.raises(ValueError, match="1 differ in name or shape"):
+        make_learner(tiny_model, warm_start=incomplete)
+
+
+# The critic
+
+
+def test_the_critic_begins_as_the_policy_and_knows_nothing(tiny_model: Path) -> None:
+    learner = make_learner(tiny_model, warm_start=random_tensors(tiny_model), algorithm=PPO)
+    batch = learner.annotate(made_up_batch())
+    assert batch.values is not None
+    assert not batch.values.any()
+
+
+def test_policy_and_critic_do_not_train_each_other(tiny_model: Path) -> None:
+    algorithm = {**PPO, "kl": "none", "kl_coef": 0}
+    learner = make_learner(tiny_model, warm_start=random_tensors(tiny_model), algorithm=algorithm)
+    learner.update(
+        learner.annotate(made_up_batch())
+    )  # moves the head off 0, so that the critic's adapter has a gradient
+
+    def moved_by(**changes: Tensor) -> set[str]:
+        """Roles whose parameters an update moves; without momentum, only a gradient does."""
+        learner.optimizer.state.clear()
+        before, _ = learner.state()
+        learner.update(replace(batch, **changes))
+        after, _ = learner.state()
+        moved = differing({name: after[name] for name in before}, before)
+        return {role for name in moved for role in ("policy", "critic", "value_head") if role in name}
+
+    batch = learner.annotate(made_up_batch())
+    assert batch.values is not None
+    assert batch.advantages is not None
+    assert moved_by(returns=batch.values) == {"policy"}
+    batch = learner.annotate(made_up_batch())
+    assert batch.advantages is not None
+    assert moved_by(advantages=torch.zeros_like(batch.advantages)) == {"critic", "value_head"}
+
+
+def test_the_critic_learns_what_can_be_known(tiny_model: Path) -> None:
+    # The reward of a sample is told by its prompt alone: 0, 1, 2 or 3 for four tasks. A critic that knows it explains
+    # all the variance of the returns (lambda 1, no KL: the return of every token is the reward).
+    learner = make_learner(
+        tiny_model,
+        algorithm={**PPO, "kl": "none", "kl_coef": 0, "gae_lambda": 1.0, "value_clip": 0, "value_coef": 1.0},
+        learner={"threads": 1, "lr": 1e-5, "critic_lr": 0.02},
+    )
+    groups = [made_up_group([float(reward)] * 3, task_id=f"task-{reward}", prompt_length=6) for reward in range(4)]
+    explained = [learner.update(learner.annotate(collate(groups)))["critic/explained_variance"] for _ in range(25)]
+    assert explained[0] == 0  # the values are all 0
+    assert explained[-1] > 0.5
+
+
+# Learning rates
+
+
+def schedule(name: str, *, steps: int, updates: int = 1, warmup: int = 0) -> list[float]:
+    config = tiny_config(
+        "none", steps=steps, updates_per_step=updates, learner={"schedule": name, "warmup_steps": warmup}
+    )
+    return [lr_factor(config, update) for update in range(steps * updates)]
+
+
+def test_learning_rates_by_hand() -> None:
+    assert schedule("constant", steps=3) == [1, 1, 1]
+    assert schedule("linear", steps=4) == pytest.approx([1, 3 / 4, 2 / 4, 1 / 4])
+    # cos(0), cos(60), cos(120) degrees: (1 + 1) / 2, (1 + 1/2) / 2, (1 - 1/2) / 2
+    assert schedule("cosine", steps=3) == pytest.approx([1, 0.75, 0.25])
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_the_warm_up_rises_to_the_peak(name: str) -> None:
+    # 2 warm-up steps of 2 updates: 1/4, 2/4, 3/4, 4/4; then the schedule over the remaining 6 updates.
+    rates = schedule(name, steps=5, updates=2, warmup=2)
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    rest = {
+        "constant": [1.0] * 6,
+        "linear": [1 - i / 6 for i in range(6)],
+        "cosine": [(1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)],
+    }[name]
+    assert rates[4:] == pytest.approx(rest)
+
+
+def test_the_rate_follows_the_updates_that_were_made(tiny_model: Path) -> None:
+    learner = make_learner(tiny_model, steps=4, learner={"threads": 1, "lr": 0.01, "schedule": "linear"})
+    batch = learner.annotate(made_up_batch())
+    assert batch.advantages is not None
+    broken = replace(batch, advantages=batch.advantages * math.nan)
+    rates = [learner.update(part)["policy/lr"] for part in (batch, broken, batch, batch)]
+    # The second update is skipped, so the third has its rate.
+    assert rates == pytest.approx([0.01, 0.0075, 0.0075, 0.005])
+
+
+def test_the_gradient_is_clipped_to_its_norm(tiny_model: Path) -> None:
+    learner = make_learner(tiny_model, learner={"threads": 1, "max_grad_norm": 0.001})
+    metrics = learner.update(learner.annotate(made_up_batch()))
+    assert metrics["policy/grad_norm"] > 0.001
+    norm = math.sqrt(sum(float(grad.square().sum()) for grad in gradients(learner).values()))
+    assert norm == pytest.approx(0.001, rel=1e-3)
+
+
+def test_adam_moves_by_the_learning_rate_at_first(tiny_model: Path) -> None:
+    # Adam's first step is lr * g / (|g| + 1e-8): every entry with a gradient well above 1e-8 moves by lr.
+    learner = make_learner(tiny_model, learner={"threads": 1, "lr": 0.003})
+    before = learner.adapter(0).tensors
+    learner.update(learner.annotate(made_up_batch()))
+    after = learner.adapter(1).tensors
+    for name, grad in gradients(learner).items():
+        key = name.replace(".policy.", ".")
+        large = grad.abs() > 1e-5
+        steps = (after[key] - before[key])[large]
+        assert torch.allclose(steps, -0.003 * grad[large].sign(), rtol=2e-3, atol=0), name
+
+
+@BOTH
+def test_updates_touch_only_what_is_trained(tiny_model: Path, algorithm: dict[str, Any]) -> None:
+    learner = make_learner(tiny_model, warm_start=random_tensors(tiny_model), algorithm=algorithm)
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    for step in range(2):
+        learner.update(learner.annotate(made_up_batch(step)))
+    moved = differing(learner.model.state_dict(), before)
+    roles = {
+        part for name in moved for part in name.split(".") if part in ("policy", "reference", "critic", "base_layer")
+    }
+    assert moved
+    assert roles == ({"policy", "critic"} if algorithm is PPO else {"policy"})
+    assert all("lora_" in name for name in moved)
+
+
+def test_every_preset_makes_an_update(tiny_model: Path) -> None:
+    for name in PRESETS:
+        learner = make_learner(tiny_model, algorithm={"preset": name})
+        before = learner.adapter(0).hash
+        metrics = learner.update(learner.annotate(made_up_batch()))
+        assert metrics["policy/skipped"] == 0, name
+        assert all(math.isfinite(value) for value in metrics.values()), name
+        assert learner.adapter(1).hash != before, name
