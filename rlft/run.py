@@ -143,6 +143,7 @@ class Run:
 
         The steps after it are made again, and on a CPU they come out the same.
         """
+        self._clear_torn_writes()
         snapshot, problems = load_latest(self.path / "checkpoints")
         for problem in problems:
             self.event("checkpoint_skipped", problem)
@@ -156,6 +157,14 @@ class Run:
         path = self.path / "summary.json"
         write_file(path, json.dumps(summary, indent=1) + "\n")
         return path
+
+    def _clear_torn_writes(self) -> None:
+        """What a killed driver was in the middle of: temporary files, half a line of events."""
+        for path in self.path.rglob(".*.tmp"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        events = self.path / "events.jsonl"
+        if events.exists() and (data := events.read_bytes()) and not data.endswith(b"\n"):
+            write_file(events, data[: data.rfind(b"\n") + 1])
 
     def _cut_back(self, step: int) -> None:
         metrics = self.path / "metrics.jsonl"

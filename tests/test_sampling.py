@@ -95,6 +95,14 @@ def test_edges_of_the_unit_interval_give_the_first_and_the_last_token(seed: int)
     assert draw(row, [0.0, BELOW_ONE]) == [0, 49_999]
 
 
+@pytest.mark.parametrize("vocab", [256, 300])
+def test_a_target_that_rounding_carries_past_the_end_is_the_last_token_with_probability(vocab: int) -> None:
+    # 1.0 stands for such a target; behind the last token there are the block's padding and three impossible tokens.
+    row = torch.zeros(vocab)
+    row[-3:] = float("-inf")
+    assert draw(row, [1.0]) == [vocab - 4]
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logprobs_are_those_of_the_drawn_tokens(temperature: float, dtype: torch.dtype) -> None:

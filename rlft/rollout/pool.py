@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -176,14 +178,17 @@ def _start_ray(config: RunConfig) -> None:
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if config.ray_address:
-        ray.init(address=config.ray_address, **options)
-        return
-    ray.init(
-        num_cpus=config.rollout.workers,
-        include_dashboard=False,
-        object_store_memory=512 * 2**20,
-        **options,
-    )
+        options |= {"address": config.ray_address}
+    else:
+        options |= {
+            "num_cpus": config.rollout.workers,
+            "include_dashboard": False,
+            "object_store_memory": 512 * 2**20,
+        }
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(**options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits with another code
 
 
 def _protect_cluster() -> None:
