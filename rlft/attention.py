@@ -70,12 +70,12 @@ def packed_attention(
         ValueError: a packed sequence is longer than the model's sliding window, or the model's attention is not plain
             scaled dot-product attention (soft-capped scores, attention sinks).
     """
+    if kwargs.get("s_aux") is not None:
+        raise ValueError("this model has attention sinks, which packed attention leaves out")
     if packed_layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("softcap") is not None:
         raise ValueError("this model soft-caps its attention scores, which packed attention cannot do")
-    if kwargs.get("s_aux") is not None:
-        raise ValueError("this model has attention sinks, which packed attention leaves out")
     packed_layout.layers += 1
     longest = max(group.prompt_length + max(group.lengths) for group in packed_layout.groups)
     if sliding_window is not None and longest > sliding_window:

@@ -5,6 +5,7 @@ A stage that is complete on disk is not done again, which is what makes resuming
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -104,6 +105,7 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
     model_folder = str(resolve_model(config))
     adapter = models.bare_base()
     if adapter_folder is not None:
+        refuse_other_scale(adapter_folder, config)
         adapter = models.make_adapter(0, models.read_adapter_folder(adapter_folder))
     with View(config.name, steps=0) as view, _services(config, environment, model_folder, None, view) as (pool, scorer):
         pool.publish(adapter)
@@ -138,6 +140,20 @@ def save_adapter(folder: Path, config: RunConfig, model_folder: str, tensors: Ma
         save_file(dict(tensors), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
 
     write_folder(folder, write)
+
+
+def refuse_other_scale(folder: Path, config: RunConfig) -> None:
+    """Refuse an adapter folder whose update is scaled otherwise than the config says: its tensors alone do not tell.
+
+    Raises:
+        ValueError: both values of alpha.
+    """
+    path = folder / "adapter_config.json"
+    alpha = json.loads(path.read_text()).get("lora_alpha") if path.is_file() else config.adapter.alpha
+    if alpha != config.adapter.alpha:
+        raise ValueError(
+            f"{path} has lora_alpha {alpha}, the config adapter.alpha={config.adapter.alpha}; set the same"
+        )
 
 
 def _prepare(config: RunConfig) -> tuple[Environment, str]:

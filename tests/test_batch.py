@@ -333,6 +333,13 @@ def test_models_whose_layers_do_not_heed_the_layout_are_refused(config_class: st
         token_logprobs(model, pack(made_up_batch(RAGGED)), 1.0)
 
 
+def test_attention_sinks_are_refused_in_a_plain_pass_too() -> None:
+    # As an engine or an evaluation makes it: torch's SDPA leaves the sinks out and says nothing, 0.8 nats off.
+    model = tiny("GptOssConfig", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}, torch.float32)
+    with pytest.raises(ValueError, match="sinks"):
+        model(input_ids=torch.tensor([[3, 4, 5]]))
+
+
 # The loss does not depend on how a batch is cut and ordered
 
 

@@ -74,6 +74,8 @@ class Algorithm:
             raise ValueError("algorithm.kl_in: 'reward' takes kl: k1, the unbiased log-ratio; k2 and k3 are loss terms")
         if self.baseline == "critic" and self.scale == "group_std":
             raise ValueError("algorithm.scale: 'group_std' goes with a group baseline; with a critic use batch_std")
+        if self.baseline == "critic" and self.value_coef == 0:
+            raise ValueError("algorithm.value_coef is 0, so the critic would never learn; use 0.1, or another baseline")
         for name in ("clip_low", "clip_high", "kl_coef", "entropy_coef", "value_clip", "value_coef"):
             if getattr(self, name) < 0:
                 raise ValueError(f"algorithm.{name} must not be negative, got {getattr(self, name)}")
