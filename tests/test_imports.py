@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"rlft", "rlft.types", "rlft.imports"},
     {"rlft.objectives", "rlft.curves"},
-    {"rlft.config", "rlft.conversion", "rlft.model_cache", "rlft.checkpoint", "rlft.memory", "rlft.model_cache"},
+    {"rlft.config", "rlft.conversion", "rlft.model_cache", "rlft.checkpoint", "rlft.memory"},
     {"rlft.batch", "rlft.chat", "rlft.metrics", "rlft.rollout_table", "rlft.tasks", "rlft.sources", "rlft.view"},
     {"rlft.attention", "rlft.lora", "rlft.run"},
     {"rlft.model"},
