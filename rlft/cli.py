@@ -40,20 +40,23 @@ Restart = Annotated[bool, typer.Option("--restart", help="Start over; an existin
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
     """Run a config: measure the base model, warm-start by SFT where asked, train by RL, report."""
-    from rlft import launch
     from rlft.config import load
 
     loaded = load(config, overrides or [])
+    from rlft import launch  # takes seconds, which a misspelt key should not cost
+
     _show_summary(loaded.run_dir, launch.train(loaded, restart=restart))
 
 
 @app.command()
 def sft(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
     """Run only the SFT stage of a config and write its adapter in PEFT's layout."""
-    from rlft import launch
     from rlft.config import load
 
-    folder = launch.sft(load(config, overrides or []), restart=restart)
+    loaded = load(config, overrides or [])
+    from rlft import launch
+
+    folder = launch.sft(loaded, restart=restart)
     Console().print(Text(f"SFT adapter: {folder}"))
 
 
@@ -75,7 +78,6 @@ def evaluate(
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder (PEFT layout) to measure instead.")] = None,
 ) -> None:
     """Measure held-out accuracy and print it as JSON; nothing is written."""
-    from rlft import launch
     from rlft.config import load
 
     if target.is_dir():
@@ -83,6 +85,8 @@ def evaluate(
         loaded = load(target / "config.yaml", overrides or [])
     else:
         loaded = load(target, overrides or [])
+    from rlft import launch
+
     result = launch.measure(loaded, adapter)
     del result["by_task"]
     print(json.dumps({"adapter": str(adapter) if adapter else "base", **result}, indent=1))

@@ -75,14 +75,15 @@ def train_rl(
         refuse_failures(run, step, groups)
 
         batch = learner.annotate(collate(groups))
-        if has_gradient(config, batch):
-            for minibatch in minibatches(batch, config.updates_per_step):
-                metrics |= learner.update(minibatch)
-                refuse_mismatch(config, step, metrics)
-                if metrics["policy/skipped"]:
-                    run.event("update_skipped", "loss or gradient not finite; parameters unchanged", step=step)
-        else:
-            run.event("no_signal", "all groups have equal rewards; no update was made", step=step)
+        run.write_rollouts(step, groups, sequence_means(batch))
+        for minibatch in minibatches(batch, config.updates_per_step):
+            if not has_gradient(config, minibatch):
+                run.event("no_signal", "all groups have equal rewards; no update was made", step=step)
+                continue
+            metrics |= learner.update(minibatch)
+            refuse_mismatch(config, step, metrics)
+            if metrics["policy/skipped"]:
+                run.event("update_skipped", "loss or gradient not finite; parameters unchanged", step=step)
         metrics["policy/updates"] = float(learner.num_updates)
         clock.lap("learn")
 
@@ -90,7 +91,6 @@ def train_rl(
         pool.publish(adapter)
         clock.lap("publish")
         metrics |= clock.metrics(tokens=metrics["rollout/tokens"])
-        run.write_rollouts(step, groups, sequence_means(batch))
         run.log(step, metrics)
         view.step(step, metrics)
         after_step(step, adapter)

@@ -98,8 +98,9 @@ class RayPool:
     def publish(self, adapter: Adapter) -> None:
         """See `RolloutPool`."""
         self._adapter = self._ray.put(adapter)
-        for index in range(len(self._workers)):
-            self._load_adapter(index)
+        loading = [worker.load_adapter.remote(self._adapter) for worker in self._workers]
+        for index, done in enumerate(loading):
+            self._await_adapter(index, done)
 
     def run(self, chunks: Sequence[Chunk], on_chunk: OnChunk | None = None) -> list[Group]:
         """See `RolloutPool`."""
@@ -145,9 +146,9 @@ class RayPool:
         )
         return actor.remote(self._config, self._model_folder)
 
-    def _load_adapter(self, index: int) -> None:
+    def _await_adapter(self, index: int, done: Any) -> None:
         try:
-            self._ray.get(self._workers[index].load_adapter.remote(self._adapter))
+            self._ray.get(done)
         except self._ray.exceptions.RayActorError as error:
             self._replace(index, error)
         except self._ray.exceptions.RayTaskError as error:
@@ -163,7 +164,7 @@ class RayPool:
         self._on_event("worker_restarted", f"rollout worker {index} died and was replaced; its chunk is redone")
         self._workers[index] = self._start_worker()
         if self._adapter is not None:
-            self._load_adapter(index)
+            self._await_adapter(index, self._workers[index].load_adapter.remote(self._adapter))
 
 
 def make_pool(config: RunConfig, model_folder: str, on_event: OnEvent | None = None) -> RolloutPool:
