@@ -147,7 +147,9 @@ def serve_trl(model_folder: str, steps: int, dtype: str) -> None:
             args=GRPOConfig(
                 output_dir=folder,
                 max_steps=steps,
-                per_device_train_batch_size=TASKS * SAMPLES,
+                # All 64 completions are generated at once; 16 rows a microbatch, since 64 take 16 GB in float32.
+                per_device_train_batch_size=16,
+                gradient_accumulation_steps=TASKS * SAMPLES // 16,
                 num_generations=SAMPLES,
                 max_completion_length=NEW_TOKENS,
                 temperature=1.0,
