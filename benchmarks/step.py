@@ -89,7 +89,7 @@ def serve_rlft(model_folder: str, steps: int) -> None:
                 "rewards": [{"path": reward}],
                 "sampling": {"max_new_tokens": NEW_TOKENS},
                 "rollout": {"threads": THREADS},
-                "learner": {"threads": THREADS, "lr": 1e-5},
+                "learner": {"threads": THREADS, "lr": 1e-5, "tokens_per_microbatch": 8192},
                 "algorithm": {"preset": "grpo", "kl": "none", "kl_coef": 0.0},
             }
         )

@@ -24,6 +24,11 @@ NAME = "rlft_packed"
 """Value for `attn_implementation`; without a packed row it is transformers' own SDPA attention."""
 
 
+SHORT = 256
+"""Completions up to this many tokens keep their scores on a CPU: torch's flash kernel recomputes them in a backward pass that
+takes 2.6 times as long there (8 x 9 heads, 64 tokens after 45, bfloat16: 7.4 against 2.8 ms)."""
+
+
 @dataclass(slots=True)
 class Layout:
     """What attention has to know of a packed row, and how many layers asked."""
@@ -98,7 +103,8 @@ def packed_attention(
         padded_query, padded_key, padded_value = (
             tensor[0, :, own][:, gather].unflatten(1, (rows, width)).transpose(0, 1) for tensor in (query, key, value)
         )
-        output = F.scaled_dot_product_attention(
+        attend = _short_attention if query.device.type == "cpu" and width <= SHORT else F.scaled_dot_product_attention
+        output = attend(
             padded_query,
             torch.cat([prompt_key.expand(rows, -1, -1, -1), padded_key], dim=2),
             torch.cat([prompt_value.expand(rows, -1, -1, -1), padded_value], dim=2),
@@ -107,6 +113,13 @@ def packed_attention(
         )
         pieces.append(output.transpose(0, 1).flatten(1, 2)[:, scatter])
     return torch.cat(pieces, dim=1).transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+def _short_attention(query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor, scale: float | None) -> Tensor:
+    """`scaled_dot_product_attention` with the scores written out, in the type of the query."""
+    bias = torch.zeros(attn_mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~attn_mask, float("-inf"))
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    return torch.softmax(query * factor @ key.transpose(-1, -2) + bias, dim=-1) @ value
 
 
 @lru_cache(maxsize=512)

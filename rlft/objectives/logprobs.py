@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 23
-"""Elements of the float32 scratch: 8M, 32 MB, so that a chunk's few passes stay near the cache."""
+CHUNK_ELEMENTS = 1 << 21
+"""Elements of the float32 scratch: 2M, 8 MB, so that a chunk's few passes stay near the cache."""
 
 
 def selected_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
