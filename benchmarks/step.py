@@ -263,6 +263,7 @@ def main() -> None:
     """Run the comparison and print its JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=3, help="alternating steps after the warm-up")
+    parser.add_argument("--trl-dtypes", nargs="+", default=["bfloat16", "float32"], help="types that TRL is tried in")
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -276,7 +277,7 @@ def main() -> None:
     tokenizer = chat.load_tokenizer(folder)
     prompt_tokens = TASKS * statistics.mean(len(chat.render(tokenizer, t.messages)) for t in environment().train)
     total = options.steps + 1
-    peers = {dtype: Peer("trl", folder, str(total), dtype) for dtype in ("bfloat16", "float32")}
+    peers = {dtype: Peer("trl", folder, str(total), dtype) for dtype in options.trl_dtypes}
     warm_up = {dtype: peer.step()["seconds"] for dtype, peer in peers.items()}
     best = min(warm_up, key=lambda dtype: warm_up[dtype])
     for dtype, peer in peers.items():
