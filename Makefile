@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check lint type bench-step clean
+.PHONY: quickstart test check lint type bench-step bench-learner clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -21,6 +21,9 @@ type: .venv/installed
 
 bench-step: .venv/installed
 	$(BIN)/python -m benchmarks.step
+
+bench-learner: .venv/installed
+	$(BIN)/python -m benchmarks.learner
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -3,28 +3,22 @@
     python -m benchmarks.step [--steps 3]
 
 Work: SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, 8 prompts x 8 completions, at most 64 new tokens, T = 1,
-no KL
-term, one optimizer update. A step is everything from the prompts to the updated adapter: generation, reward,
-advantages,
-update, and for rlft also publishing the adapter, writing the rollouts and logging. Each system lives in a process of
-its own
-that waits while the other works. TRL runs first once in float32 and once in bfloat16, and the faster one is the peer.
-Lengths
-are natural, so the tokens of both are reported. The last line is JSON.
+no KL term, one optimizer update. A step is everything from the prompts to the updated adapter: generation, reward,
+advantages, update, and for rlft also publishing the adapter, writing the rollouts and logging. Each system lives in a
+process of its own that waits while the other works. TRL runs first once in float32 and once in bfloat16, and the faster
+one is the peer. Lengths are natural, so the tokens of both are reported. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
 
-THREADS = 2
+from benchmarks.peers import LAYERS, THREADS, VOCABULARY, Peer, answer, gemm_rate, update_floor, wait
+
 TASKS, SAMPLES, NEW_TOKENS, RANK = 8, 8, 64, 16
 TOPICS = ("rivers", "bread", "winter", "trains", "gardens", "music", "glass", "bees")
 
@@ -175,88 +169,13 @@ def serve_trl(model_folder: str, steps: int, dtype: str) -> None:
         trainer.train()
 
 
-def wait() -> None:
-    """Until the parent says go."""
-    print("READY", flush=True)
-    if not sys.stdin.readline():
-        sys.exit(0)
-
-
-def answer(*, seconds: float, tokens: float, parts: dict[str, float]) -> None:
-    """Tell the parent how the step went."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print("STEP " + json.dumps({"seconds": seconds, "tokens": tokens, "gb": peak, "parts": parts}), flush=True)
-
-
-class Peer:
-    """A system in its own process."""
-
-    def __init__(self, *arguments: str) -> None:
-        """Start it; it reports READY when it waits for the first step."""
-        self.name = " ".join(arguments)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.step", "--serve", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"},
-        )
-        self._expect("READY")
-
-    def step(self) -> dict[str, Any]:
-        """One step; returns its seconds, tokens and the process's peak memory so far."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        result = json.loads(self._expect("STEP").removeprefix("STEP "))
-        shown = {k: round(v, 2) for k, v in result["parts"].items() if k.startswith("time/")}
-        print(
-            f"{self.name}: {result['seconds']:.1f} s, {result['tokens']:.0f} tokens, {result['gb']:.1f} GB "
-            f"{shown or ''}"
-        )
-        return result
-
-    def stop(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-
-    def _expect(self, word: str) -> str:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(word):
-                return line
-        raise RuntimeError(f"{self.name} ended before it said {word}; its error is above")
-
-
-def gemm_rate(rows: int) -> float:
-    """Measured bfloat16 GEMM rate for this many rows on the model's layer shapes, FLOP/s: the best of several."""
-    import torch
-
-    torch.set_num_threads(THREADS)
-    x, w = torch.randn(rows, 576).bfloat16(), torch.randn(1536, 576).bfloat16()
-    best = 0.0
-    for _ in range(60):
-        start = time.perf_counter()
-        for _ in range(10):
-            torch.nn.functional.linear(x, w)
-        best = max(best, 10 * 2 * rows * 576 * 1536 / (time.perf_counter() - start))
-    return best
-
-
 def floor_seconds(tokens: float, prompt_tokens: float) -> float:
     """Seconds of the arithmetic that a step cannot do without, at the measured rates.
 
-    Decoding: 2 FLOPs per weight and completion token, at the rate of 64 rows. Update: forward 2 and backward through
-    frozen
-    weights 2 per weight and token, the vocabulary projection on completion tokens only, at the rate of many rows.
+    Decoding: 2 FLOPs per weight and completion token, at the rate of 64 rows. Update: see `peers.update_floor`.
     """
-    layers, vocabulary = 106.2e6, 28.3e6
-    decode = 2 * (layers + vocabulary) * tokens / gemm_rate(TASKS * SAMPLES)
-    update = 4 * (layers * (tokens + prompt_tokens) + vocabulary * tokens) / gemm_rate(2048)
-    return decode + update
+    decode = 2 * (LAYERS + VOCABULARY) * tokens / gemm_rate(TASKS * SAMPLES)
+    return decode + update_floor(tokens + prompt_tokens, tokens)
 
 
 def main() -> None:
@@ -277,13 +196,15 @@ def main() -> None:
     tokenizer = chat.load_tokenizer(folder)
     prompt_tokens = TASKS * statistics.mean(len(chat.render(tokenizer, t.messages)) for t in environment().train)
     total = options.steps + 1
-    peers = {dtype: Peer("trl", folder, str(total), dtype) for dtype in options.trl_dtypes}
+    peers = {
+        dtype: Peer("benchmarks.step", f"trl {dtype}", "trl", folder, str(total), dtype) for dtype in options.trl_dtypes
+    }
     warm_up = {dtype: peer.step()["seconds"] for dtype, peer in peers.items()}
     best = min(warm_up, key=lambda dtype: warm_up[dtype])
     for dtype, peer in peers.items():
         if dtype != best:
             peer.stop()
-    rlft = Peer("rlft", folder, str(total))
+    rlft = Peer("benchmarks.step", "rlft", "rlft", folder, str(total))
     rlft.step()
     ours, theirs = [], []
     for _ in range(options.steps):

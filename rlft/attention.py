@@ -1,8 +1,7 @@
 """Attention over a packed row whose prompts are shared (see `batch.pack`), as an attention function of transformers.
 
 The row's linear layers run on all tokens at once; only attention needs to know the layout. Per group, the prompt
-attends
-causally to itself, and each completion to the prompt and causally to itself: exact, and without a [T, T] mask.
+attends causally to itself, and each completion to the prompt and causally to itself: exact, and without a [T, T] mask.
 """
 
 from __future__ import annotations
@@ -19,14 +18,10 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from rlft.batch import PackedGroup
+from rlft.block_attention import LARGEST_SCORES, Blocks, block_attention
 
 NAME = "rlft_packed"
 """Value for `attn_implementation`; without a packed row it is transformers' own SDPA attention."""
-
-
-SHORT = 256
-"""Completions up to this many tokens keep their scores on a CPU: torch's flash kernel recomputes them in a backward
-pass that takes 2.6 times as long (8 x 9 heads, 64 tokens after 45, bfloat16: 7.4 against 2.8 ms)."""
 
 
 @dataclass(slots=True)
@@ -37,6 +32,8 @@ class Layout:
     """Where each prompt and its completions stand."""
     layers: int = 0
     """Layers that attended by this layout so far."""
+    blocks: tuple[tuple[Blocks, ...], Tensor] | None = None
+    """The layout as blocks, and where each token stands in them; made when the first layer asks."""
 
     def refuse_unheeded(self, num_layers: int) -> None:
         """Refuse a model some of whose layers mixed the row's sequences.
@@ -85,6 +82,11 @@ def packed_attention(
     longest = max(group.prompt_length + max(group.lengths) for group in packed_layout.groups)
     if sliding_window is not None and longest > sliding_window:
         raise ValueError(f"a sequence of {longest} tokens exceeds the model's sliding window of {sliding_window}")
+    if query.device.type == "cpu" and _num_scores(packed_layout.groups) * query.shape[1] <= LARGEST_SCORES:
+        packed_layout.blocks = packed_layout.blocks or _as_blocks(packed_layout.groups)
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return block_attention(q, k, v, *packed_layout.blocks, scale).unsqueeze(0), None
     num_repeats = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, num_repeats), repeat_kv(value, num_repeats)
     pieces: list[Tensor] = []
@@ -103,8 +105,7 @@ def packed_attention(
         padded_query, padded_key, padded_value = (
             tensor[0, :, own][:, gather].unflatten(1, (rows, width)).transpose(0, 1) for tensor in (query, key, value)
         )
-        attend = _short_attention if query.device.type == "cpu" and width <= SHORT else F.scaled_dot_product_attention
-        output = attend(
+        output = F.scaled_dot_product_attention(
             padded_query,
             torch.cat([prompt_key.expand(rows, -1, -1, -1), padded_key], dim=2),
             torch.cat([prompt_value.expand(rows, -1, -1, -1), padded_value], dim=2),
@@ -115,11 +116,51 @@ def packed_attention(
     return torch.cat(pieces, dim=1).transpose(0, 1).unsqueeze(0).contiguous(), None
 
 
-def _short_attention(query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor, scale: float | None) -> Tensor:
-    """`scaled_dot_product_attention` with the scores written out, in the type of the query."""
-    bias = torch.zeros(attn_mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~attn_mask, float("-inf"))
-    factor = query.shape[-1] ** -0.5 if scale is None else scale
-    return torch.softmax(query * factor @ key.transpose(-1, -2) + bias, dim=-1) @ value
+def _num_scores(groups: tuple[PackedGroup, ...]) -> int:
+    """Scores of one head that attention in blocks would write out for the completions."""
+    width, prompt = max(max(group.lengths) for group in groups), max(group.prompt_length for group in groups)
+    return sum(len(group.lengths) for group in groups) * width * (prompt + width)
+
+
+def _as_blocks(groups: tuple[PackedGroup, ...]) -> tuple[tuple[Blocks, ...], Tensor]:
+    """The prompts as one block, the completions as another, and each token's place in their queries."""
+    starts = [(group.start, group.prompt_length) for group in groups]
+    prompt, prompt_is_real = _padded(starts)
+    causal = torch.ones(prompt.shape[1], prompt.shape[1], dtype=torch.bool).tril()
+    prompts = Blocks(queries=prompt, is_real=prompt_is_real, keys=prompt, is_visible=causal.expand(len(groups), -1, -1))
+    own, of_group = [], []
+    for number, group in enumerate(groups):
+        offset = group.start + group.prompt_length
+        for length in group.lengths:
+            own.append((offset, length))
+            of_group.append(number)
+            offset += length
+    queries, is_real = _padded(own)
+    causal = torch.ones(queries.shape[1], queries.shape[1], dtype=torch.bool).tril()
+    completions = Blocks(
+        queries=queries,
+        is_real=is_real,
+        keys=torch.cat([prompt[of_group], queries], dim=1),
+        is_visible=torch.cat(
+            [
+                prompt_is_real[of_group][:, None].expand(-1, queries.shape[1], -1),
+                causal.expand(len(own), -1, -1),
+            ],
+            dim=2,
+        ),
+    )
+    real = torch.cat([prompts.is_real.flatten(), completions.is_real.flatten()])
+    places = torch.cat([prompts.queries.flatten(), completions.queries.flatten()])
+    position = torch.empty(int(real.sum()), dtype=torch.int64)
+    position[places[real]] = real.nonzero().squeeze(1)
+    return (prompts, completions), position
+
+
+def _padded(spans: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """(rows, width) positions of spans (start, length), the last one repeated as padding, and which are real."""
+    start, length = torch.tensor(spans).T
+    offsets = torch.arange(int(length.max()))
+    return start[:, None] + torch.minimum(offsets, length[:, None] - 1), offsets < length[:, None]
 
 
 @lru_cache(maxsize=512)

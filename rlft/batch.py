@@ -20,6 +20,8 @@ from torch import Tensor
 
 from rlft.types import Batch, Group, Score
 
+_PER_SEQUENCE = ("group_index", "rewards", "is_truncated", "greedy_rewards")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedGroup:
@@ -81,7 +83,14 @@ def collate(groups: Sequence[Group]) -> Batch:
             ],
             dtype=torch.float32,
         ),
+        is_truncated=torch.tensor([t.finish_reason == "length" for _, t, _ in kept]),
+        greedy_rewards=_greedy_rewards(groups, [index for index, _, _ in kept]),
     )
+
+
+def _greedy_rewards(groups: Sequence[Group], kept: Sequence[int]) -> Tensor | None:
+    scores = [groups[index].greedy_score for index in kept]
+    return None if None in scores else torch.tensor(scores, dtype=torch.float32)
 
 
 def select(batch: Batch, sequences: Sequence[int]) -> Batch:
@@ -95,7 +104,8 @@ def select(batch: Batch, sequences: Sequence[int]) -> Batch:
     per_action = {
         field.name: value[action]
         for field in fields(batch)
-        if field.name not in ("group_index", "rewards", "sequence_index")
+        if field.name not in _PER_SEQUENCE
+        and field.name != "sequence_index"
         and isinstance(value := getattr(batch, field.name), Tensor)
     }
     return replace(
@@ -105,6 +115,8 @@ def select(batch: Batch, sequences: Sequence[int]) -> Batch:
         action_mask=tuple(batch.action_mask[s] for s in sequences),
         group_index=torch.unique(batch.group_index[chosen], return_inverse=True)[1],
         rewards=batch.rewards[chosen],
+        is_truncated=batch.is_truncated[chosen],
+        greedy_rewards=None if batch.greedy_rewards is None else batch.greedy_rewards[chosen],
         sequence_index=number[batch.sequence_index[action]],
         **per_action,
     )
@@ -123,16 +135,24 @@ def minibatches(batch: Batch, updates: int) -> list[Batch]:
     return [select(batch, (shares == share).nonzero().squeeze(1).tolist()) for share in shares.unique().tolist()]
 
 
-def microbatches(batch: Batch, tokens: int) -> list[list[int]]:
+def packed_length(batch: Batch) -> int:
+    """Tokens of the whole batch as one row."""
+    first_of_group = dict(zip(reversed(batch.group_index.tolist()), reversed(batch.prompt_ids), strict=True))
+    return sum(map(len, batch.token_ids)) + sum(map(len, first_of_group.values()))
+
+
+def microbatches(batch: Batch, tokens: int, *, whole_groups: bool = False) -> list[list[int]]:
     """Sequence numbers of consecutive microbatches of at most `tokens` packed tokens each.
 
-    A group is split when it is too long; its prompt is then repeated. A sequence longer than the budget stands alone.
+    A group is split when it is too long, unless `whole_groups`; its prompt is then repeated. What is longer than the
+    budget and cannot be split stands alone.
     """
+    if whole_groups:
+        return _whole_groups(batch, tokens)
     result: list[list[int]] = []
     used = 0
     previous_group = -1
-    for sequence in range(batch.num_sequences):
-        group = int(batch.group_index[sequence])
+    for sequence, group in enumerate(batch.group_index.tolist()):
         length = len(batch.token_ids[sequence])
         cost = length if group == previous_group else length + len(batch.prompt_ids[sequence])
         if not result or used + cost > tokens:
@@ -142,6 +162,48 @@ def microbatches(batch: Batch, tokens: int) -> list[list[int]]:
         used += cost
         previous_group = group
     return result
+
+
+def even_microbatches(batch: Batch, tokens: int, shares: int, *, whole_groups: bool = False) -> list[list[int]]:
+    """`microbatches` of which `shares` processes get equally many, alike in length as far as the sequences allow.
+
+    The number is the next multiple of `shares`, under the smallest budget that keeps it; fewer where the batch cannot
+    be split that far.
+    """
+    parts = microbatches(batch, tokens, whole_groups=whole_groups)
+    if shares == 1:
+        return parts
+    limit = -(-len(parts) // shares) * shares
+    low, high = 1, min(tokens, packed_length(batch))
+    while low < high:
+        middle = (low + high) // 2
+        smaller = microbatches(batch, middle, whole_groups=whole_groups)
+        if len(smaller) <= limit:
+            high, parts = middle, smaller
+        else:
+            low = middle + 1
+    return parts
+
+
+def _whole_groups(batch: Batch, tokens: int) -> list[list[int]]:
+    result: list[list[int]] = []
+    used = 0
+    for members in _members(batch).values():
+        cost = len(batch.prompt_ids[members[0]]) + sum(len(batch.token_ids[s]) for s in members)
+        if not result or used + cost > tokens:
+            result.append([])
+            used = 0
+        result[-1] += members
+        used += cost
+    return result
+
+
+def _members(batch: Batch) -> dict[int, list[int]]:
+    """Sequence numbers of each group."""
+    members: dict[int, list[int]] = {}
+    for sequence, group in enumerate(batch.group_index.tolist()):
+        members.setdefault(group, []).append(sequence)
+    return members
 
 
 def pack(batch: Batch) -> Packed:
@@ -155,10 +217,7 @@ def pack(batch: Batch) -> Packed:
     predictor_index: list[int] = []
     target_ids: list[int] = []
     groups: list[PackedGroup] = []
-    members: dict[int, list[int]] = {}
-    for sequence, group in enumerate(batch.group_index.tolist()):
-        members.setdefault(group, []).append(sequence)
-    for sequences in members.values():
+    for sequences in _members(batch).values():
         prompt = batch.prompt_ids[sequences[0]]
         if not prompt:
             raise ValueError(

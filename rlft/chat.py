@@ -10,14 +10,14 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from rlft.types import Message, Task
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str | Path, *, for_chat: bool = True) -> PreTrainedTokenizerBase:
     """The model's tokenizer.
 
     Raises:
         ValueError: it has no chat template, so there is no right way to ask the model anything.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).is_dir())
-    if not tokenizer.chat_template:
+    if for_chat and not tokenizer.chat_template:
         raise ValueError(
             f"the tokenizer of {folder} has no chat template (a base model?); use an instruct model, or put a "
             "chat_template.jinja beside its tokenizer"
@@ -29,6 +29,65 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> t
     """Token ids of a prompt, up to and including the mark that opens the assistant's turn."""
     ids = tokenizer.apply_chat_template(list(messages), tokenize=True, add_generation_prompt=True, return_dict=False)
     return tuple(ids)
+
+
+def render_reply(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], end_ids: frozenset[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of the prompt, as `render` gives them, and of the last message, the assistant's, with its end token.
+
+    What a template writes after the end token, such as a line break, is left out: no policy is asked for it.
+
+    Args:
+        end_ids: see `end_token_ids`.
+
+    Raises:
+        ValueError: the template writes the earlier messages otherwise once the reply follows.
+    """
+    prompt = render(tokenizer, messages[:-1])
+    history = tokenizer.apply_chat_template(list(messages[:-1]), tokenize=True, return_dict=False)
+    whole = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False)
+    # Some templates open the assistant's turn with more than they keep of it (an empty block of thought).
+    pairs = enumerate(zip(prompt, whole, strict=False))
+    shared = next((index for index, (token, other) in pairs if token != other), min(len(prompt), len(whole)))
+    if shared < len(history):
+        raise ValueError(
+            "the chat template writes the prompt otherwise when the reply follows it, so the reply cannot be told from "
+            "the prompt; use a template that only appends"
+        )
+    return prompt, _ended(tokenizer, whole[shared:], end_ids)
+
+
+def render_text(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of a plain prompt and of its continuation, with the end token.
+
+    Raises:
+        ValueError: the tokenizer has no end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end token (eos_token), so a completion of plain text could never end")
+    prompt_ids = tuple(tokenizer(prompt)["input_ids"])
+    whole = tuple(tokenizer(prompt + completion)["input_ids"])
+    if whole[: len(prompt_ids)] == prompt_ids:
+        continuation = whole[len(prompt_ids) :]
+    else:  # a token across the border, which no sampled completion has
+        continuation = tuple(tokenizer(completion, add_special_tokens=False)["input_ids"])
+    return prompt_ids, _ended(tokenizer, continuation, frozenset([tokenizer.eos_token_id]))
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], end_ids: frozenset[int]) -> tuple[int, ...]:
+    """The tokens up to the last end token, which is added where there is none."""
+    ends = [index for index, token in enumerate(token_ids) if token in end_ids]
+    if ends:
+        return tuple(token_ids[: ends[-1] + 1])
+    return (*token_ids, min(end_ids) if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
+
+
+def conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
+    """Token ids of a whole conversation, with what the template writes after its last message."""
+    return tuple(tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False))
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
@@ -82,6 +141,6 @@ def check_conversations(
         ValueError: names the first one.
     """
     for row, messages in enumerate(conversations):
-        length = len(tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False))
+        length = len(conversation(tokenizer, messages))
         if length > context:
             raise ValueError(f"demonstration {row} has {length} tokens, more than the model's context of {context}")

@@ -7,7 +7,7 @@ import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import typer
 from rich.console import Console
@@ -40,7 +40,7 @@ Restart = Annotated[bool, typer.Option("--restart", help="Start over; an existin
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
     """Run a config: measure the base model, warm-start by SFT where asked, train by RL, report."""
-    from rlft.config import load
+    from rlft.config_file import load
 
     loaded = load(config, overrides or [])
     from rlft import launch  # takes seconds, which a misspelt key should not cost
@@ -51,7 +51,7 @@ def train(config: ConfigFile, overrides: Overrides = None, restart: Restart = Fa
 @app.command()
 def sft(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
     """Run only the SFT stage of a config and write its adapter in PEFT's layout."""
-    from rlft.config import load
+    from rlft.config_file import load
 
     loaded = load(config, overrides or [])
     from rlft import launch
@@ -61,8 +61,38 @@ def sft(config: ConfigFile, overrides: Overrides = None, restart: Restart = Fals
 
 
 @app.command()
+def dpo(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
+    """Train on preferences from a file or the hub (DPO, IPO, SLiC, SimPO, ORPO, KTO), measure held-out ones, report."""
+    from rlft.config_file import load
+    from rlft.preference_config import PreferenceConfig
+
+    loaded = load(config, overrides or [], PreferenceConfig)
+    from rlft import launch_dpo
+
+    _show_summary(loaded.run_dir, launch_dpo.train(loaded, restart=restart))
+
+
+@app.command("reward-model")
+def reward_model(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
+    """Train a reward model on preferences, measure it on held-out pairs, and write it in PEFT's layout."""
+    from rlft.config_file import load
+    from rlft.reward_model_config import RewardModelConfig
+
+    loaded = load(config, overrides or [], RewardModelConfig)
+    from rlft import launch_reward
+
+    _show_reward_model(loaded.run_dir, launch_reward.train(loaded, restart=restart))
+
+
+@app.command()
 def resume(run: RunFolder) -> None:
     """Continue an interrupted run from its newest whole checkpoint."""
+    _refuse_reward_model(run, "resume", "it is short and starts over: rlft reward-model CONFIG --restart")
+    if _is_preference_run(run):
+        from rlft import launch_dpo
+
+        _show_summary(run, launch_dpo.resume(run))
+        return
     from rlft import launch
 
     _show_summary(run, launch.resume(run))
@@ -78,9 +108,15 @@ def evaluate(
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder (PEFT layout) to measure instead.")] = None,
 ) -> None:
     """Measure held-out accuracy and print it as JSON; nothing is written."""
-    from rlft.config import load
+    from rlft.config_file import load
 
     if target.is_dir():
+        _refuse_reward_model(target, "evaluate", f"its held-out accuracy is in {target / 'summary.json'}")
+        if _is_preference_run(target):
+            raise ValueError(
+                f"{target} is a preference run, which has no tasks; its held-out numbers are in {target / 'evals'}. To "
+                f"measure its adapter on tasks: rlft evaluate CONFIG --adapter {_last_adapter(target)}"
+            )
         adapter = adapter or _last_adapter(target)
         loaded = load(target / "config.yaml", overrides or [])
     else:
@@ -131,9 +167,21 @@ def list_(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    kind: Annotated[Literal["rl", "dpo", "reward-model"], typer.Option(help="Which command's config.")] = "rl",
+) -> None:
     """Print the JSON Schema of a config, for editors."""
-    from rlft.config import schema as config_schema
+    if kind == "reward-model":
+        from rlft.reward_model_config import RewardModelConfig
+
+        print(json.dumps(RewardModelConfig.model_json_schema(), indent=1))
+        return
+    if kind == "dpo":
+        from rlft.preference_config import PreferenceConfig
+
+        print(json.dumps(PreferenceConfig.model_json_schema(), indent=1))
+        return
+    from rlft.config_file import schema as config_schema
 
     print(json.dumps(config_schema(), indent=1))
 
@@ -172,6 +220,21 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
     sys.exit(128 + signum)
 
 
+def _kind(run: Path) -> str:
+    from rlft.curves.reading import read_config
+
+    return str(read_config(run).get("kind", "rl"))
+
+
+def _is_preference_run(run: Path) -> bool:
+    return _kind(run) == "dpo"
+
+
+def _refuse_reward_model(run: Path, command: str, instead: str) -> None:
+    if _kind(run) == "reward-model":
+        raise ValueError(f"{run} holds a reward model, which `rlft {command}` is not for; {instead}")
+
+
 def _last_adapter(run: Path) -> Path:
     folders = sorted(run.glob("adapters/v*")) or sorted(run.glob("adapters/sft"))
     if not folders:
@@ -187,15 +250,32 @@ def _show_summary(run: Path, summary: dict[str, Any]) -> None:
     table = Table(title=Text(visible(f"Held-out {summary['metric']}")), title_justify="left")
     for heading in ("policy", "accuracy", "95 % interval", "tasks"):
         table.add_column(heading, justify="left" if heading == "policy" else "right")
-    stages = (("base model", "accuracy_base"), ("after SFT", "accuracy_sft"), ("after RL", "accuracy_rl"))
+    stages = [("base model", "accuracy_base"), ("after SFT", "accuracy_sft"), ("after RL", "accuracy_rl")]
+    stages.append((f"after {summary.get('stage')}", "accuracy_trained"))  # a preference run names its loss
     for label, key in stages:
         if accuracy := summary.get(key):
             table.add_row(label, f"{accuracy['mean']:.3f}", _interval(accuracy), str(accuracy["n"]))
     console = Console()
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     console.print("Written:")
     for name in ("report.html", "reward.png", "summary.json", summary["adapter"]):
         console.print(Text(f"  {run / name}"))
+
+
+def _show_reward_model(run: Path, summary: dict[str, Any]) -> None:
+    table = Table(title="Held-out pairs in the right order", title_justify="left")
+    for heading in ("training", "accuracy", "95 % interval", "pairs"):
+        table.add_column(heading, justify="left" if heading == "training" else "right")
+    for label in ("before", "after"):
+        accuracy = summary[f"accuracy_{label}"]
+        table.add_row(label, f"{accuracy['mean']:.3f}", _interval(accuracy), str(summary["n"]))
+    console = Console()
+    console.print(table)
+    folder = run / summary["reward_model"]
+    console.print(Text(f"Written:\n  {folder}\n  {run / 'summary.json'}"))
+    console.print(Text(f"As a reward, on the model of the run: path: adapter:{folder}"), soft_wrap=True)
+    console.print(Text(f"As a reward of its own: path: rewards.reward_model:reward_model, args: {{folder: {folder}}}"))
 
 
 def _interval(accuracy: dict[str, Any]) -> str:

@@ -1,46 +1,48 @@
-"""The config of a run: one frozen tree, read from YAML, with `a.b=c` overrides from the command line.
+"""The config of a run as one frozen tree; `config_file` reads and writes it.
 
-Unknown keys are errors with file, line and a suggestion. A batch is three numbers: `tasks_per_step` tasks, each
+A batch is three numbers: `tasks_per_step` tasks, each
 answered `samples_per_task` times, used for `updates_per_step` optimizer updates. Everything else is derived.
 """
 
 from __future__ import annotations
 
-import io
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import fields as dataclass_fields
-from dataclasses import is_dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rlft.imports import did_you_mean
 from rlft.objectives.presets import PRESETS, Algorithm, preset_fields
 
+ADAPTER = "adapter:"
+"""What the path of a reward model on the learner's base begins with; its folder follows."""
 
-class _Strict(BaseModel):
+
+class Strict(BaseModel):
+    """A frozen section of a config that refuses unknown keys; what stands under a field documents it."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """Which language model is trained."""
 
     source: str
-    """A catalogue name (`rlft models`), a local folder, a GGUF file, or a hub id."""
-    revision: str = ""
-    """Commit or tag of a hub model; empty means its default branch."""
+    """A catalogue name (`rlft models`), a local folder, a GGUF file, or a hub id; names also as name@revision."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the frozen weights; auto is bfloat16 where the machine computes it natively. Adapters are float32."""
 
 
-class AdapterConfig(_Strict):
-    """The LoRA adapter that is trained (https://arxiv.org/abs/2106.09685)."""
+class AdapterConfig(Strict):
+    """What is trained of the model."""
 
+    kind: Literal["lora", "dora", "rslora", "qlora", "full", "head"] = "lora"
+    """lora (https://arxiv.org/abs/2106.09685), dora (https://arxiv.org/abs/2402.09353), rslora
+    (https://arxiv.org/abs/2312.03732), qlora: lora on 4-bit weights (https://arxiv.org/abs/2305.14314, GPU only), full:
+    all weights, head: nothing but a new output layer (reward models)."""
+    start: str = ""
+    """Folder of an adapter (of a model for `full`) that training starts from; empty starts from the model itself."""
     rank: int = Field(16, ge=1)
     """Rank of the update."""
     alpha: float = Field(32.0, gt=0)
@@ -49,7 +51,7 @@ class AdapterConfig(_Strict):
     """`all-linear` (every linear layer but the output projection) or a list of module names."""
 
 
-class EnvironmentConfig(_Strict):
+class EnvironmentConfig(Strict):
     """Where the tasks come from."""
 
     path: str
@@ -58,20 +60,37 @@ class EnvironmentConfig(_Strict):
     """Keyword arguments of that function."""
 
 
-class RewardConfig(_Strict):
-    """One reward function and its weight."""
+class RewardConfig(Strict):
+    """One reward function, or a reward model on the learner's base, and its weight."""
 
     path: str
-    """`package.module:function` or `file.py:function`."""
+    """`package.module:function`, `file.py:function`, or `adapter:FOLDER`: a reward model that `rlft reward-model` made
+    on the model of this run, scored on the learner's copy of it."""
     name: str = ""
-    """Label in metrics; empty means the function's name."""
+    """Label in metrics; empty means the function's name, or the folder's."""
     weight: float = 1.0
     """Factor in the total; 0 only observes."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments passed to the function besides those taken from the sample."""
+    """Keyword arguments passed to the function besides those taken from the sample; a folder takes `normalize`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RewardConfig:
+        if self.folder and self.args.keys() - {"normalize"}:
+            raise ValueError(f"args of {self.path} can only be `normalize`, got {', '.join(self.args)}")
+        return self
+
+    @property
+    def folder(self) -> str:
+        """Folder of a reward model on the learner's base; empty for a function."""
+        return self.path.removeprefix(ADAPTER) if self.path.startswith(ADAPTER) else ""
+
+    @property
+    def label(self) -> str:
+        """Name in metrics."""
+        return self.name or (Path(self.folder).name if self.folder else self.path.rpartition(":")[2])
 
 
-class ScoringConfig(_Strict):
+class ScoringConfig(Strict):
     """How rewards are run."""
 
     workers: int = Field(1, ge=0)
@@ -82,7 +101,7 @@ class ScoringConfig(_Strict):
     """Share of a step's samples that may fail to be scored before the run stops."""
 
 
-class SamplingConfig(_Strict):
+class SamplingConfig(Strict):
     """How training rollouts are sampled."""
 
     temperature: float = Field(1.0, gt=0)
@@ -93,7 +112,7 @@ class SamplingConfig(_Strict):
     """Longest completion in tokens."""
 
 
-class RolloutConfig(_Strict):
+class RolloutConfig(Strict):
     """The engines that generate."""
 
     engine: Literal["transformers"] = "transformers"
@@ -112,7 +131,7 @@ class RolloutConfig(_Strict):
     """Largest mean |log-prob difference| in nats between engine and learner on the same tokens before the run stops."""
 
 
-class LearnerConfig(_Strict):
+class LearnerConfig(Strict):
     """The optimizer and its batches."""
 
     lr: float = Field(2e-4, gt=0)
@@ -125,17 +144,28 @@ class LearnerConfig(_Strict):
     """Steps over which the rate rises linearly from 0."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay."""
-    beta2: float = Field(0.99, gt=0, lt=1)
-    """AdamW's second-moment decay; RL runs are short, so it forgets faster than 0.999."""
     max_grad_norm: float = Field(1.0, gt=0)
     """The gradient's norm is clipped to this."""
+    activations: Literal["keep", "recompute", "offload"] = "keep"
+    """What the backward pass needs of the forward pass: kept, computed again (less memory, about a third more time), or
+    moved to CPU memory meanwhile (GPU only)."""
     tokens_per_microbatch: int = Field(4096, ge=1)
     """Packed tokens that are forwarded together; smaller saves memory, the numbers stay the same."""
+    workers: int = Field(1, ge=1)
+    """Processes that share every update (RL; 1 is the driver itself); the numbers do not depend on their number."""
+    gpus_per_worker: float = Field(0.0, ge=0, le=1)
+    """GPU, or more than half of one, that Ray reserves for each of them; 0: a single one takes what it finds, several
+    compute on CPUs."""
     threads: int = Field(2, ge=1)
-    """CPU threads of the learner."""
+    """CPU threads of each of them."""
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it runs in Ray actors instead of in the driver."""
+        return self.workers > 1 or self.gpus_per_worker > 0
 
 
-class SFTStageConfig(_Strict):
+class SFTStageConfig(Strict):
     """The supervised warm start on the environment's demonstrations (TRL's SFTTrainer)."""
 
     examples: int = Field(256, ge=1)
@@ -148,7 +178,7 @@ class SFTStageConfig(_Strict):
     """Peak learning rate; linear decay."""
 
 
-class EvaluationConfig(_Strict):
+class EvaluationConfig(Strict):
     """The held-out measurements."""
 
     tasks: int = Field(200, ge=1)
@@ -163,13 +193,11 @@ class EvaluationConfig(_Strict):
     """Name of the reward whose mean is the accuracy; empty means the first one."""
 
 
-class CheckpointConfig(_Strict):
+class CheckpointConfig(Strict):
     """Snapshots for `rlft resume`."""
 
     every: int = Field(5, ge=1)
     """Steps between snapshots; the last step is always saved."""
-    keep: int = Field(2, ge=1)
-    """Newest snapshots that are kept."""
 
 
 def _expand_preset(value: Any) -> Any:
@@ -184,8 +212,8 @@ def _expand_preset(value: Any) -> Any:
     return {**preset_fields(name), **value}
 
 
-class RunConfig(_Strict):
-    """A whole run."""
+class BaseRunConfig(Strict):
+    """What every kind of run says."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; its folder is output_dir/name."""
@@ -193,6 +221,20 @@ class RunConfig(_Strict):
     """Folder that holds the runs."""
     seed: int = Field(0, ge=0)
     """Seed of everything random in the run."""
+    model: ModelConfig
+    """The language model."""
+    adapter: AdapterConfig = AdapterConfig()  # type: ignore[call-arg]
+    """What is trained of it."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return Path(self.output_dir) / self.name
+
+
+class RunConfig(BaseRunConfig):
+    """A whole run."""
+
     steps: int = Field(ge=1)
     """RL steps; each makes rollouts, scores them and updates the adapter."""
     tasks_per_step: int = Field(8, ge=1)
@@ -205,10 +247,6 @@ class RunConfig(_Strict):
     """ray: rollout workers are Ray actors. inline: everything in this process, the same numbers."""
     ray_address: str = ""
     """Address of a Ray cluster to join; empty starts a private one on this machine."""
-    model: ModelConfig
-    """The language model."""
-    adapter: AdapterConfig = AdapterConfig()  # type: ignore[call-arg]
-    """The LoRA adapter."""
     environment: EnvironmentConfig
     """The tasks."""
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
@@ -219,6 +257,9 @@ class RunConfig(_Strict):
     """How rollouts are sampled."""
     rollout: RolloutConfig = RolloutConfig()  # type: ignore[call-arg]
     """Who generates them."""
+    reference: str = ""
+    """Adapter folder, or model as in model.source, that the KL compares with: for opd the teacher. Empty is where RL
+    starts."""
     algorithm: Annotated[Algorithm, BeforeValidator(_expand_preset)] = PRESETS["grpo"]
     """A preset, and any of its choices replaced."""
     learner: LearnerConfig = LearnerConfig()  # type: ignore[call-arg]
@@ -238,12 +279,40 @@ class RunConfig(_Strict):
                 "compares the samples "
                 "of a group; use at least 2, or algorithm.baseline: critic or none"
             )
+        if self.adapter.kind == "head":
+            raise ValueError("adapter.kind: head trains no policy, only a reward model's output; use lora or full")
+        if self.adapter.kind == "full" and self.algorithm.needs_critic:
+            raise ValueError(
+                "adapter.kind: full leaves no frozen base that the critic could share; use adapter.kind: lora, or an "
+                "algorithm without a critic"
+            )
+        if self.reference and not self.algorithm.needs_reference:
+            raise ValueError(f"reference is set, but preset {self.algorithm.preset!r} has no KL; set algorithm.kl")
+        if not self.reference and self.algorithm.reward_coef == 0:
+            raise ValueError(
+                "algorithm.reward_coef is 0, so the policy learns from the reference alone, which is itself; name the "
+                "teacher in `reference`"
+            )
         if self.tasks_per_step % self.updates_per_step:
             raise ValueError(
                 f"updates_per_step ({self.updates_per_step}) must divide tasks_per_step ({self.tasks_per_step}): "
                 "each update uses an equal share of the tasks"
             )
-        names = [reward.name or reward.path.rpartition(":")[2] for reward in self.rewards]
+        if self.adapter.kind == "full" and (folders := self.learner_rewards):
+            raise ValueError(
+                f"reward {folders[0].path} lies on the learner's frozen base, and adapter.kind: full has none; use "
+                "adapter.kind: lora, or the reward rewards.reward_model:reward_model with args.folder"
+            )
+        if self.learner.is_group and self.backend == "inline":
+            raise ValueError(
+                "learner.workers above 1 and learner.gpus_per_worker need processes of their own; use backend: ray"
+            )
+        if self.learner.workers > 1 and 0 < self.learner.gpus_per_worker <= 0.5:
+            raise ValueError(
+                f"learner.gpus_per_worker is {self.learner.gpus_per_worker}, so that two workers could get the same "
+                "GPU, which NCCL refuses; use more than 0.5, or 0 for CPUs"
+            )
+        names = [reward.label for reward in self.rewards]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"rewards: the name {doubled[0]!r} stands twice; give one of them another `name`")
         if self.evaluation.reward and self.evaluation.reward not in names:
@@ -254,144 +323,11 @@ class RunConfig(_Strict):
         return self
 
     @property
-    def run_dir(self) -> Path:
-        """Folder of this run."""
-        return Path(self.output_dir) / self.name
-
-    @property
     def accuracy_reward(self) -> str:
         """Name of the reward whose mean is the held-out accuracy."""
-        return self.evaluation.reward or self.rewards[0].name or self.rewards[0].path.rpartition(":")[2]
+        return self.evaluation.reward or self.rewards[0].label
 
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a config file, apply `key.sub=value` overrides, validate.
-
-    Raises:
-        ValueError: every problem at once, each with file, line, key and what to do instead.
-    """
-    path = Path(path)
-    if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ValueError(f"no config file {path}.{did_you_mean(str(path), near)}")
-    try:
-        tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ValueError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not UTF-8 text in YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: expected a mapping of keys to values, found {type(tree).__name__}")
-    for override in overrides:
-        _apply(tree, override)
-    try:
-        return RunConfig.model_validate(_plain(tree))
-    except ValidationError as error:
-        raise ValueError(_explain(error, tree, str(path))) from None
-
-
-def dump(config: RunConfig) -> str:
-    """The resolved config as YAML; `load` of it gives an equal config."""
-    stream = io.StringIO()
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.dump(config.model_dump(mode="json"), stream)
-    return stream.getvalue()
-
-
-def schema() -> dict[str, Any]:
-    """JSON Schema of a config file, for editors."""
-    tree = RunConfig.model_json_schema()
-    algorithm = tree["$defs"]["Algorithm"]
-    del algorithm["required"]  # what a config leaves out comes from the preset
-    algorithm["properties"]["preset"]["enum"] = list(PRESETS)
-    field = tree["properties"]["algorithm"]
-    tree["properties"]["algorithm"] = {
-        "description": field.get("description", ""),
-        "anyOf": [{"enum": list(PRESETS)}, {"$ref": "#/$defs/Algorithm"}],
-    }
-    return tree
-
-
-def _apply(tree: Any, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ValueError(f"override {override!r}: expected key.sub=value")
-    *parents, last = key.split(".")
-    node = tree
-    for part in parents:
-        if isinstance(node, list):
-            node = node[_index(part, node, override)]
-        else:
-            if not isinstance(node.get(part), dict | list):
-                node[part] = {}
-            node = node[part]
-    try:
-        value = YAML(typ="safe").load(text) if text else ""
-    except YAMLError as error:
-        raise ValueError(f"override {override!r}: the value is not valid YAML: {error}") from None
-    if isinstance(node, list):
-        node[_index(last, node, override)] = value
-    else:
-        node[last] = value
-
-
-def _index(part: str, node: list[Any], override: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise ValueError(f"override {override!r}: {part!r} is not a position in a list of {len(node)}")
-    return int(part)
-
-
-def _plain(node: Any) -> Any:
-    """ruamel's round-trip containers as plain dicts and lists."""
-    if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    return node
-
-
-def _explain(error: ValidationError, tree: Any, path: str) -> str:
-    lines = []
-    for problem in error.errors():
-        loc = tuple(part for part in problem["loc"] if not str(part).startswith("function-"))
-        where = ".".join(map(str, loc)) or "config"
-        message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            message = "unknown key." + did_you_mean(str(loc[-1]), _field_names(loc[:-1]))
-        elif problem["type"] == "missing":
-            message = "this key is required"
-        elif not isinstance(problem["input"], dict | list) and message != str(problem["input"]):
-            message += f" (got {problem['input']!r})"
-        lines.append(f"{path}:{_line(tree, loc)}: {where}: {message}")
-    return "\n".join(lines)
-
-
-def _line(tree: Any, loc: tuple[Any, ...]) -> int:
-    """1-based line of the deepest part of `loc` that the file has."""
-    line, node = 1, tree
-    for part in loc:
-        position = getattr(node, "lc", None)
-        try:
-            line = position.key(part)[0] + 1 if isinstance(node, dict) else position.item(part)[0] + 1  # type: ignore[union-attr]
-            node = node[part]
-        except (AttributeError, KeyError, IndexError, TypeError):
-            break
-    return line
-
-
-def _field_names(loc: tuple[Any, ...]) -> list[str]:
-    """Names of the fields that may stand at `loc`."""
-    node: Any = RunConfig
-    for part in loc:
-        if isinstance(part, int):
-            node = typing.get_args(node)[0]
-        else:
-            hints = typing.get_type_hints(node)
-            node = hints.get(part)
-        if typing.get_origin(node) in (typing.Union, types.UnionType):
-            node = next(arg for arg in typing.get_args(node) if arg is not type(None))
-    if is_dataclass(node):
-        return [field.name for field in dataclass_fields(node)]
-    return list(getattr(node, "model_fields", {}))
+    @property
+    def learner_rewards(self) -> tuple[RewardConfig, ...]:
+        """The reward models that are scored on the learner's base."""
+        return tuple(reward for reward in self.rewards if reward.folder)

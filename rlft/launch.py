@@ -8,27 +8,27 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from rlft import chat, imports, sources
-from rlft import model as models
+from rlft import adapters, chat, imports, reward_model, sources
 from rlft.checkpoint import write_folder
-from rlft.config import RunConfig
+from rlft.config import BaseRunConfig, RunConfig
 from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.evaluate import evaluate
 from rlft.learner import Learner
+from rlft.learner_group import make_learner
 from rlft.memory import keep_freed_memory
 from rlft.reward.contract import RewardSpec
 from rlft.reward.loading import function_hash, source_hash
 from rlft.reward.scoring import Scorer
+from rlft.reward_model import folder_hash
 from rlft.rollout.pool import RolloutPool, make_pool
 from rlft.run import Run
 from rlft.tasks import tasks_of_step
@@ -103,11 +103,14 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
     """
     environment = loading.load(config.environment)
     model_folder = str(resolve_model(config))
-    adapter = models.bare_base()
+    adapter = adapters.bare_base()
     if adapter_folder is not None:
         refuse_other_scale(adapter_folder, config)
-        adapter = models.make_adapter(0, models.read_adapter_folder(adapter_folder))
+        adapter = adapters.make_adapter(0, adapters.read_folder(adapter_folder))
     with View(config.name, steps=0) as view, _services(config, environment, model_folder, None, view) as (pool, scorer):
+        if config.learner_rewards:
+            reward_model.check(config, model_folder)
+            scorer.learner = Learner(config, model_folder).scores
         pool.publish(adapter)
         view.stage("held-out evaluation")
         result, _ = evaluate(
@@ -123,37 +126,59 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
         return result
 
 
-def resolve_model(config: RunConfig) -> Path:
+def resolve_model(config: BaseRunConfig) -> Path:
     """The model's local folder, fetched and converted where needed."""
-    return sources.resolve(config.model.source, revision=config.model.revision or None)
+    return sources.resolve(config.model.source)
 
 
-def save_adapter(folder: Path, config: RunConfig, model_folder: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write an adapter in PEFT's layout, whole or not at all; plain `peft` loads it."""
-    lora = models.lora_config(config.adapter)
-    lora.target_modules = sorted({name.split(".")[-3] for name in tensors})
-    lora.base_model_name_or_path = model_folder
-    lora.inference_mode = True
+def save_adapter(folder: Path, config: BaseRunConfig, model_folder: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write what was learnt, whole or not at all; plain `peft` (for `full`: transformers) loads it."""
 
     def write(temporary: Path) -> None:
-        lora.save_pretrained(temporary)
-        save_file(dict(tensors), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        adapters.save_tensors(temporary, config.adapter, model_folder, tensors)
 
     write_folder(folder, write)
 
 
-def refuse_other_scale(folder: Path, config: RunConfig) -> None:
+def refuse_other_scale(folder: Path, config: BaseRunConfig) -> None:
     """Refuse an adapter folder whose update is scaled otherwise than the config says: its tensors alone do not tell.
 
     Raises:
-        ValueError: both values of alpha.
+        ValueError: both values.
     """
     path = folder / "adapter_config.json"
-    alpha = json.loads(path.read_text()).get("lora_alpha") if path.is_file() else config.adapter.alpha
-    if alpha != config.adapter.alpha:
-        raise ValueError(
-            f"{path} has lora_alpha {alpha}, the config adapter.alpha={config.adapter.alpha}; set the same"
-        )
+    if not path.is_file():
+        return
+    saved = json.loads(path.read_text())
+    expected = {"lora_alpha": config.adapter.alpha, "use_rslora": config.adapter.kind == "rslora"}
+    for key, value in expected.items():
+        if saved.get(key, value) != value:
+            raise ValueError(
+                f"{path} has {key} {saved[key]}, the config adapter.alpha={config.adapter.alpha} and "
+                f"adapter.kind={config.adapter.kind}; set the same"
+            )
+
+
+def start_tensors(config: BaseRunConfig) -> dict[str, Tensor] | None:
+    """Tensors of the folder that `adapter.start` names; None when training starts from the model itself.
+
+    Raises:
+        ValueError: there is no adapter there, or one that is scaled otherwise.
+    """
+    if not config.adapter.start:
+        return None
+    folder = Path(config.adapter.start)
+    refuse_other_scale(folder, config)
+    return adapters.read_folder(folder)
+
+
+def reference_source(reference: str) -> adapters.ReferenceSource | None:
+    """What a config's `reference` names, fetched where needed; None, for where training starts, if it is empty."""
+    if not reference:
+        return None
+    if adapters.is_adapter_folder(Path(reference)):
+        return adapters.ReferenceSource(folder=reference)
+    return adapters.ReferenceSource(folder=str(sources.resolve(reference)))
 
 
 def _prepare(config: RunConfig) -> tuple[Environment, str]:
@@ -169,6 +194,7 @@ def _prepare(config: RunConfig) -> tuple[Environment, str]:
     _scorer(config, environment, log_dir=None).close()
     model_folder = str(resolve_model(config))
     _check_lengths(config, environment, model_folder)
+    reward_model.check(config, model_folder)
     return environment, model_folder
 
 
@@ -189,36 +215,41 @@ def _execute(run: Run, environment: Environment, model_folder: str, *, is_resume
 def _stages(parts: _Parts, *, is_resumed: bool) -> dict[str, Any]:
     run, view, config = parts.run, parts.view, parts.run.config
     saved = run.restore() if is_resumed else None
-    base = models.bare_base()
-    _evaluate_once(parts, base, name="base", step=0, publish=True)
-    warm_start = None
+    base = adapters.bare_base()
+    if not config.learner_rewards:  # else when the learner is there
+        _evaluate_once(parts, base, name="base", step=0, publish=True)
+    warm_start = start_tensors(config)
     if config.sft is not None:
         warm_start = _warm_start(run, view, parts.environment, parts.model_folder)
     view.stage("loading the learner")
-    learner = Learner(config, parts.model_folder, warm_start=warm_start)
-    if warm_start is not None:
-        _evaluate_once(parts, models.make_adapter(0, warm_start), name="sft", step=0, publish=True)
-    if saved is not None:
-        restore(learner, saved)
+    source = reference_source(config.reference)
+    with closing(make_learner(config, parts.model_folder, warm_start=warm_start, reference=source)) as learner:
+        parts.scorer.learner = learner.scores
+        if config.learner_rewards:
+            _evaluate_once(parts, base, name="base", step=0, publish=True)
+        if config.sft is not None and warm_start is not None:
+            _evaluate_once(parts, adapters.make_adapter(0, warm_start), name="sft", step=0, publish=True)
+        if saved is not None:
+            restore(learner, saved)
 
-    def after_step(step: int, adapter: Adapter) -> None:
-        is_last = step == config.steps
-        if is_last or (config.evaluation.every and step % config.evaluation.every == 0):
-            _evaluate_once(parts, adapter, name=f"step-{step:06d}", step=step, publish=False)
-        if is_last or step % config.checkpoint.every == 0:
-            save_adapter(run.path / "adapters" / f"v{step:06d}", config, parts.model_folder, adapter.tensors)
-            run.checkpoint(snapshot(learner, step))
+        def after_step(step: int, adapter: Adapter) -> None:
+            is_last = step == config.steps
+            if is_last or (config.evaluation.every and step % config.evaluation.every == 0):
+                _evaluate_once(parts, adapter, name=f"step-{step:06d}", step=step, publish=False)
+            if is_last or step % config.checkpoint.every == 0:
+                save_adapter(run.path / "adapters" / f"v{step:06d}", config, parts.model_folder, adapter.tensors)
+                run.checkpoint(snapshot(learner, step))
 
-    train_rl(
-        run,
-        learner,
-        parts.pool,
-        parts.scorer,
-        parts.environment.train,
-        start=saved.step if saved else 0,
-        view=view,
-        after_step=after_step,
-    )
+        train_rl(
+            run,
+            learner,
+            parts.pool,
+            parts.scorer,
+            parts.environment.train,
+            start=saved.step if saved else 0,
+            view=view,
+            after_step=after_step,
+        )
     return _summarize(run)
 
 
@@ -233,10 +264,12 @@ def _warm_start(run: Run, view: View, environment: Environment, model_folder: st
             losses.append(loss)
             view.progress(done, total)
 
-        tensors = train_sft(run.config, model_folder, environment.demonstrations, on_update)
+        tensors = train_sft(
+            run.config, model_folder, environment.demonstrations, on_update, start=start_tensors(run.config)
+        )
         save_adapter(folder, run.config, model_folder, tensors)
         run.event("sft", f"{len(losses)} updates, loss {losses[0]:.3f} to {losses[-1]:.3f}")
-    return models.read_adapter_folder(folder)
+    return adapters.read_folder(folder)
 
 
 def _evaluate_once(parts: _Parts, adapter: Adapter, *, name: str, step: int, publish: bool) -> None:
@@ -310,8 +343,11 @@ def _services(
 
 
 def _scorer(config: RunConfig, environment: Environment, *, log_dir: Path | None) -> Scorer:
+    specs = [RewardSpec(path=r.path, weight=r.weight, args=r.args, name=r.label) for r in config.rewards]
+    pairs = list(zip(specs, config.rewards, strict=True))
     return Scorer(
-        [RewardSpec(path=r.path, weight=r.weight, args=r.args, name=r.name) for r in config.rewards],
+        [spec for spec, reward in pairs if not reward.folder],
+        on_learner=[spec for spec, reward in pairs if reward.folder],
         workers=config.scoring.workers,
         deadline_s=config.scoring.deadline_s,
         log_dir=log_dir,
@@ -336,5 +372,5 @@ def _check_lengths(config: RunConfig, environment: Environment, model_folder: st
 
 def _provenance(config: RunConfig) -> dict[str, Any]:
     environment = imports.import_function(config.environment.path, shipped="environments")
-    rewards = {r.path: source_hash(r.path) for r in config.rewards}
+    rewards = {r.path: folder_hash(r.folder) if r.folder else source_hash(r.path) for r in config.rewards}
     return {"sha256": {config.environment.path: function_hash(environment), **rewards}, "cwd": os.getcwd()}

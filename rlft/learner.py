@@ -1,85 +1,111 @@
-"""The learner: annotate a batch, update the adapters, hand out the policy's adapter, save and restore itself.
+"""The RL learner: annotate a batch, update the policy (and the critic), hand out its adapter, save and restore itself.
 
 Losses are sums under weights that are fixed before a batch is split, so the numbers do not depend on how many
-microbatches the token budget asks for. What is not needed is not computed: no reference pass without a KL term, no
+microbatches or processes share the work. What is not needed is not computed: no reference pass without a KL term, no
 second log-prob pass when a batch is strictly on-policy and used once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlft import model as models
-from rlft.batch import microbatches, pack, select
-from rlft.config import LearnerConfig, RunConfig
-from rlft.objectives.advantages import explained_variance, token_advantages
-from rlft.objectives.policy import aggregation_weights, policy_loss, value_loss
-from rlft.types import Adapter, Batch, Metrics
+from rlft.adapters import ReferenceSource
+from rlft.batch import select
+from rlft.config import RunConfig
+from rlft.objectives.advantages import best_and_worst, explained_variance, overlong_penalty, token_advantages
+from rlft.objectives.policy import adapted_kl_coef, aggregation_weights, policy_loss, policy_metrics, value_loss
+from rlft.objectives.preference import Preference, preference_loss
+from rlft.objectives.presets import Algorithm
+from rlft.ranks import ALONE, Ranks
+from rlft.roles import Roles, lr_factor
+from rlft.types import Adapter, Batch, Group, Message, Metrics
 
 
 class Learner:
-    """Policy, reference and critic adapters on one frozen base, and their optimizer."""
+    """An algorithm at work on the roles that it needs.
+
+    With several processes (`ranks`) each has one of these, all are called alike, and all results are those of all
+    processes; where weights are split, tensors come whole in the first process only (`sharding.whole`).
+    """
 
     def __init__(
-        self, config: RunConfig, model_folder: Path | str, *, warm_start: Mapping[str, Tensor] | None = None
+        self,
+        config: RunConfig,
+        model_folder: Path | str,
+        *,
+        warm_start: Mapping[str, Tensor] | None = None,
+        reference: ReferenceSource | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Load the base and make the adapters.
+        """Load the base and make the roles.
 
         Args:
             model_folder: what `sources.resolve` gave.
-            warm_start: tensors of the SFT adapter: RL continues it, and a frozen copy of it is the reference. Without
-                them the policy starts as the base, which is then the reference.
+            warm_start: tensors that RL continues; a frozen copy of them is the reference. Without them the policy
+                starts as the base, which is then the reference.
+            reference: another reference, such as a teacher.
 
         Raises:
-            ValueError: the warm-start tensors do not fit the adapter's configuration.
+            ValueError: see `Roles`.
         """
         self.config = config
         self.algorithm = config.algorithm
-        self.device = models.default_device()
-        base = models.load_base(model_folder, models.resolve_dtype(config.model), self.device)
-        self.model: PeftModel = models.add_policy(base, config.adapter, seed=config.seed)
-        self.reference: str | None = None
-        if warm_start is not None:
-            models.write_adapter(self.model, models.POLICY, warm_start)
-            if self.algorithm.needs_reference:
-                models.add_copy(self.model, models.REFERENCE, warm_start)
-                self.reference = models.REFERENCE
-        self.value_head: nn.Linear | None = None
-        if self.algorithm.needs_critic:
-            models.add_copy(self.model, models.CRITIC, models.read_adapter(self.model, models.POLICY))
-            self.value_head = nn.Linear(base.config.get_text_config().hidden_size, 1).to(self.device)
-            nn.init.zeros_(self.value_head.weight)
-            nn.init.zeros_(self.value_head.bias)
-        self.optimizer = _make_optimizer(self._parameters(), config.learner)
+        self.roles = Roles(
+            model_folder,
+            config.model,
+            config.adapter,
+            config.learner,
+            seed=config.seed,
+            temperature=config.sampling.temperature,
+            start=warm_start,
+            with_reference=self.algorithm.needs_reference,
+            reference=reference,
+            with_critic=self.algorithm.needs_critic,
+            reward_models=config.learner_rewards,
+            ranks=ranks,
+        )
+        self.kl_coef = self.algorithm.kl_coef
         self.num_updates = 0
+
+    def scores(self, groups: Sequence[Group]) -> list[list[list[float]]]:
+        """What the reward models on this base say of every trajectory: by reward model, group and trajectory."""
+        replies = [
+            [[*group.task.messages, Message(role="assistant", content=t.text)] for t in group.trajectories]
+            for group in groups
+        ]
+        return [self.roles.scores(model, replies) for model in self.roles.reward_models]
 
     def annotate(self, batch: Batch) -> Batch:
         """Add what the algorithm needs from frozen passes: old and reference log-probs, values; then advantages."""
         algorithm = self.algorithm
-        needs_old = self.config.updates_per_step > 1 or (algorithm.needs_reference and algorithm.kl_in == "reward")
-        with torch.no_grad():
-            batch = replace(
-                batch,
-                old_logprobs=self._logprobs(batch, models.POLICY) if needs_old else None,
-                ref_logprobs=self._logprobs(batch, self.reference) if algorithm.needs_reference else None,
-                values=self._values(batch) if algorithm.needs_critic else None,
-            )
+        if algorithm.is_pairwise:
+            return replace(batch, advantages=_signs(batch, self._shaped(batch)))
+        kl_in_reward = algorithm.kl != "none" and algorithm.kl_in != "loss"
+        needs_old = self.config.updates_per_step > 1 or kl_in_reward
+        roles = self.roles
+        batch = replace(
+            batch,
+            old_logprobs=roles.logprobs(batch, roles.policy) if needs_old else None,
+            ref_logprobs=roles.logprobs(batch, roles.reference) if roles.reference else None,
+            values=roles.values(batch) if algorithm.needs_critic else None,
+        )
         advantages, returns = token_advantages(
             algorithm,
-            rewards=batch.rewards,
+            kl_coef=self.kl_coef,
+            rewards=self._shaped(batch),
             group_index=batch.group_index,
             sequence_index=batch.sequence_index,
             policy_logprobs=batch.rollout_logprobs if batch.old_logprobs is None else batch.old_logprobs,
             ref_logprobs=batch.ref_logprobs,
             values=batch.values,
+            greedy_rewards=batch.greedy_rewards,
         )
         return replace(batch, advantages=advantages, returns=returns)
 
@@ -88,36 +114,41 @@ class Learner:
 
         Returns:
             Metrics of the update. With a non-finite loss or gradient the step is skipped, parameters and optimizer
-            stay as
-            they were, and `policy/skipped` is 1.
+            stay as they were, and `policy/skipped` is 1.
         """
-        torch.set_num_threads(self.config.learner.threads)
         assert batch.advantages is not None
-        weights = aggregation_weights(
-            self.algorithm.aggregate, batch.sequence_index, max_new_tokens=self.config.sampling.max_new_tokens
+        self.roles.optimizer.zero_grad(set_to_none=True)
+        losses, metrics = self._pairwise(batch) if self.algorithm.is_pairwise else self._policy(batch)
+        if self.algorithm.needs_critic:
+            critic_loss, critic_metrics = self._critic(batch)
+            losses.append(critic_loss)
+            metrics |= critic_metrics
+        factor = lr_factor(
+            self.config.learner,
+            update=self.num_updates,
+            total=self.config.steps * self.config.updates_per_step,
+            warmup=self.config.learner.warmup_steps * self.config.updates_per_step,
         )
-        batch = replace(batch, weights=weights)
-        self.optimizer.zero_grad(set_to_none=True)
-        metrics = self._accumulate_policy(batch)
-        if self.value_head is not None:
-            metrics |= self._accumulate_critic(batch)
-        metrics |= self._step(math.isfinite(metrics["policy/loss"]) and math.isfinite(metrics.get("critic/loss", 0.0)))
+        metrics |= self.roles.step(factor=factor, is_finite=all(map(math.isfinite, losses)))
+        if not metrics["policy/skipped"]:
+            self.num_updates += 1
+            if self.algorithm.kl_target:
+                self.kl_coef = adapted_kl_coef(self.kl_coef, metrics["policy/kl_ref"], self.algorithm.kl_target)
+        if self.algorithm.kl_target:
+            metrics["policy/kl_coef"] = self.kl_coef
         return metrics
 
+    def has_gradient(self, batch: Batch) -> bool:
+        """See the function."""
+        return has_gradient(self.algorithm, batch)
+
     def adapter(self, version: int) -> Adapter:
-        """A stamped copy of the policy adapter."""
-        return models.make_adapter(version, models.read_adapter(self.model, models.POLICY))
+        """A stamped copy of what the policy learnt."""
+        return self.roles.adapter(version)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs: tensors by name, and plain numbers."""
-        tensors = {f"parameter/{name}": p.detach().to("cpu", copy=True) for name, p in self._named_parameters()}
-        if self.reference is not None:
-            reference = models.read_adapter(self.model, self.reference)
-            tensors |= {f"reference/{name}": tensor for name, tensor in reference.items()}
-        for name, parameter in self._named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{key}/{name}"] = value.detach().to("cpu", copy=True)
-        return tensors, {"num_updates": self.num_updates}
+        return self.roles.state(), {"num_updates": self.num_updates, "kl_coef": self.kl_coef}
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Take over what `state` returned.
@@ -125,167 +156,141 @@ class Learner:
         Raises:
             ValueError: the state belongs to another configuration.
         """
-        named = dict(self._named_parameters())
-        saved = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
-        if saved != named.keys():
-            raise ValueError(
-                "the checkpoint's parameters do not fit this configuration (model, adapter or algorithm differ)"
-            )
-        with torch.no_grad():
-            for name, parameter in named.items():
-                parameter.copy_(tensors[f"parameter/{name}"])
-        if self.reference is not None:
-            reference = {k.removeprefix("reference/"): v for k, v in tensors.items() if k.startswith("reference/")}
-            models.write_adapter(self.model, self.reference, reference)
-        self.optimizer.state.clear()
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer/"):
-                _, key, parameter_name = name.split("/", 2)
-                on_device = tensor.clone() if key == "step" else tensor.to(self.device, copy=True)
-                self.optimizer.state[named[parameter_name]][key] = on_device
+        self.roles.load_state(tensors)
         self.num_updates = int(numbers["num_updates"])
+        self.kl_coef = float(numbers["kl_coef"])
 
-    def _logprobs(self, batch: Batch, adapter: str | None) -> Tensor:
-        torch.set_num_threads(self.config.learner.threads)
-        with models.active(self.model, adapter):
-            parts = [
-                models.token_logprobs(self.model, pack(part), self.config.sampling.temperature)[0].cpu()
-                for part in self._microbatches(batch)
-            ]
-        return torch.cat(parts)
+    def close(self) -> None:
+        """Nothing to end; a `LearnerGroup` has."""
 
-    def _values(self, batch: Batch) -> Tensor:
-        assert self.value_head is not None
-        torch.set_num_threads(self.config.learner.threads)
-        with models.active(self.model, models.CRITIC):
-            return torch.cat(
-                [
-                    models.token_values(self.model, self.value_head, pack(part)).cpu()
-                    for part in self._microbatches(batch)
-                ]
-            )
+    @property
+    def _max_new_tokens(self) -> int:
+        return self.config.sampling.max_new_tokens
 
-    def _microbatches(self, batch: Batch) -> Iterator[Batch]:
-        for sequences in microbatches(batch, self.config.learner.tokens_per_microbatch):
-            yield select(batch, sequences)
+    def _shaped(self, batch: Batch) -> Tensor:
+        """The rewards that advantages are made of, (S,): with the overlong penalty where it is asked for."""
+        if self.algorithm.overlong != "penalize":
+            return batch.rewards
+        lengths = torch.bincount(batch.sequence_index, minlength=batch.num_sequences)
+        return batch.rewards + overlong_penalty(lengths, max_new_tokens=self._max_new_tokens)
 
-    def _accumulate_policy(self, batch: Batch) -> Metrics:
-        """Backward of the policy loss, microbatch by microbatch; metrics are means over the update's tokens."""
-        total = 0.0
-        sums: Metrics = {}
-        for part in self._microbatches(batch):
-            logprobs, entropy = models.token_logprobs(self.model, pack(part), self.config.sampling.temperature)
-            old = logprobs.detach() if part.old_logprobs is None else part.old_logprobs.to(self.device)
-            loss, part_sums = policy_loss(
-                self.algorithm,
+    def _policy(self, batch: Batch) -> tuple[list[float], Metrics]:
+        algorithm = self.algorithm
+        weights = aggregation_weights(
+            algorithm.aggregate,
+            batch.sequence_index,
+            max_new_tokens=self._max_new_tokens,
+            included=_included(batch, algorithm.overlong == "mask"),
+        )
+
+        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Metrics]:
+            return policy_loss(
+                algorithm,
+                kl_coef=self.kl_coef,
                 logprobs=logprobs,
                 entropy=entropy,
-                old_logprobs=old,
-                ref_logprobs=None if part.ref_logprobs is None else part.ref_logprobs.to(self.device),
-                advantages=_on(part.advantages, self.device),
-                weights=_on(part.weights, self.device),
-                sequence_index=part.sequence_index.to(self.device),
+                old_logprobs=logprobs.detach() if part.old_logprobs is None else part.old_logprobs,
+                rollout_logprobs=part.rollout_logprobs,
+                ref_logprobs=part.ref_logprobs,
+                advantages=_present(part.advantages),
+                weights=_present(part.weights),
+                sequence_index=part.sequence_index,
             )
-            loss.backward()
-            total += loss.item()
-            log_ratio = old - part.rollout_logprobs.to(self.device)
-            part_sums["policy/mismatch"] = float(log_ratio.abs().sum())
-            part_sums["policy/mismatch_kl"] = float((log_ratio.exp() - 1 - log_ratio).sum())
-            ratio_max = max(sums.get("policy/ratio_max", 0.0), part_sums["policy/ratio_max"])
-            sums = {key: sums.get(key, 0.0) + value for key, value in part_sums.items()}
-            sums["policy/ratio_max"] = ratio_max
-        num_tokens = batch.sequence_index.numel()
-        means = {key: value if key == "policy/ratio_max" else value / num_tokens for key, value in sums.items()}
-        return {"policy/loss": total, **means}
 
-    def _accumulate_critic(self, batch: Batch) -> Metrics:
-        assert self.value_head is not None
-        assert batch.values is not None
-        assert batch.returns is not None
+        total, sums = self.roles.backward_policy(
+            replace(batch, weights=weights), loss, entropy_gradient=algorithm.entropy_coef > 0
+        )
+        metrics = {"policy/loss": total, **policy_metrics(sums, batch.sequence_index.numel())}
+        if algorithm.overlong == "penalize":
+            metrics["reward/overlong_penalty"] = float((self._shaped(batch) - batch.rewards).mean())
+        return [total], metrics
+
+    def _pairwise(self, batch: Batch) -> tuple[list[float], Metrics]:
+        """The preference loss between the best and the worst sample of each group."""
+        preference = Preference(loss=self.algorithm.surrogate, beta=self.algorithm.kl_coef)  # type: ignore[arg-type]
+        signs = _present(batch.advantages)[_first_actions(batch)]
+        batch = select(batch, signs.nonzero().squeeze(1).tolist())
+        assert self.roles.reference is not None
+        batch = replace(batch, ref_logprobs=self.roles.logprobs(batch, self.roles.reference))
+        num_pairs = batch.num_sequences // 2
+
+        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Metrics]:
+            mismatch = logprobs.detach() - part.rollout_logprobs
+            value, sums = preference_loss(
+                preference,
+                logprobs=logprobs,
+                ref_logprobs=part.ref_logprobs,
+                sequence_index=part.sequence_index,
+                labels=_present(part.advantages)[_first_actions(part)],
+                num_examples=num_pairs,
+            )
+            return value, sums | {
+                "policy/entropy": float(entropy.detach().sum()),
+                "policy/mismatch": float(mismatch.abs().sum()),
+            }
+
+        total, parts = self.roles.backward_policy(batch, loss, whole_groups=True, entropy_gradient=False)
+        sums = {key: sum(part[key] for part in parts) for key in parts[0]}
+        counts = {key: num_pairs if key.startswith("preference/") else batch.sequence_index.numel() for key in sums}
+        return [total], {"policy/loss": total, **{key: value / counts[key] for key, value in sums.items()}}
+
+    def _critic(self, batch: Batch) -> tuple[float, Metrics]:
+        values, returns = _present(batch.values), _present(batch.returns)
         # Every state counts the same for the critic, whatever the policy's aggregation.
         weights = aggregation_weights("token_mean", batch.sequence_index, max_new_tokens=1)
-        total = 0.0
-        with models.active(self.model, models.CRITIC):
-            for part in self._microbatches(replace(batch, weights=weights)):
-                loss = value_loss(
-                    self.algorithm,
-                    values=models.token_values(self.model, self.value_head, pack(part)),
-                    old_values=_on(part.values, self.device),
-                    returns=_on(part.returns, self.device),
-                    weights=_on(part.weights, self.device),
-                )
-                loss.backward()
-                total += loss.item()
-        return {
+
+        def loss(part: Batch, new_values: Tensor) -> Tensor:
+            return value_loss(
+                self.algorithm,
+                values=new_values,
+                old_values=_present(part.values),
+                returns=_present(part.returns),
+                weights=_present(part.weights),
+            )
+
+        total = self.roles.backward_critic(replace(batch, weights=weights), loss)
+        return total, {
             "critic/loss": total,
-            "critic/value": float(batch.values.mean()),
-            "critic/explained_variance": explained_variance(batch.values, batch.returns),
+            "critic/value": float(values.mean()),
+            "critic/explained_variance": explained_variance(values, returns),
         }
 
-    def _step(self, is_finite: bool) -> Metrics:
-        policy, critic = self.optimizer.param_groups[0], self.optimizer.param_groups[1:]
-        grad_norm = nn.utils.clip_grad_norm_(policy["params"], self.config.learner.max_grad_norm)
-        is_finite = is_finite and bool(torch.isfinite(grad_norm))
-        metrics = {"policy/grad_norm": float(grad_norm)}
-        for group in critic:
-            norm = nn.utils.clip_grad_norm_(group["params"], self.config.learner.max_grad_norm)
-            is_finite = is_finite and bool(torch.isfinite(norm))
-            metrics["critic/grad_norm"] = float(norm)
-        factor = lr_factor(self.config, self.num_updates)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        metrics |= {"policy/lr": policy["lr"], "policy/skipped": float(not is_finite)}
-        if is_finite:
-            self.optimizer.step()
-            self.num_updates += 1
-        return metrics
 
-    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Trained parameters in a fixed order, policy first."""
-        named = [(n, p) for n, p in self.model.named_parameters() if f".{models.POLICY}." in n]
-        if self.value_head is not None:
-            named += [(n, p) for n, p in self.model.named_parameters() if f".{models.CRITIC}." in n]
-            named += [(f"value_head.{n}", p) for n, p in self.value_head.named_parameters()]
-        return named
+def has_gradient(algorithm: Algorithm, batch: Batch) -> bool:
+    """Whether the loss depends on the policy: some advantage is not 0, or a KL or entropy term is in the loss.
 
-    def _parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """(policy parameters, critic parameters)"""
-        named = self._named_parameters()
-        policy = [p for name, p in named if f".{models.POLICY}." in name]
-        return policy, [p for _, p in named[len(policy) :]]
+    Without this Adam's momentum would move the policy on a step that says nothing.
+    """
+    assert batch.advantages is not None
+    included = _included(batch, algorithm.overlong == "mask")
+    if not bool(included.any()):
+        return False
+    in_loss = algorithm.kl != "none" and algorithm.kl_coef > 0 and algorithm.kl_in == "loss"
+    return bool(batch.advantages[included].any()) or in_loss or algorithm.entropy_coef > 0 or algorithm.needs_critic
 
 
-def lr_factor(config: RunConfig, update: int) -> float:
-    """Factor on the peak rate at this update: linear warm-up, then constant, linear or cosine to zero over the run."""
-    total = config.steps * config.updates_per_step
-    warmup = config.learner.warmup_steps * config.updates_per_step
-    if update < warmup:
-        return (update + 1) / warmup
-    progress = (update - warmup) / max(1, total - warmup)
-    if config.learner.schedule == "linear":
-        return max(0.0, 1 - progress)
-    if config.learner.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return 1.0
+def _signs(batch: Batch, rewards: Tensor) -> Tensor:
+    """1 on the actions of each group's best sequence, -1 on those of its worst, 0 elsewhere, (A,)."""
+    signs = torch.zeros(batch.num_sequences)
+    for best, worst in best_and_worst(rewards, batch.group_index):
+        signs[best], signs[worst] = 1.0, -1.0
+    return signs[batch.sequence_index]
 
 
-def _make_optimizer(
-    parameters: tuple[list[nn.Parameter], list[nn.Parameter]], config: LearnerConfig
-) -> torch.optim.AdamW:
-    policy, critic = parameters
-    groups: list[dict[str, Any]] = [{"params": policy, "peak_lr": config.lr}]
-    if critic:
-        groups.append({"params": critic, "peak_lr": config.critic_lr})
-    return torch.optim.AdamW(
-        groups,
-        lr=config.lr,
-        betas=(0.9, config.beta2),
-        eps=1e-8,
-        weight_decay=config.weight_decay,
-        foreach=False,
-    )
+def _included(batch: Batch, mask_truncated: bool) -> Tensor:
+    """(A,) bool, whether an action's sequence is in the loss."""
+    if not mask_truncated:
+        return torch.ones_like(batch.sequence_index, dtype=torch.bool)
+    return ~batch.is_truncated[batch.sequence_index]
 
 
-def _on(tensor: Tensor | None, device: torch.device) -> Tensor:
+def _first_actions(batch: Batch) -> Tensor:
+    """Index of the first action of each sequence, (S,)."""
+    starts = torch.ones_like(batch.sequence_index, dtype=torch.bool)
+    starts[1:] = batch.sequence_index[1:] != batch.sequence_index[:-1]
+    return starts.nonzero().squeeze(1)
+
+
+def _present(tensor: Tensor | None) -> Tensor:
     assert tensor is not None
-    return tensor.to(device)
+    return tensor

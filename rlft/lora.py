@@ -10,6 +10,7 @@ nothing is rounded and the result is peft's.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -27,47 +28,83 @@ def use_lean_lora(model: nn.Module) -> None:
             module.forward = MethodType(_forward, module)
 
 
-def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if self.disable_adapters:
-        return self.base_layer(x)
-    adapters = self.active_adapters
+@dataclass(frozen=True, slots=True)
+class PlainUpdate:
+    """y = x W^T + bias + scale (x down^T) up^T with W and bias frozen."""
+
+    weight: Tensor
+    """(out, in)"""
+    bias: Tensor | None
+    down: Tensor
+    """(rank, in), master copy"""
+    up: Tensor
+    """(out, rank), master copy"""
+    scale: float
+
+
+def plain_update(layer: nn.Module) -> PlainUpdate | None:
+    """What a layer computes under its active adapter, where it is a plain LoRA update of a linear layer."""
+    if not isinstance(layer, PeftLinear) or type(layer.base_layer) is not nn.Linear or layer.disable_adapters:
+        return None
+    adapters = layer.active_adapters
     name = adapters[0]
-    is_plain = len(adapters) == 1 and name in self.lora_A and name not in self.lora_variant and not self.merged
-    if not is_plain or not isinstance(self.lora_dropout[name], nn.Identity):
-        return type(self).forward(self, x, *args, **kwargs)
-    base = self.base_layer
-    return _LoraLinear.apply(
-        x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+    is_plain = len(adapters) == 1 and name in layer.lora_A and name not in layer.lora_variant and not layer.merged
+    if not is_plain or not isinstance(layer.lora_dropout[name], nn.Identity):
+        return None
+    base = layer.base_layer
+    return PlainUpdate(
+        base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
     )
 
 
-class _LoraLinear(torch.autograd.Function):
-    """y = x W^T + bias + s (x A^T) B^T with W and bias frozen."""
+def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if self.disable_adapters:
+        return self.base_layer(x)
+    update = plain_update(self)
+    if update is None:
+        return type(self).forward(self, x, *args, **kwargs)
+    return _LoraLinear.apply(x, update.weight, update.bias, update.down, update.up, update.scale)
 
+
+class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         a, b = down.to(x.dtype), up.to(x.dtype)
-        flat = x.flatten(0, -2)
-        inner = flat @ a.T
-        y = torch.addmm(F.linear(flat, weight, bias), inner, b.T, alpha=scale)
+        y, inner = lora_forward(x, weight, bias, a, b, scale)
         ctx.save_for_backward(x, inner, weight, a, b)
         ctx.scale = scale
-        return y.unflatten(0, x.shape[:-1])
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         x, inner, weight, a, b = ctx.saved_tensors
-        grad = grads[0].flatten(0, -2)
-        grad_inner = (grad @ b).mul_(ctx.scale)
-        grad_down = (grad_inner.T @ x.flatten(0, -2)).to(_master(x))
-        grad_up = (grad.T @ inner).to(_master(x)).mul_(ctx.scale)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.addmm(grad @ weight, grad_inner, a).unflatten(0, x.shape[:-1])
+        grad_x, grad_down, grad_up = lora_backward(
+            grads[0], x, inner, weight, a, b, ctx.scale, needs_x=ctx.needs_input_grad[0]
+        )
         return grad_x, None, None, grad_down, grad_up, None
 
 
-def _master(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def lora_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(y, x a^T); `a` and `b` are of the type of x."""
+    flat = x.flatten(0, -2)
+    inner = flat @ a.T
+    y = torch.addmm(F.linear(flat, weight, bias), inner, b.T, alpha=scale)
+    return y.unflatten(0, x.shape[:-1]), inner
+
+
+def lora_backward(
+    grad_y: Tensor, x: Tensor, inner: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, *, needs_x: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of x, and of both halves of the update in the type of their master copies."""
+    grad, master = grad_y.flatten(0, -2), torch.promote_types(x.dtype, torch.float32)
+    grad_inner = (grad @ b).mul_(scale)
+    grad_down = (grad_inner.T @ x.flatten(0, -2)).to(master)
+    grad_up = (grad.T @ inner).to(master).mul_(scale)
+    grad_x = None
+    if needs_x:
+        grad_x = torch.addmm(grad @ weight, grad_inner, a).unflatten(0, x.shape[:-1])
+    return grad_x, grad_down, grad_up

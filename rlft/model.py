@@ -1,36 +1,29 @@
-"""One frozen base and its adapters: loading, log-probabilities, values, and the identity of an adapter.
-
-Policy, reference and critic are LoRA adapters on the same base. The reference is a frozen copy of the adapter that RL
-starts from; where RL starts from nothing, it is the base itself.
-"""
+"""The language model: loading it, and its log-probabilities and values over a packed row."""
 
 from __future__ import annotations
 
-import hashlib
+import importlib.util
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlft.attention import NAME as PACKED_ATTENTION
 from rlft.attention import Layout
 from rlft.batch import Packed
-from rlft.config import AdapterConfig, ModelConfig
-from rlft.lora import use_lean_lora
-from rlft.objectives.logprobs import selected_logprobs
-from rlft.types import Adapter
-
-POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
-BASE_VERSION = -1
-"""Adapter version of the bare base model."""
+from rlft.config import ModelConfig
+from rlft.objectives.logprobs import projected_logprobs, selected_logprobs
 
 
 def default_device() -> torch.device:
@@ -47,116 +40,44 @@ def resolve_dtype(config: ModelConfig) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-def load_base(folder: str | Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_base(
+    folder: str | Path, dtype: torch.dtype, device: torch.device, *, quantize: bool = False
+) -> PreTrainedModel:
     """The frozen base model in inference mode, with attention that understands packed rows.
 
-    Raises:
-        OSError, ValueError: what transformers says of a folder that holds no causal language model.
-    """
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=PACKED_ATTENTION, local_files_only=Path(folder).is_dir()
-    )
-    return model.to(device).eval().requires_grad_(False)
-
-
-def lora_config(config: AdapterConfig) -> LoraConfig:
-    """PEFT's description of the adapter."""
-    targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
-    return LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        target_modules=targets,
-        lora_dropout=0.0,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-
-
-def add_policy(base: PreTrainedModel, config: AdapterConfig, *, seed: int) -> PeftModel:
-    """Put a fresh `policy` adapter on the base; its random half comes from `seed` alone, its other half is zero."""
-    with seeded(seed), quiet_libraries():
-        model = get_peft_model(base, lora_config(config), adapter_name=POLICY)
-    use_lean_lora(model)
-    return model
-
-
-def add_copy(model: PeftModel, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Put another adapter of the same shape, with these tensors, on the same base; `policy` stays active."""
-    with quiet_libraries():
-        model.add_adapter(name, model.peft_config[POLICY])
-    write_adapter(model, name, tensors)
-    model.set_adapter(POLICY)
-
-
-def read_adapter(model: PeftModel, name: str) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's names, as float32 copies on the CPU."""
-    state = get_peft_model_state_dict(model, adapter_name=name)
-    return {key: value.detach().to("cpu", torch.float32, copy=True) for key, value in sorted(state.items())}
-
-
-def write_adapter(model: PeftModel, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Overwrite the adapter's tensors.
+    Args:
+        quantize: 4-bit weights (QLoRA's NF4 with double quantization, https://arxiv.org/abs/2305.14314).
 
     Raises:
-        ValueError: the tensors belong to an adapter of other modules or rank.
+        OSError, ValueError: what transformers says of a folder that holds no causal language model; a model whose
+            attention does not go through transformers' interface; 4-bit weights without a GPU or bitsandbytes.
     """
-    expected = get_peft_model_state_dict(model, adapter_name=name)
-    if mismatched := sorted(
-        key
-        for key in {*expected, *tensors}
-        if key not in expected or key not in tensors or expected[key].shape != tensors[key].shape
-    ):
-        raise ValueError(
-            f"the adapter's tensors do not fit this model: {len(mismatched)} differ in name or shape, "
-            f"first {mismatched[0]!r}; "
-            "check adapter.rank, adapter.target_modules and model.source"
-        )
-    set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
-
-
-def read_adapter_folder(folder: Path) -> dict[str, Tensor]:
-    """Tensors of a PEFT adapter folder.
-
-    Raises:
-        ValueError: there is none at `folder`.
-    """
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ValueError(f"{folder} is not an adapter folder: it has no adapter_model.safetensors")
-    return dict(sorted(load_file(folder / "adapter_model.safetensors").items()))
-
-
-def adapter_hash(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and float32 bytes; the empty mapping (bare base model) has a hash too."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()
-
-
-def make_adapter(version: int, tensors: Mapping[str, Tensor]) -> Adapter:
-    """A stamped snapshot."""
-    return Adapter(version=version, hash=adapter_hash(tensors), tensors=tensors)
-
-
-def bare_base() -> Adapter:
-    """The adapter that changes nothing."""
-    return make_adapter(BASE_VERSION, {})
-
-
-@contextmanager
-def active(model: PeftModel, name: str | None) -> Iterator[None]:
-    """Run with this adapter (None: with none), then go back to the policy."""
-    if name is None:
-        with model.disable_adapter():
-            yield
-        return
-    model.set_adapter(name)
+    options: dict[str, Any] = {"quantization_config": _four_bits(dtype, device)} if quantize else {}
     try:
-        yield
-    finally:
-        model.set_adapter(POLICY)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=PACKED_ATTENTION, local_files_only=Path(folder).is_dir(), **options
+        )
+    except KeyError as error:
+        if PACKED_ATTENTION not in str(error):
+            raise
+        raise ValueError(
+            f"the model in {folder} has attention code of its own, which cannot take packed rows; use a model whose "
+            "layers go through transformers' attention interface"
+        ) from None
+    return (model if quantize else model.to(device)).eval().requires_grad_(False)
+
+
+def _four_bits(dtype: torch.dtype, device: torch.device) -> Any:
+    if device.type != "cuda" or importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "adapter.kind: qlora needs a CUDA GPU and the package bitsandbytes (pip install bitsandbytes); "
+            "without them use adapter.kind: lora"
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 @contextmanager
@@ -175,34 +96,95 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def token_logprobs(model: nn.Module, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    model: nn.Module, packed: Packed, temperature: float, *, entropy_gradient: bool = True
+) -> tuple[Tensor, Tensor]:
     """Log-prob of every action of the row and entropy of its distribution, under the active adapter.
 
     Only the positions that predict an action are projected to the vocabulary.
 
+    Args:
+        entropy_gradient: False where no loss depends on the entropy; it may then come without gradient.
+
     Returns:
-        (logprobs (A,), entropy (A,)), float32, with gradient where the adapter has one.
+        (logprobs (A,), entropy (A,)), float32, with gradient where the model has one.
     """
     device = next(model.parameters()).device
-    index = packed.predictor_index.to(device)
+    index, targets = packed.predictor_index.to(device), packed.target_ids.to(device)
     layout = Layout(packed.groups)
     inputs = _model_inputs(packed, layout, device)
-    if "logits_to_keep" in inspect.signature(_causal_lm(model).forward).parameters:
+    if (head := _plain_head(model)) is not None:
+        hidden = causal_lm(model).base_model(**inputs).last_hidden_state[0, index]
+        layout.refuse_unheeded(_num_layers(model))
+        return projected_logprobs(hidden, head, targets, temperature, entropy_gradient=entropy_gradient)
+    if "logits_to_keep" in inspect.signature(causal_lm(model).forward).parameters:
         logits = model(**inputs, logits_to_keep=index).logits[0]
     else:
         logits = model(**inputs).logits[0, index]
     layout.refuse_unheeded(_num_layers(model))
-    return selected_logprobs(logits, packed.target_ids.to(device), temperature)
+    return selected_logprobs(logits, targets, temperature)
+
+
+def _plain_head(model: nn.Module) -> Tensor | None:
+    """Weight of the output projection where it is frozen and all that stands between hidden states and logits.
+
+    Models that scale, cap or bias their logits are found out by comparing, once per model.
+    """
+    lm: Any = causal_lm(model)
+    head = lm.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or "bias" in dict(head.named_parameters()) or head.weight.requires_grad:
+        return None
+    if head.weight.shape != (head.out_features, head.in_features):
+        return None  # packed, as 4-bit weights are
+    if "rlft_has_plain_head" not in lm.__dict__:
+        ids = torch.arange(2, device=head.weight.device)[None]
+        with torch.no_grad():
+            hidden = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            logits = lm(input_ids=ids, use_cache=False).logits
+        lm.__dict__["rlft_has_plain_head"] = torch.allclose(hidden @ head.weight.T, logits, rtol=1e-2, atol=1e-3)
+    return head.weight if lm.__dict__["rlft_has_plain_head"] else None
 
 
 def token_values(model: nn.Module, head: nn.Linear, packed: Packed) -> Tensor:
     """The critic's value of the state before every action of the row, (A,) float32, under the active adapter."""
-    device = next(model.parameters()).device
-    body = _causal_lm(model).base_model
+    hidden = _hidden_states(model, packed)
+    return head(hidden[packed.predictor_index.to(hidden.device)].to(head.weight.dtype)).squeeze(-1)
+
+
+def sequence_scores(model: nn.Module, head: nn.Linear, packed: Packed) -> Tensor:
+    """A reward model's score of every sequence of the row, at its end, (S,) float32, under the active adapter."""
+    ends = [g.start + g.prompt_length + length - 1 for g in packed.groups for length in accumulate(g.lengths)]
+    return head(_hidden_states(model, packed)[ends].float()).squeeze(-1)
+
+
+def _hidden_states(model: nn.Module, packed: Packed) -> Tensor:
+    """(T, hidden_size) of the row's tokens."""
     layout = Layout(packed.groups)
-    hidden = body(**_model_inputs(packed, layout, device)).last_hidden_state[0]
+    inputs = _model_inputs(packed, layout, next(model.parameters()).device)
+    hidden = causal_lm(model).base_model(**inputs).last_hidden_state[0]
     layout.refuse_unheeded(_num_layers(model))
-    return head(hidden[packed.predictor_index.to(device)].float()).squeeze(-1)
+    return hidden
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a PEFT one."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Width of the last hidden state."""
+    return causal_lm(model).config.get_text_config().hidden_size
+
+
+def recompute_layers(model: nn.Module) -> None:
+    """Keep only every decoder layer's input for the backward pass, and compute the layer again in it.
+
+    https://arxiv.org/abs/1604.06174. Not transformers' own switch, which works in training mode only and so brings the
+    model's dropout with it.
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def _model_inputs(packed: Packed, layout: Layout, device: torch.device) -> dict[str, Any]:
@@ -215,8 +197,4 @@ def _model_inputs(packed: Packed, layout: Layout, device: torch.device) -> dict[
 
 
 def _num_layers(model: nn.Module) -> int:
-    return _causal_lm(model).config.get_text_config().num_hidden_layers
-
-
-def _causal_lm(model: nn.Module) -> PreTrainedModel:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return causal_lm(model).config.get_text_config().num_hidden_layers

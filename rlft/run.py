@@ -7,6 +7,7 @@ runs/NAME/
   evals/             base.json, sft.json, step-000010.json and their rollouts
   adapters/          sft, v000012: PEFT folders    checkpoints/     what `rlft resume` starts from
   summary.json       at the end                    logs/            what scoring processes printed
+  skipped/           batches whose update was not finite
 """
 
 from __future__ import annotations
@@ -18,26 +19,38 @@ import platform
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, overload
 
 from filelock import FileLock, Timeout
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from typing_extensions import TypeVar
 
-from rlft import config as configs
+from rlft import config_file
 from rlft.checkpoint import Snapshot, load_latest, save, write_file
-from rlft.config import RunConfig
+from rlft.config import BaseRunConfig, RunConfig
 from rlft.rollout_table import to_parquet
-from rlft.types import Group, Metrics
+from rlft.types import Batch, Group, Metrics
+
+C = TypeVar("C", bound=BaseRunConfig, default=RunConfig)
+D = TypeVar("D", bound=BaseRunConfig)
+
+KEPT_CHECKPOINTS = 2
+"""Newest snapshots that are kept: the last one, and one before it should that be damaged."""
+MAX_SKIPPED = 3
+"""Updates in a row that may be skipped for a loss or gradient that is not finite before the run stops."""
 
 
-class Run:
-    """An open run directory. One driver holds it at a time."""
+class Run(Generic[C]):
+    """An open run directory, with the config of an RL run if nothing else is said. One driver holds it at a time."""
 
-    def __init__(self, config: RunConfig, *, path: Path | None = None) -> None:
+    def __init__(self, config: C, *, path: Path | None = None) -> None:
         """Open the directory and lock it; see `create` and `reopen`.
 
         Raises:
@@ -55,7 +68,7 @@ class Run:
             ) from None
 
     @classmethod
-    def create(cls, config: RunConfig, *, provenance: dict[str, Any], restart: bool = False) -> Self:
+    def create(cls, config: C, *, provenance: dict[str, Any], restart: bool = False) -> Self:
         """A new run.
 
         Args:
@@ -75,19 +88,27 @@ class Run:
                 _move_aside(path)
         run = cls(config)
         write_file(run.path / "provenance.json", json.dumps({**provenance, **_machine()}, indent=1))
-        write_file(run.path / "config.yaml", configs.dump(config))
+        write_file(run.path / "config.yaml", config_file.dump(config))
         return run
 
-    @classmethod
-    def reopen(cls, path: Path) -> Self:
-        """An existing run, with the config that it was started with.
+    @overload
+    @staticmethod
+    def reopen(path: Path) -> Run: ...
+
+    @overload
+    @staticmethod
+    def reopen(path: Path, kind: type[D]) -> Run[D]: ...
+
+    @staticmethod
+    def reopen(path: Path, kind: type[BaseRunConfig] = RunConfig) -> Run[Any]:
+        """An existing run, with the config that it was started with, which is of the type `kind`.
 
         Raises:
             ValueError: there is no run at `path`.
         """
         if not (path / "config.yaml").is_file():
             raise ValueError(f"{path} is not a run directory: it has no config.yaml")
-        return cls(configs.load(path / "config.yaml"), path=path)
+        return Run(config_file.load(path / "config.yaml", (), kind), path=path)
 
     def __enter__(self) -> Self:
         return self
@@ -116,17 +137,47 @@ class Run:
         }
         _append(self.path / "events.jsonl", json.dumps(row if step is None else {**row, "step": step}))
 
-    def write_rollouts(self, step: int, groups: Sequence[Group], advantages: Sequence[float] = ()) -> None:
-        """Keep every sample of a step."""
+    def write_rollouts(
+        self, step: int, groups: Sequence[Group], advantages: Sequence[float] = (), *, kind: str = "step"
+    ) -> None:
+        """Keep every sample of a step; `kind` names the file, `greedy` for the answers that only make a baseline."""
         write_file(
-            self.path / "rollouts" / f"step-{step:06d}.parquet",
+            self.path / "rollouts" / f"{kind}-{step:06d}.parquet",
             to_parquet(groups, step=step, advantages=advantages),
         )
 
-    def write_evaluation(self, result: dict[str, Any], groups: Sequence[Group]) -> None:
-        """Keep an evaluation and its samples."""
+    def write_batch(self, step: int, batch: Batch) -> Path:
+        """Keep a batch whose update was skipped: tensors by field, and its tokens as JSON in the file's metadata."""
+        folder = self.path / "skipped"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step-{step:06d}-{len(list(folder.iterdir()))}.safetensors"
+        values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        rows = {name: json.dumps(value) for name, value in values.items() if isinstance(value, tuple)}
+        write_file(path, save_tensors(tensors, metadata=rows))
+        return path
+
+    def skip(self, step: int, batch: Batch, *, in_a_row: int) -> None:
+        """Keep the batch of a skipped update for inspection, and stop when the last `MAX_SKIPPED` were skipped.
+
+        Raises:
+            RuntimeError: names the folder with the batches.
+        """
+        path = self.write_batch(step, batch)
+        message = f"loss or gradient not finite; parameters unchanged; its batch is {path}"
+        self.event("update_skipped", message, step=step)
+        if in_a_row >= MAX_SKIPPED:
+            raise RuntimeError(
+                f"step {step}: {in_a_row} updates in a row had a loss or gradient that is not finite; the parameters "
+                f"are those before them. Their batches are in {path.parent}. Lower learner.lr, use "
+                "model.dtype=float32, or look at the batches for very large rewards."
+            )
+
+    def write_evaluation(self, result: dict[str, Any], groups: Sequence[Group] = ()) -> None:
+        """Keep an evaluation and its samples, where it has any."""
         name = result["name"]
-        write_file(self.path / "evals" / f"{name}.parquet", to_parquet(groups, step=result["step"]))
+        if groups:
+            write_file(self.path / "evals" / f"{name}.parquet", to_parquet(groups, step=result["step"]))
         write_file(self.path / "evals" / f"{name}.json", json.dumps(result, indent=1))
 
     def evaluation(self, name: str) -> dict[str, Any] | None:
@@ -136,7 +187,7 @@ class Run:
 
     def checkpoint(self, snapshot: Snapshot) -> None:
         """Save what `rlft resume` needs."""
-        save(self.path / "checkpoints", snapshot, keep=self.config.checkpoint.keep)
+        save(self.path / "checkpoints", snapshot, keep=KEPT_CHECKPOINTS)
 
     def restore(self) -> Snapshot | None:
         """The newest whole snapshot, after cutting the records back to its step; None restarts RL from step 1.

@@ -111,7 +111,7 @@ def resolve(source: str, *, revision: str | None = None, cache: Path | None = No
     error.
 
     Args:
-        source: folder, GGUF file, catalogue name or hub id.
+        source: folder, GGUF file, catalogue name or hub id; the latter two also as `name@revision`.
         revision: commit, tag or branch on the hub, or `wheel` (above). None or "" is the pinned commit of a
             catalogue model and the default branch of any other. Folders and files have none.
         cache: used instead of `cache_root()`.
@@ -129,6 +129,8 @@ def resolve(source: str, *, revision: str | None = None, cache: Path | None = No
         return path
     if is_gguf:
         return _resolve_gguf(path, root)
+    if not revision and not path.exists():
+        source, _, revision = source.partition("@")
     if source in CATALOGUE:
         return _resolve_catalogue(CATALOGUE[source], revision or "", root)
     if path.is_dir():

@@ -7,15 +7,17 @@ run and the view; the stages around it (base evaluation, SFT, summary) are in `l
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from rlft.batch import collate, minibatches
 from rlft.checkpoint import Snapshot
 from rlft.config import RunConfig
-from rlft.learner import Learner
-from rlft.metrics import describe
+from rlft.metrics import describe, has_signal
 from rlft.reward.scoring import Scorer
 from rlft.rollout.episode import make_chunks
 from rlft.rollout.pool import RolloutPool
@@ -27,9 +29,27 @@ from rlft.view import View
 AfterStep = Callable[[int, Adapter], None]
 
 
+class PolicyLearner(Protocol):
+    """What the loop needs of a learner; `Learner` says what the methods do."""
+
+    num_updates: int
+
+    def annotate(self, batch: Batch) -> Batch: ...
+
+    def has_gradient(self, batch: Batch) -> bool: ...
+
+    def update(self, batch: Batch) -> Metrics: ...
+
+    def adapter(self, version: int) -> Adapter: ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+
+    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None: ...
+
+
 def train_rl(
     run: Run,
-    learner: Learner,
+    learner: PolicyLearner,
     pool: RolloutPool,
     scorer: Scorer,
     tasks: Sequence[Task],
@@ -50,40 +70,27 @@ def train_rl(
     config = run.config
     adapter = learner.adapter(version=start)
     pool.publish(adapter)
+    skipped = 0
     for step in range(start + 1, config.steps + 1):
         clock = _Clock()
-        chunks = make_chunks(
-            tasks_of_step(tasks, step=step, count=config.tasks_per_step, seed=config.seed),
-            tasks_per_chunk=config.rollout.tasks_per_chunk,
-            samples_per_task=config.samples_per_task,
-            params=SamplingParams(
-                temperature=config.sampling.temperature,
-                top_p=config.sampling.top_p,
-                max_new_tokens=config.sampling.max_new_tokens,
-            ),
-            run_seed=config.seed,
-            stream="train",
-            step=step,
-            version=adapter.version,
-        )
-        groups = pool.run(chunks, view.rollout)
-        clock.lap("rollout")
-        groups = scorer.score(groups)
-        clock.lap("score")
-        metrics = describe(groups)
-        refuse_wrong_stamps(groups, adapter)
-        refuse_failures(run, step, groups)
+        rollouts = _Rollouts(run, pool, scorer, tasks, step=step, adapter=adapter, view=view, clock=clock)
+        groups, unused = rollouts.with_signal() if config.algorithm.max_refills else (rollouts.round(0), [])
+        if config.algorithm.baseline == "greedy":
+            groups, unused = rollouts.with_greedy(groups)
+        metrics = describe([*groups, *unused]) | {"groups/used": float(len(groups))}
 
         batch = learner.annotate(collate(groups))
-        run.write_rollouts(step, groups, sequence_means(batch))
+        run.write_rollouts(step, [*groups, *unused], sequence_means(batch))
         for minibatch in minibatches(batch, config.updates_per_step):
-            if not has_gradient(config, minibatch):
+            if not learner.has_gradient(minibatch):
                 run.event("no_signal", "all groups have equal rewards; no update was made", step=step)
                 continue
-            metrics |= learner.update(minibatch)
-            refuse_mismatch(config, step, metrics)
-            if metrics["policy/skipped"]:
-                run.event("update_skipped", "loss or gradient not finite; parameters unchanged", step=step)
+            update = learner.update(minibatch)
+            skipped = skipped + 1 if update["policy/skipped"] else 0
+            metrics |= update | {"policy/skipped": max(update["policy/skipped"], metrics.get("policy/skipped", 0.0))}
+            if update["policy/skipped"]:
+                run.skip(step, minibatch, in_a_row=skipped)
+            refuse_mismatch(config, step, update)
         metrics["policy/updates"] = float(learner.num_updates)
         clock.lap("learn")
 
@@ -96,30 +103,102 @@ def train_rl(
         after_step(step, adapter)
 
 
-def snapshot(learner: Learner, step: int) -> Snapshot:
+class _Rollouts:
+    """A step's scored groups, in as many rounds as the algorithm asks for."""
+
+    def __init__(
+        self,
+        run: Run,
+        pool: RolloutPool,
+        scorer: Scorer,
+        tasks: Sequence[Task],
+        *,
+        step: int,
+        adapter: Adapter,
+        view: View,
+        clock: _Clock,
+    ) -> None:
+        self._run, self._pool, self._scorer, self._tasks = run, pool, scorer, tasks
+        self._step, self._adapter, self._view, self._clock = step, adapter, view, clock
+
+    def round(self, number: int, count: int | None = None) -> list[Group]:
+        """The first `count` of the round's groups; all of them if not said."""
+        config = self._run.config
+        tasks = tasks_of_step(
+            self._tasks, step=self._step, count=config.tasks_per_step, seed=config.seed, round_number=number
+        )
+        stream = f"refill-{number}" if number else "train"
+        return self._sample(tasks[:count], config.samples_per_task, config.sampling.temperature, stream)
+
+    def with_signal(self) -> tuple[list[Group], list[Group]]:
+        """(tasks_per_step groups with different rewards, or as many as the rounds gave, the other groups).
+
+        Dynamic sampling, https://arxiv.org/abs/2503.14476, section 3.2. Where no group has any, all count as used.
+        """
+        config = self._run.config
+        groups: list[Group] = []
+        useful: list[Group] = []
+        for number in range(1 + config.algorithm.max_refills):
+            groups += self.round(number, config.tasks_per_step - len(useful))
+            useful = [group for group in groups if has_signal(group)]
+            if len(useful) == config.tasks_per_step:
+                break
+        if not useful:
+            return groups, []
+        return useful, [group for group in groups if not has_signal(group)]
+
+    def with_greedy(self, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+        """(the groups with the reward of the greedy answer, those whose greedy answer could not be scored)."""
+        tasks = [group.task for group in groups]
+        greedy = self._sample(tasks, samples_per_task=1, temperature=0.0, stream="greedy")
+        self._run.write_rollouts(self._step, greedy, kind="greedy")
+        scores = [answer.scores[0] if answer.scores else None for answer in greedy]
+        paired = [replace(group, greedy_score=score) for group, score in zip(groups, scores, strict=True)]
+        if all(score is None for score in scores):
+            raise RuntimeError(
+                f"step {self._step}: no greedy answer could be scored, and they are the baseline; see "
+                f"{self._run.path / 'rollouts'} for what the rewards said"
+            )
+        return [g for g in paired if g.greedy_score is not None], [g for g in paired if g.greedy_score is None]
+
+    def _sample(self, tasks: Sequence[Task], samples_per_task: int, temperature: float, stream: str) -> list[Group]:
+        config = self._run.config
+        chunks = make_chunks(
+            tasks,
+            tasks_per_chunk=config.rollout.tasks_per_chunk,
+            samples_per_task=samples_per_task,
+            params=SamplingParams(
+                temperature=temperature,
+                top_p=config.sampling.top_p,
+                max_new_tokens=config.sampling.max_new_tokens,
+            ),
+            run_seed=config.seed,
+            stream=stream,
+            step=self._step,
+            version=self._adapter.version,
+        )
+        groups = self._pool.run(chunks, self._view.rollout)
+        self._clock.lap("rollout")
+        groups = self._scorer.score(groups)
+        self._clock.lap("score")
+        refuse_wrong_stamps(groups, self._adapter)
+        refuse_failures(self._run, self._step, groups)
+        return groups
+
+
+def snapshot(learner: PolicyLearner, step: int) -> Snapshot:
     """Everything that continues after `step`."""
     tensors, numbers = learner.state()
     return Snapshot(step=step, tensors=tensors, state={"learner": numbers})
 
 
-def restore(learner: Learner, snapshot: Snapshot) -> None:
+def restore(learner: PolicyLearner, snapshot: Snapshot) -> None:
     """The other way round.
 
     Raises:
         ValueError: the snapshot belongs to another configuration.
     """
     learner.load_state(snapshot.tensors, snapshot.state["learner"])
-
-
-def has_gradient(config: RunConfig, batch: Batch) -> bool:
-    """Whether the loss depends on the policy: some advantage is not 0, or a KL or entropy term is in the loss.
-
-    Without this Adam's momentum would move the policy on a step that says nothing.
-    """
-    algorithm = config.algorithm
-    assert batch.advantages is not None
-    in_loss = algorithm.kl_coef > 0 and algorithm.kl_in == "loss"
-    return bool(batch.advantages.any()) or in_loss or algorithm.entropy_coef > 0 or algorithm.needs_critic
 
 
 def sequence_means(batch: Batch) -> list[float]:
@@ -200,7 +279,7 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self._laps[f"time/{name}"] = now - self._last
+        self._laps[f"time/{name}"] = self._laps.get(f"time/{name}", 0.0) + now - self._last
         self._last = now
 
     def metrics(self, *, tokens: float) -> Metrics:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
-from rlft import chat
+from rlft import adapters, chat
 from rlft import model as models
 from rlft.config import RunConfig, SFTStageConfig
 from rlft.types import Message
@@ -29,11 +28,13 @@ def train_sft(
     model_folder: str,
     demonstrations: Sequence[tuple[Message, ...]],
     on_update: OnUpdate | None = None,
+    *,
+    start: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Train a fresh adapter on the demonstrations.
+    """Train a fresh adapter, or one that starts from `start`, on the demonstrations.
 
     Returns:
-        The adapter's tensors under PEFT's names, float32.
+        The adapter's tensors under PEFT's names (for `full` the model's own), float32.
 
     Raises:
         ValueError: the config has no `sft` section, or there are fewer demonstrations than `sft.examples` asks for.
@@ -58,13 +59,22 @@ def train_sft(
     disable_progress_bars()
     torch.set_num_threads(config.learner.threads)
     device = models.default_device()
-    base = models.load_base(model_folder, models.resolve_dtype(config.model), device)
+    dtype = models.resolve_dtype(config.model)
+    peft_config = None
+    if config.adapter.kind == "full" or start is not None:
+        role = adapters.make_policy(
+            model_folder, config.model, config.adapter, device=device, seed=config.seed, start=start
+        )
+        model: nn.Module = role.model
+    else:
+        model = models.load_base(model_folder, dtype, device, quantize=config.adapter.kind == "qlora")
+        peft_config = adapters.lora_config(config.adapter)
     rows = [
         {"prompt": list(messages[:-1]), "completion": [messages[-1]]} for messages in demonstrations[: stage.examples]
     ]
     with tempfile.TemporaryDirectory() as scratch, models.seeded(config.seed), models.quiet_libraries():
         trainer = SFTTrainer(
-            model=base.train(),
+            model=model.train(),
             args=SFTConfig(
                 output_dir=scratch,
                 per_device_train_batch_size=stage.batch_size,
@@ -76,7 +86,7 @@ def train_sft(
                 completion_only_loss=True,
                 gradient_checkpointing=False,
                 use_cpu=device.type == "cpu",
-                bf16=False,
+                bf16=config.adapter.kind == "full" and dtype == torch.bfloat16,
                 dataloader_pin_memory=False,
                 logging_steps=1,
                 save_strategy="no",
@@ -85,13 +95,14 @@ def train_sft(
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=chat.load_tokenizer(Path(model_folder)),
-            peft_config=models.lora_config(config.adapter),
+            peft_config=peft_config,
             callbacks=[Progress()],
         )
         _silence(trainer)
         trainer.train()
-    state = get_peft_model_state_dict(trainer.model)
-    return {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in sorted(state.items())}
+    if peft_config is None:
+        return adapters.read_role(role)
+    return adapters.read_role(adapters.Role(model=trainer.model, adapter="default"))
 
 
 def check_demonstrations(stage: SFTStageConfig, demonstrations: Sequence[tuple[Message, ...]]) -> None:

@@ -170,6 +170,8 @@ class Group:
 
     task: Task
     trajectories: tuple[Trajectory, ...]
+    greedy_score: float | None = None
+    """Reward of the greedy answer, where the algorithm uses it as a baseline."""
 
     @property
     def scores(self) -> list[float]:
@@ -211,6 +213,10 @@ class Batch:
     """(A,) int64, 0 to S - 1, ascending."""
     rollout_logprobs: Tensor
     """(A,) float32, the engine's log-probabilities at sampling time."""
+    is_truncated: Tensor
+    """(S,) bool, whether the last action was cut at `max_new_tokens`."""
+    greedy_rewards: Tensor | None = None
+    """(S,) float32, the reward of the greedy answer to the sequence's task; None unless it is the baseline."""
     old_logprobs: Tensor | None = None
     """(A,) float32, the learner's log-probabilities before this step's first update; None when on-policy."""
     ref_logprobs: Tensor | None = None

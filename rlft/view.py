@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,8 +18,13 @@ from rlft.curves.words import visible
 from rlft.types import Metrics
 
 _BARS = "▁▂▃▄▅▆▇█"
+_COURSES = ("reward/mean", "preference/margin")
+"""The first of these that a run logs is drawn as a sparkline."""
 _SHOWN = (
     ("reward", "reward/mean", ".3f"),
+    ("loss", "preference/loss", ".4f"),
+    ("accuracy", "preference/accuracy", ".0%"),
+    ("margin", "preference/margin", ".3f"),
     ("KL", "policy/kl_ref", ".4f"),
     ("entropy", "policy/entropy", ".3f"),
     ("length", "rollout/length", ".1f"),
@@ -31,12 +36,16 @@ _SHOWN = (
 class View:
     """Shows stages, steps and the reward's course. Everything that a model or user wrote goes through `Text`."""
 
-    def __init__(self, title: str, *, steps: int, console: Console | None = None) -> None:
-        """Args: title: name of the run. steps: RL steps in all."""
+    def __init__(
+        self, title: str, *, steps: int, unit: Literal["step", "update"] = "step", console: Console | None = None
+    ) -> None:
+        """Args: title: name of the run. steps: how many there are in all; may be set later. unit: what a step is."""
         self._console = console or Console(stderr=True)
         self._title = title
-        self._steps = steps
-        self._rewards: list[float] = []
+        self.steps = steps
+        self._unit = unit
+        self._between = "rollouts" if unit == "step" else "training"
+        self._course: list[float] = []
         self._durations: deque[float] = deque(maxlen=20)
         self._metrics: Metrics = {}
         self._step = 0
@@ -66,13 +75,14 @@ class View:
     def __rich__(self) -> Panel:
         """The panel."""
         table = Table.grid(padding=(0, 2))
+        drawn = self._drawn()
         for label, name, form in _SHOWN:
             if name in self._metrics:
-                spark = Text(" " + sparkline(self._rewards)) if name == "reward/mean" else Text()
+                spark = Text(" " + sparkline(self._course)) if name == drawn else Text()
                 table.add_row(Text(label, style="dim"), Text(format(self._metrics[name], form)) + spark)
         if self._step:
             table.add_row(Text("left", style="dim"), Text(_duration(self._seconds_left())))
-        heading = f"{visible(self._title)}  step {self._step}/{self._steps}"
+        heading = f"{visible(self._title)}  {self._unit} {self._step}/{self.steps}"
         return Panel(Group(table, self._stage), title=Text(heading), title_align="left")
 
     def stage(self, name: str, total: int | None = None) -> None:
@@ -94,19 +104,24 @@ class View:
         """A step is done."""
         self._step, self._metrics = step, metrics
         self._durations.append(metrics["time/step"])
-        if "reward/mean" in metrics:
-            self._rewards.append(metrics["reward/mean"])
-        self._stage.reset(self._bar, description="rollouts", total=None)
+        if drawn := self._drawn():
+            self._course.append(metrics[drawn])
+        self._stage.reset(self._bar, description=self._between, total=None)
         if not self._console.is_terminal:
             shown = "  ".join(f"{label} {metrics[name]:{form}}" for label, name, form in _SHOWN if name in metrics)
-            self._console.print(Text(f"step {step}/{self._steps}  {shown}  left {_duration(self._seconds_left())}"))
+            self._console.print(
+                Text(f"{self._unit} {step}/{self.steps}  {shown}  left {_duration(self._seconds_left())}")
+            )
 
     def note(self, text: str) -> None:
         """A line that stays."""
         self._console.print(Text(visible(text)))
 
+    def _drawn(self) -> str:
+        return next((name for name in _COURSES if name in self._metrics), "")
+
     def _seconds_left(self) -> float:
-        return (self._steps - self._step) * sum(self._durations) / max(1, len(self._durations))
+        return (self.steps - self._step) * sum(self._durations) / max(1, len(self._durations))
 
 
 def sparkline(values: list[float], width: int = 40) -> str:

@@ -45,7 +45,7 @@ def config_file(tmp_path: Path, tiny_model: Path) -> Path:
 @pytest.fixture
 def make_config(tmp_path: Path, tiny_model: Path) -> MakeConfig:
     """`make_config("steps=2", reward=SOURCE)`: the same config with overrides, and with the reward `odd` of SOURCE."""
-    from rlft.config import load
+    from rlft.config_file import load
     from tests.fakes import DENSE_REWARD, write_config
 
     def make(*overrides: str, reward: str = DENSE_REWARD) -> RunConfig:
@@ -58,7 +58,7 @@ def make_config(tmp_path: Path, tiny_model: Path) -> MakeConfig:
 def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Directory of an inline GRPO run of four steps with a checkpoint after each; nobody changes it."""
     from rlft import launch
-    from rlft.config import load
+    from rlft.config_file import load
     from tests.fakes import write_config
 
     config = load(write_config(tmp_path_factory.mktemp("finished"), tiny_model), ["checkpoint.every=1"])
@@ -69,9 +69,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One private Ray for all tests of this process: pools use it and leave it running."""
-    from rlft.rollout.pool import _protect_cluster
+    from rlft.cluster import protect
 
-    _protect_cluster()
+    protect()
     import ray
 
     ray.init(

@@ -123,6 +123,7 @@ def made_up_group(
     lengths: Sequence[int] | None = None,
     finish_reason: FinishReason = "stop",
     vocab: int = 260,
+    greedy_score: float | None = 0.25,
 ) -> Group:
     """A group with made-up tokens and log-probs, one trajectory per outcome; a plain number becomes a score.
 
@@ -151,7 +152,7 @@ def made_up_group(
                 outcome=Score(value=outcome) if isinstance(outcome, int | float) else outcome,
             )
         )
-    return Group(task=task, trajectories=tuple(trajectories))
+    return Group(task=task, trajectories=tuple(trajectories), greedy_score=greedy_score)
 
 
 DENSE_REWARD = '''

@@ -9,16 +9,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from trl.rewards import get_soft_overlong_punishment
 
 from rlft.batch import collate
 from rlft.objectives.advantages import (
     STD_EPSILON,
+    best_and_worst,
     explained_variance,
     gae,
     group_baseline,
     group_std,
     last_actions,
+    overlong_penalty,
+    rewards_to_go,
     sequence_advantages,
     token_advantages,
     whiten,
@@ -47,6 +53,7 @@ def advantages_of(algorithm: Algorithm, rewards: list[float], group_index: list[
     sequence_index = torch.repeat_interleave(torch.tensor(lengths))
     advantages, returns = token_advantages(
         algorithm,
+        kl_coef=algorithm.kl_coef,
         rewards=double(rewards),
         group_index=torch.tensor(group_index),
         sequence_index=sequence_index,
@@ -83,22 +90,64 @@ def test_no_baseline_leaves_the_reward() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("scale", ["none", "group_std"])
-@pytest.mark.parametrize("baseline", ["none", "group_mean", "leave_one_out"])
+@pytest.mark.parametrize("scale", ["none", "group_std", "group_mean"])
+@pytest.mark.parametrize("baseline", ["none", "group_mean", "leave_one_out", "greedy"])
 def test_advantages_equal_those_of_a_loop(baseline: Baseline, scale: Scale, seed: int) -> None:
-    rewards, group, nested = ragged(seed, [2, 5, 3, 8])
+    sizes = [2, 5, 3, 8]
+    rewards, group, nested = ragged(seed, sizes)
+    rewards, nested = rewards.abs(), [[abs(value) for value in values] for values in nested]
+    greedy = [0.5, -1.0, 2.0, 0.0]
     expected = []
-    for values in nested:
+    for number, values in enumerate(nested):
         for own, value in enumerate(values):
             others = [other for position, other in enumerate(values) if position != own]
             subtracted = {
                 "none": 0.0,
                 "group_mean": statistics.fmean(values),
                 "leave_one_out": statistics.fmean(others),
+                "greedy": greedy[number],
             }[baseline]
-            divisor = statistics.stdev(values) + STD_EPSILON if scale == "group_std" else 1.0
+            divisor = {
+                "none": 1.0,
+                "group_std": statistics.stdev(values) + STD_EPSILON,
+                "group_mean": statistics.fmean(values) + STD_EPSILON,
+            }[scale]
             expected.append((value - subtracted) / divisor)
-    assert sequence_advantages(rewards, group, baseline, scale).tolist() == pytest.approx(expected, rel=1e-12)
+    advantages = sequence_advantages(rewards, group, baseline, scale, double(greedy)[group])
+    assert advantages.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_greedy_baseline_by_hand() -> None:
+    # Two tasks whose greedy answers got 1 and -0.5: 1 - 1, 0 - 1 | 2 + 0.5.
+    rewards, group, greedy = double([1, 0, 2]), torch.tensor([0, 0, 1]), double([1, 1, -0.5])
+    assert group_baseline(rewards, group, "greedy", greedy).tolist() == [1, 1, -0.5]
+    assert sequence_advantages(rewards, group, "greedy", "none", greedy).tolist() == [0, -1, 2.5]
+
+
+def test_maxrl_scale_by_hand() -> None:
+    # Group 0: mean 1/4, so (1 - 1/4) / (1/4) = 3 and (0 - 1/4) / (1/4) = -1; the 0.0001 makes 2.998801 and -0.999600.
+    # Group 1: mean 1, nothing to learn. Group 2: mean 0, and 0 / (0 + 0.0001) = 0.
+    rewards, group = double([1, 0, 0, 0, 1, 1, 0, 0]), torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+    advantages = sequence_advantages(rewards, group, "group_mean", "group_mean").tolist()
+    assert advantages == pytest.approx([2.998801, -0.999600, -0.999600, -0.999600, 0, 0, 0, 0], abs=1e-6)
+    assert advantages[4:] == [0, 0, 0, 0]
+
+
+def test_maxrl_advantages_are_the_mean_score_of_the_successes_minus_that_of_all() -> None:
+    # https://arxiv.org/abs/2602.02710: the gradient of maximum likelihood is estimated by the mean score function of
+    # the K successes among N samples, less that of all as a control variate. Score functions are made up here.
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(8, 5, generator=generator, dtype=torch.float64)  # of 8 samples, in 5 parameters
+    rewards = double([0, 1, 0, 0, 1, 0, 1, 0])
+    expected = scores[rewards == 1].mean(0) - scores.mean(0)
+    advantages = sequence_advantages(rewards, torch.zeros(8, dtype=torch.int64), "group_mean", "group_mean")
+    # The 0.0001 beside the mean of 3/8 takes 0.03 % away.
+    assert torch.allclose((advantages[:, None] * scores).mean(0), expected * 0.375 / 0.3751, atol=1e-12)
+
+
+def test_maxrl_scale_refuses_negative_rewards() -> None:
+    with pytest.raises(ValueError, match=r"at least 0, one is -0.5; shift the reward, or use scale: group_std"):
+        sequence_advantages(double([1, -0.5]), torch.tensor([0, 0]), "group_mean", "group_mean")
 
 
 def test_leave_one_out_is_the_centred_reward_times_n_over_n_minus_one() -> None:
@@ -111,9 +160,11 @@ def test_leave_one_out_is_the_centred_reward_times_n_over_n_minus_one() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.7, 1.0, 100.1, -1 / 3])
 @pytest.mark.parametrize("size", [2, 3, 5, 7, 16])
 @pytest.mark.parametrize(
-    ("baseline", "scale"), [("group_mean", "none"), ("group_mean", "group_std"), ("leave_one_out", "none")]
+    ("baseline", "scale"),
+    [("group_mean", "none"), ("group_mean", "group_std"), ("leave_one_out", "none"), ("group_mean", "group_mean")],
 )
 def test_equal_rewards_give_exactly_zero(baseline: Baseline, scale: Scale, size: int, value: float) -> None:
+    value = abs(value) if scale == "group_mean" else value
     # In float32, as the learner computes: (7 * 0.1) / 7 is not 0.1, and dividing the difference by a standard
     # deviation of the same size would make noise of it.
     rewards = torch.full((size,), value, dtype=torch.float32)
@@ -138,6 +189,7 @@ def test_failed_and_abstained_samples_enter_no_baseline(preset: str) -> None:
     values = torch.zeros(3) if preset == "ppo" else None
     advantages, _ = token_advantages(
         algorithm,
+        kl_coef=0.0,
         rewards=with_holes.rewards,
         group_index=with_holes.group_index,
         sequence_index=with_holes.sequence_index,
@@ -227,6 +279,27 @@ def test_gae_with_lambda_one_is_the_return_to_go_minus_the_value() -> None:
     assert returns.tolist() == pytest.approx(to_go, abs=1e-12)
 
 
+def test_rewards_to_go_by_hand() -> None:
+    # gamma 0.5; first sequence 1, 2, 4: 4; 2 + 0.5 * 4 = 4; 1 + 0.5 * 4 = 3. Second: 8. Third: -2; 1 + 0.5 * -2 = 0.
+    index = torch.tensor([0, 0, 0, 1, 2, 2])
+    assert rewards_to_go(double([1, 2, 4, 8, 1, -2]), index, 0.5).tolist() == [3, 4, 4, 8, 0, -2]
+
+
+@pytest.mark.parametrize("sizes", [[1], [6], [1, 4, 2, 7], [3, 1, 1, 5]])
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
+def test_rewards_to_go_equal_the_explicit_sum(gamma: float, sizes: list[int]) -> None:
+    rewards, index, nested = ragged(9, sizes)
+    expected = [
+        math.fsum(gamma ** (k - t) * values[k] for k in range(t, len(values)))
+        for values in nested
+        for t in range(len(values))
+    ]
+    assert rewards_to_go(rewards, index, gamma).tolist() == pytest.approx(expected, abs=1e-12)
+    # They are the returns of a critic that knows nothing and is not trusted (lambda 1).
+    _, returns = gae(rewards, torch.zeros_like(rewards), index, gamma=gamma, lam=1.0)
+    assert returns.tolist() == pytest.approx(expected, abs=1e-12)
+
+
 def test_ppo_puts_the_reward_on_the_last_action_and_the_kl_on_every_action() -> None:
     # kl_coef 0.5, two sequences of 2 and 1 actions, rewards 1 and 2, log-ratios 0.2, -0.4 | 0.6.
     #   token rewards: -0.5 * 0.2 = -0.1, 0.2 + 1 = 1.2 | -0.3 + 2 = 1.7
@@ -234,6 +307,7 @@ def test_ppo_puts_the_reward_on_the_last_action_and_the_kl_on_every_action() -> 
     algorithm = replace(PPO, scale="none", kl_coef=0.5, gae_lambda=1.0)
     advantages, returns = token_advantages(
         algorithm,
+        kl_coef=algorithm.kl_coef,
         rewards=double([1, 2]),
         group_index=torch.tensor([0, 1]),
         sequence_index=torch.tensor([0, 0, 1]),
@@ -254,6 +328,7 @@ def test_kl_in_the_reward_of_a_group_baseline_is_summed_over_the_sequence() -> N
     )
     advantages, _ = token_advantages(
         algorithm,
+        kl_coef=algorithm.kl_coef,
         rewards=double([1, 2]),
         group_index=torch.tensor([0, 0]),
         sequence_index=torch.tensor([0, 0, 1]),
@@ -266,6 +341,7 @@ def test_kl_in_the_reward_of_a_group_baseline_is_summed_over_the_sequence() -> N
 
 def test_kl_in_the_loss_leaves_the_advantages_alone() -> None:
     batch = {
+        "kl_coef": 0.5,
         "rewards": double([1, 2]),
         "group_index": torch.tensor([0, 0]),
         "sequence_index": torch.tensor([0, 0, 1]),
@@ -275,6 +351,146 @@ def test_kl_in_the_loss_leaves_the_advantages_alone() -> None:
     far, _ = token_advantages(GRPO, ref_logprobs=double([-9.0, -9.0, -9.0]), **batch)
     near, _ = token_advantages(GRPO, ref_logprobs=batch["policy_logprobs"], **batch)
     assert torch.equal(far, near)
+
+
+# Two sequences of one group: 2 actions and reward 1, 1 action and reward 3; log pi / pi_ref = 0.2, -0.4 | 0.6.
+PAIR = {
+    "rewards": double([1, 3]),
+    "group_index": torch.tensor([0, 0]),
+    "sequence_index": torch.tensor([0, 0, 1]),
+    "policy_logprobs": double([-1.0, -1.4, -0.4]),
+    "ref_logprobs": double([-1.2, -1.0, -1.0]),
+    "values": None,
+}
+
+
+def pair_advantages(algorithm: Algorithm, *, kl_coef: float | None = None, greedy: float = 0.0) -> list[float]:
+    coefficient = algorithm.kl_coef if kl_coef is None else kl_coef
+    advantages, _ = token_advantages(algorithm, kl_coef=coefficient, greedy_rewards=double([greedy, greedy]), **PAIR)
+    return advantages.tolist()
+
+
+def test_remax_subtracts_the_greedy_reward_and_every_action_pays_for_the_kl_from_itself_on() -> None:
+    # Greedy reward 2, KL coefficient 0.5:
+    #   last actions: 1 - 2 + 0.5 * 0.4 = -0.8 and 3 - 2 - 0.5 * 0.6 = 0.7; the first one: -0.5 * 0.2 - 0.8 = -0.9
+    algorithm = replace(PRESETS["remax"], kl_coef=0.5)
+    assert pair_advantages(algorithm, greedy=2.0) == pytest.approx([-0.9, -0.8, 0.7], abs=1e-12)
+
+
+def test_reinforce_pp_whitens_the_reward_less_the_kl_to_go_over_the_batch() -> None:
+    # KL coefficient 0.5, no baseline: 1 + 0.2 = 1.2 and 1.2 - 0.1 = 1.1 | 3 - 0.3 = 2.7; mean 5 / 3 = 1.666667,
+    # deviations -0.566667, -0.466667, 1.033333; std sqrt((0.321111 + 0.217778 + 1.067778) / 2) = 0.896289.
+    algorithm = replace(PRESETS["reinforce_pp"], kl_coef=0.5)
+    assert pair_advantages(algorithm) == pytest.approx([-0.632237, -0.520665, 1.152902], abs=1e-6)
+
+
+def test_reinforce_pp_baseline_centres_the_group_before_it_whitens_the_batch() -> None:
+    # Rewards minus their mean 2: -1, -1 | 1; mean -1 / 3, deviations -2/3, -2/3, 4/3; std sqrt((4 + 4 + 16) / 9 / 2)
+    # = 1.154701. The KL is in the loss and leaves them alone.
+    expected = [-0.577350, -0.577350, 1.154701]
+    assert pair_advantages(PRESETS["reinforce_pp_baseline"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_distillation_learns_from_each_token_s_own_log_ratio_and_not_from_the_reward() -> None:
+    # log pi_ref - log pi of every token, whatever comes after it.
+    assert pair_advantages(PRESETS["opd"]) == pytest.approx([-0.2, 0.4, -0.6], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kl", "penalties"),
+    [
+        ("k1", [0.2, -0.4, 0.6]),
+        ("k2", [0.02, 0.08, 0.18]),  # half the squares
+        # e^-0.2 - 1 + 0.2 = 0.018731, e^0.4 - 1 - 0.4 = 0.091825, e^-0.6 - 1 + 0.6 = 0.148812
+        ("k3", [0.018731, 0.091825, 0.148812]),
+    ],
+)
+def test_every_estimator_can_stand_in_the_reward(kl: str, penalties: list[float]) -> None:
+    algorithm = replace(PRESETS["opd"], kl=kl)
+    assert pair_advantages(algorithm) == pytest.approx([-p for p in penalties], abs=1e-6)
+
+
+def test_the_weight_of_a_kl_in_the_reward_is_the_one_handed_in() -> None:
+    # The learner adapts it; the algorithm's own is where it starts.
+    assert pair_advantages(PRESETS["opd"], kl_coef=10.0) == pytest.approx([-2, 4, -6], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # Leave-one-out with the KL in the reward: totals 2 * 1 + 0.1 = 2.1 and 2 * 3 - 0.3 = 5.7, each minus the other.
+        ({"baseline": "leave_one_out", "kl_in": "reward"}, [-3.6, -3.6, 3.6]),
+        # A reward of 0 leaves the KL: 0.1 and -0.3.
+        ({"baseline": "leave_one_out", "kl_in": "reward", "reward_coef": 0.0}, [0.4, 0.4, -0.4]),
+        # The greedy answer's reward 1 counts twice, too: 2 * (1 - 1) + 0.1 and 2 * (3 - 1) - 0.3.
+        ({"baseline": "greedy", "kl_in": "reward"}, [0.1, 0.1, 3.7]),
+        # To go: 2 * 1 + 0.2 and 2 * 3 - 0.3 at the ends; 2.2 - 0.1 before.
+        ({"kl_in": "reward_to_go"}, [2.1, 2.2, 5.7]),
+        # GAE with a critic that knows nothing: the same.
+        ({"baseline": "critic", "kl_in": "reward"}, [2.1, 2.2, 5.7]),
+        # No scale divides the weight out: +-1 / (sqrt(2) + 0.0001), twice.
+        ({"baseline": "group_mean", "scale": "group_std", "kl": "k2"}, [-1.414114, -1.414114, 1.414114]),
+        ({"baseline": "group_mean", "scale": "batch_std", "kl": "k2"}, [-1.154701, -1.154701, 2.309401]),
+        ({"baseline": "group_mean", "kl": "k2"}, [-2, -2, 2]),
+        ({"baseline": "group_mean", "kl": "k2", "reward_coef": 0.0}, [0, 0, 0]),
+    ],
+)
+def test_the_reward_coefficient_weighs_the_outcome(changes: dict[str, object], expected: list[float]) -> None:
+    row = {"baseline": "none", "scale": "none", "kl": "k1", "kl_coef": 0.5, "reward_coef": 2.0, **changes}
+    algorithm = replace(PRESETS["reinforce"], **row)
+    values = torch.zeros(3, dtype=torch.float64) if algorithm.needs_critic else None
+    tensors = {**PAIR, "values": values, "greedy_rewards": double([1, 1])}
+    advantages, _ = token_advantages(algorithm, kl_coef=0.5, **tensors)
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_advantages_are_clipped_last() -> None:
+    # After the division by the batch's deviation, see above: -0.577350, -0.577350, 1.154701.
+    algorithm = replace(PRESETS["reinforce_pp_baseline"], advantage_clip=0.9)
+    assert pair_advantages(algorithm) == pytest.approx([-0.577350, -0.577350, 0.9], abs=1e-6)
+    assert pair_advantages(replace(algorithm, advantage_clip=0.1)) == pytest.approx([-0.1, -0.1, 0.1])
+    # The weight of the outcome counts before the bound: 0.5 * 1.154701 = 0.577350 is inside it.
+    halved = replace(algorithm, reward_coef=0.5)
+    assert pair_advantages(halved) == pytest.approx([-0.288675, -0.288675, 0.577350], abs=1e-6)
+
+
+def test_the_overlong_penalty_by_hand() -> None:
+    # max_new_tokens 10: nothing up to 8, then (8 - length) / 2, never below -1.
+    lengths = torch.tensor([1, 7, 8, 9, 10, 11])
+    assert overlong_penalty(lengths, max_new_tokens=10).tolist() == [0, 0, 0, -0.5, -1, -1]
+    # max_new_tokens 4: nothing up to 3.2, so only the longest pays, (3.2 - 4) / 0.8 = -1.
+    assert overlong_penalty(torch.tensor([1, 2, 3, 4]), max_new_tokens=4).tolist() == pytest.approx([0, 0, 0, -1])
+
+
+@pytest.mark.parametrize("max_new_tokens", [5, 40, 1000, 64, 7])
+def test_the_overlong_penalty_is_that_of_trl(max_new_tokens: int) -> None:
+    lengths = sorted({*range(1, 41), *range(max_new_tokens - 20, max_new_tokens + 2)} - {*range(-20, 1)})
+    # TRL's cache is a number of tokens; ours, a fifth, may fall between two.
+    theirs = get_soft_overlong_punishment(max_new_tokens, max_new_tokens / 5)([[0] * length for length in lengths])
+    ours = overlong_penalty(torch.tensor(lengths), max_new_tokens=max_new_tokens).tolist()
+    assert min(ours) == -1
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_best_and_worst_by_hand() -> None:
+    # Group 0: 2 is best, 0 worst. Group 1: all equal, no pair. Group 2: the first of the two best and two worst ones.
+    rewards = double([1, 0, 2, 5, 5, 3, 7, 3, 7])
+    group = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    assert best_and_worst(rewards, group) == [(2, 1), (6, 5)]
+    assert best_and_worst(double([1]), torch.tensor([0])) == []
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_best_and_worst_are_pairs_of_one_group_with_its_extreme_rewards(nested: list[list[int]]) -> None:
+    rewards = double([float(value) for group in nested for value in group])
+    index = torch.tensor([group for group, values in enumerate(nested) for _ in values])
+    pairs = best_and_worst(rewards, index)
+    assert len(pairs) == sum(len(set(values)) > 1 for values in nested)
+    for best, worst in pairs:
+        assert index[best] == index[worst]
+        values = nested[int(index[best])]
+        assert (rewards[best], rewards[worst]) == (max(values), min(values))
 
 
 def test_last_actions() -> None:

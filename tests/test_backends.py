@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from rlft import launch
-from rlft import model as models
-from rlft.config import RunConfig, load
+from rlft import adapters, cluster, launch
+from rlft.config import RunConfig
+from rlft.config_file import load
 from rlft.learner import Learner
-from rlft.rollout import pool as pools
 from rlft.rollout.episode import make_chunks
 from rlft.rollout.pool import InlinePool, RayPool
 from rlft.types import Group, SamplingParams
@@ -95,10 +94,10 @@ def test_another_seed_gives_another_run(train: Train, finished_run: Path) -> Non
 
 def test_every_completion_names_the_adapter_that_made_it(finished_run: Path) -> None:
     config = load(finished_run / "config.yaml")
-    made = {0: Learner(config, config.model.source).adapter(0).hash, -1: models.bare_base().hash}
+    made = {0: Learner(config, config.model.source).adapter(0).hash, -1: adapters.bare_base().hash}
     for step in (1, 2, 3, 4):
         file = finished_run / "adapters" / f"v{step:06d}" / "adapter_model.safetensors"
-        made[step] = models.adapter_hash(load_file(file))
+        made[step] = adapters.adapter_hash(load_file(file))
     assert len(set(made.values())) == 6
     for step in (1, 2, 3, 4):
         assert _stamps(finished_run / "rollouts" / f"step-{step:06d}.parquet") == {(step - 1, made[step - 1])}
@@ -148,7 +147,7 @@ def test_a_worker_that_dies_too_often_stops_the_run_by_name(make_config: MakeCon
     config = make_config("backend=ray", "rollout.max_restarts=0")
     events: list[tuple[str, str]] = []
     pool = LentPool(config, config.model.source, lambda kind, message: events.append((kind, message)))
-    pool.publish(models.bare_base())
+    pool.publish(adapters.bare_base())
     with pytest.raises(ValueError, match="asked to generate with adapter version 7 while -1 is loaded"):
         pool.run(_chunks(config, version=7))  # a worker's own error arrives as itself and restarts nobody
     os.kill(_pids(pool)[0], signal.SIGKILL)
@@ -160,7 +159,7 @@ def test_a_worker_that_dies_too_often_stops_the_run_by_name(make_config: MakeCon
 def test_ray_without_protection_is_refused(monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(RuntimeError, match="set RAY_AUTH_MODE=token before importing it"):
-        pools._protect_cluster()
+        cluster.protect()
 
 
 def test_a_chunk_does_not_depend_on_what_the_worker_did_before(make_config: MakeConfig) -> None:
@@ -168,7 +167,7 @@ def test_a_chunk_does_not_depend_on_what_the_worker_did_before(make_config: Make
     fresh, used = InlinePool(config, config.model.source), InlinePool(config, config.model.source)
     first, second = _chunks(config, version=-1)[:2]
     for pool in (fresh, used):
-        pool.publish(models.bare_base())
+        pool.publish(adapters.bare_base())
     used.run([first, second, first])
     assert _ids(fresh.run([second])) == _ids(used.run([second]))
 

@@ -16,10 +16,20 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlft.attention import NAME as PACKED_ATTENTION
-from rlft.batch import PackedGroup, collate, microbatches, minibatches, pack, select
+from rlft.batch import (
+    PackedGroup,
+    collate,
+    even_microbatches,
+    microbatches,
+    minibatches,
+    pack,
+    packed_length,
+    select,
+)
 from rlft.model import token_logprobs
-from rlft.objectives.advantages import token_advantages
+from rlft.objectives.advantages import best_and_worst, token_advantages
 from rlft.objectives.policy import aggregation_weights, policy_loss
+from rlft.objectives.preference import Preference, preference_loss
 from rlft.objectives.presets import PRESETS, Algorithm
 from rlft.types import Abstain, Batch, Failed, Group
 from tests.fakes import made_up_group
@@ -66,16 +76,34 @@ def test_collate_leaves_out_what_has_no_score() -> None:
     assert torch.equal(batch.rollout_logprobs, expected)
 
 
+def test_collate_keeps_which_answers_were_cut_and_what_the_greedy_one_got() -> None:
+    failed = Failed(kind="crash", message="", reproduce="")
+    whole = made_up_group([1.0, failed], task_id="a", greedy_score=0.75)
+    cut = made_up_group([failed, 0.0, 0.5], task_id="b", finish_reason="length", greedy_score=-1.0)
+    batch = collate([whole, cut])
+    assert batch.is_truncated.tolist() == [False, True, True]
+    assert batch.greedy_rewards is not None
+    assert batch.greedy_rewards.tolist() == [0.75, -1, -1]
+    # A group without any score is not in the batch, nor is what its greedy answer got.
+    assert collate([made_up_group([failed], greedy_score=None), whole]).greedy_rewards is not None
+    assert collate([whole, replace(cut, greedy_score=None)]).greedy_rewards is None
+
+
 def test_collate_refuses_a_step_without_scores() -> None:
     with pytest.raises(ValueError, match="no trajectory of this step has a score"):
         collate([made_up_group([Abstain(reason="")])])
 
 
 def numbered(batch: Batch) -> Batch:
-    """The batch with every per-token field filled with numbers of its own."""
+    """The batch with every field of tokens or sequences filled with numbers of its own."""
     count = batch.sequence_index.numel()
     names = ("old_logprobs", "ref_logprobs", "values", "advantages", "returns", "weights")
-    return replace(batch, **{name: torch.arange(count) + 1000.0 * i for i, name in enumerate(names, start=1)})
+    return replace(
+        batch,
+        is_truncated=torch.arange(batch.num_sequences) % 2 == 1,
+        greedy_rewards=torch.arange(batch.num_sequences) + 0.5,
+        **{name: torch.arange(count) + 1000.0 * i for i, name in enumerate(names, start=1)},
+    )
 
 
 @pytest.mark.parametrize("sequences", [[0], [1, 2, 5], [3, 4], list(range(10))])
@@ -86,6 +114,9 @@ def test_select_keeps_every_field_with_its_token(sequences: list[int]) -> None:
     assert part.prompt_ids == tuple(batch.prompt_ids[s] for s in sequences)
     assert part.action_mask == tuple(batch.action_mask[s] for s in sequences)
     assert part.rewards.tolist() == [batch.rewards[s].item() for s in sequences]
+    assert part.is_truncated.tolist() == [s % 2 == 1 for s in sequences]
+    assert part.greedy_rewards is not None
+    assert part.greedy_rewards.tolist() == [s + 0.5 for s in sequences]
     assert part.sequence_index.tolist() == [n for n, s in enumerate(sequences) for _ in batch.token_ids[s]]
     groups = [int(batch.group_index[s]) for s in sequences]
     assert part.group_index.tolist() == [sorted(set(groups)).index(group) for group in groups]
@@ -97,8 +128,8 @@ def test_select_keeps_every_field_with_its_token(sequences: list[int]) -> None:
 
 
 def test_select_leaves_absent_fields_absent() -> None:
-    part = select(made_up_batch(RAGGED), [0, 1])
-    assert part.old_logprobs is part.values is part.advantages is None
+    part = select(replace(made_up_batch(RAGGED), greedy_rewards=None), [0, 1])
+    assert part.old_logprobs is part.values is part.advantages is part.greedy_rewards is None
 
 
 @pytest.mark.parametrize("updates", [1, 2, 3, 4])
@@ -140,6 +171,46 @@ def test_microbatches_cover_everything_once_within_the_budget(sizes: list[tuple[
         assert pack(select(batch, [*part, following[0]])).token_ids.shape[1] > tokens
 
 
+@settings(deadline=None, max_examples=60)
+@given(sizes=SIZES, tokens=st.integers(1, 60))
+def test_microbatches_of_whole_groups_never_split_one(sizes: list[tuple[int, list[int]]], tokens: int) -> None:
+    batch = made_up_batch(sizes)
+    parts = microbatches(batch, tokens, whole_groups=True)
+    assert list(itertools.chain(*parts)) == list(range(batch.num_sequences))
+    groups = [sorted({int(batch.group_index[s]) for s in part}) for part in parts]
+    assert list(itertools.chain(*groups)) == list(range(len(sizes)))  # none stands in two parts
+
+    def cost(chosen: list[int]) -> int:
+        return sum(prompt + sum(lengths) for prompt, lengths in (sizes[group] for group in chosen))
+
+    assert all(cost(chosen) <= tokens or len(chosen) == 1 for chosen in groups)
+    # None is cut short: the next group would not have fitted.
+    assert all(cost([*chosen, following[0]]) > tokens for chosen, following in itertools.pairwise(groups))
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes=SIZES, tokens=st.integers(1, 60), shares=st.integers(1, 4), whole_groups=st.booleans())
+def test_even_microbatches_have_the_smallest_budget_that_gives_no_more_than_a_multiple(
+    sizes: list[tuple[int, list[int]]], tokens: int, shares: int, whole_groups: bool
+) -> None:
+    batch = made_up_batch(sizes)
+    parts = even_microbatches(batch, tokens, shares, whole_groups=whole_groups)
+    counts = {budget: microbatches(batch, budget, whole_groups=whole_groups) for budget in range(1, tokens + 1)}
+    if shares == 1:
+        assert parts == counts[tokens]
+        return
+    # What fits the budget, rounded up to a multiple of the shares: try every budget.
+    limit = next(number for number in itertools.count(shares, shares) if number >= len(counts[tokens]))
+    assert parts == next(cut for cut in counts.values() if len(cut) <= limit)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes=SIZES)
+def test_packed_length_is_that_of_the_packed_row(sizes: list[tuple[int, list[int]]]) -> None:
+    batch = made_up_batch(sizes)
+    assert packed_length(batch) == pack(batch).token_ids.shape[1]
+
+
 def test_microbatches_by_hand() -> None:
     # Group 0: prompt 4, completions 3, 1, 5; group 1: prompt 1, completion 2. Budget 11:
     #   4 + 3 = 7, + 1 = 8, + 5 = 13 > 11; so a new row: 4 + 5 = 9, + 1 + 2 = 12 > 11; 1 + 2 = 3.
@@ -148,6 +219,10 @@ def test_microbatches_by_hand() -> None:
     assert microbatches(batch, 12) == [[0, 1], [2, 3]]
     assert microbatches(batch, 1) == [[0], [1], [2], [3]]
     assert microbatches(batch, 16) == [[0, 1, 2, 3]]  # 4 + 9 + 1 + 2
+    # Whole groups have 4 + 9 = 13 and 1 + 2 = 3 tokens.
+    assert packed_length(batch) == 16
+    assert microbatches(batch, 16, whole_groups=True) == [[0, 1, 2, 3]]
+    assert microbatches(batch, 15, whole_groups=True) == microbatches(batch, 1, whole_groups=True) == [[0, 1, 2], [3]]
 
 
 # pack
@@ -163,6 +238,7 @@ def hand_batch() -> Batch:
         rewards=torch.zeros(3),
         sequence_index=torch.tensor([0, 0, 1, 1, 2, 2]),
         rollout_logprobs=torch.zeros(6),
+        is_truncated=torch.zeros(3, dtype=torch.bool),
     )
 
 
@@ -343,62 +419,105 @@ def test_attention_sinks_are_refused_in_a_plain_pass_too() -> None:
 # The loss does not depend on how a batch is cut and ordered
 
 
-def loss_and_gradients(
-    model: PreTrainedModel, algorithm: Algorithm, groups: list[Group], tokens: int
-) -> tuple[float, dict[str, Tensor]]:
-    """What the learner does with an annotated batch, in float64; old and reference log-probs follow from the tokens."""
+def annotated(algorithm: Algorithm, groups: list[Group]) -> Batch:
+    """What the learner trains on, in float64; old and reference log-probs follow from the tokens."""
     batch = collate(groups)
-    old = batch.rollout_logprobs.double()
+    rollout = batch.rollout_logprobs.double()
     ids = torch.tensor([token for row in batch.token_ids for token in row], dtype=torch.float64)
+    old, ref = rollout + 0.4 * torch.cos(ids), rollout + 0.3 * torch.sin(ids)
+    # Every third sequence or so was cut, told by its first token.
+    batch = replace(
+        batch,
+        rollout_logprobs=rollout,
+        is_truncated=torch.tensor([row[0] % 3 == 0 for row in batch.token_ids]),
+        old_logprobs=old,
+        ref_logprobs=ref,
+    )
+    if algorithm.is_pairwise:
+        signs = torch.zeros(batch.num_sequences, dtype=torch.float64)
+        for best, worst in best_and_worst(batch.rewards, batch.group_index):
+            signs[best], signs[worst] = 1, -1
+        batch = replace(batch, advantages=signs[batch.sequence_index])
+        return select(batch, signs.nonzero().squeeze(1).tolist())
+    assert batch.greedy_rewards is not None
     advantages, _ = token_advantages(
         algorithm,
+        kl_coef=algorithm.kl_coef,
         rewards=batch.rewards.double(),
         group_index=batch.group_index,
         sequence_index=batch.sequence_index,
         policy_logprobs=old,
-        ref_logprobs=old,
-        values=None,
+        ref_logprobs=ref,
+        values=0.1 * torch.sin(2 * ids) if algorithm.needs_critic else None,
+        greedy_rewards=batch.greedy_rewards.double(),
     )
-    weights = aggregation_weights(algorithm.aggregate, batch.sequence_index, max_new_tokens=6)
-    batch = replace(
-        batch, old_logprobs=old, ref_logprobs=old + 0.3 * torch.sin(ids), advantages=advantages, weights=weights
-    )
+    included = ~batch.is_truncated[batch.sequence_index] if algorithm.overlong == "mask" else None
+    weights = aggregation_weights(algorithm.aggregate, batch.sequence_index, max_new_tokens=6, included=included)
+    return replace(batch, advantages=advantages, weights=weights)
+
+
+def loss_and_gradients(
+    model: PreTrainedModel, algorithm: Algorithm, groups: list[Group], tokens: int
+) -> tuple[float, dict[str, Tensor]]:
+    """The loss of an update that is cut into microbatches of this many tokens."""
+    batch = annotated(algorithm, groups)
     model.zero_grad()
     total = 0.0
-    for sequences in microbatches(batch, tokens):
+    for sequences in microbatches(batch, tokens, whole_groups=algorithm.is_pairwise):
         part = select(batch, sequences)
         logprobs, entropy = token_logprobs(model, pack(part), 1.0)
-        loss, _ = policy_loss(
-            algorithm,
-            logprobs=logprobs,
-            entropy=entropy,
-            old_logprobs=part.old_logprobs,
-            ref_logprobs=part.ref_logprobs,
-            advantages=part.advantages,
-            weights=part.weights,
-            sequence_index=part.sequence_index,
-        )
+        if algorithm.is_pairwise:
+            loss, _ = preference_loss(
+                Preference(loss=algorithm.surrogate, beta=algorithm.kl_coef),
+                logprobs=logprobs,
+                ref_logprobs=part.ref_logprobs,
+                sequence_index=part.sequence_index,
+                labels=torch.stack([part.advantages[part.sequence_index == s][0] for s in range(part.num_sequences)]),
+                num_examples=batch.num_sequences // 2,
+            )
+        else:
+            loss, _ = policy_loss(
+                algorithm,
+                kl_coef=algorithm.kl_coef,
+                logprobs=logprobs,
+                entropy=entropy,
+                old_logprobs=part.old_logprobs,
+                rollout_logprobs=part.rollout_logprobs,
+                ref_logprobs=part.ref_logprobs,
+                advantages=part.advantages,
+                weights=part.weights,
+                sequence_index=part.sequence_index,
+            )
         loss.backward()
         total += loss.item()
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 LOSSES = {
-    "grpo": replace(GRPO, entropy_coef=0.01),
-    "token mean": replace(GRPO, aggregate="token_mean", clip_high=0.28),
-    "constant length": replace(GRPO, aggregate="constant_length", scale="none"),
-    "sequence ratio": replace(GRPO, ratio="sequence"),
+    **PRESETS,
+    "entropy": replace(GRPO, entropy_coef=0.01),
+    "dual clip": replace(GRPO, surrogate="dual_clipped", aggregate="constant_length"),
     "whitened leave-one-out": replace(GRPO, baseline="leave_one_out", scale="batch_std", aggregate="sequence_sum"),
+    "masked": replace(GRPO, overlong="mask"),
+    "masked token mean": replace(GRPO, overlong="mask", aggregate="token_mean"),
+    **{
+        name: replace(GRPO, correction=name, correction_range=(0.7, 1.3))
+        for name in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+    },
+    "sequence ratio and correction": replace(GRPO, ratio="sequence", correction="sequence_truncate"),
+    "ipo": replace(PRESETS["online_dpo"], surrogate="ipo"),
+    "hinge": replace(PRESETS["online_dpo"], surrogate="hinge"),
 }
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_and_gradient_do_not_depend_on_cut_and_order(name: str) -> None:
     model = tiny("LlamaConfig", {})
+    # Scores of a group are all different, so that the best and the worst do not depend on which of two comes first.
     groups = [
         made_up_group([1.0, 0.0, 0.25], task_id="a", prompt_length=4, lengths=[3, 1, 5], vocab=VOCAB),
         made_up_group([0.5, 0.75], task_id="b", prompt_length=1, lengths=[2, 6], vocab=VOCAB),
-        made_up_group([0.0, 1.0, 0.0, 1.0], task_id="c", prompt_length=5, lengths=[1, 2, 4, 4], vocab=VOCAB),
+        made_up_group([0.0, 1.0, 0.125, 0.875], task_id="c", prompt_length=5, lengths=[1, 2, 4, 4], vocab=VOCAB),
     ]
     turned = [replace(group, trajectories=group.trajectories[::-1]) for group in groups]
     loss, expected = loss_and_gradients(model, LOSSES[name], groups, 10_000)

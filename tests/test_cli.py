@@ -59,6 +59,8 @@ def rlft(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 HELP = {
     "train": ["CONFIG", "KEY=VALUE", "--restart", "measure the base model", "RL"],
     "sft": ["CONFIG", "KEY=VALUE", "--restart", "SFT stage", "PEFT"],
+    "reward-model": ["CONFIG", "KEY=VALUE", "--restart", "preferences", "held-out pairs", "PEFT"],
+    "dpo": ["CONFIG", "KEY=VALUE", "--restart", "preferences", "KTO"],
     "resume": ["RUN", "interrupted run", "newest whole checkpoint"],
     "evaluate": ["TARGET", "KEY=VALUE", "--adapter", "accuracy", "JSON"],
     "report": ["RUN", "report.html", "reward.png"],

@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
+from rlft import adapters
 from rlft import model as models
 from rlft.batch import collate, pack
 from rlft.chat import load_tokenizer
@@ -63,14 +64,14 @@ def make_engine(folder: Path) -> TransformersEngine:
 
 
 def make_learner_model(folder: Path) -> PeftModel:
-    return models.add_policy(models.load_base(folder, torch.float32, torch.device("cpu")), LORA, seed=0)
+    return adapters.add_policy(models.load_base(folder, torch.float32, torch.device("cpu")), LORA, seed=0)
 
 
 def random_adapter(model: PeftModel, version: int, *, scale: float = 0.2) -> Adapter:
     """An adapter whose both halves are random: sharp distributions, nothing near 0."""
     generator = torch.Generator().manual_seed(version)
-    tensors = models.read_adapter(model, models.POLICY)
-    return models.make_adapter(
+    tensors = adapters.read_role(adapters.Role(model=model, adapter=adapters.POLICY))
+    return adapters.make_adapter(
         version, {name: scale * torch.randn(tensor.shape, generator=generator) for name, tensor in tensors.items()}
     )
 
@@ -120,19 +121,19 @@ def test_log_probs_are_the_learners(
 ) -> None:
     model = make_learner_model(stopping_model)
     adapter = {
-        "bare": models.bare_base(),
-        "fresh": models.make_adapter(0, models.read_adapter(model, models.POLICY)),
+        "bare": adapters.bare_base(),
+        "fresh": adapters.make_adapter(0, adapters.read_role(adapters.Role(model=model, adapter=adapters.POLICY))),
         "random": random_adapter(model, 3),
     }[kind]
     if adapter.tensors:
-        models.write_adapter(model, models.POLICY, adapter.tensors)
+        adapters.write_role(adapters.Role(model=model, adapter=adapters.POLICY), adapter.tensors)
     engine.load_adapter(adapter)
     params = replace(SAMPLED, temperature=temperature)
     completions = engine.generate(REQUESTS, params, version=adapter.version)
     learner, own = learner_logprobs(model, REQUESTS, completions, temperature)
     assert float((learner - own).abs().max()) < 1e-5
     assert {(c.adapter_version, c.adapter_hash) for samples in completions for c in samples} == {
-        (adapter.version, models.adapter_hash(adapter.tensors))
+        (adapter.version, adapters.adapter_hash(adapter.tensors))
     }
 
 
@@ -190,7 +191,7 @@ def test_log_probs_are_the_learners_in_other_families(
     folder = save_family(tmp_path / "model", config_class, changes)
     model, engine = make_learner_model(folder), make_engine(folder)
     adapter = random_adapter(model, 1, scale=0.1)
-    models.write_adapter(model, models.POLICY, adapter.tensors)
+    adapters.write_role(adapters.Role(model=model, adapter=adapters.POLICY), adapter.tensors)
     engine.load_adapter(adapter)
     completions = engine.generate(REQUESTS, SAMPLED, version=1)
     learner, own = learner_logprobs(model, REQUESTS, completions, 1.0)
@@ -203,7 +204,7 @@ def test_log_probs_are_the_learners_in_other_families(
 def test_nothing_accumulates(engine: TransformersEngine, stopping_model: Path) -> None:
     # Bit for bit: what was loaded before leaves no trace.
     model = make_learner_model(stopping_model)
-    one, two, bare = random_adapter(model, 1), random_adapter(model, 2), models.bare_base()
+    one, two, bare = random_adapter(model, 1), random_adapter(model, 2), adapters.bare_base()
     results: dict[int, list[object]] = {}
     for adapter in (bare, one, one, two, one, bare, two, bare, one):
         engine.load_adapter(adapter)
@@ -216,7 +217,9 @@ def test_an_adapter_of_some_modules_resets_the_others(engine: TransformersEngine
     # After a whole adapter, one that has only the queries: the same as on a fresh engine.
     model = make_learner_model(stopping_model)
     whole = random_adapter(model, 1)
-    part = models.make_adapter(2, {name: t for name, t in random_adapter(model, 2).tensors.items() if "q_proj" in name})
+    part = adapters.make_adapter(
+        2, {name: t for name, t in random_adapter(model, 2).tensors.items() if "q_proj" in name}
+    )
     fresh = make_engine(stopping_model)
     fresh.load_adapter(part)
     engine.load_adapter(whole)
@@ -256,7 +259,7 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(
     model = make_learner_model(stopping_model)
     engine.load_adapter(random_adapter(model, 1))
     before = engine.generate(REQUESTS, SAMPLED, version=1)
-    bad = models.make_adapter(2, misfit(dict(random_adapter(model, 2).tensors), kind))
+    bad = adapters.make_adapter(2, misfit(dict(random_adapter(model, 2).tensors), kind))
     with pytest.raises(ValueError, match="adapter"):
         engine.load_adapter(bad)
     # Half merged weights that still call themselves version 1 would be stamped with its hash.
@@ -267,7 +270,7 @@ def test_another_version_than_the_loaded_one_is_refused(tiny_model: Path) -> Non
     engine = make_engine(tiny_model)
     with pytest.raises(ValueError, match="version 0 while None is loaded"):
         engine.generate(REQUESTS, SAMPLED, version=0)
-    engine.load_adapter(models.bare_base())
+    engine.load_adapter(adapters.bare_base())
     assert engine.version == -1
     with pytest.raises(ValueError, match="version 4 while -1 is loaded"):
         engine.generate(REQUESTS, SAMPLED, version=4)
@@ -295,7 +298,7 @@ def test_a_completion_does_not_depend_on_the_other_requests(
 
 
 def test_a_seed_makes_the_sample(engine: TransformersEngine) -> None:
-    engine.load_adapter(models.bare_base())
+    engine.load_adapter(adapters.bare_base())
     twice = engine.generate([Request(prompt_ids=(7, 9), seeds=(1, 2, 1))], SAMPLED, version=-1)[0]
     assert twice[0] == twice[2]
     assert twice[0].token_ids != twice[1].token_ids
@@ -305,7 +308,7 @@ def test_a_seed_makes_the_sample(engine: TransformersEngine) -> None:
 def test_taking_ended_rows_out_changes_nothing(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, compact_below: float
 ) -> None:
-    engine.load_adapter(models.bare_base())
+    engine.load_adapter(adapters.bare_base())
     expected = engine.generate(REQUESTS, SAMPLED, version=-1)
     lengths = [len(c.token_ids) for samples in expected for c in samples]
     assert len(set(lengths)) > 3  # they end at different times
@@ -314,7 +317,7 @@ def test_taking_ended_rows_out_changes_nothing(
 
 
 def test_the_end_token_is_included_and_names_the_finish_reason(engine: TransformersEngine) -> None:
-    engine.load_adapter(models.bare_base())
+    engine.load_adapter(adapters.bare_base())
     requests = [Request(prompt_ids=(7, 9), seeds=tuple(range(200)))]
     completions = engine.generate(requests, replace(SAMPLED, max_new_tokens=4), version=-1)[0]
     for completion in completions:
@@ -329,7 +332,7 @@ def test_the_end_token_is_included_and_names_the_finish_reason(engine: Transform
 
 
 def test_one_token_is_a_completion(engine: TransformersEngine) -> None:
-    engine.load_adapter(models.bare_base())
+    engine.load_adapter(adapters.bare_base())
     completions = engine.generate(REQUESTS, replace(SAMPLED, max_new_tokens=1), version=-1)
     longer = engine.generate(REQUESTS, SAMPLED, version=-1)
     assert [len(ids) for ids, _ in plain(completions)] == [1] * 10
@@ -342,7 +345,7 @@ def test_greedy_equals_generate_of_transformers(
 ) -> None:
     model = make_learner_model(stopping_model)
     adapter = random_adapter(model, 5)
-    models.write_adapter(model, models.POLICY, adapter.tensors)
+    adapters.write_role(adapters.Role(model=model, adapter=adapters.POLICY), adapter.tensors)
     model.get_base_model().set_attn_implementation("eager")
     prompt = torch.tensor([request_.prompt_ids])
     expected = model.generate(
@@ -361,14 +364,14 @@ def test_greedy_equals_generate_of_transformers(
 
 
 def test_an_empty_prompt_is_refused(engine: TransformersEngine) -> None:
-    engine.load_adapter(models.bare_base())
+    engine.load_adapter(adapters.bare_base())
     with pytest.raises(ValueError, match="empty prompt"):
         engine.generate([REQUESTS[0], Request(prompt_ids=(), seeds=(1,))], SAMPLED, version=-1)
 
 
 def test_what_exceeds_the_context_is_refused(engine: TransformersEngine) -> None:
     # The tiny model's context has 256 tokens: 244 + 12 fit, 245 + 12 do not.
-    engine.load_adapter(models.bare_base())
+    engine.load_adapter(adapters.bare_base())
     fits = Request(prompt_ids=(9,) * 244, seeds=(1,))
     assert len(engine.generate([fits], SAMPLED, version=-1)[0]) == 1
     with pytest.raises(ValueError, match="257 tokens exceed the model's context of 256"):
@@ -377,7 +380,7 @@ def test_what_exceeds_the_context_is_refused(engine: TransformersEngine) -> None
 
 def test_what_exceeds_the_sliding_window_is_refused(tmp_path: Path) -> None:
     engine = make_engine(save_family(tmp_path / "model", "MistralConfig", {"sliding_window": 16}))
-    engine.load_adapter(models.bare_base())
+    engine.load_adapter(adapters.bare_base())
     engine.generate([Request(prompt_ids=(9, 9, 9, 9), seeds=(1,))], SAMPLED, version=-1)
     with pytest.raises(ValueError, match="17 tokens exceed the model's sliding window of 16"):
         engine.generate([Request(prompt_ids=(9,) * 5, seeds=(1,))], SAMPLED, version=-1)

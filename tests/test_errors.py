@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlft import launch
-from rlft import model as models
+from rlft import adapters, launch
 from rlft.checkpoint import load_latest
 from rlft.config import RunConfig
 from rlft.rollout.pool import InlinePool
@@ -191,7 +190,7 @@ KINDS = {
 @pytest.fixture(scope="module")
 def faulty_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A step on all eight tasks with four samples each, one of which the reward fails on (or abstains from)."""
-    from rlft.config import load
+    from rlft.config_file import load
     from tests.fakes import write_config
 
     file = write_config(tmp_path_factory.mktemp("faulty"), tiny_model, reward=FAULTY_REWARD)
@@ -389,8 +388,7 @@ def test_samples_of_a_stale_adapter_are_refused(make_config: MakeConfig, finishe
     config = make_config()
     pool = InlinePool(config, config.model.source)
     old, new = (
-        models.make_adapter(step, models.read_adapter_folder(finished_run / "adapters" / f"v{step:06d}"))
-        for step in (1, 2)
+        adapters.make_adapter(step, adapters.read_folder(finished_run / "adapters" / f"v{step:06d}")) for step in (1, 2)
     )
     refuse_wrong_stamps(_groups(pool, config, new), new)
     planted = replace(old, version=2)  # it says that it is version 2, and it is not
@@ -402,7 +400,7 @@ def test_samples_of_a_stale_adapter_are_refused(make_config: MakeConfig, finishe
 
 def test_a_damaged_adapter_is_refused_by_the_worker(make_config: MakeConfig, finished_run: Path) -> None:
     config = make_config()
-    good = models.make_adapter(1, models.read_adapter_folder(finished_run / "adapters" / "v000001"))
+    good = adapters.make_adapter(1, adapters.read_folder(finished_run / "adapters" / "v000001"))
     name = next(iter(good.tensors))
     damaged = {**good.tensors, name: good.tensors[name] + 1e-6}
     pool = InlinePool(config, config.model.source)

@@ -15,13 +15,38 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"rlft", "rlft.types", "rlft.imports"},
     {"rlft.objectives", "rlft.curves"},
-    {"rlft.config", "rlft.conversion", "rlft.model_cache", "rlft.checkpoint", "rlft.memory"},
-    {"rlft.batch", "rlft.chat", "rlft.metrics", "rlft.rollout_table", "rlft.tasks", "rlft.sources", "rlft.view"},
-    {"rlft.attention", "rlft.lora", "rlft.run"},
-    {"rlft.model"},
-    {"rlft.learner", "rlft.rollout", "rlft.reward", "rlft.environment"},
-    {"rlft.train_rl", "rlft.train_sft", "rlft.evaluate"},
+    {
+        "rlft.config",
+        "rlft.conversion",
+        "rlft.model_cache",
+        "rlft.checkpoint",
+        "rlft.memory",
+        "rlft.block_attention",
+    },
+    {"rlft.config_file", "rlft.preference_config", "rlft.cluster"},
+    {
+        "rlft.batch",
+        "rlft.chat",
+        "rlft.metrics",
+        "rlft.preference_rows",
+        "rlft.reward_model_config",
+        "rlft.rollout_table",
+        "rlft.tasks",
+        "rlft.sources",
+        "rlft.view",
+    },
+    {"rlft.attention", "rlft.lora", "rlft.run", "rlft.preference_data"},
+    {"rlft.lean_layers"},
+    {"rlft.model", "rlft.ranks"},
+    {"rlft.sharding"},
+    {"rlft.adapters"},
+    {"rlft.reward_model"},
+    {"rlft.roles", "rlft.rollout", "rlft.reward", "rlft.environment"},
+    {"rlft.learner"},
+    {"rlft.learner_group"},
+    {"rlft.train_rl", "rlft.train_sft", "rlft.train_dpo", "rlft.train_reward", "rlft.evaluate"},
     {"rlft.launch"},
+    {"rlft.launch_dpo", "rlft.launch_reward"},
     {"rlft.cli"},
 ]
 PACKAGES = {"rlft.objectives", "rlft.curves", "rlft.rollout", "rlft.reward", "rlft.environment"}
@@ -129,7 +154,7 @@ _OUTSIDE = {"rewards", "environments", "tests", "benchmarks"}
 
 def test_ray_is_imported_in_one_file() -> None:
     users = [module(p) for p in sources("rlft") if "ray" in set(map(top, imported(p.read_text(encoding="utf-8"))))]
-    assert users == ["rlft.rollout.pool"]
+    assert users == ["rlft.cluster"]
 
 
 @pytest.mark.timeout(60)

@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rlft import adapters
 from rlft import model as models
 from rlft.batch import collate, minibatches, pack
-from rlft.learner import Learner, lr_factor
+from rlft.config import AdapterConfig
+from rlft.learner import Learner
 from rlft.objectives.presets import PRESETS
+from rlft.roles import lr_factor
 from rlft.types import Batch
 from tests.fakes import made_up_group, tiny_config
 
@@ -50,15 +53,15 @@ def random_tensors(folder: Path, *, seed: int = 1, rank: int = 4) -> dict[str, T
 
 def widen(learner: Learner) -> Learner:
     """All float64. transformers' RMSNorm computes in float32 whatever it is given: torch's stands for it."""
-    for name, module in list(learner.model.named_modules()):
+    for name, module in list(learner.roles.model.named_modules()):
         if type(module).__name__.endswith("RMSNorm"):
-            learner.model.set_submodule(name, nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon))
-    learner.model.double()
+            learner.roles.model.set_submodule(name, nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon))
+    learner.roles.model.double()
     return learner
 
 
 def gradients(learner: Learner) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
+    return {name: p.grad.clone() for name, p in learner.roles.model.named_parameters() if p.grad is not None}
 
 
 def assert_same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
@@ -110,11 +113,11 @@ def test_log_probs_and_gradients_are_those_of_pefts_own_layers(tiny_model: Path)
     # rlft.lora replaces the arithmetic of peft's layers; without the replacement the same model must give the same.
     warm_start = random_tensors(tiny_model)
     own, peft = (widen(make_learner(tiny_model, warm_start=warm_start)) for _ in range(2))
-    replaced = [module for module in peft.model.modules() if module.__dict__.pop("forward", None)]
-    assert len(replaced) == 2 * 7  # two layers of q, k, v, o, gate, up, down
+    replaced = [module for module in peft.roles.model.modules() if module.__dict__.pop("forward", None)]
+    assert len(replaced) == 2 * (7 + 1)  # two layers of q, k, v, o, gate, up, down, and their MLP
     results = []
     for learner in (own, peft):
-        logprobs, _ = models.token_logprobs(learner.model, pack(made_up_batch()), 1.0)
+        logprobs, _ = models.token_logprobs(learner.roles.model, pack(made_up_batch()), 1.0)
         (logprobs * torch.linspace(-1, 1, len(logprobs))).sum().backward()
         results.append((logprobs.detach(), gradients(learner)))
     assert torch.allclose(results[0][0], results[1][0], rtol=0, atol=1e-12)
@@ -276,7 +279,7 @@ def test_an_adapter_is_a_stamped_copy(tiny_model: Path) -> None:
     learner.update(learner.annotate(made_up_batch(1)))
     assert_same_bits(adapter.tensors, kept)
     assert adapter.version == 1
-    assert adapter.hash == models.adapter_hash(kept) != learner.adapter(2).hash
+    assert adapter.hash == adapters.adapter_hash(kept) != learner.adapter(2).hash
     assert all(tensor.dtype == torch.float32 for tensor in kept.values())
 
 
@@ -331,7 +334,7 @@ def test_without_a_warm_start_the_reference_is_the_base(tiny_model: Path) -> Non
 
 def test_a_warm_start_that_does_not_fit_is_refused(tiny_model: Path) -> None:
     other_rank = random_tensors(tiny_model, rank=8)
-    with pytest.raises(ValueError, match=r"check adapter\.rank"):
+    with pytest.raises(ValueError, match=r"check adapter\.kind, adapter\.rank"):
         make_learner(tiny_model, warm_start=other_rank)
     incomplete = dict(list(random_tensors(tiny_model).items())[1:])
     with pytest.raises(ValueError, match="1 differ in name or shape"):
@@ -357,7 +360,7 @@ def test_policy_and_critic_do_not_train_each_other(tiny_model: Path) -> None:
 
     def moved_by(**changes: Tensor) -> set[str]:
         """Roles whose parameters an update moves; without momentum, only a gradient does."""
-        learner.optimizer.state.clear()
+        learner.roles.optimizer.state.clear()
         before, _ = learner.state()
         learner.update(replace(batch, **changes))
         after, _ = learner.state()
@@ -378,7 +381,7 @@ def test_the_critic_learns_what_can_be_known(tiny_model: Path) -> None:
     # all the variance of the returns (lambda 1, no KL: the return of every token is the reward).
     learner = make_learner(
         tiny_model,
-        algorithm={**PPO, "kl": "none", "kl_coef": 0, "gae_lambda": 1.0, "value_clip": 0, "value_coef": 1.0},
+        algorithm={**PPO, "kl": "none", "kl_coef": 0, "gae_lambda": 1.0, "value_clip": 0},
         learner={"threads": 1, "lr": 1e-5, "critic_lr": 0.02},
     )
     groups = [made_up_group([float(reward)] * 3, task_id=f"task-{reward}", prompt_length=6) for reward in range(4)]
@@ -394,7 +397,8 @@ def schedule(name: str, *, steps: int, updates: int = 1, warmup: int = 0) -> lis
     config = tiny_config(
         "none", steps=steps, updates_per_step=updates, learner={"schedule": name, "warmup_steps": warmup}
     )
-    return [lr_factor(config, update) for update in range(steps * updates)]
+    total = steps * updates
+    return [lr_factor(config.learner, update=update, total=total, warmup=warmup * updates) for update in range(total)]
 
 
 def test_learning_rates_by_hand() -> None:
@@ -451,10 +455,10 @@ def test_adam_moves_by_the_learning_rate_at_first(tiny_model: Path) -> None:
 @BOTH
 def test_updates_touch_only_what_is_trained(tiny_model: Path, algorithm: dict[str, Any]) -> None:
     learner = make_learner(tiny_model, warm_start=random_tensors(tiny_model), algorithm=algorithm)
-    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in learner.roles.model.state_dict().items()}
     for step in range(2):
         learner.update(learner.annotate(made_up_batch(step)))
-    moved = differing(learner.model.state_dict(), before)
+    moved = differing(learner.roles.model.state_dict(), before)
     roles = {
         part for name in moved for part in name.split(".") if part in ("policy", "reference", "critic", "base_layer")
     }
@@ -463,11 +467,18 @@ def test_updates_touch_only_what_is_trained(tiny_model: Path, algorithm: dict[st
     assert all("lora_" in name for name in moved)
 
 
-def test_every_preset_makes_an_update(tiny_model: Path) -> None:
-    for name in PRESETS:
-        learner = make_learner(tiny_model, algorithm={"preset": name})
-        before = learner.adapter(0).hash
-        metrics = learner.update(learner.annotate(made_up_batch()))
-        assert metrics["policy/skipped"] == 0, name
-        assert all(math.isfinite(value) for value in metrics.values()), name
-        assert learner.adapter(1).hash != before, name
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_makes_an_update(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    reference = None
+    if PRESETS[name].reward_coef == 0:  # distillation needs a teacher that is not the policy
+        adapters.save_tensors(tmp_path, AdapterConfig(rank=4), str(tiny_model), random_tensors(tiny_model))
+        reference = adapters.ReferenceSource(folder=str(tmp_path))
+    config = tiny_config(tiny_model, algorithm={"preset": name}, reference=str(tmp_path) if reference else "")
+    learner = Learner(config, tiny_model, reference=reference)
+    before = learner.adapter(0).hash
+    batch = learner.annotate(made_up_batch())
+    assert learner.has_gradient(batch)
+    metrics = learner.update(batch)
+    assert metrics["policy/skipped"] == 0
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert learner.adapter(1).hash != before

@@ -5,20 +5,23 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlft.adapters import ReferenceSource, save_tensors
 from rlft.batch import collate, minibatches
 from rlft.chat import load_tokenizer
 from rlft.config import RunConfig
 from rlft.learner import Learner
 from rlft.metrics import describe
+from rlft.objectives.presets import PRESETS
 from rlft.rollout.episode import make_chunks, run_chunk
 from rlft.rollout.transformers_engine import TransformersEngine
 from rlft.tasks import tasks_of_step
-from rlft.types import Group, Metrics, SamplingParams, Score, Trajectory
+from rlft.types import Adapter, Group, Metrics, SamplingParams, Score, Trajectory
 from tests.fakes import letters, tiny_config
 
 
@@ -37,8 +40,12 @@ def learnable_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def share_of_target(trajectory: Trajectory) -> float:
-    """Share of the tokens whose number is 1 modulo 4: a quarter of the vocabulary, so every group has signal."""
-    return sum(token % 4 == 1 for token in trajectory.token_ids) / len(trajectory.token_ids)
+    """Share of the tokens whose number is 1 modulo 4: a quarter of the vocabulary, so every group has signal.
+
+    The end token, 0, does not count: an algorithm that wants short answers may learn to stop.
+    """
+    tokens = [token for token in trajectory.token_ids if token]
+    return sum(token % 4 == 1 for token in tokens) / max(1, len(tokens))
 
 
 def score(group: Group) -> Group:
@@ -46,56 +53,107 @@ def score(group: Group) -> Group:
     return replace(group, trajectories=scored)
 
 
-def train(config: RunConfig, folder: Path) -> list[Metrics]:
-    """The loop of `train_rl` without its run directory and its processes; the metrics of every step."""
+def train(config: RunConfig, folder: Path, reference: ReferenceSource | None = None) -> tuple[list[Metrics], Adapter]:
+    """The loop of `train_rl` without its run directory and its processes.
+
+    Returns:
+        (the metrics of every step, the adapter after the last one)
+    """
     tasks = letters(num_train=config.tasks_per_step).train
     tokenizer = load_tokenizer(folder)
     engine = TransformersEngine(folder, tokenizer, model=config.model, adapter=config.adapter, threads=1)
-    learner = Learner(config, folder)
-    params = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=config.sampling.max_new_tokens)
-    history = []
-    for step in range(1, config.steps + 1):
-        adapter = learner.adapter(step - 1)
-        engine.load_adapter(adapter)
+    learner = Learner(config, folder, reference=reference)
+
+    def sample(step: int, stream: str, samples_per_task: int, temperature: float) -> list[Group]:
         [chunk] = make_chunks(
             tasks_of_step(tasks, step=step, count=config.tasks_per_step, seed=config.seed),
             tasks_per_chunk=config.tasks_per_step,
-            samples_per_task=config.samples_per_task,
-            params=params,
+            samples_per_task=samples_per_task,
+            params=SamplingParams(temperature=temperature, top_p=1.0, max_new_tokens=config.sampling.max_new_tokens),
             run_seed=config.seed,
-            stream="train",
+            stream=stream,
             step=step,
-            version=adapter.version,
+            version=step - 1,
         )
-        groups = [score(group) for group in run_chunk(engine, tokenizer, chunk)]
+        return [score(group) for group in run_chunk(engine, tokenizer, chunk)]
+
+    history = []
+    for step in range(1, config.steps + 1):
+        engine.load_adapter(learner.adapter(step - 1))
+        groups = sample(step, "train", config.samples_per_task, 1.0)
         metrics = describe(groups)
+        if config.algorithm.baseline == "greedy":
+            greedy = [group.scores[0] for group in sample(step, "greedy", 1, 0.0)]
+            groups = [replace(group, greedy_score=score) for group, score in zip(groups, greedy, strict=True)]
         for minibatch in minibatches(learner.annotate(collate(groups)), config.updates_per_step):
-            metrics |= learner.update(minibatch)
+            if learner.has_gradient(minibatch):
+                metrics |= learner.update(minibatch)
         history.append(metrics)
-    return history
+    return history, learner.adapter(config.steps)
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "steps", "updates"),
-    [("grpo", 25, 1), ("grpo", 20, 2), ("ppo", 50, 1), ("ppo", 35, 2)],
-)
-def test_a_random_model_learns_what_is_rewarded(
-    learnable_model: Path, algorithm: str, steps: int, updates: int
-) -> None:
-    config = tiny_config(
-        learnable_model,
+def config_of(folder: Path, algorithm: str, *, steps: int, updates: int = 1, **changes: Any) -> RunConfig:
+    lr, samples = changes.pop("lr", 0.01), changes.pop("samples", 16)
+    return tiny_config(
+        folder,
         algorithm={"preset": algorithm},
         seed=1,
         steps=steps,
         tasks_per_step=4,
-        samples_per_task=16,
+        samples_per_task=samples,
         updates_per_step=updates,
         sampling={"max_new_tokens": 4},
-        learner={"threads": 1, "lr": 0.01, "critic_lr": 0.02, "schedule": "linear"},
+        learner={"threads": 1, "lr": lr, "critic_lr": 0.02, "schedule": "linear"},
+        **changes,
     )
-    history = train(config, learnable_model)
+
+
+def mean(history: list[Metrics], name: str) -> float:
+    return sum(metrics[name] for metrics in history) / len(history)
+
+
+RUNS: list[tuple[str, dict[str, Any]]] = [
+    ("reinforce", {"steps": 25}),
+    ("ppo", {"steps": 25, "updates": 2, "samples": 32, "lr": 0.015}),
+    ("grpo", {"steps": 25}),
+    ("grpo", {"steps": 20, "updates": 2}),
+    ("dr_grpo", {"steps": 20}),
+    ("dapo", {"steps": 40}),  # every answer is overlong until it learns to stop
+    ("rloo", {"steps": 30}),
+    ("reinforce_pp", {"steps": 20, "updates": 2}),
+    ("reinforce_pp_baseline", {"steps": 20, "updates": 2}),
+    ("remax", {"steps": 20}),
+    ("gspo", {"steps": 25, "updates": 2}),  # nearly all of the second update is clipped
+    ("cispo", {"steps": 15, "updates": 2}),
+    ("maxrl", {"steps": 20}),
+    ("online_dpo", {"steps": 30}),  # two samples of sixteen are used
+]
+
+
+@pytest.mark.parametrize(("algorithm", "run"), RUNS)
+def test_a_random_model_learns_what_is_rewarded(learnable_model: Path, algorithm: str, run: dict[str, Any]) -> None:
+    history, _ = train(config_of(learnable_model, algorithm, **run), learnable_model)
     assert history[0]["reward/mean"] < 0.4  # about a quarter
-    assert sum(metrics["reward/mean"] for metrics in history[-3:]) / 3 > 0.9
-    for metrics in history:
+    assert mean(history[-3:], "reward/mean") > 0.9
+    # A step whose answers are all perfect says nothing and makes no update.
+    updates = [metrics for metrics in history if "policy/skipped" in metrics]
+    assert len(updates) > len(history) / 2
+    for metrics in updates:
         assert metrics["policy/skipped"] == 0
         assert metrics["policy/mismatch"] < 1e-4  # engine and learner hold the same weights
+
+
+def test_a_random_model_becomes_its_teacher_without_a_reward(learnable_model: Path, tmp_path: Path) -> None:
+    teaching = config_of(learnable_model, "grpo", steps=20)
+    _, teacher = train(teaching, learnable_model)
+    save_tensors(tmp_path, teaching.adapter, str(learnable_model), teacher.tensors)
+    learning = config_of(learnable_model, "opd", steps=25, reference=str(tmp_path))
+    history, _ = train(learning, learnable_model, ReferenceSource(folder=str(tmp_path)))
+    assert history[0]["policy/kl_ref"] > 1
+    assert mean(history[-5:], "policy/kl_ref") < 0.1 * history[0]["policy/kl_ref"]
+    assert history[0]["reward/mean"] < 0.4
+    assert mean(history[-3:], "reward/mean") > 0.9  # of which only the teacher was told
+
+
+def test_every_preset_has_to_learn() -> None:
+    assert {name for name, _ in RUNS} | {"opd"} == set(PRESETS)

@@ -1,31 +1,31 @@
-"""The policy objective: ratio, surrogate, KL, weights; by hand, against formulas, and against TRL's GRPO loss.
+"""The policy objective by hand: ratio, surrogate, correction, KL, weights, metrics.
 
-TRL is asked itself: `GRPOTrainer._compute_loss` runs on a bare object that has only the settings which the loss reads,
-and gives back log-probs that we choose. So the numbers of both sides come from the same leaves of the graph.
+`test_presets.py` computes whole rows from their papers, `test_policy_trl.py` asks TRL for the same numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from dataclasses import asdict, replace
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
 
 from rlft.objectives.policy import (
+    adapted_kl_coef,
     aggregation_weights,
+    correction_factor,
     importance_ratio,
     kl_penalty,
     policy_loss,
+    policy_metrics,
     surrogate_loss,
     value_loss,
 )
-from rlft.objectives.presets import PRESETS, Algorithm, preset_fields
+from rlft.objectives.presets import PRESETS
+from rlft.types import Metrics
 
 GRPO, PPO = PRESETS["grpo"], PRESETS["ppo"]
 E = math.e
@@ -53,6 +53,25 @@ def double(values: list[float], *, grad: bool = False) -> Tensor:
 def test_clipped_surrogate_by_hand(ratio: float, advantage: float, loss: float, gradient: float) -> None:
     logprobs = double([math.log(ratio)], grad=True)
     result = surrogate_loss("clipped", logprobs.exp(), logprobs, double([advantage]), low=0.2, high=0.2)
+    assert result.item() == pytest.approx(loss)
+    (slope,) = torch.autograd.grad(result.sum(), logprobs)
+    assert slope.item() == pytest.approx(gradient)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        # As above, but the loss of a bad action is at most 3 |A|: max(min(r A, clip(r) A), 3 A).
+        (4.0, -1.0, 3.0, 0.0),  # -max(-4, -3): no longer pushed down
+        (E, -2.0, 2 * E, 2 * E),  # -max(-5.437, -6): not there yet
+        (4.0, 1.0, -1.2, 0.0),  # good actions are as with the plain clip
+        (1 / E, -1.0, 0.8, 0.0),
+        (1.1, 2.0, -2.2, -2.2),
+    ],
+)
+def test_dual_clipped_surrogate_by_hand(ratio: float, advantage: float, loss: float, gradient: float) -> None:
+    logprobs = double([math.log(ratio)], grad=True)
+    result = surrogate_loss("dual_clipped", logprobs.exp(), logprobs, double([advantage]), low=0.2, high=0.2)
     assert result.item() == pytest.approx(loss)
     (slope,) = torch.autograd.grad(result.sum(), logprobs)
     assert slope.item() == pytest.approx(gradient)
@@ -106,9 +125,11 @@ def test_sequence_mean_of_sequence_ratios_has_the_gradient_of_gspo() -> None:
     index = torch.tensor([0, 0, 0, 1])
     loss, _ = policy_loss(
         algorithm,
+        kl_coef=0.0,
         logprobs=logprobs,
         entropy=torch.zeros_like(logprobs),
         old_logprobs=double([-1.1, -2.3, -2.9, -3.9]),
+        rollout_logprobs=double([-1.1, -2.3, -2.9, -3.9]),
         ref_logprobs=None,
         advantages=double([2, 2, 2, -1]),
         weights=aggregation_weights("sequence_mean", index, max_new_tokens=8),
@@ -144,6 +165,74 @@ def test_kl_estimators_are_unbiased(kl: Any) -> None:
     assert float((p.exp() * kl_penalty(p, q, kl)).sum()) == pytest.approx(exact, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("kl", "divergence"),
+    [
+        # As a term of the loss an estimator is not what it is as a number: its slope, averaged over samples, is that
+        # of ...
+        ("k1", lambda p, q: 0 * p.sum()),  # nothing, which is why the loss refuses it
+        ("k2", lambda p, q: (p.exp() * (p - q)).sum()),  # KL(pi || pi_ref)
+        ("k3", lambda p, q: (q.exp() * (q - p)).sum()),  # KL(pi_ref || pi)
+    ],
+)
+def test_expected_slope_of_each_kl_estimator(kl: Any, divergence: Any) -> None:
+    logits, ref_logits = (
+        torch.randn(7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1)
+    )
+    logits.requires_grad_()
+    p, q = logits.log_softmax(0), ref_logits.log_softmax(0)
+    (expected,) = torch.autograd.grad(divergence(p, q), logits, retain_graph=True)
+    (slope,) = torch.autograd.grad((p.exp().detach() * kl_penalty(p, q, kl)).sum(), logits)
+    assert torch.allclose(slope, expected, rtol=0, atol=1e-12)
+
+
+# Correction: two sequences with pi_old / pi_rollout = 2, 1/4 | 1/2, 4, 3; their products are 1/2 and 6
+
+
+CORRECTED = {
+    "old_logprobs": double([-1, -2, -1, -2, -3]),
+    "rollout_logprobs": double([-1, -2, -1, -2, -3])
+    - double([math.log(2), math.log(0.25), math.log(0.5), math.log(4), math.log(3)]),
+    "sequence_index": torch.tensor([0, 0, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("correction", "bounds", "expected"),
+    [
+        ("none", (0.0, 2.0), [1, 1, 1, 1, 1]),
+        ("token_truncate", (0.0, 2.0), [2, 0.25, 0.5, 2, 2]),
+        ("token_truncate", (0.5, 3.5), [2, 0.5, 0.5, 3.5, 3]),
+        ("token_mask", (0.4, 3.5), [2, 0, 0.5, 0, 3]),
+        ("sequence_truncate", (0.0, 2.0), [0.5, 0.5, 2, 2, 2]),
+        ("sequence_truncate", (0.75, 10.0), [0.75, 0.75, 6, 6, 6]),
+        ("sequence_mask", (0.0, 2.0), [0.5, 0.5, 0, 0, 0]),
+        ("sequence_mask", (0.75, 10.0), [0, 0, 6, 6, 6]),
+    ],
+)
+def test_correction_by_hand(correction: Any, bounds: tuple[float, float], expected: list[float]) -> None:
+    algorithm = replace(GRPO, correction=correction, correction_range=bounds)
+    factor = correction_factor(algorithm=algorithm, **CORRECTED)
+    assert factor.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("correction", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+def test_the_bounds_of_a_correction_belong_to_it(correction: Any) -> None:
+    # A factor of exactly 1 between [0.5, 1] and [1, 2]; the engine that samples what is trained is not corrected.
+    old = double([-1, -2, -3])
+    for bounds in [(0.5, 1.0), (1.0, 2.0)]:
+        algorithm = replace(GRPO, correction=correction, correction_range=bounds)
+        assert correction_factor(old, old, torch.tensor([0, 0, 1]), algorithm).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("correction", ["token_mask", "token_truncate", "sequence_mask", "sequence_truncate"])
+def test_a_factor_beyond_all_bounds_gives_a_finite_loss(correction: Any) -> None:
+    # e^800 overflows; masked it is 0, truncated it is 2.
+    algorithm = replace(GRPO, correction=correction, correction_range=(0.0, 2.0))
+    factor = correction_factor(double([-1.0]), double([-801.0]), torch.tensor([0]), algorithm)
+    assert factor.tolist() == ([0] if correction.endswith("mask") else [2])
+
+
 # Aggregation
 
 
@@ -171,6 +260,18 @@ def test_sequences_without_actions_are_not_counted(aggregate: Any) -> None:
     assert torch.equal(with_gap, without)
 
 
+@pytest.mark.parametrize("aggregate", ["token_mean", "sequence_mean", "sequence_sum", "constant_length"])
+def test_sequences_left_out_count_nowhere(aggregate: Any) -> None:
+    # Sequence 1 of three is masked: the others weigh what they would weigh alone.
+    index, included = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([True, True, True, False, False, True])
+    weights = aggregation_weights(aggregate, index, max_new_tokens=4, included=included)
+    alone = aggregation_weights(aggregate, torch.tensor([0, 0, 0, 1]), max_new_tokens=4)
+    assert torch.equal(weights[included], alone)
+    assert weights[~included].tolist() == [0, 0]
+    nothing = aggregation_weights(aggregate, index, max_new_tokens=4, included=torch.zeros_like(included))
+    assert nothing.tolist() == [0] * 6
+
+
 # The whole loss
 
 
@@ -180,13 +281,16 @@ def test_policy_loss_by_hand() -> None:
     #   token 1: ratio 1: -1; r_ref = 1: k3 = 0
     #   entropies 2 and 3: bonuses 0.02 and 0.03
     # loss = ((-1.2 + 0.0106531 - 0.02) + (-1 + 0 - 0.03)) / 2 = -1.119673
-    algorithm = replace(GRPO, kl_coef=0.1, entropy_coef=0.01)
+    # The engine gave both tokens log-prob -2.5, that is e^0.5 = 1.648721 times too little.
+    algorithm = replace(GRPO, entropy_coef=0.01)
     index = torch.tensor([0, 0])
     loss, sums = policy_loss(
         algorithm,
+        kl_coef=0.1,
         logprobs=double([-1.0, -2.0]),
         entropy=double([2.0, 3.0]),
         old_logprobs=double([-2.0, -2.0]),
+        rollout_logprobs=double([-2.5, -2.5]),
         ref_logprobs=double([-1.5, -2.0]),
         advantages=double([1.0, 1.0]),
         weights=aggregation_weights("sequence_mean", index, max_new_tokens=8),
@@ -199,9 +303,66 @@ def test_policy_loss_by_hand() -> None:
             "policy/clip_fraction": 1.0,  # token 0
             "policy/ratio_max": E,
             "policy/kl_ref": 0.106531,
+            "policy/mismatch": 1.0,  # 0.5 + 0.5
+            "policy/mismatch_kl": 0.297443,  # twice e^0.5 - 1 - 0.5
+            "policy/correction": 2.0,  # no correction: 1 each
+            "sum/factor": 3.297443,  # e^0.5 twice
+            "sum/factor_squared": 5.436564,  # e twice
         },
         abs=1e-6,
     )
+
+
+def test_a_correction_weighs_the_surrogate_and_neither_the_kl_nor_the_entropy() -> None:
+    # The same tokens with the engine's log-probs -2 - log 0.5 and -2 - log 4, truncated at 2: factors 0.5 and 2.
+    # loss = ((0.5 * -1.2 + 0.0106531 - 0.02) + (2 * -1 + 0 - 0.03)) / 2 = -1.319673
+    algorithm = replace(GRPO, entropy_coef=0.01, correction="token_truncate")
+    logprobs = double([-1.0, -2.0], grad=True)
+    loss, sums = policy_loss(
+        algorithm,
+        kl_coef=0.1,
+        logprobs=logprobs,
+        entropy=double([2.0, 3.0]),
+        old_logprobs=double([-2.0, -2.0]),
+        rollout_logprobs=double([-2.0 - math.log(0.5), -2.0 - math.log(4)]),
+        ref_logprobs=double([-1.5, -2.0]),
+        advantages=double([1.0, 1.0]),
+        weights=double([0.5, 0.5]),
+        sequence_index=torch.tensor([0, 0]),
+    )
+    assert loss.item() == pytest.approx(-1.319673, abs=1e-6)
+    assert sums["policy/correction"] == pytest.approx(2.5)
+    # Token 0 is clipped and keeps the KL's slope, 0.1 (1 - 0.606531) / 2; token 1 has its factor, -2 * 1 / 2.
+    (slope,) = torch.autograd.grad(loss, logprobs)
+    assert slope.tolist() == pytest.approx([0.0196735, -1.0], abs=1e-6)
+
+
+def test_metrics_are_means_over_the_tokens_of_all_parts() -> None:
+    def part(**sums: float) -> Metrics:
+        names = {"factor": "sum/factor", "squared": "sum/factor_squared", "ratio": "policy/ratio_max"}
+        return {names.get(name, f"policy/{name}"): value for name, value in sums.items()}
+
+    # 3 tokens with pi_old / pi_rollout = 1, 2 | 3: ESS = (1 + 2 + 3)^2 / (3 * (1 + 4 + 9)) = 36 / 42.
+    parts = [part(entropy=4, ratio=1.5, factor=3, squared=5), part(entropy=5, ratio=1.2, factor=3, squared=9)]
+    metrics = policy_metrics(parts, 3)
+    assert metrics == pytest.approx({"policy/entropy": 3.0, "policy/ratio_max": 1.5, "policy/ess": 36 / 42})
+    # All tokens alike: every sample counts in full, whatever the factor.
+    assert policy_metrics([part(ratio=1, factor=6, squared=12)], 3)["policy/ess"] == pytest.approx(1)
+    # One token out of 100 has all the weight: one effective sample.
+    assert policy_metrics([part(ratio=1, factor=5, squared=25)], 100)["policy/ess"] == pytest.approx(0.01)
+
+
+def test_the_kl_coefficient_is_steered_to_its_target() -> None:
+    # Error (kl - target) / target, held within 20 %, times 1 / 2.
+    assert adapted_kl_coef(0.1, kl=0.05, target=0.05) == pytest.approx(0.1)
+    assert adapted_kl_coef(0.1, kl=0.055, target=0.05) == pytest.approx(0.105)  # 10 % too much: 5 % more
+    assert adapted_kl_coef(0.1, kl=5.0, target=0.05) == pytest.approx(0.11)  # 10 % at most
+    assert adapted_kl_coef(0.1, kl=0.0, target=0.05) == pytest.approx(0.09)
+    # A policy whose KL is 0.01 / coefficient comes to rest where that is the target, from both sides.
+    for coefficient in (0.01, 10.0):
+        for _ in range(200):
+            coefficient = adapted_kl_coef(coefficient, kl=0.01 / coefficient, target=0.05)
+        assert coefficient == pytest.approx(0.2, rel=1e-3)
 
 
 def test_clip_fraction_counts_only_tokens_whose_gradient_is_gone() -> None:
@@ -211,9 +372,11 @@ def test_clip_fraction_counts_only_tokens_whose_gradient_is_gone() -> None:
     algorithm = replace(GRPO, kl="none", kl_coef=0.0, clip_high=0.28)
     loss, sums = policy_loss(
         algorithm,
+        kl_coef=0.0,
         logprobs=logprobs,
         entropy=torch.zeros(5, dtype=torch.float64),
         old_logprobs=torch.zeros(5, dtype=torch.float64),
+        rollout_logprobs=torch.zeros(5, dtype=torch.float64),
         ref_logprobs=None,
         advantages=double(advantages),
         weights=torch.ones(5, dtype=torch.float64),
@@ -224,177 +387,45 @@ def test_clip_fraction_counts_only_tokens_whose_gradient_is_gone() -> None:
     assert (slope == 0).tolist() == [True, False, False, True, False]
 
 
-def test_the_sum_does_not_depend_on_how_it_is_split() -> None:
-    index = torch.tensor([0, 0, 0, 1, 2, 2])
-    generator = torch.Generator().manual_seed(1)
-    old, new, ref, advantages = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(4))
-    weights = aggregation_weights("sequence_mean", index, max_new_tokens=8)
-
-    def loss(rows: slice) -> float:
-        value, _ = policy_loss(
-            GRPO,
-            logprobs=new[rows],
-            entropy=new[rows],
-            old_logprobs=old[rows],
-            ref_logprobs=ref[rows],
-            advantages=advantages[rows],
-            weights=weights[rows],
-            sequence_index=index[rows],
-        )
-        return value.item()
-
-    assert loss(slice(0, 4)) + loss(slice(4, 6)) == pytest.approx(loss(slice(0, 6)), abs=1e-12)
-
-
-# TRL
-
-
-def trl_settings(algorithm: Algorithm, loss_type: str, *, max_new_tokens: int) -> SimpleNamespace:
-    """What `GRPOTrainer._compute_loss` reads of its trainer, for one process and no gradient accumulation."""
-    # TRL's CISPO bound is the ratio itself, not its distance from 1.
-    epsilon_high = 1 + algorithm.clip_high if loss_type == "cispo" else algorithm.clip_high
-    return SimpleNamespace(
-        loss_type=loss_type,
-        beta=algorithm.kl_coef,
-        epsilon_low=algorithm.clip_low,
-        epsilon_high=epsilon_high,
-        importance_sampling_level=algorithm.ratio,
-        max_completion_length=max_new_tokens,
-        top_entropy_quantile=1.0,
-        off_policy_mask_threshold=None,
-        use_vllm=False,
-        _entropy_bonus_enabled=algorithm.entropy_coef != 0,
-        entropy_coef=algorithm.entropy_coef,
-        use_adaptive_entropy=False,
-        aux_loss_enabled=False,
-        current_gradient_accumulation_steps=1,
-        model=SimpleNamespace(training=True),
-        args=SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
-        accelerator=SimpleNamespace(
-            num_processes=1,
-            sync_gradients=True,
-            gather=lambda tensor: tensor,
-            reduce=lambda tensor, reduction: tensor,
-        ),
-        _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
-    )
-
-
-def trl_loss(
-    algorithm: Algorithm,
-    loss_type: str,
-    lengths: list[int],
-    *,
-    logprobs: Tensor,
-    entropy: Tensor,
-    old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None,
-    advantages: Tensor,
-    max_new_tokens: int,
-) -> tuple[Tensor, dict[str, list[float]]]:
-    """TRL's loss and metrics of flat tensors; advantages are per sequence. What it pads is filled with 0 and masked."""
-    mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
-
-    def padded(flat: Tensor) -> Tensor:
-        return torch.zeros(mask.shape, dtype=flat.dtype).masked_scatter(mask, flat)
-
-    trainer = trl_settings(algorithm, loss_type, max_new_tokens=max_new_tokens)
-    trainer._get_per_token_logps_and_entropies = lambda *args, **kwargs: (padded(logprobs), padded(entropy), None)
-    inputs = {
-        "prompt_ids": torch.ones(len(lengths), 1, dtype=torch.int64),
-        "prompt_mask": torch.ones(len(lengths), 1, dtype=torch.int64),
-        "completion_ids": torch.ones(mask.shape, dtype=torch.int64),
-        "completion_mask": mask.long(),
-        "advantages": advantages,
-        "num_items_in_batch": torch.tensor(sum(lengths)),
-    }
-    if old_logprobs is not None:
-        inputs["old_per_token_logps"] = padded(old_logprobs)
-    if ref_logprobs is not None:
-        inputs["ref_per_token_logps"] = padded(ref_logprobs)
-    return GRPOTrainer._compute_loss(trainer, None, inputs), trainer._metrics["train"]
-
-
-TRL_ROWS = {
-    "grpo": ("grpo", GRPO),
-    "grpo without KL": ("grpo", replace(GRPO, kl="none", kl_coef=0.0)),
-    "bnpo": ("bnpo", replace(GRPO, aggregate="token_mean")),
-    "dapo": ("dapo", replace(GRPO, aggregate="token_mean", clip_high=0.28, kl="none", kl_coef=0.0)),
-    "dr_grpo": ("dr_grpo", replace(GRPO, aggregate="constant_length", kl_coef=0.1)),
-    "gspo": ("grpo", replace(GRPO, ratio="sequence", kl="none", kl_coef=0.0, clip_low=0.1, clip_high=0.15)),
-    "gspo with KL": ("grpo", replace(GRPO, ratio="sequence", clip_low=0.1, clip_high=0.15)),
-    "luspo": ("luspo", replace(GRPO, ratio="sequence", aggregate="sequence_sum", kl="none", kl_coef=0.0)),
-    "cispo": (
-        "cispo",
-        replace(GRPO, surrogate="clipped_weight", aggregate="token_mean", clip_low=1.0, kl="none", kl_coef=0.0),
-    ),
-    "entropy bonus": ("bnpo", replace(GRPO, aggregate="token_mean", entropy_coef=0.02)),
+SPLIT = {
+    "grpo": GRPO,
+    "sequence ratio": replace(GRPO, ratio="sequence"),
+    "dual clip": replace(GRPO, surrogate="dual_clipped", kl="k2"),
+    "cispo": replace(GRPO, surrogate="clipped_weight", entropy_coef=0.1),
+    "score function": replace(GRPO, surrogate="score_function"),
+    **{
+        name: replace(GRPO, correction=name, correction_range=(0.3, 3.0))
+        for name in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+    },
 }
 
 
-@pytest.mark.parametrize("is_on_policy", [False, True], ids=["off-policy", "on-policy"])
-@pytest.mark.parametrize("row", TRL_ROWS)
-def test_loss_and_gradient_equal_those_of_trl(row: str, is_on_policy: bool) -> None:
-    loss_type, algorithm = TRL_ROWS[row]
-    # The weights are float32: lengths, their sum and the bound are powers of two, so that no rounding hides anything.
-    lengths, max_new_tokens = [4, 8, 2, 2], 8
-    generator = torch.Generator().manual_seed(len(row))
-    count = sum(lengths)
+@pytest.mark.parametrize("name", SPLIT)
+def test_loss_and_metrics_do_not_depend_on_how_the_tokens_are_split(name: str) -> None:
+    index = torch.tensor([0, 0, 0, 1, 2, 2])
+    generator = torch.Generator().manual_seed(1)
+    old, new, ref, advantages, noise = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(5))
+    weights = aggregation_weights("sequence_mean", index, max_new_tokens=8)
 
-    def noise(scale: float, size: int = count) -> Tensor:
-        return scale * torch.randn(size, generator=generator, dtype=torch.float64)
+    def part(rows: slice) -> tuple[float, Metrics]:
+        value, sums = policy_loss(
+            SPLIT[name],
+            kl_coef=0.1,
+            logprobs=new[rows],
+            entropy=new[rows],
+            old_logprobs=old[rows],
+            rollout_logprobs=(old + noise)[rows],
+            ref_logprobs=ref[rows],
+            advantages=advantages[rows],
+            weights=weights[rows],
+            sequence_index=index[rows] - index[rows][0],
+        )
+        return value.item(), sums
 
-    old = -3 + noise(1.0)
-    new = (old + (0 if is_on_policy else noise(0.4))).requires_grad_()
-    entropy = (2 + noise(0.3)).requires_grad_()
-    ref = None if algorithm.kl == "none" else old + noise(0.3)
-    advantages = noise(1.5, len(lengths))
-    index = torch.repeat_interleave(torch.tensor(lengths))
-    tensors = {"logprobs": new, "entropy": entropy, "ref_logprobs": ref}
-
-    ours, sums = policy_loss(
-        algorithm,
-        **tensors,
-        old_logprobs=new.detach() if is_on_policy else old,
-        advantages=advantages[index],
-        weights=aggregation_weights(algorithm.aggregate, index, max_new_tokens=max_new_tokens),
-        sequence_index=index,
-    )
-    theirs, metrics = trl_loss(
-        algorithm,
-        loss_type,
-        lengths,
-        **tensors,
-        old_logprobs=None if is_on_policy else old,
-        advantages=advantages,
-        max_new_tokens=max_new_tokens,
-    )
-    assert ours.item() == pytest.approx(theirs.item(), abs=1e-9)
-    leaves = [new, entropy] if algorithm.entropy_coef else [new]
-    for own, other in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
-        assert float(other.abs().max()) > 1e-3
-        assert torch.allclose(own, other, rtol=0, atol=1e-9)
-    if ref is not None:
-        assert sums["policy/kl_ref"] / count == pytest.approx(metrics["kl"][0], abs=1e-9)
-    if loss_type != "cispo" and algorithm.ratio == "token":
-        assert sums["policy/clip_fraction"] / count == pytest.approx(metrics["clip_ratio/region_mean"][0], abs=1e-6)
-        assert is_on_policy or sums["policy/clip_fraction"] > 0  # the case holds clipped tokens
-
-
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo"])
-def test_ragged_lengths_equal_those_of_trl(loss_type: str) -> None:
-    # Lengths whose reciprocals float32 rounds: the weights add a relative error of 6e-8 to sums of about 1.
-    aggregate = {"grpo": "sequence_mean", "bnpo": "token_mean", "dr_grpo": "constant_length"}[loss_type]
-    algorithm = replace(GRPO, aggregate=aggregate)
-    lengths, generator = [3, 7, 1, 5, 11], torch.Generator().manual_seed(3)
-    index = torch.repeat_interleave(torch.tensor(lengths))
-    new, old, ref = (0.3 * torch.randn(len(index), generator=generator, dtype=torch.float64) - 2 for _ in range(3))
-    advantages = torch.randn(len(lengths), generator=generator, dtype=torch.float64)
-    tensors = {"logprobs": new, "entropy": -new, "old_logprobs": old, "ref_logprobs": ref}
-    weights = aggregation_weights(algorithm.aggregate, index, max_new_tokens=13)
-    ours, _ = policy_loss(algorithm, **tensors, advantages=advantages[index], weights=weights, sequence_index=index)
-    theirs, _ = trl_loss(algorithm, loss_type, lengths, **tensors, advantages=advantages, max_new_tokens=13)
-    assert ours.item() == pytest.approx(theirs.item(), abs=1e-7)
+    whole, parts = part(slice(0, 6)), [part(slice(0, 3)), part(slice(3, 4)), part(slice(4, 6))]
+    assert sum(value for value, _ in parts) == pytest.approx(whole[0], abs=1e-12)
+    metrics = policy_metrics([sums for _, sums in parts], 6)
+    assert metrics == pytest.approx(policy_metrics([whole[1]], 6), abs=1e-12)
 
 
 # The critic's loss
@@ -403,15 +434,15 @@ def test_ragged_lengths_equal_those_of_trl(loss_type: str) -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        # Old value 1, return 3, clip 0.2, coefficient 0.5, weight 1: 0.5 * 0.5 * max((V - 3)^2, (clip(V) - 3)^2).
+        # Old value 1, return 3, clip 0.2, weight 1/2: 1/2 * 1/2 * max((V - 3)^2, (clip(V) - 3)^2).
         (1.1, 0.25 * 1.9**2),  # inside the clip
         (2.5, 0.25 * 1.8**2),  # moved past 1.2 towards the return: counted as if it stood at 1.2
         (0.0, 0.25 * 3.0**2),  # moved away: the larger error counts
     ],
 )
 def test_value_loss_by_hand(value: float, expected: float) -> None:
-    algorithm = replace(PPO, value_clip=0.2, value_coef=0.5)
-    tensors = {"old_values": double([1.0]), "returns": double([3.0]), "weights": double([1.0])}
+    algorithm = replace(PPO, value_clip=0.2)
+    tensors = {"old_values": double([1.0]), "returns": double([3.0]), "weights": double([0.5])}
     values = double([value], grad=True)
     loss = value_loss(algorithm, values=values, **tensors)
     assert loss.item() == pytest.approx(expected)
@@ -421,79 +452,12 @@ def test_value_loss_by_hand(value: float, expected: float) -> None:
 
 
 def test_value_loss_without_clip_is_half_the_weighted_squared_error() -> None:
-    # 2 * 0.5 * (0.25 * (2 - 3)^2 + 0.75 * (5 - 1)^2) = 0.25 + 12 = 12.25
-    algorithm = replace(PPO, value_clip=0.0, value_coef=2.0)
+    # 0.5 * (0.25 * (2 - 3)^2 + 0.75 * (5 - 1)^2) = 0.125 + 6 = 6.125
     loss = value_loss(
-        algorithm,
+        replace(PPO, value_clip=0.0),
         values=double([2, 5]),
         old_values=double([0, 0]),
         returns=double([3, 1]),
         weights=double([0.25, 0.75]),
     )
-    assert loss.item() == pytest.approx(12.25)
-
-
-# The rows
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"ratio": "sequence", "surrogate": "score_function"}, "surrogate: clipped"),
-        ({"ratio": "sequence", "aggregate": "token_mean"}, "sequence_mean"),
-        ({"ratio": "sequence", "aggregate": "constant_length"}, "sequence_mean"),
-        ({"kl": "none"}, "kl_coef: 0"),
-        ({"kl_in": "reward"}, "kl: k1"),
-        ({"kl_in": "reward", "kl": "k2"}, "kl: k1"),
-        ({"baseline": "critic"}, "batch_std"),
-        ({"clip_low": -0.1}, "clip_low must not be negative"),
-        ({"clip_high": -0.1}, "clip_high must not be negative"),
-        ({"kl_coef": -0.1}, "kl_coef must not be negative"),
-        ({"entropy_coef": -0.1}, "entropy_coef must not be negative"),
-        ({"value_clip": -0.1}, "value_clip must not be negative"),
-        ({"value_coef": -0.1}, "value_coef must not be negative"),
-        ({"gamma": 1.1}, "gamma must lie between 0 and 1"),
-        ({"gae_lambda": -0.1}, "gae_lambda must lie between 0 and 1"),
-    ],
-)
-def test_combinations_that_contradict_themselves_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(GRPO, **changes)
-
-
-def test_grpo_is_the_row_of_its_paper() -> None:
-    # https://arxiv.org/abs/2402.03300: equation 3 averages over the group and over each output's length and subtracts
-    # beta times the KL; equation 4 is k3; section 4.1.2 normalises by the group's mean and standard deviation; section
-    # 4.2 sets the KL coefficient to 0.04. The clip distance, which it does not tell, is PPO's.
-    assert (GRPO.baseline, GRPO.scale) == ("group_mean", "group_std")
-    assert (GRPO.ratio, GRPO.surrogate, GRPO.aggregate) == ("token", "clipped", "sequence_mean")
-    assert (GRPO.kl, GRPO.kl_in, GRPO.kl_coef) == ("k3", "loss", 0.04)
-    assert GRPO.clip_low == GRPO.clip_high == 0.2
-    assert not GRPO.needs_critic
-    assert GRPO.needs_reference
-    assert GRPO.is_group_relative
-
-
-def test_ppo_is_the_row_of_its_papers() -> None:
-    # https://arxiv.org/abs/1707.06347: equation 7 with epsilon 0.2 (table 1), equation 11 with lambda 0.95 (table 3);
-    # https://arxiv.org/abs/1909.08593, equation 2: the reward is r - beta log(pi / rho), which is k1.
-    assert (PPO.baseline, PPO.gae_lambda) == ("critic", 0.95)
-    assert (PPO.ratio, PPO.surrogate, PPO.aggregate) == ("token", "clipped", "token_mean")
-    assert (PPO.kl, PPO.kl_in) == ("k1", "reward")
-    assert PPO.kl_coef > 0
-    assert PPO.clip_low == PPO.clip_high == 0.2
-    assert PPO.value_coef > 0
-    assert PPO.needs_critic
-    assert PPO.needs_reference
-    assert not PPO.is_group_relative
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_row_is_what_the_config_starts_from(name: str) -> None:
-    assert Algorithm(**preset_fields(name)) == PRESETS[name]
-    assert asdict(PRESETS[name])["preset"] == name
-
-
-def test_unknown_preset() -> None:
-    with pytest.raises(KeyError):
-        preset_fields("grop")
+    assert loss.item() == pytest.approx(6.125)

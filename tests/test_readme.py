@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlft import launch
-from rlft.config import load
+from rlft.config_file import load
 from tests.fakes import read_lines, read_rollouts
 
 ROOT = Path(__file__).parents[1]

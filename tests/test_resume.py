@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from rlft import launch
-from rlft.config import load
+from rlft import run as run_module
+from rlft.config_file import load
 from rlft.run import Run
 from tests.conftest import start_rlft
 from tests.fakes import read_lines, read_metrics, read_result, write_config
@@ -211,7 +212,8 @@ def test_every_moment_at_which_something_was_written_can_be_resumed_from(
     tmp_path: Path, tiny_model: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The directory as it was at each sync of step 2: rollouts, metrics, adapter, checkpoint, in all their files.
-    settings = ["steps=3", "checkpoint.keep=1", "checkpoint.every=1", "evaluation.tasks=2"]
+    monkeypatch.setattr(run_module, "KEPT_CHECKPOINTS", 1)
+    settings = ["steps=3", "checkpoint.every=1", "evaluation.tasks=2"]
     config = load(write_config(tmp_path, tiny_model), settings)
     moments: list[Path] = []
     seen: list[Any] = []
@@ -326,13 +328,19 @@ class Stopped:
     """What a second driver was told meanwhile."""
 
 
+# A shell ignores SIGINT in what it starts in the background, and so would everything that these tests start from there.
+HEEDING_SIGINT = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 def stop(folder: Path, model: Path, backend: str, number: signal.Signals) -> Stopped:
     # The inline run is resumed and compared with the reference; the others can do without the SFT stage.
     driver = Driver(folder, model, f"backend={backend}", *([] if backend == "inline" else ["sft=null"]))
     driver.hold("train 1")
     with driver.log.open("wb") as log:
         process = subprocess.Popen(
-            [RLFT, *driver.train],
+            [sys.executable, "-c", HEEDING_SIGINT, str(RLFT), *driver.train],
             stdout=log,
             stderr=log,
             env={**os.environ, **driver.environment},

@@ -39,6 +39,7 @@ def test_available_lists_every_shipped_reward_with_its_docstring() -> None:
         "rewards.exact_answer:exact_answer",
         "rewards.graded_answer:graded_answer",
         "rewards.last_number:last_number",
+        "rewards.reward_model:reward_model",
     }
     assert all(line and "\n" not in line for line in found.values())
     assert all(callable(load(path)) for path in found)

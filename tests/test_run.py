@@ -18,7 +18,7 @@ from rlft import chat
 from rlft import model as models
 from rlft.batch import collate, pack
 from rlft.checkpoint import load_latest
-from rlft.config import load
+from rlft.config_file import load
 from rlft.learner import Learner
 from rlft.run import Run
 from rlft.train_rl import restore
@@ -271,7 +271,7 @@ def test_plain_peft_gives_the_learners_logprobs(finished_run: Path) -> None:
     sample = Trajectory(task=task, sample_index=0, seed=0, turns=(turn,), text="", outcome=Score(value=1.0))
     batch = collate([Group(task=task, trajectories=(sample,))])
     with torch.no_grad():
-        learners, _ = models.token_logprobs(learner.model, pack(batch), 1.0)
+        learners, _ = models.token_logprobs(learner.roles.model, pack(batch), 1.0)
         base = AutoModelForCausalLM.from_pretrained(config.model.source, dtype=torch.float32)
         peft = PeftModel.from_pretrained(base, finished_run / "adapters" / "v000004").eval()
         plain = _logprobs(peft, torch.tensor([[1, 90, 0, 2, 70, 71, 0]]), 4)

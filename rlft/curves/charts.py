@@ -1,6 +1,6 @@
 """The charts of a report as plotly traces: plain dicts, so that building them needs no plotly.
 
-A chart exists only where there is data for it. Every x axis is the RL step. Colours are mid-tones that can be
+A chart exists only where there is data for it. Every x axis is the step. Colours are mid-tones that can be
 read on a light and on a dark page; text and grid take the page's colours in `page/report.js`.
 """
 
@@ -86,6 +86,27 @@ _BEHAVIOUR: tuple[_Spec, ...] = (
         ),
     ),
 )
+_PREFERENCES: tuple[_Spec, ...] = (
+    (
+        "Pairs on the right side",
+        "share; KTO: of the completions",
+        _SHARE,
+        (_Line("preference/accuracy", "accuracy", GREEN),),
+    ),
+    (
+        "Implicit reward",
+        "mean of the completions",
+        {},
+        (_Line("preference/reward_chosen", "chosen", GREEN), _Line("preference/reward_rejected", "rejected", RED)),
+    ),
+    (
+        "Log-probability",
+        "of whole completions, nats",
+        {},
+        (_Line("preference/logprob_chosen", "chosen", GREEN), _Line("preference/logprob_rejected", "rejected", RED)),
+    ),
+    ("Reference point", "KTO's z0, nats", _FROM_ZERO, (_Line("preference/z0", "z0", GREY),)),
+)
 _LEARNER: tuple[_Spec, ...] = (
     ("Gradient norm", "before clipping", {}, (_Line("policy/grad_norm", "norm"),)),
     (
@@ -107,16 +128,21 @@ _LEARNER: tuple[_Spec, ...] = (
     ),
 )
 _THROUGHPUT: tuple[_Spec, ...] = (
-    ("Throughput", "sampled tokens per second", {}, (_Line("time/tokens_per_s", "tokens/s", GREEN),)),
+    ("Throughput", "tokens per second", {}, (_Line("time/tokens_per_s", "tokens/s", GREEN),)),
 )
 _TIMES = (("time/rollout", "rollout", BLUE), ("time/score", "score", ORANGE), ("time/learn", "learn", VIOLET))
 
 
 def sections(rows: Rows, evals: Sequence[Evaluation], events: Sequence[Event]) -> list[Section]:
     """Every chart that the data allows, by section; sections without charts are absent."""
+    reward, margin = _reward(rows, events), _margin(rows, evals, events)
     built = [
-        Section(title="Result", charts=[*_reward(rows, events), *_accuracy(rows, evals)], wide=True),
+        Section(title="Result", charts=[*(reward or margin), *_accuracy(rows, evals)], wide=True),
         Section(title="Parts of the reward", charts=_parts(rows)),
+        Section(
+            title="Preferences",
+            charts=[*(margin if reward else []), *_preference_loss(rows, evals), *_plain(rows, _PREFERENCES)],
+        ),
         Section(title="Behaviour", charts=[*_plain(rows, _BEHAVIOUR), *_failures(rows)]),
         Section(title="Learner", charts=_plain(rows, _LEARNER)),
         Section(title="Speed", charts=[*_plain(rows, _THROUGHPUT), *_times(rows)]),
@@ -125,7 +151,7 @@ def sections(rows: Rows, evals: Sequence[Evaluation], events: Sequence[Event]) -
 
 
 def step_range(rows: Rows, evals: Sequence[Evaluation]) -> tuple[float, float]:
-    """The x axis that all charts share: from 0 if something was evaluated before RL, with a little air."""
+    """The x axis that all charts share: from 0 if something was evaluated before it, with a little air."""
     steps = [row["step"] for row in rows] + [evaluation.step for evaluation in evals]
     first, last = (min(steps), max(steps)) if steps else (0, 1)
     air = max(0.5, (last - first) * 0.015)
@@ -156,13 +182,40 @@ def _reward(rows: Rows, events: Sequence[Event]) -> list[Chart]:
     hint = "mean of each step" + (", 95 % band clustered by task" if len(traces) > 1 else "")
     whole = [part for part in reward_parts(rows) if is_whole_reward(rows, part)]
     title = f"Train reward ({whole[0]})" if len(whole) == 1 and len(reward_parts(rows)) == 1 else "Train reward"
+    return [_with_events(title, hint, traces, events)]
+
+
+def _margin(rows: Rows, evals: Sequence[Evaluation], events: Sequence[Event]) -> list[Chart]:
+    steps, values = _series(rows, "preference/margin")
+    if not steps:
+        return []
+    traces = [curve(steps, values, "train", BLUE, width=2), *_heldout(evals, "margin")]
+    return [_with_events("Margin", "by how much the policy sides with the labels", traces, events)]
+
+
+def _preference_loss(rows: Rows, evals: Sequence[Evaluation]) -> list[Chart]:
+    steps, values = _series(rows, "preference/loss")
+    if not steps:
+        return []
+    traces = [curve(steps, values, "train", BLUE), *_heldout(evals, "loss")]
+    return [Chart(title="Preference loss", hint="mean of each step", traces=traces)]
+
+
+def _heldout(evals: Sequence[Evaluation], number: str) -> list[Trace]:
+    """The evaluations' `loss` or `margin` as a line, where they have any."""
+    points = [(e.step, value) for e in evals if math.isfinite(value := getattr(e, number))]
+    return [curve([x for x, _ in points], [y for _, y in points], "held out", ORANGE)] if points else []
+
+
+def _with_events(title: str, hint: str, traces: list[Trace], events: Sequence[Event]) -> Chart:
+    """A chart with the events along its lower edge."""
     marks = [event for event in events if event.step is not None]
     layout: dict[str, Any] = {}
     if marks:
-        traces.append(event_rail(marks))
+        traces = [*traces, event_rail(marks)]
         hint += "; triangles: events"
         layout["yaxis2"] = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
-    return [Chart(title=title, hint=hint, traces=traces, layout=layout)]
+    return Chart(title=title, hint=hint, traces=traces, layout=layout)
 
 
 def _accuracy(rows: Rows, evals: Sequence[Evaluation]) -> list[Chart]:
@@ -180,11 +233,11 @@ def _accuracy(rows: Rows, evals: Sequence[Evaluation]) -> list[Chart]:
                 traces.append({**line, "showlegend": False, "hoverinfo": "skip", "mode": "lines"})
             traces.append(interval_points([evaluation], evaluation.label, color))
     if trained:
-        if len(trained) < len(known):  # RL starts where the policy before it ended
+        if len(trained) < len(known):  # training starts where the policy before it ended
             ends = [known[len(known) - len(trained) - 1], trained[0]]
             start = curve([e.step for e in ends], [e.accuracy.mean for e in ends], "start", BLUE)
             traces.append({**start, "showlegend": False, "hoverinfo": "skip", "mode": "lines"})
-        traces.append(interval_points(trained, "RL", BLUE))
+        traces.append(interval_points(trained, trained[-1].stage, BLUE))
     metric = known[-1].metric
     before = " and ".join(e.label for e in known if e not in trained)
     return [

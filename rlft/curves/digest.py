@@ -16,6 +16,9 @@ WASTE_COLUMNS = ("step", "group_index", "outcome", "reward", "advantage", "compl
 
 _TRENDS = (
     ("Train reward", "reward/mean", "number"),
+    ("Preference loss", "preference/loss", "number"),
+    ("Margin", "preference/margin", "number"),
+    ("Preferences on the right side", "preference/accuracy", "share"),
     ("KL to the reference, nats per token", "policy/kl_ref", "number"),
     ("Entropy, nats per token", "policy/entropy", "number"),
     ("Completion length, tokens", "rollout/length", "number"),
@@ -27,7 +30,7 @@ _TRENDS = (
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether RL helped, judged on the held-out tasks."""
+    """Whether training helped, judged on the held-out tasks."""
 
     kind: Literal["improved", "worse", "inconclusive", "open"]
     """`open`: there is nothing to compare yet."""
@@ -66,10 +69,11 @@ class _Stage:
     label: str
     accuracy: Interval
     by_task: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    trainer: str = "RL"
 
 
 def verdict(evals: Sequence[Evaluation], rows: Sequence[Mapping[str, float]], summary: Mapping[str, Any]) -> Verdict:
-    """Compare the last evaluation with the policy that RL started from (SFT, else base), paired by task.
+    """Compare the last evaluation with the policy that training started from (SFT, else base), paired by task.
 
     The last evaluation, not the best one: picking the best of several is picking the luckiest. Without stored
     evaluations the accuracies of the summary are compared by whether their intervals overlap.
@@ -140,7 +144,7 @@ def _stages(evals: Sequence[Evaluation], summary: Mapping[str, Any]) -> dict[str
             stages[name] = _Stage(label, Interval.from_dict(stored))
     for evaluation in evals:  # ordered, so the last step's evaluation is the one that stays
         key = evaluation.name if evaluation.name in ("base", "sft") else "rl"
-        stages[key] = _Stage(evaluation.label, evaluation.accuracy, evaluation.by_task)
+        stages[key] = _Stage(evaluation.label, evaluation.accuracy, evaluation.by_task, evaluation.stage)
     return stages
 
 
@@ -151,13 +155,15 @@ def _compare(
     change = paired.interval
     if change.n == 0:
         return _compare_unpaired(start.accuracy, trained.accuracy)
-    text = f". Paired over {change.n} tasks, RL changed it by {interval_text(change, '+')}"
+    text = f". Paired over {change.n} tasks, {trained.trainer} changed it by {interval_text(change, '+')}"
     if base is not None and base is not start:
         whole = paired_difference(base.by_task, trained.by_task).interval
         text += f" against {start.label}; the whole run changed it by {interval_text(whole, '+')}"
     if paired.conclusive:
         better = change.mean > 0
-        return ("improved" if better else "worse"), f"{text}. RL {'improved it' if better else 'made it worse'}."
+        return (
+            "improved" if better else "worse"
+        ), f"{text}. {trained.trainer} {'improved it' if better else 'made it worse'}."
     if not change.bounded or change.low <= 0 <= change.high:
         reason = "the interval of the change includes 0" if change.bounded else "one task has no interval"
     else:
@@ -177,14 +183,19 @@ def _compare_unpaired(start: Interval, trained: Interval) -> tuple[Literal["impr
 
 def _open_sentence(stages: Sequence[_Stage], trained: _Stage | None, rows: Sequence[Mapping[str, float]]) -> str:
     if trained is not None:
-        return f"Held-out accuracy is {_with_label(trained)}; nothing was evaluated before RL to compare with."
+        before = f"nothing was evaluated before {trained.trainer} to compare with"
+        return f"Held-out accuracy is {_with_label(trained)}; {before}."
     known = " and ".join(_with_label(stage) for stage in stages)
-    told = f"Held-out accuracy is {known}; nothing has been evaluated after RL yet." if known else ""
-    rewards = [row["reward/mean"] for row in rows if math.isfinite(row.get("reward/mean", math.nan))]
-    if not rewards:
+    told = f"Held-out accuracy is {known}; nothing has been evaluated after {stages[0].trainer} yet." if known else ""
+    courses = {
+        what: [row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]
+        for what, metric in (("reward", "reward/mean"), ("margin", "preference/margin"))
+    }
+    what, values = next(((what, values) for what, values in courses.items() if values), ("", []))
+    if not values:
         return told or "No step has finished and nothing has been evaluated yet."
     width = window(rows)
-    went = f"Train reward went from {number(_mean(rewards[:width]))} to {number(_mean(rewards[-width:]))}"
+    went = f"Train {what} went from {number(_mean(values[:width]))} to {number(_mean(values[-width:]))}"
     return f"{told or 'There is no held-out evaluation.'} {went} in {len(rows)} steps."
 
 

@@ -21,13 +21,14 @@ _REFERENCES = {"base": (GREY, ":"), "sft": (ORANGE, "--")}
 
 
 def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evaluation]) -> bytes:
-    """The picture as PNG bytes: reward above, held-out accuracy below, over one axis of steps."""
+    """The picture as PNG bytes: reward (or margin) above, held-out accuracy below, over one axis of steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
 
-    rewards = [row for row in rows if math.isfinite(row.get("reward/mean", math.nan))]
+    course = "reward/mean" if any("reward/mean" in row for row in rows) else "preference/margin"
+    rewards = [row for row in rows if math.isfinite(row.get(course, math.nan))]
     known = [evaluation for evaluation in evals if math.isfinite(evaluation.accuracy.mean)]
     figure = Figure(
         figsize=SIZE_INCHES,
@@ -48,7 +49,7 @@ def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evalua
         axes.grid(axis="y", color="#e8ebf0", linewidth=0.8)
         axes.set_axisbelow(True)
     if rewards:
-        _draw_reward(panels[0], rewards)
+        _draw_course(panels[0], rewards, course)
     if known:
         _draw_accuracy(panels[-1], known, step_range(rows, evals))
     if not rewards and not known:
@@ -63,10 +64,10 @@ def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evalua
     return buffer.getvalue()
 
 
-def _draw_reward(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+def _draw_course(axes: Axes, rows: Sequence[Mapping[str, float]], metric: str) -> None:
     steps = [row["step"] for row in rows]
     mark = "." if len(rows) <= 40 else ""
-    axes.plot(steps, [row["reward/mean"] for row in rows], color=BLUE, linewidth=1.8, marker=mark, label="mean")
+    axes.plot(steps, [row[metric] for row in rows], color=BLUE, linewidth=1.8, marker=mark, label="mean")
     banded = [row for row in rows if math.isfinite(row.get("reward/low", math.nan) + row.get("reward/high", math.nan))]
     if banded:
         axes.fill_between(
@@ -77,7 +78,8 @@ def _draw_reward(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
             alpha=0.18,
             linewidth=0,
         )
-    axes.set_title("Train reward, mean of each step", fontsize=10.5, loc="left")
+    what = "reward" if metric == "reward/mean" else "margin"
+    axes.set_title(f"Train {what}, mean of each step", fontsize=10.5, loc="left")
 
 
 def _draw_accuracy(axes: Axes, evals: Sequence[Evaluation], steps: tuple[float, float]) -> None:
@@ -112,7 +114,7 @@ def _draw_accuracy(axes: Axes, evals: Sequence[Evaluation], steps: tuple[float, 
             linewidth=1.6,
             elinewidth=1.3,
             capsize=3,
-            label=f"RL {interval_text(intervals[-1])}",
+            label=f"{trained[-1].stage} {interval_text(intervals[-1])}",
         )
     metric = f" ({visible(evals[-1].metric)[:24]})" if evals[-1].metric else ""
     axes.set_title(f"Held-out accuracy{metric}", fontsize=10.5, loc="left", parse_math=False)

@@ -50,11 +50,17 @@ class Evaluation:
     """Share of completions that were cut at the length limit."""
     by_task: dict[str, list[float]]
     """Values of each task's scored samples."""
+    stage: str = "RL"
+    """What trains the policy: RL, or a preference loss such as DPO."""
+    loss: float = math.nan
+    """Mean loss of held-out preferences; nan in RL."""
+    margin: float = math.nan
+    """Mean margin of held-out preferences; nan in RL."""
 
     @property
     def label(self) -> str:
         """What to call it in a sentence or a table."""
-        return {"base": "base", "sft": "SFT"}.get(self.name, f"RL, step {self.step}")
+        return {"base": "base", "sft": "SFT"}.get(self.name, f"{self.stage}, step {self.step}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +204,9 @@ def _evaluation(path: Path) -> Evaluation:
             length=_number(data["length"]),
             truncated=_number(data["truncated"]),
             by_task={str(task): [float(v) for v in values] for task, values in data["by_task"].items()},
+            stage=str(data.get("stage", "RL")),
+            loss=_number(data.get("loss")),
+            margin=_number(data.get("margin")),
         )
     except KeyError as error:
         raise ValueError(f"{path} has no field {error.args[0]!r}; run the evaluation again") from error

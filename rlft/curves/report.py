@@ -138,6 +138,8 @@ def _facts(run: _Run) -> list[tuple[str, str]]:
         "Algorithm": value("algorithm", "preset"),
         "Environment": value("environment", "path"),
         "Rewards": ", ".join(rewards),
+        "Loss": value("preference", "loss"),
+        "Preferences": value("data", "source"),
         "Seed": value("seed"),
     }
     return [(label, str(fact)) for label, fact in facts.items() if fact not in (None, "")]
@@ -146,7 +148,7 @@ def _facts(run: _Run) -> list[tuple[str, str]]:
 def _tiles(run: _Run) -> list[tuple[str, str, str]]:
     """(label, number, remark) of the numbers that are read first."""
     done = int(run.rows[-1]["step"]) if run.rows else 0
-    planned = run.config.get("steps")
+    planned = run.config.get("steps") or run.summary.get("steps")
     seconds = [row["time/step"] for row in run.rows if "time/step" in row]
     state = "finished" if run.summary else "still running, or stopped"
     tiles = [("Steps", f"{done} of {planned}" if planned else str(done), state)]

@@ -10,26 +10,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlft.objectives.policy import kl_penalty
 from rlft.objectives.presets import Algorithm, Baseline, Scale
 
 STD_EPSILON = 1e-4
 """Added to a standard deviation before dividing; the value GRPO implementations share."""
 
 
-def group_baseline(rewards: Tensor, group_index: Tensor, baseline: Baseline) -> Tensor:
+def group_baseline(
+    rewards: Tensor, group_index: Tensor, baseline: Baseline, greedy_rewards: Tensor | None = None
+) -> Tensor:
     """What each sequence's reward is compared with.
 
     Args:
         rewards: (S,) float.
         group_index: (S,) int64.
         baseline: `group_mean` (https://arxiv.org/abs/2402.03300), `leave_one_out` = mean of the others
-            (https://arxiv.org/abs/2402.14740; 0 for a sequence that is alone), or `none`.
+            (https://arxiv.org/abs/2402.14740; 0 for a sequence that is alone), `greedy` = the greedy answer's reward
+            (https://arxiv.org/abs/2310.10505), or `none`.
+        greedy_rewards: (S,) float, the reward of the greedy answer to each sequence's task; needed by `greedy`.
 
     Returns:
         (S,) float.
     """
     if baseline == "none":
         return torch.zeros_like(rewards)
+    if baseline == "greedy":
+        assert greedy_rewards is not None
+        return greedy_rewards
     sums, counts = _group_sums(rewards, group_index)
     if baseline == "group_mean":
         return (sums / counts)[group_index]
@@ -48,20 +56,38 @@ def group_std(rewards: Tensor, group_index: Tensor) -> Tensor:
     return (squares / (counts - 1).clamp(min=1)).sqrt()[group_index]
 
 
-def sequence_advantages(rewards: Tensor, group_index: Tensor, baseline: Baseline, scale: Scale) -> Tensor:
+def sequence_advantages(
+    rewards: Tensor,
+    group_index: Tensor,
+    baseline: Baseline,
+    scale: Scale,
+    greedy_rewards: Tensor | None = None,
+) -> Tensor:
     """(reward - baseline) / scale for scales within a group; `batch_std` is left to `whiten`.
+
+    `group_mean` divides by the group's mean reward (https://arxiv.org/abs/2602.02710, algorithm 1).
 
     Returns:
         (S,) float. A group whose rewards are all equal gets exactly 0.
+
+    Raises:
+        ValueError: `scale` is `group_mean` and a reward is negative, which would turn the sign of the advantage.
     """
-    if baseline != "none":
+    divisor = torch.ones_like(rewards)
+    if scale == "group_std":
+        divisor = group_std(rewards, group_index) + STD_EPSILON
+    elif scale == "group_mean":
+        if bool((rewards < 0).any()):
+            raise ValueError(
+                f"algorithm.scale: 'group_mean' (MaxRL) needs rewards of at least 0, one is {float(rewards.min())}; "
+                "shift the reward, or use scale: group_std"
+            )
+        divisor = group_baseline(rewards, group_index, "group_mean") + STD_EPSILON
+    if baseline in ("group_mean", "leave_one_out"):
         # The advantage does not depend on a constant added to a group's rewards, so take away the group's first one:
         # equal rewards then cancel to exactly 0, which `0.1 - mean([0.1, 0.1, 0.1])` does not.
         rewards = rewards - rewards[_first_of_group(group_index)]
-    advantages = rewards - group_baseline(rewards, group_index, baseline)
-    if scale == "group_std":
-        advantages = advantages / (group_std(rewards, group_index) + STD_EPSILON)
-    return advantages
+    return (rewards - group_baseline(rewards, group_index, baseline, greedy_rewards)) / divisor
 
 
 def whiten(advantages: Tensor) -> Tensor:
@@ -85,56 +111,101 @@ def gae(rewards: Tensor, values: Tensor, sequence_index: Tensor, *, gamma: float
     Returns:
         (advantages, returns), both (A,); returns = advantages + values.
     """
-    advantages = torch.zeros_like(rewards)
-    running = rewards.new_zeros(())
-    for t in range(rewards.numel() - 1, -1, -1):
-        is_last = t + 1 == rewards.numel() or bool(sequence_index[t + 1] != sequence_index[t])
-        next_value = rewards.new_zeros(()) if is_last else values[t + 1]
-        delta = rewards[t] + gamma * next_value - values[t]
-        running = delta if is_last else delta + gamma * lam * running
-        advantages[t] = running
-    return advantages, advantages + values
+    # Plain numbers: a loop over tensor elements takes 50 times as long.
+    r, v, sequence = rewards.tolist(), values.tolist(), sequence_index.tolist()
+    advantages = [0.0] * len(r)
+    for t in reversed(range(len(r))):
+        is_last = t + 1 == len(r) or sequence[t + 1] != sequence[t]
+        delta = r[t] - v[t] + (0.0 if is_last else gamma * v[t + 1])
+        advantages[t] = delta + (0.0 if is_last else gamma * lam * advantages[t + 1])
+    result = torch.tensor(advantages, dtype=rewards.dtype)
+    return result, result + values
+
+
+def rewards_to_go(rewards: Tensor, sequence_index: Tensor, gamma: float) -> Tensor:
+    """R_t = r_t + gamma R_{t+1} within each sequence, (A,): what an action can still influence."""
+    returns, sequence = rewards.tolist(), sequence_index.tolist()
+    for t in reversed(range(len(returns) - 1)):
+        if sequence[t + 1] == sequence[t]:
+            returns[t] += gamma * returns[t + 1]
+    return torch.tensor(returns, dtype=rewards.dtype)
+
+
+def overlong_penalty(lengths: Tensor, *, max_new_tokens: int) -> Tensor:
+    """0 up to four fifths of max_new_tokens, then falling linearly to -1 at max_new_tokens, (S,).
+
+    Soft overlong punishment, https://arxiv.org/abs/2503.14476, equation 13; its buffer there is a fifth too (4,096 of
+    20,480 tokens).
+    """
+    buffer = max_new_tokens / 5
+    return -((lengths.double() - (max_new_tokens - buffer)).clamp(min=0) / buffer).clamp(max=1).float()
+
+
+def best_and_worst(rewards: Tensor, group_index: Tensor) -> list[tuple[int, int]]:
+    """(best, worst) sequence of every group whose rewards differ; the first of several equal ones."""
+    pairs = []
+    for group in range(int(group_index.max()) + 1):
+        members = (group_index == group).nonzero().squeeze(1)
+        scores = rewards[members]
+        if bool(scores.max() > scores.min()):
+            pairs.append((int(members[scores.argmax()]), int(members[scores.argmin()])))
+    return pairs
 
 
 def token_advantages(
     algorithm: Algorithm,
     *,
+    kl_coef: float,
     rewards: Tensor,
     group_index: Tensor,
     sequence_index: Tensor,
     policy_logprobs: Tensor,
     ref_logprobs: Tensor | None,
     values: Tensor | None,
+    greedy_rewards: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Advantages of every action token under `algorithm`, and the critic's targets where there is one.
 
     Args:
+        kl_coef: weight of a KL in the reward; `algorithm.kl_coef`, or what it was adapted to.
         rewards: (S,). group_index: (S,). sequence_index: (A,).
         policy_logprobs: (A,) log-probs of the policy that made the rollouts; used by a KL in the reward.
-        ref_logprobs: (A,) or None. values: (A,) or None.
+        ref_logprobs: (A,) or None. values: (A,) or None. greedy_rewards: (S,) or None.
 
     Returns:
         (advantages (A,), returns (A,) or None)
     """
     token_rewards = torch.zeros_like(policy_logprobs)
-    if algorithm.kl_in == "reward" and algorithm.kl != "none":
+    # The outcome is weighed where it meets the KL, or else at the end, where no scale divides the weight out again.
+    weight, final_weight = 1.0, algorithm.reward_coef
+    if algorithm.kl_in != "loss" and algorithm.kl != "none":
         assert ref_logprobs is not None
-        token_rewards = -algorithm.kl_coef * (policy_logprobs - ref_logprobs)
+        token_rewards = -kl_coef * kl_penalty(policy_logprobs, ref_logprobs, algorithm.kl)
+        weight, final_weight = final_weight, weight
 
+    returns = None
     if algorithm.baseline == "critic":
         assert values is not None
-        token_rewards = token_rewards.index_add(0, last_actions(sequence_index), rewards)
+        token_rewards = token_rewards.index_add(0, last_actions(sequence_index), weight * rewards)
         advantages, returns = gae(
             token_rewards, values, sequence_index, gamma=algorithm.gamma, lam=algorithm.gae_lambda
         )
-        return (whiten(advantages) if algorithm.scale == "batch_std" else advantages), returns
-
-    # Without a critic the KL penalty of a whole sequence is part of its reward, as in RLOO.
-    penalties = torch.zeros_like(rewards).index_add(0, sequence_index, token_rewards)
-    advantages = sequence_advantages(rewards + penalties, group_index, algorithm.baseline, algorithm.scale)[
-        sequence_index
-    ]
-    return (whiten(advantages) if algorithm.scale == "batch_std" else advantages), None
+    elif algorithm.kl_in == "reward_to_go":
+        outcomes = sequence_advantages(rewards, group_index, algorithm.baseline, algorithm.scale, greedy_rewards)
+        token_rewards = token_rewards.index_add(0, last_actions(sequence_index), weight * outcomes)
+        advantages = rewards_to_go(token_rewards, sequence_index, algorithm.gamma)
+    else:
+        # The KL penalty of a whole sequence is part of its reward, as in RLOO.
+        totals = (weight * rewards).index_add(0, sequence_index, token_rewards)
+        greedy = None if greedy_rewards is None else weight * greedy_rewards
+        outcomes = sequence_advantages(totals, group_index, algorithm.baseline, algorithm.scale, greedy)
+        advantages = outcomes[sequence_index]
+    if algorithm.scale == "batch_std":
+        advantages = whiten(advantages)
+    advantages = final_weight * advantages
+    if algorithm.advantage_clip:
+        advantages = advantages.clamp(-algorithm.advantage_clip, algorithm.advantage_clip)
+    return advantages, returns
 
 
 def last_actions(sequence_index: Tensor) -> Tensor:

@@ -7,30 +7,43 @@ workers add up to exactly the same gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from rlft.objectives.presets import KL, Aggregate, Algorithm, Ratio, Surrogate
 from rlft.types import Metrics
 
+DUAL_CLIP = 3.0
+"""Bound on the ratio of actions with a negative advantage; the value of https://arxiv.org/abs/1912.09729."""
 
-def aggregation_weights(aggregate: Aggregate, sequence_index: Tensor, *, max_new_tokens: int) -> Tensor:
+
+def aggregation_weights(
+    aggregate: Aggregate, sequence_index: Tensor, *, max_new_tokens: int, included: Tensor | None = None
+) -> Tensor:
     """Weight of every action token, (A,), such that the loss is a plain weighted sum.
 
     token_mean: 1 / A (https://arxiv.org/abs/2503.14476, equation 8). sequence_mean: 1 / (S |o_i|)
     (https://arxiv.org/abs/2402.03300, equation 3). sequence_sum: 1 / S. constant_length: 1 / (S max_new_tokens)
     (https://arxiv.org/abs/2503.20783). S counts the sequences of this update that have actions.
+
+    Args:
+        included: (A,) bool; whole sequences that are left out get 0 and are not counted.
     """
-    lengths = torch.bincount(sequence_index)
-    num_sequences = int((lengths > 0).sum())
-    ones = torch.ones(sequence_index.shape, dtype=torch.float32, device=sequence_index.device)
+    if included is None:
+        included = torch.ones_like(sequence_index, dtype=torch.bool)
+    lengths = torch.bincount(sequence_index[included], minlength=int(sequence_index.max()) + 1)
+    num_sequences = max(1, int((lengths > 0).sum()))
     if aggregate == "token_mean":
-        return ones / sequence_index.numel()
-    if aggregate == "sequence_mean":
-        return ones / lengths[sequence_index] / num_sequences
-    if aggregate == "sequence_sum":
-        return ones / num_sequences
-    return ones / (num_sequences * max_new_tokens)
+        weight = torch.full(sequence_index.shape, 1 / max(1, int(lengths.sum())))
+    elif aggregate == "sequence_mean":
+        weight = 1 / lengths.clamp(min=1)[sequence_index] / num_sequences
+    elif aggregate == "sequence_sum":
+        weight = torch.full(sequence_index.shape, 1 / num_sequences)
+    else:
+        weight = torch.full(sequence_index.shape, 1 / (num_sequences * max_new_tokens))
+    return torch.where(included, weight, 0.0)
 
 
 def importance_ratio(logprobs: Tensor, old_logprobs: Tensor, sequence_index: Tensor, ratio: Ratio) -> Tensor:
@@ -48,20 +61,52 @@ def importance_ratio(logprobs: Tensor, old_logprobs: Tensor, sequence_index: Ten
     return (means[sequence_index] + logprobs - logprobs.detach()).exp()
 
 
+def correction_factor(
+    old_logprobs: Tensor, rollout_logprobs: Tensor, sequence_index: Tensor, algorithm: Algorithm
+) -> Tensor:
+    """Weight pi_old / pi_rollout of every action token, (A,), for samples that another distribution drew.
+
+    token_truncate: TIS, https://fengyao.notion.site/off-policy-rl. token_mask: IcePop,
+    https://ringtech.notion.site/icepop. sequence_truncate, sequence_mask: the same for the product over the sequence,
+    https://richardli.xyz/rl-collapse. `pi_old` is the learner's policy before the step's first update.
+    """
+    if algorithm.correction == "none":
+        return torch.ones_like(old_logprobs)
+    log_ratio = old_logprobs - rollout_logprobs
+    if algorithm.correction.startswith("sequence"):
+        sums = log_ratio.new_zeros(int(sequence_index.max()) + 1).index_add(0, sequence_index, log_ratio)
+        log_ratio = sums[sequence_index]
+    low, high = algorithm.correction_range
+    factor = log_ratio.exp()
+    if algorithm.correction.endswith("truncate"):
+        return factor.clamp(low, high)
+    return torch.where((factor >= low) & (factor <= high), factor, 0.0)
+
+
 def surrogate_loss(
-    surrogate: Surrogate, ratio: Tensor, logprobs: Tensor, advantages: Tensor, *, low: float, high: float
+    surrogate: Surrogate,
+    ratio: Tensor,
+    logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    low: float,
+    high: float,
 ) -> Tensor:
     """Negative surrogate objective of every action token, (A,).
 
     score_function: -A log pi. clipped: -min(r A, clip(r, 1 - low, 1 + high) A) (https://arxiv.org/abs/1707.06347,
-    equation 7). clipped_weight: -sg[clip(r)] A log pi (CISPO, https://arxiv.org/abs/2506.13585, equation 4).
+    equation 7). dual_clipped: for A < 0 at most -DUAL_CLIP A (https://arxiv.org/abs/1912.09729, equation 4).
+    clipped_weight: -sg[clip(r)] A log pi (CISPO, https://arxiv.org/abs/2506.13585, equation 4).
     """
     if surrogate == "score_function":
         return -advantages * logprobs
     clipped_ratio = ratio.clamp(1 - low, 1 + high)
     if surrogate == "clipped_weight":
         return -clipped_ratio.detach() * advantages * logprobs
-    return -torch.minimum(ratio * advantages, clipped_ratio * advantages)
+    objective = torch.minimum(ratio * advantages, clipped_ratio * advantages)
+    if surrogate == "dual_clipped":
+        objective = torch.where(advantages < 0, torch.maximum(objective, DUAL_CLIP * advantages), objective)
+    return -objective
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kl: KL) -> Tensor:
@@ -80,9 +125,11 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kl: KL) -> Tensor:
 def policy_loss(
     algorithm: Algorithm,
     *,
+    kl_coef: float,
     logprobs: Tensor,
     entropy: Tensor,
     old_logprobs: Tensor,
+    rollout_logprobs: Tensor,
     ref_logprobs: Tensor | None,
     advantages: Tensor,
     weights: Tensor,
@@ -91,36 +138,73 @@ def policy_loss(
     """The loss of the policy as a weighted sum, and sums for the metrics.
 
     Args:
+        kl_coef: weight of a KL in the loss; `algorithm.kl_coef`, or what it was adapted to.
         logprobs, entropy: (A,) of the policy being trained, with gradient.
-        old_logprobs: (A,) of the policy that sampled; `logprobs.detach()` when strictly on-policy.
+        old_logprobs: (A,) of that policy before the step's first update; `logprobs.detach()` in the first one.
+        rollout_logprobs: (A,) of the engine at sampling time.
         ref_logprobs: (A,) or None when the algorithm has no KL.
         advantages, weights: (A,), no gradient.
 
     Returns:
-        (scalar loss, sums over tokens keyed by metric name; divide by the number of tokens). `policy/ratio_max` is a
-        maximum.
+        (scalar loss, sums over tokens keyed by metric name, see `policy_metrics`)
     """
     ratio = importance_ratio(logprobs, old_logprobs, sequence_index, algorithm.ratio)
     loss = surrogate_loss(
-        algorithm.surrogate, ratio, logprobs, advantages, low=algorithm.clip_low, high=algorithm.clip_high
+        algorithm.surrogate,
+        ratio,
+        logprobs,
+        advantages,
+        low=algorithm.clip_low,
+        high=algorithm.clip_high,
     )
+    factor = correction_factor(old_logprobs, rollout_logprobs, sequence_index, algorithm)
+    loss = loss * factor
     if algorithm.kl != "none" and algorithm.kl_in == "loss":
         assert ref_logprobs is not None
-        loss = loss + algorithm.kl_coef * kl_penalty(logprobs, ref_logprobs, algorithm.kl)
+        loss = loss + kl_coef * kl_penalty(logprobs, ref_logprobs, algorithm.kl)
     if algorithm.entropy_coef:
         loss = loss - algorithm.entropy_coef * entropy
 
     with torch.no_grad():
         is_high = (ratio > 1 + algorithm.clip_high) & (advantages > 0)
         is_low = (ratio < 1 - algorithm.clip_low) & (advantages < 0)
+        mismatch = old_logprobs - rollout_logprobs
+        # The factor that every token would have: of the samples, pi_old / pi_rollout; its spread gives the ESS.
+        sampled = mismatch.exp()
         sums = {
             "policy/entropy": float(entropy.sum()),
             "policy/clip_fraction": float((is_high | is_low).sum()),
             "policy/ratio_max": float(ratio.max()) if ratio.numel() else 0.0,
+            "policy/mismatch": float(mismatch.abs().sum()),
+            "policy/mismatch_kl": float((sampled - 1 - mismatch).sum()),
+            "policy/correction": float(factor.sum()),
+            "sum/factor": float(sampled.sum()),
+            "sum/factor_squared": float(sampled.square().sum()),
         }
         if ref_logprobs is not None:
             sums["policy/kl_ref"] = float(kl_penalty(logprobs, ref_logprobs, "k3").sum())
     return (loss * weights).sum(), sums
+
+
+def policy_metrics(parts: Sequence[Metrics], num_tokens: int) -> Metrics:
+    """Means over an update's tokens from the sums of its parts.
+
+    `policy/ratio_max` is a maximum. `policy/ess` is the effective share of the samples under the learner's policy,
+    (sum w)^2 / (A sum w^2) with w = pi_old / pi_rollout: 1 when the engine sampled what the learner trains.
+    """
+    sums = {key: sum(part[key] for part in parts) for key in parts[0]}
+    ess = sums.pop("sum/factor") ** 2 / max(num_tokens * sums.pop("sum/factor_squared"), 1e-30)
+    means = {key: value / num_tokens for key, value in sums.items()}
+    return means | {"policy/ratio_max": max(part["policy/ratio_max"] for part in parts), "policy/ess": ess}
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
+    """The KL coefficient after a step with this mean KL: 10 % up or down at most, less near the target.
+
+    A proportional controller on the relative error, clipped at 20 %, as in https://arxiv.org/abs/1909.08593, section
+    2.2, with one step for its horizon.
+    """
+    return kl_coef * (1 + 0.5 * min(0.2, max(-0.2, kl / target - 1)))
 
 
 def value_loss(algorithm: Algorithm, *, values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:
@@ -133,4 +217,4 @@ def value_loss(algorithm: Algorithm, *, values: Tensor, old_values: Tensor, retu
     if algorithm.value_clip:
         clipped = old_values + (values - old_values).clamp(-algorithm.value_clip, algorithm.value_clip)
         squared_error = torch.maximum(squared_error, (clipped - returns).square())
-    return algorithm.value_coef * (0.5 * squared_error * weights).sum()
+    return (0.5 * squared_error * weights).sum()

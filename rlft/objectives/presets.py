@@ -8,15 +8,18 @@ themselves are refused when the value is made, with what to do instead.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
-Baseline = Literal["none", "group_mean", "leave_one_out", "critic"]
-Scale = Literal["none", "group_std", "batch_std"]
+Baseline = Literal["none", "group_mean", "leave_one_out", "greedy", "critic"]
+Scale = Literal["none", "group_std", "group_mean", "batch_std"]
 Ratio = Literal["token", "sequence"]
-Surrogate = Literal["score_function", "clipped", "clipped_weight"]
+Pairwise = Literal["sigmoid", "ipo", "hinge"]
+Surrogate = Literal["score_function", "clipped", "dual_clipped", "clipped_weight", "sigmoid", "ipo", "hinge"]
 Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
 KL = Literal["none", "k1", "k2", "k3"]
-KLPlace = Literal["loss", "reward"]
+KLPlace = Literal["loss", "reward", "reward_to_go"]
+Overlong = Literal["count", "mask", "penalize"]
+Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,60 +31,61 @@ class Algorithm:
     preset: str
     """Name of the row that this started from."""
     baseline: Baseline
-    """What is subtracted from the reward: nothing, the group's mean, the mean of the other samples, or a critic's
-    value (then advantages are GAE)."""
+    """What is subtracted from the reward: nothing, the group's mean, the mean of the other samples, the reward of the
+    greedy answer (one more sample per task), or a critic's value (then advantages are GAE)."""
     scale: Scale
-    """What the difference is divided by: nothing, the group's standard deviation, or that of the batch's action
-    tokens (after centring them)."""
-    ratio: Ratio
+    """What the difference is divided by: nothing, the group's standard deviation, the group's mean reward (rewards must
+    not be negative), or the standard deviation over the batch's action tokens (after centring them)."""
+    ratio: Ratio = "token"
     """Importance ratio per token, or its geometric mean over the sequence."""
     surrogate: Surrogate
-    """score_function: A log pi; clipped: PPO's pessimistic clip; clipped_weight: the clipped ratio as a constant
-    weight of A log pi."""
-    clip_low: float
+    """score_function: A log pi; clipped: PPO's pessimistic clip; dual_clipped: the same, and the loss of a bad action
+    stops growing at three times its advantage; clipped_weight: the clipped ratio as a constant weight of A log pi;
+    sigmoid, ipo, hinge: a preference loss between the best and the worst sample of each group."""
+    clip_low: float = 0.2
     """Lower clip distance: the ratio is held above 1 - clip_low."""
-    clip_high: float
+    clip_high: float = 0.2
     """Upper clip distance: the ratio is held below 1 + clip_high."""
     aggregate: Aggregate
     """How token losses become one number: mean over tokens, mean of sequence means, mean of sequence sums, or sum
     over a constant length."""
-    kl: KL
+    reward_coef: float = 1.0
+    """Weight of the outcome's advantage; 0 learns from the KL alone, which is distillation."""
+    advantage_clip: float = 0.0
+    """Advantages are held within plus and minus this; 0 is off."""
+    kl: KL = "none"
     """Estimator of the KL to the reference: none, k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r, with r =
     pi_ref / pi."""
-    kl_coef: float
-    """Weight of the KL term."""
-    kl_in: KLPlace
-    """Whether the KL is a loss term or is subtracted from the per-token reward."""
-    entropy_coef: float
+    kl_coef: float = 0.0
+    """Weight of the KL term; the beta of a preference loss."""
+    kl_in: KLPlace = "loss"
+    """loss: a term of the loss. reward: subtracted from the reward, of each token with a critic, of the whole sequence
+    without. reward_to_go: every action pays for the KL from itself on, discounted by gamma."""
+    kl_target: float = 0.0
+    """KL per token in nats that kl_coef is steered to, from its configured start; 0 keeps it fixed."""
+    entropy_coef: float = 0.0
     """Weight of an entropy bonus; 0 leaves it out."""
-    gamma: float
-    """Discount per token."""
-    gae_lambda: float
+    gamma: float = 1.0
+    """Discount per token of GAE and of reward_to_go."""
+    gae_lambda: float = 1.0
     """GAE's lambda; used with `baseline: critic`."""
-    value_clip: float
+    value_clip: float = 0.0
     """Clip distance of the critic's update around its old value; 0 means off."""
-    value_coef: float
-    """Weight of the critic's loss."""
+    correction: Correction = "none"
+    """Factor pi_old / pi_rollout against sampling from other weights or another engine: of each token or of the whole
+    sequence, truncated to correction_range or, outside it, replaced by 0."""
+    correction_range: tuple[float, float] = (0.0, 2.0)
+    """Lowest and highest factor of `correction`."""
+    overlong: Overlong = "count"
+    """Completions cut at max_new_tokens: count: as any other; mask: out of the loss, though still in the baseline;
+    penalize: the reward falls linearly by 1 over the last fifth of max_new_tokens."""
+    max_refills: int = 0
+    """Further rounds of rollouts per step that replace groups whose rewards are all equal; 0 keeps them."""
 
     def __post_init__(self) -> None:
-        if self.ratio == "sequence" and self.surrogate == "score_function":
-            raise ValueError("algorithm.ratio: 'sequence' needs a ratio in the surrogate; use surrogate: clipped")
-        if self.ratio == "sequence" and self.aggregate not in ("sequence_mean", "sequence_sum"):
-            raise ValueError("algorithm.ratio: 'sequence' needs aggregate: sequence_mean (one ratio per sequence)")
-        if self.kl == "none" and self.kl_coef != 0:
-            raise ValueError("algorithm.kl_coef is set but algorithm.kl is 'none'; choose k1, k2 or k3, or kl_coef: 0")
-        if self.kl_in == "reward" and self.kl in ("k2", "k3"):
-            raise ValueError("algorithm.kl_in: 'reward' takes kl: k1, the unbiased log-ratio; k2 and k3 are loss terms")
-        if self.baseline == "critic" and self.scale == "group_std":
-            raise ValueError("algorithm.scale: 'group_std' goes with a group baseline; with a critic use batch_std")
-        if self.baseline == "critic" and self.value_coef == 0:
-            raise ValueError("algorithm.value_coef is 0, so the critic would never learn; use 0.1, or another baseline")
-        for name in ("clip_low", "clip_high", "kl_coef", "entropy_coef", "value_clip", "value_coef"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"algorithm.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"algorithm.{name} must lie between 0 and 1, got {getattr(self, name)}")
+        for is_wrong, message in _contradictions(self):
+            if is_wrong:
+                raise ValueError("algorithm." + message)
 
     @property
     def needs_critic(self) -> bool:
@@ -89,58 +93,241 @@ class Algorithm:
         return self.baseline == "critic"
 
     @property
+    def is_pairwise(self) -> bool:
+        """Whether the loss compares the best with the worst sample of a group."""
+        return self.surrogate in get_args(Pairwise)
+
+    @property
     def needs_reference(self) -> bool:
         """Whether log-probs under the frozen reference enter anywhere."""
-        return self.kl != "none"
+        return self.kl != "none" or self.is_pairwise
 
     @property
     def is_group_relative(self) -> bool:
-        """Whether a group with equal rewards gives no gradient."""
-        return self.baseline in ("group_mean", "leave_one_out")
+        """Whether a group with equal rewards gives no gradient from them."""
+        return self.baseline in ("group_mean", "leave_one_out") or self.is_pairwise
 
 
-GRPO = Algorithm(
-    preset="grpo",
-    baseline="group_mean",
-    scale="group_std",
-    ratio="token",
-    surrogate="clipped",
-    clip_low=0.2,
-    clip_high=0.2,
-    aggregate="sequence_mean",
-    kl="k3",
-    kl_coef=0.04,
-    kl_in="loss",
-    entropy_coef=0.0,
-    gamma=1.0,
-    gae_lambda=1.0,
-    value_clip=0.0,
-    value_coef=0.0,
-)
-"""DeepSeekMath, equations 3 and 4, https://arxiv.org/abs/2402.03300"""
+def _contradictions(a: Algorithm) -> list[tuple[bool, str]]:
+    """(whether it holds, what is wrong and what to do instead) of every combination that makes no sense."""
+    not_negative: tuple[str, ...] = (
+        "clip_low",
+        "clip_high",
+        "kl_coef",
+        "entropy_coef",
+        "value_clip",
+        "advantage_clip",
+        "kl_target",
+    )
+    not_negative += ("max_refills", "reward_coef")
+    low, high = a.correction_range
+    is_relative = a.baseline in ("group_mean", "leave_one_out")
+    return [
+        *((getattr(a, n) < 0, f"{n} must not be negative, got {getattr(a, n)}") for n in not_negative),
+        *((not 0 <= getattr(a, n) <= 1, f"{n} must lie between 0 and 1") for n in ("gamma", "gae_lambda")),
+        (
+            a.ratio == "sequence" and "clipped" not in a.surrogate,
+            "ratio: 'sequence' needs a ratio in the surrogate; use surrogate: clipped",
+        ),
+        (
+            a.ratio == "sequence" and a.aggregate not in ("sequence_mean", "sequence_sum"),
+            "ratio: 'sequence' needs aggregate: sequence_mean (one ratio per sequence)",
+        ),
+        (
+            a.kl == "none" and a.kl_coef != 0 and not a.is_pairwise,
+            "kl_coef is set but algorithm.kl is 'none'; choose k1, k2 or k3, or kl_coef: 0",
+        ),
+        (
+            a.is_pairwise and a.kl_coef == 0,
+            "kl_coef is the beta of the preference loss and must be above 0; use 0.1",
+        ),
+        (
+            a.is_pairwise and (a.kl != "none" or a.entropy_coef != 0),
+            f"surrogate: {a.surrogate!r} holds the policy near the reference by itself; use kl: none, entropy_coef: 0",
+        ),
+        (
+            a.is_pairwise and (a.baseline != "none" or a.scale != "none"),
+            f"surrogate: {a.surrogate!r} ranks the samples and has no advantages; use baseline: none, scale: none",
+        ),
+        (
+            a.is_pairwise and a.correction != "none",
+            f"correction weights tokens, but surrogate: {a.surrogate!r} compares whole samples; use correction: none",
+        ),
+        (
+            a.is_pairwise and (a.overlong == "mask" or a.advantage_clip != 0 or a.reward_coef != 1),
+            f"surrogate: {a.surrogate!r} only ranks the samples; use overlong: penalize (or count), advantage_clip: 0, "
+            "reward_coef: 1",
+        ),
+        (
+            a.kl_in == "loss" and a.kl == "k1",
+            "kl_in: 'loss' with kl: k1 has an expected gradient of 0; use k2 or k3 in the loss, or kl_in: reward",
+        ),
+        (
+            a.kl_in == "reward_to_go" and a.baseline == "critic",
+            "kl_in: 'reward_to_go' is for algorithms without a critic; GAE spreads kl_in: reward by itself",
+        ),
+        (
+            a.kl_target > 0 and (a.kl == "none" or a.kl_coef == 0),
+            "kl_target needs a KL term that it can steer; set kl, and kl_coef to where it starts",
+        ),
+        (
+            a.reward_coef == 0 and (a.kl == "none" or a.kl_coef == 0),
+            "reward_coef is 0 and there is no KL term, so nothing would be learnt; set kl: k1 and kl_coef: 1",
+        ),
+        (
+            a.baseline == "critic" and a.scale not in ("none", "batch_std"),
+            f"scale: {a.scale!r} goes with a group baseline; with a critic use batch_std",
+        ),
+        (
+            a.scale == "group_mean" and (not is_relative or (a.kl != "none" and a.kl_in == "reward")),
+            "scale: 'group_mean' divides by the mean reward, so it needs baseline: group_mean and no KL in the reward",
+        ),
+        (
+            a.scale == "group_mean" and a.overlong == "penalize",
+            "scale: 'group_mean' needs rewards of at least 0, which overlong: 'penalize' lowers; use overlong: mask",
+        ),
+        (
+            not 0 <= low < high,
+            f"correction_range must be [low, high] with 0 <= low < high, got [{low}, {high}]",
+        ),
+        (
+            a.max_refills > 0 and not a.is_group_relative,
+            "max_refills replaces groups whose rewards are all equal, which only a group baseline cannot use; use 0",
+        ),
+    ]
 
-PPO = Algorithm(
-    preset="ppo",
-    baseline="critic",
-    scale="batch_std",
-    ratio="token",
-    surrogate="clipped",
-    clip_low=0.2,
-    clip_high=0.2,
-    aggregate="token_mean",
-    kl="k1",
-    kl_coef=0.05,
-    kl_in="reward",
-    entropy_coef=0.0,
-    gamma=1.0,
-    gae_lambda=0.95,
-    value_clip=0.2,
-    value_coef=0.1,
-)
-"""Schulman et al. 2017, https://arxiv.org/abs/1707.06347, with GAE, https://arxiv.org/abs/1506.02438, and the KL in
-the reward as in https://arxiv.org/abs/1909.08593"""
 
-PRESETS: dict[str, Algorithm] = {algorithm.preset: algorithm for algorithm in (GRPO, PPO)}
+def _row(preset: str, **choices: Any) -> Algorithm:
+    return Algorithm(preset=preset, **choices)
+
+
+PRESETS: dict[str, Algorithm] = {
+    row.preset: row
+    for row in (
+        # Williams 1992, https://link.springer.com/article/10.1007/BF00992696
+        _row("reinforce", baseline="none", scale="none", surrogate="score_function", aggregate="sequence_sum"),
+        # Schulman et al. 2017, https://arxiv.org/abs/1707.06347, with GAE, https://arxiv.org/abs/1506.02438, and the KL
+        # in the reward as in https://arxiv.org/abs/1909.08593
+        _row(
+            "ppo",
+            baseline="critic",
+            scale="batch_std",
+            surrogate="clipped",
+            aggregate="token_mean",
+            kl="k1",
+            kl_coef=0.05,
+            kl_in="reward",
+            gae_lambda=0.95,
+            value_clip=0.2,
+        ),
+        # DeepSeekMath, equations 3 and 4, https://arxiv.org/abs/2402.03300
+        _row(
+            "grpo",
+            baseline="group_mean",
+            scale="group_std",
+            surrogate="clipped",
+            aggregate="sequence_mean",
+            kl="k3",
+            kl_coef=0.04,
+        ),
+        # Liu et al. 2025, section 3.2, https://arxiv.org/abs/2503.20783
+        _row("dr_grpo", baseline="group_mean", scale="none", surrogate="clipped", aggregate="constant_length"),
+        # Yu et al. 2025, section 3, https://arxiv.org/abs/2503.14476
+        _row(
+            "dapo",
+            baseline="group_mean",
+            scale="group_std",
+            surrogate="clipped",
+            clip_high=0.28,
+            aggregate="token_mean",
+            overlong="penalize",
+            max_refills=2,
+        ),
+        # Ahmadian et al. 2024, equations 6 and 8, https://arxiv.org/abs/2402.14740
+        _row(
+            "rloo",
+            baseline="leave_one_out",
+            scale="none",
+            surrogate="score_function",
+            aggregate="sequence_sum",
+            kl="k1",
+            kl_coef=0.05,
+            kl_in="reward",
+        ),
+        # Hu et al. 2025, section 3, https://arxiv.org/abs/2501.03262
+        _row(
+            "reinforce_pp",
+            baseline="none",
+            scale="batch_std",
+            surrogate="clipped",
+            aggregate="token_mean",
+            kl="k1",
+            kl_coef=0.01,
+            kl_in="reward_to_go",
+        ),
+        # The same paper's variant for several samples per task: the group's mean first, then the batch's deviation
+        _row(
+            "reinforce_pp_baseline",
+            baseline="group_mean",
+            scale="batch_std",
+            surrogate="clipped",
+            aggregate="token_mean",
+            kl="k2",
+            kl_coef=0.01,
+        ),
+        # Li et al. 2023, algorithm 1, https://arxiv.org/abs/2310.10505
+        _row(
+            "remax",
+            baseline="greedy",
+            scale="none",
+            surrogate="score_function",
+            aggregate="sequence_sum",
+            kl="k1",
+            kl_coef=0.01,
+            kl_in="reward_to_go",
+        ),
+        # Zheng et al. 2025, equations 5 and 7 and section 5.1, https://arxiv.org/abs/2507.18071
+        _row(
+            "gspo",
+            baseline="group_mean",
+            scale="group_std",
+            ratio="sequence",
+            surrogate="clipped",
+            clip_low=3e-4,
+            clip_high=4e-4,
+            aggregate="sequence_mean",
+        ),
+        # MiniMax-M1, equations 4 and 5, https://arxiv.org/abs/2506.13585: no lower bound on the weight
+        _row(
+            "cispo",
+            baseline="group_mean",
+            scale="group_std",
+            surrogate="clipped_weight",
+            clip_low=1.0,
+            clip_high=4.0,
+            aggregate="token_mean",
+        ),
+        # Tajwar et al. 2026, algorithm 1, https://arxiv.org/abs/2602.02710, for rewards of 0 and 1
+        _row("maxrl", baseline="group_mean", scale="group_mean", surrogate="score_function", aggregate="sequence_sum"),
+        # https://thinkingmachines.ai/blog/on-policy-distillation and https://arxiv.org/abs/2306.13649: the reverse KL
+        # to a teacher, token by token; the teacher is the config's `reference`
+        _row(
+            "opd",
+            baseline="none",
+            scale="none",
+            surrogate="score_function",
+            aggregate="token_mean",
+            reward_coef=0.0,
+            kl="k1",
+            kl_coef=1.0,
+            kl_in="reward_to_go",
+            gamma=0.0,
+        ),
+        # Guo et al. 2024, https://arxiv.org/abs/2402.04792: DPO, https://arxiv.org/abs/2305.18290, on pairs that the
+        # policy sampled and the rewards ranked
+        _row("online_dpo", baseline="none", scale="none", surrogate="sigmoid", aggregate="sequence_sum", kl_coef=0.1),
+    )
+}
 """Algorithms by name; `rlft list` shows them."""
 
 

@@ -57,7 +57,7 @@ class RewardSpec:
     """One entry of the config's list of rewards. Raises ValueError for a bad name or weight."""
 
     path: str
-    """`package.module:function` or `path/to/file.py:function`."""
+    """`package.module:function` or `path/to/file.py:function`; `adapter:FOLDER` on the learner's base."""
     weight: float
     """Factor in the weighted sum; 0 observes: the value is recorded and trains nothing."""
     args: Mapping[str, Any] = field(default_factory=dict)

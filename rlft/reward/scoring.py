@@ -10,6 +10,9 @@ or the process dies, the unit is `Failed`, the process is killed with everything
 one takes the next unit. Results are placed by position, so they depend neither on the number of processes nor
 on who finishes first.
 
+Reward models on the learner's base are scored there, not in these processes (`Scorer.learner`); their scores
+stand in the same sums.
+
 `workers=0` calls the rewards in the driver, so that breakpoints work; nothing can be killed there, so there
 are no deadlines. A `Scorer` serves one thread.
 """
@@ -19,13 +22,13 @@ from __future__ import annotations
 import pickle
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from rlft.reward.contract import RewardSpec, call_arguments, check_columns, combine, failed
+from rlft.reward.contract import RewardSpec, call_arguments, check_columns, combine, failed, read
 from rlft.reward.loading import absolute, describe_error, reproduce
 from rlft.reward.processes import Done, Job, ScoringPool
 from rlft.reward.worker import open_rewards, run
@@ -91,6 +94,8 @@ class _Unit:
     """Positions of the trajectories in their group."""
 
 
+LearnerScores: TypeAlias = Callable[[Sequence[Group]], list[list[list[float]]]]
+"""Scores by reward, group and trajectory."""
 _Table: TypeAlias = dict[tuple[int, int, int], Outcome]  # by group, trajectory, reward
 
 
@@ -105,6 +110,7 @@ class Scorer:
         deadline_s: float,
         log_dir: Path | None,
         columns: Collection[str] | None = None,
+        on_learner: Sequence[RewardSpec] = (),
     ) -> None:
         """Start the processes and check that every reward can be loaded and called.
 
@@ -114,22 +120,26 @@ class Scorer:
             deadline_s: seconds that one trajectory may take; a call for a whole group may take their sum.
             log_dir: what the rewards print is appended to `scoring-N.log` there; None drops it.
             columns: the tasks' columns, to check parameters right away; None waits for the first groups.
+            on_learner: further rewards, whose scores come from `learner`.
 
         Raises:
             ValueError: if a reward cannot be loaded, or has a parameter that nothing supplies.
         """
-        _check(specs, workers, deadline_s)
+        _check([*specs, *on_learner], workers, deadline_s)
         # A process that starts later must find the same files, wherever the driver has moved in the meantime.
-        self._specs = [replace(spec, path=absolute(spec.path)) for spec in specs]
+        self._called = [replace(spec, path=absolute(spec.path)) for spec in specs]
+        self._specs = [*self._called, *on_learner]
+        self.learner: LearnerScores | None = None
+        """Gives the scores of the rewards `on_learner`; to be set before the first call of `score` when there are."""
         self._deadline_s, self._columns_checked, self._closed = deadline_s, columns is not None, False
         self._pool: ScoringPool | None = None
         self.stats = ScoringStats()
         """Of the last call of `score`."""
-        if workers:
-            self._pool = ScoringPool(self._specs, workers=workers, log_dir=log_dir)
+        if workers and specs:
+            self._pool = ScoringPool(self._called, workers=workers, log_dir=log_dir)
             self._loaded = self._pool.loaded
         else:
-            self._functions, self._loaded = open_rewards(self._specs)
+            self._functions, self._loaded = open_rewards(self._called)
         if columns is not None:
             try:
                 self._check_columns(columns)
@@ -148,7 +158,7 @@ class Scorer:
     @property
     def source_hashes(self) -> dict[str, str]:
         """Reward -> sha256 of the file that defines it, as it was loaded."""
-        return {spec.name: loaded.source_hash for spec, loaded in zip(self._specs, self._loaded, strict=True)}
+        return {spec.name: loaded.source_hash for spec, loaded in zip(self._called, self._loaded, strict=True)}
 
     def close(self) -> None:
         """End the processes and everything that they started; also happens when the driver exits."""
@@ -176,6 +186,7 @@ class Scorer:
             self._enter(table, job.key, groups, outcomes)
             if slowest is None or seconds > slowest[0]:
                 slowest = seconds, job.key
+        self._score_on_learner(groups, table)
         scored = [self._combined(table, index, group) for index, group in enumerate(groups)]
         self.stats = replace(
             _count(self._specs, scored, table),
@@ -184,6 +195,27 @@ class Scorer:
             seconds=time.monotonic() - began,
         )
         return scored
+
+    def _score_on_learner(self, groups: Sequence[Group], table: _Table) -> None:
+        if len(self._called) == len(self._specs):
+            return
+        assert self.learner is not None, "rewards on the learner's base need the learner"
+        for reward, by_group in enumerate(self.learner(groups), start=len(self._called)):
+            for g, values in enumerate(by_group):
+                for member, value in enumerate(values):
+                    outcome = read(value)
+                    if isinstance(outcome, Failed):
+                        program = self._reproduce_on_learner(self._specs[reward], groups[g], member)
+                        outcome = replace(outcome, reproduce=program)
+                    table[g, member, reward] = outcome
+
+    def _reproduce_on_learner(self, spec: RewardSpec, group: Group, member: int) -> str:
+        """The same reward model as a function, which loads a base of its own."""
+        reply = {"role": "assistant", "content": group.trajectories[member].text}
+        arguments = {"prompts": [[*map(dict, group.task.messages)]], "completions": [[reply]]}
+        folder = spec.path.partition(":")[2]
+        path = "rewards.reward_model:reward_model"
+        return reproduce(path, {**arguments, **spec.args, "folder": folder}, is_async=False)
 
     def _jobs(self, groups: Sequence[Group], table: _Table) -> Iterator[Job]:
         """The calls to make; one that cannot be made is entered in the table as failed."""
@@ -256,7 +288,7 @@ class Scorer:
         )
 
     def _check_columns(self, columns: Collection[str]) -> None:
-        for spec, loaded in zip(self._specs, self._loaded, strict=True):
+        for spec, loaded in zip(self._called, self._loaded, strict=True):
             check_columns(loaded.plan, spec, columns)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,8 +11,6 @@ from rlft import chat
 from rlft.rollout.engine import Engine, Request
 from rlft.rollout.seeds import sample_seed
 from rlft.types import Group, SamplingParams, Task, Trajectory, Turn
-
-Stream = Literal["train", "evaluate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +21,8 @@ class Chunk:
     samples_per_task: int
     params: SamplingParams
     run_seed: int
-    stream: Stream
-    """Keeps the randomness of training and evaluation apart."""
+    stream: str
+    """What the samples are for; keeps the randomness of training, refills and evaluation apart."""
     step: int
     """Step that the seeds are made from; 0 for evaluations, so that they are comparable sample by sample."""
     version: int
@@ -39,7 +36,7 @@ def make_chunks(
     samples_per_task: int,
     params: SamplingParams,
     run_seed: int,
-    stream: Stream,
+    stream: str,
     step: int,
     version: int,
 ) -> list[Chunk]:

@@ -7,15 +7,11 @@ result depends on nothing but the chunk, the curve does not show it.
 
 from __future__ import annotations
 
-import os
-import secrets
-import signal
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from rlft.cluster import Cluster
 from rlft.config import RunConfig
 from rlft.rollout.episode import Chunk
 from rlft.rollout.worker import RolloutWorker
@@ -80,17 +76,11 @@ class RayPool:
         Raises:
             ConnectionError: `ray_address` does not answer.
         """
-        if not config.ray_address:
-            _protect_cluster()
-        import ray
-
-        self._ray = ray
+        self._cluster = Cluster(config)
+        self._ray = self._cluster.ray
         self._config = config
         self._model_folder = model_folder
         self._on_event = on_event or (lambda kind, message: None)
-        self._owns_cluster = not ray.is_initialized()
-        if self._owns_cluster:
-            _start_ray(config)
         self._adapter: Any = None
         self._restarts = 0
         self._workers = [self._start_worker() for _ in range(config.rollout.workers)]
@@ -132,18 +122,11 @@ class RayPool:
         for worker in self._workers:
             self._ray.kill(worker)
         self._workers = []
-        if self._owns_cluster:
-            self._ray.shutdown()
+        self._cluster.close()
 
     def _start_worker(self) -> Any:
         rollout = self._config.rollout
-        threads = str(rollout.threads)
-        actor = self._ray.remote(RolloutWorker).options(
-            num_cpus=1,
-            num_gpus=rollout.gpus_per_worker,
-            max_restarts=0,  # a restarted actor would come back without an adapter; `_replace` gives it one
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
-        )
+        actor = self._cluster.actor(RolloutWorker, threads=rollout.threads, gpus=rollout.gpus_per_worker)
         return actor.remote(self._config, self._model_folder)
 
     def _await_adapter(self, index: int, done: Any) -> None:
@@ -172,37 +155,3 @@ def make_pool(config: RunConfig, model_folder: str, on_event: OnEvent | None = N
     if config.backend == "inline":
         return InlinePool(config, model_folder)
     return RayPool(config, model_folder, on_event)
-
-
-def _start_ray(config: RunConfig) -> None:
-    import ray
-
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if config.ray_address:
-        options |= {"address": config.ray_address}
-    else:
-        options |= {
-            "num_cpus": config.rollout.workers,
-            "include_dashboard": False,
-            "object_store_memory": 512 * 2**20,
-        }
-    handler = signal.getsignal(signal.SIGTERM)
-    ray.init(**options)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits with another code
-
-
-def _protect_cluster() -> None:
-    """A private cluster: nobody without the token may run code in it. Ray reads this when it is imported.
-
-    Raises:
-        RuntimeError: Ray was imported before without it, so that its cluster would be open to every local user.
-    """
-    if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
-        raise RuntimeError(
-            "ray was imported before rlft could protect its cluster; set RAY_AUTH_MODE=token before importing it"
-        )
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

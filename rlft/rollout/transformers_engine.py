@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.pytorch_utils import Conv1D
 
-from rlft import chat
+from rlft import adapters, chat
 from rlft import model as models
 from rlft.config import AdapterConfig, ModelConfig
 from rlft.rollout.engine import Request
@@ -46,8 +46,16 @@ class TransformersEngine:
         self.threads = threads
         self.version: int | None = None
         self._hash = ""
-        self._rank, self._scale = adapter.rank, adapter.alpha / adapter.rank
-        self._model = models.load_base(model_folder, models.resolve_dtype(model), self.device)
+        self._folder, self._kind, self._rank = model_folder, adapter.kind, adapter.rank
+        self._is_full = adapter.kind == "full"
+        self._scale = adapters.lora_scale(adapter)
+        self._parts = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if adapter.kind == "dora" else set())
+        self._model = models.load_base(
+            model_folder, models.resolve_dtype(model), self.device, quantize=adapter.kind == "qlora"
+        )
+        if adapter.kind == "qlora":
+            # An update cannot be merged into 4-bit weights: generate with what they stand for.
+            self._model = self._model.dequantize()
         self._pristine: dict[str, Tensor] = {}
         self._end_ids = torch.tensor(sorted(chat.end_token_ids(tokenizer, self._model.generation_config)))
         parameters = inspect.signature(self._model.forward).parameters
@@ -58,7 +66,7 @@ class TransformersEngine:
 
     def load_adapter(self, adapter: Adapter) -> None:
         """See `engine.Engine`. Merges in float32 from the pristine base weights, so that nothing accumulates."""
-        content_hash = models.adapter_hash(adapter.tensors)
+        content_hash = adapters.adapter_hash(adapter.tensors)
         if content_hash != adapter.hash:
             raise ValueError(
                 f"adapter version {adapter.version} claims hash {adapter.hash[:12]} but its tensors have "
@@ -66,16 +74,36 @@ class TransformersEngine:
                 "it was damaged or mixed up on the way"
             )
         torch.set_num_threads(self.threads)
-        pairs = self._check_adapter(adapter)
         with torch.no_grad():
-            for name in self._pristine.keys() - pairs.keys():
-                self._model.get_parameter(name).copy_(self._pristine[name])
-            for name, (down, up) in pairs.items():
-                weight = self._model.get_parameter(name)
-                pristine = self._pristine.setdefault(name, weight.detach().clone())
-                delta = self._scale * (up.to(self.device).float() @ down.to(self.device).float())
-                weight.copy_(pristine.float() + (delta.T if self._is_transposed(name) else delta))
+            if self._is_full:
+                self._load_all_weights(adapter)
+            else:
+                self._merge(adapter)
         self.version, self._hash = adapter.version, content_hash
+
+    def _merge(self, adapter: Adapter) -> None:
+        updates = self._check_adapter(adapter)
+        for name in self._pristine.keys() - updates.keys():
+            self._model.get_parameter(name).copy_(self._pristine[name])
+        for name, parts in updates.items():
+            weight = self._model.get_parameter(name)
+            pristine = self._pristine.setdefault(name, weight.detach().clone())
+            weight.copy_(adapters.merged_weight(pristine, parts, self._scale, is_transposed=self._is_transposed(name)))
+
+    def _load_all_weights(self, adapter: Adapter) -> None:
+        parameters = dict(self._model.named_parameters())
+        # The bare base has no tensors of its own: its weights are read again rather than kept twice.
+        tensors = adapter.tensors
+        if not tensors:
+            if self.version is None:
+                return
+            tensors = dict(models.load_base(self._folder, self._model.dtype, self.device).named_parameters())
+        wrong = [n for n in {*parameters, *tensors} if n not in parameters or n not in tensors]
+        wrong += [n for n in tensors if n in parameters and tensors[n].shape != parameters[n].shape]
+        if wrong:
+            raise ValueError(f"the weights of adapter version {adapter.version} are not this model's: {min(wrong)!r}")
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams, *, version: int) -> list[list[Completion]]:
@@ -172,23 +200,26 @@ class TransformersEngine:
         mask = torch.zeros(beyond.shape, dtype=self._model.dtype, device=self.device)
         return mask.masked_fill_(beyond, float("-inf"))[:, None, None, :]
 
-    def _check_adapter(self, adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
-        """(A, B) by parameter name of the base model; everything is checked before a single weight changes."""
-        pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    def _check_adapter(self, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
+        """An update's tensors by parameter name of the base model; all is checked before a single weight changes."""
+        updates: dict[str, dict[str, Tensor]] = {}
         parameters = dict(self._model.named_parameters())
         for name in sorted(adapter.tensors):
             stem, _, which = name.removesuffix(".weight").rpartition(".")
             parameter = f"{stem.removeprefix('base_model.model.')}.weight"
-            down, up = (adapter.tensors.get(f"{stem}.{half}.weight") for half in ("lora_A", "lora_B"))
-            if which not in ("lora_A", "lora_B") or parameter not in parameters or down is None or up is None:
-                raise ValueError(f"the adapter's tensor {name!r} is not half of a LoRA update of this model")
+            if which not in self._parts or parameter not in parameters:
+                raise ValueError(f"the adapter's tensor {name!r} is not part of a {self._kind} update of this model")
+            updates.setdefault(parameter, {})[which] = adapter.tensors[name]
+        for parameter, parts in updates.items():
+            if parts.keys() != self._parts:
+                raise ValueError(f"the adapter's update of {parameter} is not whole: it has {', '.join(sorted(parts))}")
+            down, up = parts["lora_A"], parts["lora_B"]
             if down.shape[0] != self._rank or up.shape[1] != self._rank:
-                raise ValueError(f"the adapter's tensor {name!r} has another rank than adapter.rank={self._rank}")
+                raise ValueError(f"the adapter's update of {parameter} has another rank than adapter.rank={self._rank}")
             shape = parameters[parameter].shape
             if (up.shape[0], down.shape[1]) != tuple(reversed(shape) if self._is_transposed(parameter) else shape):
                 raise ValueError(f"the adapter's update of {parameter} does not have the weight's shape {tuple(shape)}")
-            pairs[parameter] = (down, up)
-        return pairs
+        return updates
 
     def _is_transposed(self, parameter: str) -> bool:
         """GPT-2's layers store their weight the other way round."""

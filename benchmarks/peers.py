@@ -1,0 +1,93 @@
+"""What the comparisons share: systems that take turns, each in a process of its own, and the machine's own rates."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+THREADS = 2
+LAYERS, VOCABULARY = 106.2e6, 28.3e6
+"""Weights of SmolLM2-135M in its layers and in its output projection."""
+
+
+def wait() -> None:
+    """Until the parent says go."""
+    print("READY", flush=True)
+    if not sys.stdin.readline():
+        sys.exit(0)
+
+
+def answer(*, seconds: float, tokens: float, parts: dict[str, float]) -> None:
+    """Tell the parent how the step went."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print("STEP " + json.dumps({"seconds": seconds, "tokens": tokens, "gb": peak, "parts": parts}), flush=True)
+
+
+class Peer:
+    """A system in its own process."""
+
+    def __init__(self, script: str, name: str, *arguments: str) -> None:
+        """Start `python -m script --serve arguments`; it reports READY when it waits for the first step."""
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", script, "--serve", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"},
+        )
+        self._expect("READY")
+
+    def step(self) -> dict[str, Any]:
+        """One step; returns its seconds, tokens and the process's peak memory so far."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        result = json.loads(self._expect("STEP").removeprefix("STEP "))
+        shown = {k: round(v, 2) for k, v in result["parts"].items() if k.startswith("time/")}
+        print(
+            f"{self.name}: {result['seconds']:.1f} s, {result['tokens']:.0f} tokens, {result['gb']:.1f} GB "
+            f"{shown or ''}"
+        )
+        return result
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _expect(self, word: str) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(word):
+                return line
+        raise RuntimeError(f"{self.name} ended before it said {word}; its error is above")
+
+
+def gemm_rate(rows: int) -> float:
+    """Measured bfloat16 GEMM rate for this many rows on the model's layer shapes, FLOP/s: the best of several."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    x, w = torch.randn(rows, 576).bfloat16(), torch.randn(1536, 576).bfloat16()
+    best = 0.0
+    for _ in range(60):
+        start = time.perf_counter()
+        for _ in range(10):
+            torch.nn.functional.linear(x, w)
+        best = max(best, 10 * 2 * rows * 576 * 1536 / (time.perf_counter() - start))
+    return best
+
+
+def update_floor(packed_tokens: float, action_tokens: float) -> float:
+    """Seconds of the arithmetic that an update cannot do without, at the measured GEMM rate of many rows.
+
+    Forward 2 and backward through frozen weights 2 FLOPs per weight and token; the output projection on actions only.
+    """
+    return 4 * (LAYERS * packed_tokens + VOCABULARY * action_tokens) / gemm_rate(2048)

@@ -1,0 +1,96 @@
+"""The Ray cluster of a run: joined or started, and left again. The only `import ray`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from rlft.config import RunConfig
+
+
+class Cluster:
+    """This process's connection; one that is open already is used and left open."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Join the cluster at `ray_address`, or start a private one with a CPU for every process of the run.
+
+        Raises:
+            ConnectionError: `ray_address` does not answer.
+            RuntimeError: see `protect`.
+        """
+        if not config.ray_address:
+            protect()
+        import ray
+
+        self.ray: Any = ray
+        self._is_owner = not ray.is_initialized()
+        if self._is_owner:
+            _start(config)
+
+    def actor(self, cls: type, *, threads: int, gpus: float, env: Mapping[str, str] | None = None) -> Any:
+        """What makes an actor of `cls` when its `remote` is called with the constructor's arguments.
+
+        Args:
+            threads: CPU threads of its libraries.
+            gpus: GPUs that Ray reserves for it.
+            env: further environment variables.
+        """
+        limits = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        return self.ray.remote(cls).options(
+            num_cpus=1,
+            num_gpus=gpus,
+            max_restarts=0,  # a restarted actor would come back without what it had been told
+            runtime_env={"env_vars": {**limits, **(env or {})}},
+        )
+
+    def close(self) -> None:
+        """End the private cluster, or leave the joined one, with all actors of this process."""
+        if self._is_owner:
+            self.ray.shutdown()
+
+
+def node_address() -> str:
+    """Address of this actor's machine within the cluster."""
+    import ray
+
+    address: str = ray.util.get_node_ip_address()
+    return address
+
+
+def protect() -> None:
+    """A private cluster: nobody without the token may run code in it. Ray reads this when it is imported.
+
+    Raises:
+        RuntimeError: Ray was imported before without it, so that its cluster would be open to every local user.
+    """
+    if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
+        raise RuntimeError(
+            "ray was imported before rlft could protect its cluster; set RAY_AUTH_MODE=token before importing it"
+        )
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _start(config: RunConfig) -> None:
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if config.ray_address:
+        options |= {"address": config.ray_address}
+    else:
+        options |= {
+            "num_cpus": config.rollout.workers + (config.learner.workers if config.learner.is_group else 0),
+            "include_dashboard": False,
+            "object_store_memory": 512 * 2**20,
+        }
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(**options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits with another code

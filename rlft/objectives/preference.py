@@ -1,0 +1,201 @@
+"""Preference losses as functions of sequence log-probs: DPO and its relatives.
+
+With s = log pi - log pi_ref summed over a completion's tokens, the implicit reward of a completion is beta s. A
+pair's two stand next to each other. The learner feeds these losses from a data set, or from the best and worst
+sample of a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlft.types import Metrics
+
+Loss = Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """A preference loss as a value."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    loss: Loss = "sigmoid"
+    """sigmoid: DPO; ipo; hinge: SLiC; simpo and orpo: without a reference; kto: single completions, no pairs."""
+    beta: float = 0.1
+    """How strongly the policy is held to the reference (DPO, IPO, hinge, KTO), the reward's scale (SimPO), or the
+    weight of the odds-ratio term (ORPO)."""
+    label_smoothing: float = 0.0
+    """Probability that a pair's labels are swapped (cDPO); used by sigmoid."""
+    margin: float = 0.0
+    """SimPO's gamma: by how much the chosen reward should exceed the rejected one."""
+    desirable_weight: float = 1.0
+    """KTO's weight of completions labelled good."""
+    undesirable_weight: float = 1.0
+    """KTO's weight of completions labelled bad."""
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ValueError(f"preference.beta must be above 0, got {self.beta}; 0.1 is usual, 2 for simpo")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"preference.label_smoothing must lie in [0, 0.5), got {self.label_smoothing}")
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError(f"preference.label_smoothing goes with loss: sigmoid, not {self.loss}")
+        if self.margin < 0 or (self.margin and self.loss != "simpo"):
+            raise ValueError("preference.margin is SimPO's gamma: at least 0, and only with loss: simpo")
+        for name in ("desirable_weight", "undesirable_weight"):
+            value = getattr(self, name)
+            if value < 0 or (value != 1 and self.loss != "kto"):
+                raise ValueError(f"preference.{name} is KTO's: at least 0, and only with loss: kto")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss asks for the frozen reference's log-probs."""
+        return self.loss not in ("simpo", "orpo")
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether a chosen and a rejected completion of the same prompt are compared."""
+        return self.loss != "kto"
+
+
+def sequence_sums(values: Tensor, sequence_index: Tensor, num_sequences: int) -> Tensor:
+    """Sum of the action tokens' values of each sequence, (S,)."""
+    return values.new_zeros(num_sequences).index_add(0, sequence_index, values)
+
+
+def preference_loss(
+    preference: Preference,
+    *,
+    logprobs: Tensor,
+    ref_logprobs: Tensor | None,
+    sequence_index: Tensor,
+    labels: Tensor,
+    num_examples: int,
+    kl: float = 0.0,
+) -> tuple[Tensor, Metrics]:
+    """The loss of preferences as a sum over examples divided by `num_examples`, and sums for the metrics.
+
+    Args:
+        num_examples: pairs (KTO: completions) of the whole update, of which these may be a part; the other arguments
+            are those of `example_losses`.
+
+    Returns:
+        (scalar loss, sums keyed by metric name: over the examples, `_chosen` and `_rejected` over the completions so
+        labelled; divide by their number)
+    """
+    losses, margins, rewards = example_losses(
+        preference,
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        sequence_index=sequence_index,
+        labels=labels,
+        kl=kl,
+    )
+    scores = sequence_sums(logprobs.detach(), sequence_index, labels.numel())
+    is_chosen = _is_chosen(preference, labels)
+    sums = {"preference/margin": float(margins.sum()), "preference/accuracy": float(is_right(margins).sum())}
+    for name, values in (("reward", rewards), ("logprob", scores)):
+        sums[f"preference/{name}_chosen"] = float(values[is_chosen].sum())
+        sums[f"preference/{name}_rejected"] = float(values[~is_chosen].sum())
+    return losses.sum() / num_examples, sums
+
+
+def example_losses(
+    preference: Preference,
+    *,
+    logprobs: Tensor,
+    ref_logprobs: Tensor | None,
+    sequence_index: Tensor,
+    labels: Tensor,
+    kl: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of every example: of a pair, or for KTO of a completion.
+
+    sigmoid: https://arxiv.org/abs/2305.18290, equation 7, with the label smoothing of
+    https://ericmitchell.ai/cdpo.pdf. ipo: https://arxiv.org/abs/2310.12036, equation 17, on log-probs per token.
+    hinge: https://arxiv.org/abs/2305.10425 in the form of https://arxiv.org/abs/2309.06657. simpo:
+    https://arxiv.org/abs/2405.14734, equation 6. orpo: https://arxiv.org/abs/2403.07691, equations 6 and 7. kto:
+    https://arxiv.org/abs/2402.01306, equation 8.
+
+    Args:
+        logprobs: (A,) of the policy being trained, with gradient. ref_logprobs: (A,), or None where none is needed.
+        sequence_index: (A,) int64. labels: (S,), above 0 for chosen or good; a pair's two stand next to each other.
+        kl: KTO's reference point z0 in nats, see `kto_reference_point`.
+
+    Returns:
+        (losses (N,), with gradient; margins (N,), by how much the policy sides with the label; implicit rewards (S,))
+    """
+    num_sequences = labels.numel()
+    lengths = torch.bincount(sequence_index, minlength=num_sequences).clamp(min=1).to(logprobs.dtype)
+    scores = sequence_sums(logprobs, sequence_index, num_sequences)
+    policy_scores = scores
+    if preference.needs_reference:
+        assert ref_logprobs is not None
+        scores = scores - sequence_sums(ref_logprobs, sequence_index, num_sequences)
+    if preference.loss in ("ipo", "simpo", "orpo"):
+        scores = scores / lengths
+    rewards = preference.beta * scores
+    is_chosen = _is_chosen(preference, labels)
+    if preference.is_paired:
+        better, worse = scores[is_chosen], scores[~is_chosen]
+        losses = _pair_losses(preference, better, worse, (policy_scores / lengths)[is_chosen])
+        margins = preference.beta * (better - worse)
+    else:
+        margins = torch.where(is_chosen, rewards - preference.beta * kl, preference.beta * kl - rewards)
+        # Not of two plain numbers, which would be rounded to float32.
+        weight = torch.where(is_chosen, rewards.new_tensor(preference.desirable_weight), preference.undesirable_weight)
+        losses = weight * (1 - torch.sigmoid(margins))
+    return losses, margins.detach(), rewards.detach()
+
+
+def is_right(margins: Tensor) -> Tensor:
+    """1 where the policy sides with the label, 0 where it does not, and a half where it does not care."""
+    return 0.5 * (1 + margins.sign())
+
+
+def kto_reference_point(log_ratios: Tensor) -> float:
+    """z0: the mean over mismatched (prompt, completion) pairs of log pi - log pi_ref, at least 0.
+
+    Equation 9 of https://arxiv.org/abs/2402.01306; no gradient passes through it.
+    """
+    return max(0.0, float(log_ratios.mean()))
+
+
+def _is_chosen(preference: Preference, labels: Tensor) -> Tensor:
+    """(S,) bool; in a pair of neighbours the one with the larger label."""
+    if not preference.is_paired:
+        return labels > 0
+    first_is_chosen = labels[0::2] > labels[1::2]
+    return torch.stack([first_is_chosen, ~first_is_chosen], dim=1).flatten()
+
+
+def _pair_losses(preference: Preference, chosen: Tensor, rejected: Tensor, chosen_mean: Tensor) -> Tensor:
+    """Loss of every pair from its two scores, as the loss compares them; `chosen_mean` is the log-prob per token."""
+    delta = chosen - rejected
+    beta = preference.beta
+    if preference.loss == "sigmoid":
+        swapped = preference.label_smoothing
+        return -(1 - swapped) * F.logsigmoid(beta * delta) - swapped * F.logsigmoid(-beta * delta)
+    if preference.loss == "ipo":
+        return (delta - 1 / (2 * beta)).square()
+    if preference.loss == "hinge":
+        return torch.relu(1 - beta * delta)
+    if preference.loss == "simpo":
+        return -F.logsigmoid(beta * delta - preference.margin)
+    odds = delta - (_log1mexp(chosen) - _log1mexp(rejected))
+    return -chosen_mean - beta * F.logsigmoid(odds)
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x < 0, without cancellation on either side of -log 2."""
+    x = x.clamp(max=-1e-7)
+    is_near_0 = x > -0.6931471805599453
+    near = torch.log(-torch.expm1(torch.where(is_near_0, x, -1.0)))
+    far = torch.log1p(-torch.exp(torch.where(is_near_0, -1.0, x)))
+    return torch.where(is_near_0, near, far)

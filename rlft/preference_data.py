@@ -1,0 +1,196 @@
+"""Preferences as tokens: what is trained on, what is held out, and batches of it.
+
+`preference_rows` reads the rows. KTO takes pairs too, as one good and one bad completion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlft import chat
+from rlft.preference_config import PreferenceDataConfig
+from rlft.preference_rows import SAME, Row, Text, parse, read
+from rlft.types import Batch
+
+OnRow: TypeAlias = "Callable[[int, int], None]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A prompt with its two completions, or for KTO with one."""
+
+    id: str
+    """Hash of the prompt."""
+    prompt_ids: tuple[int, ...]
+    """Tokens of the prompt."""
+    completions: tuple[tuple[int, ...], ...]
+    """Tokens of the chosen and the rejected completion, or of the only one; end tokens included."""
+    labels: tuple[float, ...]
+    """Of each completion: 1 chosen or good, 0 rejected or bad."""
+    ref_logprobs: Tensor | None = None
+    """(A,) float32, of the completions' tokens under the reference; None where that is not computed beforehand."""
+
+    @property
+    def num_actions(self) -> int:
+        """A, the tokens of the completions."""
+        return sum(map(len, self.completions))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceData:
+    """What a run trains and measures on."""
+
+    train: list[Example]
+    """In the order of the source."""
+    heldout: list[Example]
+    """Likewise; empty if nothing is held out."""
+    dropped: int
+    """Rows left out because they are too long."""
+    max_length: int
+    """Most tokens of a prompt and one completion."""
+    hash: str
+    """sha256 over all tokens and labels, in order."""
+
+
+def load(
+    config: PreferenceDataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    end_ids: frozenset[int] | None,
+    *,
+    context: int,
+    paired: bool,
+    on_row: OnRow | None = None,
+) -> PreferenceData:
+    """Read and tokenise the preferences.
+
+    Args:
+        end_ids: see `chat.end_token_ids`. None is for a reward model, which reads conversations: each completion then
+            is a whole one as the template writes it, the prompt is empty, and plain text becomes messages.
+        context: tokens that the model takes.
+        paired: whether the loss compares pairs; else pairs come apart into two examples.
+        on_row: called with (rows done, rows in all).
+
+    Raises:
+        ValueError: there is no such source, or a row cannot be used; names the row and what to do.
+    """
+    if config.max_length > context:
+        raise ValueError(f"data.max_length is {config.max_length}, more than the model's context of {context}")
+    limit = config.max_length or context
+    try:
+        rows = list(read(config))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{config.source}: not UTF-8 text: {error}") from None
+    if not rows:
+        raise ValueError(f"{config.source} has no rows")
+    train: list[Example] = []
+    heldout: list[Example] = []
+    dropped = 0
+    for number, (where, columns) in enumerate(rows, start=1):
+        try:
+            example = _tokenize(parse(columns, paired=paired), tokenizer, end_ids)
+        except (ValueError, TemplateError) as error:  # templates refuse roles that do not alternate, for example
+            raise ValueError(f"{where}: {error}") from None
+        length = len(example.prompt_ids) + max(map(len, example.completions))
+        if length > limit and config.overlong == "error":
+            raise ValueError(
+                f"{where}: prompt and completion have {length} tokens, more than "
+                f"{'data.max_length' if config.max_length else 'the context of the model'}, {limit}; shorten them, or "
+                "leave such rows out with data.overlong=drop"
+            )
+        if length > limit:
+            dropped += 1
+        else:
+            is_heldout = int(example.id, 16) < config.heldout * 16 ** len(example.id)
+            (heldout if is_heldout else train).extend([example] if paired else _apart(example))
+        if on_row:
+            on_row(number, len(rows))
+    if dropped == len(rows):
+        raise ValueError(f"{config.source}: all {dropped} rows have more than {limit} tokens; raise data.max_length")
+    if config.heldout and not (train and heldout):
+        raise ValueError(
+            f"{config.source}: data.heldout={config.heldout} holds out {len(heldout)} examples and leaves {len(train)} "
+            "to train on; use another share, or 0 to measure nothing"
+        )
+    digest = hashlib.sha256()
+    for example in (*train, *heldout):
+        digest.update(repr((example.prompt_ids, example.completions, example.labels)).encode())
+    return PreferenceData(train=train, heldout=heldout, dropped=dropped, max_length=limit, hash=digest.hexdigest())
+
+
+def make_batch(examples: Sequence[Example]) -> Batch:
+    """The examples as groups that share a prompt: the rewards are the labels, nothing was sampled."""
+    completions = [ids for example in examples for ids in example.completions]
+    counts = torch.tensor([len(example.completions) for example in examples])
+    lengths = torch.tensor([len(ids) for ids in completions])
+    references = [example.ref_logprobs for example in examples if example.ref_logprobs is not None]
+    return Batch(
+        prompt_ids=tuple(example.prompt_ids for example in examples for _ in example.completions),
+        token_ids=tuple(completions),
+        action_mask=tuple((True,) * len(ids) for ids in completions),
+        group_index=torch.arange(len(examples)).repeat_interleave(counts),
+        rewards=torch.tensor([label for example in examples for label in example.labels]),
+        sequence_index=torch.arange(len(completions)).repeat_interleave(lengths),
+        rollout_logprobs=torch.zeros(int(lengths.sum())),
+        is_truncated=torch.zeros(len(completions), dtype=torch.bool),
+        ref_logprobs=torch.cat(references) if len(references) == len(examples) else None,
+    )
+
+
+def _tokenize(row: Row, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int] | None) -> Example:
+    rendered = [_render(row.prompt, completion, tokenizer, end_ids) for completion in row.completions]
+    completions = tuple(completion for _, completion in rendered)
+    if len(set(completions)) < len(completions):
+        raise ValueError(SAME)
+    return Example(
+        id=hashlib.sha256(json.dumps(row.prompt, sort_keys=True).encode()).hexdigest()[:16],
+        prompt_ids=rendered[0][0],
+        completions=completions,
+        labels=row.labels,
+    )
+
+
+def _render(
+    prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if isinstance(prompt, str):
+        assert isinstance(completion, str)
+        _refuse_empty(completion)
+        if end_ids is not None:
+            return chat.render_text(tokenizer, prompt, completion)
+        prompt = [{"role": "user", "content": prompt}]
+        completion = [{"role": "assistant", "content": completion}]
+    assert not isinstance(completion, str)
+    if completion[-1]["role"] != "assistant":
+        raise ValueError(f"the last message is of role {completion[-1]['role']!r}; it must be the assistant's reply")
+    if len(completion) > 1:
+        raise ValueError(f"a completion is one message, found {len(completion)}; put the earlier ones into prompt")
+    _refuse_empty(completion[0]["content"])
+    if not prompt or prompt[-1]["role"] == "assistant":
+        raise ValueError("the prompt must be messages that end with another's than the assistant's")
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template for messages; use an instruct model or plain text")
+    if end_ids is None:
+        return (), chat.conversation(tokenizer, [*prompt, *completion])
+    return chat.render_reply(tokenizer, [*prompt, *completion], end_ids)
+
+
+def _refuse_empty(completion: str) -> None:
+    if not completion.strip():
+        raise ValueError("a completion is empty; fill it or remove the row")
+
+
+def _apart(example: Example) -> list[Example]:
+    """One example for each completion."""
+    return [
+        Example(id=example.id, prompt_ids=example.prompt_ids, completions=(completion,), labels=(label,))
+        for completion, label in zip(example.completions, example.labels, strict=True)
+    ]

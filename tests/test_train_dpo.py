@@ -1,0 +1,633 @@
+"""The preference stage: its numbers are TRL's, every loss teaches, and an interruption changes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from peft import PeftModel
+from rich.console import Console
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from rlft import adapters, cli, config_file, launch, launch_dpo
+from rlft import train_dpo as loop
+from rlft.adapters import ReferenceSource
+from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
+from rlft.learner import Learner
+from rlft.objectives.preference import Preference
+from rlft.preference_config import PreferenceConfig, PreferenceDataConfig
+from rlft.preference_data import Example, PreferenceData, load
+from rlft.roles import Roles
+from rlft.run import Run
+from rlft.view import View
+from tests.fakes import read_lines, read_metrics, read_result, save_tiny_model, tiny_config
+from tests.test_preference_data import assistant, user, write
+
+ROOT = Path(__file__).parents[1]
+END = frozenset([0])
+FLOAT32 = ModelConfig(source="", dtype="float32")
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    """Replies of the letter `a` preferred to those of the letter `b`."""
+    return [
+        {
+            "prompt": [user(f"say {i}")],
+            "chosen": [assistant("a" * (2 + i % 3))],
+            "rejected": [assistant("b" * (2 + i % 4))],
+        }
+        for i in range(count)
+    ]
+
+
+def settings(folder: Path, rows: Sequence[dict[str, Any]]) -> PreferenceDataConfig:
+    """The data of these rows, all of them to train on."""
+    return PreferenceDataConfig(source=str(write(folder / "rows.jsonl", rows)), heldout=0)  # type: ignore[call-arg]
+
+
+MakeDpo = Callable[..., PreferenceConfig]
+
+
+@pytest.fixture
+def make_dpo(tmp_path: Path, tiny_model: Path) -> MakeDpo:
+    """`make_dpo(epochs=2, data={...})`: a run of a second; mappings are merged in."""
+    source = write(tmp_path / "pairs.jsonl", pairs(40))
+
+    def make(**changes: Any) -> PreferenceConfig:
+        tree: dict[str, Any] = {
+            "name": "tiny",
+            "output_dir": str(tmp_path / "runs"),
+            "model": {"source": str(tiny_model), "dtype": "float32"},
+            "adapter": {"rank": 4, "alpha": 8},
+            "data": {"source": str(source), "heldout": 0.2},
+            "batch_size": 8,
+            "learner": {"lr": 1e-2, "threads": 1},
+            "checkpoint": {"every": 2},
+        }
+        for key, value in changes.items():
+            both_are_mappings = isinstance(value, dict) and isinstance(tree.get(key), dict)
+            tree[key] = {**tree[key], **value} if both_are_mappings else value
+        return PreferenceConfig.model_validate(tree)
+
+    return make
+
+
+# Against TRL
+
+
+@pytest.fixture(scope="module")
+def perturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model some way from where it started, so that policy and reference differ."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    folder = tmp_path_factory.mktemp("perturbed") / "model"
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def trl_is_quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def own_update(
+    policy: Path, base: Path, preference: Preference, data: PreferenceData
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """(metrics, gradients) of one update of all weights on all of the data, in its order."""
+    learner = LearnerConfig(threads=1, tokens_per_microbatch=60, max_grad_norm=1e9)
+    roles = Roles(
+        policy,
+        FLOAT32,
+        AdapterConfig(kind="full"),
+        learner,
+        seed=0,
+        with_reference=preference.needs_reference,
+        reference=ReferenceSource(folder=str(base)),
+    )
+    batch, kl = loop.annotate(roles, preference, data.train, max_length=data.max_length)
+    metrics = loop.update(roles, preference, batch, kl=kl, factor=1.0)
+    gradients = {name: p.grad.clone() for name, p in roles.model.named_parameters() if p.grad is not None}
+    return metrics, gradients
+
+
+def trl_update(trainer: Any) -> tuple[float, dict[str, float], dict[str, Tensor]]:
+    """(loss, logged numbers, gradients) of the trainer's first batch: the whole data set in its order."""
+    model = trainer.model.train()
+    batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
+    loss = trainer.compute_loss(model, batch)
+    loss.backward()
+    logged = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    return loss.item(), logged, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def arguments(folder: Path, rows: int) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": rows,
+        "max_length": None,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "gradient_checkpointing": False,
+        "disable_dropout": True,
+        "disable_tqdm": True,
+    }
+
+
+def assert_same_gradients(own: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert own.keys() == theirs.keys()
+    for name, gradient in own.items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(
+            gradient, theirs[name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+ROWS = [
+    *pairs(5),
+    {"prompt": [user("x"), assistant("y"), user("z")], "chosen": [assistant("no")], "rejected": [assistant("maybe")]},
+]
+PLAIN_ROWS = [
+    {"prompt": f"{i} is", "chosen": " even" if i % 2 else " so odd", "rejected": " rather odd"} for i in range(6)
+]
+
+
+@pytest.mark.usefixtures("trl_is_quiet")
+@pytest.mark.parametrize(
+    ("preference", "rows"),
+    [
+        (Preference(beta=0.3), ROWS),
+        (Preference(beta=0.3), PLAIN_ROWS),
+        (Preference(loss="ipo", beta=0.5), ROWS),
+        (Preference(loss="hinge", beta=2.0), ROWS),
+    ],
+    ids=["sigmoid", "plain text", "ipo", "hinge"],
+)
+def test_an_update_is_that_of_dpotrainer(
+    tmp_path: Path, tiny_model: Path, perturbed: Path, preference: Preference, rows: Sequence[dict[str, Any]]
+) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(perturbed),
+        ref_model=AutoModelForCausalLM.from_pretrained(tiny_model),
+        args=DPOConfig(**arguments(tmp_path, 6), beta=preference.beta, loss_type=preference.loss),
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=tokenizer,
+    )
+    loss, logged, gradients = trl_update(trainer)
+
+    data = load(settings(tmp_path, rows), tokenizer, END, context=256, paired=True)
+    for example, theirs in zip(data.train, trainer.train_dataset, strict=True):
+        assert list(example.prompt_ids) == theirs["prompt_ids"]
+        assert list(map(list, example.completions)) == [theirs["chosen_ids"], theirs["rejected_ids"]]
+    metrics, own = own_update(perturbed, tiny_model, preference, data)
+    assert metrics["preference/loss"] == pytest.approx(loss, abs=1e-5)
+    assert_same_gradients(own, gradients)
+    for name, theirs in (("logprob_chosen", "logps/chosen"), ("logprob_rejected", "logps/rejected")):
+        assert metrics[f"preference/{name}"] == pytest.approx(logged[theirs], rel=1e-5)
+    if preference.loss != "ipo":  # whose implicit reward here is per token
+        for name, theirs in (
+            ("accuracy", "rewards/accuracies"),
+            ("margin", "rewards/margins"),
+            ("reward_chosen", "rewards/chosen"),
+            ("reward_rejected", "rewards/rejected"),
+        ):
+            assert metrics[f"preference/{name}"] == pytest.approx(logged[theirs], abs=1e-5)
+
+
+@pytest.mark.usefixtures("trl_is_quiet")
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.5, 0.5)])
+def test_an_update_is_that_of_ktotrainer(
+    tmp_path: Path, tiny_model: Path, perturbed: Path, weights: tuple[float, float]
+) -> None:
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    rows = [
+        {"prompt": row["prompt"], "completion": row["chosen" if i % 2 else "rejected"], "label": bool(i % 2)}
+        for i, row in enumerate(pairs(6))
+    ]
+    preference = Preference(loss="kto", beta=0.5, desirable_weight=weights[0], undesirable_weight=weights[1])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    trainer = KTOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(perturbed),
+        ref_model=AutoModelForCausalLM.from_pretrained(tiny_model),
+        args=KTOConfig(**arguments(tmp_path, 6), beta=0.5, desirable_weight=weights[0], undesirable_weight=weights[1]),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    loss, logged, gradients = trl_update(trainer)
+
+    data = load(settings(tmp_path, rows), tokenizer, END, context=256, paired=False)
+    metrics, own = own_update(perturbed, tiny_model, preference, data)
+    assert logged["kl"] > 0.01  # not cut to 0, so that it is compared
+    assert metrics["preference/z0"] == pytest.approx(logged["kl"], abs=1e-5)
+    assert metrics["preference/loss"] == pytest.approx(loss, abs=1e-5)
+    assert_same_gradients(own, gradients)
+    for name, theirs in (
+        ("reward_chosen", "rewards/chosen"),
+        ("reward_rejected", "rewards/rejected"),
+        ("logprob_chosen", "logps/chosen"),
+        ("logprob_rejected", "logps/rejected"),
+    ):
+        assert metrics[f"preference/{name}"] == pytest.approx(logged[theirs], rel=1e-4, abs=1e-5)
+
+
+def test_a_mismatched_completion_is_cut_to_what_fits() -> None:
+    def example(prompt: int, completion: int) -> Example:
+        return Example(id="", prompt_ids=(1,) * prompt, completions=((2,) * completion,), labels=(1.0,))
+
+    made = loop.mismatch([example(3, 2), example(1, 6), example(2, 3)], max_length=7)
+    assert [(len(e.prompt_ids), len(e.completions[0])) for e in made] == [(3, 3), (1, 2), (2, 5)]
+
+
+# Learning
+
+LOSSES = {
+    "sigmoid": {"beta": 0.3},
+    "ipo": {"beta": 0.5},
+    "hinge": {"beta": 0.3},
+    "simpo": {"beta": 2.0, "margin": 0.5},
+    "orpo": {"beta": 0.5},
+    "kto": {"beta": 0.3},
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_teaches_held_out_preferences(make_dpo: MakeDpo, name: str) -> None:
+    config = make_dpo(preference={"loss": name, **LOSSES[name]}, epochs=5, batch_size=8, checkpoint={"every": 100})
+    summary = launch_dpo.train(config)
+    rows = read_metrics(config.run_dir)
+    assert len(rows) == summary["steps"] == 5 * (summary["train_examples"] // 8)
+    assert summary["accuracy_trained"]["mean"] == 1.0
+    assert summary["accuracy_base"]["mean"] < 0.9
+    assert summary["margin_trained"] > summary["margin_base"] + 0.1
+    assert summary["loss_trained"] < summary["loss_base"]
+    assert rows[-1]["preference/margin"] > rows[0]["preference/margin"] + 0.1
+    assert rows[-1]["preference/reward_chosen"] > rows[-1]["preference/reward_rejected"]
+    assert ("preference/z0" in rows[0]) == (name == "kto")
+    epochs = [f"step-{(epoch + 1) * len(rows) // 5:06d}" for epoch in range(5)]
+    assert sorted(path.stem for path in (config.run_dir / "evals").iterdir()) == ["base", *epochs]
+
+
+def test_where_training_starts_nothing_is_preferred(make_dpo: MakeDpo) -> None:
+    summary = launch_dpo.train(make_dpo())
+    assert summary["accuracy_base"]["mean"] == 0.5
+    assert summary["margin_base"] == 0
+    assert summary["loss_base"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_rate_follows_the_schedule(make_dpo: MakeDpo) -> None:
+    config = make_dpo(learner={"schedule": "linear", "warmup_steps": 2}, epochs=2)
+    launch_dpo.train(config)
+    rates = [row["policy/lr"] for row in read_metrics(config.run_dir)]
+    # Eight updates: two of warm-up, then six that fall to 0.
+    assert rates == pytest.approx([0.005, 0.01, *(0.01 * (1 - i / 6) for i in range(6))][: len(rates)], rel=1e-6)
+
+
+# What must not matter
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "kto"])
+def test_precomputed_reference_logprobs_equal_live_ones(make_dpo: MakeDpo, loss: str) -> None:
+    results = []
+    for how in ("precomputed", "live"):
+        config = make_dpo(name=how, reference_logprobs=how, epochs=2, preference={"loss": loss})
+        summary = launch_dpo.train(config)
+        assert (config.run_dir / "reference").exists() == (how == "precomputed")
+        results.append((read_metrics(config.run_dir), summary))
+    (rows, summary), (live_rows, live_summary) = results
+    for row, live_row in zip(rows, live_rows, strict=True):
+        assert row == pytest.approx(live_row, rel=1e-3, abs=2e-4)
+    assert summary["loss_trained"] == pytest.approx(live_summary["loss_trained"], abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "orpo", "kto"])
+def test_the_microbatch_budget_does_not_change_the_update(tiny_model: Path, tmp_path: Path, loss: Any) -> None:
+    preference = Preference(loss=loss)
+    data = load(
+        settings(tmp_path, pairs(6)),
+        AutoTokenizer.from_pretrained(tiny_model),
+        END,
+        context=256,
+        paired=preference.is_paired,
+    )
+    found = []
+    for tokens in (1, 50, 10_000):
+        config = LearnerConfig(threads=1, tokens_per_microbatch=tokens, lr=1e-2)
+        roles = Roles(
+            tiny_model,
+            FLOAT32,
+            AdapterConfig(rank=4),  # type: ignore[call-arg]
+            config,
+            seed=0,
+            with_reference=preference.needs_reference,
+        )
+        for _ in range(2):
+            batch, kl = loop.annotate(roles, preference, data.train, max_length=256)
+            metrics = loop.update(roles, preference, batch, kl=kl, factor=1.0)
+        found.append(metrics)
+    for metrics in found[1:]:
+        assert metrics == pytest.approx(found[0], rel=1e-4, abs=1e-5)
+
+
+class InterruptError(Exception):
+    """What the test raises in the middle of a run."""
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Stop the next run while it logs this update."""
+    log = Run.log
+
+    def stop(self: Any, number: int, metrics: Any) -> None:
+        if number == step:
+            monkeypatch.setattr(Run, "log", log)
+            raise InterruptError
+        log(self, number, metrics)
+
+    monkeypatch.setattr(Run, "log", stop)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"reference_logprobs": "live"},
+        {"preference": {"loss": "kto"}, "data": {"heldout": 0.3}},
+        {"adapter": {"kind": "full"}, "learner": {"lr": 1e-3}},
+    ],
+    ids=["precomputed", "live", "kto", "full"],
+)
+def test_an_interruption_changes_nothing(
+    make_dpo: MakeDpo, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    whole = make_dpo(name="whole", epochs=2, **changes)
+    launch_dpo.train(whole)
+    broken = make_dpo(name="broken", epochs=2, **changes)
+    interrupt(monkeypatch, 1)  # before the first checkpoint
+    with pytest.raises(InterruptError):
+        launch_dpo.train(broken)
+    interrupt(monkeypatch, 4)  # after one
+    with pytest.raises(InterruptError):
+        launch_dpo.resume(broken.run_dir)
+    launch_dpo.resume(broken.run_dir)
+    result, expected = read_result(broken.run_dir), read_result(whole.run_dir)
+    assert {**result.pop("summary.json"), "name": "whole"} == expected.pop("summary.json")
+    assert result == expected
+    assert len(result["metrics.jsonl"]) >= 6
+
+
+def test_reference_logprobs_are_computed_once(make_dpo: MakeDpo, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_dpo()
+    interrupt(monkeypatch, 3)
+    with pytest.raises(InterruptError):
+        launch_dpo.train(config)
+    stored = next((config.run_dir / "reference").iterdir())
+    before = stored.stat().st_mtime_ns
+    launch_dpo.resume(config.run_dir)
+    assert [path.stat().st_mtime_ns for path in (config.run_dir / "reference").iterdir()] == [before]
+
+
+def test_changed_data_are_not_resumed_on(make_dpo: MakeDpo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = make_dpo()
+    interrupt(monkeypatch, 3)
+    with pytest.raises(InterruptError):
+        launch_dpo.train(config)
+    write(tmp_path / "pairs.jsonl", pairs(41))
+    with pytest.raises(ValueError, match=r"pairs\.jsonl has changed since .* began; restore it"):
+        launch_dpo.resume(config.run_dir)
+
+
+# Adapters and references
+
+
+def test_the_adapter_loads_in_peft_and_starts_rl_and_further_preference_runs(
+    make_dpo: MakeDpo, tiny_model: Path, tmp_path: Path
+) -> None:
+    first = make_dpo(name="first")
+    summary = launch_dpo.train(first)
+    folder = first.run_dir / summary["adapter"]
+    tensors = adapters.read_folder(folder)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), folder)
+    assert {name for name in tensors if "lora_B" in name and tensors[name].any()}
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad(), loaded.disable_adapter():
+        base = loaded(ids).logits
+    assert (loaded(ids).logits - base).abs().max() > 1e-3
+
+    rl = tiny_config(tiny_model, adapter={"start": str(folder)}, output_dir=str(tmp_path / "rl"), steps=1)
+    learner = Learner(rl, tiny_model, warm_start=launch.start_tensors(rl))
+    assert learner.adapter(0).hash == adapters.adapter_hash(tensors)
+    assert launch.train(rl)["steps"] == 1
+
+    # The reference of a run that starts from an adapter is that adapter: nothing is preferred yet.
+    second = make_dpo(name="second", adapter={"start": str(folder)})
+    assert launch_dpo.train(second)["margin_base"] == 0
+    # Held to the base instead, the same policy already prefers.
+    base_folder = tmp_path / "base"
+    shutil.copytree(tiny_model, base_folder)
+    third = make_dpo(name="third", adapter={"start": str(folder)}, reference=str(base_folder))
+    assert launch_dpo.train(third)["margin_base"] == pytest.approx(summary["margin_trained"], abs=1e-5)
+
+
+def test_full_training_leaves_a_model_folder(make_dpo: MakeDpo) -> None:
+    config = make_dpo(adapter={"kind": "full"}, learner={"lr": 1e-3}, epochs=3)
+    summary = launch_dpo.train(config)
+    folder = config.run_dir / summary["adapter"]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.num_hidden_layers == 2
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    assert summary["margin_trained"] > 0.01
+
+
+def test_plain_text_needs_no_chat_template(make_dpo: MakeDpo, tiny_model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    (base / "chat_template.jinja").unlink()
+    (base / "generation_config.json").unlink()
+    source = write(tmp_path / "plain.jsonl", [{**row, "prompt": f"{i} is"} for i, row in enumerate(PLAIN_ROWS * 3)])
+    config = make_dpo(model={"source": str(base)}, data={"source": str(source), "heldout": 0.0}, batch_size=6)
+    summary = launch_dpo.train(config)
+    assert summary["accuracy_trained"] is None
+    assert (config.run_dir / "report.html").exists()
+    chat_config = make_dpo(name="chat", model={"source": str(base)})
+    with pytest.raises(ValueError, match=r"pairs\.jsonl:1: the tokenizer has no chat template"):
+        launch_dpo.train(chat_config)
+    assert not chat_config.run_dir.exists()
+
+
+# Trouble
+
+
+def test_updates_that_are_not_finite_are_skipped_and_three_stop_the_run(
+    make_dpo: MakeDpo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotate = loop.annotate
+    calls = [0]
+
+    def poison(*arguments: Any, **named: Any) -> Any:
+        batch, kl = annotate(*arguments, **named)
+        calls[0] += 1
+        if calls[0] > 2:
+            assert batch.ref_logprobs is not None
+            batch = replace(batch, ref_logprobs=batch.ref_logprobs * float("nan"))
+        return batch, kl
+
+    monkeypatch.setattr(loop, "annotate", poison)
+    config = make_dpo(epochs=3)
+    with pytest.raises(RuntimeError, match="3 updates in a row had a loss or gradient that is not finite"):
+        launch_dpo.train(config)
+    assert [row["policy/skipped"] for row in read_metrics(config.run_dir)] == [0, 0, 1, 1]
+    assert len(list((config.run_dir / "skipped").iterdir())) == 3
+    assert "update_skipped" in {event["kind"] for event in read_lines(config.run_dir / "events.jsonl")}
+
+
+def test_more_pairs_than_there_are_is_refused_before_a_run_exists(make_dpo: MakeDpo) -> None:
+    config = make_dpo(batch_size=64)
+    with pytest.raises(ValueError, match=r"batch_size is 64, but .*pairs\.jsonl has 3\d examples to train on; lower"):
+        launch_dpo.train(config)
+    assert not config.run_dir.exists()
+
+
+def test_rows_that_were_left_out_are_told(make_dpo: MakeDpo, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_dpo(data={"max_length": 14, "overlong": "drop", "heldout": 0.0}, batch_size=2)
+    summary = launch_dpo.train(config)
+    assert 0 < summary["dropped_rows"] < 40
+    assert summary["train_examples"] == 40 - summary["dropped_rows"]
+    assert f"{summary['dropped_rows']} rows of more than 14 tokens were left out" in capsys.readouterr().err
+
+
+# Config
+
+
+def test_a_misspelt_key_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "dpo.yaml"
+    file.write_text("name: x\nmodel: {source: m}\ndata:\n  source: d\n  heldoutt: 0.1\npreference: {betta: 1}\n")
+    with pytest.raises(
+        ValueError, match=r"dpo\.yaml:5: data\.heldoutt: unknown key\. Did you mean 'heldout'\?"
+    ) as found:
+        config_file.load(file, (), PreferenceConfig)
+    assert "dpo.yaml:6: preference" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"adapter": {"kind": "head"}}, "head trains no policy"),
+        ({"preference": {"loss": "simpo"}, "reference": "x"}, "loss 'simpo' compares with none"),
+        ({"preference": {"loss": "kto"}, "batch_size": 1}, "kto estimates its KL"),
+        ({"preference": {"loss": "ipo", "label_smoothing": 0.1}}, "label_smoothing goes with loss: sigmoid"),
+        ({"preference": {"beta": 0}}, "beta must be above 0"),
+        ({"learner": {"workers": 2}}, "`rlft dpo` trains in one process"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused(make_dpo: MakeDpo, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_dpo(**changes)
+
+
+def test_every_setting_is_documented_and_the_schema_is_valid(make_dpo: MakeDpo) -> None:
+    schema = PreferenceConfig.model_json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    sections = {"": schema, **schema["$defs"]}
+    bare = [
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key, value in section["properties"].items()
+        if not value.get("description")
+    ]
+    assert bare == []
+
+
+# The command line
+
+
+def rlft(*arguments: str | Path) -> Any:
+    """What a command printed and left."""
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "200"}, catch_exceptions=False)
+
+
+@pytest.mark.timeout(120)
+def test_the_debug_config_runs_from_the_command_line_to_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    # The tiny model's tokens are bytes, so the rambling replies are some hundred tokens long.
+    model = save_tiny_model(tmp_path / "model", context=1024)
+    small = [f"model.source={model}", "model.dtype=float32", f"output_dir={tmp_path}", "learner.threads=1"]
+    done = rlft("dpo", "configs/debug/dpo.yaml", *small)
+    assert done.exit_code == 0
+    run = tmp_path / "debug-dpo"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["stage"] == "DPO"
+    assert re.search(r"base model\W+0\.500", done.output)
+    assert re.search(rf"after DPO\W+{summary['accuracy_trained']['mean']:.3f}", done.output)
+    for name in ("report.html", "reward.png", "summary.json", summary["adapter"]):
+        assert str(run / name) in done.output
+        assert (run / name).exists()
+    assert re.search(r"update 1/2 +loss 0\.69\d+ +accuracy \d+% +margin -?0\.000 .* left 0:0", done.output)
+
+    (run / "report.html").unlink()
+    assert rlft("report", run).exit_code == 0
+    text = (run / "report.html").read_text(encoding="utf-8")
+    for words in ("configs/debug/pairs.jsonl", "2 of 2", "(DPO, step 2)", "Preference loss", "Log-probability"):
+        assert words in text
+
+    before = read_result(run)
+    assert rlft("resume", run).exit_code == 0  # nothing is left to do
+    assert read_result(run) == before
+    with pytest.raises(ValueError, match=r"debug-dpo holds a run already.*--restart"):
+        rlft("dpo", "configs/debug/dpo.yaml", *small)
+    with pytest.raises(ValueError, match=r"is a preference run.*--adapter .*v000002"):
+        rlft("evaluate", run)
+
+
+def test_the_schema_of_a_preference_run_is_printed() -> None:
+    schema = json.loads(rlft("schema", "--kind", "dpo").output)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert {"data", "preference", "reference_logprobs"} <= schema["properties"].keys()
+    assert "tasks_per_step" in json.loads(rlft("schema").output)["properties"]
+
+
+def test_the_live_panel_shows_updates_loss_accuracy_margin_and_time() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    view = View("pairs", steps=0, unit="update", console=console)
+    view.steps = 10
+    for step, margin in enumerate((0.0, 0.2, 0.4), start=1):
+        metrics = {"preference/loss": 0.5, "preference/accuracy": 0.75, "preference/margin": margin, "time/step": 3.0}
+        view.step(step, metrics)
+    console.print(view)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())  # type: ignore[attr-defined]
+    for words in (
+        "pairs  update 3/10",
+        r"loss +0\.5000",
+        r"accuracy +75%",
+        r"margin +0\.400 ▁▄█|margin +0\.400 ▁▅█",
+        r"left +0:21",
+    ):
+        assert re.search(words, text), words
+    assert "training" in text
