@@ -368,7 +368,6 @@ def compare(folder: str, shape: str, updates: int) -> dict[str, Any]:
     for dtype, rows in settings:
         name = f"TRL {shape} {dtype} {rows} rows"
         peer = Peer("benchmarks.learner", name, "trl", folder, shape, dtype, str(rows))
-        peer.step()  # the first touch of memory is slow
         warm_up[f"{dtype}, {rows} rows"] = peer.step()["seconds"]
         if best is None or warm_up[f"{dtype}, {rows} rows"] == min(warm_up.values()):
             if best is not None:

@@ -275,7 +275,10 @@ def _show_reward_model(run: Path, summary: dict[str, Any]) -> None:
     folder = run / summary["reward_model"]
     console.print(Text(f"Written:\n  {folder}\n  {run / 'summary.json'}"))
     console.print(Text(f"As a reward, on the model of the run: path: adapter:{folder}"), soft_wrap=True)
-    console.print(Text(f"As a reward of its own: path: rewards.reward_model:reward_model, args: {{folder: {folder}}}"))
+    console.print(
+        Text(f"As a reward of its own: path: rewards.reward_model:reward_model, args: {{folder: {folder}}}"),
+        soft_wrap=True,
+    )
 
 
 def _interval(accuracy: dict[str, Any]) -> str:

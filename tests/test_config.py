@@ -139,6 +139,9 @@ def test_a_missing_file_suggests_its_neighbour(write: Any, tmp_path: Path) -> No
         ("algorithm: {preset: gppo}\n", "unknown preset 'gppo'.*[Dd]id you mean"),
         ("algorithm: gppo\n", "unknown preset 'gppo'.*[Dd]id you mean"),
         ("algorithm: {baseline: group_meen}\n", "algorithm.baseline"),
+        ("backend: inline\nlearner: {workers: 2}\n", "learner.workers above 1 .* use backend: ray"),
+        ("backend: inline\nlearner: {gpus_per_worker: 1}\n", "learner.gpus_per_worker need .* use backend: ray"),
+        ("learner: {workers: 2, gpus_per_worker: 0.5}\n", "the same GPU, .* use more than 0.5, or 0 for CPUs"),
     ],
 )
 def test_contradictions_are_refused_with_a_way_out(write: Any, more: str, says: str) -> None:
