@@ -84,7 +84,8 @@ def packed_attention(
         raise ValueError(f"a sequence of {longest} tokens exceeds the model's sliding window of {sliding_window}")
     if query.device.type == "cpu" and _num_scores(packed_layout.groups) * query.shape[1] <= LARGEST_SCORES:
         packed_layout.blocks = packed_layout.blocks or _as_blocks(packed_layout.groups)
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        # Under autocast, rotary positions leave queries and keys in float32.
+        q, k, v = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return block_attention(q, k, v, *packed_layout.blocks, scale).unsqueeze(0), None
     num_repeats = query.shape[1] // key.shape[1]
