@@ -219,3 +219,14 @@ def test_the_reference_of_a_full_run_can_be_a_model(make_config: MakeConfig, tin
     config = make_config("steps=1", "evaluation.tasks=2", f"reference={tiny_model}", "adapter.kind=full")
     launch.train(config)
     assert read_metrics(config.run_dir)[0]["policy/kl_ref"] == pytest.approx(0, abs=1e-6)
+
+
+def test_all_weights_are_trained_with_products_in_bfloat16(tiny_model: Path) -> None:
+    config = config_of(tiny_model, "full", model={"dtype": "bfloat16"})
+    exact = trained(config_of(tiny_model, "full"), tiny_model).adapter(2).tensors
+    rounded = trained(config, tiny_model).adapter(2).tensors
+    assert all(tensor.dtype == torch.float32 for tensor in rounded.values())
+    base = adapters.read_role(Learner(config, tiny_model).roles.policy)
+    moved = torch.cat([(exact[name] - base[name]).flatten() for name in base])
+    moved_rounded = torch.cat([(rounded[name] - base[name]).flatten() for name in base])
+    assert torch.cosine_similarity(moved, moved_rounded, dim=0) > 0.9
