@@ -172,15 +172,14 @@ TECHNIQUES = {
     "actions only": "every token projected to the vocabulary",
     "bfloat16": "the base in float32",
     "kept memory": "freed memory goes back to the system",
-    "short attention": "torch's fused attention kernel",
+    "block attention": "torch's fused attention kernel, group by group",
+    "lean layers": "transformers' own norms and MLPs",
 }
 
 
 def take_away(technique: str) -> None:
     """Undo one technique in this process."""
-    import torch.nn.functional as F
-
-    from rlft import adapters, attention, batch, learner, memory, model, roles  # noqa: F401
+    from rlft import adapters, attention, batch, model, roles
 
     if technique == "lean LoRA":
         adapters.use_lean_lora = lambda model: None
@@ -192,34 +191,34 @@ def take_away(technique: str) -> None:
         whole = batch.pack
         roles.pack = lambda part: whole(replace(part, group_index=torch.arange(part.num_sequences)))
     elif technique == "actions only":
-        selected = model.selected_logprobs
+        from dataclasses import replace
+
+        import torch
+
+        chosen: list[torch.Tensor] = []
+        whole_pack, projected = batch.pack, model.projected_logprobs
 
         def all_tokens(part: Any) -> Any:
             packed = whole_pack(part)
             everything = torch.arange(packed.token_ids.shape[1])
             chosen.append(packed.predictor_index)
-            targets = torch.zeros_like(everything).scatter(0, packed.predictor_index, packed.target_ids)
-            return replace(packed, predictor_index=everything, target_ids=targets)
+            return replace(packed, predictor_index=everything, target_ids=packed.token_ids[0].roll(-1))
 
-        def of_actions(*arguments: Any) -> Any:
+        def of_actions(*arguments: Any, **options: Any) -> Any:
             index = chosen.pop()
-            return tuple(values[index] for values in selected(*arguments))
+            return tuple(values[index] for values in projected(*arguments, **options))
 
-        from dataclasses import replace
-
-        import torch
-
-        chosen: list[Any] = []
-        whole_pack = batch.pack
         roles.pack = all_tokens
-        model.selected_logprobs = of_actions
+        model.projected_logprobs = of_actions
     elif technique == "kept memory":
         import ctypes
 
         ctypes.CDLL(None).mallopt(-1, 128 * 1024)  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD as they are by default
         ctypes.CDLL(None).mallopt(-3, 128 * 1024)
-    elif technique == "short attention":
-        attention._short_attention = F.scaled_dot_product_attention
+    elif technique == "block attention":
+        attention.LARGEST_SCORES = 0
+    elif technique == "lean layers":
+        adapters.use_lean_layers = lambda model: None
 
 
 def serve_trl(folder: str, shape: str, dtype: str, rows: int) -> None:

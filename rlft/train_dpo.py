@@ -134,7 +134,7 @@ def update(roles: Roles, preference: Preference, batch: Batch, *, kl: float, fac
         )
         return value, sums | {"policy/entropy": float(entropy.detach().sum())}
 
-    total, parts = roles.backward_policy(batch, loss, whole_groups=preference.is_paired)
+    total, parts = roles.backward_policy(batch, loss, whole_groups=preference.is_paired, entropy_gradient=False)
     num_chosen = int((batch.rewards > 0).sum())
     metrics: Metrics = {"preference/loss": total}
     for name in parts[0]:

@@ -109,3 +109,13 @@ def _rlft(arguments: tuple[str, ...], log: str, environment: dict[str, str]) -> 
     from rlft.cli import main
 
     main()
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """Everything in float64, also what either side makes of whole numbers, so that no rounding hides anything."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

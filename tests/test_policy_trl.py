@@ -8,7 +8,6 @@ the graph. `_generate_and_score_completions` makes advantages and correction fac
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -31,12 +30,7 @@ MAX_NEW_TOKENS = 10
 GROUP_SIZE = 4
 
 
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    """Everything in float64, also what either side makes of whole numbers, so that no rounding hides anything."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -31,12 +31,7 @@ GREEDY = [0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
 MAX_NEW_TOKENS = 10
 
 
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    """Everything in float64, so that no rounding hides anything."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 @dataclass(frozen=True)
