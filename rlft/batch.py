@@ -67,6 +67,8 @@ def collate(groups: Sequence[Group]) -> Batch:
         raise ValueError("no trajectory of this step has a score, so there is nothing to learn from")
     present = {index: number for number, index in enumerate(dict.fromkeys(index for index, _, _ in kept))}
     action_masks = tuple(t.action_mask for _, t, _ in kept)
+    policy_logprobs = [(t.policy_logprobs, t.action_mask) for _, t, _ in kept]
+    is_truncating = any(turn.completion.policy_logprobs is not None for _, t, _ in kept for turn in t.turns)
     return Batch(
         prompt_ids=tuple(t.prompt_ids for _, t, _ in kept),
         token_ids=tuple(t.token_ids for _, t, _ in kept),
@@ -74,18 +76,17 @@ def collate(groups: Sequence[Group]) -> Batch:
         group_index=torch.tensor([present[index] for index, _, _ in kept]),
         rewards=torch.tensor([value for _, _, value in kept], dtype=torch.float32),
         sequence_index=torch.tensor([s for s, mask in enumerate(action_masks) for is_action in mask if is_action]),
-        rollout_logprobs=torch.tensor(
-            [
-                logprob
-                for _, t, _ in kept
-                for logprob, is_action in zip(t.logprobs, t.action_mask, strict=True)
-                if is_action
-            ],
-            dtype=torch.float32,
-        ),
+        rollout_logprobs=_of_actions([(t.logprobs, t.action_mask) for _, t, _ in kept]),
         is_truncated=torch.tensor([t.finish_reason == "length" for _, t, _ in kept]),
+        policy_logprobs=_of_actions(policy_logprobs) if is_truncating else None,
         greedy_rewards=_greedy_rewards(groups, [index for index, _, _ in kept]),
     )
+
+
+def _of_actions(sequences: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> Tensor:
+    """(A,) the values that stand on actions."""
+    flat = [value for values, mask in sequences for value, is_action in zip(values, mask, strict=True) if is_action]
+    return torch.tensor(flat, dtype=torch.float32)
 
 
 def _greedy_rewards(groups: Sequence[Group], kept: Sequence[int]) -> Tensor | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
@@ -25,10 +26,64 @@ def load_tokenizer(folder: str | Path, *, for_chat: bool = True) -> PreTrainedTo
     return tokenizer
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Token ids of a prompt, up to and including the mark that opens the assistant's turn."""
-    ids = tokenizer.apply_chat_template(list(messages), tokenize=True, add_generation_prompt=True, return_dict=False)
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()
+) -> tuple[int, ...]:
+    """Token ids of a prompt, up to and including the mark that opens the assistant's turn.
+
+    Args:
+        tools: JSON schemas for templates that describe tools themselves.
+    """
+    options: dict[str, Any] = {"tools": list(tools)} if tools else {}
+    ids = tokenizer.apply_chat_template(
+        list(messages), tokenize=True, add_generation_prompt=True, return_dict=False, **options
+    )
     return tuple(ids)
+
+
+def render_observation(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    after: Sequence[int],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[int, ...]:
+    """Token ids of the environment's answer, to be appended to the policy's own tokens.
+
+    From the end of the policy's turn to the mark that opens its next one. What the template writes around messages is
+    found by rendering a stand-in conversation with and without them, so that nothing earlier is tokenised again.
+
+    Args:
+        after: the policy's tokens; where they lack the end token, as after a stop text, it comes first.
+
+    Raises:
+        ValueError: the template writes earlier messages otherwise once others follow.
+    """
+    called = [m["name"] for m in messages if m["role"] == "tool" and "name" in m]
+    reply: dict[str, Any] = {"role": "assistant", "content": "\x1freply\x1f"}
+    if called:
+        reply["tool_calls"] = [{"type": "function", "function": {"name": name, "arguments": {}}} for name in called]
+    history: list[Any] = [{"role": "user", "content": "?"}, reply]
+    options: dict[str, Any] = {"tools": list(tools)} if tools else {}
+
+    def text(conversation: list[Any], *, opened: bool) -> str:
+        rendered = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=opened, **options)
+        assert isinstance(rendered, str)
+        return rendered
+
+    before, whole = text(history, opened=False), text([*history, *messages], opened=True)
+    if not whole.startswith(before):
+        raise ValueError(
+            "the chat template writes a reply otherwise once messages follow it, so what was sampled would not be what "
+            "the model reads next; use a template that only appends"
+        )
+    end = tokenizer.eos_token or ""
+    # The template may write more after the end token, such as a line break, which the policy was not asked for.
+    closing, tail = (end, before.rpartition(end)[2]) if end and end in before else ("", "")
+    start = len(before) - len(tail) - len(closing)
+    ids = tuple(tokenizer(whole[start:], add_special_tokens=False)["input_ids"])
+    has_end = bool(after) and bool(ids) and after[-1] == ids[0] and bool(closing)
+    return ids[1:] if has_end else ids
 
 
 def render_reply(

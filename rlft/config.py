@@ -58,6 +58,12 @@ class EnvironmentConfig(Strict):
     """`package.module:function` or `file.py:function`; the function returns an `Environment`."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of that function."""
+    overlong: Literal["error", "drop"] = "error"
+    """Training tasks whose prompt and completion do not fit the model's context: refused before the run starts, or left
+    out and counted."""
+    order: Literal["shuffle", "listed", "easy_first"] = "shuffle"
+    """Order of the training tasks: a new permutation each epoch, as listed, or first the easy ones by the measured
+    `difficulty` (`rlft env measure`), shuffled among their like."""
 
 
 class RewardConfig(Strict):
@@ -108,6 +114,12 @@ class SamplingConfig(Strict):
     """Softmax temperature of sampling and of every log-probability in the objective."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus mass; below 1 the sampled distribution is no longer the policy's."""
+    top_k: int = Field(0, ge=0)
+    """Only the k most probable tokens are drawn; 0 is off."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Only tokens with this share of the most probable one's probability are drawn; 0 is off."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest completion in tokens."""
 
@@ -115,8 +127,11 @@ class SamplingConfig(Strict):
 class RolloutConfig(Strict):
     """The engines that generate."""
 
-    engine: Literal["transformers"] = "transformers"
-    """Which engine generates."""
+    engine: Literal["transformers", "vllm", "openai"] = "transformers"
+    """Which engine generates: transformers (any machine), vllm (the extra `vllm`), or openai: a server with that API,
+    for evaluation only."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the engine, see docs/rollouts.md."""
     workers: int = Field(1, ge=1)
     """Ray actors, each with its own engine; the curve does not depend on their number."""
     threads: int = Field(2, ge=1)
@@ -127,6 +142,14 @@ class RolloutConfig(Strict):
     """Tasks that are generated together; the unit of work that is redone when a worker dies."""
     max_restarts: int = Field(3, ge=0)
     """Worker deaths that a run survives before it stops."""
+    deadline_s: float = Field(1800.0, gt=0)
+    """Seconds that a chunk may take before its worker is killed and replaced."""
+    hedge_after: float = Field(0.0, ge=0)
+    """A chunk that runs this many times longer than the median is also given to an idle worker; the first result
+    counts. 0 is off."""
+    update_in_flight: bool = False
+    """With max_staleness: workers take a new adapter between two chunks of a step instead of finishing the step with
+    the old one."""
     max_mismatch: float = Field(0.5, gt=0)
     """Largest mean |log-prob difference| in nats between engine and learner on the same tokens before the run stops."""
 
@@ -243,6 +266,9 @@ class RunConfig(BaseRunConfig):
     """Completions per task: the group size."""
     updates_per_step: int = Field(1, ge=1)
     """Optimizer updates per step; each uses its own share of the step's tasks. 1 is strictly on-policy."""
+    max_staleness: int = Field(0, ge=0)
+    """Adapter versions that a sample may be behind the policy that it trains. 0 is strictly on-policy; above 0 the
+    learner and the rollout workers work at the same time."""
     backend: Literal["ray", "inline"] = "ray"
     """ray: rollout workers are Ray actors. inline: everything in this process, the same numbers."""
     ray_address: str = ""

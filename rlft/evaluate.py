@@ -8,7 +8,7 @@ from typing import Any
 from rlft.config import RunConfig
 from rlft.curves.statistics import accuracy_interval
 from rlft.reward.scoring import Scorer
-from rlft.rollout.episode import make_chunks
+from rlft.rollout.chunk import make_chunks
 from rlft.rollout.pool import OnChunk, RolloutPool
 from rlft.types import Adapter, Failed, Group, SamplingParams, Score, Task
 
@@ -48,6 +48,7 @@ def evaluate(
             temperature=config.evaluation.temperature,
             top_p=1.0,
             max_new_tokens=config.sampling.max_new_tokens,
+            stop=config.sampling.stop,
         ),
         run_seed=config.seed,
         stream="evaluate",
@@ -70,7 +71,7 @@ def evaluate(
         "metric": config.accuracy_reward,
         "accuracy": accuracy_interval(scored).as_dict(),
         "failed": len(failures),
-        "length": sum(len(t.token_ids) for t in trajectories) / len(trajectories),
+        "length": sum(t.num_actions for t in trajectories) / len(trajectories),
         "truncated": sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
         "by_task": values,
     }, groups

@@ -25,7 +25,7 @@ from rlft.objectives.preference import Preference, preference_loss
 from rlft.objectives.presets import Algorithm
 from rlft.ranks import ALONE, Ranks
 from rlft.roles import Roles, lr_factor
-from rlft.types import Adapter, Batch, Group, Message, Metrics
+from rlft.types import Adapter, Batch, Group, Metrics
 
 
 class Learner:
@@ -76,10 +76,7 @@ class Learner:
 
     def scores(self, groups: Sequence[Group]) -> list[list[list[float]]]:
         """What the reward models on this base say of every trajectory: by reward model, group and trajectory."""
-        replies = [
-            [[*group.task.messages, Message(role="assistant", content=t.text)] for t in group.trajectories]
-            for group in groups
-        ]
+        replies = [[list(t.conversation) for t in group.trajectories] for group in groups]
         return [self.roles.scores(model, replies) for model in self.roles.reward_models]
 
     def annotate(self, batch: Batch) -> Batch:
@@ -191,6 +188,7 @@ class Learner:
                 entropy=entropy,
                 old_logprobs=logprobs.detach() if part.old_logprobs is None else part.old_logprobs,
                 rollout_logprobs=part.rollout_logprobs,
+                policy_logprobs=part.policy_logprobs,
                 ref_logprobs=part.ref_logprobs,
                 advantages=_present(part.advantages),
                 weights=_present(part.weights),
@@ -215,7 +213,7 @@ class Learner:
         num_pairs = batch.num_sequences // 2
 
         def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Metrics]:
-            mismatch = logprobs.detach() - part.rollout_logprobs
+            mismatch = logprobs.detach() - _or(part.policy_logprobs, part.rollout_logprobs)
             value, sums = preference_loss(
                 preference,
                 logprobs=logprobs,
@@ -289,6 +287,10 @@ def _first_actions(batch: Batch) -> Tensor:
     starts = torch.ones_like(batch.sequence_index, dtype=torch.bool)
     starts[1:] = batch.sequence_index[1:] != batch.sequence_index[:-1]
     return starts.nonzero().squeeze(1)
+
+
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    return other if tensor is None else tensor
 
 
 def _present(tensor: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ def describe(groups: Sequence[Group]) -> Metrics:
     """Reward with its interval clustered by task, parts, outcomes, signal, lengths."""
     trajectories = [t for group in groups for t in group.trajectories]
     outcomes = [t.outcome for t in trajectories]
-    lengths = [len(t.token_ids) for t in trajectories]
+    lengths = [t.num_actions for t in trajectories]
     metrics: Metrics = {
         "reward/failed": float(sum(isinstance(o, Failed) for o in outcomes)),
         "reward/abstained": float(sum(isinstance(o, Abstain) for o in outcomes)),

@@ -335,6 +335,7 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     names = (
         "sequence_index",
         "rollout_logprobs",
+        "policy_logprobs",
         "old_logprobs",
         "ref_logprobs",
         "values",

@@ -19,7 +19,7 @@ from rlft.checkpoint import Snapshot
 from rlft.config import RunConfig
 from rlft.metrics import describe, has_signal
 from rlft.reward.scoring import Scorer
-from rlft.rollout.episode import make_chunks
+from rlft.rollout.chunk import make_chunks
 from rlft.rollout.pool import RolloutPool
 from rlft.run import Run
 from rlft.tasks import tasks_of_step
@@ -167,11 +167,7 @@ class _Rollouts:
             tasks,
             tasks_per_chunk=config.rollout.tasks_per_chunk,
             samples_per_task=samples_per_task,
-            params=SamplingParams(
-                temperature=temperature,
-                top_p=config.sampling.top_p,
-                max_new_tokens=config.sampling.max_new_tokens,
-            ),
+            params=sampling_params(config, temperature=temperature),
             run_seed=config.seed,
             stream=stream,
             step=self._step,
@@ -184,6 +180,19 @@ class _Rollouts:
         refuse_wrong_stamps(groups, self._adapter)
         refuse_failures(self._run, self._step, groups)
         return groups
+
+
+def sampling_params(config: RunConfig, *, temperature: float) -> SamplingParams:
+    """How training rollouts are drawn."""
+    sampling = config.sampling
+    return SamplingParams(
+        temperature=temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        stop=sampling.stop,
+        max_new_tokens=sampling.max_new_tokens,
+    )
 
 
 def snapshot(learner: PolicyLearner, step: int) -> Snapshot:
@@ -255,12 +264,10 @@ def refuse_failures(run: Run, step: int, groups: Sequence[Group]) -> None:
 def refuse_mismatch(config: RunConfig, step: int, metrics: Metrics) -> None:
     """Stop when engine and learner disagree about the log-probs of the same tokens: the engine runs other weights.
 
-    With top_p < 1 the engine samples another distribution on purpose, so nothing can be said.
-
     Raises:
         RuntimeError: the measured difference and the bound.
     """
-    if config.sampling.top_p == 1 and metrics["policy/mismatch"] > config.rollout.max_mismatch:
+    if metrics["policy/mismatch"] > config.rollout.max_mismatch:
         raise RuntimeError(
             f"step {step}: engine and learner differ by {metrics['policy/mismatch']:.3f} nats per token on "
             "average, more "

@@ -16,18 +16,22 @@ Importing this module costs no torch and no ray: rewards and environments depend
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 Metrics: TypeAlias = dict[str, float]
 """Numbers of one step, named `group/name` (`reward/mean`, `policy/entropy`, `time/rollout`)."""
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 FailureKind: TypeAlias = Literal["error", "timeout", "crash", "not_finite", "type", "length"]
+StopReason: TypeAlias = Literal["done", "length", "turns", "tokens", "error"]
+"""Why an episode ended: it was over; an action was cut at `max_new_tokens`; the environment's budget of turns or the
+budget of tokens (the environment's or the model's context) was used up; the environment raised."""
 
 
 class Message(TypedDict):
@@ -35,6 +39,10 @@ class Message(TypedDict):
 
     role: str
     content: str
+    name: NotRequired[str]
+    """Of a `tool` message: the tool that answers."""
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    """Of an assistant's message: `{"type": "function", "function": {"name": ..., "arguments": {...}}}` each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +69,17 @@ class SamplingParams:
     """Nucleus mass; 1 means off."""
     max_new_tokens: int
     """Upper bound on the completion's length in tokens, end token included."""
+    top_k: int = 0
+    """Only the k most probable tokens are drawn; 0 means all."""
+    min_p: float = 0.0
+    """Only tokens with at least this share of the most probable one's probability are drawn; 0 means all."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion, which then ends with the token that completed the text."""
+
+    @property
+    def is_truncating(self) -> bool:
+        """Whether tokens that the policy could draw are never drawn: then the sampled distribution is another one."""
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +90,11 @@ class Completion:
     """Sampled tokens, the end token included when the model produced it."""
     logprobs: tuple[float, ...]
     """Log-probability of each token under the sampled distribution; same length as `token_ids`."""
+    policy_logprobs: tuple[float, ...] | None = None
+    """The same under the policy at the sampling temperature, before top-p, top-k and min-p; None where these are off
+    and both are one."""
     finish_reason: FinishReason
-    """`stop`: the model ended its turn; `length`: cut at `max_new_tokens`."""
+    """`stop`: the model ended its turn or wrote a stop text; `length`: cut at `max_new_tokens`."""
     adapter_version: int
     """Version of the adapter that made it: the number of RL steps behind it; -1 is the bare base model."""
     adapter_hash: str
@@ -84,11 +106,14 @@ class Turn:
     """One model action and what it was an answer to."""
 
     prompt_ids: tuple[int, ...]
-    """Tokens that the model saw before this action (for the first turn: the templated prompt)."""
+    """Tokens between the action before and this one: for the first turn the templated prompt, then the environment's
+    answer with all that the template writes around it. Ids are only ever appended."""
     completion: Completion
     """The action."""
     observation: tuple[Message, ...] = ()
-    """The environment's answer; empty for a single-turn task."""
+    """The environment's answer to the action; empty for a single-turn task."""
+    reward: float | None = None
+    """What the environment gave for the action; None where it gave nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +160,17 @@ class Trajectory:
     turns: tuple[Turn, ...]
     text: str
     """The last completion as text, special tokens removed."""
+    messages: tuple[Message, ...] = ()
+    """A multi-turn episode's conversation from its first message to the last; empty for a single-turn task."""
+    stop_reason: StopReason = "done"
+    """Why it ended."""
     outcome: Outcome | None = None
-    """None until it has been scored."""
+    """None until it has been scored; `Failed` before that when the environment raised."""
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """The prompt and everything after it as messages."""
+        return self.messages or (*self.task.messages, Message(role="assistant", content=self.text))
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -146,17 +180,48 @@ class Trajectory:
     @property
     def token_ids(self) -> tuple[int, ...]:
         """Everything after the first prompt, in order."""
-        return tuple(token for turn in self.turns for token in turn.completion.token_ids)
+        return self._flat(lambda completion: completion.token_ids, tuple)
 
     @property
     def action_mask(self) -> tuple[bool, ...]:
         """True on tokens that the policy sampled; same length as `token_ids`."""
-        return tuple(True for turn in self.turns for _ in turn.completion.token_ids)
+        return self._flat(lambda completion: (True,) * len(completion.token_ids), lambda ids: (False,) * len(ids))
 
     @property
     def logprobs(self) -> tuple[float, ...]:
-        """Engine log-probability of each token; same length as `token_ids`."""
-        return tuple(logprob for turn in self.turns for logprob in turn.completion.logprobs)
+        """Log-probability of each token under the sampled distribution, 0 where none was sampled; length of
+        `token_ids`."""
+        return self._flat(lambda completion: completion.logprobs, lambda ids: (0.0,) * len(ids))
+
+    @property
+    def policy_logprobs(self) -> tuple[float, ...]:
+        """The same under the policy, see `Completion.policy_logprobs`."""
+        return self._flat(
+            lambda completion: (
+                completion.logprobs if completion.policy_logprobs is None else completion.policy_logprobs
+            ),
+            lambda ids: (0.0,) * len(ids),
+        )
+
+    @property
+    def num_actions(self) -> int:
+        """Tokens that the policy sampled."""
+        return sum(len(turn.completion.token_ids) for turn in self.turns)
+
+    @property
+    def environment_reward(self) -> float | None:
+        """Sum of the turns' rewards; None when the environment gave none."""
+        rewards = [turn.reward for turn in self.turns if turn.reward is not None]
+        return sum(rewards) if rewards else None
+
+    def _flat(
+        self, actions: Callable[[Completion], tuple[T, ...]], between: Callable[[tuple[int, ...]], tuple[T, ...]]
+    ) -> tuple[T, ...]:
+        """A value for every token after the first prompt: of the completions, and of what stands between them."""
+        values = list(actions(self.turns[0].completion))
+        for turn in self.turns[1:]:
+            values += [*between(turn.prompt_ids), *actions(turn.completion)]
+        return tuple(values)
 
     @property
     def finish_reason(self) -> FinishReason:
@@ -212,9 +277,12 @@ class Batch:
     sequence_index: Tensor
     """(A,) int64, 0 to S - 1, ascending."""
     rollout_logprobs: Tensor
-    """(A,) float32, the engine's log-probabilities at sampling time."""
+    """(A,) float32, the engine's log-probabilities at sampling time, of the distribution that was sampled."""
     is_truncated: Tensor
     """(S,) bool, whether the last action was cut at `max_new_tokens`."""
+    policy_logprobs: Tensor | None = None
+    """(A,) float32, the engine's log-probabilities of the policy, before top-p, top-k and min-p; None where these are
+    off and both are one."""
     greedy_rewards: Tensor | None = None
     """(S,) float32, the reward of the greedy answer to the sequence's task; None unless it is the baseline."""
     old_logprobs: Tensor | None = None

@@ -18,7 +18,8 @@ from rlft.batch import collate
 from rlft.chat import load_tokenizer
 from rlft.config import RunConfig
 from rlft.learner import Learner
-from rlft.rollout.episode import make_chunks, run_chunk
+from rlft.rollout.chunk import make_chunks
+from rlft.rollout.episode import run_chunk
 from rlft.rollout.transformers_engine import TransformersEngine
 from rlft.types import Adapter, Group, SamplingParams, Score
 from tests.conftest import MakeConfig

@@ -17,7 +17,7 @@ from rlft import adapters, cluster, launch
 from rlft.config import RunConfig
 from rlft.config_file import load
 from rlft.learner import Learner
-from rlft.rollout.episode import make_chunks
+from rlft.rollout.chunk import make_chunks
 from rlft.rollout.pool import InlinePool, RayPool
 from rlft.types import Group, SamplingParams
 from rlft.view import View

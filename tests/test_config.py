@@ -287,10 +287,10 @@ def test_a_setting_without_documentation_would_be_found() -> None:
     assert undocumented(Section.model_json_schema()) == [".bare"]
 
 
-def test_there_are_fewer_than_80_settings() -> None:
+def test_there_are_fewer_than_90_settings() -> None:
     found = leaves(configs.schema(), configs.schema())
     assert {"steps", "learner.lr", "rewards.weight", "sft.epochs", "algorithm.kl_coef"} <= found.keys()
-    assert 40 < len(found) < 80, sorted(found)
+    assert 40 < len(found) < 90, sorted(found)
 
 
 # The JSON Schema.

@@ -364,7 +364,7 @@ def odd(completion, trajectory):
 
 
 def _groups(pool: InlinePool, config: RunConfig, adapter: Adapter) -> list[Group]:
-    from rlft.rollout.episode import make_chunks
+    from rlft.rollout.chunk import make_chunks
     from rlft.types import SamplingParams
     from tests.fakes import letters
 

@@ -18,7 +18,8 @@ from rlft.config import RunConfig
 from rlft.learner import Learner
 from rlft.metrics import describe
 from rlft.objectives.presets import PRESETS
-from rlft.rollout.episode import make_chunks, run_chunk
+from rlft.rollout.chunk import make_chunks
+from rlft.rollout.episode import run_chunk
 from rlft.rollout.transformers_engine import TransformersEngine
 from rlft.tasks import tasks_of_step
 from rlft.types import Adapter, Group, Metrics, SamplingParams, Score, Trajectory

@@ -1,21 +1,62 @@
 """What an environment is: tasks to train on, held-out tasks to measure on, demonstrations to warm-start from.
 
-A single-turn environment is data. The function that a config names returns an `Environment`; the same arguments must
-give the same tasks in the same order, since the run's curve depends on nothing else.
+A single-turn environment is data. A multi-turn one also makes an `Episode` for every sample, which answers the policy's
+messages and never sees a token id:
+
+    class Guess:
+        def start(self, task: Task, seed: int) -> list[Message]:
+            self.number = random.Random(seed).randint(1, 9)
+            return [{"role": "user", "content": "Guess my number between 1 and 9."}]
+
+        def step(self, message: Message) -> Step:
+            if message["content"].strip() == str(self.number):
+                return Step(reward=1.0, done=True)
+            return Step(messages=({"role": "user", "content": "No. Try again."},), reward=0.0)
+
+The function that a config names returns an `Environment`; the same arguments must give the same tasks in the same
+order, since the run's curve depends on nothing else.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from rlft.types import Message, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """An environment's answer to one action."""
+
+    messages: tuple[Message, ...] = ()
+    """What the policy reads next; may only be empty when the episode is over."""
+    reward: float | None = None
+    """For this action; the episode's reward is the sum (`rewards.environment_reward:environment_reward`)."""
+    done: bool = False
+    """Whether the episode is over."""
+
+
+class Episode(Protocol):
+    """One sample's conversation with the environment: made for it, used once.
+
+    It is driven in a rollout worker. `close()` is called at the end where there is one.
+    """
+
+    def start(self, task: Task, seed: int) -> Sequence[Message]:
+        """The first messages; all samples of a task get the same seed and have to return the same."""
+        ...
+
+    def step(self, message: Message) -> Step | Awaitable[Step]:
+        """Answer the policy's message; with `async def` the episodes of a chunk wait together."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """The tasks of a single-turn environment."""
+    """The tasks of an environment, and how an episode about one of them goes on after the policy's first answer."""
 
     train: Sequence[Task]
     """Tasks that rollouts are made of."""
@@ -23,6 +64,16 @@ class Environment:
     """Tasks that are only measured on; none of them asks what a training task asks."""
     demonstrations: Sequence[tuple[Message, ...]] = field(default_factory=tuple)
     """Conversations that end with the assistant's wanted reply, for the SFT stage; may be empty."""
+    episode: Callable[[], Episode] | None = None
+    """Makes one sample's episode; None for a single-turn environment, whose tasks are asked once."""
+    max_turns: int = 8
+    """Actions of an episode at the most."""
+    max_tokens: int | None = None
+    """Tokens of an episode after its first prompt, actions and observations, at the most; None leaves it to the model's
+    context."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """JSON schemas of tools for chat templates that take them (see `tools.schema`); empty where the prompt itself
+    describes what can be called."""
 
 
 def check(environment: Environment) -> None:

@@ -130,6 +130,7 @@ def policy_loss(
     entropy: Tensor,
     old_logprobs: Tensor,
     rollout_logprobs: Tensor,
+    policy_logprobs: Tensor | None = None,
     ref_logprobs: Tensor | None,
     advantages: Tensor,
     weights: Tensor,
@@ -141,7 +142,9 @@ def policy_loss(
         kl_coef: weight of a KL in the loss; `algorithm.kl_coef`, or what it was adapted to.
         logprobs, entropy: (A,) of the policy being trained, with gradient.
         old_logprobs: (A,) of that policy before the step's first update; `logprobs.detach()` in the first one.
-        rollout_logprobs: (A,) of the engine at sampling time.
+        rollout_logprobs: (A,) of the engine at sampling time, of the distribution that was sampled.
+        policy_logprobs: (A,) of the engine before top-p, top-k and min-p, which the learner's should equal; None where
+            both are one.
         ref_logprobs: (A,) or None when the algorithm has no KL.
         advantages, weights: (A,), no gradient.
 
@@ -168,15 +171,15 @@ def policy_loss(
     with torch.no_grad():
         is_high = (ratio > 1 + algorithm.clip_high) & (advantages > 0)
         is_low = (ratio < 1 - algorithm.clip_low) & (advantages < 0)
-        mismatch = old_logprobs - rollout_logprobs
+        mismatch = old_logprobs - (rollout_logprobs if policy_logprobs is None else policy_logprobs)
         # The factor that every token would have: of the samples, pi_old / pi_rollout; its spread gives the ESS.
-        sampled = mismatch.exp()
+        sampled = (old_logprobs - rollout_logprobs).exp()
         sums = {
             "policy/entropy": float(entropy.sum()),
             "policy/clip_fraction": float((is_high | is_low).sum()),
             "policy/ratio_max": float(ratio.max()) if ratio.numel() else 0.0,
             "policy/mismatch": float(mismatch.abs().sum()),
-            "policy/mismatch_kl": float((sampled - 1 - mismatch).sum()),
+            "policy/mismatch_kl": float((mismatch.exp() - 1 - mismatch).sum()),
             "policy/correction": float(factor.sum()),
             "sum/factor": float(sampled.sum()),
             "sum/factor_squared": float(sampled.square().sum()),

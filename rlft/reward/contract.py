@@ -188,7 +188,7 @@ def _values(plan: CallPlan, group: Group, member: int | None) -> dict[str, Any]:
         }
     assert member is not None
     trajectory = group.trajectories[member]
-    messages = [*map(dict, task.messages), {"role": "assistant", "content": trajectory.text}]
+    messages = [dict(message) for message in trajectory.conversation]
     own = {"completion": trajectory.text, "messages": messages, "trajectory": trajectory}
     return {**shared, "prompt": prompt, **own}
 

@@ -169,6 +169,8 @@ class Scorer:
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups in the same order, with the outcome of every trajectory filled in.
 
+        A trajectory that has failed already, since its environment raised, stays as it is and no reward sees it.
+
         Raises:
             ValueError: if a parameter has no column; or if a process had to be replaced and its rewards could
                 not be loaded again or had changed, which closes the scorer.
@@ -179,6 +181,7 @@ class Scorer:
             self._check_columns({column for group in groups for column in group.task.columns})
             self._columns_checked = True
         began, restarts = time.monotonic(), self._pool.restarts if self._pool else 0
+        whole, groups = groups, [_without_failed(group) for group in groups]
         table: _Table = {}
         slowest: tuple[float, _Unit] | None = None
         jobs = self._jobs(groups, table)
@@ -194,7 +197,7 @@ class Scorer:
             restarts=self._pool.restarts - restarts if self._pool else 0,
             seconds=time.monotonic() - began,
         )
-        return scored
+        return [_with_failed(group, own) for group, own in zip(whole, scored, strict=True)]
 
     def _score_on_learner(self, groups: Sequence[Group], table: _Table) -> None:
         if len(self._called) == len(self._specs):
@@ -290,6 +293,19 @@ class Scorer:
     def _check_columns(self, columns: Collection[str]) -> None:
         for spec, loaded in zip(self._called, self._loaded, strict=True):
             check_columns(loaded.plan, spec, columns)
+
+
+def _without_failed(group: Group) -> Group:
+    return replace(group, trajectories=tuple(t for t in group.trajectories if not isinstance(t.outcome, Failed)))
+
+
+def _with_failed(group: Group, scored: Group) -> Group:
+    """The whole group again, in its order."""
+    others = iter(scored.trajectories)
+    return replace(
+        group,
+        trajectories=tuple(t if isinstance(t.outcome, Failed) else next(others) for t in group.trajectories),
+    )
 
 
 def _count(specs: Sequence[RewardSpec], scored: Sequence[Group], table: _Table) -> ScoringStats:

@@ -20,10 +20,15 @@ class Request:
 
 
 class Engine(Protocol):
-    """Generates completions under a named adapter version."""
+    """Generates completions under a named adapter version.
+
+    An engine may also have `close()`, called when its worker ends.
+    """
 
     version: int | None
     """Version of the adapter that is loaded; None before the first one."""
+    context: int
+    """Tokens that prompt and completion may have together."""
 
     def load_adapter(self, adapter: Adapter) -> None:
         """Make this adapter the one that generates; the engine hashes the tensors it received itself.

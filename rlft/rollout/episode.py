@@ -1,75 +1,35 @@
-"""From tasks to unscored trajectories: the part of a rollout that needs an engine."""
+"""From tasks to unscored trajectories: the part of a rollout that needs an engine.
+
+A single-turn task is one action; `multi_turn` has the episodes that go on.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from rlft import chat
+from rlft.environment.contract import Environment
+from rlft.rollout.chunk import Chunk
 from rlft.rollout.engine import Engine, Request
-from rlft.rollout.seeds import sample_seed
-from rlft.types import Group, SamplingParams, Task, Trajectory, Turn
+from rlft.rollout.multi_turn import run_episodes
+from rlft.types import Group, Trajectory, Turn
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """The unit of work: tasks that are generated together. Its result does not depend on who computes it."""
-
-    tasks: tuple[Task, ...]
-    samples_per_task: int
-    params: SamplingParams
-    run_seed: int
-    stream: str
-    """What the samples are for; keeps the randomness of training, refills and evaluation apart."""
-    step: int
-    """Step that the seeds are made from; 0 for evaluations, so that they are comparable sample by sample."""
-    version: int
-    """Adapter version that must generate."""
-
-
-def make_chunks(
-    tasks: Sequence[Task],
-    *,
-    tasks_per_chunk: int,
-    samples_per_task: int,
-    params: SamplingParams,
-    run_seed: int,
-    stream: str,
-    step: int,
-    version: int,
-) -> list[Chunk]:
-    """Cut tasks into chunks of a fixed number, in order."""
-    return [
-        Chunk(
-            tasks=tuple(tasks[start : start + tasks_per_chunk]),
-            samples_per_task=samples_per_task,
-            params=params,
-            run_seed=run_seed,
-            stream=stream,
-            step=step,
-            version=version,
-        )
-        for start in range(0, len(tasks), tasks_per_chunk)
-    ]
-
-
-def run_chunk(engine: Engine, tokenizer: PreTrainedTokenizerBase, chunk: Chunk) -> list[Group]:
+def run_chunk(
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, chunk: Chunk, environment: Environment | None = None
+) -> list[Group]:
     """Generate a chunk's groups, unscored.
 
+    Args:
+        environment: whose episodes the tasks are; None, or one without episodes, for single-turn tasks.
+
     Raises:
-        ValueError: see `Engine.generate`.
+        ValueError: see `Engine.generate`; an episode that cannot start.
     """
+    if environment is not None and environment.episode is not None:
+        return run_episodes(engine, tokenizer, chunk, environment)
     requests = [
-        Request(
-            prompt_ids=chat.render(tokenizer, task.messages),
-            seeds=tuple(
-                sample_seed(chunk.run_seed, chunk.stream, chunk.step, task.id, index)
-                for index in range(chunk.samples_per_task)
-            ),
-        )
-        for task in chunk.tasks
+        Request(prompt_ids=chat.render(tokenizer, task.messages), seeds=chunk.seeds(task)) for task in chunk.tasks
     ]
     completions = engine.generate(requests, chunk.params, version=chunk.version)
     return [
@@ -82,6 +42,7 @@ def run_chunk(engine: Engine, tokenizer: PreTrainedTokenizerBase, chunk: Chunk) 
                     seed=request.seeds[index],
                     turns=(Turn(prompt_ids=request.prompt_ids, completion=completion),),
                     text=chat.decode(tokenizer, completion.token_ids),
+                    stop_reason="length" if completion.finish_reason == "length" else "done",
                 )
                 for index, completion in enumerate(samples)
             ),

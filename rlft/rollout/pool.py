@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from rlft.cluster import Cluster
 from rlft.config import RunConfig
-from rlft.rollout.episode import Chunk
+from rlft.rollout.chunk import Chunk
 from rlft.rollout.worker import RolloutWorker
 from rlft.types import Adapter, Group
 

@@ -16,8 +16,17 @@ def sample_seed(run_seed: int, stream: str, step: int, task_id: str, sample_inde
     Args:
         stream: what the sample is for, so that training and evaluation never share randomness.
     """
-    text = f"{run_seed}\x1f{stream}\x1f{step}\x1f{task_id}\x1f{sample_index}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return _digest(f"{run_seed}\x1f{stream}\x1f{step}\x1f{task_id}\x1f{sample_index}")
+
+
+def turn_seed(seed: int, turn: int) -> int:
+    """64-bit seed of a sample's later actions; its first action has the sample's own."""
+    return seed if turn == 0 else _digest(f"{seed}\x1f{turn}")
+
+
+def episode_seed(run_seed: int, stream: str, step: int, task_id: str) -> int:
+    """64-bit seed of the environment in all episodes of a task: a group's samples start from the same state."""
+    return _digest(f"environment\x1f{run_seed}\x1f{stream}\x1f{step}\x1f{task_id}")
 
 
 def uniforms(seeds: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
@@ -32,3 +41,7 @@ def uniforms(seeds: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         state = state ^ (state >> np.uint64(31))
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -61,7 +61,7 @@ class TransformersEngine:
         parameters = inspect.signature(self._model.forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         text_config = self._model.config.get_text_config()
-        self._context: int = text_config.max_position_embeddings
+        self.context: int = text_config.max_position_embeddings
         self._window: int | None = getattr(text_config, "sliding_window", None)
 
     def load_adapter(self, adapter: Adapter) -> None:
@@ -230,9 +230,9 @@ class TransformersEngine:
             if not request.prompt_ids:
                 raise ValueError("a request has an empty prompt: there is nothing to continue")
             total = len(request.prompt_ids) + params.max_new_tokens
-            if total > self._context:
+            if total > self.context:
                 raise ValueError(
-                    f"prompt and completion of {total} tokens exceed the model's context of {self._context}"
+                    f"prompt and completion of {total} tokens exceed the model's context of {self.context}"
                 )
             if self._window is not None and total > self._window:
                 raise ValueError(

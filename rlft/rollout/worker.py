@@ -8,10 +8,12 @@ import torch
 
 from rlft import chat
 from rlft.config import RunConfig
+from rlft.environment import loading
 from rlft.memory import keep_freed_memory
+from rlft.rollout.chunk import Chunk
 from rlft.rollout.engine import Engine
-from rlft.rollout.episode import Chunk, run_chunk
-from rlft.rollout.transformers_engine import TransformersEngine
+from rlft.rollout.engines import make_engine
+from rlft.rollout.episode import run_chunk
 from rlft.types import Adapter, Group
 
 
@@ -23,13 +25,9 @@ class RolloutWorker:
         keep_freed_memory()
         torch.set_num_threads(config.rollout.threads)
         self._tokenizer = chat.load_tokenizer(Path(model_folder))
-        self._engine: Engine = TransformersEngine(
-            model_folder,
-            self._tokenizer,
-            model=config.model,
-            adapter=config.adapter,
-            threads=config.rollout.threads,
-        )
+        self._engine: Engine = make_engine(config, model_folder, self._tokenizer)
+        # The driver has loaded it too; here it is needed for its episodes, which never travel.
+        self._environment = loading.load(config.environment)
 
     def load_adapter(self, adapter: Adapter) -> int:
         """See `Engine.load_adapter`; returns the version now held."""
@@ -38,4 +36,4 @@ class RolloutWorker:
 
     def run_chunk(self, chunk: Chunk) -> list[Group]:
         """See `episode.run_chunk`."""
-        return run_chunk(self._engine, self._tokenizer, chunk)
+        return run_chunk(self._engine, self._tokenizer, chunk, self._environment)

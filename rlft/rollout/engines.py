@@ -1,0 +1,28 @@
+"""Engines by the name that a config gives them."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from rlft.config import RunConfig
+from rlft.rollout.engine import Engine
+from rlft.rollout.transformers_engine import TransformersEngine
+
+
+def make_engine(config: RunConfig, model_folder: str, tokenizer: PreTrainedTokenizerBase) -> Engine:
+    """The engine that `rollout.engine` names, with `rollout.engine_args`.
+
+    Raises:
+        ValueError: the engine is not installed, or does not take these arguments.
+    """
+    rollout = config.rollout
+    if rollout.engine != "transformers":
+        raise ValueError(f"rollout.engine: {rollout.engine} is not available")
+    return TransformersEngine(
+        model_folder,
+        tokenizer,
+        model=config.model,
+        adapter=config.adapter,
+        threads=rollout.threads,
+        **rollout.engine_args,
+    )

@@ -1,0 +1,254 @@
+"""Episodes of several turns: the policy acts, the environment answers, until one of them ends it.
+
+Token in, token out: the policy's own tokens are kept as it sampled them, the environment's messages become tokens once,
+and ids are only ever appended. So the learner sees exactly the context that each action was sampled in.
+
+All live episodes of a chunk act together, one `generate` per turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rlft import chat
+from rlft.environment.contract import Environment, Episode, Step, check_messages
+from rlft.imports import describe_error
+from rlft.rollout.chunk import Chunk
+from rlft.rollout.engine import Engine, Request
+from rlft.rollout.seeds import turn_seed
+from rlft.types import Completion, Failed, Group, Message, StopReason, Task, Trajectory, Turn
+
+
+@dataclass(slots=True, kw_only=True)
+class _Live:
+    """An episode on its way."""
+
+    task: Task
+    sample_index: int
+    seed: int
+    environment_seed: int
+    episode: Episode
+    messages: list[Message]
+    next_ids: tuple[int, ...]
+    """Tokens that stand before the next action: the prompt, then the observation."""
+    context: list[int] = field(default_factory=list)
+    """All tokens so far, without `next_ids`."""
+    turns: list[Turn] = field(default_factory=list)
+    text: str = ""
+    stop_reason: StopReason | None = None
+    """None while it goes on."""
+    failure: Failed | None = None
+
+
+def run_episodes(
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, chunk: Chunk, environment: Environment
+) -> list[Group]:
+    """Run every sample of a chunk's tasks to its end.
+
+    An exception in the environment, or an answer that makes no sense, fails the trajectory: it never becomes a reward.
+
+    Raises:
+        ValueError: an episode cannot start, or does not start alike for all samples of its task.
+    """
+    groups = [_start(tokenizer, chunk, environment, task) for task in chunk.tasks]
+    episodes = [live for group in groups for live in group]
+    try:
+        while alive := [live for live in episodes if live.stop_reason is None]:
+            _act(engine, tokenizer, chunk, environment, alive)
+    finally:
+        for live in episodes:
+            if callable(close := getattr(live.episode, "close", None)):
+                close()
+    return [
+        Group(task=task, trajectories=tuple(map(_trajectory, group)))
+        for task, group in zip(chunk.tasks, groups, strict=True)
+    ]
+
+
+def _start(tokenizer: PreTrainedTokenizerBase, chunk: Chunk, environment: Environment, task: Task) -> list[_Live]:
+    assert environment.episode is not None
+    seed = chunk.environment_seed(task)
+    group: list[_Live] = []
+    for index, sample_seed in enumerate(chunk.seeds(task)):
+        where = f"task {task.id!r}, sample {index}"
+        try:
+            episode = environment.episode()
+            messages = list(episode.start(task, seed))
+        except Exception as error:  # whatever a user's environment raises
+            raise ValueError(f"{where}: the episode could not start:\n{describe_error(error)}") from error
+        check_messages(messages, where)
+        if group and messages != group[0].messages:
+            raise ValueError(
+                f"{where}: start(task, seed) returned other messages than for sample 0 with the same seed; the samples "
+                "of a group are compared with each other, so take all randomness from the seed"
+            )
+        prompt = group[0].next_ids if group else chat.render(tokenizer, messages, tools=environment.tools)
+        group.append(
+            _Live(
+                task=task,
+                sample_index=index,
+                seed=sample_seed,
+                environment_seed=seed,
+                episode=episode,
+                messages=messages,
+                next_ids=prompt,
+            )
+        )
+    return group
+
+
+def _act(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    chunk: Chunk,
+    environment: Environment,
+    alive: Sequence[_Live],
+) -> None:
+    """One action of every live episode, and the environment's answers."""
+    requests: list[Request] = []
+    acting: list[_Live] = []
+    for live in alive:
+        prompt = (*live.context, *live.next_ids)
+        if live.turns and not _has_room(live, prompt, chunk, environment, engine.context):
+            live.stop_reason = "tokens"
+            continue
+        seed = turn_seed(live.seed, len(live.turns))
+        if not live.turns and acting and requests[-1].prompt_ids == prompt and acting[-1].task is live.task:
+            requests[-1] = Request(prompt_ids=prompt, seeds=(*requests[-1].seeds, seed))  # the group shares its prompt
+        else:
+            requests.append(Request(prompt_ids=prompt, seeds=(seed,)))
+        acting.append(live)
+    if not acting:
+        return
+    completions = engine.generate(requests, chunk.params, version=chunk.version)
+    replies = []
+    for live, completion in zip(acting, (c for samples in completions for c in samples), strict=True):
+        live.text = chat.decode(tokenizer, completion.token_ids)
+        replies.append(Message(role="assistant", content=live.text))
+    steps = _answers(acting, replies)
+    for live, completion, reply, step in zip(acting, _flat(completions), replies, steps, strict=True):
+        _take(tokenizer, environment, live, completion, reply, step)
+
+
+def _has_room(live: _Live, prompt: Sequence[int], chunk: Chunk, environment: Environment, context: int) -> bool:
+    """Whether another action of full length fits the budgets of tokens."""
+    total = len(prompt) + chunk.params.max_new_tokens
+    first = len(live.turns[0].prompt_ids)
+    return total <= context and (environment.max_tokens is None or total - first <= environment.max_tokens)
+
+
+def _take(
+    tokenizer: PreTrainedTokenizerBase,
+    environment: Environment,
+    live: _Live,
+    completion: Completion,
+    reply: Message,
+    answer: Step | Failed,
+) -> None:
+    """Enter an action and the environment's answer."""
+    is_failed = isinstance(answer, Failed)
+    turn = Turn(
+        prompt_ids=live.next_ids,
+        completion=completion,
+        observation=() if isinstance(answer, Failed) else answer.messages,
+        reward=None if isinstance(answer, Failed) else answer.reward,
+    )
+    live.turns.append(turn)
+    live.context += [*live.next_ids, *completion.token_ids]
+    live.messages += [reply, *turn.observation]
+    if isinstance(answer, Failed):
+        live.failure, live.stop_reason = answer, "error"
+    elif answer.done:
+        live.stop_reason = "done"
+    elif completion.finish_reason == "length":
+        live.stop_reason = "length"  # cut in the middle of its message: what would follow is no conversation
+    elif len(live.turns) >= environment.max_turns:
+        live.stop_reason = "turns"
+    if live.stop_reason is None and not is_failed:
+        live.next_ids = chat.render_observation(
+            tokenizer, turn.observation, after=completion.token_ids, tools=environment.tools
+        )
+
+
+def _answers(acting: Sequence[_Live], replies: Sequence[Message]) -> list[Step | Failed]:
+    """The environments' answers; asynchronous ones are awaited together."""
+    answers: list[Any] = [
+        _try(live, reply, live.episode.step, {**reply}) for live, reply in zip(acting, replies, strict=True)
+    ]
+    if any(map(inspect.isawaitable, answers)):
+        answers = asyncio.run(_awaited(acting, replies, answers))
+    return [
+        answer if isinstance(answer, Failed) else _try(live, reply, _checked, answer)
+        for (live, reply), answer in zip(pairs, answers, strict=True)
+    ]
+
+
+async def _awaited(acting: Sequence[_Live], replies: Sequence[Message], answers: Sequence[Any]) -> list[Any]:
+    async def one(live: _Live, reply: Message, answer: Any) -> Any:
+        if not inspect.isawaitable(answer):
+            return answer
+        try:
+            return await answer
+        except Exception as error:  # whatever a user's environment raises
+            return _failed(live, reply, error)
+
+    return await asyncio.gather(*map(one, acting, replies, answers))
+
+
+def _try(live: _Live, reply: Message, call: Callable[[Any], Any], argument: Any) -> Any:
+    try:
+        return call(argument)
+    except Exception as error:  # whatever a user's environment raises
+        return _failed(live, reply, error)
+
+
+def _checked(answer: object) -> Step:
+    """Refuse an answer that makes no sense.
+
+    Raises:
+        TypeError, ValueError: says what is wrong with it.
+    """
+    if not isinstance(answer, Step):
+        raise TypeError(f"step() returned {type(answer).__name__}; return rlft.environment.contract.Step")
+    if answer.reward is not None and not math.isfinite(answer.reward):
+        raise ValueError(f"step() returned the reward {answer.reward}")
+    if not answer.done or answer.messages:
+        check_messages(answer.messages, "step()")
+    return answer
+
+
+def _failed(live: _Live, reply: Message, error: Exception) -> Failed:
+    actions = [m["content"] for m in live.messages if m["role"] == "assistant"] + [reply["content"]]
+    return Failed(
+        kind="error",
+        message=f"the environment raised in turn {len(live.turns) + 1}:\n{describe_error(error)}",
+        reproduce=(
+            f"# replay: rlft env play, task {live.task.id!r}, seed {live.environment_seed}, then these actions\n"
+            f"actions = {actions!r}"
+        ),
+    )
+
+
+def _trajectory(live: _Live) -> Trajectory:
+    assert live.stop_reason is not None
+    return Trajectory(
+        task=live.task,
+        sample_index=live.sample_index,
+        seed=live.seed,
+        turns=tuple(live.turns),
+        text=live.text,
+        messages=tuple(live.messages),
+        stop_reason=live.stop_reason,
+        outcome=live.failure,
+    )
+
+
+def _flat(completions: Sequence[Sequence[Completion]]) -> list[Completion]:
+    return [completion for samples in completions for completion in samples]
