@@ -179,9 +179,8 @@ def _take(
 
 def _answers(acting: Sequence[_Live], replies: Sequence[Message]) -> list[Step | Failed]:
     """The environments' answers; asynchronous ones are awaited together."""
-    answers: list[Any] = [
-        _try(live, reply, live.episode.step, {**reply}) for live, reply in zip(acting, replies, strict=True)
-    ]
+    pairs = list(zip(acting, replies, strict=True))
+    answers: list[Any] = [_try(live, reply, live.episode.step, {**reply}) for live, reply in pairs]
     if any(map(inspect.isawaitable, answers)):
         answers = asyncio.run(_awaited(acting, replies, answers))
     return [
