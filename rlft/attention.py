@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,12 @@ class Layout:
             )
 
 
+class OneTokenAttention(Protocol):
+    """Keys and values of rows that are continued by one token; see `rollout.row_cache`."""
+
+    def attend(self, layer_index: Any, query: Tensor, scale: float, softcap: float | None) -> Tensor: ...
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -56,6 +62,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     packed_layout: Layout | None = None,
+    row_cache: OneTokenAttention | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
@@ -64,6 +71,7 @@ def packed_attention(
 
     Args:
         query: (1, H, T, D). key, value: (1, H_kv, T, D).
+        row_cache: attends instead, for one new token in each of R rows: then query is (R, H, 1, D).
 
     Returns:
         ((1, T, H, D), None)
@@ -74,6 +82,9 @@ def packed_attention(
     """
     if kwargs.get("s_aux") is not None:
         raise ValueError("this model has attention sinks, which packed attention leaves out")
+    if row_cache is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return row_cache.attend(module.layer_idx, query, scale, kwargs.get("softcap")), None
     if packed_layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("softcap") is not None:

@@ -150,6 +150,14 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
     return tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
 
+def ends_with(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
+    """Whether the last token of a completion completes one of the texts; special tokens count as text."""
+    # Every token but a part of a character is at least one character long.
+    window = max(map(len, stop)) + 8
+    tail = tokenizer.decode(list(token_ids[-window:]))
+    return any(text in tail for text in stop)
+
+
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig) -> frozenset[int]:
     """Tokens that end the assistant's turn, from the model's generation config and the tokenizer.
 

@@ -19,9 +19,13 @@ from rlft.lora import lora_backward, lora_forward, plain_update
 
 def use_lean_layers(model: nn.Module) -> None:
     """Replace the forward pass of RMS norms and gated MLPs whose own weights are frozen."""
+    _replace(model, _replacement)
+
+
+def _replace(model: nn.Module, replacement: Callable[[Any], Callable[..., Tensor] | None]) -> None:
     verdicts: dict[tuple[type, str], bool] = {}
     for module in model.modules():
-        forward = _replacement(module)
+        forward = replacement(module)
         if forward is None:
             continue
         key = (type(module), str(getattr(module, "act_fn", "")))
@@ -32,11 +36,18 @@ def use_lean_layers(model: nn.Module) -> None:
 
 
 def _replacement(module: Any) -> Callable[..., Tensor] | None:
-    if type(module).__name__.endswith("RMSNorm") and isinstance(getattr(module, "weight", None), nn.Parameter):
-        return _norm_forward if hasattr(module, "variance_epsilon") and not module.weight.requires_grad else None
-    if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-        return _mlp_forward
-    return None
+    if _is_rms_norm(module):
+        return None if module.weight.requires_grad else _norm_forward
+    return _mlp_forward if _is_gated_mlp(module) else None
+
+
+def _is_rms_norm(module: Any) -> bool:
+    is_named = type(module).__name__.endswith("RMSNorm") and isinstance(getattr(module, "weight", None), nn.Parameter)
+    return is_named and hasattr(module, "variance_epsilon")
+
+
+def _is_gated_mlp(module: Any) -> bool:
+    return all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn"))
 
 
 def _agree(module: Any, forward: Callable[..., Tensor]) -> bool:
@@ -131,3 +142,29 @@ class _GatedLoraLinear(torch.autograd.Function):
         assert grad is not None
         grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
         return grad_gate, silu.mul_(grad), None, None, grad_down, grad_up, None
+
+
+def use_inference_layers(model: nn.Module) -> None:
+    """Replace norms and gated MLPs of a model that is only run forwards, where the replacements agree on a probe."""
+    _replace(model, _inference_replacement)
+
+
+def compile_inference_layers(model: nn.Module) -> None:
+    """Put norms and gated MLPs through torch.compile: what surrounds them, caches and attention, is not worth it."""
+    for module in model.modules():
+        if _is_rms_norm(module) or _is_gated_mlp(module):
+            module.compile(dynamic=True)
+
+
+def _inference_replacement(module: Any) -> Callable[..., Tensor] | None:
+    if _is_rms_norm(module):
+        return _fused_norm_forward
+    return _fused_mlp_forward if _is_gated_mlp(module) else None
+
+
+def _fused_norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
+    return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
+def _fused_mlp_forward(self: Any, x: Tensor) -> Tensor:
+    return self.down_proj(F.silu(self.gate_proj(x), inplace=True).mul_(self.up_proj(x)))

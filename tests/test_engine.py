@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 from rlft import adapters
 from rlft import model as models
 from rlft.batch import collate, pack
-from rlft.chat import load_tokenizer
+from rlft.chat import ends_with, load_tokenizer
 from rlft.config import AdapterConfig, ModelConfig
-from rlft.rollout import transformers_engine
+from rlft.rollout import batching
 from rlft.rollout.engine import Request
 from rlft.rollout.transformers_engine import TransformersEngine
 from rlft.types import Adapter, Completion, Group, SamplingParams, Score, Task, Trajectory, Turn
@@ -58,9 +58,9 @@ def engine(stopping_model: Path) -> TransformersEngine:
     return make_engine(stopping_model)
 
 
-def make_engine(folder: Path) -> TransformersEngine:
+def make_engine(folder: Path | str, **engine_args: Any) -> TransformersEngine:
     model = ModelConfig(source=str(folder), dtype="float32")
-    return TransformersEngine(folder, load_tokenizer(folder), model=model, adapter=LORA, threads=1)
+    return TransformersEngine(folder, load_tokenizer(folder), model=model, adapter=LORA, threads=1, **engine_args)
 
 
 def make_learner_model(folder: Path) -> PeftModel:
@@ -173,6 +173,8 @@ def save_family(folder: Path, config_class: str, changes: dict[str, Any]) -> Pat
 @pytest.mark.parametrize(
     ("config_class", "changes"),
     [
+        ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}}),
+        ("PhiConfig", {}),
         ("Qwen2Config", {}),
         ("Qwen3Config", {"head_dim": 8}),
         ("MistralConfig", {"sliding_window": 64}),
@@ -196,6 +198,55 @@ def test_log_probs_are_the_learners_in_other_families(
     completions = engine.generate(REQUESTS, SAMPLED, version=1)
     learner, own = learner_logprobs(model, REQUESTS, completions, 1.0)
     assert float((learner - own).abs().max()) < 1e-5
+
+
+# Sampling options
+
+
+@pytest.mark.parametrize("choices", [{"top_p": 0.8}, {"top_k": 5}, {"min_p": 0.2}, {"top_k": 20, "top_p": 0.9}])
+def test_truncated_sampling_keeps_the_policys_log_probs_too(
+    engine: TransformersEngine, stopping_model: Path, choices: dict[str, Any]
+) -> None:
+    engine.load_adapter(adapters.bare_base())
+    completions = engine.generate(REQUESTS, replace(SAMPLED, temperature=0.8, **choices), version=-1)
+    learner, sampled = learner_logprobs(make_learner_model(stopping_model), REQUESTS, completions, 0.8)
+    own = torch.tensor([p for samples in completions for c in samples for p in c.policy_logprobs or ()])
+    assert float((learner - own).abs().max()) < 1e-5
+    assert bool((sampled > own + 1e-3).any())  # what is kept is renormalised
+    assert not bool((sampled < own - 1e-5).any())
+
+
+def test_a_stop_text_ends_the_completion_with_its_last_token(engine: TransformersEngine, tiny_model: Path) -> None:
+    engine.load_adapter(adapters.bare_base())
+    tokenizer = load_tokenizer(tiny_model)
+    requests = [Request(prompt_ids=(7, 9), seeds=tuple(range(200)))]
+    free = engine.generate(requests, SAMPLED, version=-1)[0]
+    text = next(t for c in free if len(t := tokenizer.decode(c.token_ids[1:3])) == 2 and t.isascii() and t.isalnum())
+    params = replace(SAMPLED, stop=("never this", text))
+    cut = engine.generate(requests, params, version=-1)[0]
+    assert any(len(own.token_ids) < len(whole.token_ids) for own, whole in zip(cut, free, strict=True))
+    for own, whole in zip(cut, free, strict=True):
+        assert whole.token_ids[: len(own.token_ids)] == own.token_ids
+        written = tokenizer.decode(own.token_ids)
+        if len(own.token_ids) < len(whole.token_ids):
+            assert own.finish_reason == "stop"
+            assert written.endswith(text)
+        assert text not in tokenizer.decode(own.token_ids[:-1])
+
+
+def test_a_special_token_can_be_a_stop_text(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    user = tokenizer.convert_tokens_to_ids("<|user|>")
+    assert ends_with(tokenizer, [9, 9, user], ["<|user|>"])
+    assert not ends_with(tokenizer, [9, 9, 9], ["<|user|>"])
+
+
+@pytest.mark.slow
+def test_a_compiled_model_samples_the_same(engine: TransformersEngine, stopping_model: Path) -> None:
+    compiled = make_engine(stopping_model, compile=True)
+    for each in (engine, compiled):
+        each.load_adapter(adapters.bare_base())
+    assert_same(compiled.generate(REQUESTS, SAMPLED, version=-1), engine.generate(REQUESTS, SAMPLED, version=-1))
 
 
 # Loading
@@ -304,16 +355,33 @@ def test_a_seed_makes_the_sample(engine: TransformersEngine) -> None:
     assert twice[0].token_ids != twice[1].token_ids
 
 
-@pytest.mark.parametrize("compact_below", [0.0, 0.5, 2.0], ids=["never", "at half", "at every end"])
-def test_taking_ended_rows_out_changes_nothing(
-    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, compact_below: float
+@pytest.mark.parametrize("block", [1, 3, 8])
+@pytest.mark.parametrize("max_rows", [1, 2, 5, 64])
+def test_rows_that_wait_or_leave_change_nothing(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, block: int, max_rows: int
 ) -> None:
     engine.load_adapter(adapters.bare_base())
     expected = engine.generate(REQUESTS, SAMPLED, version=-1)
     lengths = [len(c.token_ids) for samples in expected for c in samples]
     assert len(set(lengths)) > 3  # they end at different times
-    monkeypatch.setattr(transformers_engine, "COMPACT_BELOW", compact_below)
+    monkeypatch.setattr(batching, "ROW_BLOCK", block)
+    monkeypatch.setattr(engine, "_max_rows", max_rows)
     assert_same(engine.generate(REQUESTS, SAMPLED, version=-1), expected)
+
+
+def test_a_batch_that_does_not_fit_the_cache_is_generated_in_turns(
+    engine: TransformersEngine, tiny_model: Path
+) -> None:
+    engine.load_adapter(adapters.bare_base())
+    expected = engine.generate(REQUESTS, SAMPLED, version=-1)
+    # 2 layers x 2 heads x 8 numbers x 4 bytes, keys and values: 256 bytes a token.
+    small = make_engine(engine._folder, cache_mb=256 * (2 * 30 + 2 * 12) / 1e6)
+    small.load_adapter(adapters.bare_base())
+    assert_same(small.generate(REQUESTS, SAMPLED, version=-1), expected)
+    tiny = make_engine(tiny_model, cache_mb=1e-3)
+    tiny.load_adapter(adapters.bare_base())
+    with pytest.raises(ValueError, match="raise it, or shorten prompts"):
+        tiny.generate(REQUESTS, SAMPLED, version=-1)
 
 
 def test_the_end_token_is_included_and_names_the_finish_reason(engine: TransformersEngine) -> None:

@@ -10,11 +10,24 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from rlft.rollout.sampling import sample
+from rlft.rollout.sampling import Drawn
+from rlft.rollout.sampling import sample as sample_with
 from rlft.rollout.seeds import sample_seed, uniforms
+from rlft.types import SamplingParams
 
 BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
+
+
+def drawn(logits: Tensor, uniform: Tensor, **choices: float) -> Drawn:
+    """`sampling.sample` with the choices that matter here."""
+    params = SamplingParams(**{"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 1, **choices})  # type: ignore[arg-type]
+    return sample_with(logits, uniform, params)
+
+
+def sample(logits: Tensor, uniform: Tensor, **choices: float) -> tuple[Tensor, Tensor]:
+    """Tokens and their log-probs under the distribution that was sampled."""
+    return drawn(logits, uniform, **choices)[:2]
 
 
 def draw(row: Tensor, uniform: list[float], *, temperature: float = 1.0, top_p: float = 1.0) -> list[int]:
@@ -241,3 +254,69 @@ def test_every_field_makes_another_seed() -> None:
 def test_a_seed_is_the_same_tomorrow() -> None:
     # Written down once: another value would change every run that is resumed with a newer version.
     assert sample_seed(0, "train", 1, "sum-17-25", 3) == 10247065310296083240
+
+
+# Truncation
+
+
+@pytest.mark.parametrize(
+    ("choices", "kept"),
+    [
+        # Probabilities 0.3, 0.05, 0.5, 0.15 of the tokens 0 to 3.
+        ({"top_k": 1}, {2}),
+        ({"top_k": 3}, {2, 0, 3}),
+        ({"top_k": 9}, {0, 1, 2, 3}),
+        ({"min_p": 0.5}, {2, 0}),  # 0.3 / 0.5 = 0.6, 0.15 / 0.5 = 0.3
+        ({"min_p": 0.05}, {0, 1, 2, 3}),
+        (
+            {"top_k": 3, "top_p": 0.85},
+            {2, 0, 3},
+        ),  # of the 0.95 that top-k leaves 0.8075 is asked for: 0.8 is too little
+        ({"top_k": 3, "top_p": 0.84}, {2, 0}),  # 0.798
+        ({"top_p": 0.9, "min_p": 0.5}, {2, 0}),
+    ],
+)
+def test_truncation_keeps_the_right_tokens(choices: dict[str, float], kept: set[int]) -> None:
+    p = [0.3, 0.05, 0.5, 0.15]
+    uniform = torch.linspace(0, BELOW_ONE, 2000)
+    result = drawn(probabilities(p).expand(2000, -1), uniform, **choices)
+    assert set(result.tokens.tolist()) == kept
+    mass = sum(p[token] for token in kept)
+    expected = torch.tensor([np.log(p[token] / mass) for token in result.tokens.tolist()]).float()
+    assert torch.allclose(result.logprobs, expected, atol=1e-5)
+    # The policy's own log-probs do not know of the truncation.
+    policy = torch.tensor([np.log(p[token]) for token in result.tokens.tolist()]).float()
+    assert result.policy_logprobs is not None
+    assert torch.allclose(result.policy_logprobs, policy, atol=1e-5)
+
+
+def test_without_truncation_there_is_one_distribution() -> None:
+    assert drawn(torch.zeros(1, 9), torch.tensor([0.5]), temperature=0.7).policy_logprobs is None
+    assert drawn(torch.zeros(1, 9), torch.tensor([0.5]), temperature=0.0, top_k=3).policy_logprobs is None
+
+
+def test_equally_probable_tokens_are_kept_together() -> None:
+    # Two tokens share the second place: with top_k = 2 neither is preferred.
+    row = probabilities([0.4, 0.2, 0.2, 0.1, 0.1])
+    assert set(draw_with(row, top_k=2)) == {0, 1, 2}
+    assert set(draw_with(row, top_p=0.5)) == {0, 1, 2}
+
+
+def draw_with(row: Tensor, **choices: float) -> list[int]:
+    return drawn(row.expand(1000, -1), torch.linspace(0, BELOW_ONE, 1000), **choices).tokens.tolist()
+
+
+@pytest.mark.parametrize("vocab", [1500, 2500])
+def test_a_nucleus_larger_than_the_candidates_is_found_exactly(vocab: int) -> None:
+    # Nearly flat: 0.95 of the mass needs more tokens than are sorted at first; a peaked row beside it does not.
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.stack([0.1 * torch.randn(vocab, generator=generator), 9 * torch.randn(vocab, generator=generator)])
+    for row in logits:
+        ordered, order = row.double().softmax(dim=0).sort(descending=True)
+        size = int((ordered.cumsum(0) - ordered < 0.95).sum())
+        kept = set(order[:size].tolist())
+        middles = torch.linspace(0, BELOW_ONE, 4 * size)
+        seen = set(drawn(row.expand(4 * size, -1), middles, top_p=0.95).tokens.tolist())
+        assert seen <= kept
+        assert (size > 1024) == torch.equal(row, logits[0])
+        assert len(seen) > 0.8 * size
