@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check lint type bench-step bench-learner clean
+.PHONY: quickstart test check lint type bench-step bench-learner bench-rollout clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -24,6 +24,9 @@ bench-step: .venv/installed
 
 bench-learner: .venv/installed
 	$(BIN)/python -m benchmarks.learner
+
+bench-rollout: .venv/installed
+	$(BIN)/python -m benchmarks.rollout $(if $(wildcard .venv-vllm/bin/python),--vllm .venv-vllm/bin/python)
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

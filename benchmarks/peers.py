@@ -32,11 +32,15 @@ def answer(*, seconds: float, tokens: float, parts: dict[str, float]) -> None:
 class Peer:
     """A system in its own process."""
 
-    def __init__(self, script: str, name: str, *arguments: str) -> None:
-        """Start `python -m script --serve arguments`; it reports READY when it waits for the first step."""
+    def __init__(self, script: str, name: str, *arguments: str, python: str | None = None) -> None:
+        """Start `python -m script --serve arguments`; it reports READY when it waits for the first step.
+
+        Args:
+            python: of another environment.
+        """
         self.name = name
         self._process = subprocess.Popen(
-            [sys.executable, "-m", script, "--serve", *arguments],
+            [python or sys.executable, "-m", script, "--serve", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -82,6 +86,20 @@ def gemm_rate(rows: int) -> float:
         for _ in range(10):
             torch.nn.functional.linear(x, w)
         best = max(best, 10 * 2 * rows * 576 * 1536 / (time.perf_counter() - start))
+    return best
+
+
+def bandwidth() -> float:
+    """Measured rate of reading memory that no cache holds, bytes/s: the best of several sums over 512 MB."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    x = torch.zeros(128 * 2**20)
+    best = 0.0
+    for _ in range(8):
+        start = time.perf_counter()
+        x.sum()
+        best = max(best, x.numel() * 4 / (time.perf_counter() - start))
     return best
 
 

@@ -200,6 +200,16 @@ def test_log_probs_are_the_learners_in_other_families(
     assert float((learner - own).abs().max()) < 1e-5
 
 
+def test_log_probs_of_given_tokens_are_those_of_sampling(engine: TransformersEngine, stopping_model: Path) -> None:
+    engine.load_adapter(random_adapter(make_learner_model(stopping_model), 1))
+    for request, samples in zip(REQUESTS, engine.generate(REQUESTS, SAMPLED, version=1), strict=True):
+        for completion in samples:
+            own = engine.logprobs(request.prompt_ids, completion.token_ids, version=1)
+            assert own == pytest.approx(completion.logprobs, abs=1e-5)
+    with pytest.raises(ValueError, match="version 7 while 1 is loaded"):
+        engine.logprobs((7,), (8,), version=7)
+
+
 # Sampling options
 
 

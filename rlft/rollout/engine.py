@@ -47,3 +47,13 @@ class Engine(Protocol):
             ValueError: another adapter version is loaded than the caller asks for, or a request exceeds the context.
         """
         ...
+
+    def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
+        """Log-probability of each of these tokens behind the prompt at temperature 1, in nats, without sampling.
+
+        Computed by what generates, so that it proves which weights that has (`rollout.canary`).
+
+        Raises:
+            ValueError: as `generate` does.
+        """
+        ...

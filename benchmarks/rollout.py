@@ -1,0 +1,255 @@
+"""Generation of the same prompts by rlft's engine and by others, in alternating rounds of one run.
+
+    python -m benchmarks.rollout [--rounds 3] [--only 64 256] [--vllm .venv-vllm/bin/python]
+
+Work: SmolLM2-135M-Instruct, 8 prompts x 8 samples at T = 1, up to 64 and up to 256 new tokens, natural lengths.
+    rlft        the transformers engine with the machine's own type
+    generate    model.generate in float32 on 64 left-padded rows, as TRL calls it (and in bfloat16, for the table)
+    continuous  transformers' continuous batching
+    vllm        vLLM, where an environment with it is named
+Each system lives in a process of its own that waits while the others work. Tokens are completion tokens up to and
+including the end token. Figures are medians over the rounds after one warm-up; the last line is JSON.
+
+The floor of a decode step is max(weight bytes / memory bandwidth, FLOPs / GEMM rate) for the rows that are live in it,
+both measured here; the prompts' pass counts with its FLOPs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.peers import LAYERS, THREADS, VOCABULARY, Peer, answer, bandwidth, gemm_rate, wait
+from benchmarks.step import TOPICS, question
+
+SAMPLES = 8
+Round = Callable[[int], tuple[list[int], dict[str, float]]]
+"""From the number of a round to the completions' lengths and further figures."""
+
+
+def messages() -> list[list[dict[str, str]]]:
+    """The prompts."""
+    return [[{"role": "user", "content": question(topic, 3)}] for topic in TOPICS]
+
+
+def rlft(folder: str, new_tokens: int) -> Round:
+    """The transformers engine, with the time that it samples taken apart."""
+    from rlft import adapters, chat
+    from rlft.config import AdapterConfig, ModelConfig
+    from rlft.memory import keep_freed_memory
+    from rlft.rollout import batching
+    from rlft.rollout.engine import Request
+    from rlft.rollout.transformers_engine import TransformersEngine
+    from rlft.types import SamplingParams
+
+    keep_freed_memory()
+    tokenizer = chat.load_tokenizer(folder)
+    engine = TransformersEngine(
+        folder, tokenizer, model=ModelConfig(source=folder), adapter=AdapterConfig(), threads=THREADS
+    )
+    engine.load_adapter(adapters.bare_base())
+    prompts = [chat.render(tokenizer, prompt) for prompt in messages()]  # type: ignore[arg-type]
+    params = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=new_tokens)
+    spent = [0.0]
+    sample = batching.sample
+
+    def timed(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        drawn = sample(*arguments)
+        spent[0] += time.perf_counter() - start
+        return drawn
+
+    batching.sample = timed  # type: ignore[assignment]
+
+    def one(number: int) -> tuple[list[int], dict[str, float]]:
+        spent[0] = 0.0
+        requests = [
+            Request(prompt_ids=ids, seeds=tuple(range(1000 * number + 8 * p, 1000 * number + 8 * p + SAMPLES)))
+            for p, ids in enumerate(prompts)
+        ]
+        completions = engine.generate(requests, params, version=-1)
+        return [len(c.token_ids) for samples in completions for c in samples], {"time/sampling": spent[0]}
+
+    return one
+
+
+def generate(folder: str, new_tokens: int, dtype: str) -> Round:
+    """`model.generate` on all rows at once."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    torch.set_num_threads(THREADS)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    prompts = [prompt for prompt in messages() for _ in range(SAMPLES)]
+    inputs = tokenizer.apply_chat_template(
+        prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    )
+    config = GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=True,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+    def one(number: int) -> tuple[list[int], dict[str, float]]:
+        torch.manual_seed(number)
+        with torch.no_grad():
+            output = model.generate(**inputs, generation_config=config, disable_compile=True)
+        ids = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return [_length(row, tokenizer.eos_token_id) for row in ids], {}
+
+    return one
+
+
+def continuous(folder: str, new_tokens: int) -> Round:
+    """transformers' continuous batching."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    torch.set_num_threads(THREADS)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+    prompts = [
+        tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        for prompt in messages()
+        for _ in range(SAMPLES)
+    ]
+    config = GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=True,
+        temperature=1.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+    def one(number: int) -> tuple[list[int], dict[str, float]]:
+        torch.manual_seed(number)
+        outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+        return [len(output.generated_tokens) for output in outputs.values()], {}
+
+    return one
+
+
+def vllm(folder: str, new_tokens: int) -> Round:
+    """vLLM with its own defaults, one process."""
+    from vllm import LLM, SamplingParams
+
+    on_cpu = {"kv_cache_memory_bytes": 2 * 2**30}  # vLLM takes nearly all memory there if not told
+    model = LLM(model=folder, max_model_len=1024, max_num_seqs=64, **on_cpu)
+
+    def one(number: int) -> tuple[list[int], dict[str, float]]:
+        params = SamplingParams(n=SAMPLES, temperature=1.0, max_tokens=new_tokens, seed=number, logprobs=0)
+        outputs = model.chat(messages(), params, use_tqdm=False)
+        return [len(completion.token_ids) for output in outputs for completion in output.outputs], {}
+
+    return one
+
+
+def _length(ids: list[int], end: int) -> int:
+    return ids.index(end) + 1 if end in ids else len(ids)
+
+
+def serve(name: str, folder: str, new_tokens: int) -> None:
+    """A round for every line on standard input."""
+    systems: dict[str, Callable[[], Round]] = {
+        "rlft": lambda: rlft(folder, new_tokens),
+        "generate": lambda: generate(folder, new_tokens, "float32"),
+        "generate-bf16": lambda: generate(folder, new_tokens, "bfloat16"),
+        "continuous": lambda: continuous(folder, new_tokens),
+        "vllm": lambda: vllm(folder, new_tokens),
+    }
+    one = systems[name]()
+    number = 0
+    while True:
+        wait()
+        number += 1
+        start = time.perf_counter()
+        lengths, parts = one(number)
+        seconds = time.perf_counter() - start
+        answer(seconds=seconds, tokens=sum(lengths), parts={**parts, "lengths": lengths})  # type: ignore[dict-item]
+
+
+def floor(lengths: list[int], prompt_tokens: float) -> float:
+    """Seconds that completions of these lengths cannot do without."""
+    weights = LAYERS + VOCABULARY
+    by_weights = 2 * weights / bandwidth()
+    rate = gemm_rate(len(lengths))
+    steps = [sum(length > t for length in lengths) for t in range(max(lengths))]
+    decode = sum(max(by_weights, 2 * weights * live / rate) for live in steps)
+    return decode + 2 * LAYERS * prompt_tokens / gemm_rate(2048)
+
+
+def main() -> None:
+    """Start the systems, take turns, print the table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", type=int, nargs="*", default=[64, 256], help="new tokens")
+    parser.add_argument("--vllm", default="", help="python of an environment with vLLM")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--serve", nargs=3, metavar=("SYSTEM", "FOLDER", "NEW_TOKENS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve[0], options.serve[1], int(options.serve[2]))
+        return
+    from rlft import sources
+
+    folder = str(sources.resolve(options.model))
+    names = ["rlft", "generate", "generate-bf16", "continuous"] + (["vllm"] if options.vllm else [])
+    result: dict[str, float] = {}
+    for new_tokens in options.only:
+        rates, ours = _measure(names, folder, new_tokens, options)
+        result |= _summary(rates, ours, "" if new_tokens == options.only[0] else f"_{new_tokens}")
+    print(json.dumps({key: round(value, 3) for key, value in result.items()}))
+
+
+def _measure(
+    names: list[str], folder: str, new_tokens: int, options: argparse.Namespace
+) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
+    """(tokens per second of each system by round, rlft's answers)"""
+    print(f"up to {new_tokens} new tokens")
+    peers = {}
+    for name in names:
+        python = options.vllm if name == "vllm" else None
+        peers[name] = Peer("benchmarks.rollout", name, name, folder, str(new_tokens), python=python)
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    ours = []
+    try:
+        for number in range(1 + options.rounds):
+            for name, peer in peers.items():
+                got = peer.step()
+                if number:
+                    rates[name].append(got["tokens"] / got["seconds"])
+                    ours += [got] if name == "rlft" else []
+    finally:
+        for peer in peers.values():
+            peer.stop()
+    return rates, ours
+
+
+def _summary(rates: dict[str, list[float]], ours: list[dict[str, Any]], suffix: str) -> dict[str, float]:
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    print("\n| system | completion tokens/s |\n| --- | --- |")
+    for name, value in medians.items():
+        print(f"| {name} | {value:.0f} ({min(rates[name]):.0f} to {max(rates[name]):.0f}) |")
+    fractions = [floor(got["parts"]["lengths"], 8 * 45) / got["seconds"] for got in ours]
+    return {
+        f"ratio{suffix}": medians["rlft"] / medians["generate"],
+        f"bf16_ratio{suffix}": medians["rlft"] / medians["generate-bf16"],
+        f"continuous_ratio{suffix}": medians["rlft"] / medians["continuous"],
+        **({f"vllm_ratio{suffix}": medians["rlft"] / medians["vllm"]} if "vllm" in medians else {}),
+        f"tokens_per_s{suffix}": medians["rlft"],
+        f"floor_fraction{suffix}": statistics.median(fractions),
+        f"sampling_fraction{suffix}": statistics.median(got["parts"]["time/sampling"] / got["seconds"] for got in ours),
+    }
+
+
+if __name__ == "__main__":
+    main()
