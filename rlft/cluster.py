@@ -62,6 +62,14 @@ def node_address() -> str:
     return address
 
 
+def node_id() -> str:
+    """Ray's id of the node that this process runs on."""
+    import ray
+
+    name: str = ray.get_runtime_context().get_node_id()
+    return name
+
+
 def protect() -> None:
     """A private cluster: nobody without the token may run code in it. Ray reads this when it is imported.
 

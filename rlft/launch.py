@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,16 +229,16 @@ def _stages(parts: _Parts, *, is_resumed: bool) -> dict[str, Any]:
             _evaluate_once(parts, base, name="base", step=0, publish=True)
         if config.sft is not None and warm_start is not None:
             _evaluate_once(parts, adapters.make_adapter(0, warm_start), name="sft", step=0, publish=True)
-        if saved is not None:
-            restore(learner, saved)
+        earlier = restore(learner, saved) if saved else []
 
-        def after_step(step: int, adapter: Adapter) -> None:
+        def after_step(step: int, published: Sequence[Adapter]) -> None:
+            adapter = published[-1]
             is_last = step == config.steps
             if is_last or (config.evaluation.every and step % config.evaluation.every == 0):
                 _evaluate_once(parts, adapter, name=f"step-{step:06d}", step=step, publish=False)
             if is_last or step % config.checkpoint.every == 0:
                 save_adapter(run.path / "adapters" / f"v{step:06d}", config, parts.model_folder, adapter.tensors)
-                run.checkpoint(snapshot(learner, step))
+                run.checkpoint(snapshot(learner, step, published[:-1]))
 
         train_rl(
             run,
@@ -247,6 +247,7 @@ def _stages(parts: _Parts, *, is_resumed: bool) -> dict[str, Any]:
             parts.scorer,
             parts.environment.train,
             start=saved.step if saved else 0,
+            earlier=earlier,
             view=view,
             after_step=after_step,
         )

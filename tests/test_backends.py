@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from rlft.config import RunConfig
 from rlft.config_file import load
 from rlft.learner import Learner
 from rlft.rollout.chunk import make_chunks
-from rlft.rollout.pool import InlinePool, RayPool
+from rlft.rollout.pool import InlinePool
+from rlft.rollout.ray_pool import RayPool
 from rlft.types import Group, SamplingParams
 from rlft.view import View
 from tests.conftest import MakeConfig
@@ -34,14 +36,13 @@ STOCK: list[Any] = []
 
 
 class LentPool(RayPool):
-    """A Ray pool that takes its workers from a stock and gives them back: to start one takes seconds."""
+    """A Ray pool that takes its actors from a stock and gives them back: to start one takes seconds."""
 
-    def _start_worker(self) -> Any:
-        return STOCK.pop() if STOCK else super()._start_worker()
+    def _start_actor(self) -> Any:
+        return STOCK.pop() if STOCK else super()._start_actor()
 
-    def close(self) -> None:
-        STOCK.extend(self._workers)
-        self._workers = []
+    def _release(self, actor: Any) -> None:
+        STOCK.append(actor)
 
 
 @pytest.fixture
@@ -148,8 +149,11 @@ def test_a_worker_that_dies_too_often_stops_the_run_by_name(make_config: MakeCon
     events: list[tuple[str, str]] = []
     pool = LentPool(config, config.model.source, lambda kind, message: events.append((kind, message)))
     pool.publish(adapters.bare_base())
-    with pytest.raises(ValueError, match="asked to generate with adapter version 7 while -1 is loaded"):
-        pool.run(_chunks(config, version=7))  # a worker's own error arrives as itself and restarts nobody
+    with pytest.raises(ValueError, match="asks for adapter version 7, but -1 was published last"):
+        pool.run(_chunks(config, version=7))
+    too_long = [replace(chunk, params=replace(chunk.params, max_new_tokens=999)) for chunk in _chunks(config)]
+    with pytest.raises(ValueError, match="exceed the model's context"):
+        pool.run(too_long)  # a worker's own error arrives as itself and restarts nobody
     os.kill(_pids(pool)[0], signal.SIGKILL)
     with pytest.raises(RuntimeError, match=r"died 1 times, more than rollout\.max_restarts=0 allows"):
         pool.run(_chunks(config, version=-1))
@@ -172,7 +176,7 @@ def test_a_chunk_does_not_depend_on_what_the_worker_did_before(make_config: Make
     assert _ids(fresh.run([second])) == _ids(used.run([second]))
 
 
-def _chunks(config: RunConfig, *, version: int) -> list[Any]:
+def _chunks(config: RunConfig, *, version: int = -1) -> list[Any]:
     return make_chunks(
         letters().train,
         tasks_per_chunk=2,
@@ -198,4 +202,4 @@ def _pids(pool: RayPool) -> list[int]:
     """Process ids of a pool's idle workers, in order."""
     import ray
 
-    return ray.get([worker.__ray_call__.remote(lambda self: os.getpid()) for worker in pool._workers])
+    return ray.get([place.actor.__ray_call__.remote(lambda self: os.getpid()) for place in pool._places])

@@ -44,6 +44,7 @@ LAYERS = [
     {"rlft.roles", "rlft.rollout", "rlft.reward"},
     {"rlft.learner"},
     {"rlft.learner_group"},
+    {"rlft.step_rollouts"},
     {"rlft.train_rl", "rlft.train_sft", "rlft.train_dpo", "rlft.train_reward", "rlft.evaluate"},
     {"rlft.launch"},
     {"rlft.launch_dpo", "rlft.launch_reward"},
