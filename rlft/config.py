@@ -331,8 +331,8 @@ class RunConfig(BaseRunConfig):
             )
         if self.max_staleness and self.algorithm.is_pairwise:
             raise ValueError(
-                f"max_staleness is {self.max_staleness}, but preset {self.algorithm.preset!r} compares whole samples and "
-                "has no correction for those of an older policy; use max_staleness: 0"
+                f"max_staleness is {self.max_staleness}, but preset {self.algorithm.preset!r} compares whole samples "
+                "and has no correction for those of an older policy; use max_staleness: 0"
             )
         if self.max_staleness and self.algorithm.correction == "none":
             raise ValueError(

@@ -20,29 +20,16 @@ from rlft.config_file import load
 from rlft.learner import Learner
 from rlft.rollout.chunk import make_chunks
 from rlft.rollout.pool import InlinePool
-from rlft.rollout.ray_pool import RayPool
 from rlft.types import Group, SamplingParams
 from rlft.view import View
 from tests.conftest import MakeConfig
 from tests.fakes import letters, read_lines, read_metrics, read_result, write_config
+from tests.fakes_pool import LentPool, process_ids
 
 pytestmark = pytest.mark.timeout(180)
 
 PPO = ("algorithm=ppo", "updates_per_step=2")
 Train = Callable[..., Path]
-
-STOCK: list[Any] = []
-"""Actors that no pool has at the moment."""
-
-
-class LentPool(RayPool):
-    """A Ray pool that takes its actors from a stock and gives them back: to start one takes seconds."""
-
-    def _start_actor(self) -> Any:
-        return STOCK.pop() if STOCK else super()._start_actor()
-
-    def _release(self, actor: Any) -> None:
-        STOCK.append(actor)
 
 
 @pytest.fixture
@@ -117,7 +104,7 @@ def test_killed_workers_are_replaced_and_leave_no_trace_in_the_curve(
     def make(config: RunConfig, *rest: Any) -> Any:
         nonlocal pool
         pool = real_make(config, *rest)
-        pids[:] = _pids(pool)
+        pids[:] = process_ids(pool)
         return pool
 
     def kill(pid: int) -> None:
@@ -130,7 +117,7 @@ def test_killed_workers_are_replaced_and_leave_no_trace_in_the_curve(
         if (step, done) == (2, 1):  # one of two has just finished a chunk, so the other one is at work
             kill(pids[1])
         if (step, done) == (3, total):  # both are idle: it shows when the next adapter is published
-            kill(_pids(pool)[0])
+            kill(process_ids(pool)[0])
 
     monkeypatch.setattr(launch, "make_pool", make)
     monkeypatch.setattr(View, "rollout", kill_some)
@@ -154,7 +141,7 @@ def test_a_worker_that_dies_too_often_stops_the_run_by_name(make_config: MakeCon
     too_long = [replace(chunk, params=replace(chunk.params, max_new_tokens=999)) for chunk in _chunks(config)]
     with pytest.raises(ValueError, match="exceed the model's context"):
         pool.run(too_long)  # a worker's own error arrives as itself and restarts nobody
-    os.kill(_pids(pool)[0], signal.SIGKILL)
+    os.kill(process_ids(pool)[0], signal.SIGKILL)
     with pytest.raises(RuntimeError, match=r"died 1 times, more than rollout\.max_restarts=0 allows"):
         pool.run(_chunks(config, version=-1))
     assert events == []
@@ -196,10 +183,3 @@ def _ids(groups: list[Group]) -> list[Any]:
 def _stamps(path: Path) -> set[tuple[int, str]]:
     rows = pq.read_table(path, columns=["adapter_version", "adapter_hash"]).to_pylist()
     return {(row["adapter_version"], row["adapter_hash"]) for row in rows}
-
-
-def _pids(pool: RayPool) -> list[int]:
-    """Process ids of a pool's idle workers, in order."""
-    import ray
-
-    return ray.get([place.actor.__ray_call__.remote(lambda self: os.getpid()) for place in pool._places])

@@ -78,8 +78,8 @@ class Job:
 class Board:
     """Hands out jobs.
 
-    The work of an earlier step comes first: a refill is needed before what was submitted ahead, and an evaluation, whose
-    chunks are of step 0, before everything.
+    The work of an earlier step comes first: a refill is needed before what was submitted ahead, and an evaluation,
+    whose chunks are of step 0, before everything.
     """
 
     hedge_after: float = 0.0
