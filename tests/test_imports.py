@@ -47,7 +47,7 @@ LAYERS = [
     {"rlft.step_rollouts"},
     {"rlft.train_rl", "rlft.train_sft", "rlft.train_dpo", "rlft.train_reward", "rlft.evaluate"},
     {"rlft.launch"},
-    {"rlft.launch_dpo", "rlft.launch_reward"},
+    {"rlft.launch_dpo", "rlft.launch_reward", "rlft.chaos"},
     {"rlft.cli"},
 ]
 PACKAGES = {"rlft.objectives", "rlft.curves", "rlft.rollout", "rlft.reward", "rlft.environment"}
