@@ -85,6 +85,27 @@ def reward_model(config: ConfigFile, overrides: Overrides = None, restart: Resta
 
 
 @app.command()
+def chaos(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    kills: Annotated[int, typer.Option(min=1, help="How many rollout workers are killed.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Decides when they are killed.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of both runs, at most the config's.")] = 5,
+) -> None:
+    """Run a config twice, the second time with rollout workers killed, and show whether the curve is the same."""
+    from rlft.config_file import load
+
+    loaded = load(config, overrides or [])
+    loaded = load(config, [*(overrides or []), f"steps={min(steps, loaded.steps)}"])
+    from rlft import chaos as module
+
+    outcome = module.chaos(loaded, kills=kills, seed=seed)
+    _show_chaos(outcome)
+    if not outcome.is_same:
+        raise typer.Exit(1)
+
+
+@app.command()
 def resume(run: RunFolder) -> None:
     """Continue an interrupted run from its newest whole checkpoint."""
     _refuse_reward_model(run, "resume", "it is short and starts over: rlft reward-model CONFIG --restart")
@@ -279,6 +300,22 @@ def _show_reward_model(run: Path, summary: dict[str, Any]) -> None:
         Text(f"As a reward of its own: path: rewards.reward_model:reward_model, args: {{folder: {folder}}}"),
         soft_wrap=True,
     )
+
+
+def _show_chaos(outcome: Any) -> None:
+    console = Console()
+    for kill in outcome.kills:
+        console.print(Text(f"killed: the worker that had chunk {kill.chunk} of step {kill.step}"))
+    table = Table(title=f"{len(outcome.kills)} kills, {outcome.replaced} workers replaced", title_justify="left")
+    for heading in ("result", "compared", "undisturbed and disturbed"):
+        table.add_column(heading, justify="right" if heading == "compared" else "left")
+    for row in outcome.comparisons:
+        verdict = Text(row.difference, style="red") if row.difference else Text("the same", style="green")
+        table.add_row(row.what, str(row.files), verdict)
+    console.print(table)
+    if not outcome.is_same and outcome.reason:
+        console.print(Text(f"They may differ without a fault: {outcome.reason}."), soft_wrap=True)
+    console.print(Text(f"Written:\n  {outcome.undisturbed}\n  {outcome.disturbed}"), soft_wrap=True)
 
 
 def _interval(accuracy: dict[str, Any]) -> str:

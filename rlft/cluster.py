@@ -48,6 +48,20 @@ class Cluster:
             runtime_env={"env_vars": {**limits, **(env or {})}},
         )
 
+    def kill_process(self, process_id: int, node: str) -> None:
+        """SIGKILL a process of this cluster, from outside of it.
+
+        Args:
+            node: Ray's id of its node; on another one than this process's a task of Ray does it.
+        """
+        if node == node_id():
+            os.kill(process_id, signal.SIGKILL)
+            return
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        place = NodeAffinitySchedulingStrategy(node, soft=False)
+        self.ray.remote(os.kill).options(num_cpus=0, scheduling_strategy=place).remote(process_id, signal.SIGKILL)
+
     def close(self) -> None:
         """End the private cluster, or leave the joined one, with all actors of this process."""
         if self._is_owner:
@@ -60,6 +74,14 @@ def node_address() -> str:
 
     address: str = ray.util.get_node_ip_address()
     return address
+
+
+def node_id() -> str:
+    """Ray's id of the node that this process runs on."""
+    import ray
+
+    name: str = ray.get_runtime_context().get_node_id()
+    return name
 
 
 def protect() -> None:

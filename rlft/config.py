@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rlft.imports import did_you_mean
-from rlft.objectives.presets import PRESETS, Algorithm, preset_fields
+from rlft.objectives.presets import PRESETS, Algorithm, Correction, preset_fields
 
 ADAPTER = "adapter:"
 """What the path of a reward model on the learner's base begins with; its folder follows."""
@@ -328,6 +328,23 @@ class RunConfig(BaseRunConfig):
             raise ValueError(
                 f"reward {folders[0].path} lies on the learner's frozen base, and adapter.kind: full has none; use "
                 "adapter.kind: lora, or the reward rewards.reward_model:reward_model with args.folder"
+            )
+        if self.max_staleness and self.algorithm.is_pairwise:
+            raise ValueError(
+                f"max_staleness is {self.max_staleness}, but preset {self.algorithm.preset!r} compares whole samples "
+                "and has no correction for those of an older policy; use max_staleness: 0"
+            )
+        if self.max_staleness and self.algorithm.correction == "none":
+            raise ValueError(
+                f"max_staleness is {self.max_staleness}, so that samples come from an older policy, and without a "
+                "correction the objective takes them for the present one's; set algorithm.correction to one of "
+                f"{', '.join(name for name in get_args(Correction) if name != 'none')} (docs/actors.md), or "
+                "max_staleness: 0"
+            )
+        if self.rollout.update_in_flight and (not self.max_staleness or self.backend == "inline"):
+            raise ValueError(
+                "rollout.update_in_flight is for rollouts that run while the learner learns; set max_staleness to at "
+                "least 1 and backend: ray, or update_in_flight: false"
             )
         if self.learner.is_group and self.backend == "inline":
             raise ValueError(

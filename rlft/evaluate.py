@@ -8,8 +8,9 @@ from typing import Any
 from rlft.config import RunConfig
 from rlft.curves.statistics import accuracy_interval
 from rlft.reward.scoring import Scorer
+from rlft.rollout.board import OnChunk
 from rlft.rollout.chunk import make_chunks
-from rlft.rollout.pool import OnChunk, RolloutPool
+from rlft.rollout.pool import RolloutPool
 from rlft.types import Adapter, Failed, Group, SamplingParams, Score, Task
 
 

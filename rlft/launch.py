@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from rlft.reward.contract import RewardSpec
 from rlft.reward.loading import function_hash, source_hash
 from rlft.reward.scoring import Scorer
 from rlft.reward_model import folder_hash
-from rlft.rollout.pool import RolloutPool, make_pool
+from rlft.rollout.pool import MakePool, RolloutPool, make_pool
 from rlft.run import Run
 from rlft.tasks import tasks_of_step
 from rlft.train_rl import restore, snapshot, train_rl
@@ -50,11 +50,12 @@ class _Parts:
     scorer: Scorer
 
 
-def train(config: RunConfig, *, restart: bool = False) -> dict[str, Any]:
+def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = None) -> dict[str, Any]:
     """Start a run and bring it to its end.
 
     Args:
         restart: move an existing run of that name aside.
+        pools: makes the rollout pool; `pool.make_pool` if not given.
 
     Returns:
         The summary, as `summary.json` holds it.
@@ -65,7 +66,7 @@ def train(config: RunConfig, *, restart: bool = False) -> dict[str, Any]:
     """
     environment, model_folder = _prepare(config)
     with Run.create(config, provenance=_provenance(config), restart=restart) as run:
-        return _execute(run, environment, model_folder, is_resumed=False)
+        return _execute(run, environment, model_folder, is_resumed=False, pools=pools)
 
 
 def resume(path: Path) -> dict[str, Any]:
@@ -198,11 +199,13 @@ def _prepare(config: RunConfig) -> tuple[Environment, str]:
     return environment, model_folder
 
 
-def _execute(run: Run, environment: Environment, model_folder: str, *, is_resumed: bool) -> dict[str, Any]:
+def _execute(
+    run: Run, environment: Environment, model_folder: str, *, is_resumed: bool, pools: MakePool | None = None
+) -> dict[str, Any]:
     config = run.config
     with (
         View(config.name, steps=config.steps) as view,
-        _services(config, environment, model_folder, run, view) as (pool, scorer),
+        _services(config, environment, model_folder, run, view, pools) as (pool, scorer),
     ):
         parts = _Parts(run=run, view=view, environment=environment, model_folder=model_folder, pool=pool, scorer=scorer)
         try:
@@ -229,16 +232,16 @@ def _stages(parts: _Parts, *, is_resumed: bool) -> dict[str, Any]:
             _evaluate_once(parts, base, name="base", step=0, publish=True)
         if config.sft is not None and warm_start is not None:
             _evaluate_once(parts, adapters.make_adapter(0, warm_start), name="sft", step=0, publish=True)
-        if saved is not None:
-            restore(learner, saved)
+        earlier = restore(learner, saved) if saved else []
 
-        def after_step(step: int, adapter: Adapter) -> None:
+        def after_step(step: int, published: Sequence[Adapter]) -> None:
+            adapter = published[-1]
             is_last = step == config.steps
             if is_last or (config.evaluation.every and step % config.evaluation.every == 0):
                 _evaluate_once(parts, adapter, name=f"step-{step:06d}", step=step, publish=False)
             if is_last or step % config.checkpoint.every == 0:
                 save_adapter(run.path / "adapters" / f"v{step:06d}", config, parts.model_folder, adapter.tensors)
-                run.checkpoint(snapshot(learner, step))
+                run.checkpoint(snapshot(learner, step, published[:-1]))
 
         train_rl(
             run,
@@ -247,6 +250,7 @@ def _stages(parts: _Parts, *, is_resumed: bool) -> dict[str, Any]:
             parts.scorer,
             parts.environment.train,
             start=saved.step if saved else 0,
+            earlier=earlier,
             view=view,
             after_step=after_step,
         )
@@ -325,7 +329,12 @@ def _summarize(run: Run) -> dict[str, Any]:
 
 @contextmanager
 def _services(
-    config: RunConfig, environment: Environment, model_folder: str, run: Run | None, view: View
+    config: RunConfig,
+    environment: Environment,
+    model_folder: str,
+    run: Run | None,
+    view: View,
+    pools: MakePool | None = None,
 ) -> Iterator[tuple[RolloutPool, Scorer]]:
     """The processes of a run, ended whatever happens."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -335,7 +344,7 @@ def _services(
     scorer = _scorer(config, environment, log_dir=run.path / "logs" if run else None)
     with scorer:
         view.stage("starting rollout workers")
-        pool = make_pool(config, model_folder, run.event if run else None)
+        pool = (pools or make_pool)(config, model_folder, run.event if run else None)
         try:
             yield pool, scorer
         finally:

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from rlft.curves.statistics import mean_interval
 from rlft.types import Abstain, Failed, Group, Metrics, Score
+
+OF_THE_MACHINE = ("time/", "rollout/worker_rss_mb")
+"""How the names of the metrics begin that no two runs of a config share; all others follow from it."""
+
+
+class Clock:
+    """Seconds of a step's parts."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: Metrics = {}
+
+    def lap(self, name: str) -> float:
+        """What went by since the last lap belongs to this part; those seconds."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        self.add(name, seconds)
+        return seconds
+
+    def add(self, name: str, seconds: float) -> None:
+        """A part that lies within others."""
+        self._laps[f"time/{name}"] = self._laps.get(f"time/{name}", 0.0) + seconds
+
+    def metrics(self, *, tokens: float) -> Metrics:
+        """All parts, the whole step, and its speed."""
+        total = time.perf_counter() - self._start
+        return {**self._laps, "time/step": total, "time/tokens_per_s": tokens / total}
 
 
 def describe(groups: Sequence[Group]) -> Metrics:
@@ -52,3 +80,48 @@ def describe(groups: Sequence[Group]) -> Metrics:
 def has_signal(group: Group) -> bool:
     """Whether the group's scores differ, so that a group-relative baseline leaves something."""
     return len(set(group.scores)) > 1
+
+
+def describe_staleness(groups: Sequence[Group], version: int) -> Metrics:
+    """How many versions the samples are behind the policy `version` that learns from them: mean, maximum, and the share
+    of each value. A sample of several turns counts as its oldest one."""
+    behind = [
+        version - min(turn.completion.adapter_version for turn in trajectory.turns)
+        for group in groups
+        for trajectory in group.trajectories
+        if trajectory.turns
+    ]
+    if not behind:
+        return {}
+    counts = Counter(behind)
+    return {
+        "rollout/staleness_mean": sum(behind) / len(behind),
+        "rollout/staleness_max": float(max(behind)),
+        **{f"rollout/staleness/{value}": count / len(behind) for value, count in sorted(counts.items())},
+    }
+
+
+def describe_dropped(used: Sequence[Group], unused: Sequence[Group]) -> Metrics:
+    """Samples that nothing is learnt from, by cause, and whether they are longer than the others.
+
+    A cause that drops long samples more often biases the policy towards short ones, and the mean reward does not show
+    it. What a correction masks is counted by the learner (`policy/masked`).
+    """
+    dropped: dict[str, list[int]] = {"failed": [], "abstained": [], "unused": []}
+    kept: list[int] = []
+    for groups, is_used in ((used, True), (unused, False)):
+        for trajectory in (t for group in groups for t in group.trajectories):
+            match trajectory.outcome:
+                case Failed():
+                    lengths = dropped["failed"]
+                case Abstain():
+                    lengths = dropped["abstained"]
+                case _:
+                    lengths = kept if is_used else dropped["unused"]
+            lengths.append(trajectory.num_actions)
+    metrics: Metrics = {f"rollout/dropped/{cause}": float(len(lengths)) for cause, lengths in dropped.items()}
+    gone = [length for lengths in dropped.values() for length in lengths]
+    for name, lengths in (("dropped", gone), ("kept", kept)):
+        if lengths:
+            metrics[f"rollout/length_{name}"] = sum(lengths) / len(lengths)
+    return metrics

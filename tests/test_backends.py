@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +19,17 @@ from rlft.config import RunConfig
 from rlft.config_file import load
 from rlft.learner import Learner
 from rlft.rollout.chunk import make_chunks
-from rlft.rollout.pool import InlinePool, RayPool
+from rlft.rollout.pool import InlinePool
 from rlft.types import Group, SamplingParams
 from rlft.view import View
 from tests.conftest import MakeConfig
 from tests.fakes import letters, read_lines, read_metrics, read_result, write_config
+from tests.fakes_pool import LentPool, process_ids
 
 pytestmark = pytest.mark.timeout(180)
 
 PPO = ("algorithm=ppo", "updates_per_step=2")
 Train = Callable[..., Path]
-
-STOCK: list[Any] = []
-"""Actors that no pool has at the moment."""
-
-
-class LentPool(RayPool):
-    """A Ray pool that takes its workers from a stock and gives them back: to start one takes seconds."""
-
-    def _start_worker(self) -> Any:
-        return STOCK.pop() if STOCK else super()._start_worker()
-
-    def close(self) -> None:
-        STOCK.extend(self._workers)
-        self._workers = []
 
 
 @pytest.fixture
@@ -116,7 +104,7 @@ def test_killed_workers_are_replaced_and_leave_no_trace_in_the_curve(
     def make(config: RunConfig, *rest: Any) -> Any:
         nonlocal pool
         pool = real_make(config, *rest)
-        pids[:] = _pids(pool)
+        pids[:] = process_ids(pool)
         return pool
 
     def kill(pid: int) -> None:
@@ -129,7 +117,7 @@ def test_killed_workers_are_replaced_and_leave_no_trace_in_the_curve(
         if (step, done) == (2, 1):  # one of two has just finished a chunk, so the other one is at work
             kill(pids[1])
         if (step, done) == (3, total):  # both are idle: it shows when the next adapter is published
-            kill(_pids(pool)[0])
+            kill(process_ids(pool)[0])
 
     monkeypatch.setattr(launch, "make_pool", make)
     monkeypatch.setattr(View, "rollout", kill_some)
@@ -148,9 +136,12 @@ def test_a_worker_that_dies_too_often_stops_the_run_by_name(make_config: MakeCon
     events: list[tuple[str, str]] = []
     pool = LentPool(config, config.model.source, lambda kind, message: events.append((kind, message)))
     pool.publish(adapters.bare_base())
-    with pytest.raises(ValueError, match="asked to generate with adapter version 7 while -1 is loaded"):
-        pool.run(_chunks(config, version=7))  # a worker's own error arrives as itself and restarts nobody
-    os.kill(_pids(pool)[0], signal.SIGKILL)
+    with pytest.raises(ValueError, match="asks for adapter version 7, but -1 was published last"):
+        pool.run(_chunks(config, version=7))
+    too_long = [replace(chunk, params=replace(chunk.params, max_new_tokens=999)) for chunk in _chunks(config)]
+    with pytest.raises(ValueError, match="exceed the model's context"):
+        pool.run(too_long)  # a worker's own error arrives as itself and restarts nobody
+    os.kill(process_ids(pool)[0], signal.SIGKILL)
     with pytest.raises(RuntimeError, match=r"died 1 times, more than rollout\.max_restarts=0 allows"):
         pool.run(_chunks(config, version=-1))
     assert events == []
@@ -172,7 +163,7 @@ def test_a_chunk_does_not_depend_on_what_the_worker_did_before(make_config: Make
     assert _ids(fresh.run([second])) == _ids(used.run([second]))
 
 
-def _chunks(config: RunConfig, *, version: int) -> list[Any]:
+def _chunks(config: RunConfig, *, version: int = -1) -> list[Any]:
     return make_chunks(
         letters().train,
         tasks_per_chunk=2,
@@ -192,10 +183,3 @@ def _ids(groups: list[Group]) -> list[Any]:
 def _stamps(path: Path) -> set[tuple[int, str]]:
     rows = pq.read_table(path, columns=["adapter_version", "adapter_hash"]).to_pylist()
     return {(row["adapter_version"], row["adapter_hash"]) for row in rows}
-
-
-def _pids(pool: RayPool) -> list[int]:
-    """Process ids of a pool's idle workers, in order."""
-    import ray
-
-    return ray.get([worker.__ray_call__.remote(lambda self: os.getpid()) for worker in pool._workers])

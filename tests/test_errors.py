@@ -18,7 +18,8 @@ from rlft.checkpoint import load_latest
 from rlft.config import RunConfig
 from rlft.rollout.pool import InlinePool
 from rlft.rollout.transformers_engine import TransformersEngine
-from rlft.train_rl import refuse_mismatch, refuse_wrong_stamps
+from rlft.step_rollouts import refuse_wrong_stamps
+from rlft.train_rl import refuse_mismatch
 from rlft.types import Adapter, Group
 from tests.conftest import MakeConfig
 from tests.fakes import read_lines, read_metrics, read_result, read_rollouts
@@ -390,12 +391,12 @@ def test_samples_of_a_stale_adapter_are_refused(make_config: MakeConfig, finishe
     old, new = (
         adapters.make_adapter(step, adapters.read_folder(finished_run / "adapters" / f"v{step:06d}")) for step in (1, 2)
     )
-    refuse_wrong_stamps(_groups(pool, config, new), new)
+    refuse_wrong_stamps(_groups(pool, config, new), {new.version: new.hash})
     planted = replace(old, version=2)  # it says that it is version 2, and it is not
     with pytest.raises(
         RuntimeError, match=r"'train-0' was made by adapter 2 .*the rollout worker holds the wrong weights"
     ):
-        refuse_wrong_stamps(_groups(pool, config, planted), new)
+        refuse_wrong_stamps(_groups(pool, config, planted), {new.version: new.hash})
 
 
 def test_a_damaged_adapter_is_refused_by_the_worker(make_config: MakeConfig, finished_run: Path) -> None:

@@ -44,9 +44,10 @@ LAYERS = [
     {"rlft.roles", "rlft.rollout", "rlft.reward"},
     {"rlft.learner"},
     {"rlft.learner_group"},
+    {"rlft.step_rollouts"},
     {"rlft.train_rl", "rlft.train_sft", "rlft.train_dpo", "rlft.train_reward", "rlft.evaluate"},
     {"rlft.launch"},
-    {"rlft.launch_dpo", "rlft.launch_reward"},
+    {"rlft.launch_dpo", "rlft.launch_reward", "rlft.chaos"},
     {"rlft.cli"},
 ]
 PACKAGES = {"rlft.objectives", "rlft.curves", "rlft.rollout", "rlft.reward", "rlft.environment"}

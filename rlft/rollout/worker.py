@@ -1,12 +1,19 @@
-"""A rollout worker: one engine and its tokenizer. A plain class; `pool` puts it into Ray actors or uses it directly."""
+"""A rollout worker: one engine and its tokenizer. A plain class; pools put it into Ray actors or use it directly."""
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import psutil
 import torch
 
 from rlft import chat
+from rlft.cluster import node_id
 from rlft.config import RunConfig
 from rlft.environment import loading
 from rlft.memory import keep_freed_memory
@@ -15,6 +22,22 @@ from rlft.rollout.engine import Engine
 from rlft.rollout.engines import make_engine
 from rlft.rollout.episode import run_chunk
 from rlft.types import Adapter, Group
+
+
+class Worker(Protocol):
+    """What a pool needs of a worker."""
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        """See `Engine.load_adapter`; returns the version now held."""
+        ...
+
+    def run_chunk(self, chunk: Chunk) -> list[Group]:
+        """See `episode.run_chunk`."""
+        ...
+
+
+MakeWorker = Callable[[RunConfig, str], Worker]
+"""Makes a worker from the config and the model's folder."""
 
 
 class RolloutWorker:
@@ -37,3 +60,38 @@ class RolloutWorker:
     def run_chunk(self, chunk: Chunk) -> list[Group]:
         """See `episode.run_chunk`."""
         return run_chunk(self._engine, self._tokenizer, chunk, self._environment)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What a worker's process sends back for a chunk."""
+
+    groups: list[Group]
+    seconds: float
+    """What it took, without the way there and back."""
+    rss_mb: float
+    """Resident memory of the process in MB of 10^6 bytes."""
+
+
+class WorkerProcess:
+    """A worker in a Ray actor. It is loaded by a call of its own, whose error is then the worker's and not Ray's."""
+
+    def load(self, make_worker: MakeWorker, config: RunConfig, model_folder: str) -> tuple[int, str]:
+        """Make the worker.
+
+        Returns:
+            (process id, Ray's id of the node that it runs on)
+        """
+        self._process = psutil.Process()
+        self._worker = make_worker(config, model_folder)
+        return os.getpid(), node_id()
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        """See `Worker`."""
+        return self._worker.load_adapter(adapter)
+
+    def run_chunk(self, chunk: Chunk) -> Reply:
+        """See `Worker`."""
+        began = time.perf_counter()
+        groups = self._worker.run_chunk(chunk)
+        return Reply(groups=groups, seconds=time.perf_counter() - began, rss_mb=self._process.memory_info().rss / 1e6)

@@ -1,0 +1,264 @@
+"""The pool of Ray actors and their supervisor.
+
+Every place among the workers is a coroutine: it starts an actor, gives it one chunk at a time, and when the actor is
+lost (killed, hung, its node gone) puts the chunk back and starts the next one. What was finished is kept, and since a
+chunk's result depends on nothing but the chunk, the curve does not show it. The coroutines live in a thread of their
+own, so that workers are fed and watched while the driver learns.
+
+The adapter is put into the object store once per version and fetched by every worker before its first chunk of that
+version. A submission holds on to it; when nobody needs it any more Ray frees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlft.cluster import Cluster
+from rlft.config import RunConfig
+from rlft.rollout.board import Board, Job, OnChunk, Submission
+from rlft.rollout.chunk import Chunk
+from rlft.rollout.worker import MakeWorker, Reply, RolloutWorker, WorkerProcess
+from rlft.types import Adapter, Group
+
+OnEvent = Callable[[str, str], None]
+"""Called with (kind, message) when something noteworthy happens."""
+
+PATIENCE_S = 60.0
+"""How long a worker may take to start before the wait for it is noted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Publication:
+    """An adapter in the object store."""
+
+    serial: int
+    """Which publication it is; a version may be published again."""
+    version: int
+    ref: Any
+
+
+@dataclass(slots=True, kw_only=True)
+class Place:
+    """A place among the workers and the actor that holds it."""
+
+    number: int
+    actor: Any
+    process_id: int = 0
+    node_id: str = ""
+    is_ready: bool = False
+    holds: int | None = None
+    """Serial number of the publication that the actor has loaded."""
+    rss_mb: float = 0.0
+
+
+class RayPool:
+    """See `pool.RolloutPool`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model_folder: str,
+        on_event: OnEvent | None = None,
+        *,
+        make_worker: MakeWorker = RolloutWorker,
+    ) -> None:
+        """Join or start a cluster and start the workers, which load while the caller goes on.
+
+        Args:
+            make_worker: what runs in the actors.
+
+        Raises:
+            ConnectionError: `ray_address` does not answer.
+        """
+        self._cluster = Cluster(config)
+        self._ray = self._cluster.ray
+        self._config = config
+        self._model_folder = model_folder
+        self._make_worker = make_worker
+        self._on_event = on_event or (lambda kind, message: None)
+        self._newest: Publication | None = None
+        self._published = self._restarts = 0
+        self._board = Board(hedge_after=config.rollout.hedge_after)
+        self._places = [Place(number=n, actor=self._start_actor()) for n in range(config.rollout.workers)]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollout supervisor", daemon=True)
+        self._thread.start()
+        for place in self._places:
+            asyncio.run_coroutine_threadsafe(self._guard(self._serve(place)), self._loop)
+
+    def publish(self, adapter: Adapter) -> None:
+        """See `RolloutPool`. Workers load it before their next chunk that was submitted after this."""
+        self._published += 1
+        self._newest = Publication(serial=self._published, version=adapter.version, ref=self._ray.put(adapter))
+
+    def submit(self, chunks: Sequence[Chunk]) -> Submission:
+        """See `RolloutPool`.
+
+        Raises:
+            ValueError: a chunk names another version than the one that was published last.
+        """
+        newest = self._newest.version if self._newest else None
+        for chunk in chunks:
+            if chunk.version != newest:
+                raise ValueError(f"a chunk asks for adapter version {chunk.version}, but {newest} was published last")
+        submission = Submission(chunks, self._newest)
+        self._loop.call_soon_threadsafe(self._board.add, submission)
+        return submission
+
+    def collect(self, handle: Submission, on_chunk: OnChunk | None = None) -> list[Group]:
+        """See `RolloutPool`. An exception of the engine or the environment is raised as if it had run here."""
+        return handle.collect(on_chunk)
+
+    def run(self, chunks: Sequence[Chunk], on_chunk: OnChunk | None = None) -> list[Group]:
+        """See `RolloutPool`."""
+        return self.collect(self.submit(chunks), on_chunk)
+
+    @property
+    def busy_s(self) -> float:
+        """See `RolloutPool`."""
+        return self._board.busy_s
+
+    @property
+    def worker_rss_mb(self) -> float:
+        """See `RolloutPool`."""
+        return max(place.rss_mb for place in self._places)
+
+    def close(self) -> None:
+        """See `RolloutPool`."""
+        asyncio.run_coroutine_threadsafe(_end_all_others(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        for place in self._places:
+            self._release(place.actor)
+        self._places = []
+        self._newest = None
+        self._cluster.close()
+
+    def _start_actor(self) -> Any:
+        rollout = self._config.rollout
+        return self._cluster.actor(WorkerProcess, threads=rollout.threads, gpus=rollout.gpus_per_worker).remote()
+
+    def _release(self, actor: Any) -> None:
+        self._ray.kill(actor)
+
+    async def _guard(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """What ends a place ends the pool, by name and not in silence."""
+        try:
+            await coroutine
+        except self._ray.exceptions.RayError as error:
+            broken = RuntimeError(f"the Ray cluster no longer answers; `rlft resume` continues the run: {error}")
+            broken.__cause__ = error
+            self._board.break_(broken)
+        except Exception as error:  # whatever it is, `collect` raises it
+            self._board.break_(error)
+
+    async def _serve(self, place: Place) -> None:
+        """Whoever holds the place works until it is lost; then the next one takes it."""
+        errors = self._ray.exceptions
+        while True:
+            job: Job | None = None
+            try:
+                await self._load(place)
+                while True:
+                    job = None
+                    job = await self._board.take()
+                    try:
+                        reply = await self._attempt(place, job)
+                    except errors.RayTaskError as error:
+                        if isinstance(error.cause, errors.RayError):
+                            raise error.cause from None  # what it was given had been lost on the way
+                        self._board.fail(job, error.cause)
+                    else:
+                        place.rss_mb = reply.rss_mb
+                        self._board.finish(job, reply.groups)
+            except errors.RayTaskError as error:
+                raise error.cause from None  # it could not load: the user's mistake, as if it had been found here
+            except (errors.RayError, TimeoutError) as error:
+                # Also a full node's choice to kill it and a lost object: the chunk is whole and can be redone.
+                if job is not None:
+                    self._board.give_back(job)
+                self._replace(place, error)
+
+    async def _load(self, place: Place) -> None:
+        """Wait until the actor has found its resources and loaded its model, which holds up nobody else.
+
+        Raises:
+            RuntimeError: nobody could be started within the deadline, and there is work.
+        """
+        loading = asyncio.ensure_future(
+            _answer(place.actor.load.remote(self._make_worker, self._config, self._model_folder))
+        )
+        waited = 0.0
+        while True:
+            try:
+                async with asyncio.timeout(min(PATIENCE_S, self._config.rollout.deadline_s)) as timeout:
+                    place.process_id, place.node_id = await asyncio.shield(loading)
+                break
+            except TimeoutError:
+                if not timeout.expired():
+                    raise
+                waited += min(PATIENCE_S, self._config.rollout.deadline_s)
+                self._note_waiting(place, waited)
+        place.is_ready, place.holds = True, None
+
+    def _note_waiting(self, place: Place, waited: float) -> None:
+        rollout = self._config.rollout
+        needs = f"a CPU and rollout.gpus_per_worker={rollout.gpus_per_worker:g} GPUs"
+        message = f"rollout worker {place.number} waits for {needs}, or still loads its model, after {waited:.0f} s"
+        if waited >= rollout.deadline_s and self._board.has_waiting and not any(p.is_ready for p in self._places):
+            raise RuntimeError(f"{message}, and there is no other worker; the cluster must offer that for each of them")
+        if waited == PATIENCE_S:
+            self._on_event("worker_waiting", f"{message}; the others go on without it")
+
+    async def _attempt(self, place: Place, job: Job) -> Reply:
+        """One chunk on one worker, within the deadline; first the adapter that it needs, if the worker has another."""
+        needed: Publication = job.adapter
+        if self._config.rollout.update_in_flight and self._newest is not None:
+            needed = self._newest
+        async with asyncio.timeout(self._config.rollout.deadline_s):
+            if place.holds != needed.serial:
+                place.holds = None
+                await _answer(place.actor.load_adapter.remote(needed.ref))
+                place.holds = needed.serial
+            reply: Reply = await _answer(place.actor.run_chunk.remote(replace(job.chunk, version=needed.version)))
+            return reply
+
+    def _replace(self, place: Place, error: Exception) -> None:
+        """Start another actor in the place of a lost one.
+
+        Raises:
+            RuntimeError: that happened too often.
+        """
+        self._ray.kill(place.actor)  # a hung one still has its resources
+        self._restarts += 1
+        limit = self._config.rollout
+        what = (
+            f"did not finish a chunk within rollout.deadline_s={limit.deadline_s:g}"
+            if isinstance(error, TimeoutError)
+            else "died"
+        )
+        if self._restarts > limit.max_restarts:
+            raise RuntimeError(
+                f"rollout workers died {self._restarts} times, more than rollout.max_restarts={limit.max_restarts} "
+                f"allows; the last one {what}: {error}"
+            ) from error
+        self._on_event(
+            "worker_restarted", f"rollout worker {place.number} {what} and was replaced; its chunk is redone"
+        )
+        place.actor, place.is_ready, place.rss_mb = self._start_actor(), False, 0.0
+
+
+async def _answer(ref: Any) -> Any:
+    return await asyncio.wrap_future(ref.future())
+
+
+async def _end_all_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

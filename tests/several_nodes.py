@@ -1,0 +1,61 @@
+"""`python -m tests.several_nodes FOLDER MODEL`: a run on a cluster of two nodes, one of which is killed, and one joins.
+
+A program of its own, since a process can be in one cluster only. The last line is JSON: the nodes that
+had a worker at the end of each step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rlft import launch
+from rlft.cluster import protect
+from rlft.config_file import load
+from rlft.rollout.ray_pool import RayPool
+from rlft.view import View
+from tests.fakes import write_config
+
+
+def main(folder: Path, model: Path) -> None:
+    """Train, and disturb it."""
+    protect()
+    from ray.cluster_utils import Cluster
+
+    quick = {"health_check_period_ms": 200, "health_check_failure_threshold": 5, "health_check_initial_delay_ms": 0}
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "_system_config": quick})
+    second = cluster.add_node(**node)
+    seen: list[list[str]] = []
+    pools: list[RayPool] = []
+    make_pool, rollout = launch.make_pool, View.rollout
+
+    def make(*arguments: Any) -> Any:
+        pools.append(make_pool(*arguments))  # type: ignore[arg-type]
+        return pools[-1]
+
+    def disturb(view: View, done: int, total: int) -> None:
+        rollout(view, done, total)
+        step = view._step + 1
+        if done == total:
+            seen.append(sorted({place.node_id for place in pools[0]._places if place.is_ready}))
+        if (step, done) == (2, 1):
+            cluster.remove_node(second, allow_graceful=False)
+        if (step, done) == (3, total):
+            cluster.add_node(**node)
+            while not all(place.is_ready for place in pools[0]._places):
+                pools[0]._thread.join(0.05)
+
+    launch.make_pool = make  # type: ignore[assignment]
+    View.rollout = disturb  # type: ignore[method-assign]
+    overrides = ["backend=ray", "rollout.workers=2", f"ray_address={cluster.address}", "checkpoint.every=1"]
+    config = load(write_config(folder, model), overrides)
+    launch.train(config)
+    cluster.shutdown()
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,66 @@
+"""Several machines, which are processes of this one: a node is killed during a run, another one joins it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import read_lines, read_metrics, read_result
+
+pytestmark = pytest.mark.timeout(180)
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_killed_node_leaves_no_trace_in_the_curve(tmp_path: Path, tiny_model: Path, finished_run: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.several_nodes", str(tmp_path), str(tiny_model)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "tiny"
+    assert read_metrics(run) == read_metrics(finished_run)
+    assert read_result(run) == read_result(finished_run)
+    events = read_lines(run / "events.jsonl")
+    assert [event["kind"] for event in events] == ["worker_restarted"]
+    # The nodes that had a worker at the end of each step. The killed one's is not replaced before another one joins.
+    *_, after_2, after_3, after_4 = json.loads(done.stdout.splitlines()[-1])
+    assert len(after_2) == 1
+    assert after_3 == after_2
+    assert len(after_4) == 2
+    assert set(after_3) < set(after_4)
+
+
+def test_a_client_without_the_token_is_refused(ray_cluster: None) -> None:
+    import ray
+
+    program = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print('LET IN')"
+    address = ray.get_runtime_context().gcs_address
+    stranger = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, address],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for environment in (
+            stranger,
+            {**stranger, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+            {**os.environ},
+        )
+    ]
+    without, wrong, right = [process.communicate(timeout=90) for process in processes]
+    for output, errors in (without, wrong):
+        assert "LET IN" not in output
+        assert "uthenticat" in errors
+    assert "LET IN" in right[0], right[1]

@@ -1,0 +1,255 @@
+"""The supervisor of Ray actors: what dies, hangs or dawdles is replaced, and the groups are the same."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from rlft import adapters
+from rlft.rollout.ray_pool import RayPool
+from rlft.types import Adapter
+from tests.conftest import MakeConfig
+from tests.fakes_pool import FakeWorker, LentPool, fake_chunks, process_ids, tokens
+
+pytestmark = pytest.mark.timeout(120)
+
+NAMES = [f"t{i}" for i in range(8)]
+
+
+def adapter(version: int) -> Adapter:
+    return adapters.make_adapter(version, {"w": torch.full((4,), float(version))})
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str, str], None]:
+    """`script("t3", "die")`: what the worker that gets task t3 first does."""
+    (tmp_path / "script").mkdir()
+
+    def write(task: str, what: str) -> None:
+        (tmp_path / "script" / task).write_text(what)
+
+    return write
+
+
+@pytest.fixture
+def events() -> list[str]:
+    """What the pool told."""
+    return []
+
+
+@pytest.fixture
+def make_pool(
+    make_config: MakeConfig, script: Any, events: list[str], tmp_path: Path, ray_cluster: None
+) -> Iterator[Callable[..., RayPool]]:
+    """`make_pool("rollout.workers=2", ...)`: a pool of fake workers that holds adapter 0."""
+    pools: list[RayPool] = []
+
+    def make(*overrides: str, kind: type[RayPool] = LentPool) -> RayPool:
+        config = make_config("backend=ray", "rollout.workers=2", *overrides)
+        told = lambda kind, message: events.append(f"{kind}: {message}")  # noqa: E731
+        pools.append(kind(config, str(tmp_path / "script"), told, make_worker=FakeWorker))
+        pools[-1].publish(adapter(0))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Callable[[], list[list[str]]]:
+    """(process id, task, adapter version) of every chunk that was begun, in order."""
+    return lambda: [line.split() for line in (tmp_path / "script" / "log").read_text().splitlines()]
+
+
+EXPECTED = [
+    (name, [(seed % 1000, 1) for seed in chunk.seeds(chunk.tasks[0])])
+    for name, chunk in zip(NAMES, fake_chunks(NAMES), strict=True)
+]
+
+
+def test_groups_come_in_the_order_of_the_chunks(make_pool: Any, script: Any) -> None:
+    script("t0", "sleep 0.5")
+    pool = make_pool()
+    seen: list[tuple[int, int]] = []
+    groups = pool.collect(pool.submit(fake_chunks(NAMES)), lambda done, total: seen.append((done, total)))
+    assert tokens(groups) == EXPECTED
+    assert seen == [(n, 8) for n in range(1, 9)]
+
+
+def test_lost_workers_are_replaced_and_exactly_their_chunks_redone(
+    make_pool: Any, script: Any, events: list[str], log: Any
+) -> None:
+    script("t1", "die")
+    script("t5", "stop")  # not even a request to exit is heard
+    pool = make_pool("rollout.deadline_s=3")
+    before = process_ids(pool)
+    assert tokens(pool.run(fake_chunks(NAMES))) == EXPECTED
+    assert Counter(task for _, task, _ in log()) == {name: 2 if name in ("t1", "t5") else 1 for name in NAMES}
+    lost = [next(int(pid) for pid, task, _ in log() if task == name) for name in ("t1", "t5")]
+    assert lost[0] in before
+    until = time.monotonic() + 10
+    while any(map(psutil.pid_exists, lost)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(psutil.pid_exists, lost))
+    assert len(events) == 2
+    assert "died and was replaced; its chunk is redone" in events[0]
+    assert "did not finish a chunk within rollout.deadline_s=3" in events[1]
+
+
+def test_a_crash_loop_ends_with_its_cause(make_pool: Any, script: Any, events: list[str]) -> None:
+    script("t3", "always die")
+    pool = make_pool("rollout.max_restarts=1", "rollout.workers=1")
+    with pytest.raises(RuntimeError, match=r"died 2 times, more than rollout\.max_restarts=1 allows"):
+        pool.run(fake_chunks(NAMES))
+    assert len(events) == 1
+    with pytest.raises(RuntimeError, match=r"died 2 times"):  # and it stays ended
+        pool.run(fake_chunks(NAMES))
+
+
+def test_the_users_own_error_arrives_as_itself_and_the_pool_goes_on(
+    make_pool: Any, script: Any, events: list[str]
+) -> None:
+    script("t3", "raise no such key")
+    pool = make_pool()
+    with pytest.raises(KeyError, match="no such key"):
+        pool.run(fake_chunks(NAMES))
+    assert tokens(pool.run(fake_chunks(NAMES))) == EXPECTED
+    assert events == []
+
+
+def test_a_model_that_cannot_be_loaded_is_the_users_error(make_pool: Any, script: Any) -> None:
+    script("broken", "")
+    pool = make_pool()
+    with pytest.raises(ValueError, match="this model cannot be loaded"):
+        pool.run(fake_chunks(NAMES))
+
+
+def test_a_straggler_is_given_to_a_second_worker_and_the_first_result_counts(
+    make_pool: Any, script: Any, log: Any
+) -> None:
+    script("t3", "sleep 8")
+    pool = make_pool("rollout.hedge_after=4")
+    began = time.monotonic()
+    assert tokens(pool.run(fake_chunks(NAMES))) == EXPECTED
+    assert time.monotonic() - began < 7
+    begun = [(task, pid) for pid, task, _ in log() if task == "t3"]
+    assert len(begun) == len(set(begun)) == 2  # by two different workers
+
+
+def test_without_hedging_nothing_is_done_twice(make_pool: Any, script: Any, log: Any) -> None:
+    script("t3", "sleep 1")
+    assert tokens(make_pool().run(fake_chunks(NAMES))) == EXPECTED
+    assert Counter(task for _, task, _ in log()) == dict.fromkeys(NAMES, 1)
+
+
+def test_what_was_submitted_keeps_its_adapter_and_earlier_steps_come_first(
+    make_pool: Any, log: Any, script: Any
+) -> None:
+    script("s0", "sleep 0.5")
+    pool = make_pool("rollout.workers=1")
+    pool.run(fake_chunks(["warm"]))
+    first = pool.submit(fake_chunks(["s0", "s1"], step=1))
+    second = pool.submit(fake_chunks(["u0", "u1"], step=2))
+    pool.publish(adapter(1))
+    refill = pool.submit(fake_chunks(["r0"], step=1, version=1))
+    evaluation = pool.submit(fake_chunks(["e0"], step=0, version=1))
+    versions = [
+        {t.turns[0].completion.adapter_version for group in pool.collect(handle) for t in group.trajectories}
+        for handle in (second, evaluation, refill, first)
+    ]
+    assert versions == [{0}, {1}, {1}, {0}]
+    assert [task for _, task, _ in log()] == ["warm", "s0", "e0", "s1", "r0", "u0", "u1"]
+
+
+def test_updates_in_flight_take_the_newest_adapter_between_chunks(make_pool: Any, script: Any) -> None:
+    script("t1", "sleep 1")
+    overrides = ("rollout.workers=1", "max_staleness=1", "algorithm.correction=token_truncate")
+    pool = make_pool(*overrides, "rollout.update_in_flight=true")
+    handle = pool.submit(fake_chunks(NAMES[:4]))
+    while not pool._board.running or next(iter(pool._board.running)).number < 1:
+        time.sleep(0.01)
+    pool.publish(adapter(1))
+    groups = pool.collect(handle)
+    assert [g.trajectories[0].turns[0].completion.adapter_version for g in groups] == [0, 0, 1, 1]
+    assert groups[3].trajectories[0].turns[0].completion.adapter_hash == adapter(1).hash
+
+
+def test_workers_are_at_work_while_the_driver_is_not_waiting(make_pool: Any, script: Any) -> None:
+    for name in NAMES:
+        script(name, "sleep 0.1")
+    pool = make_pool()
+    pool.run(fake_chunks(["warm"]))
+    busy = pool.busy_s
+    handle = pool.submit(fake_chunks(NAMES))
+    time.sleep(1.0)  # the driver learns meanwhile
+    began = time.monotonic()
+    assert tokens(pool.collect(handle)) == EXPECTED
+    assert time.monotonic() - began < 0.1  # nothing was left to wait for
+    assert 0.35 < pool.busy_s - busy < 0.9
+
+
+def test_a_chunk_of_another_version_is_refused_at_once(make_pool: Any) -> None:
+    with pytest.raises(ValueError, match="asks for adapter version 7, but 0 was published last"):
+        make_pool().submit(fake_chunks(NAMES, version=7))
+
+
+def test_workers_that_find_no_resources_are_an_error_only_when_there_are_no_others(
+    make_pool: Any, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    # A GPU is what this machine cannot give.
+    pool = make_pool("rollout.gpus_per_worker=1", "rollout.deadline_s=1", kind=RayPool)
+    with pytest.raises(RuntimeError, match=r"waits for a CPU and rollout.gpus_per_worker=1 GPUs.*no other worker"):
+        pool.run(fake_chunks(NAMES))
+
+
+def test_closing_ends_the_thread_and_the_actors(
+    make_config: MakeConfig, script: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    config = make_config("backend=ray", "rollout.workers=1")
+    with closing(RayPool(config, str(tmp_path / "script"), make_worker=FakeWorker)) as pool:
+        pool.publish(adapter(0))
+        pool.run(fake_chunks(["t0"]))
+        (pid,) = process_ids(pool)
+        script("t1", "sleep 60")
+        pool.submit(fake_chunks(NAMES))  # is in the middle of it
+    assert "rollout supervisor" not in {thread.name for thread in threading.enumerate()}
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_nothing_leaks_over_500_steps(make_pool: Any, tmp_path: Path) -> None:
+    import ray
+    from ray._private.worker import global_worker
+
+    pool = make_pool("rollout.hedge_after=3")
+    tensors = {"w": torch.zeros(500_000)}  # 2 MB: 1 GB in all, four times the object store
+    sizes: list[tuple[float, float, int]] = []
+    driver = psutil.Process()
+    for step in range(1, 501):
+        tensors["w"][0] = step
+        pool.publish(adapters.make_adapter(step, tensors))
+        groups = pool.run(fake_chunks(NAMES, step=step, version=step))
+        assert len(groups) == 8
+        if step % 50 == 0:
+            references = len(global_worker.core_worker.get_all_reference_counts())
+            sizes.append((pool.worker_rss_mb, driver.memory_info().rss / 1e6, references))
+    assert ray.is_initialized()
+    workers, drivers, references = zip(*sizes, strict=True)
+    # After 100 steps everything that grows once has grown. 2 MB a step would be 800 MB.
+    assert max(workers[2:]) - workers[1] < 20
+    assert max(drivers[2:]) - drivers[1] < 20
+    assert max(references) < 60
