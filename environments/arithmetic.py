@@ -1,4 +1,4 @@
-"""Sums, differences and products, answered with a number: what a small model half knows, so that RL alone makes it sure.
+"""Sums, differences and products, answered with a number: a small model half knows them, RL makes it sure.
 
 Score it leniently with `rewards.last_number:last_number`; `environments.sums` wants the answer in tags and needs SFT.
 """

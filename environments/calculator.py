@@ -1,7 +1,7 @@
 """Products that are too long for the head, and a calculator: the shortest example of a tool.
 
-The episode ends with the first reply that calls no tool; it is scored here, 1 for the right number. A model that has never
-called a tool needs the demonstrations: one shows the call, one the answer.
+The episode ends with the first reply that calls no tool; it is scored here, 1 for the right number. A model that has
+never called a tool needs the demonstrations: one shows the call, one the answer.
 """
 
 from __future__ import annotations

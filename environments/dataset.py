@@ -1,4 +1,4 @@
-"""Single-turn tasks from a table of your own: a file, a hub id or a function gives the rows, templates make the prompts."""
+"""Single-turn tasks from a table of your own: a file, a hub id or a function gives rows, templates make prompts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def load(
 ) -> Environment:
     """Tasks from jsonl, json, csv, parquet, a hub id, or a function that returns rows.
 
-    Which rows are held out depends on their prompts and the seed, not on their order. Every column is offered to rewards
-    by name, and `difficulty` orders the tasks for `environment.order: easy_first`.
+    Which rows are held out depends on their prompts and the seed, not on their order. Every column is offered to
+    rewards by name, and `difficulty` orders the tasks for `environment.order: easy_first`.
 
     Args:
         source: `tasks.jsonl`, `owner/name`, or `my_rows.py:rows`.

@@ -1,7 +1,7 @@
 """Verifiable instructions: a question and how the reply has to look, which a program can check.
 
-Scored by `rewards.instructions:instructions`. A 135M model keeps some of these in every third sample ("at most n words",
-"begin with ...") and others almost never ("in quotes"), so training has something to find from the first step.
+Scored by `rewards.instructions:instructions`. A 135M model keeps some of these in every third sample ("at most n
+words", "begin with ...") and others almost never ("in quotes"), so training has something to find from the first step.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Programs are judged by what they compute: the reply's function is called in a sandbox, its values are compared here."""
+"""Programs are judged by what they compute: the reply's function runs in a sandbox, its values are compared here."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from rlft.reward import sandbox
+from rlft.reward.sandbox import Limits, call, require
 
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
-sandbox.require()  # a run whose code cannot be run says so before it starts
+require()  # a run whose code cannot be run says so before it starts
 
 
 def code_tests(
@@ -27,8 +27,8 @@ def code_tests(
     if not answer:
         return None
     blocks = _BLOCK.findall(completion)
-    limits = sandbox.Limits(seconds=seconds, memory_mb=memory_mb)
-    calls = sandbox.call(blocks[-1] if blocks else completion, function, [case[0] for case in answer], limits)
+    limits = Limits(seconds=seconds, memory_mb=memory_mb)
+    calls = call(blocks[-1] if blocks else completion, function, [case[0] for case in answer], limits)
     right = [not one.error and _same(one.value, case[1]) for one, case in zip(calls, answer, strict=True)]
     return {"score": float(all(right)), "share": sum(right) / len(right)}
 

@@ -9,7 +9,7 @@ from rlft.arithmetic import evaluate
 
 
 def countdown(completion: str, numbers: list[int], target: int) -> dict[str, float]:
-    """1 for an expression in the only `<answer>` tags that makes the target, 0.1 for one that does not but keeps the rules.
+    """1 for an expression in the only `<answer>` tags that makes the target; 0.1 for another that keeps the rules.
 
     The rules: numbers, + - * /, brackets, and no number more often than it was given.
     """

@@ -65,8 +65,8 @@ def render_observation(
     _, found, following = whole.partition(_REPLY)
     if not found or _REPLY in following:
         raise ValueError(
-            "the chat template does not write an assistant's reply exactly once and as it is, so what follows it cannot "
-            "be told; use another chat_template.jinja"
+            "the chat template does not write an assistant's reply exactly once and as it is, so what follows it "
+            "cannot be told; use another chat_template.jinja"
         )
     ids = tuple(tokenizer(following, add_special_tokens=False)["input_ids"])
     if after and _is_special(tokenizer, after[-1]) and after[-1] in ids:

@@ -183,7 +183,7 @@ def reference_source(reference: str) -> adapters.ReferenceSource | None:
 
 
 def _prepare(config: RunConfig) -> tuple[Environment, str, str]:
-    """The environment, the model's folder and what was dropped, with everything refused that could not work, before a run exists."""
+    """The environment, the model's folder and what was dropped; refuses what could not work, before a run exists."""
     environment = loading.load(config.environment)
     if not environment.heldout:
         raise ValueError(

@@ -14,7 +14,7 @@ from rlft.config import RunConfig
 from rlft.environment import lengths, loading
 from rlft.evaluate import accuracies
 from rlft.rollout.chunk import make_chunks
-from rlft.train_rl import sampling_params
+from rlft.step_rollouts import sampling_params
 from rlft.types import Group
 from rlft.view import View
 

@@ -55,7 +55,9 @@ QWEN25 = f"""\
 QWEN3 = f"""\
 {_TOOLS}
 {{%- set query = namespace(last=0) -%}}
-{{%- for m in messages -%}}{{%- if m.role == 'user' -%}}{{%- set query.last = loop.index0 -%}}{{%- endif -%}}{{%- endfor -%}}
+{{%- for m in messages -%}}
+{{%- if m.role == 'user' -%}}{{%- set query.last = loop.index0 -%}}{{%- endif -%}}
+{{%- endfor -%}}
 {{%- for m in messages -%}}
 {{%- if m.role == 'user' -%}}
 {{{{ '<|im_start|>user\\n' + m.content + '<|im_end|>\\n' }}}}

@@ -108,6 +108,8 @@ def rollout(step: int = 1, group: int = 0, sample: int = 0, **changes: Any) -> d
         **{"outcome": "score", "reward": 1.0, "parts": '{"math_answer": 1.0, "brevity": 0.8}'},
         **{"failure_kind": None, "failure_message": None, "reproduce": None, "advantage": 0.5},
         **{"finish_reason": "stop", "prompt_tokens": 30, "completion_tokens": 12, "token_ids": [1, 2, 3]},
+        **{"turns": 1, "conversation": None, "stop_reason": "done", "environment_reward": None},
+        **{"action_mask": [True, True, True]},
         **{"logprobs": [-0.1, -0.2, -0.3], "adapter_version": step - 1, "adapter_hash": "5f3a9c0e1b2d4c6f"},
     }
     return {**row, **changes}

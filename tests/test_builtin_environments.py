@@ -1,4 +1,4 @@
-"""The shipped environments: well-formed, solvable, scored as they say, and trainable from the command line's configs."""
+"""The shipped environments: well-formed, solvable, scored as they say, and trainable from their debug configs."""
 
 from __future__ import annotations
 
@@ -325,8 +325,10 @@ def test_every_debug_config_runs(tmp_path: Path, roomy_model: Path, name: str) -
         pytest.skip(f"no sandbox: {sandbox._problem()}")
     config = load(
         DEBUG / f"env_{name}.yaml",
-        [f"output_dir={tmp_path}", f"model={{source: {roomy_model}, dtype: float32}}", "learner.threads=1"]
-        + ["rollout.threads=1", "evaluation.tasks=2", "sampling.max_new_tokens=12", "scoring.workers=0"],
+        [
+            *(f"output_dir={tmp_path}", f"model={{source: {roomy_model}, dtype: float32}}", "learner.threads=1"),
+            *("rollout.threads=1", "evaluation.tasks=2", "sampling.max_new_tokens=12", "scoring.workers=0"),
+        ],
     )
     launch.train(config)
     metrics = read_metrics(config.run_dir)

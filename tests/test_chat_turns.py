@@ -1,4 +1,4 @@
-"""What stands between two actions: appended to the policy's own tokens, it is the conversation as the template has it."""
+"""What stands between two actions: behind the policy's own tokens, it is the conversation as the template has it."""
 
 from __future__ import annotations
 

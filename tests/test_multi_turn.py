@@ -161,7 +161,8 @@ def test_tools_stand_in_the_first_prompt() -> None:
 # Log-probabilities: the proof that what is trained is what was sampled
 
 
-def test_learner_and_engine_agree_at_every_action(tiny_model: Path) -> None:
+@pytest.mark.parametrize("stop", [(), ("a", "e", "t")], ids=["end-tokens", "stop-texts"])
+def test_learner_and_engine_agree_at_every_action(tiny_model: Path, stop: tuple[str, ...]) -> None:
     tokenizer = chat.load_tokenizer(tiny_model)
     lora = AdapterConfig(rank=4, alpha=8)
     model = adapters.add_policy(models.load_base(tiny_model, torch.float32, torch.device("cpu")), lora, seed=0)
@@ -181,8 +182,8 @@ def test_learner_and_engine_agree_at_every_action(tiny_model: Path) -> None:
         return generate(requests, params, version=version)
 
     engine.generate = recording  # type: ignore[method-assign]
-    work = chunk(samples=3, max_new_tokens=16, temperature=0.8)
-    engine._end_ids = torch.tensor(range(4, 260, 5))  # a random model rarely ends its turn: so it does, at any length
+    work = chunk(samples=3, max_new_tokens=16, temperature=0.8, stop=stop)
+    engine._end_ids = frozenset(range(4, 260, 5))  # a random model rarely ends its turn: so it does, at any length
     groups = run_episodes(engine, tokenizer, work, environment())
     trajectories = samples_of(groups)
     assert max(len(t.turns) for t in trajectories) == 3
@@ -239,16 +240,14 @@ def test_the_models_context_is_never_exceeded() -> None:
 
 def test_a_cut_action_ends_the_episode() -> None:
     groups, _ = run(say=lambda prompt, index: "much too long" if "left" in prompt else "b", max_turns=5)
-    assert reasons(groups) == ["length" if t.task.id == "left" else "done" for t in samples_of(groups)][:2] + [
-        "length",
-        "length",
-    ]
+    assert reasons(groups) == ["length"] * 4
+    assert [len(t.turns) for t in samples_of(groups)] == [1, 1, 2, 2]  # the prompt of one task holds the word
     cut = samples_of(groups)[2]
     assert (len(cut.turns), cut.finish_reason, cut.turns[-1].reward) == (2, "length", 1.0)
 
 
 def test_a_stop_text_ends_an_action_and_the_template_goes_on() -> None:
-    groups, engine = run(say=lambda prompt, index: "<call>", work=chunk(stop=("</call>", ">")))
+    groups, _ = run(say=lambda prompt, index: "<call>", work=chunk(stop=("</call>", ">")))
     trajectory = samples_of(groups)[0]
     assert trajectory.stop_reason == "done"
     assert trajectory.turns[0].completion.token_ids[-1] != TOKENIZER.eos_token_id

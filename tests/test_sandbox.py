@@ -90,7 +90,8 @@ def test_code_that_gives_nothing_says_why(code: str, error: str) -> None:
         ("return 'x' * 2**20", "resource: output"),
         ("import os\nos.write(1, bytes(10**6)); print('x' * 10**6); return len(a)", ""),
         (
-            "import os\nfor fd in range(3, 60):\n    try:\n        while True: os.write(fd, bytes(65536))\n    except OSError: pass",
+            "import os, contextlib\nfor fd in range(3, 60):\n    with contextlib.suppress(OSError):\n"
+            "        while True: os.write(fd, bytes(65536))",
             "resource: output",
         ),
     ],
@@ -199,7 +200,15 @@ CHEATS = {
     "equal to all": "class Any(int):\n    def __eq__(self, other): return True\ndef f(n):\n    return Any(0)",
     "patched json": "import json\njson.dumps = lambda *a, **k: 'true'\ndef f(n):\n    return True",
     "true for one": "def f(n):\n    return n == n",
-    "says it passed": 'import os\nfor fd in range(3, 20):\n    try: os.write(fd, b\'["", "value", 1]\\n{"score": 1}\\n\')\n    except OSError: pass\ndef f(n):\n    return None',
+    "says it passed": """
+import os
+for fd in range(3, 20):
+    try:
+        os.write(fd, b'["", "value", 1]\\n{"score": 1}\\n')
+    except OSError:
+        pass
+def f(n):
+    return None""",
 }
 
 
@@ -254,7 +263,7 @@ def test_without_a_sandbox_code_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_
         sandbox.call("def f(): pass", "f", [[]])
     copy = tmp_path / "code_tests.py"
     copy.write_text((Path(__file__).parents[1] / "rewards" / "code_tests.py").read_text())
-    with pytest.raises(ValueError, match="importing it failed:(?s:.*)there is none"):
+    with pytest.raises(ValueError, match=r"importing it failed:(?s:.*)there is none"):
         load(f"{copy}:code_tests")
 
 

@@ -167,9 +167,9 @@ def read_rollouts(
 ) -> Any:
     """Stored rollouts as one pyarrow table (`.to_pylist()` makes dicts), by ascending step.
 
-    `columns` and `steps` limit what is read from the disk at all: token ids and log-probabilities are most of
-    it. `optional` columns come along where a file has them, as those of older runs may not. Raises ValueError if the run has no rollouts, not those of a wanted step, not a wanted column, or a
-    broken file.
+    `columns` and `steps` limit what is read from the disk at all: token ids and log-probabilities are most of it.
+    `optional` columns come along where a file has them, as those of older runs may not. Raises ValueError if the run
+    has no rollouts, not those of a wanted step, not a wanted column, or a broken file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

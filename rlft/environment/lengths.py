@@ -65,8 +65,8 @@ def fit_context(
     )
     if overlong == "error":
         raise ValueError(
-            f"{len(too_long)} of {len(lengths)} prompts are too long: {bound}; shorten the prompts, lower max_new_tokens, "
-            "or leave such tasks out with environment.overlong: drop"
+            f"{len(too_long)} of {len(lengths)} prompts are too long: {bound}; shorten the prompts, lower "
+            "max_new_tokens, or leave such tasks out with environment.overlong: drop"
         )
     dropped = {task_id for _, task_id in too_long}
     train, heldout = (
@@ -77,8 +77,8 @@ def fit_context(
             f"environment.overlong: drop leaves {len(train)} training and {len(heldout)} held-out tasks: {bound}"
         )
     note = (
-        f"left out {len(environment.train) - len(train)} training and {len(environment.heldout) - len(heldout)} held-out "
-        f"tasks that are too long; the longest, {bound}"
+        f"left out {len(environment.train) - len(train)} training and {len(environment.heldout) - len(heldout)} "
+        f"held-out tasks that are too long; the longest, {bound}"
     )
     return replace(environment, train=train, heldout=heldout), note
 
@@ -93,8 +93,8 @@ def _check_episodes(
         if length + max_new_tokens > context:
             raise ValueError(
                 f"the episode of task {task.id!r} starts with {length} tokens, and with sampling.max_new_tokens="
-                f"{max_new_tokens} that exceeds the model's context of {context}; shorten what start() returns, or lower "
-                "max_new_tokens"
+                f"{max_new_tokens} that exceeds the model's context of {context}; shorten what start() returns, or "
+                "lower max_new_tokens"
             )
     if environment.max_tokens is not None and environment.max_tokens < max_new_tokens:
         raise ValueError(

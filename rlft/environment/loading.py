@@ -63,8 +63,9 @@ def with_difficulty(environment: Environment, file: str) -> Environment:
         measured[row["id"]] = float(value)
     if not any(task.id in measured for task in environment.train):
         raise ValueError(
-            f"{file} has the difficulty of {len(measured)} tasks, and none of them is a training task here (the first is "
-            f"{environment.train[0].id!r}): it was measured with other arguments; measure again with `rlft env measure`"
+            f"{file} has the difficulty of {len(measured)} tasks, and none of them is a training task here (the first "
+            f"is {environment.train[0].id!r}): it was measured with other arguments; measure again with `rlft env "
+            "measure`"
         )
 
     def known(task: Task) -> Task:  # rewards may name the column, so every task has it

@@ -11,9 +11,9 @@
     TOOLS = make_tools(calculate)
     Environment(..., tools=schemas(TOOLS), episode=lambda: ToolEpisode(TOOLS))
 
-The policy calls one by writing `<tool_call>{"name": "calculate", "arguments": {"expression": "2 * 7"}}</tool_call>`, the
-form of Hermes and Qwen. Whatever goes wrong in a call (no JSON, no such tool, wrong arguments, an exception inside the
-function) is a message to the policy: such errors belong to the task. An error of the environment itself does not.
+The policy calls one by writing `<tool_call>{"name": "calculate", "arguments": {"expression": "2 * 7"}}</tool_call>`,
+the form of Hermes and Qwen. Whatever goes wrong in a call (no JSON, no such tool, wrong arguments, an exception inside
+the function) is a message to the policy: such errors belong to the task. An error of the environment itself does not.
 """
 
 from __future__ import annotations

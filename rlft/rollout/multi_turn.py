@@ -61,8 +61,8 @@ def run_episodes(
     assert environment.episode is not None
     if environment.max_tokens is not None and environment.max_tokens < chunk.params.max_new_tokens:
         raise ValueError(
-            f"the environment's max_tokens is {environment.max_tokens}, less than the {chunk.params.max_new_tokens} that "
-            "one action may have; lower sampling.max_new_tokens"
+            f"the environment's max_tokens is {environment.max_tokens}, less than the {chunk.params.max_new_tokens} "
+            "that one action may have; lower sampling.max_new_tokens"
         )
     groups: list[list[_Live]] = [[] for _ in chunk.tasks]
     with asyncio.Runner() as runner:  # one loop for all turns: a client that an episode keeps is bound to its loop

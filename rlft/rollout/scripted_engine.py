@@ -27,7 +27,7 @@ class ScriptedEngine:
 
         Args:
             say: gets the whole prompt as text, special tokens included, the sample's position in its request, and its
-                seed. What it returns is cut at `max_new_tokens`; unless it ends with a stop text, the end token follows.
+                seed. What it returns is cut at `max_new_tokens`; unless it ends with a stop text, an end token follows.
         """
         self._tokenizer, self._say, self.context = tokenizer, say, context
         self.version: int | None = 0
