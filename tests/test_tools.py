@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,3 +180,49 @@ def test_an_episode_with_tools(family: str) -> None:
     assert "<|im_start|>user\n<tool_response>\n0.25\n</tool_response><|im_end|>" in tokenizer.decode(
         list(trajectory.token_ids)
     )
+
+
+@pytest.mark.parametrize("family", ["chatml", "qwen2.5"])
+def test_demonstrations_are_what_rollouts_look_like(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    # The prompt of an SFT example, tools and all, has the ids that the driver would have made of the same episode.
+    import shutil
+
+    from trl import SFTTrainer
+
+    from environments import calculator
+    from rlft import chat
+    from rlft.train_sft import train_sft
+    from tests.fakes import tiny_config
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = tokenizer_of("chatml")
+    tokenizer.chat_template = tokenizer_of(family).chat_template
+    tokenizer.save_pretrained(folder)
+    environment = calculator.load(tasks=10, heldout=2, demonstrations=2)
+    examples: list[Any] = []
+
+    def stop(trainer: Any) -> None:
+        examples.extend(trainer.train_dataset)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SFTTrainer, "train", stop)
+    config = tiny_config(folder, sft={"examples": 4})
+    with pytest.raises(KeyboardInterrupt):
+        train_sft(config, str(folder), environment.demonstrations, tools=environment.tools)
+    for shown, example in zip(environment.demonstrations, examples, strict=True):
+        prompt = chat.render(tokenizer, shown[:-1], tools=environment.tools)
+        reply = tuple(tokenizer(shown[-1]["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"])
+        assert tuple(example["input_ids"])[: len(prompt) + len(reply)] == (*prompt, *reply)
+        assert "calculate" in tokenizer.decode(list(prompt))
+    # And the second example of a problem is the first one, its reply, and the observation.
+    first, second = (
+        chat.render(tokenizer, shown[:-1], tools=environment.tools) for shown in environment.demonstrations[:2]
+    )
+    call = tuple(
+        tokenizer(environment.demonstrations[0][-1]["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    )
+    result = [environment.demonstrations[1][-2]]
+    assert second == (*first, *call, *chat.render_observation(tokenizer, result, after=call, tools=environment.tools))
