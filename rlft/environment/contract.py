@@ -72,8 +72,8 @@ class Environment:
     """Tokens of an episode after its first prompt, actions and observations, at the most; None leaves it to the model's
     context."""
     tools: tuple[Mapping[str, Any], ...] = ()
-    """JSON schemas of tools for chat templates that take them (see `tools.schema`); empty where the prompt itself
-    describes what can be called."""
+    """JSON schemas of tools (see `tools.schemas`): shown by the chat template, or in the system message where it takes
+    none; empty where the prompt itself describes what can be called."""
 
 
 def check(environment: Environment) -> None:
