@@ -462,3 +462,4 @@ def test_what_exceeds_the_sliding_window_is_refused(tmp_path: Path) -> None:
     engine.generate([Request(prompt_ids=(9, 9, 9, 9), seeds=(1,))], SAMPLED, version=-1)
     with pytest.raises(ValueError, match="17 tokens exceed the model's sliding window of 16"):
         engine.generate([Request(prompt_ids=(9,) * 5, seeds=(1,))], SAMPLED, version=-1)
+    assert engine.context == 16  # what episodes of several turns keep to

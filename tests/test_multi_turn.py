@@ -238,6 +238,13 @@ def test_the_models_context_is_never_exceeded() -> None:
     assert max(len(prompt) for prompt, _ in asked_with(engine)) + 12 <= first + 60
 
 
+def test_a_start_beyond_the_context_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"the episode of task 'left' starts with \d+ tokens, .* context of 20; shorten"
+    ):
+        run(context=20)
+
+
 def test_a_cut_action_ends_the_episode() -> None:
     groups, _ = run(say=lambda prompt, index: "much too long" if "left" in prompt else "b", max_turns=5)
     assert reasons(groups) == ["length"] * 4

@@ -69,6 +69,7 @@ def run_episodes(
         try:
             for task, group in zip(chunk.tasks, groups, strict=True):
                 _start(tokenizer, chunk, environment, environment.episode, task, group)
+                _check_first(group[0], chunk, engine.context)
             episodes = [live for group in groups for live in group]
             while alive := [live for live in episodes if live.stop_reason is None]:
                 _act(engine, tokenizer, chunk, environment, alive, runner)
@@ -106,6 +107,16 @@ def _start(
                 "of a group are compared with each other, so take all randomness from the seed"
             )
         live.next_ids = group[0].next_ids or chat.render(tokenizer, live.messages, tools=environment.tools)
+
+
+def _check_first(live: _Live, chunk: Chunk, context: int) -> None:
+    length = len(live.next_ids)
+    if length + chunk.params.max_new_tokens > context:
+        raise ValueError(
+            f"the episode of task {live.task.id!r} starts with {length} tokens, and with sampling.max_new_tokens="
+            f"{chunk.params.max_new_tokens} that exceeds the model's context of {context}; shorten what start() returns, "
+            "or lower max_new_tokens"
+        )
 
 
 def _close(live: _Live, runner: asyncio.Runner) -> None:

@@ -69,8 +69,9 @@ class TransformersEngine:
         self._weights = MergedWeights(self._model, adapter)
         self._end_ids = chat.end_token_ids(tokenizer, self._model.generation_config)
         text_config = self._model.config.get_text_config()
-        self.context: int = text_config.max_position_embeddings
-        self._window: int | None = getattr(text_config, "sliding_window", None)
+        window: int = getattr(text_config, "sliding_window", None) or text_config.max_position_embeddings
+        self.context: int = min(text_config.max_position_embeddings, window)
+        self._bound = "sliding window" if window < text_config.max_position_embeddings else "context"
         self._max_rows = max_rows or MAX_ROWS[self.device.type]
         self._cache_bytes = cache_mb * 1e6
         if compile:
@@ -201,11 +202,7 @@ class TransformersEngine:
             total = len(request.prompt_ids) + params.max_new_tokens
             if total > self.context:
                 raise ValueError(
-                    f"prompt and completion of {total} tokens exceed the model's context of {self.context}"
-                )
-            if self._window is not None and total > self._window:
-                raise ValueError(
-                    f"prompt and completion of {total} tokens exceed the model's sliding window of {self._window}"
+                    f"prompt and completion of {total} tokens exceed the model's {self._bound} of {self.context}"
                 )
 
 
