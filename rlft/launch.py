@@ -102,8 +102,9 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
     Raises:
         ValueError: see `train`.
     """
+    environment = loading.load(config.environment)
     model_folder = str(resolve_model(config))
-    environment, _ = lengths.fit(config, loading.load(config.environment), model_folder)
+    environment, _ = lengths.fit(config, environment, model_folder)
     adapter = adapters.bare_base()
     if adapter_folder is not None:
         refuse_other_scale(adapter_folder, config)

@@ -42,8 +42,9 @@ def measure(config: RunConfig, *, samples: int, tasks: int, out: Path) -> dict[s
             f"reward {config.learner_rewards[0].path} is scored on a learner, which is not there; measure with "
             "rewards.reward_model:reward_model instead"
         )
+    environment = loading.load(config.environment)
     model_folder = str(launch.resolve_model(config))
-    environment, _ = lengths.fit(config, loading.load(config.environment), model_folder)
+    environment, _ = lengths.fit(config, environment, model_folder)
     start = launch.start_tensors(config)
     adapter = adapters.bare_base() if start is None else adapters.make_adapter(0, start)
     with (

@@ -304,6 +304,27 @@ def test_rewards_read_the_whole_episode() -> None:
     assert (arguments["completion"], arguments["messages"]) == ("a0", shown)
 
 
+def test_metrics_and_the_stored_table_tell_of_turns() -> None:
+    import io
+    import json
+
+    import pyarrow.parquet as pq
+
+    from rlft.metrics import describe
+    from rlft.rollout_table import to_parquet
+
+    scored = [
+        replace(group, trajectories=tuple(replace(t, outcome=Score(value=1.0)) for t in group.trajectories))
+        for group in run()[0]
+    ]
+    assert describe(scored)["rollout/turns"] == 3
+    rows = pq.read_table(io.BytesIO(to_parquet(scored, step=1))).to_pylist()
+    trajectory = scored[0].trajectories[0]
+    assert json.loads(rows[0]["conversation"]) == list(trajectory.messages)
+    assert (rows[0]["turns"], rows[0]["stop_reason"], rows[0]["environment_reward"]) == (3, "done", 3.0)
+    assert tuple(rows[0]["action_mask"]) == trajectory.action_mask
+
+
 def test_no_reward_is_no_zero() -> None:
     groups, _ = run(lambda: Countdown(given=None))
     assert environment_reward(samples_of(groups)[0]) is None

@@ -152,6 +152,29 @@ def test_whatever_was_written_by_others_is_inert(tmp_path: Path) -> None:
     assert "img" not in {tag for tag, _, _ in page.attributes}
 
 
+def test_an_episode_of_several_turns_is_shown_whole(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    said = [("user", "Guess."), ("assistant", f"5 {EVIL}"), ("user", "My number is higher."), ("assistant", "7")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    episode = {"turns": 2, "stop_reason": "turns", "environment_reward": -0.25, "conversation": json.dumps(messages)}
+    rows = [rollout(completion="7", **episode), rollout(sample=1, task_id="plain", reward=0.0)]
+    write_rollouts(tmp_path / "rollouts" / "step-000001.parquet", rows)
+    page = Page(write_report(tmp_path))
+    for words in (
+        "2 turns, ended: turns",
+        "the environment gave -0.25",
+        "My number is higher.",
+        EVIL.replace("\x1b", "\u241b"),
+    ):
+        assert words in page.text
+    assert page.text.count("Completion") == 1  # of the other sample
+    import pyarrow.parquet as pq
+
+    file = tmp_path / "rollouts" / "step-000001.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(list(episode)), file)  # as older runs have it
+    assert "ended:" not in Page(write_report(tmp_path)).text
+
+
 def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
     page = Page(write_report(make_run(tmp_path / "run", steps=2)))
     assert {name for _, name, _ in page.attributes} & {"src", "href", "srcset", "action", "data"} == set()

@@ -114,8 +114,8 @@ def _check_first(live: _Live, chunk: Chunk, context: int) -> None:
     if length + chunk.params.max_new_tokens > context:
         raise ValueError(
             f"the episode of task {live.task.id!r} starts with {length} tokens, and with sampling.max_new_tokens="
-            f"{chunk.params.max_new_tokens} that exceeds the model's context of {context}; shorten what start() returns, "
-            "or lower max_new_tokens"
+            f"{chunk.params.max_new_tokens} that exceeds the model's context of {context}; shorten what start() "
+            "returns, or lower max_new_tokens"
         )
 
 
