@@ -83,6 +83,20 @@ def collate(groups: Sequence[Group]) -> Batch:
     )
 
 
+def single(prompt_ids: Sequence[int], token_ids: Sequence[int]) -> Batch:
+    """One sequence whose log-probs are asked for, all of whose tokens behind the prompt are actions."""
+    return Batch(
+        prompt_ids=(tuple(prompt_ids),),
+        token_ids=(tuple(token_ids),),
+        action_mask=((True,) * len(token_ids),),
+        group_index=torch.zeros(1, dtype=torch.int64),
+        rewards=torch.zeros(1),
+        sequence_index=torch.zeros(len(token_ids), dtype=torch.int64),
+        rollout_logprobs=torch.zeros(len(token_ids)),
+        is_truncated=torch.zeros(1, dtype=torch.bool),
+    )
+
+
 def _of_actions(sequences: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> Tensor:
     """(A,) the values that stand on actions."""
     flat = [value for values, mask in sequences for value, is_action in zip(values, mask, strict=True) if is_action]

@@ -25,10 +25,12 @@ from rlft.evaluate import evaluate
 from rlft.learner import Learner
 from rlft.learner_group import make_learner
 from rlft.memory import keep_freed_memory
+from rlft.model import resolve_dtype
 from rlft.reward.contract import RewardSpec
 from rlft.reward.loading import function_hash, source_hash
 from rlft.reward.scoring import Scorer
 from rlft.reward_model import folder_hash
+from rlft.rollout.canary import CanaryMaker
 from rlft.rollout.pool import MakePool, RolloutPool, make_pool
 from rlft.run import Run
 from rlft.tasks import tasks_of_step
@@ -251,10 +253,16 @@ def _stages(parts: _Parts, *, is_resumed: bool) -> dict[str, Any]:
             parts.environment.train,
             start=saved.step if saved else 0,
             earlier=earlier,
+            canary=_canary(config, parts.model_folder, parts.environment),
             view=view,
             after_step=after_step,
         )
     return _summarize(run)
+
+
+def _canary(config: RunConfig, model_folder: str, environment: Environment) -> CanaryMaker:
+    dtype = str(resolve_dtype(config.model)).removeprefix("torch.")
+    return CanaryMaker(chat.load_tokenizer(model_folder), environment.train[0], dtype=dtype)
 
 
 def _warm_start(run: Run, view: View, environment: Environment, model_folder: str) -> dict[str, Tensor]:

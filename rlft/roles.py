@@ -107,10 +107,14 @@ class Roles:
 
     # Passes
 
-    def logprobs(self, batch: Batch, role: adapters.Role) -> Tensor:
-        """(A,) float32 on the CPU, of the batch's actions under `role`; no gradient."""
+    def logprobs(self, batch: Batch, role: adapters.Role, *, temperature: float | None = None) -> Tensor:
+        """(A,) float32 on the CPU, of the batch's actions under `role`; no gradient.
+
+        Args:
+            temperature: another one than the roles' own.
+        """
         with torch.no_grad(), adapters.active(role):
-            return self._collect(batch, lambda part: self._token_logprobs(role, part)[0])
+            return self._collect(batch, lambda part: self._token_logprobs(role, part, temperature=temperature)[0])
 
     def values(self, batch: Batch) -> Tensor:
         """(A,) float32 on the CPU, the critic's value of the state before each action; no gradient."""
@@ -233,10 +237,11 @@ class Roles:
     # Parts
 
     def _token_logprobs(
-        self, role: adapters.Role, part: Batch, *, entropy_gradient: bool = False
+        self, role: adapters.Role, part: Batch, *, entropy_gradient: bool = False, temperature: float | None = None
     ) -> tuple[Tensor, Tensor]:
+        temperature = self.temperature if temperature is None else temperature
         with self._computing():
-            return models.token_logprobs(role.model, pack(part), self.temperature, entropy_gradient=entropy_gradient)
+            return models.token_logprobs(role.model, pack(part), temperature, entropy_gradient=entropy_gradient)
 
     def _token_values(self, role: adapters.Role, part: Batch) -> Tensor:
         assert self.value_head is not None

@@ -245,6 +245,20 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """A text, and what its tokens' log-probs have to be under an adapter; see `rollout.canary`."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """The learner's, at temperature 1, in nats."""
+    tolerance: float
+    """Largest mean |difference| in nats per token."""
+    earlier: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    """The learner's log-probs under earlier versions, to say which one a wrong engine has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
     """A snapshot of the policy's LoRA tensors, the only weights that travel."""
 
@@ -254,6 +268,8 @@ class Adapter:
     """sha256 over names, shapes and float32 bytes, see `model.adapter_hash`."""
     tensors: Mapping[str, Tensor]
     """PEFT state dict, float32, on the CPU."""
+    canary: Canary | None = None
+    """What the engine that loads it has to prove; None where no learner holds it, as in an evaluation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,7 @@ class Engine(Protocol):
     def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
         """Log-probability of each of these tokens behind the prompt at temperature 1, in nats, without sampling.
 
-        Computed by what generates, so that it proves which weights that has (`rollout.canary`).
+        Computed with the weights that generate, so that it proves which these are (`rollout.canary`).
 
         Raises:
             ValueError: as `generate` does.
