@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -323,7 +322,7 @@ def test_arguments_that_vllm_does_not_know_are_refused_in_its_words(vllm_model: 
 
 
 def test_a_process_that_dies_is_named_and_one_whose_worker_dies_ends(vllm_model: Path) -> None:
-    program = f"""
+    program = f"""import os
 import sys
 from tests.test_vllm import *
 engine = start(Path({str(vllm_model)!r}))
@@ -338,22 +337,20 @@ engine = start(Path({str(vllm_model)!r}))
 print(engine._process._process.pid, flush=True)
 sys.stdin.readline()
 """
-    worker = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
-    )
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    try:
-        int(worker.stdout.readline())
-        worker.stdin.write("\n")
-        worker.stdin.flush()
-        assert worker.stdout.readline().startswith("the process of vLLM was killed by SIGKILL")
-        numbers = (line for line in worker.stdout if line.strip().isdigit())
-        child = psutil.Process(int(next(numbers)))
-        everyone = [child, *child.children(recursive=True)]
-    finally:
-        worker.send_signal(signal.SIGKILL)
-        worker.wait()
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        try:
+            int(worker.stdout.readline())
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+            assert worker.stdout.readline().startswith("the process of vLLM was killed by SIGKILL")
+            child = psutil.Process(int(next(line for line in worker.stdout if line.strip().isdigit())))
+            everyone = [child, *child.children(recursive=True)]
+        finally:
+            worker.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 10
     while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in everyone):
         assert time.monotonic() < deadline

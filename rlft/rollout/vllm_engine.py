@@ -29,8 +29,6 @@ from rlft.rollout.engine import Request
 from rlft.rollout.vllm_process import Answer
 from rlft.types import Adapter, Completion, FinishReason, SamplingParams
 
-KINDS = ("lora", "rslora")
-"""Adapters that are LoRA requests; see `refuse_kind`."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `max_lora_rank` can be."""
 CPU_CACHE_BYTES = 2 * 2**30
@@ -70,7 +68,6 @@ class VllmEngine:
         Raises:
             ValueError: vllm is not installed, does not take these arguments, or cannot run this model or adapter.
         """
-        refuse_kind(adapter.kind)
         if importlib.util.find_spec("vllm") is None:
             raise ValueError(
                 "rollout.engine: vllm needs the package vllm: pip install 'rlft[vllm]' on a GPU, see docs/rollouts.md "
@@ -148,7 +145,12 @@ class VllmEngine:
     def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         if 0 < params.temperature < MIN_TEMPERATURE:
             raise ValueError(f"vLLM samples at temperatures from {MIN_TEMPERATURE}; use that, or 0 for greedy")
-        refuse_truncation(params.temperature, is_truncating=params.is_truncating)
+        if params.is_truncating and params.temperature != 1:
+            # It gives the policy's log-probs before all its sampling parameters, the temperature too, or after them.
+            raise ValueError(
+                f"vLLM gives no log-probs of the policy at temperature {params.temperature:g} before top_p, top_k and "
+                "min_p; use temperature 1, or none of them, or rollout.engine: transformers"
+            )
         # A second pass then needs the finished sequence as a prompt, and vLLM a place behind it.
         behind = 1 if params.is_truncating else 0
         for request in requests:
@@ -160,34 +162,6 @@ class VllmEngine:
                     f"prompt and completion of {total} tokens exceed the context of {self.context - behind} that vLLM "
                     "has room for; see rollout.engine_args.max_model_len"
                 )
-
-
-def refuse_kind(kind: str) -> None:
-    """Refuse adapters that vLLM cannot hold beside a frozen base.
-
-    Raises:
-        ValueError: what to use instead.
-    """
-    if kind not in KINDS:
-        raise ValueError(
-            f"rollout.engine: vllm takes adapters as LoRA requests, which adapter.kind: {kind} is none of; use "
-            f"adapter.kind: {' or '.join(KINDS)}, or rollout.engine: transformers"
-        )
-
-
-def refuse_truncation(temperature: float, *, is_truncating: bool) -> None:
-    """Refuse sampling whose policy log-probs vLLM does not give: it gives those before its sampling parameters, so at
-    temperature 1, or those after all of them.
-
-    Raises:
-        ValueError: what to change.
-    """
-    if is_truncating and temperature != 1:
-        raise ValueError(
-            f"rollout.engine: vllm gives no log-probs of the policy at temperature {temperature:g} before top_p, top_k "
-            "and min_p, which the learner has to compare with; use temperature 1, or no top_p, top_k and min_p, or "
-            "rollout.engine: transformers"
-        )
 
 
 class _Process:
@@ -212,7 +186,7 @@ class _Process:
         theirs.close()
         os.close(lifeline)
         self._process, self._connection = process, Connection(ours.detach())
-        self._finalizer = weakref.finalize(self, _end, process, self._connection, keep, os.getpid())
+        self._finalizer = weakref.finalize(self, _end, process, self._connection, self._log, keep, os.getpid())
 
     def send(self, message: Any) -> None:
         with suppress(OSError):  # it died; `answer` tells
@@ -231,7 +205,7 @@ class _Process:
                     raise EOFError
             answer: Answer = self._connection.recv()
         except (EOFError, OSError):
-            code = self._process.wait() if self._finalizer.alive else self._process.returncode
+            code = self._process.wait()
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             raise RuntimeError(f"the process of vLLM {how}. The last that it printed:\n{self._printed()}") from None
         if answer.refusal:
@@ -249,13 +223,14 @@ class _Process:
         return self._log.read().decode(errors="replace").strip() or "nothing"
 
 
-def _end(process: subprocess.Popen[bytes], connection: Connection, lifeline: int, owner: int) -> None:
+def _end(process: subprocess.Popen[bytes], connection: Connection, log: IO[bytes], lifeline: int, owner: int) -> None:
     if os.getpid() != owner:  # a fork of the worker that exits
         return
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     connection.close()
+    log.close()
     os.close(lifeline)
 
 

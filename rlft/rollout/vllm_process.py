@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
 
@@ -152,27 +152,25 @@ def main() -> None:
         os.set_inheritable(descriptor, False)
     end_with_parent(lifeline)
     connection = Connection(socket)
-    started: list[Server] = []
-
-    def start() -> int:
-        started.append(Server(**connection.recv()))
-        return started[0].context
-
-    connection.send(answer := _try(start))
-    if answer.refusal or answer.failure:
+    answer = _try(Server, **connection.recv())
+    server: Server | None = answer.value
+    if server is None:
+        connection.send(answer)
         return
+    connection.send(replace(answer, value=server.context))
     while True:
         try:
             method, arguments = connection.recv()
         except (EOFError, OSError):  # the worker is gone
             os._exit(0)
-        connection.send(_try(lambda m=method, a=arguments: started[0].call(m, a)))
+        connection.send(_try(server.call, method, arguments))
 
 
-def _try(call: Callable[[], Any]) -> Answer:
+def _try(call: Callable[..., Any], *arguments: Any, **named: Any) -> Answer:
     try:
-        return Answer(value=call())
-    except (ValueError, TypeError, NotImplementedError) as error:
-        return Answer(refusal=str(error))
+        return Answer(value=call(*arguments, **named))
     except Exception as error:  # whatever vLLM raises is told, and the worker decides
+        # vLLM's own class for arguments that it does not take has become a ValueError and back again.
+        if isinstance(error, ValueError | TypeError | NotImplementedError) or "Validation" in type(error).__name__:
+            return Answer(refusal=str(error))
         return Answer(failure=describe_error(error))
