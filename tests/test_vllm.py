@@ -39,8 +39,7 @@ REQUESTS = [
     Request(prompt_ids=tuple(range(20, 50)), seeds=(9, 10)),
 ]
 ENDS = tuple(range(0, 260, 8))
-# Some letters, so that text comes up that a stop string can name.
-ARGUMENTS = {"max_model_len": 128, "kv_cache_memory_bytes": 64 * 2**20}
+ARGUMENTS = {"max_model_len": 128, "max_num_batched_tokens": 128, "kv_cache_memory_bytes": 64 * 2**20}
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +224,14 @@ def test_a_seed_gives_its_sample_in_any_batch(engine: VllmEngine) -> None:
     again = engine.generate([Request(prompt_ids=(7,), seeds=(1, 1, 2))], SAMPLED, version=-1)
     assert tokens(again)[0] == tokens(again)[1] == tokens(together)[0]
     assert len(set(tokens(together))) > 5
+
+
+def test_prompts_that_do_not_fit_one_step_together(engine: VllmEngine) -> None:
+    # 1,000 tokens where a step takes 128: a prompt that is cut in two must not cost a sample its random numbers.
+    requests = [Request(prompt_ids=tuple(range(n, n + 50)), seeds=(n, n + 1)) for n in range(10, 20)]
+    engine.load_adapter(adapters.bare_base())
+    together = engine.generate(requests, SAMPLED, version=-1)
+    assert tokens(together) == tokens([engine.generate([request], SAMPLED, version=-1)[0] for request in requests])
 
 
 def test_greedy_takes_the_most_probable_tokens(engine: VllmEngine, learner: PeftModel) -> None:

@@ -31,8 +31,9 @@ from rlft.types import Adapter, Completion, FinishReason, SamplingParams
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `max_lora_rank` can be."""
-CPU_CACHE_BYTES = 2 * 2**30
-"""Room for keys and values on a CPU if `kv_cache_memory_bytes` does not say; vLLM would take nearly all memory."""
+CPU_ARGUMENTS = {"kv_cache_memory_bytes": 2 * 2**30, "enable_chunked_prefill": False}
+"""On a CPU, unless `engine_args` say otherwise: vLLM would take nearly all memory for keys and values, and it fails
+when a sample with a seed has its prompt computed in parts."""
 MIN_TEMPERATURE = 0.01
 """vLLM raises lower temperatures to this one."""
 
@@ -263,7 +264,7 @@ def _arguments(
     return {
         "enable_prefix_caching": True,
         "generation_config": "vllm",  # else it takes sampling settings from the model's folder
-        **({"kv_cache_memory_bytes": CPU_CACHE_BYTES} if is_cpu else {}),
+        **(CPU_ARGUMENTS if is_cpu else {}),
         **arguments,
         "model": folder,
         "dtype": str(models.resolve_dtype(model)).removeprefix("torch."),
