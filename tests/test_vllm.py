@@ -177,6 +177,15 @@ def test_a_cached_prompt_is_not_used_under_another_adapter(engine: VllmEngine, l
         assert float(difference(learner, [prompt], completions, 1.0).max()) < 1e-4
 
 
+def test_log_probs_of_given_tokens_are_those_of_the_samples(engine: VllmEngine, learner: PeftModel) -> None:
+    engine.load_adapter(random_adapter(learner, 3))
+    for request, samples in zip(REQUESTS, engine.generate(REQUESTS, SAMPLED, version=3), strict=True):
+        own = engine.logprobs(request.prompt_ids, samples[0].token_ids, version=3)
+        assert own == pytest.approx(samples[0].logprobs, abs=1e-4)
+    with pytest.raises(ValueError, match="asked to generate with adapter version 2 while 3 is loaded"):
+        engine.logprobs((1, 2), (3,), version=2)
+
+
 # The sampled distribution.
 
 
@@ -315,6 +324,7 @@ def test_requests_that_cannot_be_sampled_are_refused(engine: VllmEngine) -> None
         engine.generate(REQUESTS, replace(SAMPLED, temperature=3.0), version=-1)
     with pytest.raises(ValueError, match=r"temperatures from 0\.01"):
         engine.generate(REQUESTS, replace(SAMPLED, temperature=0.001), version=-1)
+    assert engine.generate([Request(prompt_ids=(9,), seeds=())], SAMPLED, version=-1) == [[]]
     assert len(tokens(engine.generate(REQUESTS, SAMPLED, version=-1))) == 10
 
 

@@ -85,8 +85,7 @@ class OpenAIEngine:
         Raises:
             RuntimeError: the server cannot be reached, or refuses; see `served.ask`.
         """
-        if version != self.version:
-            raise ValueError(f"asked to generate with adapter version {version} while {self.version} is loaded")
+        self._check_version(version)
         for request in requests:
             if not request.messages:
                 raise ValueError("a request has no messages, which a chat server takes instead of tokens")
@@ -107,6 +106,18 @@ class OpenAIEngine:
         for (index, _, _), reply in zip(rows, replies, strict=True):
             completions[index].append(self._completion(reply, params))
         return completions
+
+    def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
+        """See `engine.Engine`.
+
+        Raises:
+            ValueError: always, since chat servers do not compute the log-probs of given tokens.
+        """
+        raise ValueError("rollout.engine: openai has no log-probs of given tokens, so no weights can be proved by it")
+
+    def _check_version(self, version: int) -> None:
+        if version != self.version:
+            raise ValueError(f"asked to generate with adapter version {version} while {self.version} is loaded")
 
     def _ask(self, request: Request, seed: int, params: SamplingParams) -> Reply:
         extra = dict(self._arguments.extra_body)

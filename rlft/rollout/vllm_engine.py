@@ -114,12 +114,11 @@ class VllmEngine:
         Raises:
             RuntimeError: the process of vLLM died, or failed.
         """
-        if version != self.version:
-            raise ValueError(f"asked to generate with adapter version {version} while {self.version} is loaded")
+        self._check_version(version)
         self._check(requests, params)
         rows = [(index, request.prompt_ids, seed) for index, request in enumerate(requests) for seed in request.seeds]
         prompts, seeds = [row[1] for row in rows], [row[2] % 2**63 for row in rows]
-        samples = self._call("generate", prompts, seeds, params, self._end_ids)
+        samples = self._call("generate", prompts, seeds, params, self._end_ids) if rows else []
         completions: list[list[Completion]] = [[] for _ in requests]
         for (index, _, _), (token_ids, logprobs, policy_logprobs, finish) in zip(rows, samples, strict=True):
             reason: FinishReason = finish
@@ -135,6 +134,14 @@ class VllmEngine:
             )
         return completions
 
+    def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
+        """See `engine.Engine`: in one pass, as vLLM computes a prompt."""
+        self._check_version(version)
+        request = Request(prompt_ids=tuple(prompt_ids), seeds=())
+        # The pass asks vLLM for one token more, as truncated sampling does.
+        self._check([request], SamplingParams(temperature=1.0, top_p=1.0, top_k=1, max_new_tokens=len(token_ids)))
+        return list(self._call("logprobs", [request.prompt_ids], [tuple(token_ids)])[0])
+
     def close(self) -> None:
         """End the process of vLLM."""
         self._process.close()
@@ -142,6 +149,10 @@ class VllmEngine:
     def _call(self, method: str, *arguments: Any) -> Any:
         self._process.send((method, arguments))
         return self._process.answer("vLLM refuses")
+
+    def _check_version(self, version: int) -> None:
+        if version != self.version:
+            raise ValueError(f"asked to generate with adapter version {version} while {self.version} is loaded")
 
     def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         if 0 < params.temperature < MIN_TEMPERATURE:

@@ -110,23 +110,28 @@ class Server:
                 raise RuntimeError(f"vLLM ended a sample with {finish!r} instead of completing it")
             logprobs = tuple(at[token].logprob for token, at in zip(token_ids, output.outputs[0].logprobs, strict=True))
             samples.append((token_ids, logprobs, None, finish))
-        return self._with_policy(prompts, samples) if params.is_truncating else samples
+        if not params.is_truncating:
+            return samples
+        # vLLM returns log-probs either before its sampling parameters (`raw_logprobs`) or after them: those of the
+        # policy, which is at temperature 1 here, take a second pass.
+        policy = self.logprobs(prompts, [sample[0] for sample in samples])
+        return [(ids, logprobs, own, end) for (ids, logprobs, _, end), own in zip(samples, policy, strict=True)]
 
-    def _with_policy(self, prompts: Sequence[tuple[int, ...]], samples: list[Sample]) -> list[Sample]:
-        """The log-probs before truncation, at temperature 1, from a second pass over the finished sequences.
-
-        vLLM returns either those before its sampling parameters (`raw_logprobs`) or those after them.
-        """
+    def logprobs(
+        self, prompts: Sequence[tuple[int, ...]], continuations: Sequence[tuple[int, ...]]
+    ) -> list[tuple[float, ...]]:
+        """Log-probs at temperature 1 of the tokens behind each prompt, from one pass over both."""
         from vllm import SamplingParams as Params
 
-        whole = [(*prompt, *sample[0]) for prompt, sample in zip(prompts, samples, strict=True)]
+        whole = [(*prompt, *token_ids) for prompt, token_ids in zip(prompts, continuations, strict=True)]
         options = Params(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        scored: list[Sample] = []
-        for prompt, sample, output in zip(prompts, samples, self._run(whole, [options] * len(whole)), strict=True):
+        found = []
+        for prompt, token_ids, output in zip(
+            prompts, continuations, self._run(whole, [options] * len(whole)), strict=True
+        ):
             positions = output.prompt_logprobs[len(prompt) :]
-            policy = tuple(at[token].logprob for token, at in zip(sample[0], positions, strict=True))
-            scored.append((sample[0], sample[1], policy, sample[3]))
-        return scored
+            found.append(tuple(at[token].logprob for token, at in zip(token_ids, positions, strict=True)))
+        return found
 
     def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence[Any]) -> list[Any]:
         from vllm.inputs import TokensPrompt
