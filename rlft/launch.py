@@ -126,7 +126,22 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
             step=0,
             on_chunk=view.progress,
         )
+        if config.rollout.engine == "openai":  # not the weights that the result's adapter_hash speaks of
+            result["served"] = {key: config.rollout.engine_args[key] for key in ("model", "base_url")}
         return result
+
+
+def refuse_served_policy(config: RunConfig) -> None:
+    """Refuse to train on the replies of a server.
+
+    Raises:
+        ValueError: what to use instead.
+    """
+    if config.rollout.engine == "openai":
+        raise ValueError(
+            "rollout.engine: openai cannot train: a server returns text without the tokens that were sampled and their "
+            "log-probs, and it does not run the adapter; use transformers or vllm. `rlft evaluate` works with it"
+        )
 
 
 def resolve_model(config: BaseRunConfig) -> Path:
@@ -186,6 +201,7 @@ def reference_source(reference: str) -> adapters.ReferenceSource | None:
 
 def _prepare(config: RunConfig) -> tuple[Environment, str]:
     """The environment and the model's folder, with everything refused that could not work, before a run exists."""
+    refuse_served_policy(config)
     environment = loading.load(config.environment)
     if not environment.heldout:
         raise ValueError(

@@ -93,6 +93,9 @@ class Completion:
     policy_logprobs: tuple[float, ...] | None = None
     """The same under the policy at the sampling temperature, before top-p, top-k and min-p; None where these are off
     and both are one."""
+    text: str | None = None
+    """What a server returned as text: then `token_ids` only count it and `logprobs` are NaN. None where the tokens are
+    what was sampled."""
     finish_reason: FinishReason
     """`stop`: the model ended its turn or wrote a stop text; `length`: cut at `max_new_tokens`."""
     adapter_version: int

@@ -20,7 +20,9 @@ LAYERS = [
         "rlft.conversion",
         "rlft.model_cache",
         "rlft.checkpoint",
+        "rlft.lifeline",
         "rlft.memory",
+        "rlft.served",
         "rlft.block_attention",
     },
     {"rlft.config_file", "rlft.preference_config", "rlft.cluster"},
@@ -138,7 +140,7 @@ def test_curves_read_run_directories_only(path: Path) -> None:
 def test_examples_import_public_contracts_only(path: Path) -> None:
     names = imported(path.read_text(encoding="utf-8"))
     ours = {name for name in names if top(name) in {"rlft", "rewards", "environments", "tests"}}
-    assert ours <= {"rlft.types", "rlft.environment.contract"}
+    assert ours <= {"rlft.types", "rlft.environment.contract", "rlft.reward.judge"}
 
 
 def test_rlft_imports_neither_examples_nor_tests() -> None:
@@ -169,7 +171,7 @@ for name in sys.argv[1:]:
     assert not heavy, f"{name} imports {heavy}"
 """
     light = ["rlft", "rlft.types", "rlft.config", "rlft.cli", "rlft.curves.report", "rlft.environment.contract"]
-    light += ["rlft.environment.loading", "rlft.reward.scoring", "rlft.reward.worker"]
+    light += ["rlft.environment.loading", "rlft.reward.scoring", "rlft.reward.worker", "rlft.reward.judge"]
     done = subprocess.run([sys.executable, "-c", program, *light], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
