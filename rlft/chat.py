@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from rlft.types import Completion, Message, Task
+from rlft.types import Completion, Message
 
 
 def load_tokenizer(folder: str | Path, *, for_chat: bool = True) -> PreTrainedTokenizerBase:
@@ -32,13 +34,12 @@ def render(
     """Token ids of a prompt, up to and including the mark that opens the assistant's turn.
 
     Args:
-        tools: JSON schemas for templates that describe tools themselves.
+        tools: JSON schemas of tools; a template that does not take any has them in the system message instead.
+
+    Raises:
+        ValueError: the template refuses these messages.
     """
-    options: dict[str, Any] = {"tools": list(tools)} if tools else {}
-    ids = tokenizer.apply_chat_template(
-        list(messages), tokenize=True, add_generation_prompt=True, return_dict=False, **options
-    )
-    return tuple(ids)
+    return tuple(tokenizer(_text(tokenizer, messages, tools), add_special_tokens=False)["input_ids"])
 
 
 def render_observation(
@@ -51,39 +52,127 @@ def render_observation(
     """Token ids of the environment's answer, to be appended to the policy's own tokens.
 
     From the end of the policy's turn to the mark that opens its next one. What the template writes around messages is
-    found by rendering a stand-in conversation with and without them, so that nothing earlier is tokenised again.
+    found by rendering them behind a stand-in reply, so that nothing earlier is tokenised again.
 
     Args:
         after: the policy's tokens; where they lack the end token, as after a stop text, it comes first.
 
     Raises:
-        ValueError: the template writes earlier messages otherwise once others follow.
+        ValueError: the template refuses these messages, or does not write a reply as it is.
     """
-    called = [m["name"] for m in messages if m["role"] == "tool" and "name" in m]
-    reply: dict[str, Any] = {"role": "assistant", "content": "\x1freply\x1f"}
-    if called:
-        reply["tool_calls"] = [{"type": "function", "function": {"name": name, "arguments": {}}} for name in called]
-    history: list[Any] = [{"role": "user", "content": "?"}, reply]
-    options: dict[str, Any] = {"tools": list(tools)} if tools else {}
-
-    def text(conversation: list[Any], *, opened: bool) -> str:
-        rendered = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=opened, **options)
-        assert isinstance(rendered, str)
-        return rendered
-
-    before, whole = text(history, opened=False), text([*history, *messages], opened=True)
-    if not whole.startswith(before):
+    history = [Message(role="user", content="?"), Message(role="assistant", content=_REPLY)]
+    whole = _text(tokenizer, [*history, *messages], tools)
+    _, found, following = whole.partition(_REPLY)
+    if not found or _REPLY in following:
         raise ValueError(
-            "the chat template writes a reply otherwise once messages follow it, so what was sampled would not be what "
-            "the model reads next; use a template that only appends"
+            "the chat template does not write an assistant's reply exactly once and as it is, so what follows it cannot "
+            "be told; use another chat_template.jinja"
         )
-    end = tokenizer.eos_token or ""
-    # The template may write more after the end token, such as a line break, which the policy was not asked for.
-    closing, tail = (end, before.rpartition(end)[2]) if end and end in before else ("", "")
-    start = len(before) - len(tail) - len(closing)
-    ids = tuple(tokenizer(whole[start:], add_special_tokens=False)["input_ids"])
-    has_end = bool(after) and bool(ids) and after[-1] == ids[0] and bool(closing)
-    return ids[1:] if has_end else ids
+    ids = tuple(tokenizer(following, add_special_tokens=False)["input_ids"])
+    if after and _is_special(tokenizer, after[-1]) and after[-1] in ids:
+        end = ids.index(after[-1])  # some templates put a space before it
+        if not tokenizer.decode(list(ids[:end])).strip():
+            return ids[end + 1 :]
+    return ids
+
+
+_REPLY = "(here stands the reply)"
+"""Not a mark of control characters: templates trim those as white space."""
+
+
+def _text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """A conversation as the template writes it, with the mark that opens the assistant's turn."""
+    fitted, options = fit(tokenizer, messages, tools)
+    try:
+        text = tokenizer.apply_chat_template(fitted, tokenize=False, add_generation_prompt=True, **options)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in fitted)
+        raise ValueError(f"the chat template refuses a conversation of {roles}: {error}") from error
+    assert isinstance(text, str)
+    return text
+
+
+def fit(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+) -> tuple[list[Message], dict[str, Any]]:
+    """(the conversation as the template can write it, what else it takes).
+
+    A template without tools has them in the system message; one without `tool` messages has the user say them.
+    """
+    fitted: list[Message] = list(messages)
+    if any(message["role"] == "tool" for message in messages) and not takes_tool_messages(tokenizer):
+        fitted = without_tool_messages(messages)
+    if not tools:
+        return fitted, {}
+    if takes_tools(tokenizer):
+        return fitted, {"tools": list(tools)}
+    return with_tools_described(fitted, tools), {}
+
+
+def takes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template describes tools itself."""
+    tool = {"type": "function", "function": {"name": "look_up", "description": "", "parameters": {"properties": {}}}}
+    ask: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
+    with_tool = _tried(tokenizer, ask, tools=[tool])
+    return with_tool is not None and "look_up" in with_tool
+
+
+def takes_tool_messages(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes `tool` messages otherwise than those of a role that it has never heard of."""
+    ask = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    answer = {"content": "the answer", "name": "look_up"}
+    written = _tried(tokenizer, [*ask, {"role": "tool", **answer}])
+    unknown = _tried(tokenizer, [*ask, {"role": "unheard-of", **answer}])
+    if written is None or "the answer" not in written:
+        return False
+    return unknown is None or written != unknown.replace("unheard-of", "tool")
+
+
+def _tried(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **options: Any) -> str | None:
+    """What the template writes, None if it refuses."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except TemplateError:
+        return None
+
+
+def without_tool_messages(messages: Sequence[Message]) -> list[Message]:
+    """Tools' answers as messages of the user, one for those that follow each other, each answer inside tags."""
+    fitted: list[Message] = []
+    for index, message in enumerate(messages):
+        if message["role"] != "tool":
+            fitted.append(message)
+            continue
+        content = f"<tool_response>\n{message['content']}\n</tool_response>"
+        if index and messages[index - 1]["role"] == "tool":
+            content = f"{fitted.pop()['content']}\n{content}"
+        fitted.append(Message(role="user", content=content))
+    return fitted
+
+
+def with_tools_described(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The conversation with the tools described in its system message, which is added if there is none."""
+    described = describe_tools(tools)
+    if messages and messages[0]["role"] == "system":
+        first = messages[0]
+        return [Message(role="system", content=f"{first['content']}\n\n{described}"), *messages[1:]]
+    return [Message(role="system", content=described), *messages]
+
+
+def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:
+    """Tools in words, and how to call one."""
+    listed = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
+    return (
+        f"You can call tools:\n{listed}\n"
+        'To call one, write <tool_call>{"name": "...", "arguments": {...}}</tool_call> and wait for its answer.'
+    )
+
+
+def _is_special(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
+    added = tokenizer.added_tokens_decoder.get(token_id)
+    return token_id in tokenizer.all_special_ids or (added is not None and added.special)
 
 
 def render_reply(
@@ -140,9 +229,12 @@ def _ended(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], end_ids
     return (*token_ids, min(end_ids) if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
 
 
-def conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
+def conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()
+) -> tuple[int, ...]:
     """Token ids of a whole conversation, with what the template writes after its last message."""
-    return tuple(tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False))
+    fitted, options = fit(tokenizer, messages, tools)
+    return tuple(tokenizer.apply_chat_template(fitted, tokenize=True, return_dict=False, **options))
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
@@ -178,30 +270,12 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Generat
     return frozenset(named)
 
 
-def check_lengths(
-    tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task], *, max_new_tokens: int, context: int
-) -> None:
-    """Refuse tasks whose prompt and completion do not fit the model's context.
-
-    Raises:
-        ValueError: how many tasks are too long, the longest one, and the bound.
-    """
-    too_long = [
-        (length, task.id)
-        for task in tasks
-        if (length := len(render(tokenizer, task.messages))) + max_new_tokens > context
-    ]
-    if too_long:
-        length, task_id = max(too_long)
-        raise ValueError(
-            f"{len(too_long)} of {len(tasks)} prompts are too long: task {task_id!r} has {length} tokens, and with "
-            f"sampling.max_new_tokens={max_new_tokens} that exceeds the model's context of {context}; shorten the "
-            "prompts or lower max_new_tokens"
-        )
-
-
 def check_conversations(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], *, context: int
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    context: int,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Refuse demonstrations that do not fit the model's context.
 
@@ -209,6 +283,6 @@ def check_conversations(
         ValueError: names the first one.
     """
     for row, messages in enumerate(conversations):
-        length = len(conversation(tokenizer, messages))
+        length = len(conversation(tokenizer, messages, tools=tools))
         if length > context:
             raise ValueError(f"demonstration {row} has {length} tokens, more than the model's context of {context}")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlft import cli_env
 from rlft.curves.words import visible
 
 app = typer.Typer(
@@ -23,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(cli_env.app, name="env")
 
 ConfigFile = Annotated[Path, typer.Argument(help="Config file (YAML).", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(help="Run directory, such as runs/quickstart.", show_default=False)]

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from rlft import adapters, chat, imports, reward_model, sources
 from rlft.checkpoint import write_folder
 from rlft.config import BaseRunConfig, RunConfig
-from rlft.environment import loading
+from rlft.environment import lengths, loading
 from rlft.environment.contract import Environment
 from rlft.evaluate import evaluate
 from rlft.learner import Learner
@@ -66,9 +66,9 @@ def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = 
         ValueError: something in the config, the environment, the rewards or the model cannot work; nothing was started.
         RuntimeError: the run had to stop; `resume` continues it.
     """
-    environment, model_folder = _prepare(config)
+    environment, model_folder, dropped = _prepare(config)
     with Run.create(config, provenance=_provenance(config), restart=restart) as run:
-        return _execute(run, environment, model_folder, is_resumed=False, pools=pools)
+        return _execute(run, environment, model_folder, dropped, is_resumed=False, pools=pools)
 
 
 def resume(path: Path) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def resume(path: Path) -> dict[str, Any]:
         ValueError: `path` holds no run, or another process is working on it.
     """
     with Run.reopen(path) as run:
-        environment, model_folder = _prepare(run.config)
-        return _execute(run, environment, model_folder, is_resumed=True)
+        environment, model_folder, dropped = _prepare(run.config)
+        return _execute(run, environment, model_folder, dropped, is_resumed=True)
 
 
 def sft(config: RunConfig, *, restart: bool = False) -> Path:
@@ -91,7 +91,7 @@ def sft(config: RunConfig, *, restart: bool = False) -> Path:
     Raises:
         ValueError: see `train`; or the config has no `sft` section.
     """
-    environment, model_folder = _prepare(config)
+    environment, model_folder, _ = _prepare(config)
     with Run.create(config, provenance=_provenance(config), restart=restart) as run:
         with View(config.name, steps=0) as view:
             _warm_start(run, view, environment, model_folder)
@@ -104,13 +104,13 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
     Raises:
         ValueError: see `train`.
     """
-    environment = loading.load(config.environment)
     model_folder = str(resolve_model(config))
+    environment, _ = lengths.fit(config, loading.load(config.environment), model_folder)
     adapter = adapters.bare_base()
     if adapter_folder is not None:
         refuse_other_scale(adapter_folder, config)
         adapter = adapters.make_adapter(0, adapters.read_folder(adapter_folder))
-    with View(config.name, steps=0) as view, _services(config, environment, model_folder, None, view) as (pool, scorer):
+    with View(config.name, steps=0) as view, services(config, environment, model_folder, None, view) as (pool, scorer):
         if config.learner_rewards:
             reward_model.check(config, model_folder)
             scorer.learner = Learner(config, model_folder).scores
@@ -199,32 +199,43 @@ def reference_source(reference: str) -> adapters.ReferenceSource | None:
     return adapters.ReferenceSource(folder=str(sources.resolve(reference)))
 
 
-def _prepare(config: RunConfig) -> tuple[Environment, str]:
-    """The environment and the model's folder, with everything refused that could not work, before a run exists."""
+def _prepare(config: RunConfig) -> tuple[Environment, str, str]:
+    """The environment, the model's folder and what was dropped, with all that could not work refused beforehand."""
     refuse_served_policy(config)
     environment = loading.load(config.environment)
     if not environment.heldout:
         raise ValueError(
             f"environment {config.environment.path} has no held-out tasks; the accuracy is measured on them"
         )
-    tasks_of_step(environment.train, step=1, count=config.tasks_per_step, seed=config.seed)
     if config.sft is not None:
         check_demonstrations(config.sft, environment.demonstrations)
     _scorer(config, environment, log_dir=None).close()
     model_folder = str(resolve_model(config))
-    _check_lengths(config, environment, model_folder)
+    environment, dropped = lengths.fit(config, environment, model_folder)
+    tasks_of_step(
+        environment.train, step=1, count=config.tasks_per_step, seed=config.seed, order=config.environment.order
+    )
     reward_model.check(config, model_folder)
-    return environment, model_folder
+    return environment, model_folder, dropped
 
 
 def _execute(
-    run: Run, environment: Environment, model_folder: str, *, is_resumed: bool, pools: MakePool | None = None
+    run: Run,
+    environment: Environment,
+    model_folder: str,
+    dropped: str,
+    *,
+    is_resumed: bool,
+    pools: MakePool | None = None,
 ) -> dict[str, Any]:
     config = run.config
     with (
         View(config.name, steps=config.steps) as view,
-        _services(config, environment, model_folder, run, view, pools) as (pool, scorer),
+        services(config, environment, model_folder, run, view, pools) as (pool, scorer),
     ):
+        if dropped:
+            run.event("overlong", dropped)
+            view.note(dropped)
         parts = _Parts(run=run, view=view, environment=environment, model_folder=model_folder, pool=pool, scorer=scorer)
         try:
             return _stages(parts, is_resumed=is_resumed)
@@ -293,7 +304,12 @@ def _warm_start(run: Run, view: View, environment: Environment, model_folder: st
             view.progress(done, total)
 
         tensors = train_sft(
-            run.config, model_folder, environment.demonstrations, on_update, start=start_tensors(run.config)
+            run.config,
+            model_folder,
+            environment.demonstrations,
+            on_update,
+            start=start_tensors(run.config),
+            tools=environment.tools,
         )
         save_adapter(folder, run.config, model_folder, tensors)
         run.event("sft", f"{len(losses)} updates, loss {losses[0]:.3f} to {losses[-1]:.3f}")
@@ -352,7 +368,7 @@ def _summarize(run: Run) -> dict[str, Any]:
 
 
 @contextmanager
-def _services(
+def services(
     config: RunConfig,
     environment: Environment,
     model_folder: str,
@@ -385,21 +401,6 @@ def _scorer(config: RunConfig, environment: Environment, *, log_dir: Path | None
         deadline_s=config.scoring.deadline_s,
         log_dir=log_dir,
         columns={column for task in (*environment.train, *environment.heldout) for column in task.columns},
-    )
-
-
-def _check_lengths(config: RunConfig, environment: Environment, model_folder: str) -> None:
-    from transformers import AutoConfig
-
-    context = AutoConfig.from_pretrained(model_folder).get_text_config().max_position_embeddings
-    tokenizer = chat.load_tokenizer(model_folder)
-    if config.sft is not None:
-        chat.check_conversations(tokenizer, environment.demonstrations[: config.sft.examples], context=context)
-    chat.check_lengths(
-        tokenizer,
-        [*environment.train, *environment.heldout[: config.evaluation.tasks]],
-        max_new_tokens=config.sampling.max_new_tokens,
-        context=context,
     )
 
 

@@ -50,6 +50,8 @@ def describe(groups: Sequence[Group]) -> Metrics:
         "rollout/tokens": float(sum(lengths)),
         "rollout/truncated": sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
     }
+    if any(t.messages for t in trajectories):
+        metrics["rollout/turns"] = sum(len(t.turns) for t in trajectories) / len(trajectories)
     scores = [group.scores for group in groups if group.scores]
     if scores:
         interval = mean_interval(scores)

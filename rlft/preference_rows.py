@@ -9,20 +9,16 @@ https://huggingface.co/docs/trl/dataset_formats. Columns hold text, or lists of 
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
-from rlft.imports import did_you_mean
 from rlft.preference_config import PreferenceDataConfig
+from rlft.rows import read_rows
 from rlft.types import Message
 
 Text: TypeAlias = "str | list[Message]"
 SAME = "chosen and rejected are the same, so there is nothing to prefer; remove the row"
-_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,80 +34,8 @@ class Row:
 
 
 def read(config: PreferenceDataConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every row with its place, `file:line` or `source, row number`.
-
-    Raises:
-        ValueError: there is no such source, or it is not readable.
-    """
-    path = Path(config.source)
-    if path.suffix not in _FORMATS:
-        return _number(config.source, _from_hub(config))
-    if not path.is_file():
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.*")] if path.parent.is_dir() else [])
-        raise ValueError(f"data.source: no file {path}.{near}")
-    if config.subset or config.split != "train":
-        raise ValueError(f"data.split and data.subset are for hub ids and folders; {path} is a file, read as a whole")
-    if path.suffix == ".jsonl":
-        return _json_lines(path)
-    return _number(config.source, _whole_file(path))
-
-
-def _number(source: str, rows: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, row in enumerate(rows, start=1):
-        yield f"{source}, row {number}", _object(f"{source}, row {number}", row)
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{where}: not JSON: {error}") from None
-            yield where, _object(where, row)
-
-
-def _object(where: str, row: Any) -> Mapping[str, Any]:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"{where}: expected an object with columns, found {type(row).__name__}")
-    return row
-
-
-def _whole_file(path: Path) -> Sequence[Any]:
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return pq.read_table(path).to_pylist()
-        except pa.ArrowException as error:
-            raise ValueError(f"{path}: not readable as parquet: {error}") from None
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".csv":
-            return list(csv.DictReader(file))
-        try:
-            rows = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path}: not JSON: {error}; one object a line goes into a .jsonl file") from None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a list of rows, found {type(rows).__name__}")
-    return rows
-
-
-def _from_hub(config: PreferenceDataConfig) -> Iterable[Any]:
-    from datasets import disable_progress_bars, load_dataset  # takes a second, which a file does not need
-
-    disable_progress_bars()
-    try:
-        return load_dataset(config.source, config.subset or None, split=config.split)
-    except Exception as error:  # whatever the many loaders raise, it is about this source
-        raise ValueError(
-            f"data.source: {config.source!r} could not be loaded: {error}\nIt is read as a folder or a hub id; a file "
-            f"must end in {', '.join(_FORMATS)}"
-        ) from error
+    """Every row with its place; raises ValueError as `read_rows` does."""
+    return read_rows(config.source, subset=config.subset, split=config.split, name="data.source")
 
 
 def parse(row: Mapping[str, Any], *, paired: bool) -> Row:

@@ -157,7 +157,12 @@ class StepRollouts:
     def _tasks_of(self, step: int, round_number: int = 0) -> list[Task]:
         config = self._run.config
         return tasks_of_step(
-            self._tasks, step=step, count=config.tasks_per_step, seed=config.seed, round_number=round_number
+            self._tasks,
+            step=step,
+            count=config.tasks_per_step,
+            seed=config.seed,
+            round_number=round_number,
+            order=config.environment.order,
         )
 
     def _chunks(

@@ -5,6 +5,7 @@ It is short by design, so an interrupted stage starts over; what it made is kept
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +31,12 @@ def train_sft(
     on_update: OnUpdate | None = None,
     *,
     start: Mapping[str, Tensor] | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Tensor]:
     """Train a fresh adapter, or one that starts from `start`, on the demonstrations.
+
+    Args:
+        tools: the environment's, which the prompts show as they do in rollouts.
 
     Returns:
         The adapter's tensors under PEFT's names (for `full` the model's own), float32.
@@ -69,9 +74,13 @@ def train_sft(
     else:
         model = models.load_base(model_folder, dtype, device, quantize=config.adapter.kind == "qlora")
         peft_config = adapters.lora_config(config.adapter)
-    rows = [
-        {"prompt": list(messages[:-1]), "completion": [messages[-1]]} for messages in demonstrations[: stage.examples]
-    ]
+    tokenizer = chat.load_tokenizer(Path(model_folder))
+    rows = []
+    for messages in demonstrations[: stage.examples]:
+        fitted, options = chat.fit(tokenizer, messages, tools)
+        rows.append(
+            {"prompt": fitted[:-1], "completion": [fitted[-1]], **{k: json.dumps(v) for k, v in options.items()}}
+        )
     with tempfile.TemporaryDirectory() as scratch, models.seeded(config.seed), models.quiet_libraries():
         trainer = SFTTrainer(
             model=model.train(),
@@ -94,7 +103,7 @@ def train_sft(
                 disable_tqdm=True,
             ),
             train_dataset=Dataset.from_list(rows),
-            processing_class=chat.load_tokenizer(Path(model_folder)),
+            processing_class=tokenizer,
             peft_config=peft_config,
             callbacks=[Progress()],
         )

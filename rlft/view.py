@@ -28,6 +28,7 @@ _SHOWN = (
     ("KL", "policy/kl_ref", ".4f"),
     ("entropy", "policy/entropy", ".3f"),
     ("length", "rollout/length", ".1f"),
+    ("turns", "rollout/turns", ".1f"),
     ("signal", "groups/with_signal", ".0%"),
     ("tokens/s", "time/tokens_per_s", ".0f"),
 )

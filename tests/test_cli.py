@@ -67,6 +67,7 @@ HELP = {
     "list": ["KIND", "rewards, environments, presets or engines"],
     "schema": ["JSON Schema"],
     "models": ["hub"],
+    "env": ["play", "check", "measure"],
 }
 
 
@@ -103,6 +104,7 @@ def test_list_names_everything_that_a_config_can(rlft: Rlft) -> None:
     out = rlft("list").out
     for name in ("rewards.exact_answer:exact_answer", "environments.sums:load", "transformers", *PRESETS):
         assert name in out
+    assert "environments.number_guessing:load" in out
     assert "Strict" not in out  # a function's line, not its module's
     assert "1 if the whole reply is" in out
 

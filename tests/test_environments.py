@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
-from environments import jsonl_file, sums
+from environments import sums
 from rlft.config import EnvironmentConfig
 from rlft.environment.contract import Environment, check
 from rlft.environment.loading import load
 from rlft.types import Task
-
-
-def write_rows(path: Path, *lines: str) -> str:
-    path.write_text("\n".join(lines) + "\n")
-    return str(path)
 
 
 def test_sums_are_disjoint_reproducible_and_right() -> None:
@@ -39,41 +31,11 @@ def test_sums_refuses_a_range_that_is_too_small() -> None:
         sums.load(high=3)
 
 
-def test_jsonl_file_splits_by_prompt_not_by_order(tmp_path: Path) -> None:
-    lines = [json.dumps({"question": f"q{i}", "answer": i, "level": i % 3}) for i in range(200)]
-    options = {"reply": "<answer>{answer}</answer>", "heldout": 0.25, "system": "Be brief."}
-    first = jsonl_file.load(write_rows(tmp_path / "a.jsonl", *lines), **options)
-    second = jsonl_file.load(write_rows(tmp_path / "b.jsonl", *lines[::-1], lines[0]), **options)
-    check(first)
-    assert {t.id for t in first.heldout} == {t.id for t in second.heldout}
-    assert 30 <= len(first.heldout) <= 70
-    assert len(first.heldout) + len(first.train) == 200 == len(second.heldout) + len(second.train)
-    task = first.train[0]
-    assert task.messages[0] == {"role": "system", "content": "Be brief."}
-    assert task.columns["level"] == task.answer % 3
-    assert first.demonstrations[0][-1] == {"role": "assistant", "content": f"<answer>{task.answer}</answer>"}
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", r"rows\.jsonl:2: not JSON"),
-        ("[1]", r"rows\.jsonl:2: expected an object, found list"),
-        ('{"answer": 1}', r"rows\.jsonl:2: the template names 'question', but the row has answer"),
-        ('{"question": "x"}', r"rows\.jsonl:2: no field 'answer'"),
-    ],
-)
-def test_jsonl_file_names_file_and_line(tmp_path: Path, line: str, message: str) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", '{"question": "x?", "answer": 1}', line)
-    with pytest.raises(ValueError, match=message):
-        jsonl_file.load(path)
-
-
 def test_loading_names_a_wrong_argument() -> None:
     with pytest.raises(ValueError, match=r"environment\.args\.hihg.*Did you mean 'high'"):
         load(EnvironmentConfig(path="environments.sums:load", args={"hihg": 3}))
-    with pytest.raises(ValueError, match="needs the argument 'path'"):
-        load(EnvironmentConfig(path="environments.jsonl_file:load"))
+    with pytest.raises(ValueError, match="needs the argument 'source'"):
+        load(EnvironmentConfig(path="environments.dataset:load"))
 
 
 def ask(text: str, task_id: str = "t") -> Task:

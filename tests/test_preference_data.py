@@ -256,7 +256,11 @@ def test_a_single_completion_that_cannot_be_used_is_named(tmp_path: Path, row: A
         ("data.jsonl", b"\xff\xfe", "not UTF-8 text"),
         ("data.jsonl", b"\n", "data.jsonl has no rows"),
         ("data.csv", b"prompt,chosen,rejected\n", "data.csv has no rows"),
-        ("data.csv", b"prompt,chosen,rejected\np,a\n", "data.csv, row 1: no column rejected"),
+        (
+            "data.csv",
+            b"prompt,chosen,rejected\np,a\n",
+            "data.csv, row 1: it has another number of fields than the header, 3",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
@@ -269,7 +273,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", [PAIR])
     with pytest.raises(ValueError, match=r"no file .*pair\.jsonl\. Did you mean 'pairs\.jsonl'\?"):
         read(tmp_path / "pair.jsonl")
-    with pytest.raises(ValueError, match="is a file, read as a whole"):
+    with pytest.raises(ValueError, match="is read as a whole"):
         read(path, split="test")
     with pytest.raises(ValueError, match=r"data\.max_length is 300, more than the model's context of 256"):
         read(path, max_length=300)
@@ -281,7 +285,7 @@ def test_a_template_that_refuses_a_row_names_it(tmp_path: Path) -> None:
     strict = byte_tokenizer()
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
     settings = PreferenceDataConfig(source=str(write(tmp_path / "data.jsonl", [PAIR, CHAT_PAIR])))
-    with pytest.raises(ValueError, match=r"data\.jsonl:2: roles must alternate"):
+    with pytest.raises(ValueError, match=r"data\.jsonl:2: .*roles must alternate"):
         load(settings, strict, END, context=256, paired=True)
     strict.chat_template = None
     with pytest.raises(ValueError, match=r"data\.jsonl:2: .*no chat template"):

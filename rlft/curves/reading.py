@@ -158,11 +158,17 @@ def rollout_steps(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-def read_rollouts(run: Path, columns: Sequence[str] | None = None, steps: Iterable[int] | None = None) -> Any:
+def read_rollouts(
+    run: Path,
+    columns: Sequence[str] | None = None,
+    steps: Iterable[int] | None = None,
+    *,
+    optional: Sequence[str] = (),
+) -> Any:
     """Stored rollouts as one pyarrow table (`.to_pylist()` makes dicts), by ascending step.
 
     `columns` and `steps` limit what is read from the disk at all: token ids and log-probabilities are most of
-    it. Raises ValueError if the run has no rollouts, not those of a wanted step, not a wanted column, or a
+    it. `optional` columns come along where a file has them, as those of older runs may not. Raises ValueError if the run has no rollouts, not those of a wanted step, not a wanted column, or a
     broken file.
     """
     import pyarrow as pa
@@ -182,7 +188,7 @@ def read_rollouts(run: Path, columns: Sequence[str] | None = None, steps: Iterab
             schema = pq.read_schema(paths[step])
             if absent := sorted(set(columns or ()) - set(schema.names)):
                 raise ValueError(f"{paths[step]} has no column {absent[0]!r}; it has {', '.join(schema.names)}")
-            names = None if columns is None else list(columns)
+            names = None if columns is None else [*columns, *(name for name in optional if name in schema.names)]
             tables.append(pq.read_table(paths[step], columns=names, partitioning=None))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{paths[step]} cannot be read ({error}); remove it to read the rest") from error

@@ -30,6 +30,8 @@ _COLUMNS = (
     *("reward", "parts", "failure_kind", "failure_message", "reproduce", "advantage", "finish_reason"),
     *("completion_tokens", "adapter_version", "adapter_hash"),
 )
+_OF_EPISODES = ("conversation", "turns", "stop_reason", "environment_reward")
+"""Columns that tell of episodes of several turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,14 @@ class Sample:
     """Last user message."""
     messages: tuple[tuple[str, str], ...]
     """The whole prompt as (role, content)."""
+    conversation: tuple[tuple[str, str], ...]
+    """An episode of several turns from its first message to its last; empty for a single-turn task."""
+    turns: int
+    """Actions of the policy."""
+    stop_reason: str
+    """Why the episode ended; empty in runs that did not say."""
+    environment_reward: float | None
+    """What the environment gave, summed; None where it gave nothing."""
     completion: str
     """What the policy wrote."""
     answer: str
@@ -95,7 +105,7 @@ class Showcase:
 def showcase(run: Path, count: int = 3) -> Showcase:
     """Choose up to `count` best, worst and failed rollouts. Raises ValueError as `read_rollouts` does."""
     steps = rollout_steps(run)[-LAST_STEPS:]
-    last = [_sample(row) for row in read_rollouts(run, _COLUMNS, steps).to_pylist()]
+    last = [_sample(row) for row in read_rollouts(run, _COLUMNS, steps, optional=_OF_EPISODES).to_pylist()]
     scored = [sample for sample in last if sample.reward is not None and math.isfinite(sample.reward)]
     # Among equal rewards the larger advantage is the rarer one in its group, so the one that tells more.
     ranked = sorted(scored, key=lambda s: (-(s.reward or 0.0), -(s.advantage or 0.0), -s.step, s.completion_tokens))
@@ -111,7 +121,7 @@ def _failed(run: Path, count: int) -> tuple[tuple[Sample, ...], dict[str, int]]:
     failed = [row for row in light if row["outcome"] == "failed"]
     failures = Counter(str(row["failure_kind"] or "unknown") for row in failed)
     steps = sorted({row["step"] for row in failed})[-count:]
-    rows = read_rollouts(run, _COLUMNS, steps).to_pylist() if steps else []
+    rows = read_rollouts(run, _COLUMNS, steps, optional=_OF_EPISODES).to_pylist() if steps else []
     latest = [_sample(row) for row in rows if row["outcome"] == "failed"][-count:]
     return tuple(reversed(latest)), dict(failures.most_common())
 
@@ -125,7 +135,6 @@ def _other_tasks(ranked: Sequence[Sample], count: int) -> tuple[Sample, ...]:
 
 def _sample(row: Mapping[str, Any]) -> Sample:
     parts = _json(row["parts"])
-    messages = _json(row["messages"])
     answer = _json(row["answer"])
     return Sample(
         step=row["step"],
@@ -133,11 +142,11 @@ def _sample(row: Mapping[str, Any]) -> Sample:
         group_index=row["group_index"],
         sample_index=row["sample_index"],
         prompt=row["prompt"] or "",
-        messages=tuple(
-            (str(message.get("role", "")), str(message.get("content", "")))
-            for message in (messages if isinstance(messages, list) else [])
-            if isinstance(message, dict)
-        ),
+        messages=_messages(row["messages"]),
+        conversation=_messages(row.get("conversation")),
+        turns=row.get("turns") or 1,
+        stop_reason=row.get("stop_reason") or "",
+        environment_reward=row.get("environment_reward"),
         completion=row["completion"] or "",
         answer=answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False),
         outcome=row["outcome"],
@@ -151,6 +160,16 @@ def _sample(row: Mapping[str, Any]) -> Sample:
         completion_tokens=row["completion_tokens"],
         adapter_version=row["adapter_version"],
         adapter_hash=row["adapter_hash"] or "",
+    )
+
+
+def _messages(text: str | None) -> tuple[tuple[str, str], ...]:
+    """(role, content) of each message."""
+    messages = _json(text)
+    return tuple(
+        (str(message.get("role", "")), str(message.get("content", "")))
+        for message in (messages if isinstance(messages, list) else [])
+        if isinstance(message, dict)
     )
 
 

@@ -1,13 +1,22 @@
-"""From the config's path to an environment."""
+"""From the config's path to an environment.
+
+`args.difficulty_file` is for every environment whose function has no such parameter: a JSON-lines file with `id` and
+`difficulty`, as `rlft env measure` writes it. The difficulties become a column of the training tasks.
+"""
 
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 from rlft.config import EnvironmentConfig
 from rlft.environment.contract import Environment, check
 from rlft.imports import describe_error, did_you_mean, import_function
+from rlft.rows import read_rows
+from rlft.types import Task
+
+DIFFICULTY_FILE = "difficulty_file"
 
 
 def load(config: EnvironmentConfig) -> Environment:
@@ -18,9 +27,12 @@ def load(config: EnvironmentConfig) -> Environment:
         refuses.
     """
     function = import_function(config.path, shipped="environments")
-    _check_arguments(function, config)
+    args = dict(config.args)
+    takes_file = DIFFICULTY_FILE in inspect.signature(function).parameters
+    difficulty_file = "" if takes_file else str(args.pop(DIFFICULTY_FILE, ""))
+    _check_arguments(function, config.path, args)
     try:
-        environment = function(**config.args)
+        environment = function(**args)
     except ValueError as error:
         raise ValueError(f"environment {config.path}: {error}") from error
     except Exception as error:  # whatever a user's code raises
@@ -34,19 +46,45 @@ def load(config: EnvironmentConfig) -> Environment:
         check(environment)
     except ValueError as error:
         raise ValueError(f"environment {config.path}: {error}") from None
-    return environment
+    return with_difficulty(environment, difficulty_file) if difficulty_file else environment
 
 
-def _check_arguments(function: Any, config: EnvironmentConfig) -> None:
+def with_difficulty(environment: Environment, file: str) -> Environment:
+    """The environment with the measured difficulties in a column of its training tasks.
+
+    Raises:
+        ValueError: the file is not readable, or is about other tasks.
+    """
+    measured: dict[str, float] = {}
+    for where, row in read_rows(file, name=f"environment.args.{DIFFICULTY_FILE}"):
+        value = row.get("difficulty")
+        if not isinstance(row.get("id"), str) or isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f'{where}: expected {{"id": "...", "difficulty": 0.25}}, found {dict(row)!r}')
+        measured[row["id"]] = float(value)
+    if not any(task.id in measured for task in environment.train):
+        raise ValueError(
+            f"{file} has the difficulty of {len(measured)} tasks, and none of them is a training task here (the first is "
+            f"{environment.train[0].id!r}): it was measured with other arguments; measure again with `rlft env measure`"
+        )
+
+    def known(task: Task) -> Task:  # rewards may name the column, so every task has it
+        return replace(task, columns={**task.columns, "difficulty": measured.get(task.id)})
+
+    return replace(
+        environment, train=list(map(known, environment.train)), heldout=list(map(known, environment.heldout))
+    )
+
+
+def _check_arguments(function: Any, path: str, args: dict[str, Any]) -> None:
     parameters = inspect.signature(function).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
-    for name in config.args:
+    for name in args:
         if name not in parameters:
             raise ValueError(
-                f"environment.args.{name}: {config.path} takes {', '.join(parameters) or 'no arguments'}."
+                f"environment.args.{name}: {path} takes {', '.join(parameters) or 'no arguments'}."
                 f"{did_you_mean(name, parameters)}"
             )
     for name, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and name not in config.args:
-            raise ValueError(f"environment.args: {config.path} needs the argument {name!r}")
+        if parameter.default is inspect.Parameter.empty and name not in args:
+            raise ValueError(f"environment.args: {path} needs the argument {name!r}")

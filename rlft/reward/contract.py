@@ -34,7 +34,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 from rlft.imports import did_you_mean
-from rlft.types import Abstain, Failed, FailureKind, Group, Outcome, Score
+from rlft.types import Abstain, Failed, FailureKind, Group, Outcome, Score, Trajectory
 
 RewardFunction: TypeAlias = Callable[..., Any]
 Kind: TypeAlias = Literal["sample", "batch", "group"]
@@ -182,8 +182,8 @@ def _values(plan: CallPlan, group: Group, member: int | None) -> dict[str, Any]:
             "log_extra": ignore,
             "log_metric": ignore,
             **{name: [value] * size for name, value in shared.items()},
-            "prompts": [[*map(dict, task.messages)] for _ in range(size)],
-            "completions": [[{"role": "assistant", "content": t.text}] for t in group.trajectories],
+            "prompts": [_halves(t)[0] for t in group.trajectories],
+            "completions": [_halves(t)[1] for t in group.trajectories],
             "completion_ids": [list(t.token_ids) for t in group.trajectories],
         }
     assert member is not None
@@ -191,6 +191,13 @@ def _values(plan: CallPlan, group: Group, member: int | None) -> dict[str, Any]:
     messages = [dict(message) for message in trajectory.conversation]
     own = {"completion": trajectory.text, "messages": messages, "trajectory": trajectory}
     return {**shared, "prompt": prompt, **own}
+
+
+def _halves(trajectory: Trajectory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(the prompt, the reply) or, of an episode, (what it started with, everything from the first action on)."""
+    messages = [dict(message) for message in trajectory.conversation]
+    replied = sum(1 + len(turn.observation) for turn in trajectory.turns)
+    return messages[:-replied], messages[-replied:]
 
 
 def read(value: Any) -> Outcome:

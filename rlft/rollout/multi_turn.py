@@ -35,8 +35,8 @@ class _Live:
     seed: int
     environment_seed: int
     episode: Episode
-    messages: list[Message]
-    next_ids: tuple[int, ...]
+    messages: list[Message] = field(default_factory=list)
+    next_ids: tuple[int, ...] = ()
     """Tokens that stand before the next action: the prompt, then the observation."""
     context: list[int] = field(default_factory=list)
     """All tokens so far, without `next_ids`."""
@@ -55,53 +55,66 @@ def run_episodes(
     An exception in the environment, or an answer that makes no sense, fails the trajectory: it never becomes a reward.
 
     Raises:
-        ValueError: an episode cannot start, or does not start alike for all samples of its task.
+        ValueError: an episode cannot start, does not start alike for all samples of its task, or has no room for a
+            single action.
     """
-    groups = [_start(tokenizer, chunk, environment, task) for task in chunk.tasks]
-    episodes = [live for group in groups for live in group]
-    try:
-        while alive := [live for live in episodes if live.stop_reason is None]:
-            _act(engine, tokenizer, chunk, environment, alive)
-    finally:
-        for live in episodes:
-            if callable(close := getattr(live.episode, "close", None)):
-                close()
+    assert environment.episode is not None
+    if environment.max_tokens is not None and environment.max_tokens < chunk.params.max_new_tokens:
+        raise ValueError(
+            f"the environment's max_tokens is {environment.max_tokens}, less than the {chunk.params.max_new_tokens} that "
+            "one action may have; lower sampling.max_new_tokens"
+        )
+    groups: list[list[_Live]] = [[] for _ in chunk.tasks]
+    with asyncio.Runner() as runner:  # one loop for all turns: a client that an episode keeps is bound to its loop
+        try:
+            for task, group in zip(chunk.tasks, groups, strict=True):
+                _start(tokenizer, chunk, environment, environment.episode, task, group)
+            episodes = [live for group in groups for live in group]
+            while alive := [live for live in episodes if live.stop_reason is None]:
+                _act(engine, tokenizer, chunk, environment, alive, runner)
+        finally:
+            for live in (live for group in groups for live in group):
+                _close(live, runner)
     return [
         Group(task=task, trajectories=tuple(map(_trajectory, group)))
         for task, group in zip(chunk.tasks, groups, strict=True)
     ]
 
 
-def _start(tokenizer: PreTrainedTokenizerBase, chunk: Chunk, environment: Environment, task: Task) -> list[_Live]:
-    assert environment.episode is not None
+def _start(
+    tokenizer: PreTrainedTokenizerBase,
+    chunk: Chunk,
+    environment: Environment,
+    make_episode: Callable[[], Episode],
+    task: Task,
+    group: list[_Live],
+) -> None:
+    """Start the samples of a task, into `group`."""
     seed = chunk.environment_seed(task)
-    group: list[_Live] = []
     for index, sample_seed in enumerate(chunk.seeds(task)):
         where = f"task {task.id!r}, sample {index}"
         try:
-            episode = environment.episode()
-            messages = list(episode.start(task, seed))
+            live = _Live(task=task, sample_index=index, seed=sample_seed, environment_seed=seed, episode=make_episode())
+            group.append(live)
+            live.messages += live.episode.start(task, seed)
         except Exception as error:  # whatever a user's environment raises
             raise ValueError(f"{where}: the episode could not start:\n{describe_error(error)}") from error
-        check_messages(messages, where)
-        if group and messages != group[0].messages:
+        check_messages(live.messages, where)
+        if live.messages != group[0].messages:
             raise ValueError(
                 f"{where}: start(task, seed) returned other messages than for sample 0 with the same seed; the samples "
                 "of a group are compared with each other, so take all randomness from the seed"
             )
-        prompt = group[0].next_ids if group else chat.render(tokenizer, messages, tools=environment.tools)
-        group.append(
-            _Live(
-                task=task,
-                sample_index=index,
-                seed=sample_seed,
-                environment_seed=seed,
-                episode=episode,
-                messages=messages,
-                next_ids=prompt,
-            )
-        )
-    return group
+        live.next_ids = group[0].next_ids or chat.render(tokenizer, live.messages, tools=environment.tools)
+
+
+def _close(live: _Live, runner: asyncio.Runner) -> None:
+    if callable(close := getattr(live.episode, "close", None)):
+        try:
+            if inspect.isawaitable(closing := close()):
+                runner.run(_awaiting(closing))
+        except Exception as error:  # whatever a user's environment raises
+            live.failure = live.failure or _failed(live, "while it closed", error)
 
 
 def _act(
@@ -110,6 +123,7 @@ def _act(
     chunk: Chunk,
     environment: Environment,
     alive: Sequence[_Live],
+    runner: asyncio.Runner,
 ) -> None:
     """One action of every live episode, and the environment's answers."""
     requests: list[Request] = []
@@ -129,14 +143,12 @@ def _act(
         acting.append(live)
     if not acting:
         return
-    completions = engine.generate(requests, chunk.params, version=chunk.version)
-    replies = []
-    for live, completion in zip(acting, (c for samples in completions for c in samples), strict=True):
+    completions = [c for samples in engine.generate(requests, chunk.params, version=chunk.version) for c in samples]
+    for live, completion in zip(acting, completions, strict=True):
         live.text = chat.completion_text(tokenizer, completion)
-        replies.append(Message(role="assistant", content=live.text))
-    steps = _answers(acting, replies)
-    for live, completion, reply, step in zip(acting, _flat(completions), replies, steps, strict=True):
-        _take(tokenizer, environment, live, completion, reply, step)
+        live.messages.append(Message(role="assistant", content=live.text))
+    for live, completion, step in zip(acting, completions, _answers(acting, runner), strict=True):
+        _take(tokenizer, environment, live, completion, step)
 
 
 def _has_room(live: _Live, prompt: Sequence[int], chunk: Chunk, environment: Environment, context: int) -> bool:
@@ -151,11 +163,9 @@ def _take(
     environment: Environment,
     live: _Live,
     completion: Completion,
-    reply: Message,
     answer: Step | Failed,
 ) -> None:
-    """Enter an action and the environment's answer."""
-    is_failed = isinstance(answer, Failed)
+    """Enter an action's tokens and the environment's answer; the action's message is there already."""
     turn = Turn(
         prompt_ids=live.next_ids,
         completion=completion,
@@ -164,7 +174,7 @@ def _take(
     )
     live.turns.append(turn)
     live.context += [*live.next_ids, *completion.token_ids]
-    live.messages += [reply, *turn.observation]
+    live.messages += turn.observation
     if isinstance(answer, Failed):
         live.failure, live.stop_reason = answer, "error"
     elif answer.done:
@@ -173,41 +183,44 @@ def _take(
         live.stop_reason = "length"  # cut in the middle of its message: what would follow is no conversation
     elif len(live.turns) >= environment.max_turns:
         live.stop_reason = "turns"
-    if live.stop_reason is None and not is_failed:
+    if live.stop_reason is None:
         live.next_ids = chat.render_observation(
             tokenizer, turn.observation, after=completion.token_ids, tools=environment.tools
         )
 
 
-def _answers(acting: Sequence[_Live], replies: Sequence[Message]) -> list[Step | Failed]:
-    """The environments' answers; asynchronous ones are awaited together."""
-    pairs = list(zip(acting, replies, strict=True))
-    answers: list[Any] = [_try(live, reply, live.episode.step, {**reply}) for live, reply in pairs]
+def _answers(acting: Sequence[_Live], runner: asyncio.Runner) -> list[Step | Failed]:
+    """The environments' answers to the last messages; asynchronous ones are awaited together."""
+    answers: list[Any] = [_try(live, live.episode.step, {**live.messages[-1]}) for live in acting]
     if any(map(inspect.isawaitable, answers)):
-        answers = asyncio.run(_awaited(acting, replies, answers))
+        answers = runner.run(_awaited(acting, answers))
     return [
-        answer if isinstance(answer, Failed) else _try(live, reply, _checked, answer)
-        for (live, reply), answer in zip(pairs, answers, strict=True)
+        answer if isinstance(answer, Failed) else _try(live, _checked, answer)
+        for live, answer in zip(acting, answers, strict=True)
     ]
 
 
-async def _awaited(acting: Sequence[_Live], replies: Sequence[Message], answers: Sequence[Any]) -> list[Any]:
-    async def one(live: _Live, reply: Message, answer: Any) -> Any:
+async def _awaited(acting: Sequence[_Live], answers: Sequence[Any]) -> list[Any]:
+    async def one(live: _Live, answer: Any) -> Any:
         if not inspect.isawaitable(answer):
             return answer
         try:
             return await answer
         except Exception as error:  # whatever a user's environment raises
-            return _failed(live, reply, error)
+            return _failed(live, f"in turn {len(live.turns) + 1}", error)
 
-    return await asyncio.gather(*map(one, acting, replies, answers))
+    return await asyncio.gather(*map(one, acting, answers))
 
 
-def _try(live: _Live, reply: Message, call: Callable[[Any], Any], argument: Any) -> Any:
+async def _awaiting(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _try(live: _Live, call: Callable[[Any], Any], argument: Any) -> Any:
     try:
         return call(argument)
     except Exception as error:  # whatever a user's environment raises
-        return _failed(live, reply, error)
+        return _failed(live, f"in turn {len(live.turns) + 1}", error)
 
 
 def _checked(answer: object) -> Step:
@@ -225,13 +238,13 @@ def _checked(answer: object) -> Step:
     return answer
 
 
-def _failed(live: _Live, reply: Message, error: Exception) -> Failed:
-    actions = [m["content"] for m in live.messages if m["role"] == "assistant"] + [reply["content"]]
+def _failed(live: _Live, when: str, error: Exception) -> Failed:
+    actions = [message["content"] for message in live.messages if message["role"] == "assistant"]
     return Failed(
         kind="error",
-        message=f"the environment raised in turn {len(live.turns) + 1}:\n{describe_error(error)}",
+        message=f"the environment raised {when}:\n{describe_error(error)}",
         reproduce=(
-            f"# replay: rlft env play, task {live.task.id!r}, seed {live.environment_seed}, then these actions\n"
+            f"# rlft env play ENVIRONMENT --task {live.task.id!r} --seed {live.environment_seed}, then these actions:\n"
             f"actions = {actions!r}"
         ),
     )
@@ -249,7 +262,3 @@ def _trajectory(live: _Live) -> Trajectory:
         stop_reason=live.stop_reason,
         outcome=live.failure,
     )
-
-
-def _flat(completions: Sequence[Sequence[Completion]]) -> list[Completion]:
-    return [completion for samples in completions for completion in samples]

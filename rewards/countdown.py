@@ -1,0 +1,25 @@
+"""Countdown: the reply's expression is computed, and may use each number once."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from rlft.arithmetic import evaluate
+
+
+def countdown(completion: str, numbers: list[int], target: int) -> dict[str, float]:
+    """1 for an expression in the only `<answer>` tags that makes the target, 0.1 for one that does not but keeps the rules.
+
+    The rules: numbers, + - * /, brackets, and no number more often than it was given.
+    """
+    tagged = re.findall(r"<answer>(.*?)</answer>", completion, re.DOTALL)
+    if len(tagged) != 1:
+        return {"right": 0.0, "legal": 0.0}
+    try:
+        value, used = evaluate(tagged[0])
+    except ValueError:
+        return {"right": 0.0, "legal": 0.0}
+    is_legal = bool(used) and Counter(used) <= Counter(numbers)
+    is_right = is_legal and value == target
+    return {"right": 0.9 * is_right, "legal": 0.1 * is_legal}

@@ -1,0 +1,178 @@
+"""Tools: typed Python functions that a policy may call in the middle of an episode.
+
+    def calculate(expression: str) -> str:
+        \"\"\"
+        Computes an arithmetic expression.
+
+        Args:
+            expression: such as "2 * (3 + 4)".
+        \"\"\"
+
+    TOOLS = make_tools(calculate)
+    Environment(..., tools=schemas(TOOLS), episode=lambda: ToolEpisode(TOOLS))
+
+The policy calls one by writing `<tool_call>{"name": "calculate", "arguments": {"expression": "2 * 7"}}</tool_call>`, the
+form of Hermes and Qwen. Whatever goes wrong in a call (no JSON, no such tool, wrong arguments, an exception inside the
+function) is a message to the policy: such errors belong to the task. An error of the environment itself does not.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from rlft.environment.contract import Step
+from rlft.imports import did_you_mean
+from rlft.types import Message, Task
+
+_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+
+MAX_RESULT = 2000
+"""Longest answer of a tool in characters; what is longer is cut, and says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function and its description."""
+
+    function: Callable[..., Any]
+    """May be `async`."""
+    schema: Mapping[str, Any]
+    """JSON schema in the form that chat templates take: `{"type": "function", "function": {"name": ...}}`."""
+
+    @property
+    def name(self) -> str:
+        """What the policy calls it."""
+        return str(self.schema["function"]["name"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """What a policy asked for."""
+
+    name: str
+    """The tool's."""
+    arguments: Mapping[str, Any]
+    """By name, not validated yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadCall:
+    """A call that cannot be read, and what the policy is told."""
+
+    message: str
+
+
+def make_tools(*functions: Callable[..., Any]) -> tuple[Tool, ...]:
+    """The functions as tools: types from their signatures, descriptions from their docstrings in Google style.
+
+    Raises:
+        ValueError: one has no docstring, or an argument without type or description; or two have the same name.
+    """
+    from transformers.utils import get_json_schema  # takes seconds, which environments without tools need not wait
+
+    tools = []
+    for function in functions:
+        try:
+            tools.append(Tool(function=function, schema=get_json_schema(function)))
+        except Exception as error:  # transformers raises several kinds of its own
+            raise ValueError(
+                f"{function.__name__} cannot be a tool: {error} Give every argument a type and a line under `Args:`."
+            ) from error
+    names = [tool.name for tool in tools]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two tools are called {doubled[0]!r}")
+    return tuple(tools)
+
+
+def schemas(tools: Sequence[Tool]) -> tuple[Mapping[str, Any], ...]:
+    """What `Environment.tools` takes."""
+    return tuple(tool.schema for tool in tools)
+
+
+def read_calls(text: str) -> list[ToolCall | BadCall]:
+    """The tool calls of a reply, in order; empty when it has none. The last one need not be closed."""
+    return [_read_call(written) for written in _CALL.findall(text)]
+
+
+def _read_call(written: str) -> ToolCall | BadCall:
+    try:
+        call = json.loads(written)
+    except ValueError as error:
+        return BadCall(message=f"error: the call is not JSON: {error}")
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return BadCall(message='error: a call is {"name": "...", "arguments": {...}}')
+    arguments = call.get("arguments", {})
+    if not isinstance(arguments, dict):
+        return BadCall(message="error: the arguments of a call are an object by name")
+    return ToolCall(name=call["name"], arguments=arguments)
+
+
+async def answer(tools: Sequence[Tool], call: ToolCall | BadCall) -> Message:
+    """Carry a call out and give its result, or what is wrong with it, as a `tool` message."""
+    if isinstance(call, BadCall):
+        return Message(role="tool", content=call.message)
+    return Message(role="tool", name=call.name, content=await _result(tools, call))
+
+
+async def _result(tools: Sequence[Tool], call: ToolCall) -> str:
+    by_name = {tool.name: tool for tool in tools}
+    if call.name not in by_name:
+        return f"error: no tool {call.name!r}; there is {', '.join(by_name)}.{did_you_mean(call.name, by_name)}"
+    tool = by_name[call.name]
+    if wrong := _check_arguments(tool, call.arguments):
+        return f"error: {wrong}"
+    try:
+        result = tool.function(**call.arguments)
+        if inspect.isawaitable(result):
+            result = await result
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
+    except Exception as error:  # a tool that refuses its input is part of the task
+        return f"error: {type(error).__name__}: {error}"
+    if len(text) > MAX_RESULT:
+        text = f"{text[:MAX_RESULT]} ... ({len(text) - MAX_RESULT} more characters)"
+    return text if text.strip() else "(no output)"
+
+
+def _check_arguments(tool: Tool, arguments: Mapping[str, Any]) -> str:
+    """What is wrong with the arguments, empty if nothing."""
+    parameters = tool.schema["function"]["parameters"]
+    validator = Draft202012Validator({**parameters, "additionalProperties": False})
+    errors = sorted(
+        validator.iter_errors(dict(arguments)), key=lambda error: (list(map(str, error.path)), error.message)
+    )
+    if not errors:
+        return ""
+    where = ".".join(map(str, errors[0].path))
+    return f"{where}: {errors[0].message}" if where else str(errors[0].message)
+
+
+class ToolEpisode:
+    """An episode in which the policy calls tools until it replies without a call: that is its final answer.
+
+    How many turns it may take is `Environment.max_turns`.
+    """
+
+    def __init__(self, tools: Sequence[Tool], score: Callable[[Task, str], float | None] | None = None) -> None:
+        """Args: score: reward of (the task, the final answer); None leaves it to the config's rewards."""
+        self._tools, self._score = tools, score
+
+    def start(self, task: Task, seed: int) -> Sequence[Message]:
+        """The task's messages."""
+        self._task = task
+        return task.messages
+
+    async def step(self, message: Message) -> Step:
+        """The tools' answers, or the end."""
+        calls = read_calls(message["content"])
+        if not calls:
+            return Step(reward=self._score and self._score(self._task, message["content"]), done=True)
+        # A call earns 0, so that an episode whose turns run out has a reward and is learnt from.
+        answers = tuple([await answer(self._tools, call) for call in calls])
+        return Step(messages=answers, reward=None if self._score is None else 0.0)

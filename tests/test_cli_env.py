@@ -1,0 +1,294 @@
+"""`rlft env`: a person plays, a check finds what is wrong, a measurement orders the tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from rlft import cli, launch
+from rlft.config import EnvironmentConfig
+from rlft.config_file import load
+from rlft.env_check import Finding, check_environment
+from rlft.environment.lengths import fit_context
+from rlft.environment.loading import load as load_environment
+from rlft.launch_env import difficulties
+from rlft.types import Failed
+from tests.conftest import MakeConfig
+from tests.fakes import byte_tokenizer, made_up_group, read_lines, read_rollouts
+
+
+def env(*arguments: str | Path, stdin: str = "") -> Result:
+    return CliRunner().invoke(
+        cli.app, ["env", *map(str, arguments)], input=stdin, env={"COLUMNS": "200", "TERM": "dumb"}
+    )
+
+
+# Play
+
+
+def test_a_person_plays_a_game() -> None:
+    result = env(
+        "play", "number_guessing", "--task", "1-3", "--seed", "4", "--args", "max_turns=5", stdin="?\n1\n2\n3\n"
+    )
+    out = result.output
+    assert result.exit_code == 0, out
+    assert "task 1-3, seed 4" in out
+    assert "Guess my number between 1 and 3" in out
+    assert "Say a number." in out
+    assert "reward -0.1" in out
+    assert "reward 1\n" in out
+    assert "stopped: done after" in out
+    assert env("play", "number_guessing", "--task", "1-3", "--seed", "4", stdin="?\n1\n2\n3\n").output == out
+
+
+def test_the_budget_of_turns_ends_a_game_and_so_does_leaving() -> None:
+    out = env("play", "environments.number_guessing:load", "--args", "max_turns=2", stdin="no\nno\nno\n").output
+    assert "stopped: turns after 2 turns, reward of the environment -0.2" in out
+    assert "stopped: left after 1 turns" in env("play", "number_guessing", stdin="no\n").output
+
+
+def test_tools_are_shown_and_called() -> None:
+    call = '<tool_call>{"name": "calculate", "arguments": {"expression": "6 * 7"}}</tool_call>\n'
+    out = env("play", "calculator", stdin=f"{call}<tool_call>oops\n1 2\n").output
+    assert "tool calculate(expression): Computes an arithmetic expression." in out
+    assert "tool calculate\n42\n" in out
+    assert "error: the call is not JSON" in out
+    assert "stopped: done after 3 turns, reward of the environment 0" in out
+
+
+def test_rewards_of_a_single_turn_task() -> None:
+    options = ("--args", "demonstrations=0", "--reward", "rewards.countdown:countdown", "--task")
+    task = load_environment(EnvironmentConfig(path="environments.countdown:load", args={"demonstrations": 0})).train[0]
+    out = env("play", "countdown", *options, task.id, stdin="<answer>1 +\\\n2</answer>\n").output
+    assert "countdown: 0" in out
+    assert "weighted: 0" in out
+    (number, *_) = task.columns["numbers"]
+    out = env(
+        "play", "countdown", *options, task.id, stdin=f"<answer>{number} +\\\n{number * 0}{number}</answer>\n"
+    ).output
+    assert "countdown/legal" in out
+
+
+def test_a_config_names_environment_and_rewards(config_file: Path) -> None:
+    out = env("play", config_file, "--task", "train-3", stdin="[/red]\x1b[31m{}\n").output
+    assert "train3" in out
+    assert "odd: " in out
+    assert "\x1b" not in out
+
+
+def test_what_a_game_shows_does_nothing_to_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text(EVIL)
+    out = env("play", f"{tmp_path}/evil.py:load", stdin="x\n").output
+    assert "[bold]bad[/bold] [/red]" in out
+    assert "\x1b" not in out
+
+
+EVIL = """
+from rlft.environment.contract import Environment, Step
+from rlft.types import Task
+
+class Evil:
+    def start(self, task, seed):
+        return task.messages
+    def step(self, message):
+        return Step(messages=({"role": "user", "content": "[bold]bad[/bold] [/red] \\x1b]0;title\\x07"},), done=True)
+
+def load():
+    tasks = [Task(id=str(i), messages=({"role": "user", "content": str(i)},)) for i in range(4)]
+    return Environment(train=tasks[:3], heldout=tasks[3:], episode=Evil)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("play", "countdwn"), r"environments\.countdwn"),
+        (("play", "countdown", "--task", "0"), "no task '0' among 900"),
+        (("play", "countdown", "--args", "high"), "write key=value"),
+        (("play", "countdown", "--args", "hihg=3"), "Did you mean 'high'"),
+    ],
+)
+def test_a_wrong_name_is_told(arguments: tuple[str, ...], message: str) -> None:
+    error = env(*arguments).exception
+    assert isinstance(error, ValueError)
+    with pytest.raises(ValueError, match=message):
+        raise error
+
+
+# Check
+
+
+def test_a_good_environment_passes() -> None:
+    result = env("check", "number_guessing", "--tasks", "3", "--samples", "2", "--action", "5")
+    assert result.exit_code == 0, result.output
+    for words in ("a group starts alike", "deterministic", "budgets", "tokens and masks", "environment's reward"):
+        assert words in result.output
+    assert "wrong" not in result.output
+
+
+def test_a_config_is_checked_with_its_rewards_and_a_models_tokenizer(config_file: Path, tiny_model: Path) -> None:
+    result = env("check", config_file, "--model", str(tiny_model))
+    assert result.exit_code == 0, result.output
+    assert "config's rewards" in result.output
+
+
+BAD = """
+import random
+from rlft.environment.contract import Environment, Step
+from rlft.types import Task
+COUNT = [0]
+
+class Episode:
+    def start(self, task, seed):
+        {start}
+        return task.messages
+    def step(self, message):
+        COUNT[0] += 1
+        {step}
+        return Step(messages=({{"role": "user", "content": "on"}},), reward=0.0)
+
+def load():
+    COUNT[0] += 1
+    tasks = [Task(id=str(i), messages=({{"role": "user", "content": str(i)}},), {columns}) for i in range(6)]
+    {load}
+    return Environment(train=tasks[:4], heldout=tasks[4:], episode=Episode, max_turns=3)
+"""
+WRONG: dict[str, tuple[dict[str, str], str, str]] = {
+    "random answers": ({"step": "return Step(reward=random.random(), done=True)"}, "deterministic", "other answers"),
+    "other starts": (
+        {"start": 'COUNT[0] += 1; return [{"role": "user", "content": str(COUNT[0])}]'},
+        "a group starts alike",
+        "other messages for the same seed",
+    ),
+    "raises": ({"step": "raise KeyError('board')"}, "episodes", "KeyError: 'board'"),
+    "a reward that is no number": ({"step": "return Step(reward=float('inf'), done=True)"}, "episodes", "reward inf"),
+    "no message": ({"step": "return Step(reward=1.0)"}, "episodes", "the prompt has no messages"),
+    "other tasks": (
+        {"load": 'tasks[0] = Task(id="0", messages=({"role": "user", "content": f"{COUNT}"},))'},
+        "same arguments, same tasks",
+        "train differs when it is loaded again",
+    ),
+    "objects": ({"columns": "columns={'x': {1, 2}}"}, "plain data", "no plain data"),
+    "no held-out tasks": (
+        {"load": "return Environment(train=tasks, heldout=[], episode=Episode)"},
+        "tasks",
+        "held-out",
+    ),
+}
+
+
+def find(path: Path, **parts: str) -> list[Finding]:
+    defaults = {"start": "pass", "step": "pass", "columns": "", "load": "pass"}
+    path.write_text(BAD.format(**{**defaults, **parts}))
+    return check_environment(EnvironmentConfig(path=f"{path}:load"), tasks=2, samples=2)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_found(tmp_path: Path, name: str) -> None:
+    parts, what, seen = WRONG[name]
+    assert all(finding.is_fine for finding in find(tmp_path / "fine.py"))
+    found = [finding for finding in find(tmp_path / "wrong.py", **parts) if not finding.is_fine]
+    assert [finding.name for finding in found] == [what]
+    assert seen in found[0].detail
+
+
+def test_a_wrong_environment_ends_with_code_1(tmp_path: Path) -> None:
+    find(tmp_path / "wrong.py", step="raise KeyError('board')")
+    result = env("check", f"{tmp_path}/wrong.py:load")
+    assert result.exit_code == 1
+    assert "wrong" in result.output
+    assert "KeyError" in result.output
+
+
+# Lengths
+
+
+def test_overlong_tasks_are_refused_or_dropped(make_config: MakeConfig, tmp_path: Path) -> None:
+    rows = [{"question": "x" * (10 if i % 4 else 300), "answer": i, "n": i} for i in range(40)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({**row, "question": f"{row['question']}{row['n']}"}) + "\n" for row in rows))
+    overrides = ["environment.path=environments.dataset:load", f"environment.args={{source: {file}, heldout: 0.3}}"]
+    with pytest.raises(ValueError, match=r"10 of 40 prompts are too long: .*environment\.overlong: drop"):
+        launch.train(make_config(*overrides, "steps=2"))
+    config = make_config(*overrides, "environment.overlong=drop", "steps=2", "evaluation.tasks=50")
+    launch.train(config)
+    (event,) = [row for row in read_lines(config.run_dir / "events.jsonl") if row["kind"] == "overlong"]
+    assert "left out" in event["message"]
+    assert "context of 256" in event["message"]
+    seen = {row["prompt"] for step in (1, 2) for row in read_rollouts(config.run_dir, step)}
+    assert max(map(len, seen)) < 20
+    evaluated = json.loads((config.run_dir / "evals" / "base.json").read_text())
+    assert evaluated["accuracy"]["n"] == 30 - len(
+        [t for t in load_environment(config.environment).train if len(t.messages[0]["content"]) < 20]
+    )
+
+
+def test_dropping_everything_is_refused() -> None:
+    environment = load_environment(EnvironmentConfig(path="environments.countdown:load"))
+    with pytest.raises(ValueError, match="drop leaves 0 training and 0 held-out tasks"):
+        fit_context(environment, byte_tokenizer(), max_new_tokens=8, context=20, overlong="drop")
+
+
+def test_a_long_start_of_an_episode_is_refused_before_the_run() -> None:
+    environment = load_environment(EnvironmentConfig(path="environments.number_guessing:load"))
+    with pytest.raises(ValueError, match=r"the episode of task '.*' starts with \d+ tokens"):
+        fit_context(environment, byte_tokenizer(), max_new_tokens=8, context=20, overlong="drop")
+
+
+# Measure
+
+
+def test_difficulty_is_the_share_of_failures() -> None:
+    failed = Failed(kind="error", message="", reproduce="")
+
+    def group(name: str, *values: float | Failed) -> Any:
+        from rlft.types import Score
+
+        outcomes = [v if isinstance(v, Failed) else Score(value=9 * v, parts={"right": v}) for v in values]
+        return made_up_group(outcomes, task_id=name)
+
+    groups = [group("half", 1.0, 0.0), group("all", 0.0, 0.0, failed), group("none", 1.0), group("unknown", failed)]
+    assert [(row["id"], row["difficulty"], row["samples"]) for row in difficulties(groups, "right")] == [
+        ("none", 0.0, 1),
+        ("half", 0.5, 2),
+        ("all", 1.0, 2),
+    ]
+    # From -1 to 1: a mean of 0 is half-way.
+    assert difficulties([group("a", -1.0, 1.0)], "right")[0]["difficulty"] == 0.5
+    with pytest.raises(ValueError, match="none of the samples has a score of 'right'"):
+        difficulties([group("unknown", failed)], "right")
+
+
+def test_measured_tasks_come_easy_first(config_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "measured" / "difficulty.jsonl"
+    result = env("measure", config_file, "environment.args.num_train=12", "--samples", "3", "--out", out)
+    assert result.exit_code == 0, result.exception
+    assert f"difficulty_file: {out}" in result.output.replace("\n", "")
+    rows = read_lines(out)
+    assert len(rows) == 12
+    assert {row["samples"] for row in rows} == {3}
+    assert [row["difficulty"] for row in rows] == sorted(row["difficulty"] for row in rows)
+    again = tmp_path / "again.jsonl"
+    env("measure", config_file, "environment.args.num_train=12", "--samples", "3", "--out", again)
+    assert again.read_text() == out.read_text()
+    options = [f"environment.args={{num_train: 12, difficulty_file: {out}}}", "environment.order=easy_first"]
+    config = load(config_file, [*options, "steps=3", "name=easy"])
+    launch.train(config)
+    known = {row["id"]: row["difficulty"] for row in rows}
+    course = [known[row["task_id"]] for step in (1, 2, 3) for row in read_rollouts(config.run_dir, step)]
+    steps = [course[i : i + 16] for i in range(0, 48, 16)]
+    assert max(steps[0]) <= min(steps[1])
+    assert max(steps[1]) <= min(steps[2])
+
+
+def test_easy_first_without_a_measurement_is_refused_before_the_run(make_config: MakeConfig) -> None:
+    config = make_config(
+        "environment.path=environments.sums:load", "environment.args={high: 30}", "environment.order=easy_first"
+    )
+    with pytest.raises(ValueError, match="rlft env measure CONFIG"):
+        launch.train(config)
+    assert not config.run_dir.exists()

@@ -1,0 +1,225 @@
+"""Tasks from tables: every format, templates, the split, few-shot examples, and errors that name the row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from environments import dataset
+from rlft.config import EnvironmentConfig
+from rlft.environment.contract import Environment, check
+from rlft.environment.loading import load as load_config
+from rlft.rows import read_rows
+from rlft.tasks import tasks_of_step
+from rlft.types import Task
+
+# Text that readers like to turn into something else: dates, numbers with zeros in front, yes and no.
+ROWS = [{"question": f"q{i}?", "answer": answer} for i, answer in enumerate(["2024-01-02", "007", "no", "1e3", "x, y"])]
+
+
+def write_lines(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def write(folder: Path, suffix: str, rows: list[dict[str, Any]]) -> str:
+    path = folder / f"rows{suffix}"
+    if suffix == ".jsonl":
+        return write_lines(path, *map(json.dumps, rows))
+    if suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path = folder / "rows.py"
+        path.write_text(f"def rows():\n    yield from {rows!r}\n")
+        return f"{path}:rows"
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".py"])
+def test_every_format_gives_the_same_tasks(tmp_path: Path, suffix: str) -> None:
+    environment = dataset.load(write(tmp_path, suffix, ROWS), heldout=0.0)
+    check(environment)
+    assert [task.messages for task in environment.train] == [
+        ({"role": "user", "content": row["question"]},) for row in ROWS
+    ]
+    assert [task.answer for task in environment.train] == [row["answer"] for row in ROWS]
+    assert [dict(task.columns) for task in environment.train] == ROWS
+
+
+def test_the_split_is_by_prompt_not_by_order(tmp_path: Path) -> None:
+    lines = [json.dumps({"question": f"q{i}", "answer": i, "level": i % 3}) for i in range(200)]
+    options: dict[str, Any] = {"reply": "<answer>{answer}</answer>", "heldout": 0.25, "system": "Be brief."}
+    first = dataset.load(write_lines(tmp_path / "a.jsonl", *lines), **options)
+    second = dataset.load(write_lines(tmp_path / "b.jsonl", *lines[::-1], lines[0]), **options)
+    check(first)
+    assert {t.id for t in first.heldout} == {t.id for t in second.heldout}
+    assert 30 <= len(first.heldout) <= 70
+    assert len(first.heldout) + len(first.train) == 200 == len(second.heldout) + len(second.train)
+    task = first.train[0]
+    assert task.messages[0] == {"role": "system", "content": "Be brief."}
+    assert task.columns["level"] == task.answer % 3
+    assert first.demonstrations[0][-1] == {"role": "assistant", "content": f"<answer>{task.answer}</answer>"}
+    other = dataset.load(str(tmp_path / "a.jsonl"), **options, seed=1)
+    assert {t.messages for t in map(_plain, other.heldout)} != {t.messages for t in map(_plain, first.heldout)}
+
+
+def _plain(task: Task) -> Any:
+    class Plain:
+        messages = json.dumps(task.messages)
+
+    return Plain
+
+
+def test_shots_stand_before_every_question_and_are_no_tasks(tmp_path: Path) -> None:
+    rows = [{"question": f"{i} + 1?", "answer": i + 1} for i in range(20)]
+    path = write(tmp_path, ".jsonl", rows)
+    environment = dataset.load(path, reply="It is {answer}.", shots=2, system="s", heldout=0.3)
+    check(environment)
+    without = dataset.load(path, heldout=0.3)
+    assert len(environment.train) == len(without.train) - 2
+    assert len(environment.heldout) == len(without.heldout)
+    shown = without.train[0]
+    for task in (*environment.train, *environment.heldout):
+        assert [m["role"] for m in task.messages] == ["system", *["user", "assistant"] * 2, "user"]
+        assert task.messages[1]["content"] == shown.messages[0]["content"]
+        assert task.messages[2]["content"] == f"It is {shown.answer}."
+        assert task.messages[-1]["content"] not in (task.messages[1]["content"], task.messages[3]["content"])
+    assert environment.demonstrations[0][:-1] == environment.train[0].messages
+    with pytest.raises(ValueError, match="shots need a `reply` template"):
+        dataset.load(path, shots=2)
+    with pytest.raises(ValueError, match="shots is 20, but there are 20 training rows"):
+        dataset.load(path, reply="{answer}", shots=20, heldout=0)
+
+
+def test_a_column_of_messages_is_the_prompt(tmp_path: Path) -> None:
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}]
+    for suffix in (".jsonl", ".parquet"):
+        environment = dataset.load(write(tmp_path, suffix, [{"chat": chat}]), messages="chat", answer="", heldout=0)
+        assert environment.train[0].messages == tuple(chat)
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: column 'chat' must hold a list of messages"):
+        dataset.load(write(tmp_path, ".jsonl", [{"chat": "hi"}]), messages="chat", answer="")
+
+
+def test_a_limit_reads_no_further(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", *map(json.dumps, ROWS), "not read")
+    assert len(dataset.load(path, heldout=0, limit=3).train) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"rows\.jsonl:2: not JSON"),
+        ("[1]", r"rows\.jsonl:2: expected an object with columns, found list"),
+        ('{"answer": 1}', r"rows\.jsonl:2: the template names 'question', but the row has answer"),
+        ('{"question": "x"}', r"rows\.jsonl:2: no column 'answer'"),
+    ],
+)
+def test_errors_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", '{"question": "x?", "answer": 1}', line)
+    with pytest.raises(ValueError, match=message):
+        dataset.load(path)
+
+
+def test_errors_name_what_is_wrong_with_a_source(tmp_path: Path) -> None:
+    path = write(tmp_path, ".jsonl", ROWS)
+    (tmp_path / "short.csv").write_text("question,answer\nq1,1\nq2\n")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "raises.py").write_text("def rows():\n    raise OSError('no disk')\n")
+    for options, message in [
+        ({"source": str(tmp_path / "row.jsonl")}, r"no file .*row\.jsonl\. Did you mean 'rows\.jsonl'"),
+        (
+            {"source": str(tmp_path / "short.csv")},
+            r"short\.csv, row 2: it has another number of fields than the header, 2",
+        ),
+        ({"source": str(tmp_path / "broken.parquet")}, r"broken\.parquet: not readable as parquet"),
+        ({"source": f"{tmp_path}/raises.py:rows"}, r"(?s)raises\.py:rows raised:.*OSError: no disk"),
+        ({"source": path, "split": "test"}, r"split and subset are for hub ids and folders"),
+        ({"source": path, "prompt": "{question} as {json}"}, r"rows\.jsonl:1: the template names 'json'"),
+        ({"source": path, "prompt": "{question"}, r"is not usable: .*for braces that are text"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            dataset.load(**options)
+
+
+def test_a_hub_id_offline_is_refused_kindly() -> None:
+    with pytest.raises(ValueError, match=r"source: 'nobody/nothing' could not be loaded: .*\n.*hub id"):
+        list(read_rows("nobody/nothing"))
+
+
+# Difficulty and order
+
+
+def difficult(values: list[Any]) -> list[Task]:
+    return [
+        Task(id=str(i), messages=({"role": "user", "content": str(i)},), columns={"difficulty": value})
+        for i, value in enumerate(values)
+    ]
+
+
+def of_steps(tasks: list[Task], count: int, steps: range, **options: Any) -> list[list[Task]]:
+    return [tasks_of_step(tasks, step=step, count=count, seed=3, **options) for step in steps]
+
+
+def test_listed_goes_round_in_order() -> None:
+    tasks = difficult([0] * 5)
+    steps = of_steps(tasks, 2, range(1, 6), order="listed")
+    assert [[t.id for t in step] for step in steps] == [["0", "1"], ["2", "3"], ["4", "0"], ["1", "2"], ["3", "4"]]
+    assert [t.id for t in tasks_of_step(tasks, step=1, count=2, seed=3, round_number=1, order="listed")] == ["2", "3"]
+    assert len({t.id for t in tasks_of_step(tasks, step=7, count=5, seed=3, order="listed")}) == 5
+
+
+def test_easy_first_sorts_each_epoch_and_shuffles_equals() -> None:
+    tasks = difficult([0.5, 0.0, "1.0", 0.5, 0.0, 0.25, 1, 0.5, 0.0])
+    first, second = (of_steps(tasks, 2, range(1 + 4 * epoch, 5 + 4 * epoch), order="easy_first") for epoch in (0, 1))
+    for epoch in (first, second):
+        values = [float(t.columns["difficulty"]) for step in epoch for t in step]
+        assert values == sorted(values)
+        assert len({t.id for step in epoch for t in step}) == 8
+    assert first != second
+    assert first == of_steps(tasks, 2, range(1, 5), order="easy_first")
+    # 9 tasks in steps of 2 leave one out, in each epoch another: also the hardest are reached.
+    seen = {t.id for step in of_steps(tasks, 2, range(1, 120), order="easy_first") for t in step}
+    assert len(seen) == 9
+
+
+@pytest.mark.parametrize("value", [None, "hard", float("nan"), [1]])
+def test_easy_first_without_difficulty_says_how_to_measure_it(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"1 of 2 have none \(the first is '1'\).*rlft env measure.*difficulty_file"):
+        tasks_of_step(difficult([0.5, value]), step=1, count=1, seed=0, order="easy_first")
+
+
+def from_config(**args: Any) -> Environment:
+    return load_config(
+        EnvironmentConfig(path="environments.sums:load", args={"high": 4, "heldout": 2, "demonstrations": 2, **args})
+    )
+
+
+def test_a_difficulty_file_is_for_every_environment(tmp_path: Path) -> None:
+    plain = from_config()
+    lines = [json.dumps({"id": task.id, "difficulty": i / 10}) for i, task in enumerate(plain.train)]
+    file = write_lines(tmp_path / "difficulty.jsonl", *lines[:-1])
+    environment = from_config(difficulty_file=file)
+    assert [task.columns["difficulty"] for task in environment.train] == [
+        *(i / 10 for i in range(len(plain.train) - 1)),
+        None,
+    ]
+    assert {task.columns["difficulty"] for task in environment.heldout} == {None}
+    with pytest.raises(ValueError, match="none of them is a training task here"):
+        from_config(difficulty_file=file, low=5, high=9)
+    with pytest.raises(ValueError, match=r"wrong\.jsonl:1: expected .*\"difficulty\": 0\.25"):
+        from_config(difficulty_file=write_lines(tmp_path / "wrong.jsonl", '{"id": "1+1", "difficulty": "easy"}'))
+    with pytest.raises(ValueError, match=r"environment\.args\.difficulty_file: no file"):
+        from_config(difficulty_file="nowhere.jsonl")

@@ -1,0 +1,272 @@
+"""Code of a model: what it may do, what it may not, and that no trick of it becomes a reward."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rlft.reward import sandbox
+from rlft.reward.sandbox import Call, Limits
+
+pytestmark = pytest.mark.skipif(bool(sandbox._problem()), reason=f"no sandbox: {sandbox._problem()}")
+QUICK = Limits(seconds=3.0)
+
+
+def one(body: str, *arguments: Any, limits: Limits = QUICK) -> Call:
+    """What `def f(*a)` with this body gives."""
+    code = "def f(*a):\n" + "\n".join(f"    {line}" for line in body.splitlines())
+    (result,) = sandbox.call(code, "f", [arguments], limits)
+    return result
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """However it ends, no process is left."""
+    before = {process.pid for process in psutil.process_iter()}
+    yield
+    deadline = time.monotonic() + 2
+    left: list[str] = []
+    while time.monotonic() < deadline:
+        mine = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+        left = [p.name() for p in mine if p.is_running()]
+        if not left:
+            return
+        time.sleep(0.05)
+    assert left == []
+
+
+def test_values_come_back() -> None:
+    code = "import math\ndef f(n, s='x'):\n    print('noise')\n    return {'n': math.factorial(n), 's': (s,) * 2}"
+    assert sandbox.call(code, "f", [[3], [5, "é"]]) == [
+        Call(value={"n": 6, "s": ["x", "x"]}),
+        Call(value={"n": 120, "s": ["é", "é"]}),
+    ]
+
+
+def test_an_exception_is_an_error_of_its_call_alone() -> None:
+    assert sandbox.call("def f(n):\n    return 6 / n", "f", [[2], [0], [3]]) == [
+        Call(value=3.0),
+        Call(error="ZeroDivisionError: division by zero"),
+        Call(value=2.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("def f(:", "SyntaxError"),
+        ("def g(): pass", "KeyError: 'f'"),
+        ("raise RuntimeError('no')", "RuntimeError: no"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("import os; os._exit(0)", "it ended without a result"),
+        ("def f(): return {1, 2}", "TypeError: Object of type set is not JSON serializable"),
+        ("import numpy", "ModuleNotFoundError"),
+    ],
+)
+def test_code_that_gives_nothing_says_why(code: str, error: str) -> None:
+    results = sandbox.call(code, "f", [[], []])
+    assert len(results) == 2
+    assert all(result.error.startswith(error) for result in results), results
+
+
+# Table A5, 27: contained, and over within the deadline and a second
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("import time\ntime.sleep(60)", "resource: time"),
+        ("while True: pass", "resource: "),
+        ("x = bytearray(10**9)", "MemoryError"),
+        ("open('/tmp/big', 'wb').write(bytes(64 * 2**20))", "OSError: [Errno 27]"),
+        ("return 'x' * 2**20", "resource: output"),
+        ("import os\nos.write(1, bytes(10**6)); print('x' * 10**6); return len(a)", ""),
+        (
+            "import os\nfor fd in range(3, 60):\n    try:\n        while True: os.write(fd, bytes(65536))\n    except OSError: pass",
+            "resource: output",
+        ),
+    ],
+    ids=["sleep", "spin", "memory", "large-file", "large-value", "noise", "flooded-channel"],
+)
+def test_resources_are_bounded(body: str, error: str) -> None:
+    started = time.monotonic()
+    result = one(body)
+    assert time.monotonic() - started < QUICK.seconds + 1
+    assert result.error.startswith(error)
+    assert bool(result.error) == bool(error)
+
+
+def test_disks_are_small() -> None:
+    # Neither /tmp, nor the root, nor /dev/shm takes more than a little: they are memory of the host.
+    body = """
+total = 0
+for folder in ('/tmp', '/', '/dev', '/dev/shm', '/proc', '/usr', '/python'):
+    for n in range(30):
+        try:
+            with open(f'{folder}/x{n}', 'wb') as file:
+                total += file.write(bytes(4 * 2**20))
+        except OSError:
+            break
+return total / 2**20"""
+    assert one(body).value <= 2 * QUICK.file_mb
+
+
+def test_a_fork_bomb_is_small_and_gone() -> None:
+    body = """
+import os, time
+n = 0
+try:
+    while n < 300:
+        if os.fork() == 0:
+            time.sleep(30)
+            os._exit(0)
+        n += 1
+except OSError:
+    pass
+return n"""
+    started = time.monotonic()
+    assert one(body).value < QUICK.processes
+    assert time.monotonic() - started < 2  # the children do not keep it
+
+
+def test_a_daemon_ends_with_the_sandbox() -> None:
+    body = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(0)
+return 'left'"""
+    assert one(body).value == "left"
+
+
+def test_the_host_is_out_of_sight(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("key")
+    os.environ["RLFT_TEST_SECRET"] = "key"
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        body = f"""
+import os, socket
+def tried(act):
+    try:
+        return repr(act())
+    except BaseException as error:
+        return type(error).__name__
+os.symlink({str(secret)!r}, '/tmp/link')
+return {{
+    'file': tried(lambda: open({str(secret)!r}).read()),
+    'link': tried(lambda: open('/tmp/link').read()),
+    'passwords': tried(lambda: open('/etc/passwd').read()),
+    'network': tried(lambda: socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 1)),
+    'environment': sorted(os.environ),
+    'processes': [p for p in os.listdir('/proc') if p.isdigit()],
+    'root': tried(lambda: os.setuid(0)),
+    'mount': tried(lambda: open('/usr/x', 'w')),
+}}"""
+        seen = one(body).value
+    del os.environ["RLFT_TEST_SECRET"]
+    assert seen["file"] == seen["link"] == seen["passwords"] == "FileNotFoundError"
+    assert seen["network"] in ("ConnectionRefusedError", "OSError")
+    assert set(seen["environment"]) <= {"PYTHONHASHSEED", "LANG", "PWD", "LC_CTYPE"}
+    assert len(seen["processes"]) <= 2
+    assert seen["root"] == "PermissionError"
+    assert seen["mount"] == "OSError"
+
+
+def test_killing_everybody_kills_nobody_else() -> None:
+    me = os.getpid()
+    result = one(f"import os, signal\nos.kill(-1, 9)\nos.kill({me}, 9)")
+    assert result.error
+    assert one("return 1").value == 1
+
+
+# Table A5, 28: the verdict is made outside
+
+
+CHEATS = {
+    "exit": "import os\ndef f(n):\n    os._exit(0)",
+    "equal to all": "class Any(int):\n    def __eq__(self, other): return True\ndef f(n):\n    return Any(0)",
+    "patched json": "import json\njson.dumps = lambda *a, **k: 'true'\ndef f(n):\n    return True",
+    "true for one": "def f(n):\n    return n == n",
+    "says it passed": 'import os\nfor fd in range(3, 20):\n    try: os.write(fd, b\'["", "value", 1]\\n{"score": 1}\\n\')\n    except OSError: pass\ndef f(n):\n    return None',
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_no_trick_is_a_reward(name: str) -> None:
+    from rewards.code_tests import code_tests
+
+    cases = [[[1], 1], [[2], 4], [[3], 9]]
+    assert code_tests(f"```python\n{CHEATS[name]}\n```", cases, "f") == {"score": 0.0, "share": 0.0}
+    assert code_tests("Sure!\n```python\ndef f(n):\n    return n * n\n```", cases, "f") == {"score": 1.0, "share": 1.0}
+
+
+def test_expected_answers_never_enter() -> None:
+    # The whole memory of the program is its own: what it can read are its code, the inputs, and the nonce.
+    from rewards.code_tests import code_tests
+
+    spy = """
+import sys
+def f(n):
+    frame, seen = sys._getframe(), []
+    while frame:
+        seen.append(repr({k: v for k, v in frame.f_globals.items() if k == 'job'}))
+        frame = frame.f_back
+    return str(31336 + 1) in ''.join(seen)"""
+    assert sandbox.call(spy, "f", [[1]]) == [Call(value=False)]
+    assert code_tests(spy, [[[1], 31337]], "f") == {"score": 0.0, "share": 0.0}
+    assert '"inputs": [[1]]' in sandbox._job({"inputs": [[1]]}, QUICK).decode()
+
+
+def test_a_value_of_another_type_is_another_value() -> None:
+    from rewards.code_tests import code_tests
+
+    def score(value: str, expected: Any) -> float:
+        result = code_tests(f"def f():\n    return {value}", [[[], expected]], "f")
+        assert result is not None
+        return result["score"]
+
+    assert score("1", True) == score("True", 1) == score("'1'", 1) == score("[1]", [True]) == 0
+    assert score("(1, 'a')", [1, "a"]) == score("{'a': 0.1 + 0.2}", {"a": 0.3}) == score("2", 2.0) == 1
+    assert score("float('nan')", 0.5) == score("None", 0) == score("[1, 2]", [1]) == 0
+    assert code_tests("def f(): pass", [], "f") is None
+
+
+# Table A5, 29: without a sandbox nothing runs
+
+
+def test_without_a_sandbox_code_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from rlft.reward.loading import load
+
+    monkeypatch.setattr(sandbox, "_problem", lambda: sandbox._INSTALL)
+    with pytest.raises(ValueError, match=r"in a sandbox or not at all, and there is none: install .*rlft\[sandbox\]"):
+        sandbox.call("def f(): pass", "f", [[]])
+    copy = tmp_path / "code_tests.py"
+    copy.write_text((Path(__file__).parents[1] / "rewards" / "code_tests.py").read_text())
+    with pytest.raises(ValueError, match="importing it failed:(?s:.*)there is none"):
+        load(f"{copy}:code_tests")
+
+
+def test_inputs_are_plain_data() -> None:
+    with pytest.raises(ValueError, match="must be plain data"):
+        sandbox.call("def f(x): pass", "f", [[object()]])
+
+
+def test_it_is_quick() -> None:
+    one("return 1")
+    started = time.monotonic()
+    for _ in range(5):
+        assert one("return 1") == Call(value=1)
+    assert (time.monotonic() - started) / 5 < 1.0
+    assert json.dumps(one("return None").value) == "null"

@@ -1,0 +1,181 @@
+"""Tools: schemas from typed functions, calls out of a reply, and errors that the policy is told about."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from rlft.environment.contract import Environment
+from rlft.environment.tools import MAX_RESULT, BadCall, ToolCall, ToolEpisode, answer, make_tools, read_calls, schemas
+from rlft.rollout.chunk import Chunk
+from rlft.rollout.episode import run_chunk
+from rlft.rollout.scripted_engine import ScriptedEngine
+from rlft.types import SamplingParams, Task
+from tests.chat_templates import tokenizer_of
+
+
+def divide(a: float, b: float, digits: int = 2) -> str:
+    """
+    Divides two numbers.
+
+    Args:
+        a: the dividend
+        b: the divisor
+        digits: how many digits follow the point
+    """
+    return f"{a / b:.{digits}f}"
+
+
+async def fetch(names: list[str]) -> dict[str, int]:
+    """
+    Looks names up.
+
+    Args:
+        names: whom to look up
+    """
+    await asyncio.sleep(0)
+    return {name: len(name) for name in names}
+
+
+def shout(text: str) -> str:
+    """
+    Repeats a text.
+
+    Args:
+        text: what to repeat
+    """
+    return text
+
+
+TOOLS = make_tools(divide, fetch, shout)
+
+
+def ask(name: str, **arguments: Any) -> str:
+    message = asyncio.run(answer(TOOLS, ToolCall(name=name, arguments=arguments)))
+    assert (message["role"], message["name"]) == ("tool", name)
+    return message["content"]
+
+
+def test_a_schema_is_read_from_the_function() -> None:
+    described = schemas(TOOLS)[0]["function"]
+    assert described["name"] == "divide"
+    assert described["description"] == "Divides two numbers."
+    assert described["parameters"]["required"] == ["a", "b"]
+    assert described["parameters"]["properties"]["digits"]["type"] == "integer"
+    json.dumps(schemas(TOOLS))
+
+
+def test_functions_that_cannot_be_described_are_refused() -> None:
+    def bare(a: int) -> int:
+        return a
+
+    def untyped(a) -> int:  # type: ignore[no-untyped-def]
+        """
+        Does it.
+
+        Args:
+            a: a number
+        """
+        return 1
+
+    for function in (bare, untyped):
+        with pytest.raises(ValueError, match=f"{function.__name__} cannot be a tool: .* a line under `Args:`"):
+            make_tools(function)
+    with pytest.raises(ValueError, match="two tools are called 'divide'"):
+        make_tools(divide, divide)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The answer is 4.", []),
+        ('<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>', [ToolCall(name="f", arguments={"x": 1})]),
+        ('I look.\n<tool_call>\n{"name": "f"}\n</tool_call> now', [ToolCall(name="f", arguments={})]),
+        ('<tool_call>{"name": "f"}', [ToolCall(name="f", arguments={})]),
+        (
+            '<tool_call>{"name": "f"}</tool_call><tool_call>{"name": "g"}</tool_call>',
+            [ToolCall(name="f", arguments={}), ToolCall(name="g", arguments={})],
+        ),
+    ],
+)
+def test_calls_are_read(text: str, expected: list[ToolCall]) -> None:
+    assert read_calls(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("divide(1, 2)", "the call is not JSON: Expecting value: line 1 column 1"),
+        ("", "the call is not JSON"),
+        ("[1]", 'a call is {"name": "...", "arguments": {...}}'),
+        ('{"arguments": {}}', 'a call is {"name"'),
+        ('{"name": 3}', 'a call is {"name"'),
+        ('{"name": "divide", "arguments": "a=1"}', "the arguments of a call are an object by name"),
+    ],
+)
+def test_a_malformed_call_is_told_to_the_policy(written: str, told: str) -> None:
+    (call,) = read_calls(f"<tool_call>{written}</tool_call>")
+    assert isinstance(call, BadCall)
+    message = asyncio.run(answer(TOOLS, call))
+    assert message["role"] == "tool"
+    assert message["content"].startswith(f"error: {told}")
+
+
+def test_results_are_text() -> None:
+    assert ask("divide", a=1, b=3) == "0.33"
+    assert ask("fetch", names=["ann", "jo"]) == '{"ann": 3, "jo": 2}'
+    assert ask("shout", text=" ") == "(no output)"
+    long = ask("shout", text="x" * (MAX_RESULT + 5))
+    assert long == "x" * MAX_RESULT + " ... (5 more characters)"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("devide", {}, "no tool 'devide'; there is divide, fetch, shout. Did you mean 'divide'?"),
+        ("divide", {"a": 1}, "'b' is a required property"),
+        ("divide", {"a": 1, "b": "two"}, "b: 'two' is not of type 'number'"),
+        ("divide", {"a": 1, "b": 2, "digits": True}, "digits: True is not of type 'integer'"),
+        ("divide", {"a": 1, "b": 2, "c": 3}, "Additional properties are not allowed ('c' was unexpected)"),
+        ("fetch", {"names": ["ann", 3]}, "names.1: 3 is not of type 'string'"),
+        ("divide", {"a": 1, "b": 0}, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_goes_wrong_in_a_call_is_a_message(name: str, arguments: dict[str, Any], told: str) -> None:
+    assert ask(name, **arguments) == f"error: {told}"
+
+
+@pytest.mark.parametrize("family", ["chatml", "qwen2.5"])
+def test_an_episode_with_tools(family: str) -> None:
+    tokenizer = tokenizer_of(family)
+    task = Task(id="q", messages=({"role": "user", "content": "1 / 4?"},), answer="0.25")
+    environment = Environment(
+        train=[task],
+        heldout=[],
+        tools=schemas(TOOLS),
+        max_turns=4,
+        episode=lambda: ToolEpisode(TOOLS, lambda task, text: float(task.answer in text)),
+    )
+    call = '<tool_call>{"name": "divide", "arguments": {"a": 1, "b": %d}}</tool_call>'
+
+    def say(prompt: str, index: int, seed: int) -> str:
+        if "0.25" in prompt:
+            return "It is 0.25."
+        return call % (4 if "ZeroDivisionError" in prompt else 0)
+
+    engine = ScriptedEngine(tokenizer, say)
+    params = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=100)
+    work = Chunk(tasks=(task,), samples_per_task=1, params=params, run_seed=0, stream="t", step=1, version=0)
+    (trajectory,) = run_chunk(engine, tokenizer, work, environment)[0].trajectories
+    assert [m["role"] for m in trajectory.messages] == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+    assert trajectory.messages[2]["content"].startswith("error: ZeroDivisionError: ")
+    assert (trajectory.stop_reason, trajectory.environment_reward) == ("done", 1.0)
+    prompt = tokenizer.decode(list(trajectory.prompt_ids))
+    assert ("Tools:" in prompt) == (family == "qwen2.5")
+    assert ("You can call tools:" in prompt) == (family == "chatml")
+    assert "<|im_start|>user\n<tool_response>\n0.25\n</tool_response><|im_end|>" in tokenizer.decode(
+        list(trajectory.token_ids)
+    )
