@@ -92,7 +92,7 @@ def lora_forward(
     """(y, x a^T); `a` and `b` are of the type of x."""
     flat = x.flatten(0, -2)
     inner = flat @ a.T
-    y = torch.addmm(F.linear(flat, weight, bias), inner, b.T, alpha=scale)
+    y = F.linear(flat, weight, bias).addmm_(inner, b.T, alpha=scale)
     return y.unflatten(0, x.shape[:-1]), inner
 
 
@@ -106,5 +106,5 @@ def lora_backward(
     grad_up = (grad.T @ inner).to(master).mul_(scale)
     grad_x = None
     if needs_x:
-        grad_x = torch.addmm(grad @ weight, grad_inner, a).unflatten(0, x.shape[:-1])
+        grad_x = (grad @ weight).addmm_(grad_inner, a).unflatten(0, x.shape[:-1])
     return grad_x, grad_down, grad_up
