@@ -37,6 +37,10 @@ class Layout:
     blocks: dict[tuple[int, int, torch.dtype], HeadBlocks] = field(default_factory=dict)
     """The layout as blocks, by number of heads, of key heads, and type; made when the first such layer asks."""
 
+    def attended(self, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
+        """A layer attends by this layout."""
+        self.layers += 1
+
     def as_blocks(self, num_heads: int, num_key_heads: int, dtype: torch.dtype) -> HeadBlocks:
         """The layout as blocks for a layer with these heads."""
         key = (num_heads, num_key_heads, dtype)
@@ -87,14 +91,14 @@ def packed_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("softcap") is not None:
         raise ValueError("this model soft-caps its attention scores, which packed attention cannot do")
-    packed_layout.layers += 1
-    longest = max(group.prompt_length + max(group.lengths) for group in packed_layout.groups)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    packed_layout.attended(query, key, scale, sliding_window)
+    longest = max(group.prompt_length + max(group.lengths, default=0) for group in packed_layout.groups)
     if sliding_window is not None and longest > sliding_window:
         raise ValueError(f"a sequence of {longest} tokens exceeds the model's sliding window of {sliding_window}")
     if query.device.type == "cpu" and _num_scores(packed_layout.groups) * query.shape[1] <= LARGEST_SCORES:
         # Under autocast, rotary positions leave queries and keys in float32.
         q, k, v = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         blocks = packed_layout.as_blocks(q.shape[1], k.shape[1], q.dtype)
         return block_attention(q, k, v, blocks, scale).unsqueeze(0), None
     num_repeats = query.shape[1] // key.shape[1]
@@ -109,9 +113,12 @@ def packed_attention(
             )[0]
         )
         start = prompt.stop
-        gather, scatter = _padding(group.lengths, query.device)
-        own = slice(start, start + sum(group.lengths))
-        rows, width = len(group.lengths), max(group.lengths)
+        lengths = tuple(length for length in group.lengths if length)
+        if not lengths:
+            continue
+        gather, scatter = _padding(lengths, query.device)
+        own = slice(start, start + sum(lengths))
+        rows, width = len(lengths), max(lengths)
         padded_query, padded_key, padded_value = (
             tensor[0, :, own][:, gather].unflatten(1, (rows, width)).transpose(0, 1) for tensor in (query, key, value)
         )
@@ -128,7 +135,8 @@ def packed_attention(
 
 def _num_scores(groups: tuple[PackedGroup, ...]) -> int:
     """Scores of one head that attention in blocks would write out at most."""
-    width, prompt = max(max(group.lengths) for group in groups), max(group.prompt_length for group in groups)
+    width = max(max(group.lengths, default=0) for group in groups)
+    prompt = max(group.prompt_length for group in groups)
     return len(groups) * prompt**2 + sum(len(group.lengths) for group in groups) * width * (prompt + width)
 
 
@@ -138,10 +146,10 @@ def as_blocks(groups: tuple[PackedGroup, ...]) -> list[Block]:
     completions = []
     for group, prompt in zip(groups, prompts, strict=True):
         start = group.start + group.prompt_length
-        for length in group.lengths:
+        for length in filter(None, group.lengths):
             completions.append(Span(start=start, length=length, prompt=prompt))
             start += length
-    return [_block(spans) for kind in (prompts, completions) for spans in _alike(kind)]
+    return [_block(spans) for kind in (prompts, completions) if kind for spans in _alike(kind)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
