@@ -10,8 +10,8 @@ is replaced only if the replacement agrees with it on a probe, so that no list o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import MethodType
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -27,17 +27,17 @@ from rlft.lora import PlainUpdate, lora_backward, lora_forward, projection
 def use_lean_decoders(model: nn.Module) -> None:
     """Replace the forward pass of the decoder layers that agree; of packed rows only, others go the original way."""
     for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer) and _agrees(module):
-            module.forward = MethodType(_forward, module)
+        if isinstance(module, GradientCheckpointingLayer) and (options := _options(module)) is not None:
+            module.forward = partial(_forward, module, options)
 
 
-def _forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _forward(self: Any, options: _Options, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout, positions = kwargs.get("packed_layout"), kwargs.get("position_embeddings")
     is_plain = not (args or self.training or torch.is_autocast_enabled(hidden_states.device.type))
     parts = _projections(self) if is_plain and layout is not None and positions is not None else None
     if parts is None:
         return type(self).forward(self, hidden_states, *args, **kwargs)
-    return _decoder(self, parts, hidden_states, *positions, layout)
+    return _decoder(self, options, parts, hidden_states, *positions, layout)
 
 
 def _projections(layer: Any) -> list[PlainUpdate] | None:
@@ -49,23 +49,16 @@ def _projections(layer: Any) -> list[PlainUpdate] | None:
     return plain if len(plain) == len(parts) else None
 
 
-def _decoder(layer: Any, parts: list[PlainUpdate], x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+def _decoder(
+    layer: Any, options: _Options, parts: list[PlainUpdate], x: Tensor, cos: Tensor, sin: Tensor, layout: Layout
+) -> Tensor:
     """The layer's output for a packed row x (1, T, width), with cos and sin (1, T, D)."""
-    attention, (first, second) = layer.self_attn, _norms(layer)
+    first, second = _norms(layer)
     heads = _AttentionInput.apply(
         x, *first, cos[0, :, None], sin[0, :, None], [part.scale for part in parts[:3]], *_tensors(parts[:3])
     )
     query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in heads)
-    output, _ = packed_attention(
-        attention,
-        query,
-        key,
-        value,
-        None,
-        packed_layout=layout,
-        scaling=attention.scaling,
-        sliding_window=getattr(attention, "sliding_window", None),
-    )
+    output, _ = packed_attention(layer.self_attn, query, key, value, None, layout, *options)
     x = _AttentionOutput.apply(x, output.flatten(2), parts[3].scale, *_tensors(parts[3:4]))
     return _GatedMLP.apply(x, *second, [part.scale for part in parts[4:]], *_tensors(parts[4:]))
 
@@ -208,20 +201,25 @@ def _unrotate(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 # The probe
 
+_Options: TypeAlias = tuple[float, int | None]
+"""Scale of the scores and sliding window of a layer."""
+
 
 @dataclass(slots=True)
 class _Recorder(Layout):
     """A layout that notes what attention is given."""
 
-    seen: list[Any] = field(default_factory=list)
+    rotated: list[Tensor] = field(default_factory=list)
+    options: list[_Options] = field(default_factory=list)
 
     def attended(self, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
         """See `Layout`."""
-        self.seen += [query, key, scale, window]
+        self.rotated += [query, key]
+        self.options.append((scale, window))
 
 
-def _agrees(layer: Any) -> bool:
-    """Whether the replacement computes what the layer does, on a small packed row of random states.
+def _options(layer: Any) -> _Options | None:
+    """What the layer hands to attention, if the replacement computes what it does on a small packed row, else None.
 
     Queries and keys are compared themselves, as attention might hardly show a difference between them; and the layer's
     output for small states, beside which its halves count, and for usual ones.
@@ -229,7 +227,7 @@ def _agrees(layer: Any) -> bool:
     try:
         parts, norms = _projections(layer), _norms(layer)
         if parts is None or any(weight.requires_grad for weight, _ in norms) or not _is_silu(layer.mlp.act_fn):
-            return False
+            return None
         weight, head_dim = parts[0].weight, layer.self_attn.head_dim
         generator = torch.Generator().manual_seed(0)
         states = torch.randn(1, 9, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
@@ -240,16 +238,17 @@ def _agrees(layer: Any) -> bool:
         with torch.no_grad():
             for x in (states * 1e-3, states):
                 own, plain = _Recorder(groups), _Recorder(groups)
-                actual = _decoder(layer, parts, x, cos, sin, own)
                 expected = layer(
                     x, attention_mask=None, position_embeddings=(cos, sin), packed_layout=plain, use_cache=False
                 )
-                results = zip((*own.seen, actual), (*plain.seen, expected), strict=True)
+                [options] = plain.options
+                actual = _decoder(layer, options, parts, x, cos, sin, own)
+                results = zip((*own.rotated, actual), (*plain.rotated, expected), strict=True)
                 if not all(_is_close(first, second, tolerance) for first, second in results):
-                    return False
+                    return None
     except (RuntimeError, AttributeError, TypeError, ValueError):
-        return False  # it has other parts or takes other inputs, so it is another kind of layer
-    return True
+        return None  # it has other parts or takes other inputs, so it is another kind of layer
+    return options
 
 
 def _is_silu(activation: Any) -> bool:
@@ -257,7 +256,5 @@ def _is_silu(activation: Any) -> bool:
     return torch.allclose(activation(x), F.silu(x), rtol=1e-5, atol=1e-6)
 
 
-def _is_close(actual: Any, expected: Any, tolerance: float) -> bool:
-    if not isinstance(expected, Tensor):
-        return bool(actual == expected)
+def _is_close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
     return actual.shape == expected.shape and bool((actual - expected).norm() <= tolerance * expected.norm())

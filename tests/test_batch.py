@@ -338,7 +338,9 @@ def tiny(config_class: str, changes: dict[str, Any], dtype: torch.dtype = torch.
         model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_ATTENTION)
         for name, module in list(model.named_modules()):
             if type(module).__name__.endswith("RMSNorm"):
-                model.set_submodule(name, nn.RMSNorm(module.weight.shape, eps=1e-6))
+                stand_in = nn.RMSNorm(module.weight.shape, eps=1e-6)
+                stand_in.variance_epsilon = 1e-6  # type: ignore[assignment]
+                model.set_submodule(name, stand_in)
         model.to(dtype).eval()
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
