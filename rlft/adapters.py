@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rlft.config import AdapterConfig, ModelConfig
+from rlft.lean_decoder import use_lean_decoders
 from rlft.lean_layers import use_lean_layers
 from rlft.lora import use_lean_lora
 from rlft.model import load_base, quiet_libraries, resolve_dtype, seeded
@@ -98,6 +99,7 @@ def add_policy(base: PreTrainedModel, config: AdapterConfig, *, seed: int) -> Pe
         model = get_peft_model(base, lora_config(config), adapter_name=POLICY)
     use_lean_lora(model)
     use_lean_layers(model)
+    use_lean_decoders(model)
     return model
 
 

@@ -31,6 +31,8 @@ ValueLoss = Callable[[Batch, Tensor], Tensor]
 """From a microbatch on the device and its values (A,): the loss."""
 
 
+DEFAULT_TOKENS = {"cpu": 1536, "cuda": 8192}
+"""Packed tokens of a microbatch by device: a CPU computes few as fast as many, a GPU does not."""
 BETA2 = 0.99
 """AdamW's second-moment decay; RL runs are short, so it forgets faster than 0.999."""
 
@@ -127,7 +129,7 @@ class Roles:
         with torch.no_grad(), adapters.active(model.role):
             scores = self._collect(
                 conversations(model, groups),
-                lambda part: models.sequence_scores(model.role.model, model.head, pack(part)),
+                lambda part: models.sequence_scores(model.role.model, model.head, pack(part, with_ends=True)),
             )
         flat = iter(((scores - model.mean) / model.std).tolist())
         return [[next(flat) for _ in group] for group in groups]
@@ -265,7 +267,8 @@ class Roles:
         """
         torch.set_num_threads(self.config.threads)
         ranks = self.ranks
-        parts = even_microbatches(batch, self.config.tokens_per_microbatch, ranks.size, whole_groups=whole_groups)
+        tokens = self.config.tokens_per_microbatch or DEFAULT_TOKENS[self.device.type]
+        parts = even_microbatches(batch, tokens, ranks.size, whole_groups=whole_groups)
         own = [one(_to(select(batch, sequences), self.device), 1.0) for sequences in ranks.own(parts)]
         if self.is_sharded and len(own) < math.ceil(len(parts) / ranks.size):
             one(_to(select(batch, parts[-1]), self.device), 0.0)

@@ -39,6 +39,7 @@ LAYERS = [
     },
     {"rlft.attention", "rlft.lora", "rlft.run", "rlft.preference_data"},
     {"rlft.lean_layers", "rlft.environment"},
+    {"rlft.lean_decoder"},
     {"rlft.model", "rlft.ranks"},
     {"rlft.sharding"},
     {"rlft.adapters"},
