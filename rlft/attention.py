@@ -75,9 +75,9 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     packed_layout: Layout | None = None,
-    row_cache: OneTokenAttention | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    row_cache: OneTokenAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention; block-wise over `packed_layout` where the caller gives one.

@@ -107,9 +107,7 @@ class _BlockAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: HeadBlocks, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: HeadBlocks, scale: float) -> Tensor:
         q, k, v = (_as_rows(tensor) for tensor in (query, key, value))
         is_kept = sum(block.bias.numel() for block in blocks.blocks) * query.shape[1] <= KEPT_SCORES
         output, kept = _Output(blocks, q), []

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from rlft import adapters, chat, imports, reward_model, sources
 from rlft.checkpoint import write_folder
@@ -24,15 +23,14 @@ from rlft.environment.contract import Environment
 from rlft.evaluate import evaluate
 from rlft.learner import Learner
 from rlft.learner_group import make_learner
-from rlft.memory import keep_freed_memory
 from rlft.model import resolve_dtype
-from rlft.reward.contract import RewardSpec
 from rlft.reward.loading import function_hash, source_hash
 from rlft.reward.scoring import Scorer
 from rlft.reward_model import folder_hash
 from rlft.rollout.canary import CanaryMaker
-from rlft.rollout.pool import MakePool, RolloutPool, make_pool
+from rlft.rollout.pool import MakePool, RolloutPool
 from rlft.run import Run
+from rlft.services import make_scorer, services
 from rlft.tasks import tasks_of_step
 from rlft.train_rl import restore, snapshot, train_rl
 from rlft.train_sft import check_demonstrations, train_sft
@@ -209,7 +207,7 @@ def _prepare(config: RunConfig) -> tuple[Environment, str, str]:
         )
     if config.sft is not None:
         check_demonstrations(config.sft, environment.demonstrations)
-    _scorer(config, environment, log_dir=None).close()
+    make_scorer(config, environment, log_dir=None).close()
     model_folder = str(resolve_model(config))
     environment, dropped = lengths.fit(config, environment, model_folder)
     tasks_of_step(
@@ -365,43 +363,6 @@ def _summarize(run: Run) -> dict[str, Any]:
     write_report(run.path)
     write_reward_png(run.path)
     return summary
-
-
-@contextmanager
-def services(
-    config: RunConfig,
-    environment: Environment,
-    model_folder: str,
-    run: Run | None,
-    view: View,
-    pools: MakePool | None = None,
-) -> Iterator[tuple[RolloutPool, Scorer]]:
-    """The processes of a run, ended whatever happens."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    keep_freed_memory()
-    transformers_logging.disable_progress_bar()
-    view.stage("starting scoring processes")
-    scorer = _scorer(config, environment, log_dir=run.path / "logs" if run else None)
-    with scorer:
-        view.stage("starting rollout workers")
-        pool = (pools or make_pool)(config, model_folder, run.event if run else None)
-        try:
-            yield pool, scorer
-        finally:
-            pool.close()
-
-
-def _scorer(config: RunConfig, environment: Environment, *, log_dir: Path | None) -> Scorer:
-    specs = [RewardSpec(path=r.path, weight=r.weight, args=r.args, name=r.label) for r in config.rewards]
-    pairs = list(zip(specs, config.rewards, strict=True))
-    return Scorer(
-        [spec for spec, reward in pairs if not reward.folder],
-        on_learner=[spec for spec, reward in pairs if reward.folder],
-        workers=config.scoring.workers,
-        deadline_s=config.scoring.deadline_s,
-        log_dir=log_dir,
-        columns={column for task in (*environment.train, *environment.heldout) for column in task.columns},
-    )
 
 
 def _provenance(config: RunConfig) -> dict[str, Any]:

@@ -49,6 +49,7 @@ LAYERS = [
     {"rlft.learner_group"},
     {"rlft.step_rollouts"},
     {"rlft.train_rl", "rlft.train_sft", "rlft.train_dpo", "rlft.train_reward", "rlft.evaluate", "rlft.env_check"},
+    {"rlft.services"},
     {"rlft.launch"},
     {"rlft.launch_dpo", "rlft.launch_env", "rlft.launch_reward", "rlft.chaos"},
     {"rlft.cli_env"},
