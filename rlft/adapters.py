@@ -17,9 +17,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rlft.config import AdapterConfig, ModelConfig
+from rlft.lean_decoder import use_lean_decoders
 from rlft.lean_layers import use_lean_layers
 from rlft.lora import use_lean_lora
 from rlft.model import load_base, quiet_libraries, resolve_dtype, seeded
@@ -98,6 +99,7 @@ def add_policy(base: PreTrainedModel, config: AdapterConfig, *, seed: int) -> Pe
         model = get_peft_model(base, lora_config(config), adapter_name=POLICY)
     use_lean_lora(model)
     use_lean_layers(model)
+    use_lean_decoders(model)
     return model
 
 
@@ -210,22 +212,40 @@ def write_role(role: Role, tensors: Mapping[str, Tensor]) -> None:
         ValueError: the tensors belong to an adapter of other modules, rank or kind.
     """
     expected = _tensors(role)
-    if mismatched := sorted(
-        key
-        for key in {*expected, *tensors}
-        if key not in expected or key not in tensors or expected[key].shape != tensors[key].shape
-    ):
-        raise ValueError(
-            f"the adapter's tensors do not fit this model: {len(mismatched)} differ in name or shape, "
-            f"first {mismatched[0]!r}; "
-            "check adapter.kind, adapter.rank, adapter.target_modules and model.source"
-        )
+    refuse_misfit({key: value.shape for key, value in expected.items()}, tensors)
     if isinstance(role.model, PeftModel):
         set_peft_model_state_dict(role.model, dict(tensors), adapter_name=role.adapter)
         return
     with torch.no_grad():
         for key, parameter in expected.items():
             parameter.copy_(tensors[key])
+
+
+def adapter_shapes(folder: Path | str, config: AdapterConfig) -> dict[str, torch.Size]:
+    """Names and shapes of an adapter's tensors, without the memory of the model."""
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        with quiet_libraries():
+            model = get_peft_model(base, lora_config(config), adapter_name=POLICY)
+        return {key: value.shape for key, value in get_peft_model_state_dict(model, adapter_name=POLICY).items()}
+
+
+def refuse_misfit(shapes: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not exactly those which `shapes` names.
+
+    Raises:
+        ValueError: they belong to an adapter of other modules, rank or kind.
+    """
+    if mismatched := sorted(
+        key
+        for key in {*shapes, *tensors}
+        if key not in shapes or key not in tensors or shapes[key] != tensors[key].shape
+    ):
+        raise ValueError(
+            f"the adapter's tensors do not fit this model: {len(mismatched)} differ in name or shape, "
+            f"first {mismatched[0]!r}; "
+            "check adapter.kind, adapter.rank, adapter.target_modules and model.source"
+        )
 
 
 def _tensors(role: Role) -> dict[str, Tensor]:
@@ -259,7 +279,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 def save_tensors(folder: Path, config: AdapterConfig, model_folder: str, tensors: Mapping[str, Tensor]) -> None:
     """Write what was learnt into an existing folder: an adapter in PEFT's layout, or a whole model for `full`."""
     if config.kind == "full":
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import GenerationConfig
 
         AutoConfig.from_pretrained(model_folder).save_pretrained(folder)
         AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)

@@ -6,7 +6,7 @@ attends causally to itself, and each completion to the prompt and causally to it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -18,8 +18,10 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from rlft.batch import PackedGroup
-from rlft.block_attention import LARGEST_SCORES, Blocks, block_attention
+from rlft.block_attention import LARGEST_SCORES, Block, HeadBlocks, block_attention, with_heads
 
+BLOCK_COST = 4096
+"""Scores of one head that take as long as the calls of one more block."""
 NAME = "rlft_packed"
 """Value for `attn_implementation`; without a packed row it is transformers' own SDPA attention."""
 
@@ -32,8 +34,19 @@ class Layout:
     """Where each prompt and its completions stand."""
     layers: int = 0
     """Layers that attended by this layout so far."""
-    blocks: tuple[tuple[Blocks, ...], Tensor] | None = None
-    """The layout as blocks, and where each token stands in them; made when the first layer asks."""
+    blocks: dict[tuple[int, int, torch.dtype], HeadBlocks] = field(default_factory=dict)
+    """The layout as blocks, by number of heads, of key heads, and type; made when the first such layer asks."""
+
+    def attended(self, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
+        """A layer attends by this layout."""
+        self.layers += 1
+
+    def as_blocks(self, num_heads: int, num_key_heads: int, dtype: torch.dtype) -> HeadBlocks:
+        """The layout as blocks for a layer with these heads."""
+        key = (num_heads, num_key_heads, dtype)
+        if key not in self.blocks:
+            self.blocks[key] = with_heads(as_blocks(self.groups), *key)
+        return self.blocks[key]
 
     def refuse_unheeded(self, num_layers: int) -> None:
         """Refuse a model some of whose layers mixed the row's sequences.
@@ -62,9 +75,9 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     packed_layout: Layout | None = None,
-    row_cache: OneTokenAttention | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    row_cache: OneTokenAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention; block-wise over `packed_layout` where the caller gives one.
@@ -89,16 +102,16 @@ def packed_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("softcap") is not None:
         raise ValueError("this model soft-caps its attention scores, which packed attention cannot do")
-    packed_layout.layers += 1
-    longest = max(group.prompt_length + max(group.lengths) for group in packed_layout.groups)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    packed_layout.attended(query, key, scale, sliding_window)
+    longest = max(group.prompt_length + max(group.lengths, default=0) for group in packed_layout.groups)
     if sliding_window is not None and longest > sliding_window:
         raise ValueError(f"a sequence of {longest} tokens exceeds the model's sliding window of {sliding_window}")
     if query.device.type == "cpu" and _num_scores(packed_layout.groups) * query.shape[1] <= LARGEST_SCORES:
-        packed_layout.blocks = packed_layout.blocks or _as_blocks(packed_layout.groups)
         # Under autocast, rotary positions leave queries and keys in float32.
         q, k, v = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return block_attention(q, k, v, *packed_layout.blocks, scale).unsqueeze(0), None
+        blocks = packed_layout.as_blocks(q.shape[1], k.shape[1], q.dtype)
+        return block_attention(q, k, v, blocks, scale).unsqueeze(0), None
     num_repeats = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, num_repeats), repeat_kv(value, num_repeats)
     pieces: list[Tensor] = []
@@ -111,9 +124,12 @@ def packed_attention(
             )[0]
         )
         start = prompt.stop
-        gather, scatter = _padding(group.lengths, query.device)
-        own = slice(start, start + sum(group.lengths))
-        rows, width = len(group.lengths), max(group.lengths)
+        lengths = tuple(length for length in group.lengths if length)
+        if not lengths:
+            continue
+        gather, scatter = _padding(lengths, query.device)
+        own = slice(start, start + sum(lengths))
+        rows, width = len(lengths), max(lengths)
         padded_query, padded_key, padded_value = (
             tensor[0, :, own][:, gather].unflatten(1, (rows, width)).transpose(0, 1) for tensor in (query, key, value)
         )
@@ -129,48 +145,66 @@ def packed_attention(
 
 
 def _num_scores(groups: tuple[PackedGroup, ...]) -> int:
-    """Scores of one head that attention in blocks would write out for the completions."""
-    width, prompt = max(max(group.lengths) for group in groups), max(group.prompt_length for group in groups)
-    return sum(len(group.lengths) for group in groups) * width * (prompt + width)
+    """Scores of one head that attention in blocks would write out at most."""
+    width = max(max(group.lengths, default=0) for group in groups)
+    prompt = max(group.prompt_length for group in groups)
+    return len(groups) * prompt**2 + sum(len(group.lengths) for group in groups) * width * (prompt + width)
 
 
-def _as_blocks(groups: tuple[PackedGroup, ...]) -> tuple[tuple[Blocks, ...], Tensor]:
-    """The prompts as one block, the completions as another, and each token's place in their queries."""
-    starts = [(group.start, group.prompt_length) for group in groups]
-    prompt, prompt_is_real = _padded(starts)
-    causal = torch.ones(prompt.shape[1], prompt.shape[1], dtype=torch.bool).tril()
-    prompts = Blocks(queries=prompt, is_real=prompt_is_real, keys=prompt, is_visible=causal.expand(len(groups), -1, -1))
-    own, of_group = [], []
-    for number, group in enumerate(groups):
-        offset = group.start + group.prompt_length
-        for length in group.lengths:
-            own.append((offset, length))
-            of_group.append(number)
-            offset += length
-    queries, is_real = _padded(own)
-    causal = torch.ones(queries.shape[1], queries.shape[1], dtype=torch.bool).tril()
-    completions = Blocks(
-        queries=queries,
-        is_real=is_real,
-        keys=torch.cat([prompt[of_group], queries], dim=1),
-        is_visible=torch.cat(
-            [
-                prompt_is_real[of_group][:, None].expand(-1, queries.shape[1], -1),
-                causal.expand(len(own), -1, -1),
-            ],
-            dim=2,
-        ),
-    )
-    real = torch.cat([prompts.is_real.flatten(), completions.is_real.flatten()])
-    places = torch.cat([prompts.queries.flatten(), completions.queries.flatten()])
-    position = torch.empty(int(real.sum()), dtype=torch.int64)
-    position[places[real]] = real.nonzero().squeeze(1)
-    return (prompts, completions), position
+def as_blocks(groups: tuple[PackedGroup, ...]) -> list[Block]:
+    """Prompts and completions as blocks of rows of similar length, so that little is padding."""
+    prompts = [Span(start=group.start, length=group.prompt_length) for group in groups]
+    completions = []
+    for group, prompt in zip(groups, prompts, strict=True):
+        start = group.start + group.prompt_length
+        for length in filter(None, group.lengths):
+            completions.append(Span(start=start, length=length, prompt=prompt))
+            start += length
+    return [_block(spans) for kind in (prompts, completions) if kind for spans in _alike(kind)]
 
 
-def _padded(spans: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """(rows, width) positions of spans (start, length), the last one repeated as padding, and which are real."""
-    start, length = torch.tensor(spans).T
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Consecutive tokens of the row that attend causally to themselves, and to a prompt where they have one."""
+
+    start: int
+    length: int
+    prompt: Span | None = None
+
+
+def _alike(spans: list[Span]) -> list[list[Span]]:
+    """The spans in blocks, longest first, with the fewest scores when every block costs `BLOCK_COST` of them besides.
+
+    The best cut of the first n spans ends with a block from some m to n, after the best cut of the first m.
+    """
+    spans = sorted(spans, key=lambda span: -span.length)
+    keys = max(span.prompt.length if span.prompt else 0 for span in spans)
+    cuts = [n for n in range(1, len(spans)) if spans[n].length != spans[n - 1].length]
+    best: dict[int, tuple[float, list[int]]] = {0: (0, [])}
+    for n in [*cuts, len(spans)]:
+        best[n] = min(
+            (cost + BLOCK_COST + (n - m) * spans[m].length * (keys + spans[m].length), [*starts, m])
+            for m, (cost, starts) in best.items()
+        )
+    starts = best[len(spans)][1]
+    return [spans[m:n] for m, n in zip(starts, [*starts[1:], len(spans)], strict=True)]
+
+
+def _block(spans: list[Span]) -> Block:
+    queries, is_real = _padded(spans)
+    rows, width = queries.shape
+    keys = queries
+    is_visible = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, -1, -1)
+    if prompts := [span.prompt for span in spans if span.prompt]:
+        prompt, is_prompt = _padded(prompts)
+        keys = torch.cat([prompt, queries], dim=1)
+        is_visible = torch.cat([is_prompt[:, None].expand(-1, width, -1), is_visible], dim=2)
+    return Block(queries=queries, is_real=is_real, keys=keys, is_visible=is_visible)
+
+
+def _padded(spans: list[Span]) -> tuple[Tensor, Tensor]:
+    """(rows, width) positions of the spans, their last one repeated as padding, and which are real."""
+    start, length = torch.tensor([(span.start, span.length) for span in spans]).T
     offsets = torch.arange(int(length.max()))
     return start[:, None] + torch.minimum(offsets, length[:, None] - 1), offsets < length[:, None]
 

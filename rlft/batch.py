@@ -7,7 +7,8 @@ A group's prompt stands once in the row and is shared by its completions:
 
 `a` and `b` see the prompt and themselves, never each other, so the result is exactly that of separate rows. The only
 shift by one of the project happens here: the logits that predict an action stand at the token before it, which for the
-first action of every completion is the prompt's last token.
+first action of every completion is the prompt's last token. A completion's last action predicts nothing and nothing
+else sees it, so the row ends before it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class PackedGroup:
     prompt_length: int
     """Tokens of the prompt."""
     lengths: tuple[int, ...]
-    """Tokens of each completion, which follow each other after the prompt."""
+    """Tokens of each completion that stand in the row, after the prompt and one another; may be 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,20 @@ def collate(groups: Sequence[Group]) -> Batch:
         is_truncated=torch.tensor([t.finish_reason == "length" for _, t, _ in kept]),
         policy_logprobs=_of_actions(policy_logprobs) if is_truncating else None,
         greedy_rewards=_greedy_rewards(groups, [index for index, _, _ in kept]),
+    )
+
+
+def single(prompt_ids: Sequence[int], token_ids: Sequence[int]) -> Batch:
+    """One sequence whose log-probs are asked for, all of whose tokens behind the prompt are actions."""
+    return Batch(
+        prompt_ids=(tuple(prompt_ids),),
+        token_ids=(tuple(token_ids),),
+        action_mask=((True,) * len(token_ids),),
+        group_index=torch.zeros(1, dtype=torch.int64),
+        rewards=torch.zeros(1),
+        sequence_index=torch.zeros(len(token_ids), dtype=torch.int64),
+        rollout_logprobs=torch.zeros(len(token_ids)),
+        is_truncated=torch.zeros(1, dtype=torch.bool),
     )
 
 
@@ -139,7 +154,12 @@ def minibatches(batch: Batch, updates: int) -> list[Batch]:
 def packed_length(batch: Batch) -> int:
     """Tokens of the whole batch as one row."""
     first_of_group = dict(zip(reversed(batch.group_index.tolist()), reversed(batch.prompt_ids), strict=True))
-    return sum(map(len, batch.token_ids)) + sum(map(len, first_of_group.values()))
+    return sum(_read_lengths(batch)) + sum(map(len, first_of_group.values()))
+
+
+def _read_lengths(batch: Batch) -> list[int]:
+    """Tokens of each completion that have to be read: those before its last action."""
+    return [len(mask) - 1 - mask[::-1].index(True) if True in mask else 0 for mask in batch.action_mask]
 
 
 def microbatches(batch: Batch, tokens: int, *, whole_groups: bool = False) -> list[list[int]]:
@@ -148,13 +168,14 @@ def microbatches(batch: Batch, tokens: int, *, whole_groups: bool = False) -> li
     A group is split when it is too long, unless `whole_groups`; its prompt is then repeated. What is longer than the
     budget and cannot be split stands alone.
     """
+    lengths = _read_lengths(batch)
     if whole_groups:
-        return _whole_groups(batch, tokens)
+        return _whole_groups(batch, lengths, tokens)
     result: list[list[int]] = []
     used = 0
     previous_group = -1
     for sequence, group in enumerate(batch.group_index.tolist()):
-        length = len(batch.token_ids[sequence])
+        length = lengths[sequence]
         cost = length if group == previous_group else length + len(batch.prompt_ids[sequence])
         if not result or used + cost > tokens:
             result.append([])
@@ -168,14 +189,25 @@ def microbatches(batch: Batch, tokens: int, *, whole_groups: bool = False) -> li
 def even_microbatches(batch: Batch, tokens: int, shares: int, *, whole_groups: bool = False) -> list[list[int]]:
     """`microbatches` of which `shares` processes get equally many, alike in length as far as the sequences allow.
 
-    The number is the next multiple of `shares`, under the smallest budget that keeps it; fewer where the batch cannot
-    be split that far.
+    Their number is the next multiple of `shares`, under the smallest budget that keeps it; fewer where the batch cannot
+    be split that far. Groups are split only where that number needs it.
     """
-    parts = microbatches(batch, tokens, whole_groups=whole_groups)
-    if shares == 1:
-        return parts
-    limit = -(-len(parts) // shares) * shares
+    limit = -(-len(microbatches(batch, tokens, whole_groups=whole_groups)) // shares) * shares
+    if not whole_groups:
+        whole = _smallest_budget(batch, tokens, limit, whole_groups=True)
+        if whole is not None and all(packed_length(select(batch, part)) <= tokens for part in whole):
+            return whole
+    parts = _smallest_budget(batch, tokens, limit, whole_groups=whole_groups)
+    assert parts is not None
+    return parts
+
+
+def _smallest_budget(batch: Batch, tokens: int, limit: int, *, whole_groups: bool) -> list[list[int]] | None:
+    """The microbatches under the smallest budget up to `tokens` that gives at most `limit` of them, if one does."""
     low, high = 1, min(tokens, packed_length(batch))
+    parts = microbatches(batch, high, whole_groups=whole_groups)
+    if len(parts) > limit:
+        return None
     while low < high:
         middle = (low + high) // 2
         smaller = microbatches(batch, middle, whole_groups=whole_groups)
@@ -186,11 +218,11 @@ def even_microbatches(batch: Batch, tokens: int, shares: int, *, whole_groups: b
     return parts
 
 
-def _whole_groups(batch: Batch, tokens: int) -> list[list[int]]:
+def _whole_groups(batch: Batch, lengths: Sequence[int], tokens: int) -> list[list[int]]:
     result: list[list[int]] = []
     used = 0
     for members in _members(batch).values():
-        cost = len(batch.prompt_ids[members[0]]) + sum(len(batch.token_ids[s]) for s in members)
+        cost = len(batch.prompt_ids[members[0]]) + sum(lengths[s] for s in members)
         if not result or used + cost > tokens:
             result.append([])
             used = 0
@@ -207,8 +239,11 @@ def _members(batch: Batch) -> dict[int, list[int]]:
     return members
 
 
-def pack(batch: Batch) -> Packed:
+def pack(batch: Batch, *, with_ends: bool = False) -> Packed:
     """Lay a batch out as one row, each group's prompt once.
+
+    Args:
+        with_ends: keep what follows the token that predicts a completion's last action.
 
     Raises:
         ValueError: a prompt without tokens, which has no logits to predict the first action.
@@ -218,6 +253,7 @@ def pack(batch: Batch) -> Packed:
     predictor_index: list[int] = []
     target_ids: list[int] = []
     groups: list[PackedGroup] = []
+    lengths = [len(ids) for ids in batch.token_ids] if with_ends else _read_lengths(batch)
     for sequences in _members(batch).values():
         prompt = batch.prompt_ids[sequences[0]]
         if not prompt:
@@ -234,13 +270,13 @@ def pack(batch: Batch) -> Packed:
                 if is_action:
                     predictor_index.append(offset + t - 1 if t else start + len(prompt) - 1)
                     target_ids.append(ids[t])
-            token_ids += ids
-            position_ids += range(len(prompt), len(prompt) + len(ids))
+            token_ids += ids[: lengths[sequence]]
+            position_ids += range(len(prompt), len(prompt) + lengths[sequence])
         groups.append(
             PackedGroup(
                 start=start,
                 prompt_length=len(prompt),
-                lengths=tuple(len(batch.token_ids[s]) for s in sequences),
+                lengths=tuple(lengths[s] for s in sequences),
             )
         )
     return Packed(

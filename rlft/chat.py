@@ -10,7 +10,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from rlft.types import Message
+from rlft.types import Completion, Message
 
 
 def load_tokenizer(folder: str | Path, *, for_chat: bool = True) -> PreTrainedTokenizerBase:
@@ -248,6 +248,11 @@ def ends_with(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop
     window = max(map(len, stop)) + 8
     tail = tokenizer.decode(list(token_ids[-window:]))
     return any(text in tail for text in stop)
+
+
+def completion_text(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> str:
+    """Text of a completion, as a server gave it or from its tokens."""
+    return decode(tokenizer, completion.token_ids) if completion.text is None else completion.text
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig) -> frozenset[int]:

@@ -172,8 +172,9 @@ class LearnerConfig(Strict):
     activations: Literal["keep", "recompute", "offload"] = "keep"
     """What the backward pass needs of the forward pass: kept, computed again (less memory, about a third more time), or
     moved to CPU memory meanwhile (GPU only)."""
-    tokens_per_microbatch: int = Field(4096, ge=1)
-    """Packed tokens that are forwarded together; smaller saves memory, the numbers stay the same."""
+    tokens_per_microbatch: int | None = Field(None, ge=1)
+    """Packed tokens that are forwarded together, by default 1536 on a CPU and 8192 on a GPU; fewer save memory, the
+    numbers stay the same."""
     workers: int = Field(1, ge=1)
     """Processes that share every update (RL; 1 is the driver itself); the numbers do not depend on their number."""
     gpus_per_worker: float = Field(0.0, ge=0, le=1)
@@ -305,6 +306,7 @@ class RunConfig(BaseRunConfig):
                 "compares the samples "
                 "of a group; use at least 2, or algorithm.baseline: critic or none"
             )
+        self._check_engine()
         if self.adapter.kind == "head":
             raise ValueError("adapter.kind: head trains no policy, only a reward model's output; use lora or full")
         if self.adapter.kind == "full" and self.algorithm.needs_critic:
@@ -364,6 +366,24 @@ class RunConfig(BaseRunConfig):
                 + did_you_mean(self.evaluation.reward, names)
             )
         return self
+
+    def _check_engine(self) -> None:
+        """Refuse what the engine could not do; that `openai` cannot train is refused when training starts."""
+        if self.rollout.engine != "vllm":
+            return
+        if self.adapter.kind not in ("lora", "rslora"):
+            raise ValueError(
+                f"rollout.engine: vllm takes adapters as LoRA requests, which adapter.kind: {self.adapter.kind} is "
+                "not; use adapter.kind: lora or rslora, or rollout.engine: transformers"
+            )
+        sampling = self.sampling
+        is_truncating = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
+        if is_truncating and sampling.temperature != 1:
+            raise ValueError(
+                f"rollout.engine: vllm gives no log-probs of the policy at temperature {sampling.temperature:g} before "
+                "top_p, top_k and min_p, which the learner has to compare with; use sampling.temperature: 1, or none "
+                "of them, or rollout.engine: transformers"
+            )
 
     @property
     def accuracy_reward(self) -> str:

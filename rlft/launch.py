@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
-from rlft import adapters, imports, reward_model, sources
+from rlft import adapters, chat, imports, reward_model, sources
 from rlft.checkpoint import write_folder
 from rlft.config import BaseRunConfig, RunConfig
 from rlft.environment import lengths, loading
@@ -24,13 +23,14 @@ from rlft.environment.contract import Environment
 from rlft.evaluate import evaluate
 from rlft.learner import Learner
 from rlft.learner_group import make_learner
-from rlft.memory import keep_freed_memory
-from rlft.reward.contract import RewardSpec
+from rlft.model import resolve_dtype
 from rlft.reward.loading import function_hash, source_hash
 from rlft.reward.scoring import Scorer
 from rlft.reward_model import folder_hash
-from rlft.rollout.pool import MakePool, RolloutPool, make_pool
+from rlft.rollout.canary import CanaryMaker
+from rlft.rollout.pool import MakePool, RolloutPool
 from rlft.run import Run
+from rlft.services import make_scorer, services
 from rlft.tasks import tasks_of_step
 from rlft.train_rl import restore, snapshot, train_rl
 from rlft.train_sft import check_demonstrations, train_sft
@@ -125,7 +125,22 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
             step=0,
             on_chunk=view.progress,
         )
+        if config.rollout.engine == "openai":  # not the weights that the result's adapter_hash speaks of
+            result["served"] = {key: config.rollout.engine_args[key] for key in ("model", "base_url")}
         return result
+
+
+def refuse_served_policy(config: RunConfig) -> None:
+    """Refuse to train on the replies of a server.
+
+    Raises:
+        ValueError: what to use instead.
+    """
+    if config.rollout.engine == "openai":
+        raise ValueError(
+            "rollout.engine: openai cannot train: a server returns text without the tokens that were sampled and their "
+            "log-probs, and it does not run the adapter; use transformers or vllm. `rlft evaluate` works with it"
+        )
 
 
 def resolve_model(config: BaseRunConfig) -> Path:
@@ -185,6 +200,7 @@ def reference_source(reference: str) -> adapters.ReferenceSource | None:
 
 def _prepare(config: RunConfig) -> tuple[Environment, str, str]:
     """The environment, the model's folder and what was dropped; refuses what could not work, before a run exists."""
+    refuse_served_policy(config)
     environment = loading.load(config.environment)
     if not environment.heldout:
         raise ValueError(
@@ -192,7 +208,7 @@ def _prepare(config: RunConfig) -> tuple[Environment, str, str]:
         )
     if config.sft is not None:
         check_demonstrations(config.sft, environment.demonstrations)
-    _scorer(config, environment, log_dir=None).close()
+    make_scorer(config, environment, log_dir=None).close()
     model_folder = str(resolve_model(config))
     environment, dropped = lengths.fit(config, environment, model_folder)
     tasks_of_step(
@@ -263,10 +279,16 @@ def _stages(parts: _Parts, *, is_resumed: bool) -> dict[str, Any]:
             parts.environment.train,
             start=saved.step if saved else 0,
             earlier=earlier,
+            canary=_canary(config, parts.model_folder, parts.environment),
             view=view,
             after_step=after_step,
         )
     return _summarize(run)
+
+
+def _canary(config: RunConfig, model_folder: str, environment: Environment) -> CanaryMaker:
+    dtype = str(resolve_dtype(config.model)).removeprefix("torch.")
+    return CanaryMaker(chat.load_tokenizer(model_folder), environment.train[0], dtype=dtype)
 
 
 def _warm_start(run: Run, view: View, environment: Environment, model_folder: str) -> dict[str, Tensor]:
@@ -342,43 +364,6 @@ def _summarize(run: Run) -> dict[str, Any]:
     write_report(run.path)
     write_reward_png(run.path)
     return summary
-
-
-@contextmanager
-def services(
-    config: RunConfig,
-    environment: Environment,
-    model_folder: str,
-    run: Run | None,
-    view: View,
-    pools: MakePool | None = None,
-) -> Iterator[tuple[RolloutPool, Scorer]]:
-    """The processes of a run, ended whatever happens."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    keep_freed_memory()
-    transformers_logging.disable_progress_bar()
-    view.stage("starting scoring processes")
-    scorer = _scorer(config, environment, log_dir=run.path / "logs" if run else None)
-    with scorer:
-        view.stage("starting rollout workers")
-        pool = (pools or make_pool)(config, model_folder, run.event if run else None)
-        try:
-            yield pool, scorer
-        finally:
-            pool.close()
-
-
-def _scorer(config: RunConfig, environment: Environment, *, log_dir: Path | None) -> Scorer:
-    specs = [RewardSpec(path=r.path, weight=r.weight, args=r.args, name=r.label) for r in config.rewards]
-    pairs = list(zip(specs, config.rewards, strict=True))
-    return Scorer(
-        [spec for spec, reward in pairs if not reward.folder],
-        on_learner=[spec for spec, reward in pairs if reward.folder],
-        workers=config.scoring.workers,
-        deadline_s=config.scoring.deadline_s,
-        log_dir=log_dir,
-        columns={column for task in (*environment.train, *environment.heldout) for column in task.columns},
-    )
 
 
 def _provenance(config: RunConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rlft.config import RunConfig
 from rlft.environment import lengths, loading
 from rlft.evaluate import accuracies
 from rlft.rollout.chunk import make_chunks
+from rlft.services import services
 from rlft.step_rollouts import sampling_params
 from rlft.types import Group
 from rlft.view import View
@@ -49,7 +50,7 @@ def measure(config: RunConfig, *, samples: int, tasks: int, out: Path) -> dict[s
     adapter = adapters.bare_base() if start is None else adapters.make_adapter(0, start)
     with (
         View(config.name, steps=0) as view,
-        launch.services(config, environment, model_folder, None, view) as (pool, scorer),
+        services(config, environment, model_folder, None, view) as (pool, scorer),
     ):
         pool.publish(adapter)
         view.stage("measuring the training tasks")

@@ -79,25 +79,37 @@ def _mlp_forward(self: Any, x: Tensor) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     """y = w x / rms(x), the mean of squares in float32 (https://arxiv.org/abs/1910.07467); keeps x and 1 / rms(x).
 
-    With r = 1 / rms(x) and g the gradient times w:  dx = r (g - x r^2 mean(g x))
+    With r = 1 / rms(x), n = r x and g the gradient times w and r:  dx = g - n mean(g n)
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        scale = (norm.square_().div_(x.shape[-1]) + epsilon).rsqrt_()
+        scale = norm_scale(x, epsilon)
         ctx.save_for_backward(x, weight, scale)
-        y = torch.mul(x, scale, out=torch.empty_like(x))
-        return y.mul_(weight)
+        return normed(x, weight, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        x, weight, scale = ctx.saved_tensors
-        grad = grads[0] * weight
-        mean = torch.linalg.vecdot(grad.to(scale.dtype), x.to(scale.dtype)).unsqueeze(-1).div_(x.shape[-1])
-        result = torch.mul(grad, scale)
-        return result.addcmul_(x, mean.mul_(scale.pow(3)), value=-1).to(x.dtype), None, None
+        return norm_backward(grads[0], *ctx.saved_tensors), None, None
+
+
+def norm_scale(x: Tensor, epsilon: float) -> Tensor:
+    """1 / rms(x), (..., 1), float32 at least."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return (norm.square_().div_(x.shape[-1]) + epsilon).rsqrt_()
+
+
+def normed(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """w x / rms(x)"""
+    return torch.mul(x, scale, out=torch.empty_like(x)).mul_(weight)
+
+
+def norm_backward(grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """The gradient of x; weight has none."""
+    grad, unit = torch.mul(grad_y * weight, scale), torch.mul(x, scale)
+    mean = torch.linalg.vecdot(grad, unit).unsqueeze(-1).div_(x.shape[-1])
+    return grad.addcmul_(unit, mean, value=-1).to(x.dtype)
 
 
 class _GatedSiLU(torch.autograd.Function):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlft.adapters import ReferenceSource
-from rlft.batch import select
+from rlft.batch import select, single
 from rlft.config import RunConfig
 from rlft.objectives.advantages import best_and_worst, explained_variance, overlong_penalty, token_advantages
 from rlft.objectives.policy import adapted_kl_coef, aggregation_weights, policy_loss, policy_metrics, value_loss
@@ -142,6 +142,11 @@ class Learner:
     def adapter(self, version: int) -> Adapter:
         """A stamped copy of what the policy learnt."""
         return self.roles.adapter(version)
+
+    def logprobs_of(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
+        """The policy's log-probs of these tokens behind the prompt, at temperature 1."""
+        roles = self.roles
+        return roles.logprobs(single(prompt_ids, token_ids), roles.policy, temperature=1.0).tolist()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs: tensors by name, and plain numbers."""

@@ -127,6 +127,11 @@ class LearnerGroup:
         result: list[list[list[float]]] = self._call("scores", groups)
         return result
 
+    def logprobs_of(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
+        """See `Learner`."""
+        result: list[float] = self._call("logprobs_of", prompt_ids, token_ids)
+        return result
+
     def annotate(self, batch: Batch) -> Batch:
         """See `Learner`."""
         result: Batch = self._call("annotate", batch)

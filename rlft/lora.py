@@ -1,11 +1,9 @@
 """The LoRA layer's arithmetic in the base's own type, with only its input saved for the backward pass.
 
 peft's layer computes the update in the adapter's float32 and keeps float32 copies of every input and output: on a
-bfloat16
-base that is slower than the base layer itself and takes several times its memory. Here the float32 weights are the
-master
-copy, rounded to the base's type for the products, whose sums are float32 inside the GEMM. On a float32 or float64 base
-nothing is rounded and the result is peft's.
+bfloat16 base that is slower than the base layer itself and takes several times its memory. Here the float32 weights are
+the master copy, rounded to the base's type for the products, whose sums are float32 inside the GEMM. On a float32 or
+float64 base nothing is rounded and the result is peft's.
 """
 
 from __future__ import annotations
@@ -35,9 +33,9 @@ class PlainUpdate:
     weight: Tensor
     """(out, in)"""
     bias: Tensor | None
-    down: Tensor
-    """(rank, in), master copy"""
-    up: Tensor
+    down: Tensor | None
+    """(rank, in), master copy; None where there is no update"""
+    up: Tensor | None
     """(out, rank), master copy"""
     scale: float
 
@@ -55,6 +53,16 @@ def plain_update(layer: nn.Module) -> PlainUpdate | None:
     return PlainUpdate(
         base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
     )
+
+
+def projection(layer: nn.Module) -> PlainUpdate | None:
+    """What a frozen linear layer computes as it is switched now, with a plain LoRA update or without any."""
+    if isinstance(layer, PeftLinear) and layer.disable_adapters and not layer.merged:
+        layer = layer.base_layer
+    update = PlainUpdate(layer.weight, layer.bias, None, None, 1.0) if type(layer) is nn.Linear else plain_update(layer)
+    if update is None or update.weight.requires_grad or (update.bias is not None and update.bias.requires_grad):
+        return None
+    return update
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -78,7 +86,7 @@ class _LoraLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, weight, a, b = ctx.saved_tensors
         grad_x, grad_down, grad_up = lora_backward(
             grads[0], x, inner, weight, a, b, ctx.scale, needs_x=ctx.needs_input_grad[0]
@@ -87,24 +95,42 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def lora_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor | None, b: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor | None]:
     """(y, x a^T); `a` and `b` are of the type of x."""
     flat = x.flatten(0, -2)
-    inner = flat @ a.T
-    y = torch.addmm(F.linear(flat, weight, bias), inner, b.T, alpha=scale)
+    y, inner = F.linear(flat, weight, bias), None
+    if a is not None and b is not None:
+        inner = flat @ a.T
+        y.addmm_(inner, b.T, alpha=scale)
     return y.unflatten(0, x.shape[:-1]), inner
 
 
 def lora_backward(
-    grad_y: Tensor, x: Tensor, inner: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, *, needs_x: bool
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of x, and of both halves of the update in the type of their master copies."""
-    grad, master = grad_y.flatten(0, -2), torch.promote_types(x.dtype, torch.float32)
-    grad_inner = (grad @ b).mul_(scale)
-    grad_down = (grad_inner.T @ x.flatten(0, -2)).to(master)
-    grad_up = (grad.T @ inner).to(master).mul_(scale)
-    grad_x = None
+    grad_y: Tensor,
+    x: Tensor,
+    inner: Tensor | None,
+    weight: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    scale: float,
+    *,
+    needs_x: bool,
+    add_to: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, and of both halves of the update in the type of their master copies.
+
+    Args:
+        add_to: a gradient of x, shaped like it, that is added to in place.
+    """
+    grad, grad_x, grad_down, grad_up = grad_y.flatten(0, -2), None, None, None
     if needs_x:
-        grad_x = torch.addmm(grad @ weight, grad_inner, a).unflatten(0, x.shape[:-1])
-    return grad_x, grad_down, grad_up
+        grad_x = grad @ weight if add_to is None else add_to.view(-1, x.shape[-1]).addmm_(grad, weight)
+    if inner is not None and a is not None and b is not None:
+        master = torch.promote_types(x.dtype, torch.float32)
+        grad_inner = (grad @ b).mul_(scale)
+        grad_down = (grad_inner.T @ x.flatten(0, -2)).to(master)
+        grad_up = (grad.T @ inner).to(master).mul_(scale)
+        if grad_x is not None:
+            grad_x.addmm_(grad_inner, a)
+    return None if grad_x is None else grad_x.unflatten(0, x.shape[:-1]), grad_down, grad_up

@@ -31,6 +31,8 @@ ValueLoss = Callable[[Batch, Tensor], Tensor]
 """From a microbatch on the device and its values (A,): the loss."""
 
 
+DEFAULT_TOKENS = {"cpu": 1536, "cuda": 8192}
+"""Packed tokens of a microbatch by device: a CPU computes few as fast as many, a GPU does not."""
 BETA2 = 0.99
 """AdamW's second-moment decay; RL runs are short, so it forgets faster than 0.999."""
 
@@ -107,10 +109,14 @@ class Roles:
 
     # Passes
 
-    def logprobs(self, batch: Batch, role: adapters.Role) -> Tensor:
-        """(A,) float32 on the CPU, of the batch's actions under `role`; no gradient."""
+    def logprobs(self, batch: Batch, role: adapters.Role, *, temperature: float | None = None) -> Tensor:
+        """(A,) float32 on the CPU, of the batch's actions under `role`; no gradient.
+
+        Args:
+            temperature: another one than the roles' own.
+        """
         with torch.no_grad(), adapters.active(role):
-            return self._collect(batch, lambda part: self._token_logprobs(role, part)[0])
+            return self._collect(batch, lambda part: self._token_logprobs(role, part, temperature=temperature)[0])
 
     def values(self, batch: Batch) -> Tensor:
         """(A,) float32 on the CPU, the critic's value of the state before each action; no gradient."""
@@ -123,7 +129,7 @@ class Roles:
         with torch.no_grad(), adapters.active(model.role):
             scores = self._collect(
                 conversations(model, groups),
-                lambda part: models.sequence_scores(model.role.model, model.head, pack(part)),
+                lambda part: models.sequence_scores(model.role.model, model.head, pack(part, with_ends=True)),
             )
         flat = iter(((scores - model.mean) / model.std).tolist())
         return [[next(flat) for _ in group] for group in groups]
@@ -233,10 +239,11 @@ class Roles:
     # Parts
 
     def _token_logprobs(
-        self, role: adapters.Role, part: Batch, *, entropy_gradient: bool = False
+        self, role: adapters.Role, part: Batch, *, entropy_gradient: bool = False, temperature: float | None = None
     ) -> tuple[Tensor, Tensor]:
+        temperature = self.temperature if temperature is None else temperature
         with self._computing():
-            return models.token_logprobs(role.model, pack(part), self.temperature, entropy_gradient=entropy_gradient)
+            return models.token_logprobs(role.model, pack(part), temperature, entropy_gradient=entropy_gradient)
 
     def _token_values(self, role: adapters.Role, part: Batch) -> Tensor:
         assert self.value_head is not None
@@ -260,7 +267,8 @@ class Roles:
         """
         torch.set_num_threads(self.config.threads)
         ranks = self.ranks
-        parts = even_microbatches(batch, self.config.tokens_per_microbatch, ranks.size, whole_groups=whole_groups)
+        tokens = self.config.tokens_per_microbatch or DEFAULT_TOKENS[self.device.type]
+        parts = even_microbatches(batch, tokens, ranks.size, whole_groups=whole_groups)
         own = [one(_to(select(batch, sequences), self.device), 1.0) for sequences in ranks.own(parts)]
         if self.is_sharded and len(own) < math.ceil(len(parts) / ranks.size):
             one(_to(select(batch, parts[-1]), self.device), 0.0)

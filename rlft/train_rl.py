@@ -18,6 +18,7 @@ from rlft.checkpoint import Snapshot
 from rlft.config import RunConfig
 from rlft.metrics import Clock, describe, describe_dropped, describe_staleness
 from rlft.reward.scoring import Scorer
+from rlft.rollout.canary import CanaryMaker
 from rlft.rollout.pool import RolloutPool
 from rlft.run import Run
 from rlft.step_rollouts import StepRollouts
@@ -44,6 +45,8 @@ class PolicyLearner(Protocol):
 
     def adapter(self, version: int) -> Adapter: ...
 
+    def logprobs_of(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]: ...
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None: ...
@@ -58,6 +61,7 @@ def train_rl(
     *,
     start: int,
     earlier: Sequence[Adapter] = (),
+    canary: CanaryMaker,
     view: View,
     after_step: AfterStep,
 ) -> None:
@@ -69,17 +73,19 @@ def train_rl(
     Args:
         start: steps that the learner already has behind it.
         earlier: published adapters that rollouts in flight after `start` come from, see `restore`.
+        canary: makes the proof that every published adapter asks of the engines.
         after_step: called once a step's adapter is published; evaluates and saves.
 
     Raises:
-        RuntimeError: too many samples failed to be scored, or engine and learner disagree about log-probs.
+        RuntimeError: too many samples failed to be scored, or engine and learner disagree about log-probs: see
+            `refuse_mismatch` and `canary.prove`.
     """
     config = run.config
     rollouts = StepRollouts(run, pool, scorer, tasks, start=start, view=view)
     for adapter in earlier:
         rollouts.publish(adapter)
         rollouts.submit_ahead()
-    rollouts.publish(learner.adapter(version=start))
+    rollouts.publish(canary(learner.adapter(version=start), learner.logprobs_of))
     skipped = 0
     for step in range(start + 1, config.steps + 1):
         clock = Clock()
@@ -105,7 +111,7 @@ def train_rl(
         metrics["policy/updates"] = float(learner.num_updates)
         clock.lap("learn")
 
-        rollouts.publish(learner.adapter(version=step))
+        rollouts.publish(canary(learner.adapter(version=step), learner.logprobs_of))
         clock.lap("publish")
         metrics |= rollouts.measure(clock)
         metrics |= clock.metrics(tokens=metrics["rollout/tokens"])

@@ -93,6 +93,9 @@ class Completion:
     policy_logprobs: tuple[float, ...] | None = None
     """The same under the policy at the sampling temperature, before top-p, top-k and min-p; None where these are off
     and both are one."""
+    text: str | None = None
+    """What a server returned as text: then `token_ids` only count it and `logprobs` are NaN. None where the tokens are
+    what was sampled."""
     finish_reason: FinishReason
     """`stop`: the model ended its turn or wrote a stop text; `length`: cut at `max_new_tokens`."""
     adapter_version: int
@@ -245,6 +248,20 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """A text, and what its tokens' log-probs have to be under an adapter; see `rollout.canary`."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """The learner's, at temperature 1, in nats."""
+    tolerance: float
+    """Largest mean |difference| in nats per token."""
+    earlier: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    """The learner's log-probs under earlier versions, to say which one a wrong engine has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
     """A snapshot of the policy's LoRA tensors, the only weights that travel."""
 
@@ -254,6 +271,8 @@ class Adapter:
     """sha256 over names, shapes and float32 bytes, see `model.adapter_hash`."""
     tensors: Mapping[str, Tensor]
     """PEFT state dict, float32, on the CPU."""
+    canary: Canary | None = None
+    """What the engine that loads it has to prove; None where no learner holds it, as in an evaluation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

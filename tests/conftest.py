@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import sys
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from rlft.config import RunConfig
 
 MakeConfig: TypeAlias = "Callable[..., RunConfig]"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests of vLLM where it is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(pytest.mark.skip(reason="vllm is not installed; see `make test-vllm`"))
 
 
 @pytest.fixture(scope="session")

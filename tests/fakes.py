@@ -38,7 +38,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def save_tiny_model(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, context: int = 256) -> Path:
+def save_tiny_model(
+    folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, context: int = 256, head_dim: int = 8
+) -> Path:
     """A random Llama of 2 layers (50k parameters) and its tokenizer, loadable like any model."""
     tokenizer = byte_tokenizer()
     config = LlamaConfig(
@@ -48,6 +50,7 @@ def save_tiny_model(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.f
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=context,
         eos_token_id=0,
         pad_token_id=0,

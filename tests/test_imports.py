@@ -20,7 +20,9 @@ LAYERS = [
         "rlft.conversion",
         "rlft.model_cache",
         "rlft.checkpoint",
+        "rlft.lifeline",
         "rlft.memory",
+        "rlft.served",
         "rlft.block_attention",
     },
     {"rlft.config_file", "rlft.preference_config", "rlft.cluster"},
@@ -37,6 +39,7 @@ LAYERS = [
     },
     {"rlft.attention", "rlft.lora", "rlft.run", "rlft.preference_data"},
     {"rlft.lean_layers", "rlft.environment"},
+    {"rlft.lean_decoder"},
     {"rlft.model", "rlft.ranks"},
     {"rlft.sharding"},
     {"rlft.adapters"},
@@ -46,6 +49,7 @@ LAYERS = [
     {"rlft.learner_group"},
     {"rlft.step_rollouts"},
     {"rlft.train_rl", "rlft.train_sft", "rlft.train_dpo", "rlft.train_reward", "rlft.evaluate", "rlft.env_check"},
+    {"rlft.services"},
     {"rlft.launch"},
     {"rlft.launch_dpo", "rlft.launch_env", "rlft.launch_reward", "rlft.chaos"},
     {"rlft.cli_env"},
@@ -157,6 +161,7 @@ _PUBLIC = {
     "rlft.rows",
     "rlft.environment.contract",
     "rlft.environment.tools",
+    "rlft.reward.judge",
     "rlft.reward.sandbox",
 }
 _OUTSIDE = {"rewards", "environments", "tests", "benchmarks"}
@@ -178,7 +183,7 @@ for name in sys.argv[1:]:
     assert not heavy, f"{name} imports {heavy}"
 """
     light = ["rlft", "rlft.types", "rlft.config", "rlft.cli", "rlft.curves.report", "rlft.environment.contract"]
-    light += ["rlft.environment.loading", "rlft.reward.scoring", "rlft.reward.worker"]
+    light += ["rlft.environment.loading", "rlft.reward.scoring", "rlft.reward.worker", "rlft.reward.judge"]
     done = subprocess.run([sys.executable, "-c", program, *light], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

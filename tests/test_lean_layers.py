@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rlft import block_attention
-from rlft.attention import _as_blocks
+from rlft import attention
+from rlft.attention import as_blocks
 from rlft.batch import PackedGroup
 from rlft.block_attention import block_attention as attend
+from rlft.block_attention import with_heads
 from rlft.lean_layers import _GatedLoraLinear, _GatedSiLU, _RMSNorm, use_lean_layers
 from rlft.objectives.logprobs import projected_logprobs, selected_logprobs
 
@@ -63,17 +65,22 @@ def _spans(start: int, lengths: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(start + sum(lengths[:i]), length) for i, length in enumerate(lengths)]
 
 
+@pytest.mark.parametrize("cost", [0, 4096], ids=["a block for each length", "few blocks"])
 @pytest.mark.parametrize("kept", [0, 1 << 20], ids=["computed again", "kept"])
 @pytest.mark.parametrize("num_key_heads", [1, 2, 4])
 def test_block_attention_is_attention_under_the_mask(
-    monkeypatch: pytest.MonkeyPatch, num_key_heads: int, kept: int
+    monkeypatch: pytest.MonkeyPatch, num_key_heads: int, kept: int, cost: int
 ) -> None:
+    monkeypatch.setattr(attention, "BLOCK_COST", cost)
     monkeypatch.setattr(block_attention, "KEPT_SCORES", kept)
     query, key, value = (random(NUM_TOKENS, h, 6, seed=s) for s, h in enumerate((4, num_key_heads, num_key_heads)))
     scores = torch.einsum("qhd,khd->hqk", query, key.repeat_interleave(4 // num_key_heads, dim=1)) * 0.3
     softmax = scores.masked_fill(~visible(), -math.inf).softmax(dim=-1)
     expected = torch.einsum("hqk,khd->qhd", softmax, value.repeat_interleave(4 // num_key_heads, dim=1))
-    agree(attend(query, key, value, *_as_blocks(GROUPS), 0.3), expected, [query, key, value])
+    blocks = as_blocks(GROUPS)
+    assert len(blocks) == (8 if cost == 0 else 2)
+    actual = attend(query, key, value, with_heads(blocks, 4, num_key_heads, torch.float64), 0.3)
+    agree(actual, expected, [query, key, value])
 
 
 # Log-probs of a projection

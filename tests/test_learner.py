@@ -51,11 +51,20 @@ def random_tensors(folder: Path, *, seed: int = 1, rank: int = 4) -> dict[str, T
     return {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
+class StandInNorm(nn.RMSNorm):
+    """torch's norm with transformers' attributes."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__(norm.weight.shape, eps=norm.variance_epsilon)
+        self.variance_epsilon = norm.variance_epsilon
+        self.weight = norm.weight
+
+
 def widen(learner: Learner) -> Learner:
     """All float64. transformers' RMSNorm computes in float32 whatever it is given: torch's stands for it."""
     for name, module in list(learner.roles.model.named_modules()):
         if type(module).__name__.endswith("RMSNorm"):
-            learner.roles.model.set_submodule(name, nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon))
+            learner.roles.model.set_submodule(name, StandInNorm(module))
     learner.roles.model.double()
     return learner
 
@@ -114,7 +123,7 @@ def test_log_probs_and_gradients_are_those_of_pefts_own_layers(tiny_model: Path)
     warm_start = random_tensors(tiny_model)
     own, peft = (widen(make_learner(tiny_model, warm_start=warm_start)) for _ in range(2))
     replaced = [module for module in peft.roles.model.modules() if module.__dict__.pop("forward", None)]
-    assert len(replaced) == 2 * (7 + 1)  # two layers of q, k, v, o, gate, up, down, and their MLP
+    assert len(replaced) == 2 * (7 + 2)  # two layers, their q, k, v, o, gate, up, down, and their MLP
     results = []
     for learner in (own, peft):
         logprobs, _ = models.token_logprobs(learner.roles.model, pack(made_up_batch()), 1.0)

@@ -21,11 +21,11 @@ import pickle
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from rlft.lifeline import end_with_parent
 from rlft.reward.contract import CallPlan, RewardFunction, RewardSpec, failed, plan_call, read, read_many
 from rlft.reward.loading import describe_error, function_hash, load
 from rlft.types import Outcome
@@ -95,7 +95,7 @@ def main() -> None:
     sys.argv = ["rlft-scoring"]  # a reward module that reads its arguments must not find ours
     for descriptor in (socket, lifeline):
         os.set_inheritable(descriptor, False)
-    _end_with_driver(lifeline)
+    end_with_parent(lifeline)  # a reward that hangs never looks at the socket
     connection, process_id = Connection(socket), os.getpid()
     specs = connection.recv()
     try:
@@ -126,19 +126,3 @@ def _answer(request: bytes, functions: list[RewardFunction], loaded: list[Loaded
     except Exception as error:
         return [failed("error", describe_error(error))] * size
     return run(loaded[index].plan, functions[index], arguments, size)
-
-
-def _end_with_driver(lifeline: int) -> None:
-    """Have the kernel kill this process group when the driver's end of the lifeline closes.
-
-    The socket tells an idle process that the driver is gone, but a reward that hangs never looks at it.
-    PR_SET_PDEATHSIG is no help: it fires when the thread that started us ends, and it spares our children.
-    """
-    if sys.platform == "linux":
-        import fcntl
-        import signal
-
-        with suppress(OSError):  # a kernel without it: this process still ends when it next reads the socket
-            fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-            fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)

@@ -1,75 +1,80 @@
-"""The weight proof: after every publish an engine tells the log-probs of a fixed text, and they must be the learner's.
+"""The weight proof: an engine that loads an adapter computes a fixed text's log-probs, which must be the learner's.
 
-A content hash proves which tensors an engine received. It does not prove what it generates with: an adapter that was
-never switched on, merged twice, or left from the version before has the right hash. So the engine computes the canary's
-log-probs by what generates, and the learner computes the same under the adapter that it published.
+A content hash proves which tensors an engine received. It does not prove what it computes with: an adapter that was
+never switched on, merged twice, or left from the version before has the right hash. So the learner sends what the
+text's log-probs are under the adapter, and the worker refuses to generate with an engine that finds others.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
 from rlft import chat
-from rlft.types import Task
+from rlft.rollout.engine import Engine
+from rlft.types import Adapter, Canary, Task
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.15}
-"""Largest mean |difference| of the canary's log-probs in nats per token, by the type of the base's weights. Both
-compute with other batch shapes, so that sums round differently; measured: 1e-6 and 0.01 to 0.03."""
+"""Largest mean |difference| in nats per token, by the type of the base's weights: sums round differently in a merged
+weight and in a batch of another shape."""
 REPLY = "The answer is 42, because it is written in the book."
-KEPT = 8
-"""Versions whose log-probs are remembered, to say which of them a wrong engine has."""
+KEPT = 4
+"""Earlier versions whose log-probs are sent along."""
+
+LogprobsOf = Callable[[tuple[int, ...], tuple[int, ...]], Sequence[float]]
+"""The learner's log-probs of tokens behind a prompt, at temperature 1."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Canary:
-    """A text whose log-probs both sides compute at temperature 1."""
+class CanaryMaker:
+    """Puts the canary into every adapter that a learner publishes."""
 
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, *, dtype: str) -> None:
+        """The text is a plain reply to a training task: there the policy changes most.
 
-
-def make_canary(tokenizer: PreTrainedTokenizerBase, task: Task) -> Canary:
-    """A plain reply to a training task: the policy changes most where it is trained."""
-    reply = tokenizer(REPLY, add_special_tokens=False)["input_ids"]
-    return Canary(prompt_ids=chat.render(tokenizer, task.messages), token_ids=tuple(reply))
-
-
-class WeightProof:
-    """What the learner's versions make of the canary, and whether an engine's answer fits."""
-
-    def __init__(self, tolerance: float) -> None:
-        """Nothing is expected yet."""
-        self._tolerance = tolerance
-        self._expected: OrderedDict[int, list[float]] = OrderedDict()
-
-    def expect(self, version: int, logprobs: Sequence[float]) -> None:
-        """The learner's log-probs under an adapter that is about to be published."""
-        self._expected[version] = list(logprobs)
-        while len(self._expected) > KEPT:
-            self._expected.popitem(last=False)
-
-    def check(self, version: int, logprobs: Sequence[float], who: str) -> float:
-        """Mean |difference| in nats per token of what an engine says under `version`.
-
-        Raises:
-            RuntimeError: it is larger than the tolerance; says which version it looks like, if any.
+        Args:
+            dtype: type of the base's weights, a key of `TOLERANCE`.
         """
-        difference = _distance(self._expected[version], logprobs)
-        if difference <= self._tolerance:
-            return difference
-        near = min(self._expected, key=lambda other: _distance(self._expected[other], logprobs))
-        looks = "no version that the learner remembers: an adapter applied twice, or another model"
-        if near != version and _distance(self._expected[near], logprobs) <= self._tolerance:
-            looks = f"version {near}: it did not take the new adapter over"
-        raise RuntimeError(
-            f"{who} does not generate with adapter version {version}: its log-probs of the canary differ from the "
-            f"learner's by {difference:.3f} nats per token on average (allowed {self._tolerance}). They look like "
-            f"{looks}. The run stops before it trains on samples of other weights."
+        reply = tokenizer(REPLY, add_special_tokens=False)["input_ids"]
+        self._canary = Canary(
+            prompt_ids=chat.render(tokenizer, task.messages),
+            token_ids=tuple(reply),
+            logprobs=(),
+            tolerance=TOLERANCE[dtype],
         )
+
+    def __call__(self, adapter: Adapter, logprobs_of: LogprobsOf) -> Adapter:
+        """The adapter, which the learner holds at this moment, with the canary in it."""
+        logprobs = tuple(logprobs_of(self._canary.prompt_ids, self._canary.token_ids))
+        sent = replace(self._canary, logprobs=logprobs)
+        earlier = {**self._canary.earlier, adapter.version: logprobs}
+        self._canary = replace(self._canary, earlier=dict(list(earlier.items())[-KEPT:]))
+        return replace(adapter, canary=sent)
+
+
+def prove(engine: Engine, adapter: Adapter) -> None:
+    """Refuse an engine that does not compute with the adapter that it has just loaded.
+
+    Raises:
+        RuntimeError: the difference, and which earlier version the engine seems to have.
+    """
+    canary = adapter.canary
+    if canary is None:
+        return
+    found = engine.logprobs(canary.prompt_ids, canary.token_ids, version=adapter.version)
+    difference = _distance(canary.logprobs, found)
+    if difference <= canary.tolerance:
+        return
+    looks = "no version that the learner remembers, as an adapter applied twice or another model would"
+    near = min(canary.earlier, key=lambda version: _distance(canary.earlier[version], found), default=None)
+    if near is not None and _distance(canary.earlier[near], found) <= canary.tolerance:
+        looks = f"version {near}: the new adapter did not take effect"
+    raise RuntimeError(
+        f"the engine does not compute with adapter version {adapter.version}, though it has received it: the log-probs "
+        f"of the canary differ from the learner's by {difference:.4f} nats per token on average, and "
+        f"{canary.tolerance} is allowed. They look like {looks}. No sample was taken from it."
+    )
 
 
 def _distance(one: Sequence[float], other: Sequence[float]) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from rlft.types import Adapter, Completion, SamplingParams
+from rlft.types import Adapter, Completion, Message, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +17,10 @@ class Request:
     """Templated prompt; never empty."""
     seeds: tuple[int, ...]
     """One seed per sample, see `seeds.sample_seed`."""
+    messages: tuple[Message, ...] = ()
+    """What `prompt_ids` were made of, for engines that ask a chat server."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """The tools' JSON schemas that they were made with."""
 
 
 class Engine(Protocol):
@@ -51,7 +55,7 @@ class Engine(Protocol):
     def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
         """Log-probability of each of these tokens behind the prompt at temperature 1, in nats, without sampling.
 
-        Computed by what generates, so that it proves which weights that has (`rollout.canary`).
+        Computed with the weights that generate, so that it proves which these are (`rollout.canary`).
 
         Raises:
             ValueError: as `generate` does.

@@ -16,8 +16,21 @@ def make_engine(config: RunConfig, model_folder: str, tokenizer: PreTrainedToken
         ValueError: the engine is not installed, or does not take these arguments.
     """
     rollout = config.rollout
-    if rollout.engine != "transformers":
-        raise ValueError(f"rollout.engine: {rollout.engine} is not available")
+    if rollout.engine == "openai":
+        from rlft.rollout.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(tokenizer, rollout.engine_args)
+    if rollout.engine == "vllm":
+        from rlft.rollout.vllm_engine import VllmEngine
+
+        return VllmEngine(
+            model_folder,
+            tokenizer,
+            model=config.model,
+            adapter=config.adapter,
+            threads=rollout.threads,
+            engine_args=rollout.engine_args,
+        )
     return TransformersEngine(
         model_folder,
         tokenizer,

@@ -29,7 +29,8 @@ def run_chunk(
     if environment is not None and environment.episode is not None:
         return run_episodes(engine, tokenizer, chunk, environment)
     requests = [
-        Request(prompt_ids=chat.render(tokenizer, task.messages), seeds=chunk.seeds(task)) for task in chunk.tasks
+        Request(prompt_ids=chat.render(tokenizer, task.messages), seeds=chunk.seeds(task), messages=task.messages)
+        for task in chunk.tasks
     ]
     completions = engine.generate(requests, chunk.params, version=chunk.version)
     return [
@@ -41,7 +42,7 @@ def run_chunk(
                     sample_index=index,
                     seed=request.seeds[index],
                     turns=(Turn(prompt_ids=request.prompt_ids, completion=completion),),
-                    text=chat.decode(tokenizer, completion.token_ids),
+                    text=chat.completion_text(tokenizer, completion),
                     stop_reason="length" if completion.finish_reason == "length" else "done",
                 )
                 for index, completion in enumerate(samples)

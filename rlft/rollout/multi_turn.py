@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -146,15 +146,17 @@ def _act(
             continue
         seed = turn_seed(live.seed, len(live.turns))
         if not live.turns and acting and requests[-1].prompt_ids == prompt and acting[-1].task is live.task:
-            requests[-1] = Request(prompt_ids=prompt, seeds=(*requests[-1].seeds, seed))  # the group shares its prompt
+            requests[-1] = replace(requests[-1], seeds=(*requests[-1].seeds, seed))  # the group shares its prompt
         else:
-            requests.append(Request(prompt_ids=prompt, seeds=(seed,)))
+            requests.append(
+                Request(prompt_ids=prompt, seeds=(seed,), messages=tuple(live.messages), tools=environment.tools)
+            )
         acting.append(live)
     if not acting:
         return
     completions = [c for samples in engine.generate(requests, chunk.params, version=chunk.version) for c in samples]
     for live, completion in zip(acting, completions, strict=True):
-        live.text = chat.decode(tokenizer, completion.token_ids)
+        live.text = chat.completion_text(tokenizer, completion)
         live.messages.append(Message(role="assistant", content=live.text))
     for live, completion, step in zip(acting, completions, _answers(acting, runner), strict=True):
         _take(tokenizer, environment, live, completion, step)

@@ -138,23 +138,13 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
-        """See `engine.Engine`: the tokens go through the steps that generate, one by one."""
+        """See `engine.Engine`."""
         self._check_version(version)
-        request = Request(prompt_ids=tuple(prompt_ids), seeds=(0,))
-        params = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=len(token_ids))
-        self._check([request], params)
         torch.set_num_threads(self.threads)
-        cache = RowCache(
-            prompts=1, prompt_length=len(prompt_ids) - 1, rows=1, new_tokens=len(token_ids), device=self.device
-        )
-        decoder = _Decoder(self._model, cache)
-        decoder.enter_prompts([0], [request.prompt_ids])
-        decoder.enter_rows([0], [0])
-        logprobs = []
-        for before, token in zip([prompt_ids[-1], *token_ids], token_ids, strict=False):
-            logits = decoder.step(torch.tensor([before], device=self.device))
-            logprobs.append(float(logits[0].float().log_softmax(dim=-1)[token]))
-        return logprobs
+        ids = torch.tensor([[*prompt_ids, *token_ids]], device=self.device)
+        logits = self._model(input_ids=ids, use_cache=False).logits[0, len(prompt_ids) - 1 : -1]
+        targets = ids[0, len(prompt_ids) :, None]
+        return logits.float().log_softmax(dim=-1).gather(1, targets).squeeze(1).tolist()
 
     def _check_version(self, version: int) -> None:
         if version != self.version:

@@ -17,6 +17,7 @@ from rlft.cluster import node_id
 from rlft.config import RunConfig
 from rlft.environment import loading
 from rlft.memory import keep_freed_memory
+from rlft.rollout.canary import prove
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.engine import Engine
 from rlft.rollout.engines import make_engine
@@ -53,8 +54,9 @@ class RolloutWorker:
         self._environment = loading.load(config.environment)
 
     def load_adapter(self, adapter: Adapter) -> int:
-        """See `Engine.load_adapter`; returns the version now held."""
+        """See `Engine.load_adapter` and `canary.prove`; returns the version now held."""
         self._engine.load_adapter(adapter)
+        prove(self._engine, adapter)
         return adapter.version
 
     def run_chunk(self, chunk: Chunk) -> list[Group]:

@@ -1,0 +1,95 @@
+"""Models behind a server that speaks OpenAI's chat API (vLLM, Ollama, llama.cpp, a provider): a question, a reply.
+
+The retries are the client's own (https://github.com/openai/openai-python): connection errors, timeouts, 408, 409, 429
+and 5xx, with growing pauses or the one that the server asks for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlft.types import FinishReason, Message
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What the server answered."""
+
+    text: str
+    finish_reason: FinishReason
+    """`length`: cut at `max_tokens`."""
+
+
+def connect(base_url: str, *, api_key_env: str = "", timeout_s: float, retries: int) -> OpenAI:
+    """A client of the server; nothing is sent yet.
+
+    Args:
+        base_url: such as http://localhost:8000/v1.
+        api_key_env: environment variable that holds the key; empty for servers that want none.
+        timeout_s: seconds that one try may take.
+        retries: further tries after one that failed for a reason that may pass.
+
+    Raises:
+        ValueError: the package openai is not installed, or the environment variable is not set.
+    """
+    if importlib.util.find_spec("openai") is None:
+        raise ValueError("asking a served model needs the package openai: pip install 'rlft[openai]'")
+    from openai import OpenAI
+
+    key = os.environ.get(api_key_env, "") if api_key_env else "none"  # never the key of another provider by accident
+    if not key:
+        raise ValueError(f"the environment variable {api_key_env}, which api_key_env names, is not set here")
+    return OpenAI(base_url=base_url, api_key=key, timeout=timeout_s, max_retries=retries)
+
+
+def ask(
+    client: OpenAI,
+    model: str,
+    messages: Sequence[Message],
+    *,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    top_p: float = 1.0,
+    extra: Mapping[str, Any] | None = None,
+) -> Reply:
+    """One reply.
+
+    Args:
+        seed: its lowest 31 bits are sent, which every server takes.
+        extra: further fields of the request's body.
+
+    Raises:
+        RuntimeError: the server cannot be reached, refuses, or gives no reply; what it said.
+    """
+    from openai import OpenAIError
+
+    where = f"model {model!r} at {client.base_url}"
+    conversation: Any = list(messages)
+    try:
+        answer = client.chat.completions.create(
+            model=model,
+            messages=conversation,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed % 2**31,
+            extra_body=dict(extra or {}),
+        )
+    except OpenAIError as error:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise RuntimeError(f"{where}: {error}{cause}") from error
+    if not answer.choices:
+        raise RuntimeError(f"{where} answered without a reply: {answer.model_dump_json()[:500]}")
+    choice = answer.choices[0]
+    finish = choice.finish_reason
+    if finish not in ("stop", "length"):
+        raise RuntimeError(f"{where} ended its reply with {finish!r}, which is no text that could be scored")
+    return Reply(text=choice.message.content or "", finish_reason="length" if finish == "length" else "stop")

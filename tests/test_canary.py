@@ -1,0 +1,132 @@
+"""The weight proof: engines that compute with other weights than they were given are found out before they generate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlft import adapters, chat
+from rlft.config import AdapterConfig, ModelConfig, RunConfig
+from rlft.learner import Learner
+from rlft.rollout import merging
+from rlft.rollout.canary import CanaryMaker, prove
+from rlft.rollout.transformers_engine import TransformersEngine
+from rlft.types import Adapter
+from tests.fakes import letters, tiny_config
+
+
+@pytest.fixture
+def config(tiny_model: Path) -> RunConfig:
+    return tiny_config(tiny_model)
+
+
+def published(config: RunConfig, folder: Path, *, versions: int) -> list[Adapter]:
+    """Adapters of a learner whose policy moves from version to version, each with its canary."""
+    learner = Learner(config, folder)
+    maker = CanaryMaker(chat.load_tokenizer(folder), letters().train[0], dtype="float32")
+    result = []
+    for version in range(versions):
+        generator = torch.Generator().manual_seed(version)
+        tensors = adapters.read_role(learner.roles.policy)
+        moved = {name: 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in tensors.items()}
+        adapters.write_role(learner.roles.policy, moved)
+        result.append(maker(learner.adapter(version), learner.logprobs_of))
+    return result
+
+
+def make_engine(config: RunConfig, folder: Path) -> TransformersEngine:
+    return TransformersEngine(
+        folder, chat.load_tokenizer(folder), model=config.model, adapter=config.adapter, threads=1
+    )
+
+
+def test_an_engine_that_loads_what_it_is_given_proves_it(config: RunConfig, tiny_model: Path) -> None:
+    engine = make_engine(config, tiny_model)
+    for adapter in published(config, tiny_model, versions=6):
+        engine.load_adapter(adapter)
+        prove(engine, adapter)
+        assert adapter.canary is not None
+        assert len(adapter.canary.logprobs) == len(adapter.canary.token_ids) > 10
+
+
+def test_versions_differ_by_more_than_the_tolerance(config: RunConfig, tiny_model: Path) -> None:
+    # So that the proof means something here.
+    first, second = (adapter.canary for adapter in published(config, tiny_model, versions=2))
+    assert first is not None
+    assert second is not None
+    assert max(abs(a - b) for a, b in zip(first.logprobs, second.logprobs, strict=True)) > 0.05
+
+
+def test_a_stale_engine_is_named(config: RunConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = published(config, tiny_model, versions=2)
+    engine = make_engine(config, tiny_model)
+    engine.load_adapter(one)
+    monkeypatch.setattr(merging.MergedWeights, "load", lambda self, adapter: None)  # says yes and does nothing
+    engine.load_adapter(two)
+    with pytest.raises(RuntimeError, match=r"adapter version 1, though .* look like version 0: the new"):
+        prove(engine, two)
+
+
+def double(load: Callable[..., None]) -> Callable[..., None]:
+    def loaded(self: Any, adapter: Adapter) -> None:
+        load(self, replace(adapter, tensors={n: t * (2 if "lora_B" in n else 1) for n, t in adapter.tensors.items()}))
+
+    return loaded
+
+
+def test_an_adapter_that_is_applied_twice_is_found_out(
+    config: RunConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = published(config, tiny_model, versions=1)[0]
+    engine = make_engine(config, tiny_model)
+    monkeypatch.setattr(merging.MergedWeights, "load", double(merging.MergedWeights.load))
+    engine.load_adapter(adapter)
+    with pytest.raises(RuntimeError, match="an adapter applied twice"):
+        prove(engine, adapter)
+
+
+@pytest.mark.parametrize("fault", ["stale", "doubled"])
+def test_a_run_with_a_faulty_engine_stops(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    from rlft.launch import train
+
+    load = merging.MergedWeights.load
+
+    def stale(self: Any, adapter: Adapter) -> None:
+        if adapter.version < 2:
+            load(self, adapter)
+
+    monkeypatch.setattr(merging.MergedWeights, "load", stale if fault == "stale" else double(load))
+    changed = config.model_copy(
+        update={"output_dir": str(tmp_path), "learner": config.learner.model_copy(update={"lr": 0.05})}
+    )
+    with pytest.raises(RuntimeError, match="does not compute with adapter version"):
+        train(changed)
+
+
+def test_the_bare_base_has_no_proof(config: RunConfig, tiny_model: Path) -> None:
+    engine = make_engine(config, tiny_model)
+    engine.load_adapter(adapters.bare_base())
+    prove(engine, adapters.bare_base())
+
+
+def test_in_bfloat16_rounding_stays_within_the_tolerance(tiny_model: Path) -> None:
+    config = tiny_config(tiny_model, model={"dtype": "bfloat16"})
+    engine = TransformersEngine(
+        tiny_model,
+        chat.load_tokenizer(tiny_model),
+        model=ModelConfig(source=str(tiny_model), dtype="bfloat16"),
+        adapter=AdapterConfig(rank=4, alpha=8),
+        threads=1,
+    )
+    for adapter in published(config, tiny_model, versions=3):
+        assert adapter.canary is not None
+        wide = replace(adapter, canary=replace(adapter.canary, tolerance=0.15))
+        engine.load_adapter(wide)
+        prove(engine, wide)

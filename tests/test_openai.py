@@ -1,0 +1,233 @@
+"""Served models: the engine that evaluates them, and the judge, against a server on this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewards.judge import helpfulness
+from rlft import adapters, launch
+from rlft.chat import load_tokenizer
+from rlft.reward.judge import judge, passed, score
+from rlft.rollout.engine import Request
+from rlft.rollout.openai_engine import OpenAIEngine
+from rlft.types import SamplingParams
+from tests.fakes import read_metrics, tiny_config
+from tests.fakes_server import refusal, reply, serve
+
+PARAMS = SamplingParams(temperature=0.7, top_p=1.0, max_new_tokens=9)
+QUESTION = ({"role": "user", "content": "why?"},)
+REQUESTS = [
+    Request(prompt_ids=(1,), seeds=(1, 2**63 + 5), messages=({"role": "user", "content": "one"},)),
+    Request(prompt_ids=(2,), seeds=(3,), messages=({"role": "user", "content": "two"},)),
+]
+
+StartEngine = Callable[..., OpenAIEngine]
+
+
+@pytest.fixture
+def start(tiny_model: Path) -> StartEngine:
+    def make(base_url: str, **arguments: Any) -> OpenAIEngine:
+        engine = OpenAIEngine(load_tokenizer(tiny_model), {"base_url": base_url, "model": "served", **arguments})
+        engine.load_adapter(adapters.bare_base())
+        return engine
+
+    return make
+
+
+# The engine.
+
+
+def test_every_sample_is_asked_for_with_its_messages_and_its_seed(start: StartEngine) -> None:
+    with serve(lambda body, number: reply(f"{body['messages'][0]['content']} {body['seed']}")) as server:
+        completions = start(server.base_url).generate(REQUESTS, PARAMS, version=adapters.BASE_VERSION)
+    assert [[c.text for c in samples] for samples in completions] == [["one 1", "one 5"], ["two 3"]]
+    for body in server.asked:
+        assert body["path"] == "/v1/chat/completions"
+        assert (body["model"], body["temperature"], body["max_tokens"]) == ("served", 0.7, 9)
+        assert "top_k" not in body
+    first = completions[0][0]
+    assert len(first.token_ids) == len(b"one 1")  # the byte tokenizer counts them
+    assert all(math.isnan(value) for value in first.logprobs)
+    assert (first.adapter_version, first.adapter_hash) == (-1, adapters.bare_base().hash)
+
+
+def test_lengths_stop_texts_and_further_fields(start: StartEngine) -> None:
+    with serve(lambda body, number: reply("a</end>b<stop>c", finish="length")) as server:
+        engine = start(server.base_url, extra_body={"think": False})
+        cut = engine.generate(REQUESTS[1:], replace(PARAMS, stop=("<stop>", "</end>"), top_k=5), version=-1)[0][0]
+        whole = engine.generate(REQUESTS[1:], replace(PARAMS, stop=("no",)), version=-1)[0][0]
+    assert (cut.text, cut.finish_reason) == ("a</end>", "stop")
+    assert (whole.text, whole.finish_reason) == ("a</end>b<stop>c", "length")
+    assert (server.asked[0]["top_k"], server.asked[0]["think"]) == (5, False)
+    assert "top_k" not in server.asked[1]
+
+
+def test_requests_run_together_up_to_the_bound(start: StartEngine) -> None:
+    def slow(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
+        time.sleep(0.05)
+        return reply("x")
+
+    requests = [replace(REQUESTS[0], seeds=tuple(range(8)))]
+    with serve(slow) as server:
+        start(server.base_url, max_concurrency=3).generate(requests, PARAMS, version=-1)
+    assert (len(server.asked), server.most_at_once) == (8, 3)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_errors_that_may_pass_are_retried_then_raised(start: StartEngine, status: int) -> None:
+    with serve(lambda body, number: reply("x") if number == 2 else refusal(status, "overloaded")) as server:
+        assert start(server.base_url, retries=2).generate(REQUESTS[1:], PARAMS, version=-1)[0][0].text == "x"
+    assert len(server.asked) == 3
+    with (
+        serve(lambda body, number: refusal(status, "overloaded")) as server,
+        pytest.raises(RuntimeError, match=f"model 'served' at {server.base_url}.*{status}.*overloaded"),
+    ):
+        start(server.base_url, retries=2).generate(REQUESTS[1:], PARAMS, version=-1)
+    assert len(server.asked) == 3
+
+
+def test_what_the_server_refuses_is_said_in_its_words_and_not_asked_again(start: StartEngine) -> None:
+    with (
+        serve(lambda body, number: refusal(400, "maximum context length is 7")) as server,
+        pytest.raises(RuntimeError, match="maximum context length is 7"),
+    ):
+        start(server.base_url).generate(REQUESTS[1:], PARAMS, version=-1)
+    assert len(server.asked) == 1
+    with (
+        serve(lambda body, number: (200, {"id": "1", "object": "chat.completion", "choices": []})) as server,
+        pytest.raises(RuntimeError, match="answered without a reply"),
+    ):
+        start(server.base_url).generate(REQUESTS[1:], PARAMS, version=-1)
+    with (
+        serve(lambda body, number: reply("", finish="content_filter")) as server,
+        pytest.raises(RuntimeError, match="'content_filter'"),
+    ):
+        start(server.base_url).generate(REQUESTS[1:], PARAMS, version=-1)
+    with pytest.raises(RuntimeError, match=r"model 'served' at .*Connection error.*refused"):  # nobody listens any more
+        start(server.base_url, retries=0).generate(REQUESTS[1:], PARAMS, version=-1)
+
+
+def test_keys_come_from_the_environment_alone(start: StartEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "of-another-provider")
+    monkeypatch.setenv("MY_KEY", "mine")
+    with serve(lambda body, number: reply("x")) as server:
+        for arguments in ({}, {"api_key_env": "MY_KEY"}):
+            start(server.base_url, **arguments).generate(REQUESTS[1:], PARAMS, version=-1)
+    assert [headers["authorization"] for headers in server.headers] == ["Bearer none", "Bearer mine"]
+    with pytest.raises(ValueError, match="environment variable NO_KEY, which api_key_env names, is not set"):
+        start("http://localhost:1/v1", api_key_env="NO_KEY")
+    with pytest.raises(ValueError, match="put it into an environment variable"):
+        start("http://localhost:1/v1", api_key="secret")
+
+
+def test_wrong_arguments_and_adapters_are_refused(start: StartEngine, tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match=r"rollout\.engine_args\.retires: .*base_url, model, api_key_env"):
+        start("http://localhost:1/v1", retires=1)
+    with pytest.raises(ValueError, match=r"rollout\.engine_args\.base_url: Field required"):
+        OpenAIEngine(load_tokenizer(tiny_model), {"model": "m"})
+    engine = start("http://localhost:1/v1")
+    with pytest.raises(ValueError, match="cannot load an adapter into"):
+        engine.load_adapter(adapters.make_adapter(0, {"x": adapters.torch.zeros(1)}))
+    with pytest.raises(ValueError, match="adapter version 0 while -1 is loaded"):
+        engine.generate(REQUESTS, PARAMS, version=0)
+    with pytest.raises(ValueError, match="has no messages"):
+        engine.generate([Request(prompt_ids=(1,), seeds=(1,))], PARAMS, version=-1)
+    with pytest.raises(ValueError, match="tool schemas"):
+        engine.generate([replace(REQUESTS[0], tools=({"type": "function"},))], PARAMS, version=-1)
+
+
+def test_a_served_model_is_evaluated_and_never_trained_on(tiny_model: Path, tmp_path: Path) -> None:
+    with serve(lambda body, number: reply("ab" if "heldout1" in body["messages"][0]["content"] else "aa")) as server:
+        config = tiny_config(
+            tiny_model,
+            output_dir=str(tmp_path),
+            rollout={"engine": "openai", "engine_args": {"base_url": server.base_url, "model": "served"}},
+        )
+        result = launch.measure(config, None)
+        assert result["accuracy"]["mean"] == pytest.approx((7 * 1.0 + 0.5) / 8)
+        assert result["served"] == {"model": "served", "base_url": server.base_url}
+        asked = len(server.asked)
+        with pytest.raises(ValueError, match=r"rollout\.engine: openai cannot train"):
+            launch.train(config)
+    assert (asked, len(server.asked)) == (8, 8)
+    assert not config.run_dir.exists()
+
+
+# The judge.
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Good.\nScore: 10", 1.0),
+        ("**Score:** 1", 0.0),
+        ("score = 5.5 of 10", 0.5),
+        ("Score: 3, no: Score: 10", 1.0),
+        ("Score: 11", None),
+        ("Score: -3", None),
+        ("I give it a 7", None),
+        ("", None),
+    ],
+)
+def test_scores_are_read_or_absent(text: str, value: float | None) -> None:
+    assert score(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("Verdict: PASS", True), ("verdict: **fail**", False), ("Verdict: passable", None), ("pass", None)],
+)
+def test_verdicts_are_read_or_absent(text: str, value: bool | None) -> None:
+    assert passed(text) is value
+
+
+def test_an_unreadable_reply_is_asked_for_again_and_never_a_number() -> None:
+    with serve(lambda body, number: reply("well" if number == 0 else "Score: 10")) as server:
+        assert judge("?", score, base_url=server.base_url, model="m") == 1.0
+    assert [(body["temperature"], body["seed"]) for body in server.asked] == [(0.0, 0), (1.0, 1)]
+    with serve(lambda body, number: reply("well")) as server:
+        assert judge("?", score, base_url=server.base_url, model="m", attempts=2) is None
+    assert len(server.asked) == 2
+
+
+def test_a_judge_that_is_down_or_slow_is_an_error() -> None:
+    with serve(lambda body, number: refusal(500, "out of memory")) as server:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            judge("?", score, base_url=server.base_url, model="m", retries=1)
+        assert len(server.asked) == 2
+
+    def slow(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
+        time.sleep(1.5)
+        return reply("Score: 5")
+
+    with serve(slow) as server:
+        started = time.monotonic()
+        with pytest.raises(RuntimeError, match="timed out"):
+            judge("?", score, base_url=server.base_url, model="m", deadline_s=0.3, retries=0)
+        assert time.monotonic() - started < 1.2
+
+
+def test_a_run_is_scored_by_a_judge(tiny_model: Path, tmp_path: Path) -> None:
+    def verdict(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
+        return reply("no idea" if number % 5 == 0 else f"Score: {1 + number % 5}")
+
+    with serve(verdict) as server:
+        config = tiny_config(
+            tiny_model,
+            steps=1,
+            output_dir=str(tmp_path),
+            rewards=[{"path": "rewards.judge:helpfulness", "args": {"base_url": server.base_url, "deadline_s": 5}}],
+        )
+        launch.train(config)
+    assert 0 < read_metrics(config.run_dir)[0]["reward/mean"] < 0.5
+    assert "<question>" in server.asked[0]["messages"][0]["content"]
+    with serve(lambda body, number: reply("Score: 10")) as server:
+        assert helpfulness("{why}", "{x}", base_url=server.base_url) == 1.0
+    assert "{x}" in server.asked[0]["messages"][0]["content"]
