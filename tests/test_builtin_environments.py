@@ -334,3 +334,26 @@ def test_every_debug_config_runs(tmp_path: Path, roomy_model: Path, name: str) -
     metrics = read_metrics(config.run_dir)
     assert len(metrics) == 2
     assert all(row["reward/failed"] == 0 and row["reward/abstained"] == 0 for row in metrics)
+
+
+@pytest.mark.timeout(600)  # starts actors
+def test_episodes_do_not_depend_on_the_backend(tmp_path: Path, roomy_model: Path, ray_cluster: None) -> None:
+    from tests.fakes import read_result
+    from tests.fakes_pool import LentPool
+
+    results = []
+    for backend in ("inline", "ray"):
+        config = load(
+            DEBUG / "env_number_guessing.yaml",
+            [
+                *(f"output_dir={tmp_path / backend}", f"model={{source: {roomy_model}, dtype: float32}}"),
+                *("learner.threads=1", "rollout.threads=1", "rollout.workers=2", "rollout.tasks_per_chunk=1"),
+                *("evaluation.tasks=4", "sampling.max_new_tokens=12", "scoring.workers=0", f"backend={backend}"),
+                *("environment.args={max_turns: 3}", "sampling.stop=[a, b, c, d, e, f, g, h]"),
+            ],
+        )
+        launch.train(config, pools=LentPool if backend == "ray" else None)
+        results.append(read_result(config.run_dir))
+    assert results[0]["rollouts/step-000001.parquet"] == results[1]["rollouts/step-000001.parquet"]
+    assert results[0] == results[1]
+    assert max(row["turns"] for row in results[0]["rollouts/step-000001.parquet"]) > 1

@@ -152,6 +152,14 @@ def test_a_group_shares_its_first_prompt_and_starts_alike() -> None:
     assert len(starts) > 1
 
 
+def test_a_greedy_answer_meets_what_the_samples_met() -> None:
+    seeds = {
+        stream: replace(chunk(), stream=stream).environment_seed(TASKS[0]) for stream in ("train", "greedy", "evaluate")
+    }
+    assert seeds["greedy"] == seeds["train"] != seeds["evaluate"]
+    assert replace(chunk(), stream="greedy").seeds(TASKS[0]) != chunk().seeds(TASKS[0])
+
+
 def test_tools_stand_in_the_first_prompt() -> None:
     tool = {"type": "function", "function": {"name": "look_up", "description": "Looks.", "parameters": {}}}
     groups, _ = run(tools=(tool,))

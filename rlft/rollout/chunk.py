@@ -31,8 +31,12 @@ class Chunk:
         )
 
     def environment_seed(self, task: Task) -> int:
-        """The seed that all episodes of a task start with."""
-        return episode_seed(self.run_seed, self.stream, self.step, task.id)
+        """The seed that all episodes of a task start with.
+
+        A step's refills and greedy answers meet what its samples meet: they are compared with each other.
+        """
+        is_training = self.stream == "greedy" or self.stream.startswith("refill")
+        return episode_seed(self.run_seed, "train" if is_training else self.stream, self.step, task.id)
 
 
 def make_chunks(
