@@ -11,6 +11,7 @@ import pytest
 from safetensors import safe_open
 
 from rlft import launch
+from rlft.files import sha256
 from rlft.metrics import describe_dropped, describe_staleness
 from rlft.objectives.presets import PRESETS
 from rlft.rollout.pool import InlinePool
@@ -122,15 +123,13 @@ def test_a_checkpoint_whose_earlier_adapter_is_another_one_is_refused(
 
     from safetensors.torch import load_file, save_file
 
-    from rlft import checkpoint
-
     copy = shutil.copytree(stale_run, tmp_path / "copy")
     folder = copy / "checkpoints" / "step-000005"
     tensors = load_file(folder / "tensors.safetensors")
     name = next(name for name in tensors if name.startswith("published/4/"))
     tensors[name] = tensors[name] + 1
     save_file(tensors, folder / "tensors.safetensors")
-    manifest = {p.name: checkpoint._sha256(p) for p in folder.iterdir() if p.name != "manifest.json"}
+    manifest = {p.name: sha256(p) for p in folder.iterdir() if p.name != "manifest.json"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="holds another adapter 4 than it names"):
         launch.resume(copy)
