@@ -12,9 +12,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rlft import adapters, checkpoint, launch, train_rl
+from rlft import adapters, launch, train_rl
 from rlft.checkpoint import load_latest
 from rlft.config_file import load
+from rlft.files import sha256
 from rlft.learner import Learner
 from rlft.metrics import describe_dropped, describe_staleness
 from rlft.objectives.presets import PRESETS
@@ -127,7 +128,7 @@ def test_a_checkpoint_whose_earlier_adapter_is_another_one_is_refused(
     name = next(name for name in tensors if name.startswith("published/4/"))
     tensors[name] = tensors[name] + 1
     save_file(tensors, folder / "tensors.safetensors")
-    manifest = {p.name: checkpoint._sha256(p) for p in folder.iterdir() if p.name != "manifest.json"}
+    manifest = {p.name: sha256(p) for p in folder.iterdir() if p.name != "manifest.json"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="holds another adapter 4 than it names"):
         launch.resume(copy)
