@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import random
+import re
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -12,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
 from rewards.reasoning_gym_score import reasoning_gym_score
 from rlft import launch
+from rlft.config import EnvironmentConfig
 from rlft.config_file import load as load_config
 from rlft.environment import adapters
 from rlft.environment.adapters.common import EpisodeRandom, split_rows
 from rlft.environment.contract import Environment, check
 from rlft.environment.loading import identity
+from rlft.imports import import_function
 from rlft.types import Failed, Task
 from tests.fakes import read_metrics
 from tests.rollouts import load_environment, run_tasks, tiny_engine, told
@@ -57,6 +62,22 @@ def test_wrong_arguments_are_named() -> None:
 
 def test_every_adapter_has_its_module() -> None:
     assert all(callable(adapters.loader(system)) for system in adapters.ADAPTERS)
+
+
+def test_the_examples_of_the_docs_name_what_there_is() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "adapters.md").read_text(), re.DOTALL)
+    systems = set()
+    for block in blocks:
+        tree = YAML(typ="safe").load(block)
+        environment = EnvironmentConfig.model_validate(tree["environment"])
+        system, _ = adapters.split(environment.path)
+        systems.add(system)
+        parameters = inspect.signature(adapters.loader(system)).parameters
+        assert "config" in parameters or set(environment.args) <= set(parameters)
+        for reward in tree["rewards"]:
+            function = import_function(reward["path"], shipped="rewards")
+            assert set(reward.get("args", {})) <= set(inspect.signature(function).parameters)
+    assert systems == set(adapters.ADAPTERS)
 
 
 def test_identity_is_a_version_or_the_hash_of_the_file(tmp_path: Path) -> None:
@@ -311,6 +332,13 @@ def test_taxi_takes_actions_of_two_words() -> None:
     reply_ = run_tasks(environment, lambda prompt, index: "I want to pick up.", samples=1)[0]
     assert reply_.turns[0].reward == -10  # nobody stands here
     assert "The passenger is" in reply_.messages[0]["content"]
+
+
+def test_a_longer_name_wins_over_one_within_it() -> None:
+    environment = gym("CartPole-v1", actions=["push", "push hard"])
+    trajectory = run_tasks(environment, lambda prompt, index: "push hard", tasks=1, samples=1)[0]
+    velocities = [float(turn.observation[0]["content"].split()[1]) for turn in trajectory.turns]
+    assert velocities == sorted(velocities)  # pushed to the right every time
 
 
 def test_numbers_without_words() -> None:
