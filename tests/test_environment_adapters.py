@@ -26,7 +26,8 @@ from rlft.environment.contract import Environment, check
 from rlft.environment.loading import identity
 from rlft.imports import import_function
 from rlft.types import Failed, Task
-from tests.fakes import read_metrics
+from tests.conftest import MakeConfig
+from tests.fakes import read_metrics, read_rollouts, save_tiny_model
 from tests.rollouts import load_environment, run_tasks, tiny_engine, told
 
 ROOT = Path(__file__).parents[1]
@@ -414,3 +415,25 @@ def test_a_real_model_plays(tmp_path: Path) -> None:
     assert {t.environment_reward for t in trajectories} == {0.0}
     assert {t.stop_reason for t in trajectories} <= {"turns", "length"}
     assert all(-9 < logprob < 0 for t in trajectories for turn in t.turns for logprob in turn.completion.logprobs)
+
+
+def test_a_run_trains_on_episodes(tmp_path: Path, make_config: MakeConfig) -> None:
+    pytest.importorskip("gymnasium")
+    tiny = save_tiny_model(tmp_path / "roomy", context=1024)
+    config = make_config(
+        f"model.source={tiny}",
+        "steps=2",
+        "evaluation.tasks=2",
+        "environment={path: gymnasium:CartPole-v1, args: {size: 20, heldout: 4, max_turns: 3}}",
+        "rewards=[{path: 'rewards.environment_reward:environment_reward'}]",
+        "checkpoint.every=2",
+    )
+    launch.train(config)
+    rows = [row for step in (1, 2) for row in read_rollouts(config.run_dir, step)]
+    assert len(rows) == 32
+    assert max(row["turns"] for row in rows) > 1
+    assert all(row["reward"] == row["environment_reward"] for row in rows)
+    for row in rows:
+        actions = [token for token, is_action in zip(row["token_ids"], row["action_mask"], strict=True) if is_action]
+        assert row["completion_tokens"] == len(actions)
+        assert (len(actions) < len(row["token_ids"])) == (row["turns"] > 1)
