@@ -23,9 +23,10 @@ from rlft.config_file import load as load_config
 from rlft.environment import adapters
 from rlft.environment.adapters.common import EpisodeRandom, split_rows
 from rlft.environment.contract import Environment, check
+from rlft.environment.lengths import first_messages
 from rlft.environment.loading import identity
 from rlft.imports import import_function
-from rlft.types import Failed, Task
+from rlft.types import Failed, Message, Task
 from tests.conftest import MakeConfig
 from tests.fakes import read_metrics, read_rollouts, save_tiny_model
 from tests.rollouts import load_environment, run_tasks, tiny_engine, told
@@ -108,6 +109,24 @@ def test_episodes_are_told_apart_by_their_columns() -> None:
         check(environment(task("a", seed=1), task("b", seed=2)))
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_episode_that_only_shows_its_start_is_closed(is_async: bool) -> None:
+    closed = []
+
+    class Game:
+        def start(self, task: Task, seed: int) -> list[Message]:
+            return [{"role": "user", "content": f"Seed {seed}."}]
+
+        def close(self) -> Any:
+            closed.append(True)
+            return asyncio.sleep(0) if is_async else None
+
+    task = Task(id="a", messages=({"role": "user", "content": "Play."},))
+    environment = Environment(train=[task], heldout=[], episode=Game)  # type: ignore[arg-type]
+    assert first_messages(environment, task, seed=3)[0]["content"] == "Seed 3."
+    assert closed == [True]
+
+
 # Random numbers
 
 
@@ -158,6 +177,24 @@ def test_an_error_within_a_coroutine_is_its_own() -> None:
 
     with pytest.raises(KeyError, match="seen"):
         asyncio.run(EpisodeRandom(0).run(fail()))
+
+
+def test_a_coroutine_that_nobody_awaits_any_more_is_closed() -> None:
+    closed = []
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(9)
+        finally:
+            closed.append(True)
+
+    async def main() -> None:
+        coroutine = EpisodeRandom(0).run(wait())
+        coroutine.send(None)
+        coroutine.close()
+
+    asyncio.run(main())
+    assert closed == [True]
 
 
 def test_rows_go_where_their_content_sends_them() -> None:

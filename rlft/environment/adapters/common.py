@@ -84,6 +84,8 @@ class _Resumed:
                         return end.value
                 try:
                     value, resume = (yield waits_for), self._coroutine.send
+                except GeneratorExit:  # nobody waits for it any more
+                    raise
                 except BaseException as error:  # cancelled, or what it waited for failed: the coroutine's to handle
                     value, resume = error, self._coroutine.throw
         finally:
