@@ -55,7 +55,8 @@ class EnvironmentConfig(Strict):
     """Where the tasks come from."""
 
     path: str
-    """`package.module:function` or `file.py:function`; the function returns an `Environment`."""
+    """`package.module:function` or `file.py:function`; the function returns an `Environment`. Or an environment of
+    another system, `SYSTEM:NAME`, as in `gymnasium:FrozenLake-v1`."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of that function."""
     overlong: Literal["error", "drop"] = "error"
