@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-vllm check lint type bench-step bench-learner bench-rollout clean
+.PHONY: quickstart test test-vllm check lint type bench-step bench-learner bench-rollout bench-pool clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -32,6 +32,9 @@ bench-learner: .venv/installed
 
 bench-rollout: .venv/installed
 	$(BIN)/python -m benchmarks.rollout $(if $(wildcard .venv-vllm/bin/python),--vllm .venv-vllm/bin/python)
+
+bench-pool: .venv/installed
+	$(BIN)/python -m benchmarks.rollout_pool
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

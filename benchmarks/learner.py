@@ -85,7 +85,7 @@ def _rlft_policy(folder: str, shape: str, without: str) -> Callable[[], object]:
             "environment": {"path": "benchmarks.step:environment"},
             "rewards": [{"path": "benchmarks.step:vowels"}],
             "sampling": {"max_new_tokens": NEW_TOKENS},
-            "learner": {"threads": THREADS, "lr": 1e-5, "tokens_per_microbatch": 8192},
+            "learner": {"threads": THREADS, "lr": 1e-5},
             "algorithm": {"preset": "grpo", "kl": "none", "kl_coef": 0.0},
         }
     )
@@ -138,7 +138,7 @@ def _rlft_dpo(folder: str) -> Callable[[], object]:
         folder,
         ModelConfig(source=folder),
         AdapterConfig(rank=RANK),
-        LearnerConfig(threads=THREADS, lr=1e-5, tokens_per_microbatch=8192),
+        LearnerConfig(threads=THREADS, lr=1e-5),
         seed=0,
         with_reference=True,
     )
@@ -173,7 +173,7 @@ TECHNIQUES = {
     "bfloat16": "the base in float32",
     "kept memory": "freed memory goes back to the system",
     "block attention": "torch's fused attention kernel, group by group",
-    "lean layers": "transformers' own norms and MLPs",
+    "lean layers": "transformers' own norms, MLPs and decoder layers",
 }
 
 
@@ -182,7 +182,7 @@ def take_away(technique: str) -> None:
     from rlft import adapters, attention, batch, model, roles
 
     if technique == "lean LoRA":
-        adapters.use_lean_lora = lambda model: None
+        adapters.use_lean_lora = adapters.use_lean_decoders = lambda model: None
     elif technique == "shared prompts":
         from dataclasses import replace
 
@@ -218,7 +218,7 @@ def take_away(technique: str) -> None:
     elif technique == "block attention":
         attention.LARGEST_SCORES = 0
     elif technique == "lean layers":
-        adapters.use_lean_layers = lambda model: None
+        adapters.use_lean_layers = adapters.use_lean_decoders = lambda model: None
 
 
 def serve_trl(folder: str, shape: str, dtype: str, rows: int) -> None:

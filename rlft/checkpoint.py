@@ -8,7 +8,6 @@ folder is renamed and its parent synced. A folder whose manifest does not verify
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from rlft.files import sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ def save(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     def write(temporary: Path) -> None:
         save_file(dict(snapshot.tensors), temporary / "tensors.safetensors")
         (temporary / "state.json").write_text(json.dumps({"step": snapshot.step, **snapshot.state}, indent=1))
-        manifest = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        manifest = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
     write_folder(target, write)
@@ -78,7 +79,7 @@ def verify(path: Path) -> str:
         file = path / name
         if not file.is_file():
             return f"{path}: {name} is missing"
-        if _sha256(file) != expected:
+        if sha256(file) != expected:
             return f"{path}: {name} does not have the sha256 that its manifest names (truncated or changed)"
     return ""
 
@@ -123,8 +124,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -171,12 +171,16 @@ def list_(
     """List what a config can name."""
     from rlft import imports
     from rlft.config import RolloutConfig
+    from rlft.environment.adapters import ADAPTERS
     from rlft.objectives.presets import PRESETS
 
     engines = get_args(RolloutConfig.model_fields["engine"].annotation)
     tables: dict[str, dict[str, str]] = {
         "rewards": imports.available("rewards"),
-        "environments": imports.available("environments"),
+        "environments": {
+            **imports.available("environments"),
+            **{adapter.syntax: f"of {system}; docs/adapters.md" for system, adapter in ADAPTERS.items()},
+        },
         "presets": {name: _preset_line(algorithm) for name, algorithm in PRESETS.items()},
         "engines": dict.fromkeys(engines, ""),
     }

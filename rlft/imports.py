@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, cast
 
 _ROOT = Path(__file__).absolute().parents[1]
 
@@ -38,19 +38,46 @@ def import_function(path: str, *, shipped: str) -> Callable[..., Any]:
     Raises:
         ValueError: there is no such file, module or function, or importing it failed; says what is there instead.
     """
+    function = import_object(path, shipped=shipped)
+    if inspect.isclass(function) or not callable(function):
+        name = path.rpartition(":")[2]
+        raise ValueError(f"{path}: {name!r} is a {type(function).__name__}, not a function")
+    return cast("Callable[..., Any]", function)
+
+
+def import_class(path: str, *, shipped: str) -> type:
+    """The class that `path` names.
+
+    Raises:
+        ValueError: see `import_function`.
+    """
+    found = import_object(path, shipped=shipped, kind="class")
+    if not inspect.isclass(found):
+        name = path.rpartition(":")[2]
+        raise ValueError(f"{path}: {name!r} is a {type(found).__name__}, not a class")
+    return found
+
+
+def import_object(path: str, *, shipped: str, kind: Literal["function", "class"] = "function") -> object:
+    """What `path` names, whatever it is.
+
+    Args:
+        kind: what should be there, for the error message.
+
+    Raises:
+        ValueError: see `import_function`.
+    """
     target, name = split(path, shipped=shipped)
     module = _load_file(target, path) if isinstance(target, Path) else _import(target, name, path, shipped)
     try:
-        function = getattr(module, name)
+        return getattr(module, name)
     except AttributeError:
-        there = sorted(key for key, value in vars(module).items() if _is_defined_in(module, value))
+        there = sorted(key for key, value in vars(module).items() if _is_defined_in(module, value, kind))
+        plural = "functions" if kind == "function" else "classes"
         raise ValueError(
-            f"{path}: no function {name!r} in {module.__file__}."
-            f"{did_you_mean(name, there)} It defines: {', '.join(there) or 'no functions'}."
+            f"{path}: no {kind} {name!r} in {module.__file__}."
+            f"{did_you_mean(name, there)} It defines: {', '.join(there) or f'no {plural}'}."
         ) from None
-    if inspect.isclass(function) or not callable(function):
-        raise ValueError(f"{path}: {name!r} is a {type(function).__name__}, not a function")
-    return function
 
 
 def absolute(path: str, *, shipped: str) -> str:
@@ -168,5 +195,6 @@ def _import(target: str, name: str, path: str, shipped: str) -> ModuleType:
         raise ValueError(f"{path}: importing it failed:\n{describe_error(error)}") from error
 
 
-def _is_defined_in(module: ModuleType, value: Any) -> bool:
-    return inspect.isfunction(value) and value.__module__ == module.__name__
+def _is_defined_in(module: ModuleType, value: Any, kind: Literal["function", "class"]) -> bool:
+    is_kind = inspect.isfunction(value) if kind == "function" else inspect.isclass(value)
+    return is_kind and value.__module__ == module.__name__

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlft import adapters, chat, imports, reward_model, sources
+from rlft import adapters, chat, reward_model, sources
 from rlft.checkpoint import write_folder
 from rlft.config import BaseRunConfig, RunConfig
 from rlft.environment import lengths, loading
@@ -24,7 +24,7 @@ from rlft.evaluate import evaluate
 from rlft.learner import Learner
 from rlft.learner_group import make_learner
 from rlft.model import resolve_dtype
-from rlft.reward.loading import function_hash, source_hash
+from rlft.reward.loading import source_hash
 from rlft.reward.scoring import Scorer
 from rlft.reward_model import folder_hash
 from rlft.rollout.canary import CanaryMaker
@@ -367,6 +367,6 @@ def _summarize(run: Run) -> dict[str, Any]:
 
 
 def _provenance(config: RunConfig) -> dict[str, Any]:
-    environment = imports.import_function(config.environment.path, shipped="environments")
     rewards = {r.path: folder_hash(r.folder) if r.folder else source_hash(r.path) for r in config.rewards}
-    return {"sha256": {config.environment.path: function_hash(environment), **rewards}, "cwd": os.getcwd()}
+    hashes = {config.environment.path: loading.identity(config.environment.path), **rewards}
+    return {"sha256": hashes, "cwd": os.getcwd()}

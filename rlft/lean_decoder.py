@@ -34,10 +34,11 @@ def use_lean_decoders(model: nn.Module) -> None:
 def _forward(self: Any, options: _Options, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout, positions = kwargs.get("packed_layout"), kwargs.get("position_embeddings")
     is_plain = not (args or self.training or torch.is_autocast_enabled(hidden_states.device.type))
-    parts = _projections(self) if is_plain and layout is not None and positions is not None else None
-    if parts is None:
+    parts = _projections(self) if is_plain else None
+    if parts is None or layout is None or positions is None:
         return type(self).forward(self, hidden_states, *args, **kwargs)
-    return _decoder(self, options, parts, hidden_states, *positions, layout)
+    cos, sin = positions
+    return _decoder(self, options, parts, hidden_states, cos, sin, layout)
 
 
 def _projections(layer: Any) -> list[PlainUpdate] | None:
@@ -175,8 +176,8 @@ def _project_backward(
     """(the gradient of x from all projections, the gradients of their `tensors`)"""
     grad_x, updates = None, list[Tensor | None]()
     for index, (grad, scale) in enumerate(zip(grads, scales, strict=True)):
-        part = saved[4 * index : 4 * index + 4]
-        grad_x, grad_down, grad_up = lora_backward(grad, x, *part, scale, needs_x=needs_x, add_to=grad_x)
+        inner, weight, a, b = saved[4 * index : 4 * index + 4]
+        grad_x, grad_down, grad_up = lora_backward(grad, x, inner, weight, a, b, scale, needs_x=needs_x, add_to=grad_x)
         updates += [None, None, grad_down, grad_up]
     return grad_x, updates
 

@@ -147,7 +147,7 @@ class _GatedLoraLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, inner, weight, a, b = ctx.saved_tensors
         silu = F.silu(gate)
         grad, grad_down, grad_up = lora_backward(grads[0], silu * up, inner, weight, a, b, ctx.scale, needs_x=True)

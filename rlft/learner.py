@@ -21,7 +21,7 @@ from rlft.batch import select, single
 from rlft.config import RunConfig
 from rlft.objectives.advantages import best_and_worst, explained_variance, overlong_penalty, token_advantages
 from rlft.objectives.policy import adapted_kl_coef, aggregation_weights, policy_loss, policy_metrics, value_loss
-from rlft.objectives.preference import Preference, preference_loss
+from rlft.objectives.preference import Preference, preference_loss, preference_metrics
 from rlft.objectives.presets import Algorithm
 from rlft.ranks import ALONE, Ranks
 from rlft.roles import Roles, lr_factor
@@ -233,9 +233,14 @@ class Learner:
             }
 
         total, parts = self.roles.backward_policy(batch, loss, whole_groups=True, entropy_gradient=False)
-        sums = {key: sum(part[key] for part in parts) for key in parts[0]}
-        counts = {key: num_pairs if key.startswith("preference/") else batch.sequence_index.numel() for key in sums}
-        return [total], {"policy/loss": total, **{key: value / counts[key] for key, value in sums.items()}}
+        metrics = preference_metrics(
+            parts,
+            num_examples=num_pairs,
+            num_chosen=num_pairs,
+            num_rejected=num_pairs,
+            num_actions=batch.sequence_index.numel(),
+        )
+        return [total], {"policy/loss": total, **metrics}
 
     def _critic(self, batch: Batch) -> tuple[float, Metrics]:
         values, returns = _present(batch.values), _present(batch.returns)

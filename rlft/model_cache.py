@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.console import Console
+
+from rlft.files import sha256
 
 
 class SourceError(ValueError):
@@ -81,9 +82,3 @@ def _lock(folder: Path) -> Iterator[None]:
 def say(message: str) -> None:
     """A line on standard error."""
     Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,9 +24,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlft import adapters, chat
 from rlft.config import RewardConfig, RunConfig
+from rlft.files import sha256
 from rlft.lora import use_lean_lora
 from rlft.model import quiet_libraries
-from rlft.model_cache import sha256
 from rlft.types import Batch, Message
 
 FACTS = "reward_model.json"

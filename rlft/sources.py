@@ -31,7 +31,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from rlft.conversion import brief, convert, edit_json
-from rlft.model_cache import SourceError, cached_folder, say, sha256
+from rlft.files import sha256
+from rlft.model_cache import SourceError, cached_folder, say
 
 _T = TypeVar("_T")
 _HUB_SECONDS = 6.0  # the hub counts as unreachable when one small request takes longer

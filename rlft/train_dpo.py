@@ -25,6 +25,7 @@ from rlft.objectives.preference import (
     is_right,
     kto_reference_point,
     preference_loss,
+    preference_metrics,
     sequence_sums,
 )
 from rlft.preference_config import PreferenceConfig
@@ -137,16 +138,13 @@ def update(roles: Roles, preference: Preference, batch: Batch, *, kl: float, fac
     total, parts = roles.backward_policy(batch, loss, whole_groups=preference.is_paired, entropy_gradient=False)
     num_chosen = int((batch.rewards > 0).sum())
     metrics: Metrics = {"preference/loss": total}
-    for name in parts[0]:
-        count = num_examples
-        if name.startswith("policy/"):
-            count = batch.sequence_index.numel()
-        elif name.endswith("_chosen"):
-            count = num_chosen
-        elif name.endswith("_rejected"):
-            count = batch.num_sequences - num_chosen
-        if count:  # an update of KTO can be without one of the labels
-            metrics[name] = sum(part[name] for part in parts) / count
+    metrics |= preference_metrics(
+        parts,
+        num_examples=num_examples,
+        num_chosen=num_chosen,
+        num_rejected=batch.num_sequences - num_chosen,
+        num_actions=batch.sequence_index.numel(),
+    )
     if not preference.is_paired:
         metrics["preference/z0"] = kl
     return metrics | roles.step(factor=factor, is_finite=math.isfinite(total))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from rlft import adapters, chat
+from rlft import adapters, chat, trl_stage
 from rlft import model as models
 from rlft.checkpoint import write_folder
 from rlft.curves.statistics import accuracy_interval
@@ -87,49 +86,34 @@ def fit(
     on_update: OnUpdate | None = None,
 ) -> None:
     """Train in place, with the Bradley-Terry loss -log sigmoid(chosen - rejected)."""
-    # TRL takes seconds to import, and only this stage needs it.
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    from datasets import Dataset, disable_progress_bars
-    from transformers import PrinterCallback, TrainerCallback
+    trl_stage.be_quiet()
+    from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
-    class Progress(TrainerCallback):
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
-        ) -> None:
-            if on_update and logs and "loss" in logs:
-                metrics = {f"preference/{key}": float(logs[key]) for key in ("loss", "accuracy", "margin")}
-                on_update(state.global_step, state.max_steps, metrics)
+    def on_log(done: int, total: int, logs: dict[str, float]) -> None:
+        if on_update:
+            metrics = {f"preference/{key}": float(logs[key]) for key in ("loss", "accuracy", "margin")}
+            on_update(done, total, metrics)
 
-    disable_progress_bars()
-    device = models.default_device()
     rows = [{"chosen_ids": list(pair.completions[0]), "rejected_ids": list(pair.completions[1])} for pair in pairs]
     with tempfile.TemporaryDirectory() as scratch, models.seeded(config.seed), models.quiet_libraries():
         trainer = RewardTrainer(
             model=model.train(),
             args=RewardConfig(
-                output_dir=scratch,
-                per_device_train_batch_size=config.batch_size,
-                num_train_epochs=config.epochs,
-                learning_rate=config.lr,
-                lr_scheduler_type="linear",
-                seed=config.seed,
-                max_length=None,
-                gradient_checkpointing=False,
-                use_cpu=device.type == "cpu",
-                bf16=_autocasts(config),
-                dataloader_pin_memory=False,
-                logging_steps=1,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
+                **trl_stage.settings(
+                    output_dir=scratch,
+                    batch_size=config.batch_size,
+                    epochs=config.epochs,
+                    lr=config.lr,
+                    seed=config.seed,
+                    device=models.default_device(),
+                    bf16=_autocasts(config),
+                )
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            callbacks=[Progress()],
         )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        trl_stage.train(trainer, on_log)
 
 
 def measure(config: RewardModelConfig, model: nn.Module, pairs: Sequence[Example], *, pad: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ run and the view; the stages around it (base evaluation, SFT, summary) are in `l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +23,7 @@ from rlft.rollout.canary import CanaryMaker
 from rlft.rollout.pool import RolloutPool
 from rlft.run import Run
 from rlft.step_rollouts import StepRollouts
-from rlft.types import Adapter, Batch, Metrics, Task
+from rlft.types import Adapter, Batch, Canary, Metrics, Task
 from rlft.view import View
 
 PUBLISHED = "published/"
@@ -128,8 +129,8 @@ def snapshot(learner: PolicyLearner, step: int, earlier: Sequence[Adapter] = ())
     """
     tensors, numbers = learner.state()
     published = {f"{PUBLISHED}{a.version}/{name}": tensor for a in earlier for name, tensor in a.tensors.items()}
-    hashes = {str(adapter.version): adapter.hash for adapter in earlier}
-    state = {"learner": numbers, **({"published": hashes} if earlier else {})}
+    proofs = {str(a.version): {"hash": a.hash, "canary": _canary(a.canary)} for a in earlier}
+    state = {"learner": numbers, **({"published": proofs} if earlier else {})}
     return Snapshot(step=step, tensors={**tensors, **published}, state=state)
 
 
@@ -145,14 +146,30 @@ def restore(learner: PolicyLearner, snapshot: Snapshot) -> list[Adapter]:
     own = {name: tensor for name, tensor in snapshot.tensors.items() if not name.startswith(PUBLISHED)}
     learner.load_state(own, snapshot.state["learner"])
     earlier = []
-    for version, expected in snapshot.state.get("published", {}).items():
+    for version, proof in snapshot.state.get("published", {}).items():
         prefix = f"{PUBLISHED}{version}/"
         tensors = {n.removeprefix(prefix): t for n, t in snapshot.tensors.items() if n.startswith(prefix)}
         adapter = make_adapter(int(version), tensors)
-        if adapter.hash != expected:
+        if adapter.hash != proof["hash"]:
             raise ValueError(f"the checkpoint of step {snapshot.step} holds another adapter {version} than it names")
-        earlier.append(adapter)
+        earlier.append(replace(adapter, canary=_read_canary(proof["canary"])))
     return sorted(earlier, key=lambda adapter: adapter.version)
+
+
+def _canary(canary: Canary | None) -> dict[str, Any] | None:
+    """As JSON, without the log-probs of even earlier versions, which a resumed run does not remember."""
+    return asdict(replace(canary, earlier={})) if canary else None
+
+
+def _read_canary(saved: Mapping[str, Any] | None) -> Canary | None:
+    if saved is None:
+        return None
+    return Canary(
+        prompt_ids=tuple(saved["prompt_ids"]),
+        token_ids=tuple(saved["token_ids"]),
+        logprobs=tuple(saved["logprobs"]),
+        tolerance=saved["tolerance"],
+    )
 
 
 def sequence_means(batch: Batch) -> list[float]:
@@ -166,7 +183,8 @@ def refuse_mismatch(config: RunConfig, step: int, metrics: Metrics) -> None:
     """Stop when engine and learner disagree about the log-probs of the same tokens: the engine runs other weights.
 
     It is asked only about steps whose samples all come from the present adapter. Of older samples `policy/mismatch`
-    also holds how far the policy has moved since, for which no bound is right: their hash proves their weights.
+    also holds how far the policy has moved since, for which no bound is right: there the hash proves which weights the
+    engine got, and the canary that it computes with them.
 
     Raises:
         RuntimeError: the measured difference and the bound.

@@ -6,7 +6,6 @@ It is short by design, so an interrupted stage starts over; what it made is kept
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlft import adapters, chat
+from rlft import adapters, chat, trl_stage
 from rlft import model as models
 from rlft.config import RunConfig, SFTStageConfig
 from rlft.types import Message
@@ -48,20 +47,10 @@ def train_sft(
     if stage is None:
         raise ValueError("the config has no `sft` section; add one, for example `sft: {examples: 256}`")
     check_demonstrations(stage, demonstrations)
-    # TRL takes seconds to import, and only this stage needs it.
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    from datasets import Dataset, disable_progress_bars
-    from transformers import TrainerCallback
+    trl_stage.be_quiet()
+    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    class Progress(TrainerCallback):
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
-        ) -> None:
-            if on_update and logs and "loss" in logs:
-                on_update(state.global_step, state.max_steps, logs["loss"])
-
-    disable_progress_bars()
     torch.set_num_threads(config.learner.threads)
     device = models.default_device()
     dtype = models.resolve_dtype(config.model)
@@ -85,30 +74,22 @@ def train_sft(
         trainer = SFTTrainer(
             model=model.train(),
             args=SFTConfig(
-                output_dir=scratch,
-                per_device_train_batch_size=stage.batch_size,
-                num_train_epochs=stage.epochs,
-                learning_rate=stage.lr,
-                lr_scheduler_type="linear",
-                seed=config.seed,
-                max_length=None,
                 completion_only_loss=True,
-                gradient_checkpointing=False,
-                use_cpu=device.type == "cpu",
-                bf16=config.adapter.kind == "full" and dtype == torch.bfloat16,
-                dataloader_pin_memory=False,
-                logging_steps=1,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
+                **trl_stage.settings(
+                    output_dir=scratch,
+                    batch_size=stage.batch_size,
+                    epochs=stage.epochs,
+                    lr=stage.lr,
+                    seed=config.seed,
+                    device=device,
+                    bf16=config.adapter.kind == "full" and dtype == torch.bfloat16,
+                ),
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             peft_config=peft_config,
-            callbacks=[Progress()],
         )
-        _silence(trainer)
-        trainer.train()
+        trl_stage.train(trainer, lambda done, total, logs: on_update(done, total, logs["loss"]) if on_update else None)
     if peft_config is None:
         return adapters.read_role(role)
     return adapters.read_role(adapters.Role(model=trainer.model, adapter="default"))
@@ -124,10 +105,3 @@ def check_demonstrations(stage: SFTStageConfig, demonstrations: Sequence[tuple[M
         raise ValueError(
             f"sft.examples is {stage.examples}, but the environment offers {len(demonstrations)} demonstrations"
         )
-
-
-def _silence(trainer: Any) -> None:
-    """Take away the callback that prints every log line; `on_update` shows progress."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)

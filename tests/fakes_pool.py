@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from rlft.config import RunConfig
 from rlft.rollout.chunk import Chunk, make_chunks
+from rlft.rollout.engine import EngineLostError
 from rlft.rollout.ray_pool import RayPool
 from rlft.types import Adapter, Completion, Group, SamplingParams, Task, Trajectory, Turn
 
@@ -81,10 +81,10 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGKILL)
         elif verb == "sleep":
             time.sleep(float(argument))
-        elif verb == "hang":  # in C and with the interpreter's lock, so that no Python code runs in this process
-            ctypes.PyDLL(None).sleep(600)
         elif verb == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+        elif verb == "lose":
+            raise EngineLostError(argument)
         elif verb == "raise":
             raise KeyError(argument)
 

@@ -137,13 +137,13 @@ def test_a_worker_that_dies_too_often_stops_the_run_by_name(make_config: MakeCon
     pool = LentPool(config, config.model.source, lambda kind, message: events.append((kind, message)))
     pool.publish(adapters.bare_base())
     with pytest.raises(ValueError, match="asks for adapter version 7, but -1 was published last"):
-        pool.run(_chunks(config, version=7))
-    too_long = [replace(chunk, params=replace(chunk.params, max_new_tokens=999)) for chunk in _chunks(config)]
+        pool.run(base_chunks(config, version=7))
+    too_long = [replace(chunk, params=replace(chunk.params, max_new_tokens=999)) for chunk in base_chunks(config)]
     with pytest.raises(ValueError, match="exceed the model's context"):
         pool.run(too_long)  # a worker's own error arrives as itself and restarts nobody
     os.kill(process_ids(pool)[0], signal.SIGKILL)
     with pytest.raises(RuntimeError, match=r"died 1 times, more than rollout\.max_restarts=0 allows"):
-        pool.run(_chunks(config, version=-1))
+        pool.run(base_chunks(config, version=-1))
     assert events == []
 
 
@@ -156,14 +156,15 @@ def test_ray_without_protection_is_refused(monkeypatch: pytest.MonkeyPatch, ray_
 def test_a_chunk_does_not_depend_on_what_the_worker_did_before(make_config: MakeConfig) -> None:
     config = make_config()
     fresh, used = InlinePool(config, config.model.source), InlinePool(config, config.model.source)
-    first, second = _chunks(config, version=-1)[:2]
+    first, second = base_chunks(config, version=-1)[:2]
     for pool in (fresh, used):
         pool.publish(adapters.bare_base())
     used.run([first, second, first])
     assert _ids(fresh.run([second])) == _ids(used.run([second]))
 
 
-def _chunks(config: RunConfig, *, version: int = -1) -> list[Any]:
+def base_chunks(config: RunConfig, *, version: int = -1) -> list[Any]:
+    """Four chunks of two tasks for the bare base."""
     return make_chunks(
         letters().train,
         tasks_per_chunk=2,

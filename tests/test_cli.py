@@ -103,7 +103,13 @@ def test_no_arguments_show_the_help() -> None:
 
 def test_list_names_everything_that_a_config_can(rlft: Rlft) -> None:
     out = rlft("list").out
-    for name in ("rewards.exact_answer:exact_answer", "environments.sums:load", "transformers", *PRESETS):
+    for name in (
+        "rewards.exact_answer:exact_answer",
+        "environments.sums:load",
+        "gymnasium:ID",
+        "transformers",
+        *PRESETS,
+    ):
         assert name in out
     assert "environments.number_guessing:load" in out
     assert "Strict" not in out  # a function's line, not its module's

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import modules of lower layers, and of its own package. A new module needs a place here.
 LAYERS = [
-    {"rlft", "rlft.types", "rlft.imports"},
+    {"rlft", "rlft.types", "rlft.imports", "rlft.files"},
     {"rlft.objectives", "rlft.curves", "rlft.arithmetic", "rlft.rows"},
     {
         "rlft.config",
@@ -40,7 +40,7 @@ LAYERS = [
     {"rlft.attention", "rlft.lora", "rlft.run", "rlft.preference_data"},
     {"rlft.lean_layers", "rlft.environment"},
     {"rlft.lean_decoder"},
-    {"rlft.model", "rlft.ranks"},
+    {"rlft.model", "rlft.ranks", "rlft.trl_stage"},
     {"rlft.sharding"},
     {"rlft.adapters"},
     {"rlft.reward_model"},

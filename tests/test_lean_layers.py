@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rlft import block_attention
-from rlft import attention
+from rlft import attention, block_attention
 from rlft.attention import as_blocks
 from rlft.batch import PackedGroup
 from rlft.block_attention import block_attention as attend

@@ -352,6 +352,37 @@ def test_metrics_are_means_over_the_tokens_of_all_parts() -> None:
     assert policy_metrics([part(ratio=1, factor=5, squared=25)], 100)["policy/ess"] == pytest.approx(0.01)
 
 
+def test_what_a_correction_masks_is_counted_with_its_length() -> None:
+    # Sequences of 1, 3 and 2 tokens; all of the second and the last token of the third are out of range. 4 of 6 tokens;
+    # 1 + 1/2 sequences of mean length 4 / 1.5, and the other 1.5 of mean length 2 / 1.5.
+    algorithm = replace(GRPO, kl="none", kl_coef=0.0, correction="token_mask")
+    index = torch.tensor([0, 1, 1, 1, 2, 2])
+    gap = double([0.0, 5.0, 5.0, 5.0, 0.0, 5.0])
+
+    def sums(chosen: slice) -> Metrics:
+        logprobs = double([-1.0] * 6)[chosen]
+        return policy_loss(
+            algorithm,
+            kl_coef=0.0,
+            logprobs=logprobs,
+            entropy=logprobs,
+            old_logprobs=logprobs,
+            rollout_logprobs=(logprobs - gap[chosen]),
+            ref_logprobs=None,
+            advantages=logprobs,
+            weights=logprobs,
+            sequence_index=index[chosen],
+        )[1]
+
+    expected = {"policy/masked": 4 / 6, "policy/length_masked": 4 / 1.5, "policy/length_kept": 2 / 1.5}
+    for parts in ([slice(0, 6)], [slice(0, 4), slice(4, 6)]):
+        metrics = policy_metrics([sums(part) for part in parts], 6)
+        assert {name: metrics.get(name) for name in expected} == pytest.approx(expected)
+    nothing = policy_metrics([sums(slice(0, 1))], 1)
+    assert nothing["policy/masked"] == 0
+    assert "policy/length_masked" not in nothing
+
+
 def test_the_kl_coefficient_is_steered_to_its_target() -> None:
     # Error (kl - target) / target, held within 20 %, times 1 / 2.
     assert adapted_kl_coef(0.1, kl=0.05, target=0.05) == pytest.approx(0.1)

@@ -350,7 +350,8 @@ def test_a_batch_of_pairs_shares_each_prompt(tmp_path: Path) -> None:
     assert torch.bincount(batch.sequence_index).tolist() == [7, 8, 5, 6]
     assert batch.rollout_logprobs.tolist() == [0.0] * 26
     assert batch.ref_logprobs is None
-    # "The sky is" once, and the marks of the template with "Sky?" once: 10 + (1 + 4 + 1 + 1). Four last tokens are not read.
+    # "The sky is" once, and the marks of the template with "Sky?" once: 10 + (1 + 4 + 1 + 1).
+    # The last tokens of the four completions are not read.
     assert packed_length(batch) == 26 - 4 + 10 + 7
     assert pack(batch).token_ids.shape == (1, 39)
     assert microbatches(batch, 1, whole_groups=True) == [[0, 1], [2, 3]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from rlft import adapters
+from rlft.rollout import ray_pool
 from rlft.rollout.ray_pool import RayPool
 from rlft.types import Adapter
 from tests.conftest import MakeConfig
@@ -90,20 +92,21 @@ def test_lost_workers_are_replaced_and_exactly_their_chunks_redone(
     make_pool: Any, script: Any, events: list[str], log: Any
 ) -> None:
     script("t1", "die")
+    script("t3", "lose its engine")
     script("t5", "stop")  # not even a request to exit is heard
     pool = make_pool("rollout.deadline_s=3")
     before = process_ids(pool)
     assert tokens(pool.run(fake_chunks(NAMES))) == EXPECTED
-    assert Counter(task for _, task, _ in log()) == {name: 2 if name in ("t1", "t5") else 1 for name in NAMES}
-    lost = [next(int(pid) for pid, task, _ in log() if task == name) for name in ("t1", "t5")]
+    assert Counter(task for _, task, _ in log()) == {name: 2 if name in ("t1", "t3", "t5") else 1 for name in NAMES}
+    lost = [next(int(pid) for pid, task, _ in log() if task == name) for name in ("t1", "t3", "t5")]
     assert lost[0] in before
     until = time.monotonic() + 10
     while any(map(psutil.pid_exists, lost)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(map(psutil.pid_exists, lost))
-    assert len(events) == 2
-    assert "died and was replaced; its chunk is redone" in events[0]
-    assert "did not finish a chunk within rollout.deadline_s=3" in events[1]
+    assert len(events) == 3
+    assert sum("died and was replaced; its chunk is redone" in event for event in events) == 2
+    assert sum("did not finish a chunk within rollout.deadline_s=3" in event for event in events) == 1
 
 
 def test_a_crash_loop_ends_with_its_cause(make_pool: Any, script: Any, events: list[str]) -> None:
@@ -204,12 +207,18 @@ def test_a_chunk_of_another_version_is_refused_at_once(make_pool: Any) -> None:
 
 
 def test_workers_that_find_no_resources_are_an_error_only_when_there_are_no_others(
-    make_pool: Any, make_config: MakeConfig, tmp_path: Path
+    make_pool: Any, events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A GPU is what this machine cannot give.
-    pool = make_pool("rollout.gpus_per_worker=1", "rollout.deadline_s=1", kind=RayPool)
+    monkeypatch.setattr(ray_pool, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(ray_pool, "LIMIT_S", 1.0)
+    pool = make_pool("rollout.gpus_per_worker=1", kind=RayPool)
+    time.sleep(1.5)  # without work nobody minds
     with pytest.raises(RuntimeError, match=r"waits for a CPU and rollout.gpus_per_worker=1 GPUs.*no other worker"):
         pool.run(fake_chunks(NAMES))
+    assert sorted(event.split(",")[0] for event in events) == [
+        f"worker_waiting: rollout worker {n} waits for a CPU and rollout.gpus_per_worker=1 GPUs" for n in (0, 1)
+    ]
 
 
 def test_closing_ends_the_thread_and_the_actors(
@@ -232,7 +241,6 @@ def test_closing_ends_the_thread_and_the_actors(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_nothing_leaks_over_500_steps(make_pool: Any, tmp_path: Path) -> None:
-    import ray
     from ray._private.worker import global_worker
 
     pool = make_pool("rollout.hedge_after=3")
@@ -247,9 +255,9 @@ def test_nothing_leaks_over_500_steps(make_pool: Any, tmp_path: Path) -> None:
         if step % 50 == 0:
             references = len(global_worker.core_worker.get_all_reference_counts())
             sizes.append((pool.worker_rss_mb, driver.memory_info().rss / 1e6, references))
-    assert ray.is_initialized()
     workers, drivers, references = zip(*sizes, strict=True)
-    # After 100 steps everything that grows once has grown. 2 MB a step would be 800 MB.
-    assert max(workers[2:]) - workers[1] < 20
-    assert max(drivers[2:]) - drivers[1] < 20
+    # After 200 steps what grows once has grown; the object store's pages, too, are mapped by then. 2 MB that stay in
+    # every step would be 500 MB more at the end.
+    for process in (workers, drivers):
+        assert statistics.mean(process[-3:]) - statistics.mean(process[3:6]) < 20, process
     assert max(references) < 60

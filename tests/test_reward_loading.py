@@ -36,9 +36,15 @@ def test_shipped_rewards_load_by_import_path_and_by_file() -> None:
 def test_available_lists_every_shipped_reward_with_its_docstring() -> None:
     found = available("rewards")
     assert set(found) == {
+        "rewards.code_tests:code_tests",
+        "rewards.countdown:countdown",
+        "rewards.environment_reward:environment_reward",
         "rewards.exact_answer:exact_answer",
         "rewards.graded_answer:graded_answer",
+        "rewards.instructions:instructions",
+        "rewards.judge:helpfulness",
         "rewards.last_number:last_number",
+        "rewards.reasoning_gym_score:reasoning_gym_score",
         "rewards.reward_model:reward_model",
     }
     assert all(line and "\n" not in line for line in found.values())

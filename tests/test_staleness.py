@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,24 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from rlft import launch
+from rlft import adapters, launch, train_rl
+from rlft.checkpoint import load_latest
+from rlft.config_file import load
+from rlft.files import sha256
+from rlft.learner import Learner
 from rlft.metrics import describe_dropped, describe_staleness
 from rlft.objectives.presets import PRESETS
 from rlft.rollout.pool import InlinePool
+from rlft.rollout.transformers_engine import TransformersEngine
 from rlft.step_rollouts import refuse_wrong_stamps
+from rlft.train_rl import restore, snapshot
 from rlft.types import Abstain, Failed, Group
 from tests.conftest import MakeConfig
-from tests.fakes import made_up_group, read_lines, read_metrics, read_result, read_rollouts
+from tests.fakes import made_up_group, read_lines, read_metrics, read_result, read_rollouts, write_config
 from tests.fakes_pool import LentPool
+from tests.test_backends import base_chunks
 from tests.test_train_rl import HALF
 
 pytestmark = pytest.mark.timeout(120)
@@ -32,9 +41,6 @@ DAPO = "algorithm={preset: dapo, max_refills: 4, correction: token_truncate}"
 @pytest.fixture(scope="module")
 def stale_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """An inline run whose samples are up to two versions old; nobody changes it."""
-    from rlft.config_file import load
-    from tests.fakes import write_config
-
     config = load(write_config(tmp_path_factory.mktemp("stale"), tiny_model), STALE)
     launch.train(config)
     return config.run_dir
@@ -89,8 +95,6 @@ def test_a_resumed_run_generates_again_what_was_in_flight(
 ) -> None:
     config = make_config(*STALE)
 
-    from rlft import train_rl
-
     real = train_rl.StepRollouts.publish
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -118,22 +122,28 @@ def stop_at(version: int, step: int) -> None:
 def test_a_checkpoint_whose_earlier_adapter_is_another_one_is_refused(
     stale_run: Path, tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    import json
-
-    from safetensors.torch import load_file, save_file
-
-    from rlft import checkpoint
-
     copy = shutil.copytree(stale_run, tmp_path / "copy")
     folder = copy / "checkpoints" / "step-000005"
     tensors = load_file(folder / "tensors.safetensors")
     name = next(name for name in tensors if name.startswith("published/4/"))
     tensors[name] = tensors[name] + 1
     save_file(tensors, folder / "tensors.safetensors")
-    manifest = {p.name: checkpoint._sha256(p) for p in folder.iterdir() if p.name != "manifest.json"}
+    manifest = {p.name: sha256(p) for p in folder.iterdir() if p.name != "manifest.json"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="holds another adapter 4 than it names"):
         launch.resume(copy)
+
+
+def test_earlier_adapters_keep_their_canary_in_a_checkpoint(stale_run: Path) -> None:
+    saved, _ = load_latest(stale_run / "checkpoints")
+    assert saved is not None
+    learner = Learner(load(stale_run / "config.yaml"), load(stale_run / "config.yaml").model.source)
+    earlier = restore(learner, saved)
+    assert [adapter.version for adapter in earlier] == [3, 4]
+    assert all(adapter.canary is not None and len(adapter.canary.logprobs) > 10 for adapter in earlier)
+    again = snapshot(learner, saved.step, earlier)
+    assert json.loads(json.dumps(again.state)) == saved.state
+    assert again.tensors.keys() == saved.tensors.keys()
 
 
 def test_refills_come_from_the_present_adapter(make_config: MakeConfig) -> None:
@@ -170,8 +180,6 @@ def test_stamps_outside_the_fence_are_refused(make_config: MakeConfig, stale_run
 def test_a_worker_with_the_wrong_weights_stops_an_asynchronous_run(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlft.rollout.transformers_engine import TransformersEngine
-
     real = TransformersEngine.load_adapter
 
     def load(engine: TransformersEngine, adapter: Any) -> None:
@@ -182,8 +190,12 @@ def test_a_worker_with_the_wrong_weights_stops_an_asynchronous_run(
 
     monkeypatch.setattr(TransformersEngine, "load_adapter", load)
     config = make_config("steps=4", "max_staleness=1", "evaluation.tasks=2", CORRECTED)
-    with pytest.raises(RuntimeError, match=r"was made by adapter 1 .*the rollout worker holds the wrong weights"):
+    with pytest.raises(RuntimeError, match=r"does not compute with adapter version 1.*They look like version 0"):
         launch.train(config)
+    # Without the canary it is the stamp, when the first samples of that version come, in step 3.
+    monkeypatch.setattr("rlft.rollout.worker.prove", lambda engine, adapter: None)
+    with pytest.raises(RuntimeError, match=r"was made by adapter 1 .*the rollout worker holds the wrong weights"):
+        launch.train(config, restart=True)
     assert len(read_metrics(config.run_dir)) == 2
 
 
@@ -195,13 +207,10 @@ def test_the_policys_own_motion_is_no_mismatch(make_config: MakeConfig) -> None:
 
 
 def test_inline_work_is_done_before_another_adapter_is_loaded(make_config: MakeConfig) -> None:
-    from rlft import adapters
-    from tests.test_backends import _chunks
-
     config = make_config()
     pool = InlinePool(config, config.model.source)
     pool.publish(adapters.bare_base())
-    handle = pool.submit(_chunks(config))
+    handle = pool.submit(base_chunks(config))
     pool.publish(adapters.make_adapter(3, {}))
     assert {t.turns[0].completion.adapter_version for group in pool.collect(handle) for t in group.trajectories} == {-1}
 

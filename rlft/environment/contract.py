@@ -80,9 +80,9 @@ def check(environment: Environment) -> None:
     """Refuse what would make a run or its measurement meaningless.
 
     Raises:
-        ValueError: no tasks, an empty or misshapen prompt, a duplicate id, or a prompt that stands in the held-out
-        set and
-            also in the training tasks or the demonstrations; names the task.
+        ValueError: no tasks, an empty or misshapen prompt, a duplicate id, or a prompt (of episodes: a prompt
+            with the same answer and columns) that stands in the held-out set and also in the training tasks or the
+            demonstrations; names the task.
     """
     if not environment.train:
         raise ValueError("the environment has no training tasks")
@@ -96,10 +96,16 @@ def check(environment: Environment) -> None:
             if task.id in seen:
                 raise ValueError(f"{where}: the id stands twice; ids name tasks in seeds and metrics, make them unique")
             seen.add(task.id)
-    heldout = {_key(task.messages): task.id for task in environment.heldout}
+
+    def asked(task: Task) -> str:
+        # Episodes may all open alike and go on differently, as games do: then the rest of the task tells them apart.
+        return _key(task.messages, environment.episode and [task.answer, dict(task.columns)])
+
+    twins = {asked(task): task.id for task in environment.heldout}
     for task in environment.train:
-        if twin := heldout.get(_key(task.messages)):
+        if twin := twins.get(asked(task)):
             raise ValueError(f"training task {task.id!r} asks the same as held-out task {twin!r}; split by problem")
+    heldout = {_key(task.messages): task.id for task in environment.heldout}
     for row, messages in enumerate(environment.demonstrations):
         check_messages(messages, f"demonstration {row}")
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
@@ -125,5 +131,5 @@ def check_messages(messages: Sequence[Message], where: str) -> None:
         raise ValueError(f"{where}: the prompt is empty")
 
 
-def _key(messages: Sequence[Message]) -> str:
-    return json.dumps(list(messages), sort_keys=True)
+def _key(messages: Sequence[Message], rest: Any = None) -> str:
+    return json.dumps([list(messages), rest], sort_keys=True, default=str)

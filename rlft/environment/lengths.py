@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import inspect
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -114,7 +116,14 @@ def first_messages(environment: Environment, task: Task, *, seed: int) -> list[M
     try:
         episode = environment.episode()
         messages = list(episode.start(task, seed))
+        close = getattr(episode, "close", None)
+        if callable(close) and inspect.isawaitable(closing := close()):
+            asyncio.run(_awaiting(closing))
     except Exception as error:  # whatever a user's environment raises
         raise ValueError(f"task {task.id!r}: the episode could not start:\n{describe_error(error)}") from error
     check_messages(messages, f"task {task.id!r}")
     return messages
+
+
+async def _awaiting(awaitable: Awaitable[object]) -> None:
+    await awaitable

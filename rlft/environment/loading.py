@@ -6,13 +6,18 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rlft.config import EnvironmentConfig
+from rlft.environment import adapters
 from rlft.environment.contract import Environment, check
-from rlft.imports import describe_error, did_you_mean, import_function
+from rlft.imports import describe_error, did_you_mean, import_function, import_object
 from rlft.rows import read_rows
 from rlft.types import Task
 
@@ -26,7 +31,12 @@ def load(config: EnvironmentConfig) -> Environment:
         ValueError: no such function, an argument that it does not take, or an environment that `contract.check`
         refuses.
     """
-    function = import_function(config.path, shipped="environments")
+    system, name = adapters.split(config.path)
+    if system:
+        _check_name(system, name, config.path)
+        function: Callable[..., Any] = functools.partial(adapters.loader(system), name)
+    else:
+        function = import_function(config.path, shipped="environments")
     args = dict(config.args)
     takes_file = DIFFICULTY_FILE in inspect.signature(function).parameters
     difficulty_file = "" if takes_file else str(args.pop(DIFFICULTY_FILE, ""))
@@ -47,6 +57,27 @@ def load(config: EnvironmentConfig) -> Environment:
     except ValueError as error:
         raise ValueError(f"environment {config.path}: {error}") from None
     return with_difficulty(environment, difficulty_file) if difficulty_file else environment
+
+
+def identity(path: str) -> str:
+    """What a run writes down about its environment: sha256 of the file that makes it; of one that another system's
+    package makes, the package and its version.
+
+    Raises:
+        ValueError: there is no such file or package.
+    """
+    system, name = adapters.split(path)
+    if system and not (adapters.ADAPTERS[system].takes_path and ":" in name):
+        return adapters.identity(system, name)
+    found: Any = import_object(name, shipped="environments")
+    file = inspect.getsourcefile(inspect.unwrap(found))
+    assert file is not None  # it was just loaded from one
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _check_name(system: str, name: str, path: str) -> None:
+    if not name:
+        raise ValueError(f"environment.path: {path!r} names no environment; write {adapters.ADAPTERS[system].syntax}")
 
 
 def with_difficulty(environment: Environment, file: str) -> Environment:

@@ -184,6 +184,14 @@ def policy_loss(
             "sum/factor": float(sampled.sum()),
             "sum/factor_squared": float(sampled.square().sum()),
         }
+        if algorithm.correction.endswith("mask"):
+            is_masked = factor == 0
+            lengths = torch.bincount(sequence_index)[sequence_index].double()
+            sums |= {
+                "sum/masked": float(is_masked.sum()),
+                "sum/masked_sequences": float((is_masked / lengths).sum()),
+                "sum/sequences": float((1 / lengths).sum()),
+            }
         if ref_logprobs is not None:
             sums["policy/kl_ref"] = float(kl_penalty(logprobs, ref_logprobs, "k3").sum())
     return (loss * weights).sum(), sums
@@ -194,11 +202,31 @@ def policy_metrics(parts: Sequence[Metrics], num_tokens: int) -> Metrics:
 
     `policy/ratio_max` is a maximum. `policy/ess` is the effective share of the samples under the learner's policy,
     (sum w)^2 / (A sum w^2) with w = pi_old / pi_rollout: 1 when the engine sampled what the learner trains.
+    With a correction that masks, see `_masked`.
     """
     sums = {key: sum(part[key] for part in parts) for key in parts[0]}
+    masked = _masked(sums, num_tokens)
     ess = sums.pop("sum/factor") ** 2 / max(num_tokens * sums.pop("sum/factor_squared"), 1e-30)
     means = {key: value / num_tokens for key, value in sums.items()}
-    return means | {"policy/ratio_max": max(part["policy/ratio_max"] for part in parts), "policy/ess": ess}
+    return means | masked | {"policy/ratio_max": max(part["policy/ratio_max"] for part in parts), "policy/ess": ess}
+
+
+def _masked(sums: dict[str, float], num_tokens: int) -> Metrics:
+    """`policy/masked`: share of the tokens that a correction took out of the loss.
+
+    Where there are any, `policy/length_masked` and `policy/length_kept` are the mean lengths of sequences that are
+    masked and that are not (one that is masked in part counts in parts): a mask that falls on long sequences biases the
+    policy towards short ones.
+    """
+    if "sum/masked" not in sums:
+        return {}
+    masked, masked_sequences = sums.pop("sum/masked"), sums.pop("sum/masked_sequences")
+    kept, kept_sequences = num_tokens - masked, sums.pop("sum/sequences") - masked_sequences
+    metrics: Metrics = {"policy/masked": masked / num_tokens}
+    if masked and kept:
+        metrics["policy/length_masked"] = masked / masked_sequences
+        metrics["policy/length_kept"] = kept / kept_sequences
+    return metrics
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:

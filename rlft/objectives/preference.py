@@ -7,6 +7,7 @@ sample of a group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -157,6 +158,27 @@ def example_losses(
 def is_right(margins: Tensor) -> Tensor:
     """1 where the policy sides with the label, 0 where it does not, and a half where it does not care."""
     return 0.5 * (1 + margins.sign())
+
+
+def preference_metrics(
+    parts: Sequence[Metrics], *, num_examples: int, num_chosen: int, num_rejected: int, num_actions: int
+) -> Metrics:
+    """Means from the sums of an update's parts: `policy/` over actions, the rest over the sequences or pairs it names.
+
+    An update of KTO can be without one of the labels, and is then without its metrics.
+    """
+    metrics: Metrics = {}
+    for name in parts[0]:
+        count = num_examples
+        if name.startswith("policy/"):
+            count = num_actions
+        elif name.endswith("_chosen"):
+            count = num_chosen
+        elif name.endswith("_rejected"):
+            count = num_rejected
+        if count:
+            metrics[name] = sum(part[name] for part in parts) / count
+    return metrics
 
 
 def kto_reference_point(log_ratios: Tensor) -> float:

@@ -23,6 +23,10 @@ class Request:
     """The tools' JSON schemas that they were made with."""
 
 
+class EngineLostError(RuntimeError):
+    """What the engine needs outside of its worker is gone: another worker can redo the chunk, this one cannot."""
+
+
 class Engine(Protocol):
     """Generates completions under a named adapter version.
 
@@ -49,6 +53,7 @@ class Engine(Protocol):
 
         Raises:
             ValueError: another adapter version is loaded than the caller asks for, or a request exceeds the context.
+            EngineLostError: see there.
         """
         ...
 

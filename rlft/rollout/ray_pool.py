@@ -21,6 +21,7 @@ from rlft.cluster import Cluster
 from rlft.config import RunConfig
 from rlft.rollout.board import Board, Job, OnChunk, Submission
 from rlft.rollout.chunk import Chunk
+from rlft.rollout.engine import EngineLostError
 from rlft.rollout.worker import MakeWorker, Reply, RolloutWorker, WorkerProcess
 from rlft.types import Adapter, Group
 
@@ -29,6 +30,8 @@ OnEvent = Callable[[str, str], None]
 
 PATIENCE_S = 60.0
 """How long a worker may take to start before the wait for it is noted."""
+LIMIT_S = 1800.0
+"""How long all of them may take while there is work and nobody does it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -170,15 +173,15 @@ class RayPool:
                     try:
                         reply = await self._attempt(place, job)
                     except errors.RayTaskError as error:
-                        if isinstance(error.cause, errors.RayError):
-                            raise error.cause from None  # what it was given had been lost on the way
+                        if isinstance(error.cause, errors.RayError | EngineLostError):  # or its argument got lost
+                            raise error.cause from None
                         self._board.fail(job, error.cause)
                     else:
                         place.rss_mb = reply.rss_mb
                         self._board.finish(job, reply.groups)
             except errors.RayTaskError as error:
                 raise error.cause from None  # it could not load: the user's mistake, as if it had been found here
-            except (errors.RayError, TimeoutError) as error:
+            except (errors.RayError, EngineLostError, TimeoutError) as error:
                 # Also a full node's choice to kill it and a lost object: the chunk is whole and can be redone.
                 if job is not None:
                     self._board.give_back(job)
@@ -188,7 +191,7 @@ class RayPool:
         """Wait until the actor has found its resources and loaded its model, which holds up nobody else.
 
         Raises:
-            RuntimeError: nobody could be started within the deadline, and there is work.
+            RuntimeError: nobody could be started within `LIMIT_S`, and there is work.
         """
         loading = asyncio.ensure_future(
             _answer(place.actor.load.remote(self._make_worker, self._config, self._model_folder))
@@ -196,13 +199,13 @@ class RayPool:
         waited = 0.0
         while True:
             try:
-                async with asyncio.timeout(min(PATIENCE_S, self._config.rollout.deadline_s)) as timeout:
+                async with asyncio.timeout(PATIENCE_S) as timeout:
                     place.process_id, place.node_id = await asyncio.shield(loading)
                 break
             except TimeoutError:
                 if not timeout.expired():
                     raise
-                waited += min(PATIENCE_S, self._config.rollout.deadline_s)
+                waited += PATIENCE_S
                 self._note_waiting(place, waited)
         place.is_ready, place.holds = True, None
 
@@ -210,7 +213,7 @@ class RayPool:
         rollout = self._config.rollout
         needs = f"a CPU and rollout.gpus_per_worker={rollout.gpus_per_worker:g} GPUs"
         message = f"rollout worker {place.number} waits for {needs}, or still loads its model, after {waited:.0f} s"
-        if waited >= rollout.deadline_s and self._board.has_waiting and not any(p.is_ready for p in self._places):
+        if waited >= LIMIT_S and self._board.has_waiting and not any(p.is_ready for p in self._places):
             raise RuntimeError(f"{message}, and there is no other worker; the cluster must offer that for each of them")
         if waited == PATIENCE_S:
             self._on_event("worker_waiting", f"{message}; the others go on without it")

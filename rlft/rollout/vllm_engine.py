@@ -25,7 +25,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from rlft import adapters, chat
 from rlft import model as models
 from rlft.config import AdapterConfig, ModelConfig
-from rlft.rollout.engine import Request
+from rlft.rollout.engine import EngineLostError, Request
 from rlft.rollout.vllm_process import Answer
 from rlft.types import Adapter, Completion, FinishReason, SamplingParams
 
@@ -219,7 +219,7 @@ class _Process:
         except (EOFError, OSError):
             code = self._process.wait()
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise RuntimeError(f"the process of vLLM {how}. The last that it printed:\n{self._printed()}") from None
+            raise EngineLostError(f"the process of vLLM {how}. The last that it printed:\n{self._printed()}") from None
         if answer.refusal:
             raise ValueError(f"{refused}: {answer.refusal}")
         if answer.failure:

@@ -1,0 +1,62 @@
+"""Scored by reasoning-gym: each of its data sets knows which answers are right, and how nearly so."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?")
+
+
+def reasoning_gym_score(
+    completion: str,
+    answer: Any,
+    question: str,
+    metadata: Mapping[str, Any],
+    dataset: str,
+    dataset_config: Mapping[str, Any],
+    extract: Literal["strict", "last_number", "answer_tag"] = "strict",
+) -> float:
+    """The data set's own score, 0 to 1, of what `extract` takes from the reply.
+
+    `strict` takes the whole reply, `answer_tag` what stands in its only `<answer>` tags, `last_number` its last number.
+    Many scorers want the bare answer, which a small model hardly ever writes: with `strict` all samples of a group may
+    score 0 and nothing is learnt, where the right number stands at the end of a fifth of them.
+    """
+    found = _EXTRACT[extract](completion)
+    if found is None:
+        return 0.0
+    entry = {"question": question, "answer": answer, "metadata": dict(metadata)}
+    return float(_scorer(dataset, json.dumps(dataset_config, sort_keys=True))(found, entry))
+
+
+@functools.cache
+def _scorer(dataset: str, config: str) -> Any:
+    """A scorer may depend on the settings that the problem was made with."""
+    from reasoning_gym.composite import DatasetSpec
+    from reasoning_gym.factory import create_dataset
+
+    settings = json.loads(config)
+    if dataset == "composite":
+        settings["datasets"] = [DatasetSpec(**part) for part in settings["datasets"]]
+    return create_dataset(dataset, seed=0, size=1, **settings).score_answer
+
+
+def _last_number(completion: str) -> str | None:
+    found = _NUMBER.findall(completion)
+    return found[-1] if found else None
+
+
+def _tagged(completion: str) -> str | None:
+    found = re.findall(r"<answer>(.*?)</answer>", completion, re.DOTALL)
+    return found[0].strip() if len(found) == 1 else None
+
+
+def _whole(completion: str) -> str:
+    return completion.strip()
+
+
+_EXTRACT = {"strict": _whole, "last_number": _last_number, "answer_tag": _tagged}

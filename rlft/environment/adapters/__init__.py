@@ -1,0 +1,61 @@
+"""Environments of other systems, named by a prefix: `gymnasium:FrozenLake-v1`, `reasoning_gym:chain_sum`.
+
+Each system has a module here whose `load(name, **args)` makes an `Environment` of what the system offers. It is
+imported when a config names it: what a run does not use need not be installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A system that environments are taken from."""
+
+    distribution: str
+    """The package that is installed for it; empty where the user's own file is all that it needs."""
+    syntax: str
+    """How a path of it is written."""
+    takes_path: bool = False
+    """Whether what follows the prefix may be the path of a class or function."""
+
+
+ADAPTERS: Mapping[str, Adapter] = {
+    "reasoning_gym": Adapter(distribution="reasoning-gym", syntax="reasoning_gym:NAME"),
+    "gymnasium": Adapter(distribution="gymnasium", syntax="gymnasium:ID"),
+    "textarena": Adapter(distribution="textarena", syntax="textarena:ID"),
+    "verifiers": Adapter(distribution="verifiers", syntax="verifiers:ENV or verifiers:FILE.py:NAME", takes_path=True),
+    "openenv": Adapter(distribution="openenv", syntax="openenv:FILE.py:CLASS", takes_path=True),
+    "trl": Adapter(distribution="", syntax="trl:FILE.py:CLASS", takes_path=True),
+    "skyrl_gym": Adapter(distribution="", syntax="skyrl_gym:FILE.py:CLASS", takes_path=True),
+}
+
+
+def split(path: str) -> tuple[str, str]:
+    """System and name within it; the system is empty for a function of one's own."""
+    system, _, name = path.partition(":")
+    return (system, name) if system in ADAPTERS else ("", path)
+
+
+def loader(system: str) -> Callable[..., Any]:
+    """The system's `load(name, **args)`."""
+    load: Callable[..., Any] = importlib.import_module(f"{__name__}.{system}").load
+    return load
+
+
+def identity(system: str, name: str) -> str:
+    """What an environment of another system is: its package and version.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    distribution = ADAPTERS[system].distribution
+    try:
+        return f"{distribution} {importlib.metadata.version(distribution)}"
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(f"{system}:{name}: the package {distribution} is not installed") from None
