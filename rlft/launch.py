@@ -28,6 +28,7 @@ from rlft.reward.loading import source_hash
 from rlft.reward.scoring import Scorer
 from rlft.reward_model import folder_hash
 from rlft.rollout.canary import CanaryMaker
+from rlft.rollout.engines import refuse_training
 from rlft.rollout.pool import MakePool, RolloutPool
 from rlft.run import Run
 from rlft.services import make_scorer, services
@@ -130,19 +131,6 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
         return result
 
 
-def refuse_served_policy(config: RunConfig) -> None:
-    """Refuse to train on the replies of a server.
-
-    Raises:
-        ValueError: what to use instead.
-    """
-    if config.rollout.engine == "openai":
-        raise ValueError(
-            "rollout.engine: openai cannot train: a server returns text without the tokens that were sampled and their "
-            "log-probs, and it does not run the adapter; use transformers or vllm. `rlft evaluate` works with it"
-        )
-
-
 def resolve_model(config: BaseRunConfig) -> Path:
     """The model's local folder, fetched and converted where needed."""
     return sources.resolve(config.model.source)
@@ -200,7 +188,7 @@ def reference_source(reference: str) -> adapters.ReferenceSource | None:
 
 def _prepare(config: RunConfig) -> tuple[Environment, str, str]:
     """The environment, the model's folder and what was dropped; refuses what could not work, before a run exists."""
-    refuse_served_policy(config)
+    refuse_training(config)
     environment = loading.load(config.environment)
     if not environment.heldout:
         raise ValueError(

@@ -39,3 +39,16 @@ def make_engine(config: RunConfig, model_folder: str, tokenizer: PreTrainedToken
         threads=rollout.threads,
         **rollout.engine_args,
     )
+
+
+def refuse_training(config: RunConfig) -> None:
+    """Refuse to train with an engine that can only evaluate.
+
+    Raises:
+        ValueError: what to use instead.
+    """
+    if config.rollout.engine == "openai":
+        raise ValueError(
+            "rollout.engine: openai cannot train: a server returns text without the tokens that were sampled and their "
+            "log-probs, and it does not run the adapter; use transformers or vllm. `rlft evaluate` works with it"
+        )
