@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from rlft.files import sha256
 from rlft.learner import Learner
 from rlft.metrics import describe_dropped, describe_staleness
 from rlft.objectives.presets import PRESETS
+from rlft.rollout.chunk import Chunk
 from rlft.rollout.pool import InlinePool
 from rlft.rollout.transformers_engine import TransformersEngine
+from rlft.rollout.worker import RolloutWorker
 from rlft.step_rollouts import refuse_wrong_stamps
 from rlft.train_rl import restore, snapshot
-from rlft.types import Abstain, Failed, Group
+from rlft.types import Abstain, Failed, Group, Trajectory
 from tests.conftest import MakeConfig
 from tests.fakes import made_up_group, read_lines, read_metrics, read_result, read_rollouts, write_config
 from tests.fakes_pool import LentPool
@@ -197,6 +200,33 @@ def test_a_worker_with_the_wrong_weights_stops_an_asynchronous_run(
     with pytest.raises(RuntimeError, match=r"was made by adapter 1 .*the rollout worker holds the wrong weights"):
         launch.train(config, restart=True)
     assert len(read_metrics(config.run_dir)) == 2
+
+
+def test_a_published_adapter_that_is_not_the_samples_own_is_refused_too(
+    stale_run: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Step 5 belongs to version 2. Version 3 is known and its hash is right, but it would be a question of timing.
+    newer = adapters.adapter_hash(load_file(stale_run / "adapters" / "v000003" / "adapter_model.safetensors"))
+    real = RolloutWorker.run_chunk
+
+    def run_chunk(worker: RolloutWorker, chunk: Chunk) -> list[Group]:
+        groups = real(worker, chunk)
+        return [restamped(group, 3, newer) for group in groups] if chunk.step == 5 else groups
+
+    monkeypatch.setattr(RolloutWorker, "run_chunk", run_chunk)
+    config = make_config(*STALE)
+    with pytest.raises(RuntimeError, match=r"made by adapter 3 .*expected 2 \("):
+        launch.train(config)
+    assert len(read_metrics(config.run_dir)) == 4
+
+
+def restamped(group: Group, version: int, name: str) -> Group:
+    def stamp(trajectory: Trajectory) -> Trajectory:
+        (turn,) = trajectory.turns
+        completion = replace(turn.completion, adapter_version=version, adapter_hash=name)
+        return replace(trajectory, turns=(replace(turn, completion=completion),))
+
+    return replace(group, trajectories=tuple(map(stamp, group.trajectories)))
 
 
 def test_the_policys_own_motion_is_no_mismatch(make_config: MakeConfig) -> None:
