@@ -399,10 +399,11 @@ def compare(folder: str, shape: str, updates: int) -> dict[str, Any]:
 
 
 def floor_of(shape: str) -> float:
-    """Seconds of the shape's arithmetic, each prompt computed once."""
+    """Seconds of the shape's arithmetic, each prompt computed once and no completion's last token."""
     prompts, completions = tokens_of(shape)
     actions = sum(len(ids) for group in completions for ids in group)
-    return update_floor(actions + sum(map(len, prompts)), actions)
+    read = actions - sum(map(len, completions))
+    return update_floor(read + sum(map(len, prompts)), actions)
 
 
 def ablate(folder: str, updates: int) -> None:

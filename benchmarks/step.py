@@ -179,7 +179,7 @@ def floor_seconds(tokens: float, prompt_tokens: float) -> float:
     Decoding: 2 FLOPs per weight and completion token, at the rate of 64 rows. Update: see `peers.update_floor`.
     """
     decode = 2 * (LAYERS + VOCABULARY) * tokens / gemm_rate(TASKS * SAMPLES)
-    return decode + update_floor(tokens + prompt_tokens, tokens)
+    return decode + update_floor(tokens - TASKS * SAMPLES + prompt_tokens, tokens)
 
 
 def main() -> None:

@@ -159,7 +159,7 @@ def packed_length(batch: Batch) -> int:
 
 def _read_lengths(batch: Batch) -> list[int]:
     """Tokens of each completion that have to be read: those before its last action."""
-    return [len(mask) - 1 - mask[::-1].index(True) if True in mask else 0 for mask in batch.action_mask]
+    return [next((t for t in reversed(range(len(mask))) if mask[t]), 0) for mask in batch.action_mask]
 
 
 def microbatches(batch: Batch, tokens: int, *, whole_groups: bool = False) -> list[list[int]]:
