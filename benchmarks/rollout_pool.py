@@ -234,7 +234,7 @@ class SleepingLearner:
 
 def orchestration(folder: str, steps: int) -> dict[str, float]:
     """Share of a step of the real loop that is neither generation nor scoring nor learning."""
-    from rlft.launch import _scorer
+    from rlft.services import make_scorer
     from rlft.run import Run
     from rlft.train_rl import train_rl
     from rlft.view import View
@@ -245,7 +245,7 @@ def orchestration(folder: str, steps: int) -> dict[str, float]:
     learner = SleepingLearner(learning_s)
     with (
         Run.create(settings, provenance={}, restart=True) as run,
-        _scorer(settings, environment(), log_dir=None) as scorer,
+        make_scorer(settings, environment(), log_dir=None) as scorer,
     ):
         train_rl(
             run,

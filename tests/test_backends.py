@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from rlft import adapters, cluster, launch
+from rlft import adapters, cluster, launch, services
 from rlft.config import RunConfig
 from rlft.config_file import load
 from rlft.learner import Learner
@@ -35,7 +35,7 @@ Train = Callable[..., Path]
 @pytest.fixture
 def ray_train(train: Train, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Train:
     """`train` on Ray."""
-    monkeypatch.setattr(launch, "make_pool", LentPool)
+    monkeypatch.setattr(services, "make_pool", LentPool)
 
     def run(*overrides: str) -> Path:
         return train("backend=ray", *overrides)
@@ -96,7 +96,7 @@ def test_every_completion_names_the_adapter_that_made_it(finished_run: Path) -> 
 def test_killed_workers_are_replaced_and_leave_no_trace_in_the_curve(
     ray_train: Train, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_make, real_rollout = launch.make_pool, View.rollout
+    real_make, real_rollout = services.make_pool, View.rollout
     pool: Any = None
     pids: list[int] = []
     killed: list[int] = []
@@ -119,7 +119,7 @@ def test_killed_workers_are_replaced_and_leave_no_trace_in_the_curve(
         if (step, done) == (3, total):  # both are idle: it shows when the next adapter is published
             kill(process_ids(pool)[0])
 
-    monkeypatch.setattr(launch, "make_pool", make)
+    monkeypatch.setattr(services, "make_pool", make)
     monkeypatch.setattr(View, "rollout", kill_some)
     run = ray_train("rollout.workers=2")
     assert len(killed) == 2
