@@ -234,8 +234,8 @@ class SleepingLearner:
 
 def orchestration(folder: str, steps: int) -> dict[str, float]:
     """Share of a step of the real loop that is neither generation nor scoring nor learning."""
-    from rlft.services import make_scorer
     from rlft.run import Run
+    from rlft.services import make_scorer
     from rlft.train_rl import train_rl
     from rlft.view import View
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlft import launch
+from rlft import launch, services
 from rlft.cluster import protect
 from rlft.config_file import load
 from rlft.rollout.ray_pool import RayPool
@@ -30,7 +30,7 @@ def main(folder: Path, model: Path) -> None:
     second = cluster.add_node(**node)
     seen: list[list[str]] = []
     pools: list[RayPool] = []
-    make_pool, rollout = launch.make_pool, View.rollout
+    make_pool, rollout = services.make_pool, View.rollout
 
     def make(*arguments: Any) -> Any:
         pools.append(make_pool(*arguments))  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ def main(folder: Path, model: Path) -> None:
             while not all(place.is_ready for place in pools[0]._places):
                 pools[0]._thread.join(0.05)
 
-    launch.make_pool = make  # type: ignore[assignment]
+    services.make_pool = make  # type: ignore[assignment]
     View.rollout = disturb  # type: ignore[method-assign]
     overrides = ["backend=ray", "rollout.workers=2", f"ray_address={cluster.address}", "checkpoint.every=1"]
     config = load(write_config(folder, model), overrides)

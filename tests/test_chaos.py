@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlft import chaos as module
+from rlft import services
 from rlft.chaos import KillingPool, chaos, compare, plan
 from rlft.cli import app
 from tests.conftest import MakeConfig
@@ -26,7 +27,7 @@ SHORT = ("steps=3", "evaluation.tasks=4", "rollout.workers=2")
 def lent(monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
     """Actors from the stock."""
     monkeypatch.setattr(module, "KillingPool", type("LentKillingPool", (KillingPool, LentPool), {}))
-    monkeypatch.setattr(module.launch, "make_pool", LentPool)
+    monkeypatch.setattr(services, "make_pool", LentPool)
 
 
 def test_kills_follow_from_the_seed(make_config: MakeConfig) -> None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlft import adapters, launch, learner_group, sharding
+from rlft import adapters, launch, learner_group, services, sharding
 from rlft.batch import collate
 from rlft.config import AdapterConfig
 from rlft.config_file import load
@@ -258,7 +258,7 @@ def test_reward_models_on_the_base_are_shared_too(tiny_model: Path, tmp_path: Pa
 def run(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`run("steps=4", ...)` trains on a group of two and returns the run's directory."""
     monkeypatch.setattr(launch, "make_learner", LentGroup)
-    monkeypatch.setattr(launch, "make_pool", lambda config, folder, on_event: InlinePool(config, folder))
+    monkeypatch.setattr(services, "make_pool", lambda config, folder, on_event: InlinePool(config, folder))
 
     def run(*overrides: str) -> Path:
         file = write_config(tmp_path, tiny_model)

@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rlft import adapters, launch, train_rl
+from rlft import adapters, launch, services, train_rl
 from rlft.checkpoint import load_latest
 from rlft.config_file import load
 from rlft.files import sha256
@@ -83,7 +83,7 @@ def test_staleness_changes_the_curve(stale_run: Path, make_config: MakeConfig) -
 def test_ray_gives_the_run_that_inline_gives(
     stale_run: Path, make_config: MakeConfig, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr(launch, "make_pool", LentPool)
+    monkeypatch.setattr(services, "make_pool", LentPool)
     config = make_config(*STALE, "backend=ray", f"rollout.workers={workers}")
     launch.train(config)
     assert read_metrics(config.run_dir) == read_metrics(stale_run)
