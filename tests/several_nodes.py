@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,22 @@ def main(folder: Path, model: Path) -> None:
         pools.append(make_pool(*arguments))  # type: ignore[arg-type]
         return pools[-1]
 
+    def wait_for_all() -> None:
+        while not all(place.is_ready for place in pools[0]._places):
+            time.sleep(0.05)
+
     def disturb(view: View, done: int, total: int) -> None:
         rollout(view, done, total)
         step = view._step + 1
+        if (step, done) == (1, total):
+            wait_for_all()
         if done == total:
             seen.append(sorted({place.node_id for place in pools[0]._places if place.is_ready}))
         if (step, done) == (2, 1):
             cluster.remove_node(second, allow_graceful=False)
         if (step, done) == (3, total):
             cluster.add_node(**node)
-            while not all(place.is_ready for place in pools[0]._places):
-                pools[0]._thread.join(0.05)
+            wait_for_all()
 
     services.make_pool = make  # type: ignore[assignment]
     View.rollout = disturb  # type: ignore[method-assign]

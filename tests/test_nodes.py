@@ -32,9 +32,11 @@ def test_a_killed_node_leaves_no_trace_in_the_curve(tmp_path: Path, tiny_model: 
     events = read_lines(run / "events.jsonl")
     assert [event["kind"] for event in events] == ["worker_restarted"]
     # The nodes that had a worker at the end of each step. The killed one's is not replaced before another one joins.
-    *_, after_2, after_3, after_4 = json.loads(done.stdout.splitlines()[-1])
-    assert len(after_2) == 1
-    assert after_3 == after_2
+    # (A worker that dies between two chunks is missed when it gets the next one, at the latest in step 3.)
+    after_1, _, after_3, after_4 = json.loads(done.stdout.splitlines()[-1])
+    assert len(after_1) == 2
+    assert len(after_3) == 1
+    assert set(after_3) < set(after_1)
     assert len(after_4) == 2
     assert set(after_3) < set(after_4)
 
