@@ -221,9 +221,9 @@ class Trajectory:
         self, actions: Callable[[Completion], tuple[T, ...]], between: Callable[[tuple[int, ...]], tuple[T, ...]]
     ) -> tuple[T, ...]:
         """A value for every token after the first prompt: of the completions, and of what stands between them."""
-        values = list(actions(self.turns[0].completion))
-        for turn in self.turns[1:]:
-            values += [*between(turn.prompt_ids), *actions(turn.completion)]
+        values: list[T] = []
+        for number, turn in enumerate(self.turns):
+            values += [*(between(turn.prompt_ids) if number else ()), *actions(turn.completion)]
         return tuple(values)
 
     @property

@@ -221,17 +221,23 @@ def test_workers_that_find_no_resources_are_an_error_only_when_there_are_no_othe
     ]
 
 
+def supervisors() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "rollout supervisor"]
+
+
 def test_closing_ends_the_thread_and_the_actors(
     make_config: MakeConfig, script: Any, tmp_path: Path, ray_cluster: None
 ) -> None:
     config = make_config("backend=ray", "rollout.workers=1")
+    before = supervisors()  # of pools that other tests share
     with closing(RayPool(config, str(tmp_path / "script"), make_worker=FakeWorker)) as pool:
+        assert len(supervisors()) == len(before) + 1
         pool.publish(adapter(0))
         pool.run(fake_chunks(["t0"]))
         (pid,) = process_ids(pool)
         script("t1", "sleep 60")
         pool.submit(fake_chunks(NAMES))  # is in the middle of it
-    assert "rollout supervisor" not in {thread.name for thread in threading.enumerate()}
+    assert supervisors() == before
     deadline = time.monotonic() + 10
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
