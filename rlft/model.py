@@ -23,6 +23,7 @@ from rlft.attention import NAME as PACKED_ATTENTION
 from rlft.attention import Layout
 from rlft.batch import Packed
 from rlft.config import ModelConfig
+from rlft.memory import own_weights
 from rlft.objectives.logprobs import projected_logprobs, selected_logprobs
 
 
@@ -64,7 +65,11 @@ def load_base(
             f"the model in {folder} has attention code of its own, which cannot take packed rows; use a model whose "
             "layers go through transformers' attention interface"
         ) from None
-    return (model if quantize else model.to(device)).eval().requires_grad_(False)
+    if quantize:
+        return model.eval().requires_grad_(False)
+    if device.type == "cpu":
+        own_weights(model)
+    return model.to(device).eval().requires_grad_(False)
 
 
 def _four_bits(dtype: torch.dtype, device: torch.device) -> Any:
