@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +45,7 @@ class Peer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"},
         )
         self._expect("READY")
@@ -62,8 +64,8 @@ class Peer:
         return result
 
     def stop(self) -> None:
-        """End the process."""
-        self._process.kill()
+        """End the process and those that it started."""
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _expect(self, word: str) -> str:
