@@ -43,7 +43,7 @@ def keep_freed_memory() -> bool:
 
 
 def own_weights(model: nn.Module) -> None:
-    """Copy weights that lie in a mapped file into the process's own memory, which has large pages; tied ones stay so."""
+    """Copy weights that lie in a mapped file into the process's own memory, on large pages; tied ones stay tied."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
 
