@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 
 from torch import nn
 
@@ -22,6 +23,7 @@ _HEAP = 6 * 2**30
 """Bytes of the heap that are to lie on large pages; what is never touched takes no memory."""
 
 
+@cache
 def keep_freed_memory() -> bool:
     """Set glibc's allocator for this process, https://man7.org/linux/man-pages/man3/mallopt.3.html, and ask for large
     pages, https://docs.kernel.org/admin-guide/mm/transhuge.html. Call it before models are loaded.

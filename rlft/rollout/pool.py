@@ -105,6 +105,7 @@ class InlinePool:
 
     def close(self) -> None:
         """See `RolloutPool`."""
+        self._worker.close()
 
     def _finish(self, handle: _Inline, on_chunk: OnChunk | None = None) -> None:
         began = time.monotonic()

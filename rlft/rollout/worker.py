@@ -63,6 +63,11 @@ class RolloutWorker:
         """See `episode.run_chunk`."""
         return run_chunk(self._engine, self._tokenizer, chunk, self._environment)
 
+    def close(self) -> None:
+        """End the engine, where it has processes or connections of its own."""
+        if callable(close := getattr(self._engine, "close", None)):
+            close()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
