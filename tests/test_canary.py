@@ -25,10 +25,10 @@ def config(tiny_model: Path) -> RunConfig:
     return tiny_config(tiny_model)
 
 
-def published(config: RunConfig, folder: Path, *, versions: int) -> list[Adapter]:
+def published(config: RunConfig, folder: Path, *, versions: int, dtype: str = "float32") -> list[Adapter]:
     """Adapters of a learner whose policy moves from version to version, each with its canary."""
     learner = Learner(config, folder)
-    maker = CanaryMaker(chat.load_tokenizer(folder), letters().train[0], dtype="float32")
+    maker = CanaryMaker(chat.load_tokenizer(folder), letters().train[0], dtype=dtype)
     result = []
     for version in range(versions):
         generator = torch.Generator().manual_seed(version)
@@ -125,8 +125,16 @@ def test_in_bfloat16_rounding_stays_within_the_tolerance(tiny_model: Path) -> No
         adapter=AdapterConfig(rank=4, alpha=8),
         threads=1,
     )
-    for adapter in published(config, tiny_model, versions=3):
-        assert adapter.canary is not None
-        wide = replace(adapter, canary=replace(adapter.canary, tolerance=0.15))
-        engine.load_adapter(wide)
-        prove(engine, wide)
+    for adapter in published(config, tiny_model, versions=3, dtype="bfloat16"):
+        engine.load_adapter(adapter)
+        prove(engine, adapter)
+
+
+def test_the_tolerance_grows_with_how_unlikely_the_text_is(tiny_model: Path) -> None:
+    maker = CanaryMaker(chat.load_tokenizer(tiny_model), letters().train[0], dtype="bfloat16")
+    bare = adapters.bare_base()
+    likely, unlikely = (maker(bare, lambda prompt, ids, p=p: [-p] * len(ids)).canary for p in (1.0, 20.0))
+    assert likely is not None
+    assert unlikely is not None
+    assert likely.tolerance == 0.5
+    assert unlikely.tolerance == pytest.approx(2.4)  # 0.12 * 20

@@ -16,9 +16,11 @@ from rlft import chat
 from rlft.rollout.engine import Engine
 from rlft.types import Adapter, Canary, Task
 
-TOLERANCE = {"float32": 2e-3, "bfloat16": 0.15}
-"""Largest mean |difference| in nats per token, by the type of the base's weights: sums round differently in a merged
-weight and in a batch of another shape."""
+TOLERANCE = {"float32": (2e-3, 1e-3), "bfloat16": (0.5, 0.12)}
+"""Largest mean |difference| in nats per token by the type of the base's weights: at least the first number, and this
+share of the text's mean |log-prob|, since unlikely tokens have large logits, which round coarsely. Sums round otherwise
+in a merged weight and in a batch of another shape. Seen in bfloat16: 0.05 on a base model, 0.15 after a warm start (4 %
+of the mean), where the adapter applied twice makes 1.0."""
 REPLY = "The answer is 42, because it is written in the book."
 KEPT = 4
 """Earlier versions whose log-probs are sent along."""
@@ -41,13 +43,15 @@ class CanaryMaker:
             prompt_ids=chat.render(tokenizer, task.messages),
             token_ids=tuple(reply),
             logprobs=(),
-            tolerance=TOLERANCE[dtype],
+            tolerance=0.0,
         )
+        self._absolute, self._relative = TOLERANCE[dtype]
 
     def __call__(self, adapter: Adapter, logprobs_of: LogprobsOf) -> Adapter:
         """The adapter, which the learner holds at this moment, with the canary in it."""
         logprobs = tuple(logprobs_of(self._canary.prompt_ids, self._canary.token_ids))
-        sent = replace(self._canary, logprobs=logprobs)
+        mean = -sum(logprobs) / len(logprobs)
+        sent = replace(self._canary, logprobs=logprobs, tolerance=max(self._absolute, self._relative * mean))
         earlier = {**self._canary.earlier, adapter.version: logprobs}
         self._canary = replace(self._canary, earlier=dict(list(earlier.items())[-KEPT:]))
         return replace(adapter, canary=sent)
@@ -73,7 +77,7 @@ def prove(engine: Engine, adapter: Adapter) -> None:
     raise RuntimeError(
         f"the engine does not compute with adapter version {adapter.version}, though it has received it: the log-probs "
         f"of the canary differ from the learner's by {difference:.4f} nats per token on average, and "
-        f"{canary.tolerance} is allowed. They look like {looks}. No sample was taken from it."
+        f"{canary.tolerance:.4f} is allowed. They look like {looks}. No sample was taken from it."
     )
 
 
