@@ -322,6 +322,21 @@ def adapter_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def verified_hash(adapter: Adapter) -> str:
+    """Hash of the tensors that arrived.
+
+    Raises:
+        ValueError: it is not the one that the adapter claims.
+    """
+    content_hash = adapter_hash(adapter.tensors)
+    if content_hash != adapter.hash:
+        raise ValueError(
+            f"adapter version {adapter.version} claims hash {adapter.hash[:12]} but its tensors have "
+            f"{content_hash[:12]}: it was damaged or mixed up on the way"
+        )
+    return content_hash
+
+
 def make_adapter(version: int, tensors: Mapping[str, Tensor]) -> Adapter:
     """A stamped snapshot."""
     return Adapter(version=version, hash=adapter_hash(tensors), tensors=tensors)

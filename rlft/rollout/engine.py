@@ -66,3 +66,13 @@ class Engine(Protocol):
             ValueError: as `generate` does.
         """
         ...
+
+
+def refuse_other_version(asked: int, loaded: int | None) -> None:
+    """The version fence of every engine.
+
+    Raises:
+        ValueError: another adapter version is loaded than the caller asks for.
+    """
+    if asked != loaded:
+        raise ValueError(f"asked to generate with adapter version {asked} while {loaded} is loaded")

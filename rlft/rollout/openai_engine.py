@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlft import adapters
 from rlft.config import Strict
-from rlft.rollout.engine import Request
+from rlft.rollout.engine import Request, refuse_other_version
 from rlft.served import Reply, ask, connect
 from rlft.types import Adapter, Completion, FinishReason, SamplingParams
 
@@ -85,7 +85,7 @@ class OpenAIEngine:
         Raises:
             RuntimeError: the server cannot be reached, or refuses; see `served.ask`.
         """
-        self._check_version(version)
+        refuse_other_version(version, self.version)
         for request in requests:
             if not request.messages:
                 raise ValueError("a request has no messages, which a chat server takes instead of tokens")
@@ -114,10 +114,6 @@ class OpenAIEngine:
             ValueError: always, since chat servers do not compute the log-probs of given tokens.
         """
         raise ValueError("rollout.engine: openai has no log-probs of given tokens, so no weights can be proved by it")
-
-    def _check_version(self, version: int) -> None:
-        if version != self.version:
-            raise ValueError(f"asked to generate with adapter version {version} while {self.version} is loaded")
 
     def _ask(self, request: Request, seed: int, params: SamplingParams) -> Reply:
         extra = dict(self._arguments.extra_body)

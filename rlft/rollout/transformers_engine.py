@@ -20,7 +20,7 @@ from rlft import model as models
 from rlft.config import AdapterConfig, ModelConfig
 from rlft.lean_layers import compile_inference_layers, use_inference_layers
 from rlft.rollout.batching import Sampled, sample_all
-from rlft.rollout.engine import Request
+from rlft.rollout.engine import Request, refuse_other_version
 from rlft.rollout.merging import MergedWeights
 from rlft.rollout.row_cache import RowCache
 from rlft.types import Adapter, Completion, SamplingParams
@@ -79,12 +79,7 @@ class TransformersEngine:
 
     def load_adapter(self, adapter: Adapter) -> None:
         """See `engine.Engine`. Merges in float32 from the pristine base weights, so that nothing accumulates."""
-        content_hash = adapters.adapter_hash(adapter.tensors)
-        if content_hash != adapter.hash:
-            raise ValueError(
-                f"adapter version {adapter.version} claims hash {adapter.hash[:12]} but its tensors have "
-                f"{content_hash[:12]}: it was damaged or mixed up on the way"
-            )
+        content_hash = adapters.verified_hash(adapter)
         torch.set_num_threads(self.threads)
         if self._is_full:
             self._load_all_weights(adapter)
@@ -111,7 +106,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams, *, version: int) -> list[list[Completion]]:
         """See `engine.Engine`."""
-        self._check_version(version)
+        refuse_other_version(version, self.version)
         self._check(requests, params)
         if not any(request.seeds for request in requests):
             return [[] for _ in requests]
@@ -139,16 +134,12 @@ class TransformersEngine:
     @torch.inference_mode()
     def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
         """See `engine.Engine`."""
-        self._check_version(version)
+        refuse_other_version(version, self.version)
         torch.set_num_threads(self.threads)
         ids = torch.tensor([[*prompt_ids, *token_ids]], device=self.device)
         logits = self._model(input_ids=ids, use_cache=False).logits[0, len(prompt_ids) - 1 : -1]
         targets = ids[0, len(prompt_ids) :, None]
         return logits.float().log_softmax(dim=-1).gather(1, targets).squeeze(1).tolist()
-
-    def _check_version(self, version: int) -> None:
-        if version != self.version:
-            raise ValueError(f"asked to generate with adapter version {version} while {self.version} is loaded")
 
     def _completion(self, sampled: Sampled) -> Completion:
         assert self.version is not None

@@ -25,7 +25,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from rlft import adapters, chat
 from rlft import model as models
 from rlft.config import AdapterConfig, ModelConfig
-from rlft.rollout.engine import EngineLostError, Request
+from rlft.rollout.engine import EngineLostError, Request, refuse_other_version
 from rlft.rollout.vllm_process import Answer
 from rlft.types import Adapter, Completion, FinishReason, SamplingParams
 
@@ -89,12 +89,7 @@ class VllmEngine:
 
     def load_adapter(self, adapter: Adapter) -> None:
         """See `engine.Engine`."""
-        content_hash = adapters.adapter_hash(adapter.tensors)
-        if content_hash != adapter.hash:
-            raise ValueError(
-                f"adapter version {adapter.version} claims hash {adapter.hash[:12]} but its tensors have "
-                f"{content_hash[:12]}: it was damaged or mixed up on the way"
-            )
+        content_hash = adapters.verified_hash(adapter)
         if adapter.tensors:
             # vLLM fits tensors of other shapes in where it can, and leaves out those of other modules.
             adapters.refuse_misfit(self._shapes, adapter.tensors)
@@ -114,7 +109,7 @@ class VllmEngine:
         Raises:
             RuntimeError: the process of vLLM died, or failed.
         """
-        self._check_version(version)
+        refuse_other_version(version, self.version)
         self._check(requests, params)
         rows = [(index, request.prompt_ids, seed) for index, request in enumerate(requests) for seed in request.seeds]
         prompts, seeds = [row[1] for row in rows], [row[2] % 2**63 for row in rows]
@@ -136,7 +131,7 @@ class VllmEngine:
 
     def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
         """See `engine.Engine`: in one pass, as vLLM computes a prompt."""
-        self._check_version(version)
+        refuse_other_version(version, self.version)
         request = Request(prompt_ids=tuple(prompt_ids), seeds=())
         # The pass asks vLLM for one token more, as truncated sampling does.
         self._check([request], SamplingParams(temperature=1.0, top_p=1.0, top_k=1, max_new_tokens=len(token_ids)))
@@ -149,10 +144,6 @@ class VllmEngine:
     def _call(self, method: str, *arguments: Any) -> Any:
         self._process.send((method, arguments))
         return self._process.answer("vLLM refuses")
-
-    def _check_version(self, version: int) -> None:
-        if version != self.version:
-            raise ValueError(f"asked to generate with adapter version {version} while {self.version} is loaded")
 
     def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         if 0 < params.temperature < MIN_TEMPERATURE:
