@@ -11,18 +11,19 @@ from transformers.pytorch_utils import Conv1D
 
 from rlft import adapters
 from rlft.config import AdapterConfig
+from rlft.rollout.forward import ForwardPass
 from rlft.types import Adapter
 
 
 class MergedWeights:
-    """A base model whose weights carry one adapter at a time."""
+    """The weights of a forward pass, which carry one adapter at a time."""
 
-    def __init__(self, model: PreTrainedModel, config: AdapterConfig) -> None:
+    def __init__(self, model: PreTrainedModel, forward: ForwardPass, config: AdapterConfig) -> None:
         """Nothing is merged yet."""
-        self._model = model
+        self._model, self._forward = model, forward
         self._kind, self._rank, self._scale = config.kind, config.rank, adapters.lora_scale(config)
         self._names = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if config.kind == "dora" else set())
-        self._pristine: dict[str, Tensor] = {}
+        self._merged: set[str] = set()
         self._scratch: dict[torch.device, Tensor] = {}
 
     @torch.no_grad()
@@ -33,25 +34,27 @@ class MergedWeights:
             ValueError: the tensors are not those of an adapter of this model; no weight has changed then.
         """
         updates = self._check(adapter)
-        for name in self._pristine.keys() - updates.keys():
-            self._model.get_parameter(name).copy_(self._pristine[name])
-        for name, parts in updates.items():
-            weight = self._model.get_parameter(name)
-            pristine = self._pristine.setdefault(name, weight.detach().clone())
-            if self._kind == "dora" or self._is_transposed(name):
-                is_transposed = self._is_transposed(name)
-                weight.copy_(adapters.merged_weight(pristine, parts, self._scale, is_transposed=is_transposed))
-            else:
-                self._add(weight, pristine, parts)
+        changed = [*updates, *sorted(self._merged - updates.keys())]
+        self._forward.load(changed, lambda name: self._weight(name, updates.get(name)))
+        self._merged = set(updates)
 
-    def _add(self, weight: Tensor, pristine: Tensor, parts: Mapping[str, Tensor]) -> None:
-        """weight = pristine + scale up down, in a float32 scratch that stays in the cache."""
-        scratch = self._scratch.get(weight.device)
-        if scratch is None or scratch.numel() < weight.numel():
-            scratch = self._scratch[weight.device] = torch.empty(weight.numel(), device=weight.device)
-        wide = scratch[: weight.numel()].view_as(weight).copy_(pristine)
-        down, up = (parts[name].to(weight.device, torch.float32) for name in ("lora_A", "lora_B"))
-        weight.copy_(wide.addmm_(up, down, alpha=self._scale))
+    def _weight(self, name: str, parts: Mapping[str, Tensor] | None) -> Tensor:
+        pristine = self._forward.pristine(name)
+        if parts is None:
+            return pristine
+        if self._kind == "dora" or self._is_transposed(name):
+            is_transposed = self._is_transposed(name)
+            return adapters.merged_weight(pristine, parts, self._scale, is_transposed=is_transposed).to(pristine.dtype)
+        return self._sum(pristine, parts)
+
+    def _sum(self, pristine: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        """pristine + scale up down, in a float32 scratch that stays in the cache."""
+        scratch = self._scratch.get(pristine.device)
+        if scratch is None or scratch.numel() < pristine.numel():
+            scratch = self._scratch[pristine.device] = torch.empty(pristine.numel(), device=pristine.device)
+        wide = scratch[: pristine.numel()].view_as(pristine).copy_(pristine)
+        down, up = (parts[name].to(pristine.device, torch.float32) for name in ("lora_A", "lora_B"))
+        return wide.addmm_(up, down, alpha=self._scale).to(pristine.dtype, copy=True)
 
     def _check(self, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
         """An update's tensors by parameter name of the base model; all is checked before a single weight changes."""

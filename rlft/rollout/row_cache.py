@@ -11,14 +11,15 @@ moved and given away, so that finished ones leave the batch and waiting ones tak
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin
 
-_FIRST_COLUMNS = 64
-"""Tokens that a row has room for at first; doubled when they are full."""
+_COLUMNS = 16
+"""Rows get room for a multiple of so many tokens, when they need it."""
 
 
 class RowCache(Cache):
@@ -34,73 +35,82 @@ class RowCache(Cache):
         self.prompt_length = torch.zeros(prompts, dtype=torch.int64, device=device)
         self.width = 0
         """Rows of the current step."""
+        self._is_rearranged = True
+        self._num_columns = min(new_tokens, _COLUMNS)
+        self._columns = torch.arange(new_tokens, device=device)
         super().__init__(layers=[])
 
     # Rows and prompts
 
-    def enter_prompts(self, slots: Sequence[int], lengths: Sequence[int], prefill: DynamicCache) -> None:
-        """Keep the keys and values of prompts, whose lengths are `lengths`, in `slots`."""
+    def enter_prompts(
+        self, slots: Sequence[int], lengths: Sequence[int], prefill: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        """Keep prompts in `slots`, whose lengths are `lengths`: keys and values (prompts, H, T, D) of every layer."""
         if not self.layers:
-            self.layers: list[CacheLayerMixin] = [_RowLayer(self, layer.keys, layer.values) for layer in prefill.layers]
+            self.layers: list[CacheLayerMixin] = [_RowLayer(self, keys, values) for keys, values in prefill]
         index = torch.tensor(list(slots), device=self.age.device)
         self.prompt_length[index] = torch.tensor(list(lengths), device=self.age.device)
-        for own, layer in zip(self.layers, prefill.layers, strict=True):
+        for own, (keys, values) in zip(self.layers, prefill, strict=True):
             assert isinstance(own, _RowLayer)
-            length = layer.keys.shape[2]
-            own.prompt_keys[index, :, :, :length] = layer.keys.mT
-            own.prompt_values[index, :, :length] = layer.values
+            length = keys.shape[2]
+            own.prompts[0, index, :, :length] = keys
+            own.prompts[1, index, :, :length] = values
 
     def enter_rows(self, rows: Sequence[int], prompts: Sequence[int]) -> None:
         """Let rows begin behind prompts."""
         index = torch.tensor(list(rows), device=self.age.device)
         self.prompt_of_row[index] = torch.tensor(list(prompts), device=self.age.device)
         self.age[index] = 0
+        self._is_rearranged = True
 
     def move_rows(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Let rows go on in other places."""
         source, target = (torch.tensor(list(rows), device=self.age.device) for rows in (sources, targets))
         for state in (self.prompt_of_row, self.age):
             state[target] = state[source]
+        self._is_rearranged = True
         used = int(self.age.max()) + 1
         for layer in self.layers:
             assert isinstance(layer, _RowLayer)
-            layer.row_keys[target, :, :, :used] = layer.row_keys[source, :, :, :used]
-            layer.row_values[target, :, :used] = layer.row_values[source, :, :used]
+            layer.rows[:, target, :, :used] = layer.rows[:, source, :, :used]
 
     # A step
 
-    def begin(self, width: int) -> tuple[Tensor, Tensor]:
-        """Prepare a step of the first `width` rows.
-
-        Returns:
-            (positions (width,), additive mask (width, 1, 1, 1) for transformers, which asks for one; attention here
-            has its own)
-        """
-        self.width = width
-        prompt, age = self.prompt_of_row[:width], self.age[:width]
-        longest = self.prompt_length[prompt]
-        self._rows = torch.arange(width, device=age.device)
-        self._num_columns, self._num_prompt_columns = int(age.max()) + 1, max(1, int(longest.max()))
+    def begin(self, width: int) -> Tensor:
+        """Prepare a step of the first `width` rows; returns the positions of their tokens, (width,)."""
+        if width != self.width or self._is_rearranged:
+            self.width, self._is_rearranged = width, False
+            self._rows = torch.arange(width, device=self.age.device)
+            self._groups = _Groups(self.prompt_of_row[:width].tolist(), self.age.device)
+        age, longest = self.age[:width], self.prompt_length[self.prompt_of_row[:width]]
+        columns = self._room_for(int(age.max()) + 1)
         for layer in self.layers:
             assert isinstance(layer, _RowLayer)
-            layer.make_room(self._num_columns)
-        columns = torch.arange(max(self._num_columns, self._num_prompt_columns), device=age.device)
-        hidden = torch.cat(
-            [
-                columns[: self._num_prompt_columns] >= longest[:, None],
-                columns[: self._num_columns] > age[:, None],
-            ],
-            dim=1,
-        )
+            layer.make_room(columns)
+        prompt_columns = torch.arange(self.capacity[1], device=age.device)
+        hidden = torch.cat([prompt_columns >= longest[:, None], self._columns[:columns] > age[:, None]], dim=1)
         dtype = self.layers[0].keys.dtype
         self._mask = torch.zeros(hidden.shape, dtype=dtype, device=age.device).masked_fill_(hidden, float("-inf"))
-        self._by_prompt, self._place = _arranged(prompt.tolist(), age.device)
-        return longest + age, torch.zeros(width, 1, 1, 1, dtype=dtype, device=age.device)
+        return longest + age
+
+    def _room_for(self, columns: int) -> int:
+        """Columns of the rows' buffers. Products run over all of them, as parts of a buffer would first be copied."""
+        if columns > self._num_columns:
+            room = max(columns, self._num_columns * 5 // 4)
+            self._num_columns = min(self.new_tokens, -(-room // _COLUMNS) * _COLUMNS)
+        return self._num_columns
 
     def advance(self) -> None:
         """Count the step's token in."""
         self.age[: self.width] += 1
         self.age.clamp_(max=self.new_tokens - 1)  # rows that have ended stay where they are
+
+    def attention(self, layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
+        """See `lean_model.Attention`."""
+        layer = self.layers[layer_index]
+        assert isinstance(layer, _RowLayer)
+        layer.write(keys_values)
+        return self.attend(layer_index, query[:, :, None], scale)[:, 0]
 
     def attend(self, layer_index: int, query: Tensor, scale: float, softcap: float | None = None) -> Tensor:
         """Attention of the step's tokens, after `update` has written their keys and values.
@@ -111,50 +121,68 @@ class RowCache(Cache):
         Returns:
             (R, 1, H, D)
         """
-        layer = self.layers[layer_index]
+        layer, groups = self.layers[layer_index], self._groups
         assert isinstance(layer, _RowLayer)
         num_rows, num_heads, _, size = query.shape
-        num_key_heads = layer.row_keys.shape[1]
-        shared = num_heads // num_key_heads
-        num_prompts, width = self._by_prompt.shape
-        own = query.reshape(num_rows, num_key_heads, shared, size).contiguous()
-        together = own.index_select(0, self._by_prompt.flatten())
-        together = together.view(num_prompts, width, num_key_heads, shared, size).transpose(1, 2)
-        scores = torch.bmm(
-            together.reshape(num_prompts * num_key_heads, width * shared, size),
-            layer.prompt_keys[:num_prompts].flatten(0, 1)[:, :, : self._num_prompt_columns],
-        )
-        scores = scores.view(num_prompts, num_key_heads, width, shared, -1).transpose(1, 2).flatten(0, 1)
-        own_scores = torch.bmm(
-            own.view(num_rows * num_key_heads, shared, size),
-            layer.row_keys[:num_rows].flatten(0, 1)[:, :, : self._num_columns],
-        )
-        both = torch.cat(
-            [scores.index_select(0, self._place), own_scores.view(num_rows, num_key_heads, shared, -1)], dim=-1
-        )
-        both = both.mul_(scale)
+        num_key_heads = layer.prompts.shape[2]
+        shape = (num_rows, num_key_heads, num_heads // num_key_heads)
+        own = query.reshape(*shape, size)
+        prompt_keys, prompt_values = (x[: groups.count].flatten(0, 1) for x in layer.prompts)
+        row_keys, row_values = (x[:num_rows].flatten(0, 1) for x in layer.rows)
+        of_prompt = _scaled_bmm(groups.gather(own), prompt_keys.mT, scale)
+        of_row = _scaled_bmm(own.flatten(0, 1), row_keys.mT, scale)
+        scores = torch.cat([groups.scatter(of_prompt, shape), of_row.view(*shape, -1)], dim=-1)
         if softcap is not None:
-            both = both.div_(softcap).tanh_().mul_(softcap)
-        weights = torch.softmax(both.add_(self._mask[:, None, None]), dim=-1)
-        of_prompt, of_row = weights.split([self._num_prompt_columns, self._num_columns], dim=-1)
-        together = of_prompt.index_select(0, self._by_prompt.flatten())
-        together = together.view(num_prompts, width, num_key_heads, shared, -1).transpose(1, 2)
-        output = torch.bmm(
-            together.reshape(num_prompts * num_key_heads, width * shared, -1),
-            layer.prompt_values[:num_prompts].flatten(0, 1)[:, : self._num_prompt_columns],
-        )
-        output = output.view(num_prompts, num_key_heads, width, shared, size).transpose(1, 2).flatten(0, 1)
-        own_output = torch.bmm(
-            of_row.reshape(num_rows * num_key_heads, shared, -1),
-            layer.row_values[:num_rows].flatten(0, 1)[:, : self._num_columns],
-        )
-        output = output.index_select(0, self._place).add_(own_output.view(num_rows, num_key_heads, shared, size))
-        return output.view(num_rows, 1, num_heads, size)
+            scores = scores.div_(softcap).tanh_().mul_(softcap)
+        weights = torch.softmax(scores.add_(self._mask[:, None, None]), dim=-1)
+        of_prompt, of_row = weights.split([prompt_keys.shape[1], row_keys.shape[1]], dim=-1)
+        output = groups.scatter(torch.bmm(groups.gather(of_prompt), prompt_values), shape)
+        own_output = torch.bmm(of_row.reshape(num_rows * num_key_heads, shape[2], -1), row_values)
+        return own_output.view(*shape, size).add_(output).view(num_rows, 1, num_heads, size)
 
     # What transformers asks
 
+    def unused_mask(self) -> Tensor:
+        """An additive mask for transformers' models, which make one otherwise; attention here has its own."""
+        return torch.zeros(self.width, 1, 1, 1, dtype=self._mask.dtype, device=self._mask.device)
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._num_prompt_columns + self._num_columns - 1
+        return self.capacity[1] + self._num_columns - 1
+
+
+class _Groups:
+    """Which rows continue which prompt: rows of a step by prompt, and back."""
+
+    def __init__(self, prompt_of_row: Sequence[int], device: torch.device) -> None:
+        members: list[list[int]] = [[] for _ in range(max(prompt_of_row) + 1)]
+        for row, prompt in enumerate(prompt_of_row):
+            members[prompt].append(row)
+        self.count, self._width = len(members), max(map(len, members))
+        # Prompts with fewer rows are filled up with row 0.
+        table = [row for rows in members for row in rows + [0] * (self._width - len(rows))]
+        place = [0] * len(prompt_of_row)
+        for prompt, rows in enumerate(members):
+            for column, row in enumerate(rows):
+                place[row] = prompt * self._width + column
+        is_ordered = table == place == list(range(len(prompt_of_row)))
+        self._table = None if is_ordered else torch.tensor(table, device=device)
+        self._place = None if is_ordered else torch.tensor(place, device=device)
+
+    def gather(self, of_rows: Tensor) -> Tensor:
+        """(R, H, S, X) to (prompts H, W S, X), W being the most rows that a prompt has."""
+        chosen = of_rows if self._table is None else of_rows.index_select(0, self._table)
+        by_prompt = chosen.unflatten(0, (self.count, self._width)).transpose(1, 2)
+        return by_prompt.reshape(self.count * of_rows.shape[1], self._width * of_rows.shape[2], -1)
+
+    def scatter(self, of_prompts: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """Undo `gather` for `shape` = (R, H, S)."""
+        by_row = of_prompts.view(self.count, shape[1], self._width, shape[2], -1).transpose(1, 2).flatten(0, 1)
+        return by_row if self._place is None else by_row.index_select(0, self._place)
+
+
+def _scaled_bmm(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """scale left @ right, scaled inside the product."""
+    return torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale)
 
 
 class _RowLayer(CacheLayerMixin):
@@ -162,31 +190,44 @@ class _RowLayer(CacheLayerMixin):
         super().__init__()
         self._cache = cache
         prompts, length, rows = cache.capacity
-        heads, size, value_size = keys.shape[1], keys.shape[3], values.shape[3]
-        columns = min(cache.new_tokens, _FIRST_COLUMNS)
+        heads, size = keys.shape[1], keys.shape[3]
+        if values.shape[3] != size:
+            raise ValueError(
+                f"this model's keys have {size} dimensions and its values {values.shape[3]}; the transformers engine "
+                "needs as many of both: use rollout.engine=vllm"
+            )
         # Zeros, since what is masked is still multiplied.
-        self.prompt_keys = keys.new_zeros(prompts, heads, size, length)
-        self.prompt_values = values.new_zeros(prompts, heads, length, value_size)
-        self.row_keys = keys.new_zeros(rows, heads, size, columns)
-        self.row_values = values.new_zeros(rows, heads, columns, value_size)
-        self.keys, self.values = self.row_keys, self.row_values
+        self.prompts = keys.new_zeros(2, prompts, heads, length, size)
+        """Keys and values of every prompt."""
+        self._storage = keys.new_empty(2 * rows * heads * cache.new_tokens * size)
+        self.rows = self._view((2, rows, heads, cache._num_columns, size)).zero_()
+        """Keys and values of every row's own tokens."""
+        self.keys, self.values = self.rows
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
 
     def make_room(self, columns: int) -> None:
-        while self.row_keys.shape[3] < columns:
-            room = min(self._cache.new_tokens, 2 * self.row_keys.shape[3]) - self.row_keys.shape[3]
-            self.row_keys = torch.nn.functional.pad(self.row_keys, (0, room))
-            self.row_values = torch.nn.functional.pad(self.row_values, (0, 0, 0, room))
+        used = self.rows.shape[3]
+        if columns > used:
+            kept = self.rows.clone()
+            self.rows = self._view((*kept.shape[:3], columns, kept.shape[4]))
+            self.rows[:, :, :, :used] = kept
+            self.rows[:, :, :, used:] = 0
+
+    def _view(self, shape: tuple[int, ...]) -> Tensor:
+        """The beginning of the storage: a part of a larger buffer would be copied for every product."""
+        return self._storage[: math.prod(shape)].view(shape)
+
+    def write(self, keys_values: Tensor) -> None:
+        """Keep the step's keys and values, (R, 2, H, D)."""
+        cache = self._cache
+        self.rows[:, cache._rows, :, cache.age[: cache.width]] = keys_values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        cache = self._cache
-        rows, age = cache._rows, cache.age[: cache.width]
-        self.row_keys[rows, :, :, age] = key_states[:, :, 0]
-        self.row_values[rows, :, age] = value_states[:, :, 0]
+        self.write(torch.stack([key_states[:, :, 0], value_states[:, :, 0]], dim=1))
         return key_states, value_states
 
     def get_seq_length(self) -> int:
@@ -199,17 +240,3 @@ class _RowLayer(CacheLayerMixin):
         return self._cache.capacity[1] + self._cache.new_tokens
 
     get_max_cache_shape = get_max_length
-
-
-def _arranged(prompt_of_row: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows by prompt (prompts, width), padded with row 0, and each row's place in that table, flattened, (R,)."""
-    members: list[list[int]] = [[] for _ in range(max(prompt_of_row) + 1)]
-    for row, prompt in enumerate(prompt_of_row):
-        members[prompt].append(row)
-    width = max(map(len, members))
-    place = [0] * len(prompt_of_row)
-    for prompt, rows in enumerate(members):
-        for column, row in enumerate(rows):
-            place[row] = prompt * width + column
-    table = [rows + [0] * (width - len(rows)) for rows in members]
-    return torch.tensor(table, device=device), torch.tensor(place, device=device)

@@ -1,26 +1,25 @@
 """The engine that runs anywhere: a transformers model with the adapter merged into its weights.
 
 What it saves: a prompt is computed once and its keys and values are kept once for all of its samples (`row_cache`);
-rows that have ended give their place to waiting samples or leave the batch (`batching`); one pass over the vocabulary
-per token (`sampling`).
+rows that have ended give their place to waiting samples or leave the batch (`batching`); few operations per layer where
+the model allows it (`lean_model`); one pass over the vocabulary per token (`sampling`).
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlft import adapters, chat
 from rlft import model as models
 from rlft.config import AdapterConfig, ModelConfig
-from rlft.lean_layers import compile_inference_layers, use_inference_layers
 from rlft.rollout.batching import Sampled, sample_all
 from rlft.rollout.engine import Request, refuse_other_version
+from rlft.rollout.forward import ForwardPass, forward_pass
 from rlft.rollout.merging import MergedWeights
 from rlft.rollout.row_cache import RowCache
 from rlft.types import Adapter, Completion, SamplingParams
@@ -51,7 +50,8 @@ class TransformersEngine:
         Args:
             max_rows: samples that are generated together at the most; 0 chooses by the device.
             cache_mb: bound on keys and values, in MB; fewer samples are generated together where they need more.
-            compile: norms and gated MLPs go through torch.compile, which needs a C++ compiler on a CPU.
+            compile: transformers' layers, with norms and gated MLPs through torch.compile, which needs a C++ compiler
+                on a CPU.
         """
         self.device = models.default_device()
         self.threads = threads
@@ -65,8 +65,8 @@ class TransformersEngine:
         if adapter.kind == "qlora":
             # An update cannot be merged into 4-bit weights: generate with what they stand for.
             self._model = self._model.dequantize()
-        use_inference_layers(self._model)
-        self._weights = MergedWeights(self._model, adapter)
+        self._forward = forward_pass(self._model, compile=compile)
+        self._weights = MergedWeights(self._model, self._forward, adapter)
         self._end_ids = chat.end_token_ids(tokenizer, self._model.generation_config)
         text_config = self._model.config.get_text_config()
         window: int = getattr(text_config, "sliding_window", None) or text_config.max_position_embeddings
@@ -74,8 +74,6 @@ class TransformersEngine:
         self._bound = "sliding window" if window < text_config.max_position_embeddings else "context"
         self._max_rows = max_rows or MAX_ROWS[self.device.type]
         self._cache_bytes = cache_mb * 1e6
-        if compile:
-            compile_inference_layers(self._model)
 
     def load_adapter(self, adapter: Adapter) -> None:
         """See `engine.Engine`. Merges in float32 from the pristine base weights, so that nothing accumulates."""
@@ -102,6 +100,7 @@ class TransformersEngine:
             raise ValueError(f"the weights of adapter version {adapter.version} are not this model's: {min(wrong)!r}")
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+        self._forward.reload()
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams, *, version: int) -> list[list[Completion]]:
@@ -120,7 +119,7 @@ class TransformersEngine:
             device=self.device,
         )
         sampled = sample_all(
-            _Decoder(self._model, cache),
+            _Decoder(self._forward, cache),
             requests,
             params,
             max_rows=rows,
@@ -137,7 +136,7 @@ class TransformersEngine:
         refuse_other_version(version, self.version)
         torch.set_num_threads(self.threads)
         ids = torch.tensor([[*prompt_ids, *token_ids]], device=self.device)
-        logits = self._model(input_ids=ids, use_cache=False).logits[0, len(prompt_ids) - 1 : -1]
+        logits = self._forward.logits(ids)[0, len(prompt_ids) - 1 : -1]
         targets = ids[0, len(prompt_ids) :, None]
         return logits.float().log_softmax(dim=-1).gather(1, targets).squeeze(1).tolist()
 
@@ -190,10 +189,8 @@ class TransformersEngine:
 class _Decoder:
     """See `batching.Decoder`."""
 
-    def __init__(self, model: PreTrainedModel, cache: RowCache) -> None:
-        self._model, self._cache = model, cache
-        parameters = inspect.signature(model.forward).parameters
-        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+    def __init__(self, forward: ForwardPass, cache: RowCache) -> None:
+        self._forward, self._cache = forward, cache
         self.enter_rows, self.move_rows = cache.enter_rows, cache.move_rows
 
     def enter_prompts(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
@@ -213,22 +210,8 @@ class _Decoder:
         padded = torch.zeros(len(prompts), max(1, *lengths), dtype=torch.int64)
         for row, prompt in enumerate(prompts):
             padded[row, : lengths[row]] = torch.tensor(prompt[:-1], dtype=torch.int64)
-        prefill = DynamicCache()
-        self._model.base_model(
-            input_ids=padded.to(self._cache.age.device), use_cache=True, **{self._cache_argument: prefill}
-        )
+        prefill = self._forward.prefill(padded.to(self._cache.age.device))
         self._cache.enter_prompts(slots, lengths, prefill)
 
     def step(self, tokens: Tensor) -> Tensor:
-        positions, mask = self._cache.begin(len(tokens))
-        logits: Tensor = self._model(
-            input_ids=tokens[:, None],
-            position_ids=positions[:, None],
-            attention_mask=mask,
-            use_cache=True,
-            logits_to_keep=1,
-            row_cache=self._cache,
-            **{self._cache_argument: self._cache},
-        ).logits[:, -1]
-        self._cache.advance()
-        return logits
+        return self._forward.step(tokens, self._cache)
