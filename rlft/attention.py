@@ -103,25 +103,60 @@ def packed_attention(
     if kwargs.get("softcap") is not None:
         raise ValueError("this model soft-caps its attention scores, which packed attention cannot do")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    packed_layout.attended(query, key, scale, sliding_window)
-    longest = max(group.prompt_length + max(group.lengths, default=0) for group in packed_layout.groups)
-    if sliding_window is not None and longest > sliding_window:
-        raise ValueError(f"a sequence of {longest} tokens exceeds the model's sliding window of {sliding_window}")
-    if query.device.type == "cpu" and _num_scores(packed_layout.groups) * query.shape[1] <= LARGEST_SCORES:
+    _attends(packed_layout, query, key, scale, sliding_window)
+    if _is_in_blocks(packed_layout, query) and key.shape == value.shape:
         # Under autocast, rotary positions leave queries and keys in float32.
-        q, k, v = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
-        blocks = packed_layout.as_blocks(q.shape[1], k.shape[1], q.dtype)
-        return block_attention(q, k, v, blocks, scale).unsqueeze(0), None
+        heads = torch.cat([tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value)], dim=1)
+        return _in_blocks(packed_layout, heads, query.shape[1], scale).unsqueeze(0), None
+    return _by_group(packed_layout.groups, query, key, value, scale).unsqueeze(0), None
+
+
+def packed_heads_attention(heads: Tensor, num_heads: int, layout: Layout, scale: float, window: int | None) -> Tensor:
+    """`packed_attention` of queries, keys and values that stand side by side, (T, num_heads + 2 H_kv, D).
+
+    Returns:
+        (T, num_heads, D)
+
+    Raises:
+        ValueError: see there.
+    """
+    num_key_heads = (heads.shape[1] - num_heads) // 2
+    parts = heads.split([num_heads, num_key_heads, num_key_heads], dim=1)
+    query, key, value = (part.transpose(0, 1).unsqueeze(0) for part in parts)
+    _attends(layout, query, key, scale, window)
+    if _is_in_blocks(layout, query):
+        return _in_blocks(layout, heads, num_heads, scale)
+    return _by_group(layout.groups, query, key, value, scale)
+
+
+def _attends(layout: Layout, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
+    layout.attended(query, key, scale, window)
+    longest = max(group.prompt_length + max(group.lengths, default=0) for group in layout.groups)
+    if window is not None and longest > window:
+        raise ValueError(f"a sequence of {longest} tokens exceeds the model's sliding window of {window}")
+
+
+def _is_in_blocks(layout: Layout, query: Tensor) -> bool:
+    return query.device.type == "cpu" and _num_scores(layout.groups) * query.shape[1] <= LARGEST_SCORES
+
+
+def _in_blocks(layout: Layout, heads: Tensor, num_heads: int, scale: float) -> Tensor:
+    blocks = layout.as_blocks(num_heads, (heads.shape[1] - num_heads) // 2, heads.dtype)
+    return block_attention(heads, blocks, scale)
+
+
+def _by_group(groups: tuple[PackedGroup, ...], query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Group by group with torch's own attention; (T, H, D)."""
     num_repeats = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, num_repeats), repeat_kv(value, num_repeats)
     pieces: list[Tensor] = []
-    for group in packed_layout.groups:
+    for group in groups:
         prompt = slice(group.start, group.start + group.prompt_length)
         prompt_key, prompt_value = key[:, :, prompt], value[:, :, prompt]
         pieces.append(
-            F.scaled_dot_product_attention(
-                query[:, :, prompt], prompt_key, prompt_value, is_causal=True, scale=scaling
-            )[0]
+            F.scaled_dot_product_attention(query[:, :, prompt], prompt_key, prompt_value, is_causal=True, scale=scale)[
+                0
+            ]
         )
         start = prompt.stop
         lengths = tuple(length for length in group.lengths if length)
@@ -138,10 +173,10 @@ def packed_attention(
             torch.cat([prompt_key.expand(rows, -1, -1, -1), padded_key], dim=2),
             torch.cat([prompt_value.expand(rows, -1, -1, -1), padded_value], dim=2),
             attn_mask=_completion_mask(group.prompt_length, width, query.device),
-            scale=scaling,
+            scale=scale,
         )
         pieces.append(output.transpose(0, 1).flatten(1, 2)[:, scatter])
-    return torch.cat(pieces, dim=1).transpose(0, 1).unsqueeze(0).contiguous(), None
+    return torch.cat(pieces, dim=1).transpose(0, 1).contiguous()
 
 
 def _num_scores(groups: tuple[PackedGroup, ...]) -> int:

@@ -37,13 +37,21 @@ class Block:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadBlock:
-    """A block for H query heads and H_kv key heads: which rows of (T H, D) and (T H_kv, D) make its products."""
+    """A block for H query heads and H_kv key heads: which rows of (T (H + 2 H_kv), D) make its products."""
 
     shape: tuple[int, int, int, int, int]
     """(R, H_kv, H / H_kv, W, K)"""
     query_rows: Tensor
     """(R H W,), in the order of `shape`."""
+    output_rows: Tensor
+    """(R H W,), the same queries' rows in (T H, D)."""
     key_rows: Tensor
+    """(R H_kv K,), in the order of `shape`."""
+    value_rows: Tensor
+    """(R H_kv K,), likewise."""
+    key_sums: Tensor
+    """(R H_kv K,), the same keys' rows in (T 2 H_kv, D)."""
+    value_sums: Tensor
     """(R H_kv K,), likewise."""
     padding: Tensor
     """Where `query_rows` stands for padding."""
@@ -56,48 +64,57 @@ class HeadBlocks:
     """All blocks of a packed row, which give every token its result once."""
 
     blocks: tuple[HeadBlock, ...]
+    num_heads: int
+    """H"""
     result_rows: Tensor
     """(T H,) where each token's heads stand in the `query_rows` of all blocks, one block after the other."""
 
 
 def with_heads(blocks: Sequence[Block], num_heads: int, num_key_heads: int, dtype: torch.dtype) -> HeadBlocks:
     """The blocks' rows for a layer with these heads, whose scores are of type `dtype`."""
-    result, places, offset = [], [], 0
+    width, result, places, offset = num_heads + 2 * num_key_heads, [], [], 0
     for block in blocks:
-        rows, width = block.queries.shape
+        num_rows, num_queries = block.queries.shape
         heads = torch.arange(num_heads).view(1, num_key_heads, -1, 1)
-        query_rows = (block.queries[:, None, None] * num_heads + heads).flatten()
-        key_rows = (block.keys[:, None] * num_key_heads + torch.arange(num_key_heads)[:, None]).flatten()
+        key_heads = torch.arange(num_key_heads)[:, None]
+        key_rows = (block.keys[:, None] * width + num_heads + key_heads).flatten()
+        key_sums = (block.keys[:, None] * 2 * num_key_heads + key_heads).flatten()
+        output_rows = (block.queries[:, None, None] * num_heads + heads).flatten()
         is_real = block.is_real[:, None].expand(-1, num_heads, -1).flatten()
         bias = torch.zeros(block.is_visible.shape, dtype=dtype).masked_fill_(~block.is_visible, float("-inf"))
         result.append(
             HeadBlock(
-                shape=(rows, num_key_heads, num_heads // num_key_heads, width, block.keys.shape[1]),
-                query_rows=query_rows,
+                shape=(num_rows, num_key_heads, num_heads // num_key_heads, num_queries, block.keys.shape[1]),
+                query_rows=(block.queries[:, None, None] * width + heads).flatten(),
+                output_rows=output_rows,
                 key_rows=key_rows,
+                value_rows=key_rows + num_key_heads,
+                key_sums=key_sums,
+                value_sums=key_sums + num_key_heads,
                 padding=(~is_real).nonzero().squeeze(1),
                 bias=bias[:, None, None],
             )
         )
         place = is_real.nonzero().squeeze(1)
-        places.append((query_rows[place], offset + place))
-        offset += query_rows.numel()
+        places.append((output_rows[place], offset + place))
+        offset += is_real.numel()
     result_rows = torch.empty(sum(rows.numel() for rows, _ in places), dtype=torch.int64)
-    for query_rows, place in places:
-        result_rows[query_rows] = place
-    return HeadBlocks(blocks=tuple(result), result_rows=result_rows)
+    for rows, place in places:
+        result_rows[rows] = place
+    return HeadBlocks(blocks=tuple(result), num_heads=num_heads, result_rows=result_rows)
 
 
-def block_attention(query: Tensor, key: Tensor, value: Tensor, blocks: HeadBlocks, scale: float) -> Tensor:
+def block_attention(heads: Tensor, blocks: HeadBlocks, scale: float) -> Tensor:
     """Softmax attention of all blocks.
 
     Args:
-        query: (T, H, D). key, value: (T, H_kv, D), each serving H / H_kv query heads.
+        heads: (T, H + 2 H_kv, D), the queries of every token, its keys, each serving H / H_kv query heads, and its
+            values.
 
     Returns:
         (T, H, D)
     """
-    return _BlockAttention.apply(query, key, value, blocks, scale)
+    return _BlockAttention.apply(heads, blocks, scale)
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -107,41 +124,41 @@ class _BlockAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: HeadBlocks, scale: float) -> Tensor:
-        q, k, v = (_as_rows(tensor) for tensor in (query, key, value))
-        is_kept = sum(block.bias.numel() for block in blocks.blocks) * query.shape[1] <= KEPT_SCORES
-        output, kept = _Output(blocks, q), []
+    def forward(ctx: Any, heads: Tensor, blocks: HeadBlocks, scale: float) -> Tensor:
+        rows = heads.reshape(-1, heads.shape[-1])
+        num_scores = sum(block.bias.numel() for block in blocks.blocks) * blocks.num_heads
+        output, kept = _Output(blocks, rows), []
         for block in blocks.blocks:
-            softmax = _softmax(block, q, k, scale)
-            torch.bmm(softmax, _keys(block, v), out=output.of(block))
-            if is_kept:
+            softmax = _softmax(block, rows, scale)
+            torch.bmm(softmax, _gather(block, rows, block.value_rows), out=output.of(block))
+            if num_scores <= KEPT_SCORES:
                 kept.append(softmax)
-        ctx.save_for_backward(query, key, value, *kept)
+        ctx.save_for_backward(heads, *kept)
         ctx.blocks, ctx.scale = blocks, scale
-        return output.packed().view(query.shape)
+        return output.packed().view(len(heads), blocks.num_heads, -1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, *kept = ctx.saved_tensors
-        q, k, v, grad_output = (_as_rows(tensor) for tensor in (query, key, value, grads[0]))
-        grad_query = _Output(ctx.blocks, q)
-        grad_key, grad_value = (torch.zeros_like(tensor, dtype=_wide(tensor)) for tensor in (k, v))
-        for index, block in enumerate(ctx.blocks.blocks):
-            softmax = kept[index] if kept else _softmax(block, q, k, ctx.scale)
-            grad = _queries(block, grad_output)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        heads, *kept = ctx.saved_tensors
+        blocks, scale = ctx.blocks, ctx.scale
+        rows, grad_output = (x.reshape(-1, x.shape[-1]) for x in (heads, grads[0]))
+        grad_query = _Output(blocks, rows)
+        # Keys and values get sums over the queries that looked at them; a query gets its one result.
+        num_summed = heads.shape[1] - blocks.num_heads
+        total = rows.new_zeros(len(heads) * num_summed, rows.shape[-1], dtype=_wide(rows))
+        for index, block in enumerate(blocks.blocks):
+            softmax = kept[index] if kept else _softmax(block, rows, scale)
+            grad = _gather(block, grad_output, block.output_rows)
             grad.view(-1, grad.shape[-1]).index_fill_(0, block.padding, 0.0)
-            _add(grad_value, torch.bmm(softmax.mT, grad), block, 1.0)
-            grad_softmax = torch.bmm(grad, _keys(block, v).mT)
+            _add(total, block.value_sums, torch.bmm(softmax.mT, grad), 1.0)
+            grad_softmax = torch.bmm(grad, _gather(block, rows, block.value_rows).mT)
             grad_scores = torch._softmax_backward_data(grad_softmax, softmax, -1, softmax.dtype)
-            _scaled_bmm(grad_scores, _keys(block, k), ctx.scale, out=grad_query.of(block))
-            _add(grad_key, torch.bmm(grad_scores.mT, _queries(block, q)), block, ctx.scale)
-        return (
-            grad_query.packed().view(query.shape),
-            grad_key.to(key.dtype).view(key.shape),
-            grad_value.to(value.dtype).view(value.shape),
-            None,
-            None,
-        )
+            _scaled_bmm(grad_scores, _gather(block, rows, block.key_rows), scale, out=grad_query.of(block))
+            _add(total, block.key_sums, torch.bmm(grad_scores.mT, _gather(block, rows, block.query_rows)), scale)
+        grad_heads = torch.empty_like(heads, memory_format=torch.contiguous_format)
+        grad_heads[:, : blocks.num_heads] = grad_query.packed().view(len(heads), blocks.num_heads, -1)
+        grad_heads[:, blocks.num_heads :] = total.view(len(heads), num_summed, -1)
+        return grad_heads, None, None
 
 
 class _Output:
@@ -163,9 +180,10 @@ class _Output:
         return self._whole.index_select(0, self._result_rows)
 
 
-def _softmax(block: HeadBlock, q: Tensor, k: Tensor, scale: float) -> Tensor:
+def _softmax(block: HeadBlock, rows: Tensor, scale: float) -> Tensor:
     """(R H_kv, H / H_kv W, K)"""
-    scores = _scaled_bmm(_queries(block, q), _keys(block, k).mT, scale)
+    query, key = (_gather(block, rows, index) for index in (block.query_rows, block.key_rows))
+    scores = _scaled_bmm(query, key.mT, scale)
     scores.view(block.shape).add_(block.bias)  # filling by a mask takes several times as long
     return torch.softmax(scores, dim=-1)
 
@@ -175,24 +193,14 @@ def _scaled_bmm(left: Tensor, right: Tensor, scale: float, out: Tensor | None = 
     return torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale, out=out)
 
 
-def _as_rows(tensor: Tensor) -> Tensor:
-    """(T, heads, D) to (T heads, D)"""
-    return tensor.reshape(-1, tensor.shape[-1])
+def _gather(block: HeadBlock, rows: Tensor, index: Tensor) -> Tensor:
+    """The rows of `index` as (R H_kv, H / H_kv W or K, D)"""
+    return rows.index_select(0, index).view(block.shape[0] * block.shape[1], -1, rows.shape[-1])
 
 
-def _queries(block: HeadBlock, rows: Tensor) -> Tensor:
-    """(T H, D) to (R H_kv, H / H_kv W, D)"""
-    return rows.index_select(0, block.query_rows).view(block.shape[0] * block.shape[1], -1, rows.shape[-1])
-
-
-def _keys(block: HeadBlock, rows: Tensor) -> Tensor:
-    """(T H_kv, D) to (R H_kv, K, D)"""
-    return rows.index_select(0, block.key_rows).view(block.shape[0] * block.shape[1], -1, rows.shape[-1])
-
-
-def _add(total: Tensor, grad: Tensor, block: HeadBlock, factor: float) -> None:
-    """Add (R H_kv, K, D) to (T H_kv, D); a prompt's keys get the sum over its completions."""
-    total.index_add_(0, block.key_rows, grad.view(-1, total.shape[-1]).to(total.dtype), alpha=factor)
+def _add(total: Tensor, index: Tensor, grad: Tensor, factor: float) -> None:
+    """Add (R H_kv, K, D) to the rows of `index`; a prompt's keys get the sum over its completions."""
+    total.index_add_(0, index, grad.view(-1, total.shape[-1]).to(total.dtype), alpha=factor)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

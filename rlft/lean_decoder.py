@@ -3,14 +3,17 @@
     x + W_o attention(rotate(W_q n), rotate(W_k n), W_v n) with n = norm(x),   then   x + W_d (silu(W_g n) * W_u n)
 
 Each half is one or two functions: what is cheap (norms, silu, the gated product) is computed again in the backward pass
-rather than kept, gradients of one input are summed inside the products, and queries are rotated without copies. A layer
-is replaced only if the replacement agrees with it on a probe, so that no list of model families has to be kept.
+rather than kept, projections of one input are one product, with their updates side by side too, and queries are rotated
+without copies. A layer is replaced only if the replacement agrees with it on a probe, so that no list of model families
+has to be kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import torch
@@ -18,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlft.attention import Layout, packed_attention
+from rlft.attention import Layout, packed_heads_attention
 from rlft.batch import PackedGroup
 from rlft.lean_layers import norm_backward, norm_scale, normed
-from rlft.lora import PlainUpdate, lora_backward, lora_forward, projection
+from rlft.lora import PlainUpdate, projection
 
 
 def use_lean_decoders(model: nn.Module) -> None:
@@ -29,6 +32,10 @@ def use_lean_decoders(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer) and (options := _options(module)) is not None:
             module.forward = partial(_forward, module, options)
+            parts = _projections(module)
+            assert parts is not None
+            for together in (parts[:3], parts[4:6]):
+                lay_side_by_side([part.weight for part in together])
 
 
 def _forward(self: Any, options: _Options, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -55,13 +62,12 @@ def _decoder(
 ) -> Tensor:
     """The layer's output for a packed row x (1, T, width), with cos and sin (1, T, D)."""
     first, second = _norms(layer)
-    heads = _AttentionInput.apply(
-        x, *first, cos[0, :, None], sin[0, :, None], [part.scale for part in parts[:3]], *_tensors(parts[:3])
-    )
-    query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in heads)
-    output, _ = packed_attention(layer.self_attn, query, key, value, None, layout, *options)
-    x = _AttentionOutput.apply(x, output.flatten(2), parts[3].scale, *_tensors(parts[3:4]))
-    return _GatedMLP.apply(x, *second, [part.scale for part in parts[4:]], *_tensors(parts[4:]))
+    turn = _turn(sin[0, :, None])
+    heads = _AttentionInput.apply(x, *first, cos[0, :, None], turn, _updates(parts[:3]), *_tensors(parts[:3]))
+    num_heads = len(parts[0].weight) // heads.shape[-1]
+    output = packed_heads_attention(heads, num_heads, layout, *options)
+    x = _AttentionOutput.apply(x, output.flatten(1).unsqueeze(0), _updates(parts[3:4]), *_tensors(parts[3:4]))
+    return _GatedMLP.apply(x, *second, _updates(parts[4:]), *_tensors(parts[4:]))
 
 
 def _norms(layer: Any) -> list[tuple[Tensor, float]]:
@@ -69,15 +75,24 @@ def _norms(layer: Any) -> list[tuple[Tensor, float]]:
     return [(norm.weight, norm.variance_epsilon) for norm in norms]
 
 
+def _updates(parts: list[PlainUpdate]) -> list[_Update]:
+    return [(part.scale, 0 if part.down is None else len(part.down)) for part in parts]
+
+
 def _tensors(parts: list[PlainUpdate]) -> list[Tensor | None]:
     return [tensor for part in parts for tensor in (part.weight, part.bias, part.down, part.up)]
 
+
+_Update: TypeAlias = tuple[float, int]
+"""Scale and rank of a projection's update; rank 0 where there is none."""
+_CACHED = 1 << 18
+"""Elements of an activation that go through several operations together."""
 
 # Functions
 
 
 class _AttentionInput(torch.autograd.Function):
-    """The normed input's queries, keys and values, (T, heads, D) each, the first two rotated to their positions."""
+    """The normed input's queries, keys and values, (T, H + 2 H_kv, D), the first two rotated to their positions."""
 
     @staticmethod
     def forward(
@@ -86,43 +101,49 @@ class _AttentionInput(torch.autograd.Function):
         norm_weight: Tensor,
         epsilon: float,
         cos: Tensor,
-        sin: Tensor,
-        scales: list[float],
+        turn: Tensor,
+        updates: Sequence[_Update],
         *tensors: Tensor | None,
-    ) -> tuple[Tensor, ...]:
+    ) -> Tensor:
         scale = norm_scale(x, epsilon)
-        results, saved = _project(normed(x, norm_weight, scale), scales, tensors)
-        ctx.save_for_backward(x, norm_weight, scale, cos, sin, *saved)
-        ctx.scales = scales
-        query, key, value = (result.view(x.shape[-2], -1, cos.shape[-1]) for result in results)
-        return _rotate(query, cos, sin), _rotate(key, cos, sin), value
+        y, saved = _project(normed(x, norm_weight, scale), updates, tensors)
+        heads = y.view(len(y), -1, cos.shape[-1])
+        num_rotated = sum(len(_present(weight)) for weight in tensors[:8:4]) // cos.shape[-1]
+        _rotate(heads[:, :num_rotated], cos, turn)
+        ctx.save_for_backward(x, norm_weight, scale, cos, turn, *saved)
+        ctx.updates, ctx.num_rotated = updates, num_rotated
+        return heads
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm_weight, scale, cos, sin, *saved = ctx.saved_tensors
-        unrotated = (_unrotate(grads[0], cos, sin), _unrotate(grads[1], cos, sin), grads[2])
-        gradients = [grad.reshape(*x.shape[:-1], -1) for grad in unrotated]
+        x, norm_weight, scale, cos, turn, *saved = ctx.saved_tensors
+        rotated = slice(0, ctx.num_rotated)
+        grad_heads = torch.empty_like(grads[0], memory_format=torch.contiguous_format)
+        _unrotate(grads[0][:, rotated], cos, turn, out=grad_heads[:, rotated])
+        grad_heads[:, ctx.num_rotated :] = grads[0][:, ctx.num_rotated :]
         needs_x = ctx.needs_input_grad[0]
-        grad, updates = _project_backward(gradients, normed(x, norm_weight, scale), ctx.scales, saved, needs_x=needs_x)
-        grad_x = None if grad is None else norm_backward(grad, x, norm_weight, scale)
-        return grad_x, None, None, None, None, None, *updates
+        n = normed(x, norm_weight, scale)
+        grad, grads_of_updates = _project_backward(grad_heads.flatten(1), n, ctx.updates, saved, needs_x=needs_x)
+        grad_x = None if grad is None else norm_backward(grad.view(x.shape), x, norm_weight, scale)
+        return grad_x, None, None, None, None, None, *grads_of_updates
 
 
 class _AttentionOutput(torch.autograd.Function):
     """residual + the projection of x"""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, x: Tensor, scale: float, *tensors: Tensor | None) -> Tensor:
-        [y], saved = _project(x, [scale], tensors)
+    def forward(ctx: Any, residual: Tensor, x: Tensor, updates: Sequence[_Update], *tensors: Tensor | None) -> Tensor:
+        y, saved = _project(x, updates, tensors)
         ctx.save_for_backward(x, *saved)
-        ctx.scale = scale
-        return y.add_(residual)
+        ctx.updates = updates
+        return y.view(residual.shape).add_(residual)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
-        grad_x, updates = _project_backward([grads[0]], x, [ctx.scale], saved, needs_x=ctx.needs_input_grad[1])
-        return grads[0], grad_x, None, *updates
+        needs_x = ctx.needs_input_grad[1]
+        grad, grads_of_updates = _project_backward(grads[0].flatten(0, -2), x, ctx.updates, saved, needs_x=needs_x)
+        return grads[0], None if grad is None else grad.view(x.shape), None, *grads_of_updates
 
 
 class _GatedMLP(torch.autograd.Function):
@@ -130,74 +151,147 @@ class _GatedMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, norm_weight: Tensor, epsilon: float, scales: list[float], *tensors: Tensor | None
+        ctx: Any, x: Tensor, norm_weight: Tensor, epsilon: float, updates: Sequence[_Update], *tensors: Tensor | None
     ) -> Tensor:
         scale = norm_scale(x, epsilon)
-        (gate, up), saved = _project(normed(x, norm_weight, scale), scales[:2], tensors[:8])
-        [y], saved_down = _project(F.silu(gate).mul_(up), scales[2:], tensors[8:])
-        ctx.save_for_backward(x, norm_weight, scale, gate, up, *saved, *saved_down)
-        ctx.scales = scales
-        return y.add_(x)
+        inner, saved = _project(normed(x, norm_weight, scale), updates[:2], tensors[:8])
+        y, saved_down = _project(_gated(inner)[1], updates[2:], tensors[8:])
+        ctx.save_for_backward(x, norm_weight, scale, inner, *saved, *saved_down)
+        ctx.updates, ctx.num_saved = updates, len(saved)
+        return y.view(x.shape).add_(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm_weight, scale, gate, up, *saved = ctx.saved_tensors
-        silu = F.silu(gate)
-        grad, down = _project_backward([grads[0]], silu * up, ctx.scales[2:], saved[8:], needs_x=True)
+        x, norm_weight, scale, inner, *saved = ctx.saved_tensors
+        silu, gated = _gated(inner)
+        saved, saved_down = saved[: ctx.num_saved], saved[ctx.num_saved :]
+        grad, down = _project_backward(grads[0].flatten(0, -2), gated, ctx.updates[2:], saved_down, needs_x=True)
         assert grad is not None
-        grad_up = silu.mul_(grad)
-        grad_gate = torch.ops.aten.silu_backward(grad.mul_(up), gate)
-        needs_x = ctx.needs_input_grad[0]
-        grad, updates = _project_backward(
-            [grad_gate, grad_up], normed(x, norm_weight, scale), ctx.scales[:2], saved[:8], needs_x=needs_x
-        )
-        grad_x = None if grad is None else norm_backward(grad, x, norm_weight, scale).add_(grads[0])
-        return grad_x, None, None, None, *updates, *down
+        grad_inner = _gated_backward(grad, inner, silu)
+        needs_x, n = ctx.needs_input_grad[0], normed(x, norm_weight, scale)
+        grad, grads_of_updates = _project_backward(grad_inner, n, ctx.updates[:2], saved, needs_x=needs_x)
+        grad_x = None if grad is None else norm_backward(grad.view(x.shape), x, norm_weight, scale).add_(grads[0])
+        return grad_x, None, None, None, *grads_of_updates, *down
+
+
+def _gated(inner: Tensor) -> tuple[Tensor, Tensor]:
+    """(silu(g), silu(g) u) of inner = (g, u), (T, 2 I)."""
+    width = inner.shape[1] // 2
+    silu, gated = inner.new_empty(len(inner), width), inner.new_empty(len(inner), width)
+    for rows in _rows_in_cache(inner):
+        torch.ops.aten.silu.out(inner[rows, :width], out=silu[rows])
+        torch.mul(silu[rows], inner[rows, width:], out=gated[rows])
+    return silu, gated
+
+
+def _gated_backward(grad: Tensor, inner: Tensor, silu: Tensor) -> Tensor:
+    """The gradient of `inner` in `_gated` from that of the product, which is overwritten."""
+    width = grad.shape[1]
+    result = torch.empty_like(inner)
+    for rows in _rows_in_cache(inner):
+        torch.mul(silu[rows], grad[rows], out=result[rows, width:])
+        grad[rows].mul_(inner[rows, width:])
+        torch.ops.aten.silu_backward.grad_input(grad[rows], inner[rows, :width], grad_input=result[rows, :width])
+    return result
+
+
+def _rows_in_cache(x: Tensor) -> list[slice]:
+    """Rows that go through several operations together: on a CPU so many as its caches hold, else all."""
+    size = max(1, _CACHED // x.shape[1]) if x.device.type == "cpu" else len(x)
+    return [slice(start, start + size) for start in range(0, len(x), size)]
 
 
 def _project(
-    x: Tensor, scales: list[float], tensors: tuple[Tensor | None, ...]
-) -> tuple[list[Tensor], list[Tensor | None]]:
-    """(the projections of x, what their backward pass needs), from (weight, bias, down, up) of each."""
-    results, saved = [], list[Tensor | None]()
-    for index, scale in enumerate(scales):
-        weight, bias, down, up = tensors[4 * index : 4 * index + 4]
-        assert weight is not None
-        a, b = (None if half is None else half.to(x.dtype) for half in (down, up))
-        y, inner = lora_forward(x, weight, bias, a, b, scale)
-        results.append(y)
-        saved += [inner, weight, a, b]
-    return results, saved
+    x: Tensor, updates: Sequence[_Update], tensors: Sequence[Tensor | None]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """(the projections of x side by side (T, sum of outputs), what their backward pass needs), from (weight, bias,
+    down, up) of each."""
+    flat, weights, biases = x.flatten(0, -2), [_present(weight) for weight in tensors[::4]], tensors[1::4]
+    bias = None
+    if any(bias is not None for bias in biases):
+        pairs = zip(weights, biases, strict=True)
+        bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
+    y = F.linear(flat, side_by_side(weights), bias)
+    if not any(rank for _, rank in updates):
+        return y, [None, None, None, *weights]
+    a = torch.cat([down for down in tensors[2::4] if down is not None]).to(x.dtype)
+    b = x.new_zeros(y.shape[1], len(a))
+    for (rows, columns), up, (scale, _) in zip(_places(weights, updates), tensors[3::4], updates, strict=True):
+        if up is not None:
+            b[rows, columns] = up * scale
+    inner = flat @ a.T
+    y.addmm_(inner, b.T)
+    return y, [inner, a, b, *weights]
 
 
 def _project_backward(
-    grads: list[Tensor], x: Tensor, scales: list[float], saved: list[Any], *, needs_x: bool
+    grad: Tensor, x: Tensor, updates: Sequence[_Update], saved: Sequence[Any], *, needs_x: bool
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """(the gradient of x from all projections, the gradients of their `tensors`)"""
-    grad_x, updates = None, list[Tensor | None]()
-    for index, (grad, scale) in enumerate(zip(grads, scales, strict=True)):
-        inner, weight, a, b = saved[4 * index : 4 * index + 4]
-        grad_x, grad_down, grad_up = lora_backward(grad, x, inner, weight, a, b, scale, needs_x=needs_x, add_to=grad_x)
-        updates += [None, None, grad_down, grad_up]
-    return grad_x, updates
+    """(the gradient of x (T, in), those of its `tensors`) from that of the projections, (T, sum of outputs)."""
+    inner, a, b, *weights = saved
+    grad_x = grad @ side_by_side(weights) if needs_x else None
+    grads: list[Tensor | None] = [None] * (4 * len(weights))
+    if inner is None:
+        return grad_x, grads
+    master = torch.promote_types(x.dtype, torch.float32)
+    grad_inner = grad @ b
+    grad_down, grad_up = grad_inner.T @ x.flatten(0, -2), grad.T @ inner
+    if grad_x is not None:
+        grad_x.addmm_(grad_inner, a)
+    for index, ((rows, columns), (scale, rank)) in enumerate(zip(_places(weights, updates), updates, strict=True)):
+        if rank:
+            grads[4 * index + 2] = grad_down[columns].to(master)
+            grads[4 * index + 3] = grad_up[rows, columns].to(master).mul_(scale)
+    return grad_x, grads
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _places(weights: Sequence[Tensor], updates: Sequence[_Update]) -> list[tuple[slice, slice]]:
+    """Which outputs and which ranks of all updates belong to each projection."""
+    ends = zip(accumulate(map(len, weights)), accumulate(rank for _, rank in updates), strict=True)
+    sizes = zip(weights, updates, strict=True)
+    return [
+        (slice(end - len(w), end), slice(last - rank, last))
+        for (end, last), (w, (_, rank)) in zip(ends, sizes, strict=True)
+    ]
+
+
+def lay_side_by_side(weights: Sequence[Tensor]) -> None:
+    """Move weights (out, in) of one input into one block of memory, so that their products are one."""
+    block = torch.cat(list(weights))
+    for weight, part in zip(weights, block.split([len(weight) for weight in weights]), strict=True):
+        weight.data = part
+
+
+def side_by_side(weights: Sequence[Tensor]) -> Tensor:
+    """The weights as one (sum of outputs, in): a view where they are laid so, else a copy."""
+    first, address = weights[0], weights[0].data_ptr()
+    for weight in weights:
+        is_next = weight.data_ptr() == address and weight.is_contiguous() and weight.dtype == first.dtype
+        if not is_next or weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return torch.cat(list(weights))
+        address += weight.nbytes
+    return first.as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1))
+
+
+def _turn(sin: Tensor) -> Tensor:
+    """What the exchanged halves of a head are multiplied with when it is rotated."""
+    half = sin.shape[-1] // 2
+    return torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+
+
+def _rotate(x: Tensor, cos: Tensor, turn: Tensor) -> None:
     """Rotary positions, https://arxiv.org/abs/2104.09864: (x1, x2) to (x1 cos - x2 sin, x2 cos + x1 sin)."""
-    half = x.shape[-1] // 2
-    y = x * cos
-    y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    y[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return y
+    torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), turn, out=x)
 
 
-def _unrotate(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _unrotate(grad: Tensor, cos: Tensor, turn: Tensor, out: Tensor) -> None:
     """The transpose of `_rotate`."""
-    half = grad.shape[-1] // 2
-    result = grad * cos
-    result[..., :half].addcmul_(grad[..., half:], sin[..., half:])
-    result[..., half:].addcmul_(grad[..., :half], sin[..., :half], value=-1)
-    return result
+    torch.add(grad * cos, (grad * turn).roll(grad.shape[-1] // 2, -1), out=out)
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
 
 
 # The probe

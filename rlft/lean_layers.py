@@ -102,14 +102,26 @@ def norm_scale(x: Tensor, epsilon: float) -> Tensor:
 
 def normed(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """w x / rms(x)"""
-    return torch.mul(x, scale, out=torch.empty_like(x)).mul_(weight)
+    return scaled_rows(x, scale).mul_(weight)
 
 
 def norm_backward(grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The gradient of x; weight has none."""
-    grad, unit = torch.mul(grad_y * weight, scale), torch.mul(x, scale)
-    mean = torch.linalg.vecdot(grad, unit).unsqueeze(-1).div_(x.shape[-1])
-    return grad.addcmul_(unit, mean, value=-1).to(x.dtype)
+    """The gradient of x; weight has none. With h = w g:  dx = r (h - x r^2 mean(h x))"""
+    grad = grad_y * weight
+    mean = torch.linalg.vecdot(grad, x).unsqueeze(-1).to(scale.dtype).mul_(scale.square()).div_(x.shape[-1])
+    return scaled_rows(grad.addcmul_(x, mean.to(x.dtype), value=-1), scale)
+
+
+def scaled_rows(x: Tensor, scale: Tensor) -> Tensor:
+    """x (..., T, W) times scale (..., T, 1), which may be wider; the product is rounded once to the type of x."""
+    if x.dtype == scale.dtype or x.device.type != "cpu":
+        return torch.mul(x, scale, out=torch.empty_like(x))
+    # Torch converts mixed operands in passes of their own; the normalization of channels has a kernel for them.
+    rows = scale.flatten()
+    zeros, ones = torch.zeros_like(rows), torch.ones_like(rows)
+    return torch.batch_norm(x.reshape(1, -1, x.shape[-1]), rows, None, zeros, ones, False, 0.0, 0.0, False).view(
+        x.shape
+    )
 
 
 class _GatedSiLU(torch.autograd.Function):

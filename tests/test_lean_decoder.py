@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlft.batch import pack
-from rlft.lean_decoder import _AttentionInput, _AttentionOutput, _GatedMLP, use_lean_decoders
+from rlft.lean_decoder import (
+    _AttentionInput,
+    _AttentionOutput,
+    _GatedMLP,
+    _turn,
+    lay_side_by_side,
+    use_lean_decoders,
+)
 from rlft.lora import use_lean_lora
 from rlft.model import token_logprobs
 from tests.test_batch import RAGGED, made_up_batch, tiny
@@ -45,7 +52,8 @@ def trained(*parts: list[Tensor | None]) -> list[Tensor]:
     return [tensor for part in parts for tensor in part if tensor is not None and tensor.requires_grad]
 
 
-def test_the_attentions_input_is_its_formula() -> None:
+@pytest.mark.parametrize("is_laid", [True, False])
+def test_the_attentions_input_is_its_formula(is_laid: bool) -> None:
     x, weight = random(1, 5, 6), random(6, seed=1).detach()
     query = projection(6, 8, 10, bias=True)
     key = projection(6, 4, 20)
@@ -63,16 +71,17 @@ def test_the_attentions_input_is_its_formula() -> None:
         rotated(project(n, key, 2.0)),
         project(n, value, 1.0).view(5, -1, 4),
     ]
-    actual = _AttentionInput.apply(x, weight, 1e-5, cos, sin, [0.5, 2.0, 1.0], *query, *key, *value)
-    assert [tensor.shape for tensor in actual] == [(5, 2, 4), (5, 1, 4), (5, 1, 4)]
-    inputs = [x, *trained(query, key)]
-    agree(torch.cat(actual, dim=1), torch.cat(expected, dim=1), inputs)
+    if is_laid:
+        lay_side_by_side([query[0], key[0], value[0]])  # type: ignore[list-item]
+    updates = [(0.5, 2), (2.0, 2), (1.0, 0)]
+    actual = _AttentionInput.apply(x, weight, 1e-5, cos, _turn(sin), updates, *query, *key, *value)
+    agree(actual, torch.cat(expected, dim=1), [x, *trained(query, key)])
 
 
 @pytest.mark.parametrize("update", [True, False])
 def test_the_attentions_output_is_its_formula(update: bool) -> None:
     residual, x, output = random(1, 5, 6), random(1, 5, 4, seed=1), projection(4, 6, 10, bias=True, update=update)
-    actual = _AttentionOutput.apply(residual, x, 0.5, *output)
+    actual = _AttentionOutput.apply(residual, x, [(0.5, 2 if update else 0)], *output)
     agree(actual, residual + project(x, output, 0.5), [residual, x, *trained(output)])
 
 
@@ -86,13 +95,13 @@ def test_the_gated_mlp_is_its_formula(bias: bool) -> None:
     )
     n = norm(x, weight)
     gated = nn.functional.silu(project(n, gate, 0.5)) * project(n, up, 1.0)
-    actual = _GatedMLP.apply(x, weight, 1e-5, [0.5, 1.0, 2.0], *gate, *up, *down)
+    actual = _GatedMLP.apply(x, weight, 1e-5, [(0.5, 2), (1.0, 0), (2.0, 2)], *gate, *up, *down)
     agree(actual, x + project(gated, down, 2.0), [x, *trained(gate, down)])
 
 
 def test_an_input_without_gradient_gets_none() -> None:
     x, weight, gate, down = random(1, 5, 6).detach(), random(6).detach(), projection(6, 8, 10), projection(8, 6, 20)
-    _GatedMLP.apply(x, weight, 1e-5, [1.0, 1.0, 1.0], *gate, *gate, *down).sum().backward()
+    _GatedMLP.apply(x, weight, 1e-5, [(1.0, 2)] * 3, *gate, *gate, *down).sum().backward()
     assert x.grad is None
     assert all(tensor.grad is not None for tensor in trained(gate, down))
 

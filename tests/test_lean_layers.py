@@ -78,7 +78,8 @@ def test_block_attention_is_attention_under_the_mask(
     expected = torch.einsum("hqk,khd->qhd", softmax, value.repeat_interleave(4 // num_key_heads, dim=1))
     blocks = as_blocks(GROUPS)
     assert len(blocks) == (8 if cost == 0 else 2)
-    actual = attend(query, key, value, with_heads(blocks, 4, num_key_heads, torch.float64), 0.3)
+    heads = torch.cat([query, key, value], dim=1)
+    actual = attend(heads, with_heads(blocks, 4, num_key_heads, torch.float64), 0.3)
     agree(actual, expected, [query, key, value])
 
 
