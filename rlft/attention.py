@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from rlft.batch import PackedGroup
 from rlft.block_attention import LARGEST_SCORES, Block, HeadBlocks, block_attention, with_heads
+from rlft.shapes import LENGTH, SEQUENCES, rounded_up
 
 BLOCK_COST = 4096
 """Scores of one head that take as long as the calls of one more block."""
@@ -210,11 +211,13 @@ class Span:
 def _alike(spans: list[Span]) -> list[list[Span]]:
     """The spans in blocks, longest first, with the fewest scores when every block costs `BLOCK_COST` of them besides.
 
+    All blocks but the last have a multiple of `SEQUENCES` rows.
+
     The best cut of the first n spans ends with a block from some m to n, after the best cut of the first m.
     """
     spans = sorted(spans, key=lambda span: -span.length)
     keys = max(span.prompt.length if span.prompt else 0 for span in spans)
-    cuts = [n for n in range(1, len(spans)) if spans[n].length != spans[n - 1].length]
+    cuts = range(SEQUENCES, len(spans), SEQUENCES)
     best: dict[int, tuple[float, list[int]]] = {0: (0, [])}
     for n in [*cuts, len(spans)]:
         best[n] = min(
@@ -226,12 +229,15 @@ def _alike(spans: list[Span]) -> list[list[Span]]:
 
 
 def _block(spans: list[Span]) -> Block:
-    queries, is_real = _padded(spans)
+    """The spans as a block, filled up with rows and columns that are not real."""
+    fill = rounded_up(len(spans), SEQUENCES) - len(spans)
+    queries, is_real = _padded([*spans, *spans[:1] * fill])
+    is_real[len(spans) :] = False
     rows, width = queries.shape
     keys = queries
     is_visible = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, -1, -1)
     if prompts := [span.prompt for span in spans if span.prompt]:
-        prompt, is_prompt = _padded(prompts)
+        prompt, is_prompt = _padded([*prompts, *prompts[:1] * fill])
         keys = torch.cat([prompt, queries], dim=1)
         is_visible = torch.cat([is_prompt[:, None].expand(-1, width, -1), is_visible], dim=2)
     return Block(queries=queries, is_real=is_real, keys=keys, is_visible=is_visible)
@@ -240,7 +246,7 @@ def _block(spans: list[Span]) -> Block:
 def _padded(spans: list[Span]) -> tuple[Tensor, Tensor]:
     """(rows, width) positions of the spans, their last one repeated as padding, and which are real."""
     start, length = torch.tensor([(span.start, span.length) for span in spans]).T
-    offsets = torch.arange(int(length.max()))
+    offsets = torch.arange(rounded_up(int(length.max()), LENGTH))
     return start[:, None] + torch.minimum(offsets, length[:, None] - 1), offsets < length[:, None]
 
 

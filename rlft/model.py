@@ -21,10 +21,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlft.attention import NAME as PACKED_ATTENTION
 from rlft.attention import Layout
-from rlft.batch import Packed
+from rlft.batch import Packed, PackedGroup
 from rlft.config import ModelConfig
 from rlft.memory import own_weights
 from rlft.objectives.logprobs import projected_logprobs, selected_logprobs
+from rlft.shapes import TOKENS, rounded_up
 
 
 def default_device() -> torch.device:
@@ -116,8 +117,7 @@ def token_logprobs(
     """
     device = next(model.parameters()).device
     index, targets = packed.predictor_index.to(device), packed.target_ids.to(device)
-    layout = Layout(packed.groups)
-    inputs = _model_inputs(packed, layout, device)
+    layout, inputs = _model_inputs(packed, device)
     if (head := _plain_head(model)) is not None:
         hidden = causal_lm(model).base_model(**inputs).last_hidden_state[0, index]
         layout.refuse_unheeded(_num_layers(model))
@@ -164,8 +164,7 @@ def sequence_scores(model: nn.Module, head: nn.Linear, packed: Packed) -> Tensor
 
 def _hidden_states(model: nn.Module, packed: Packed) -> Tensor:
     """(T, hidden_size) of the row's tokens."""
-    layout = Layout(packed.groups)
-    inputs = _model_inputs(packed, layout, next(model.parameters()).device)
+    layout, inputs = _model_inputs(packed, next(model.parameters()).device)
     hidden = causal_lm(model).base_model(**inputs).last_hidden_state[0]
     layout.refuse_unheeded(_num_layers(model))
     return hidden
@@ -192,10 +191,19 @@ def recompute_layers(model: nn.Module) -> None:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def _model_inputs(packed: Packed, layout: Layout, device: torch.device) -> dict[str, Any]:
-    return {
-        "input_ids": packed.token_ids.to(device),
-        "position_ids": packed.position_ids.to(device),
+def _model_inputs(packed: Packed, device: torch.device) -> tuple[Layout, dict[str, Any]]:
+    """(the row's layout, what the model is called with); on a CPU the row is filled up to a usual length."""
+    token_ids, position_ids, groups = packed.token_ids, packed.position_ids, packed.groups
+    length = token_ids.shape[1]
+    if device.type == "cpu" and (fill := rounded_up(length, TOKENS) - length):
+        positions = torch.arange(fill)[None]
+        token_ids = torch.cat([token_ids, torch.zeros_like(positions)], dim=1)
+        position_ids = torch.cat([position_ids, positions], dim=1)
+        groups = (*groups, PackedGroup(start=length, prompt_length=fill, lengths=()))
+    layout = Layout(groups)
+    return layout, {
+        "input_ids": token_ids.to(device),
+        "position_ids": position_ids.to(device),
         "packed_layout": layout,
         "use_cache": False,
     }

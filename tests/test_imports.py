@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import modules of lower layers, and of its own package. A new module needs a place here.
 LAYERS = [
-    {"rlft", "rlft.types", "rlft.imports", "rlft.files"},
+    {"rlft", "rlft.types", "rlft.imports", "rlft.files", "rlft.shapes"},
     {"rlft.objectives", "rlft.curves", "rlft.arithmetic", "rlft.rows"},
     {
         "rlft.config",

@@ -64,20 +64,23 @@ def _spans(start: int, lengths: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(start + sum(lengths[:i]), length) for i, length in enumerate(lengths)]
 
 
+@pytest.mark.parametrize("step", [1, 2])
 @pytest.mark.parametrize("cost", [0, 4096], ids=["a block for each length", "few blocks"])
 @pytest.mark.parametrize("kept", [0, 1 << 20], ids=["computed again", "kept"])
 @pytest.mark.parametrize("num_key_heads", [1, 2, 4])
 def test_block_attention_is_attention_under_the_mask(
-    monkeypatch: pytest.MonkeyPatch, num_key_heads: int, kept: int, cost: int
+    monkeypatch: pytest.MonkeyPatch, num_key_heads: int, kept: int, cost: int, step: int
 ) -> None:
     monkeypatch.setattr(attention, "BLOCK_COST", cost)
     monkeypatch.setattr(block_attention, "KEPT_SCORES", kept)
+    monkeypatch.setattr(attention, "SEQUENCES", step)
     query, key, value = (random(NUM_TOKENS, h, 6, seed=s) for s, h in enumerate((4, num_key_heads, num_key_heads)))
     scores = torch.einsum("qhd,khd->hqk", query, key.repeat_interleave(4 // num_key_heads, dim=1)) * 0.3
     softmax = scores.masked_fill(~visible(), -math.inf).softmax(dim=-1)
     expected = torch.einsum("hqk,khd->qhd", softmax, value.repeat_interleave(4 // num_key_heads, dim=1))
     blocks = as_blocks(GROUPS)
-    assert len(blocks) == (8 if cost == 0 else 2)
+    assert len(blocks) == (2 if cost else 8 if step == 1 else 5)
+    assert all(len(block.queries) % step == 0 for block in blocks)
     heads = torch.cat([query, key, value], dim=1)
     actual = attend(heads, with_heads(blocks, 4, num_key_heads, torch.float64), 0.3)
     agree(actual, expected, [query, key, value])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 19
@@ -14,6 +15,10 @@ LARGE_CHUNK_ELEMENTS = 1 << 24
 
 PROJECTED_ROWS = 256
 """Rows that are projected to the vocabulary together: enough for the products to run at their full rate."""
+
+
+ROW_STEP = 32
+"""They are filled up to a multiple of this."""
 
 
 def selected_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -93,9 +98,11 @@ class _ProjectedLogprobs(torch.autograd.Function):
         slopes = torch.empty_like(hidden) if needs_grad else hidden.new_empty(0)
         entropy_slopes = torch.empty_like(hidden) if needs_grad and entropy_gradient else hidden.new_empty(0)
         for block in _slices(hidden.shape[0], PROJECTED_ROWS):
-            logits = hidden[block] @ weight.T
-            surprise = torch.empty_like(logits) if entropy_slopes.numel() else None
-            for part in _chunks(logits):
+            count = block.stop - block.start
+            # A last block of any size would need kernels of its own, see `rlft.shapes`.
+            logits = F.pad(hidden[block], (0, 0, 0, -count % ROW_STEP)) @ weight.T
+            surprise = torch.zeros_like(logits) if entropy_slopes.numel() else None
+            for part in _chunks(logits[:count]):
                 rows = slice(block.start + part.start, block.start + part.stop)
                 x = logits[part].to(wide, copy=True)
                 logprobs[rows], log_total, entropy[rows], p = _distribution(x, targets[rows], temperature)
@@ -105,9 +112,9 @@ class _ProjectedLogprobs(torch.autograd.Function):
                     p.scatter_add_(1, targets[rows, None], torch.full_like(logprobs[rows, None], -1.0))
                     logits[part] = p
             if needs_grad:
-                slopes[block] = (logits @ weight).mul_(-1 / temperature)
+                slopes[block] = (logits @ weight)[:count].mul_(-1 / temperature)
             if surprise is not None:
-                entropy_slopes[block] = (surprise @ weight).mul_(-1 / temperature)
+                entropy_slopes[block] = (surprise @ weight)[:count].mul_(-1 / temperature)
         ctx.save_for_backward(slopes, entropy_slopes)
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropy)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from rlft.shapes import LENGTH, rounded_up
+
 _COLUMNS = 16
 """Rows get room for a multiple of so many tokens, when they need it."""
 
@@ -27,7 +29,7 @@ class RowCache(Cache):
 
     def __init__(self, *, prompts: int, prompt_length: int, rows: int, new_tokens: int, device: torch.device) -> None:
         """Room for `prompts` prompts of at most `prompt_length` tokens and `rows` rows of at most `new_tokens`."""
-        self.capacity = (prompts, max(1, prompt_length), rows)
+        self.capacity = (prompts, rounded_up(max(1, prompt_length), LENGTH), rows)
         self.new_tokens = new_tokens
         self.prompt_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
         self.age = torch.zeros(rows, dtype=torch.int64, device=device)

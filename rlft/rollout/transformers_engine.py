@@ -22,6 +22,7 @@ from rlft.rollout.engine import Request, refuse_other_version
 from rlft.rollout.forward import ForwardPass, forward_pass
 from rlft.rollout.merging import MergedWeights
 from rlft.rollout.row_cache import RowCache
+from rlft.shapes import LENGTH, rounded_up
 from rlft.types import Adapter, Completion, SamplingParams
 
 MAX_ROWS = {"cpu": 64, "cuda": 256}
@@ -207,7 +208,7 @@ class _Decoder:
 
     def _prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         lengths = [len(prompt) - 1 for prompt in prompts]
-        padded = torch.zeros(len(prompts), max(1, *lengths), dtype=torch.int64)
+        padded = torch.zeros(len(prompts), rounded_up(max(1, *lengths), LENGTH), dtype=torch.int64)
         for row, prompt in enumerate(prompts):
             padded[row, : lengths[row]] = torch.tensor(prompt[:-1], dtype=torch.int64)
         prefill = self._forward.prefill(padded.to(self._cache.age.device))
