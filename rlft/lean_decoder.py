@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
 from typing import Any, TypeAlias
 
 import torch
@@ -23,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlft.attention import Layout, packed_heads_attention
 from rlft.batch import PackedGroup
+from rlft.joint_projection import Update, lay_side_by_side, project, project_backward
 from rlft.lean_layers import norm_backward, norm_scale, normed
 from rlft.lora import PlainUpdate, projection
 
@@ -32,8 +32,14 @@ def use_lean_decoders(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer) and (options := _options(module)) is not None:
             module.forward = partial(_forward, module, options)
-            parts = _projections(module)
-            assert parts is not None
+    lay_out_weights(model)
+
+
+def lay_out_weights(model: nn.Module) -> None:
+    """Move the weights of replaced layers to where their products are one; again after the model was moved."""
+    for module in model.modules():
+        is_replaced = getattr(module.__dict__.get("forward"), "func", None) is _forward
+        if is_replaced and (parts := _projections(module)) is not None:
             for together in (parts[:3], parts[4:6]):
                 lay_side_by_side([part.weight for part in together])
 
@@ -75,7 +81,7 @@ def _norms(layer: Any) -> list[tuple[Tensor, float]]:
     return [(norm.weight, norm.variance_epsilon) for norm in norms]
 
 
-def _updates(parts: list[PlainUpdate]) -> list[_Update]:
+def _updates(parts: list[PlainUpdate]) -> list[Update]:
     return [(part.scale, 0 if part.down is None else len(part.down)) for part in parts]
 
 
@@ -83,8 +89,6 @@ def _tensors(parts: list[PlainUpdate]) -> list[Tensor | None]:
     return [tensor for part in parts for tensor in (part.weight, part.bias, part.down, part.up)]
 
 
-_Update: TypeAlias = tuple[float, int]
-"""Scale and rank of a projection's update; rank 0 where there is none."""
 _CACHED = 1 << 18
 """Elements of an activation that go through several operations together."""
 
@@ -102,11 +106,11 @@ class _AttentionInput(torch.autograd.Function):
         epsilon: float,
         cos: Tensor,
         turn: Tensor,
-        updates: Sequence[_Update],
+        updates: Sequence[Update],
         *tensors: Tensor | None,
     ) -> Tensor:
         scale = norm_scale(x, epsilon)
-        y, saved = _project(normed(x, norm_weight, scale), updates, tensors)
+        y, saved = project(normed(x, norm_weight, scale), updates, tensors)
         heads = y.view(len(y), -1, cos.shape[-1])
         num_rotated = sum(len(_present(weight)) for weight in tensors[:8:4]) // cos.shape[-1]
         _rotate(heads[:, :num_rotated], cos, turn)
@@ -123,7 +127,7 @@ class _AttentionInput(torch.autograd.Function):
         grad_heads[:, ctx.num_rotated :] = grads[0][:, ctx.num_rotated :]
         needs_x = ctx.needs_input_grad[0]
         n = normed(x, norm_weight, scale)
-        grad, grads_of_updates = _project_backward(grad_heads.flatten(1), n, ctx.updates, saved, needs_x=needs_x)
+        grad, grads_of_updates = project_backward(grad_heads.flatten(1), n, ctx.updates, saved, needs_x=needs_x)
         grad_x = None if grad is None else norm_backward(grad.view(x.shape), x, norm_weight, scale)
         return grad_x, None, None, None, None, None, *grads_of_updates
 
@@ -132,8 +136,8 @@ class _AttentionOutput(torch.autograd.Function):
     """residual + the projection of x"""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, x: Tensor, updates: Sequence[_Update], *tensors: Tensor | None) -> Tensor:
-        y, saved = _project(x, updates, tensors)
+    def forward(ctx: Any, residual: Tensor, x: Tensor, updates: Sequence[Update], *tensors: Tensor | None) -> Tensor:
+        y, saved = project(x, updates, tensors)
         ctx.save_for_backward(x, *saved)
         ctx.updates = updates
         return y.view(residual.shape).add_(residual)
@@ -142,7 +146,7 @@ class _AttentionOutput(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
         needs_x = ctx.needs_input_grad[1]
-        grad, grads_of_updates = _project_backward(grads[0].flatten(0, -2), x, ctx.updates, saved, needs_x=needs_x)
+        grad, grads_of_updates = project_backward(grads[0].flatten(0, -2), x, ctx.updates, saved, needs_x=needs_x)
         return grads[0], None if grad is None else grad.view(x.shape), None, *grads_of_updates
 
 
@@ -151,11 +155,11 @@ class _GatedMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, norm_weight: Tensor, epsilon: float, updates: Sequence[_Update], *tensors: Tensor | None
+        ctx: Any, x: Tensor, norm_weight: Tensor, epsilon: float, updates: Sequence[Update], *tensors: Tensor | None
     ) -> Tensor:
         scale = norm_scale(x, epsilon)
-        inner, saved = _project(normed(x, norm_weight, scale), updates[:2], tensors[:8])
-        y, saved_down = _project(_gated(inner)[1], updates[2:], tensors[8:])
+        inner, saved = project(normed(x, norm_weight, scale), updates[:2], tensors[:8])
+        y, saved_down = project(_gated(inner)[1], updates[2:], tensors[8:])
         ctx.save_for_backward(x, norm_weight, scale, inner, *saved, *saved_down)
         ctx.updates, ctx.num_saved = updates, len(saved)
         return y.view(x.shape).add_(x)
@@ -165,11 +169,11 @@ class _GatedMLP(torch.autograd.Function):
         x, norm_weight, scale, inner, *saved = ctx.saved_tensors
         silu, gated = _gated(inner)
         saved, saved_down = saved[: ctx.num_saved], saved[ctx.num_saved :]
-        grad, down = _project_backward(grads[0].flatten(0, -2), gated, ctx.updates[2:], saved_down, needs_x=True)
+        grad, down = project_backward(grads[0].flatten(0, -2), gated, ctx.updates[2:], saved_down, needs_x=True)
         assert grad is not None
         grad_inner = _gated_backward(grad, inner, silu)
         needs_x, n = ctx.needs_input_grad[0], normed(x, norm_weight, scale)
-        grad, grads_of_updates = _project_backward(grad_inner, n, ctx.updates[:2], saved, needs_x=needs_x)
+        grad, grads_of_updates = project_backward(grad_inner, n, ctx.updates[:2], saved, needs_x=needs_x)
         grad_x = None if grad is None else norm_backward(grad.view(x.shape), x, norm_weight, scale).add_(grads[0])
         return grad_x, None, None, None, *grads_of_updates, *down
 
@@ -199,78 +203,6 @@ def _rows_in_cache(x: Tensor) -> list[slice]:
     """Rows that go through several operations together: on a CPU so many as its caches hold, else all."""
     size = max(1, _CACHED // x.shape[1]) if x.device.type == "cpu" else len(x)
     return [slice(start, start + size) for start in range(0, len(x), size)]
-
-
-def _project(
-    x: Tensor, updates: Sequence[_Update], tensors: Sequence[Tensor | None]
-) -> tuple[Tensor, list[Tensor | None]]:
-    """(the projections of x side by side (T, sum of outputs), what their backward pass needs), from (weight, bias,
-    down, up) of each."""
-    flat, weights, biases = x.flatten(0, -2), [_present(weight) for weight in tensors[::4]], tensors[1::4]
-    bias = None
-    if any(bias is not None for bias in biases):
-        pairs = zip(weights, biases, strict=True)
-        bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
-    y = F.linear(flat, side_by_side(weights), bias)
-    if not any(rank for _, rank in updates):
-        return y, [None, None, None, *weights]
-    a = torch.cat([down for down in tensors[2::4] if down is not None]).to(x.dtype)
-    b = x.new_zeros(y.shape[1], len(a))
-    for (rows, columns), up, (scale, _) in zip(_places(weights, updates), tensors[3::4], updates, strict=True):
-        if up is not None:
-            b[rows, columns] = up * scale
-    inner = flat @ a.T
-    y.addmm_(inner, b.T)
-    return y, [inner, a, b, *weights]
-
-
-def _project_backward(
-    grad: Tensor, x: Tensor, updates: Sequence[_Update], saved: Sequence[Any], *, needs_x: bool
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """(the gradient of x (T, in), those of its `tensors`) from that of the projections, (T, sum of outputs)."""
-    inner, a, b, *weights = saved
-    grad_x = grad @ side_by_side(weights) if needs_x else None
-    grads: list[Tensor | None] = [None] * (4 * len(weights))
-    if inner is None:
-        return grad_x, grads
-    master = torch.promote_types(x.dtype, torch.float32)
-    grad_inner = grad @ b
-    grad_down, grad_up = grad_inner.T @ x.flatten(0, -2), grad.T @ inner
-    if grad_x is not None:
-        grad_x.addmm_(grad_inner, a)
-    for index, ((rows, columns), (scale, rank)) in enumerate(zip(_places(weights, updates), updates, strict=True)):
-        if rank:
-            grads[4 * index + 2] = grad_down[columns].to(master)
-            grads[4 * index + 3] = grad_up[rows, columns].to(master).mul_(scale)
-    return grad_x, grads
-
-
-def _places(weights: Sequence[Tensor], updates: Sequence[_Update]) -> list[tuple[slice, slice]]:
-    """Which outputs and which ranks of all updates belong to each projection."""
-    ends = zip(accumulate(map(len, weights)), accumulate(rank for _, rank in updates), strict=True)
-    sizes = zip(weights, updates, strict=True)
-    return [
-        (slice(end - len(w), end), slice(last - rank, last))
-        for (end, last), (w, (_, rank)) in zip(ends, sizes, strict=True)
-    ]
-
-
-def lay_side_by_side(weights: Sequence[Tensor]) -> None:
-    """Move weights (out, in) of one input into one block of memory, so that their products are one."""
-    block = torch.cat(list(weights))
-    for weight, part in zip(weights, block.split([len(weight) for weight in weights]), strict=True):
-        weight.data = part
-
-
-def side_by_side(weights: Sequence[Tensor]) -> Tensor:
-    """The weights as one (sum of outputs, in): a view where they are laid so, else a copy."""
-    first, address = weights[0], weights[0].data_ptr()
-    for weight in weights:
-        is_next = weight.data_ptr() == address and weight.is_contiguous() and weight.dtype == first.dtype
-        if not is_next or weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
-            return torch.cat(list(weights))
-        address += weight.nbytes
-    return first.as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1))
 
 
 def _turn(sin: Tensor) -> Tensor:

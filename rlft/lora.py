@@ -116,16 +116,11 @@ def lora_backward(
     scale: float,
     *,
     needs_x: bool,
-    add_to: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, and of both halves of the update in the type of their master copies.
-
-    Args:
-        add_to: a gradient of x, shaped like it, that is added to in place.
-    """
+    """Gradients of x, and of both halves of the update in the type of their master copies."""
     grad, grad_x, grad_down, grad_up = grad_y.flatten(0, -2), None, None, None
     if needs_x:
-        grad_x = grad @ weight if add_to is None else add_to.view(-1, x.shape[-1]).addmm_(grad, weight)
+        grad_x = grad @ weight
     if inner is not None and a is not None and b is not None:
         master = torch.promote_types(x.dtype, torch.float32)
         grad_inner = (grad @ b).mul_(scale)

@@ -20,6 +20,7 @@ from rlft import adapters, sharding
 from rlft import model as models
 from rlft.batch import even_microbatches, pack, select
 from rlft.config import AdapterConfig, LearnerConfig, ModelConfig, RewardConfig
+from rlft.lean_decoder import lay_out_weights
 from rlft.ranks import ALONE, Ranks
 from rlft.reward_model import RewardModel, add_reward_model, conversations
 from rlft.types import Adapter, Batch, Message, Metrics
@@ -103,6 +104,7 @@ class Roles:
                 sharding.shard(module, self.device)
             elif loading != self.device:
                 module.to(self.device)
+                lay_out_weights(module)
         if config.activations == "offload" and self.device.type == "cpu":
             raise ValueError("learner.activations: offload moves them from the GPU to the CPU; here use recompute")
         self.optimizer = _make_optimizer(*self._parameters(), config)

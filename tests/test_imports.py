@@ -24,6 +24,7 @@ LAYERS = [
         "rlft.memory",
         "rlft.served",
         "rlft.block_attention",
+        "rlft.joint_projection",
     },
     {"rlft.config_file", "rlft.preference_config", "rlft.cluster"},
     {

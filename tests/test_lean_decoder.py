@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlft.batch import pack
+from rlft.joint_projection import lay_side_by_side, side_by_side
 from rlft.lean_decoder import (
     _AttentionInput,
     _AttentionOutput,
     _GatedMLP,
     _turn,
-    lay_side_by_side,
     use_lean_decoders,
 )
 from rlft.lora import use_lean_lora
@@ -204,3 +204,17 @@ def test_layers_that_are_trained_themselves_stay() -> None:
     model = tiny("LlamaConfig", {}, torch.float32).requires_grad_(True)
     use_lean_decoders(model)
     assert not any(is_replaced(model))
+
+
+def test_weights_of_one_input_lie_side_by_side() -> None:
+    model = with_adapter("LlamaConfig", {}, torch.float32)
+    names = ["q_proj", "k_proj", "v_proj"]
+    before = torch.cat([getattr(layers(model)[0].self_attn, name).base_layer.weight.clone() for name in names])
+    use_lean_decoders(model)
+    weights = [getattr(layers(model)[0].self_attn, name).base_layer.weight for name in names]
+    assert side_by_side(weights).data_ptr() == weights[0].data_ptr()
+    assert torch.equal(side_by_side(weights), before)
+    # Moved apart, as they are when a model is copied to another device, they are still one matrix.
+    weights[1].data = weights[1].data.clone()
+    assert side_by_side(weights).data_ptr() != weights[0].data_ptr()
+    assert torch.equal(side_by_side(weights), before)
