@@ -49,13 +49,16 @@ class Peer:
             env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"},
         )
         self._expect("READY")
+        self._signal(signal.SIGSTOP)
 
     def step(self) -> dict[str, Any]:
         """One step; returns its seconds, tokens and the process's peak memory so far."""
         assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         result = json.loads(self._expect("STEP").removeprefix("STEP "))
+        self._signal(signal.SIGSTOP)
         shown = {k: round(v, 2) for k, v in result["parts"].items() if k.startswith("time/")}
         print(
             f"{self.name}: {result['seconds']:.1f} s, {result['tokens']:.0f} tokens, {result['gb']:.1f} GB "
@@ -65,8 +68,12 @@ class Peer:
 
     def stop(self) -> None:
         """End the process and those that it started."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self._process.wait()
+
+    def _signal(self, number: int) -> None:
+        """To the process and those that it started: some poll while they wait and would disturb the others."""
+        os.killpg(self._process.pid, number)
 
     def _expect(self, word: str) -> str:
         assert self._process.stdout is not None

@@ -7,7 +7,7 @@ Work: SmolLM2-135M-Instruct, 8 prompts x 8 samples at T = 1, up to 64 and up to 
     generate    model.generate in float32 on 64 left-padded rows, as TRL calls it (and in bfloat16, for the table)
     continuous  transformers' continuous batching
     vllm        vLLM, where an environment with it is named
-Each system lives in a process of its own that waits while the others work. Tokens are completion tokens up to and
+Each system lives in a process of its own that is stopped while the others work. Tokens are completion tokens up to and
 including the end token. Figures are medians over the rounds after one warm-up; the last line is JSON.
 
 The floor of a decode step is max(weight bytes / memory bandwidth, FLOPs / GEMM rate) for the rows that are live in it,
