@@ -9,8 +9,8 @@ Work: SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, no KL term, AdamW.
     dpo    16 pairs, prompts of 45, completions of up to 64, reference log-probs given
 TRL's trainers run their own training step (GRPOTrainer, DPOTrainer) on tokens that are handed to them, so that nothing
 but the update is timed. TRL is tried in several settings (type, rows per microbatch); the fastest is the peer. Each
-system lives in a process of its own that is stopped while the other works; memory is the process's peak. The last line is
-JSON. `--ablation` runs rlft alone, with one technique taken away at a time.
+system lives in a process of its own that is stopped while the other works; memory is the process's peak. The last line
+is JSON. `--ablation` runs rlft alone, with one technique taken away at a time.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ A prompt's keys and values stand once, however many samples continue it; each ro
     prompts   [P0 P0 P0 P0]  [P1 P1]          rows   prompt 0: [a0 a1 a2]  [b0 b1]   prompt 1: [c0 c1 c2 c3]
 
 The queries of a prompt's rows meet its keys in one product, and every row's query its own keys in another; one softmax
-runs over both. Keys are stored transposed, the layout in which these thin products are fastest on a CPU. Rows can be
-moved and given away, so that finished ones leave the batch and waiting ones take their place.
+runs over both. The products run over buffers as they lie in memory, with what is not there yet masked, since parts of a
+buffer are copied before a product. Rows can be moved and given away, so that finished ones leave the batch and waiting
+ones take their place.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class RowCache(Cache):
         return longest + age
 
     def _room_for(self, columns: int) -> int:
-        """Columns of the rows' buffers. Products run over all of them, as parts of a buffer would first be copied."""
+        """Columns that the rows' buffers have: few to spare, as products run over all of them."""
         if columns > self._num_columns:
             room = max(columns, self._num_columns * 5 // 4)
             self._num_columns = min(self.new_tokens, -(-room // _COLUMNS) * _COLUMNS)
@@ -218,7 +219,7 @@ class _RowLayer(CacheLayerMixin):
             self.rows[:, :, :, used:] = 0
 
     def _view(self, shape: tuple[int, ...]) -> Tensor:
-        """The beginning of the storage: a part of a larger buffer would be copied for every product."""
+        """The beginning of the storage."""
         return self._storage[: math.prod(shape)].view(shape)
 
     def write(self, keys_values: Tensor) -> None:
