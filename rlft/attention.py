@@ -154,11 +154,9 @@ def _by_group(groups: tuple[PackedGroup, ...], query: Tensor, key: Tensor, value
     for group in groups:
         prompt = slice(group.start, group.start + group.prompt_length)
         prompt_key, prompt_value = key[:, :, prompt], value[:, :, prompt]
-        pieces.append(
-            F.scaled_dot_product_attention(query[:, :, prompt], prompt_key, prompt_value, is_causal=True, scale=scale)[
-                0
-            ]
-        )
+        own_query = query[:, :, prompt]
+        output = F.scaled_dot_product_attention(own_query, prompt_key, prompt_value, is_causal=True, scale=scale)
+        pieces.append(output[0])
         start = prompt.stop
         lengths = tuple(length for length in group.lengths if length)
         if not lengths:

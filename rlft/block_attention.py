@@ -153,7 +153,7 @@ class _BlockAttention(torch.autograd.Function):
             _add(total, block.value_sums, torch.bmm(softmax.mT, grad), 1.0)
             grad_softmax = torch.bmm(grad, _gather(block, rows, block.value_rows).mT)
             grad_scores = torch._softmax_backward_data(grad_softmax, softmax, -1, softmax.dtype)
-            _scaled_bmm(grad_scores, _gather(block, rows, block.key_rows), scale, out=grad_query.of(block))
+            scaled_bmm(grad_scores, _gather(block, rows, block.key_rows), scale, out=grad_query.of(block))
             _add(total, block.key_sums, torch.bmm(grad_scores.mT, _gather(block, rows, block.query_rows)), scale)
         grad_heads = torch.empty_like(heads, memory_format=torch.contiguous_format)
         grad_heads[:, : blocks.num_heads] = grad_query.packed().view(len(heads), blocks.num_heads, -1)
@@ -183,12 +183,12 @@ class _Output:
 def _softmax(block: HeadBlock, rows: Tensor, scale: float) -> Tensor:
     """(R H_kv, H / H_kv W, K)"""
     query, key = (_gather(block, rows, index) for index in (block.query_rows, block.key_rows))
-    scores = _scaled_bmm(query, key.mT, scale)
+    scores = scaled_bmm(query, key.mT, scale)
     scores.view(block.shape).add_(block.bias)  # filling by a mask takes several times as long
     return torch.softmax(scores, dim=-1)
 
 
-def _scaled_bmm(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+def scaled_bmm(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
     """scale left @ right, scaled inside the product."""
     return torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale, out=out)
 

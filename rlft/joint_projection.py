@@ -25,12 +25,8 @@ def project(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """(the projections of x side by side (T, sum of outputs), what their backward pass needs), from (weight, bias,
     down, up) of each."""
-    flat, weights, biases = x.flatten(0, -2), [weight for weight in tensors[::4] if weight is not None], tensors[1::4]
-    bias = None
-    if any(bias is not None for bias in biases):
-        pairs = zip(weights, biases, strict=True)
-        bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
-    y = F.linear(flat, side_by_side(weights), bias)
+    flat, weights = x.flatten(0, -2), [weight for weight in tensors[::4] if weight is not None]
+    y = F.linear(flat, side_by_side(weights), joint_bias(weights, tensors[1::4]))
     if not any(rank for _, rank in updates):
         return y, [None, None, None, *weights]
     a = torch.cat([down for down in tensors[2::4] if down is not None]).to(x.dtype)
@@ -72,6 +68,14 @@ def _places(weights: Sequence[Tensor], updates: Sequence[Update]) -> list[tuple[
         (slice(end - len(w), end), slice(last - rank, last))
         for (end, last), (w, (_, rank)) in zip(ends, sizes, strict=True)
     ]
+
+
+def joint_bias(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor | None:
+    """The biases as one (sum of outputs,), zeros where a layer has none; None where none has."""
+    if all(bias is None for bias in biases):
+        return None
+    pairs = zip(weights, biases, strict=True)
+    return torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
 
 
 def lay_side_by_side(weights: Sequence[Tensor]) -> None:

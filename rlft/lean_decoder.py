@@ -23,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rlft.attention import Layout, packed_heads_attention
 from rlft.batch import PackedGroup
 from rlft.joint_projection import Update, lay_side_by_side, project, project_backward
-from rlft.lean_layers import norm_backward, norm_scale, normed
+from rlft.lean_layers import norm_backward, norm_scale, normed, rotate, turn_of
 from rlft.lora import PlainUpdate, projection
 
 
@@ -68,7 +68,7 @@ def _decoder(
 ) -> Tensor:
     """The layer's output for a packed row x (1, T, width), with cos and sin (1, T, D)."""
     first, second = _norms(layer)
-    turn = _turn(sin[0, :, None])
+    turn = turn_of(sin[0, :, None])
     heads = _AttentionInput.apply(x, *first, cos[0, :, None], turn, _updates(parts[:3]), *_tensors(parts[:3]))
     num_heads = len(parts[0].weight) // heads.shape[-1]
     output = packed_heads_attention(heads, num_heads, layout, *options)
@@ -113,7 +113,7 @@ class _AttentionInput(torch.autograd.Function):
         y, saved = project(normed(x, norm_weight, scale), updates, tensors)
         heads = y.view(len(y), -1, cos.shape[-1])
         num_rotated = sum(len(_present(weight)) for weight in tensors[:8:4]) // cos.shape[-1]
-        _rotate(heads[:, :num_rotated], cos, turn)
+        rotate(heads[:, :num_rotated], cos, turn)
         ctx.save_for_backward(x, norm_weight, scale, cos, turn, *saved)
         ctx.updates, ctx.num_rotated = updates, num_rotated
         return heads
@@ -205,19 +205,8 @@ def _rows_in_cache(x: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(x), size)]
 
 
-def _turn(sin: Tensor) -> Tensor:
-    """What the exchanged halves of a head are multiplied with when it is rotated."""
-    half = sin.shape[-1] // 2
-    return torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-
-
-def _rotate(x: Tensor, cos: Tensor, turn: Tensor) -> None:
-    """Rotary positions, https://arxiv.org/abs/2104.09864: (x1, x2) to (x1 cos - x2 sin, x2 cos + x1 sin)."""
-    torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), turn, out=x)
-
-
 def _unrotate(grad: Tensor, cos: Tensor, turn: Tensor, out: Tensor) -> None:
-    """The transpose of `_rotate`."""
+    """The transpose of `rotate`."""
     torch.add(grad * cos, (grad * turn).roll(grad.shape[-1] // 2, -1), out=out)
 
 

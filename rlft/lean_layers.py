@@ -124,6 +124,17 @@ def scaled_rows(x: Tensor, scale: Tensor) -> Tensor:
     )
 
 
+def turn_of(sin: Tensor) -> Tensor:
+    """What the exchanged halves of a head are multiplied with when `rotate` rotates it."""
+    half = sin.shape[-1] // 2
+    return torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, turn: Tensor) -> None:
+    """Rotary positions in place, https://arxiv.org/abs/2104.09864: (x1, x2) to (x1 cos - x2 sin, x2 cos + x1 sin)."""
+    torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), turn, out=x)
+
+
 class _GatedSiLU(torch.autograd.Function):
     """silu(gate) * up (https://arxiv.org/abs/2002.05202), which keeps nothing but its two inputs."""
 

@@ -16,9 +16,9 @@ from rlft.lean_decoder import (
     _AttentionInput,
     _AttentionOutput,
     _GatedMLP,
-    _turn,
     use_lean_decoders,
 )
+from rlft.lean_layers import turn_of
 from rlft.lora import use_lean_lora
 from rlft.model import token_logprobs
 from tests.test_batch import RAGGED, made_up_batch, tiny
@@ -74,7 +74,7 @@ def test_the_attentions_input_is_its_formula(is_laid: bool) -> None:
     if is_laid:
         lay_side_by_side([query[0], key[0], value[0]])  # type: ignore[list-item]
     updates = [(0.5, 2), (2.0, 2), (1.0, 0)]
-    actual = _AttentionInput.apply(x, weight, 1e-5, cos, _turn(sin), updates, *query, *key, *value)
+    actual = _AttentionInput.apply(x, weight, 1e-5, cos, turn_of(sin), updates, *query, *key, *value)
     agree(actual, torch.cat(expected, dim=1), [x, *trained(query, key)])
 
 

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlft.joint_projection import joint_bias
+from rlft.lean_layers import rotate, turn_of
 from rlft.rollout.fixed_linear import FixedLinear
 from rlft.rollout.row_cache import RowCache
 
@@ -104,8 +106,7 @@ class LeanModel:
         """The last hidden states (N, width) of tokens (N,) at their positions (N,) in their sequences."""
         x = self._decoder.embed_tokens(token_ids)
         cos, sin = (table[0, :, None] for table in self._decoder.rotary_emb(x, positions[None]))
-        half = sin.shape[-1] // 2
-        turn = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        turn = turn_of(sin)
         for index, layer in enumerate(self._layers):
             x = layer(index, x, cos, turn, attention)
         return _norm(x, self._decoder.norm)
@@ -132,15 +133,9 @@ class _Linear:
         self.names, self._modules = names, modules
 
     def load(self, weight: Callable[[str], Tensor]) -> None:
-        weights, biases = [weight(name) for name in self.names], [_bias(module) for module in self._modules]
-        has_bias = any(module.bias is not None for module in self._modules)
-        self.linear = FixedLinear(
-            torch.cat(weights) if len(weights) > 1 else weights[0], torch.cat(biases) if has_bias else None
-        )
-
-
-def _bias(module: nn.Linear) -> Tensor:
-    return module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
+        weights = [weight(name) for name in self.names]
+        bias = joint_bias(weights, [module.bias for module in self._modules])
+        self.linear = FixedLinear(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
 
 
 class _Layer:
@@ -162,7 +157,7 @@ class _Layer:
         for part, norm in zip((heads[:, :num_heads], heads[:, num_heads:num_rotated]), self._head_norms, strict=True):
             if norm is not None:
                 part.copy_(_norm(part, norm))
-        _rotate(heads[:, :num_rotated], cos, turn)
+        rotate(heads[:, :num_rotated], cos, turn)
         keys_values = heads[:, num_heads:].unflatten(1, (2, -1))
         attended = attention(index, heads[:, :num_heads], keys_values, self._scale)
         x = self._output.linear.plus(attended.reshape(len(x), -1), x)
@@ -172,11 +167,6 @@ class _Layer:
 
 def _norm(x: Tensor, norm: Any) -> Tensor:
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
-
-
-def _rotate(x: Tensor, cos: Tensor, turn: Tensor) -> None:
-    """Rotary positions, https://arxiv.org/abs/2104.09864: (x1, x2) to (x1 cos - x2 sin, x2 cos + x1 sin)."""
-    torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), turn, out=x)
 
 
 # The probe

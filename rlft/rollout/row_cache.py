@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from rlft.block_attention import scaled_bmm
 from rlft.shapes import LENGTH, rounded_up
 
 _COLUMNS = 16
@@ -100,7 +101,7 @@ class RowCache(Cache):
         """Columns that the rows' buffers have: few to spare, as products run over all of them."""
         if columns > self._num_columns:
             room = max(columns, self._num_columns * 5 // 4)
-            self._num_columns = min(self.new_tokens, -(-room // _COLUMNS) * _COLUMNS)
+            self._num_columns = min(self.new_tokens, rounded_up(room, _COLUMNS))
         return self._num_columns
 
     def advance(self) -> None:
@@ -132,8 +133,8 @@ class RowCache(Cache):
         own = query.reshape(*shape, size)
         prompt_keys, prompt_values = (x[: groups.count].flatten(0, 1) for x in layer.prompts)
         row_keys, row_values = (x[:num_rows].flatten(0, 1) for x in layer.rows)
-        of_prompt = _scaled_bmm(groups.gather(own), prompt_keys.mT, scale)
-        of_row = _scaled_bmm(own.flatten(0, 1), row_keys.mT, scale)
+        of_prompt = scaled_bmm(groups.gather(own), prompt_keys.mT, scale)
+        of_row = scaled_bmm(own.flatten(0, 1), row_keys.mT, scale)
         scores = torch.cat([groups.scatter(of_prompt, shape), of_row.view(*shape, -1)], dim=-1)
         if softcap is not None:
             scores = scores.div_(softcap).tanh_().mul_(softcap)
@@ -181,11 +182,6 @@ class _Groups:
         """Undo `gather` for `shape` = (R, H, S)."""
         by_row = of_prompts.view(self.count, shape[1], self._width, shape[2], -1).transpose(1, 2).flatten(0, 1)
         return by_row if self._place is None else by_row.index_select(0, self._place)
-
-
-def _scaled_bmm(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """scale left @ right, scaled inside the product."""
-    return torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale)
 
 
 class _RowLayer(CacheLayerMixin):
