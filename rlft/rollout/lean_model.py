@@ -80,7 +80,7 @@ class LeanModel:
 
     def logits(self, token_ids: Tensor) -> Tensor:
         """See `forward.ForwardPass`."""
-        return self._head.linear(self._sequences(token_ids, [])).unflatten(0, token_ids.shape)
+        return self._head.linear(self._sequences(token_ids)).unflatten(0, token_ids.shape)
 
     def step(self, token_ids: Tensor, cache: RowCache) -> Tensor:
         """See `forward.ForwardPass`."""
@@ -89,13 +89,14 @@ class LeanModel:
         cache.advance()
         return logits
 
-    def _sequences(self, token_ids: Tensor, kept: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def _sequences(self, token_ids: Tensor, kept: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """Last hidden states (P T, width) of sequences (P, T); keys and values (P, H_kv, T, D) are added to `kept`."""
         num_sequences, length = token_ids.shape
 
         def causal(layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
             q, k, v = (x.unflatten(0, (num_sequences, -1)).transpose(1, 2) for x in (query, *keys_values.unbind(1)))
-            kept.append((k, v))
+            if kept is not None:
+                kept.append((k, v))
             output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
             return output.transpose(1, 2).flatten(0, 1)
 
