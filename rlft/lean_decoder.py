@@ -23,8 +23,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rlft.attention import Layout, packed_heads_attention
 from rlft.batch import PackedGroup
 from rlft.joint_projection import Update, lay_side_by_side, project, project_backward
-from rlft.lean_layers import norm_backward, norm_scale, normed, rotate, turn_of
 from rlft.lora import PlainUpdate, projection
+from rlft.passes import (
+    gated_silu,
+    gated_silu_backward,
+    normed,
+    rms_norm_and_scale,
+    rms_norm_backward,
+    rotate,
+    rotate_backward,
+    turn_of,
+)
 
 
 def use_lean_decoders(model: nn.Module) -> None:
@@ -89,9 +98,6 @@ def _tensors(parts: list[PlainUpdate]) -> list[Tensor | None]:
     return [tensor for part in parts for tensor in (part.weight, part.bias, part.down, part.up)]
 
 
-_CACHED = 1 << 18
-"""Elements of an activation that go through several operations together."""
-
 # Functions
 
 
@@ -109,11 +115,11 @@ class _AttentionInput(torch.autograd.Function):
         updates: Sequence[Update],
         *tensors: Tensor | None,
     ) -> Tensor:
-        scale = norm_scale(x, epsilon)
-        y, saved = project(normed(x, norm_weight, scale), updates, tensors)
+        n, scale = rms_norm_and_scale(x, norm_weight, epsilon)
+        y, saved = project(n, updates, tensors)
         heads = y.view(len(y), -1, cos.shape[-1])
         num_rotated = sum(len(_present(weight)) for weight in tensors[:8:4]) // cos.shape[-1]
-        rotate(heads[:, :num_rotated], cos, turn)
+        rotate(heads, num_rotated, cos, turn)
         ctx.save_for_backward(x, norm_weight, scale, cos, turn, *saved)
         ctx.updates, ctx.num_rotated = updates, num_rotated
         return heads
@@ -121,14 +127,11 @@ class _AttentionInput(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, norm_weight, scale, cos, turn, *saved = ctx.saved_tensors
-        rotated = slice(0, ctx.num_rotated)
-        grad_heads = torch.empty_like(grads[0], memory_format=torch.contiguous_format)
-        _unrotate(grads[0][:, rotated], cos, turn, out=grad_heads[:, rotated])
-        grad_heads[:, ctx.num_rotated :] = grads[0][:, ctx.num_rotated :]
+        grad_heads = rotate_backward(grads[0], ctx.num_rotated, cos, turn)
         needs_x = ctx.needs_input_grad[0]
         n = normed(x, norm_weight, scale)
         grad, grads_of_updates = project_backward(grad_heads.flatten(1), n, ctx.updates, saved, needs_x=needs_x)
-        grad_x = None if grad is None else norm_backward(grad.view(x.shape), x, norm_weight, scale)
+        grad_x = None if grad is None else rms_norm_backward(grad.view(x.shape), x, norm_weight, scale)
         return grad_x, None, None, None, None, None, *grads_of_updates
 
 
@@ -157,9 +160,9 @@ class _GatedMLP(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, norm_weight: Tensor, epsilon: float, updates: Sequence[Update], *tensors: Tensor | None
     ) -> Tensor:
-        scale = norm_scale(x, epsilon)
-        inner, saved = project(normed(x, norm_weight, scale), updates[:2], tensors[:8])
-        y, saved_down = project(_gated(inner)[1], updates[2:], tensors[8:])
+        n, scale = rms_norm_and_scale(x, norm_weight, epsilon)
+        inner, saved = project(n, updates[:2], tensors[:8])
+        y, saved_down = project(gated_silu(inner), updates[2:], tensors[8:])
         ctx.save_for_backward(x, norm_weight, scale, inner, *saved, *saved_down)
         ctx.updates, ctx.num_saved = updates, len(saved)
         return y.view(x.shape).add_(x)
@@ -167,47 +170,17 @@ class _GatedMLP(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, norm_weight, scale, inner, *saved = ctx.saved_tensors
-        silu, gated = _gated(inner)
         saved, saved_down = saved[: ctx.num_saved], saved[ctx.num_saved :]
-        grad, down = project_backward(grads[0].flatten(0, -2), gated, ctx.updates[2:], saved_down, needs_x=True)
+        grad_y, gated = grads[0].flatten(0, -2), gated_silu(inner)
+        grad, down = project_backward(grad_y, gated, ctx.updates[2:], saved_down, needs_x=True)
         assert grad is not None
-        grad_inner = _gated_backward(grad, inner, silu)
+        grad_inner = gated_silu_backward(grad, inner)
         needs_x, n = ctx.needs_input_grad[0], normed(x, norm_weight, scale)
         grad, grads_of_updates = project_backward(grad_inner, n, ctx.updates[:2], saved, needs_x=needs_x)
-        grad_x = None if grad is None else norm_backward(grad.view(x.shape), x, norm_weight, scale).add_(grads[0])
+        grad_x = None
+        if grad is not None:
+            grad_x = rms_norm_backward(grad.view(x.shape), x, norm_weight, scale, residual=grads[0])
         return grad_x, None, None, None, *grads_of_updates, *down
-
-
-def _gated(inner: Tensor) -> tuple[Tensor, Tensor]:
-    """(silu(g), silu(g) u) of inner = (g, u), (T, 2 I)."""
-    width = inner.shape[1] // 2
-    silu, gated = inner.new_empty(len(inner), width), inner.new_empty(len(inner), width)
-    for rows in _rows_in_cache(inner):
-        torch.ops.aten.silu.out(inner[rows, :width], out=silu[rows])
-        torch.mul(silu[rows], inner[rows, width:], out=gated[rows])
-    return silu, gated
-
-
-def _gated_backward(grad: Tensor, inner: Tensor, silu: Tensor) -> Tensor:
-    """The gradient of `inner` in `_gated` from that of the product, which is overwritten."""
-    width = grad.shape[1]
-    result = torch.empty_like(inner)
-    for rows in _rows_in_cache(inner):
-        torch.mul(silu[rows], grad[rows], out=result[rows, width:])
-        grad[rows].mul_(inner[rows, width:])
-        torch.ops.aten.silu_backward.grad_input(grad[rows], inner[rows, :width], grad_input=result[rows, :width])
-    return result
-
-
-def _rows_in_cache(x: Tensor) -> list[slice]:
-    """Rows that go through several operations together: on a CPU so many as its caches hold, else all."""
-    size = max(1, _CACHED // x.shape[1]) if x.device.type == "cpu" else len(x)
-    return [slice(start, start + size) for start in range(0, len(x), size)]
-
-
-def _unrotate(grad: Tensor, cos: Tensor, turn: Tensor, out: Tensor) -> None:
-    """The transpose of `rotate`."""
-    torch.add(grad * cos, (grad * turn).roll(grad.shape[-1] // 2, -1), out=out)
 
 
 def _present(tensor: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlft.lora import lora_backward, lora_forward, plain_update
+from rlft.passes import rms_norm, rms_norm_and_scale, rms_norm_backward
 
 
 def use_lean_layers(model: nn.Module) -> None:
@@ -77,62 +78,17 @@ def _mlp_forward(self: Any, x: Tensor) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = w x / rms(x), the mean of squares in float32 (https://arxiv.org/abs/1910.07467); keeps x and 1 / rms(x).
-
-    With r = 1 / rms(x), n = r x and g the gradient times w and r:  dx = g - n mean(g n)
-    """
+    """w x / rms(x), the mean of squares in float32; keeps x and 1 / rms(x)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        scale = norm_scale(x, epsilon)
+        y, scale = rms_norm_and_scale(x, weight, epsilon)
         ctx.save_for_backward(x, weight, scale)
-        return normed(x, weight, scale)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return norm_backward(grads[0], *ctx.saved_tensors), None, None
-
-
-def norm_scale(x: Tensor, epsilon: float) -> Tensor:
-    """1 / rms(x), (..., 1), float32 at least."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-    return (norm.square_().div_(x.shape[-1]) + epsilon).rsqrt_()
-
-
-def normed(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """w x / rms(x)"""
-    return scaled_rows(x, scale).mul_(weight)
-
-
-def norm_backward(grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The gradient of x; weight has none. With h = w g:  dx = r (h - x r^2 mean(h x))"""
-    grad = grad_y * weight
-    mean = torch.linalg.vecdot(grad, x).unsqueeze(-1).to(scale.dtype).mul_(scale.square()).div_(x.shape[-1])
-    return scaled_rows(grad.addcmul_(x, mean.to(x.dtype), value=-1), scale)
-
-
-def scaled_rows(x: Tensor, scale: Tensor) -> Tensor:
-    """x (..., T, W) times scale (..., T, 1), which may be wider; the product is rounded once to the type of x."""
-    if x.dtype == scale.dtype or x.device.type != "cpu":
-        return torch.mul(x, scale, out=torch.empty_like(x))
-    # Torch converts mixed operands in passes of their own; the normalization of channels has a kernel for them.
-    rows = scale.flatten()
-    zeros, ones = torch.zeros_like(rows), torch.ones_like(rows)
-    return torch.batch_norm(x.reshape(1, -1, x.shape[-1]), rows, None, zeros, ones, False, 0.0, 0.0, False).view(
-        x.shape
-    )
-
-
-def turn_of(sin: Tensor) -> Tensor:
-    """What the exchanged halves of a head are multiplied with when `rotate` rotates it."""
-    half = sin.shape[-1] // 2
-    return torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-
-
-def rotate(x: Tensor, cos: Tensor, turn: Tensor) -> None:
-    """Rotary positions in place, https://arxiv.org/abs/2104.09864: (x1, x2) to (x1 cos - x2 sin, x2 cos + x1 sin)."""
-    torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), turn, out=x)
+        return rms_norm_backward(grads[0], *ctx.saved_tensors), None, None
 
 
 class _GatedSiLU(torch.autograd.Function):
@@ -198,7 +154,7 @@ def _inference_replacement(module: Any) -> Callable[..., Tensor] | None:
 
 
 def _fused_norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
-    return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+    return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 
 def _fused_mlp_forward(self: Any, x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from rlft.conversion import brief, convert, edit_json
-from rlft.files import sha256
+from rlft.files import cache_root, sha256
 from rlft.model_cache import SourceError, cached_folder, say
 
 _T = TypeVar("_T")
@@ -84,12 +84,6 @@ _SMOLLM2 = CatalogueModel(
 
 CATALOGUE: dict[str, CatalogueModel] = {_SMOLLM2.name: _SMOLLM2}
 """Models by name. Both origins are pinned by digest, so that a name cannot come to mean yet other weights."""
-
-
-def cache_root() -> Path:
-    """Return rlft's cache folder: `$RLFT_CACHE`, else `rlft` in `$XDG_CACHE_HOME`, else `~/.cache/rlft`."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rlft"
-    return Path(os.environ.get("RLFT_CACHE") or default).expanduser().absolute()
 
 
 def resolve(source: str, *, revision: str | None = None, cache: Path | None = None) -> Path:

@@ -25,6 +25,7 @@ LAYERS = [
         "rlft.served",
         "rlft.block_attention",
         "rlft.joint_projection",
+        "rlft.kernels",
     },
     {"rlft.config_file", "rlft.preference_config", "rlft.cluster"},
     {
@@ -38,7 +39,7 @@ LAYERS = [
         "rlft.sources",
         "rlft.view",
     },
-    {"rlft.attention", "rlft.lora", "rlft.run", "rlft.preference_data"},
+    {"rlft.attention", "rlft.lora", "rlft.passes", "rlft.run", "rlft.preference_data"},
     {"rlft.lean_layers", "rlft.environment"},
     {"rlft.lean_decoder"},
     {"rlft.model", "rlft.ranks", "rlft.trl_stage"},

