@@ -62,6 +62,11 @@ def kernel(name: str, *tensors: Tensor) -> Kernel | None:
     return library[name, dtype]
 
 
+def available() -> bool:
+    """Whether this process has compiled kernels; the first call builds them."""
+    return _library()[0] is not None
+
+
 def description() -> str:
     """What computes these passes in this process, for a run's records."""
     return _library()[1]

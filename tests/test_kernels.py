@@ -1,0 +1,340 @@
+"""The compiled kernels against torch's operations on the same operands, and what happens where there are none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlft import kernels, passes
+from rlft.rollout import row_cache
+from rlft.rollout.row_cache import RowCache
+
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason=kernels.description())
+both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int = 0, factor: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).mul_(factor).to(dtype)
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (passes, row_cache):
+            patch.setattr(module, "kernel", lambda *operands: None)
+        yield
+
+
+@contextmanager
+def only_kernels() -> Iterator[None]:
+    """Within it, an operation that is not computed by a kernel is an error."""
+    plain = kernels.kernel
+
+    def required(name: str, *tensors: Tensor) -> kernels.Kernel:
+        run = plain(name, *tensors)
+        assert run is not None, name
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (passes, row_cache):
+            patch.setattr(module, "kernel", required)
+        yield
+
+
+def agree(actual: Tensor, expected: Tensor) -> None:
+    """`expected` is computed in float64; kernels round to bfloat16 once or twice on the way, float32 has a few ulp."""
+    epsilon = torch.finfo(actual.dtype).eps
+    scale = max(1.0, float(expected.detach().abs().max()))
+    torch.testing.assert_close(
+        actual.double(),
+        expected.double(),
+        rtol=8 * epsilon if actual.dtype == torch.float32 else 2 * epsilon,
+        atol=epsilon * scale,
+    )
+
+
+# Passes
+
+WIDTHS = [1, 33, 64, 576]
+
+
+@needs_kernels
+@both_types
+@pytest.mark.parametrize("width", WIDTHS)
+def test_norms(width: int, dtype: torch.dtype) -> None:
+    x, weight = random(37, width, dtype=dtype, factor=3), random(width, dtype=dtype, seed=1)
+    grad, residual = random(37, width, dtype=dtype, seed=2), random(37, width, dtype=dtype, seed=3)
+    with only_kernels():
+        y, scale = passes.rms_norm_and_scale(x, weight, 1e-5)
+        assert torch.equal(passes.rms_norm(x, weight, 1e-5), y)
+        assert torch.equal(passes.normed(x, weight, scale), y)
+        grad_x = passes.rms_norm_backward(grad, x, weight, scale)
+        with_residual = passes.rms_norm_backward(grad, x, weight, scale, residual)
+    exact = x.double().requires_grad_()
+    expected = torch.nn.functional.rms_norm(exact, (width,), weight.double(), 1e-5)
+    (expected_grad,) = torch.autograd.grad(expected, exact, grad.double())
+    agree(y, expected)
+    agree(grad_x, expected_grad)
+    agree(with_residual, expected_grad + residual.double())
+
+
+@needs_kernels
+@both_types
+@pytest.mark.parametrize(("tokens", "heads", "rotated", "size"), [(1, 3, 2, 64), (301, 5, 4, 32), (7, 4, 4, 10)])
+def test_rotation(tokens: int, heads: int, rotated: int, size: int, dtype: torch.dtype) -> None:
+    x, angle = random(tokens, heads, size, dtype=dtype), random(tokens, 1, size // 2, dtype=dtype, seed=1)
+    cos, sin = (torch.cat([f(angle), f(angle)], dim=-1) for f in (torch.cos, torch.sin))
+    turn = passes.turn_of(sin)
+
+    def exact(y: Tensor) -> Tensor:
+        left, right = y[:, :rotated].double().split(size // 2, dim=-1)
+        c, s = cos[..., : size // 2].double(), sin[..., : size // 2].double()
+        return torch.cat([torch.cat([left * c - right * s, right * c + left * s], -1), y[:, rotated:].double()], 1)
+
+    with only_kernels():
+        rotated_x = x.clone()
+        passes.rotate(rotated_x, rotated, cos, turn)
+        grad_x = passes.rotate_backward(x, rotated, cos, turn)
+    whole = x.double().requires_grad_()
+    (expected_grad,) = torch.autograd.grad(exact(whole), whole, x.double())
+    agree(rotated_x, exact(x))
+    agree(grad_x, expected_grad)
+    assert torch.equal(rotated_x[:, rotated:], x[:, rotated:])
+    assert torch.equal(grad_x[:, rotated:], x[:, rotated:])
+
+
+@needs_kernels
+@both_types
+@pytest.mark.parametrize(("rows", "width"), [(1, 32), (3, 96), (500, 1536)])
+def test_gates(rows: int, width: int, dtype: torch.dtype) -> None:
+    inner, grad = random(rows, 2 * width, dtype=dtype, factor=4), random(rows, width, dtype=dtype, seed=1)
+    with only_kernels():
+        y, grad_inner = passes.gated_silu(inner), passes.gated_silu_backward(grad, inner)
+    exact = inner.double().requires_grad_()
+    gate, up = exact.split(width, dim=1)
+    expected = torch.nn.functional.silu(gate) * up
+    agree(y, expected)
+    agree(grad_inner, torch.autograd.grad(expected, exact, grad.double())[0])
+
+
+@needs_kernels
+@both_types
+def test_gates_of_extreme_values(dtype: torch.dtype) -> None:
+    gate = torch.tensor([-1e4, -200.0, -88.5, -0.0, 0.0, 88.5, 200.0, 1e4], dtype=dtype).repeat(4)
+    inner = torch.cat([gate, torch.ones_like(gate)])[None]
+    y, grad = passes.gated_silu(inner), passes.gated_silu_backward(torch.ones_like(gate)[None], inner)
+    torch.testing.assert_close(y[0, :8], gate[:8].clamp(min=0), rtol=0, atol=1e-30)
+    assert torch.isfinite(grad).all()
+    torch.testing.assert_close(grad[0, :8].float(), torch.tensor([0, 0, 0, 0.5, 0.5, 1, 1, 1]), rtol=0, atol=1e-30)
+
+
+@needs_kernels
+@both_types
+def test_what_is_not_a_number_stays_so(dtype: torch.dtype) -> None:
+    """A learner skips an update that is not finite, so no kernel may hide one."""
+    for value in (float("nan"), float("inf")):
+        x = random(2, 64, dtype=dtype)
+        x[1, 5] = value
+        ones = torch.ones(64, dtype=dtype)
+        y, scale = passes.rms_norm_and_scale(x, ones, 1e-5)
+        results = [y, passes.rms_norm_backward(x, x, ones, scale), passes.gated_silu(x)]
+        results += [passes.gated_silu_backward(x[:, :32].contiguous(), x)]
+        for result in results:
+            assert torch.isfinite(result[0]).all()
+            assert not torch.isfinite(result[1]).all()
+
+
+@needs_kernels
+@both_types
+@pytest.mark.parametrize("operation", ["rms_norm", "gated_silu", "rotate"])
+def test_a_row_does_not_depend_on_others_or_on_threads(operation: str, dtype: torch.dtype) -> None:
+    x, weight = random(999, 256, dtype=dtype), random(256, dtype=dtype, seed=1)
+    turns = random(999, 1, 64, dtype=dtype, seed=2)
+
+    def run(rows: slice) -> Tensor:
+        part = x[rows].clone()
+        if operation == "rms_norm":
+            return passes.rms_norm(part, weight, 1e-6)
+        if operation == "gated_silu":
+            return passes.gated_silu(part)
+        heads = part.view(-1, 4, 64)
+        passes.rotate(heads, 3, turns[rows], turns[rows])
+        return part
+
+    with only_kernels():
+        whole, alone = run(slice(None)), run(slice(500, 501))
+        with threads(1):
+            single = run(slice(None))
+    assert torch.equal(whole[500:501], alone)
+    assert torch.equal(whole, single)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# Attention of a step
+
+
+def filled_cache(dtype: torch.dtype, key_heads: int, size: int) -> RowCache:
+    """Five rows behind three prompts, one of them of a single token, with 0 to 40 tokens of their own."""
+    lengths, new_tokens = [37, 1, 16], 48
+    cache = RowCache(prompts=3, prompt_length=37, rows=5, new_tokens=new_tokens, device=torch.device("cpu"))
+    prefill = [tuple(random(3, key_heads, 37, size, dtype=dtype, seed=seed) for seed in (1, 2))]
+    cache.enter_prompts([0, 1, 2], lengths, [(keys, values) for keys, values in prefill])
+    cache.enter_rows([0, 1, 2, 3, 4], [2, 0, 1, 0, 2])
+    cache.age += torch.tensor([0, 40, 3, 15, 16])
+    cache.begin(5)
+    layer = cache.layers[0]
+    assert isinstance(layer, row_cache._RowLayer)
+    layer.rows.copy_(random(*layer.rows.shape, dtype=dtype, seed=3))
+    return cache
+
+
+@needs_kernels
+@both_types
+@pytest.mark.parametrize("size", [32, 64, 96, 128])
+@pytest.mark.parametrize(("heads", "key_heads"), [(1, 1), (6, 2), (7, 1), (8, 2), (4, 4)])
+def test_attention_of_a_step(heads: int, key_heads: int, size: int, dtype: torch.dtype) -> None:
+    joint = random(5, heads + 2 * key_heads, size, dtype=dtype, seed=4)
+    outputs = []
+    for context in (only_kernels, without_kernels):
+        cache = filled_cache(dtype, key_heads, size)
+        with context():
+            output = cache.attention(0, joint[:, :heads], joint[:, heads:].unflatten(1, (2, -1)), size**-0.5)
+        outputs.append((output, cache.layers[0]))
+    (actual, layer), (expected, plain) = outputs
+    assert isinstance(layer, row_cache._RowLayer)
+    assert isinstance(plain, row_cache._RowLayer)
+    assert torch.equal(layer.rows, plain.rows)  # the fresh keys and values were kept, and nothing else was touched
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-2
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+    agree_exactly(actual, joint[:, :heads], layer, cache, tolerance / 3)
+
+
+def agree_exactly(actual: Tensor, query: Tensor, layer: row_cache._RowLayer, cache: RowCache, atol: float) -> None:
+    """Against the definition, row by row in float64."""
+    shared = query.shape[1] // layer.rows.shape[2]
+    for row in range(5):
+        prompt, age = int(cache.prompt_of_row[row]), int(cache.age[row])
+        length = int(cache.prompt_length[prompt])
+        keys, values = (
+            torch.cat([layer.prompts[part, prompt, :, :length], layer.rows[part, row, :, : age + 1]], dim=1)
+            .double()
+            .repeat_interleave(shared, dim=0)
+            for part in (0, 1)
+        )
+        scores = torch.einsum("hd,hkd->hk", query[row].double(), keys) * query.shape[2] ** -0.5
+        expected = torch.einsum("hk,hkd->hd", scores.softmax(-1), values)
+        torch.testing.assert_close(actual[row].double(), expected, rtol=0, atol=atol)
+
+
+@needs_kernels
+@both_types
+def test_attention_does_not_depend_on_threads_or_on_other_rows(dtype: torch.dtype) -> None:
+    joint = random(5, 10, 64, dtype=dtype, seed=4)
+
+    def attend(num_rows: int) -> Tensor:
+        cache = filled_cache(dtype, 2, 64)
+        cache.begin(num_rows)
+        part = joint[:num_rows]
+        return cache.attention(0, part[:, :6], part[:, 6:].unflatten(1, (2, -1)), 0.125)
+
+    with only_kernels():
+        whole, fewer = attend(5), attend(2)
+        with threads(1):
+            single = attend(5)
+    assert torch.equal(whole[:2], fewer)
+    assert torch.equal(whole, single)
+
+
+@needs_kernels
+def test_attention_hides_nothing_that_is_not_a_number() -> None:
+    cache = filled_cache(torch.float32, 2, 64)
+    joint = random(5, 10, 64, dtype=torch.float32, seed=4)
+    joint[3, 6, 0] = float("nan")  # a key of row 3
+    with only_kernels():
+        output = cache.attention(0, joint[:, :6], joint[:, 6:].unflatten(1, (2, -1)), 0.125)
+    assert output[3].isnan().any()
+    assert output[[0, 1, 2, 4]].isfinite().all()
+
+
+# Which operands a kernel takes
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.double(),
+        lambda x: x.half(),
+        lambda x: x.t(),
+        lambda x: x[:, ::2],
+        lambda x: x.to("meta"),
+    ],
+)
+def test_other_operands_are_left_to_torch(change: Callable[[Tensor], Tensor]) -> None:
+    x = torch.ones(8, 8)
+    assert kernels.kernel("rms_norm", x, x) is not None
+    assert kernels.kernel("rms_norm", x, change(x)) is None
+    assert kernels.kernel("rms_norm", change(x), x) is None
+
+
+# Without a compiled library
+
+
+def described(tmp_path: Path, **environment: str) -> str:
+    """What a new process says of its kernels after it has computed a norm."""
+    code = (
+        "import torch; from rlft import kernels, passes; x = torch.ones(2, 4); "
+        "assert torch.allclose(passes.rms_norm(x, x[0], 0.0), x); print(kernels.description())"
+    )
+    environment = {"RLFT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin", **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_kernels_can_be_turned_off(tmp_path: Path) -> None:
+    assert described(tmp_path, RLFT_KERNELS="0") == "torch (RLFT_KERNELS=0)"
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_compiler_torch_computes(tmp_path: Path) -> None:
+    assert "no C++ compiler" in described(tmp_path, PATH=str(tmp_path)) or sys.platform != "linux"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux only")
+def test_a_compiler_that_fails_is_named(tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo "odd 1.0" && exit 0\necho "no such flag" >&2; exit 1\n'
+    )
+    compiler.chmod(0o755)
+    text = described(tmp_path / "cache", PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert text.startswith("torch (")
+    assert "no such flag" in text
+    assert str(compiler) in text
+    assert not list((tmp_path / "cache" / "kernels").iterdir())
+
+
+@needs_kernels
+def test_a_library_is_built_once(tmp_path: Path) -> None:
+    first = described(tmp_path)
+    (library,) = (tmp_path / "kernels").iterdir()
+    built = library.stat().st_mtime_ns
+    assert described(tmp_path) == first
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "kernels").iterdir()] == [built]
