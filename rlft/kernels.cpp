@@ -85,6 +85,19 @@ constexpr int64_t kSmall = 1 << 13;  // elements that are not worth a second thr
 
 // Norms
 
+// One number from all lanes
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats plus(Floats a, Floats b) { return a + b; }
+
+template <class Operation>
+inline float across(Floats x, Operation operation) {
+  x = operation(x, __builtin_shuffle(x, Ints{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
+  x = operation(x, __builtin_shuffle(x, Ints{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
+  x = operation(x, __builtin_shuffle(x, Ints{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
+  x = operation(x, __builtin_shuffle(x, Ints{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
+  return x[0];
+}
+
 template <class T>
 void rms_norm(const T* x, const T* weight, T* y, float* scale, int64_t rows, int64_t width, float epsilon) {
 #pragma omp parallel for schedule(static) if (rows * width > kSmall)
@@ -194,6 +207,50 @@ void gated_silu_backward(const T* grad, const T* inner, T* out, int64_t rows, in
   }
 }
 
+// The distribution of one token
+
+// Log-probs of the targets and entropies of softmax(x sharpness), nats. With `slopes`, x becomes softmax - onehot(target).
+template <class T>
+void selected_logprobs(T* x, const int64_t* targets, float* logprobs, float* entropies, int64_t rows, int64_t size,
+                       float sharpness, bool slopes) {
+  constexpr int64_t kBlock = 32 * kPair;  // elements summed in float32
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    T* from = x + row * size;
+    Pair most = load_pair(from);
+    for (int64_t i = kPair; i < size; i += kPair) {
+      const Pair part = load_pair(from + i);
+      most = {part.first > most.first ? part.first : most.first, part.second > most.second ? part.second : most.second};
+    }
+    const float largest = sharpness * across(most.first > most.second ? most.first : most.second, larger);
+    double total = 0, weighted = 0;
+    for (int64_t start = 0; start < size; start += kBlock) {
+      Floats sum = {}, weighted_sum = {};
+      for (int64_t i = start; i < std::min(start + kBlock, size); i += kPair) {
+        const Pair part = load_pair(from + i);
+        const Floats a = part.first * sharpness - largest, b = part.second * sharpness - largest;
+        const Floats c = exponential(a), d = exponential(b);
+        sum += c + d;
+        weighted_sum += a * c + b * d;
+      }
+      total += across(sum, plus);
+      weighted += across(weighted_sum, plus);
+    }
+    const double log_total = std::log(total);
+    logprobs[row] = float(double(wide(from[targets[row]]) * sharpness - largest) - log_total);
+    entropies[row] = float(log_total - weighted / total);
+    if (!slopes) continue;
+    const float share = float(1 / total), target = wide(from[targets[row]]) * sharpness - largest;
+    for (int64_t i = 0; i < size; i += kPair) {
+      const Pair part = load_pair(from + i);
+      store_pair(Pair{exponential(part.first * sharpness - largest) * share,
+                      exponential(part.second * sharpness - largest) * share},
+                 from + i);
+    }
+    from[targets[row]] = narrow<T>(float(std::exp(double(target)) / total - 1));
+  }
+}
+
 // Attention of one new token per row over its prompt's keys and its own
 
 constexpr int kTogether = 4;  // query heads of one key head that share its loads
@@ -271,15 +328,6 @@ void add_values(const float* weights, const T* values, float* output, int64_t co
   if (start < size) add_columns<T, S, 1>(weights, values + start, output + start, count, stride, size);
 }
 
-template <class Operation>
-inline float across(Floats x, Operation operation) {
-  x = operation(x, __builtin_shuffle(x, Ints{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
-  x = operation(x, __builtin_shuffle(x, Ints{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
-  x = operation(x, __builtin_shuffle(x, Ints{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
-  x = operation(x, __builtin_shuffle(x, Ints{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
-  return x[0];
-}
-
 // e^(x - max x) in place of scores (count,), which have room for a multiple of 16; returns the sum.
 inline float softmax(float* scores, int64_t count) {
   for (int64_t i = count; i % kLanes; ++i) scores[i] = -INFINITY;
@@ -288,13 +336,13 @@ inline float softmax(float* scores, int64_t count) {
     const Floats x = load<Floats>(scores + i);
     largest = x > largest ? x : largest;
   }
-  const float most = across(largest, [](Floats a, Floats b) { return a > b ? a : b; });
+  const float most = across(largest, larger);
   for (int64_t i = 0; i < count; i += kLanes) {
     const Floats x = exponential(load<Floats>(scores + i) - most);
     store(x, scores + i);
     total += x;
   }
-  return across(total, [](Floats a, Floats b) { return a + b; });
+  return across(total, plus);
 }
 
 template <class T>
@@ -402,6 +450,10 @@ void attend(const T* query, const T* fresh, const T* prompts, T* own, const int6
   }                                                                                                                    \
   extern "C" void gated_silu_backward_##suffix(const T* grad, const T* inner, T* out, int64_t rows, int64_t width) {   \
     gated_silu_backward(grad, inner, out, rows, width);                                                                \
+  }                                                                                                                    \
+  extern "C" void selected_logprobs_##suffix(T* x, const int64_t* targets, float* logprobs, float* entropies,          \
+                                             int64_t rows, int64_t size, float sharpness, int64_t slopes) {            \
+    selected_logprobs(x, targets, logprobs, entropies, rows, size, sharpness, slopes != 0);                            \
   }                                                                                                                    \
   extern "C" void attend_##suffix(const T* query, const T* fresh, const T* prompts, T* own,                            \
                                   const int64_t* prompt_of_row, const int64_t* prompt_length, const int64_t* age,      \

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from rlft.files import cache_root
 
 VECTOR = 32
-"""Gates' widths and heads' sizes that kernels take are multiples of this."""
+"""Widths of gates, sizes of heads and vocabularies that kernels take are multiples of this."""
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"),
-    *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
+    *("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC"),
+    *("-fno-math-errno", "-fno-trapping-math"),
 )
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
@@ -42,6 +42,7 @@ _ARGUMENTS = {
     "rotate": [_POINTER] * 4 + [_SIZE] * 5,
     "gated_silu": [_POINTER] * 2 + [_SIZE] * 2,
     "gated_silu_backward": [_POINTER] * 3 + [_SIZE] * 2,
+    "selected_logprobs": [_POINTER] * 4 + [_SIZE] * 2 + [ctypes.c_float, _SIZE],
     "attend": [_POINTER] * 9 + [ctypes.c_float],
 }
 
@@ -77,7 +78,9 @@ def _library() -> tuple[dict[tuple[str, torch.dtype], Kernel] | None, str]:
     """(the kernels, None where there are none; a description)"""
     if os.environ.get("RLFT_KERNELS") == "0":
         return None, "torch (RLFT_KERNELS=0)"
-    compiler = shutil.which("c++") if sys.platform.startswith("linux") else None
+    if not (sys.platform == "linux" and platform.machine() == "x86_64"):
+        return None, "torch (kernels were measured on Linux with x86-64 only)"
+    compiler = shutil.which("c++")
     if compiler is None:
         return None, "torch (no C++ compiler was found)"
     try:

@@ -24,7 +24,8 @@ from rlft.attention import Layout
 from rlft.batch import Packed, PackedGroup
 from rlft.config import ModelConfig
 from rlft.memory import own_weights
-from rlft.objectives.logprobs import projected_logprobs, selected_logprobs
+from rlft.objectives.logprobs import selected_logprobs
+from rlft.projected_logprobs import projected_logprobs
 from rlft.shapes import TOKENS, rounded_up
 
 

@@ -32,7 +32,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from rlft import config_file
+from rlft import config_file, kernels
 from rlft.checkpoint import Snapshot, load_latest, save, write_file
 from rlft.config import BaseRunConfig, RunConfig
 from rlft.rollout_table import to_parquet
@@ -265,5 +265,6 @@ def _machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "system": platform.system(),
         "cpus": os.cpu_count(),
+        "kernels": kernels.description(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -39,7 +39,7 @@ LAYERS = [
         "rlft.sources",
         "rlft.view",
     },
-    {"rlft.attention", "rlft.lora", "rlft.passes", "rlft.run", "rlft.preference_data"},
+    {"rlft.attention", "rlft.lora", "rlft.passes", "rlft.projected_logprobs", "rlft.run", "rlft.preference_data"},
     {"rlft.lean_layers", "rlft.environment"},
     {"rlft.lean_decoder"},
     {"rlft.model", "rlft.ranks", "rlft.trl_stage"},

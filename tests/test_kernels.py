@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlft import kernels, passes
+from rlft.projected_logprobs import projected_logprobs
 from rlft.rollout import row_cache
 from rlft.rollout.row_cache import RowCache
 
@@ -28,8 +29,8 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 0, factor: float = 1.0) 
 @contextmanager
 def without_kernels() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (passes, row_cache):
-            patch.setattr(module, "kernel", lambda *operands: None)
+        for module in ("passes", "projected_logprobs", "rollout.row_cache"):
+            patch.setattr(f"rlft.{module}.kernel", lambda *operands: None)
         yield
 
 
@@ -44,8 +45,8 @@ def only_kernels() -> Iterator[None]:
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (passes, row_cache):
-            patch.setattr(module, "kernel", required)
+        for module in ("passes", "projected_logprobs", "rollout.row_cache"):
+            patch.setattr(f"rlft.{module}.kernel", required)
         yield
 
 
@@ -185,6 +186,55 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@needs_kernels
+@both_types
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("rows", "size"), [(1, 32), (5, 96), (70, 49152)])
+def test_log_probs_of_chosen_tokens(rows: int, size: int, temperature: float, dtype: torch.dtype) -> None:
+    """Logits that are computed exactly in any type, since the product with a unit matrix only copies them."""
+    width = 32
+    hidden = random(rows, width, dtype=dtype, factor=6).requires_grad_()
+    weight = torch.eye(width, dtype=dtype).repeat(size // width, 1)
+    targets = torch.arange(rows) * 7 % size
+    upstream = random(rows, dtype=torch.float32, seed=2)
+    with only_kernels():
+        logprobs, entropy = projected_logprobs(hidden, weight, targets, temperature, entropy_gradient=False)
+        (grad,) = torch.autograd.grad((logprobs * upstream).sum(), hidden)
+        with torch.no_grad():
+            again = projected_logprobs(hidden, weight, targets, temperature, entropy_gradient=False)
+    assert torch.equal(again[0], logprobs)
+    assert torch.equal(again[1], entropy)
+    exact = hidden.detach().double().requires_grad_()
+    distribution = torch.log_softmax(exact @ weight.double().T / temperature, dim=-1)
+    expected = distribution.gather(1, targets[:, None]).squeeze(1)
+    torch.testing.assert_close(logprobs.double(), expected.detach(), rtol=1e-6, atol=2e-6)
+    expected_entropy = -(distribution.exp() * distribution).sum(-1)
+    torch.testing.assert_close(entropy.double(), expected_entropy.detach(), rtol=1e-6, atol=2e-6)
+    (expected_grad,) = torch.autograd.grad((expected * upstream.double()).sum(), exact)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=tolerance, atol=tolerance)
+
+
+@needs_kernels
+@both_types
+def test_logits_that_are_no_numbers_give_none(dtype: torch.dtype) -> None:
+    for value in (float("nan"), float("inf")):
+        hidden = random(3, 32, dtype=dtype).requires_grad_()
+        with torch.no_grad():
+            hidden[1, 4] = value
+        weight = torch.eye(32, dtype=dtype).repeat(2, 1)
+        logprobs, entropy = projected_logprobs(hidden, weight, torch.arange(3), 1.0, entropy_gradient=False)
+        assert logprobs.isfinite().tolist() == entropy.isfinite().tolist() == [True, False, True]
+
+
+@needs_kernels
+@pytest.mark.parametrize("target", [-1, 32])
+def test_tokens_that_the_model_does_not_have_are_refused(target: int) -> None:
+    targets = torch.tensor([0, target])
+    with pytest.raises(ValueError, match="from 0 to 31, the model's last token"):
+        projected_logprobs(torch.ones(2, 32), torch.eye(32), targets, 1.0, entropy_gradient=False)
 
 
 # Attention of a step

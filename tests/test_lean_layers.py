@@ -16,7 +16,8 @@ from rlft.batch import PackedGroup
 from rlft.block_attention import block_attention as attend
 from rlft.block_attention import with_heads
 from rlft.lean_layers import _GatedLoraLinear, _GatedSiLU, _RMSNorm, use_lean_layers
-from rlft.objectives.logprobs import projected_logprobs, selected_logprobs
+from rlft.objectives.logprobs import selected_logprobs
+from rlft.projected_logprobs import projected_logprobs
 
 GROUPS = (
     PackedGroup(start=0, prompt_length=3, lengths=(2, 4)),
@@ -91,10 +92,8 @@ def test_block_attention_is_attention_under_the_mask(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_projected_log_probs_are_those_of_the_logits(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
-    from rlft.objectives import logprobs
-
-    monkeypatch.setattr(logprobs, "PROJECTED_ROWS", 5)  # blocks of 5 rows in chunks of 2
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 26)
+    monkeypatch.setattr("rlft.projected_logprobs.PROJECTED_ROWS", 5)  # blocks of 5 rows in chunks of 2
+    monkeypatch.setattr("rlft.objectives.logprobs.CHUNK_ELEMENTS", 26)
     hidden, weight = random(11, 4), random(13, 4, seed=1).detach()
     targets = torch.arange(11) % 13
     log_p = (hidden @ weight.T / temperature).log_softmax(dim=-1)

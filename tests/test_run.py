@@ -213,6 +213,7 @@ def test_a_run_says_what_it_was_made_with(finished_run: Path) -> None:
     assert provenance["sha256"].keys() == {config.environment.path, config.rewards[0].path}
     assert all(len(digest) == 64 for digest in provenance["sha256"].values())
     assert {"torch", "transformers", "peft", "trl", "ray"} <= provenance["packages"].keys()
+    assert provenance["kernels"].startswith(("compiled by ", "torch ("))
 
 
 def test_the_summary_holds_both_accuracies(finished_run: Path) -> None:
