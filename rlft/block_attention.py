@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlft.kernels import kernel
+
 KEPT_SCORES = 1 << 20
 """Elements of softmax that a layer keeps for its backward pass; more are computed again."""
 LARGEST_SCORES = 1 << 26
@@ -184,6 +186,10 @@ def _softmax(block: HeadBlock, rows: Tensor, scale: float) -> Tensor:
     """(R H_kv, H / H_kv W, K)"""
     query, key = (_gather(block, rows, index) for index in (block.query_rows, block.key_rows))
     scores = scaled_bmm(query, key.mT, scale)
+    if (run := kernel("biased_softmax", scores, block.bias)) is not None:
+        num_rows, num_key_heads, num_shared, num_queries, num_keys = block.shape
+        run(scores.data_ptr(), block.bias.data_ptr(), num_rows, num_key_heads * num_shared, num_queries, num_keys)
+        return scores
     scores.view(block.shape).add_(block.bias)  # filling by a mask takes several times as long
     return torch.softmax(scores, dim=-1)
 

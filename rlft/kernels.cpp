@@ -67,6 +67,18 @@ inline void store_pair(Pair x, BFloat16* to) {
   std::memcpy(to, &both, sizeof both);
 }
 
+// 16 elements in their order
+using HalfWords = uint16_t __attribute__((vector_size(2 * kLanes)));
+inline Floats load_wide(const float* from) { return load<Floats>(from); }
+inline Floats load_wide(const BFloat16* from) {
+  return Floats(__builtin_convertvector(load<HalfWords>(from), Words) << 16);
+}
+inline void store_narrow(Floats x, float* to) { store(x, to); }
+inline void store_narrow(Floats x, BFloat16* to) {
+  const HalfWords words = __builtin_convertvector(rounded(x) >> 16, HalfWords);
+  std::memcpy(to, &words, sizeof words);
+}
+
 // e^x to 2 ulp, without branches or calls: 2^n times the series of the rest.
 inline Floats exponential(Floats x) {
   x = x < -87.0f ? Floats{} - 87.0f : x;
@@ -253,7 +265,7 @@ void selected_logprobs(T* x, const int64_t* targets, float* logprobs, float* ent
 
 // Attention of one new token per row over its prompt's keys and its own
 
-constexpr int kTogether = 4;  // query heads of one key head that share its loads
+constexpr int kTogether = 4;  // query heads of one key head that share its loads, and rows of a softmax
 
 // The sum of each of 16 vectors: neighbours are added up, from two vectors at a time, four times over.
 template <int Count = kLanes>
@@ -328,21 +340,61 @@ void add_values(const float* weights, const T* values, float* output, int64_t co
   if (start < size) add_columns<T, S, 1>(weights, values + start, output + start, count, stride, size);
 }
 
-// e^(x - max x) in place of scores (count,), which have room for a multiple of 16; returns the sum.
-inline float softmax(float* scores, int64_t count) {
-  for (int64_t i = count; i % kLanes; ++i) scores[i] = -INFINITY;
-  Floats largest = load<Floats>(scores), total = {};
-  for (int64_t i = kLanes; i < count; i += kLanes) {
-    const Floats x = load<Floats>(scores + i);
-    largest = x > largest ? x : largest;
+// e^(x - max x) in place of scores (Rows, stride), of which the first `count` of each row are given; the sums of rows.
+// Rows are computed side by side, since a row's steps wait for each other.
+template <int Rows>
+inline void softmax(float* scores, int64_t stride, int64_t count, float* totals) {
+  Floats largest[Rows], sums[Rows] = {};
+  float most[Rows];
+  for (int row = 0; row < Rows; ++row) {
+    for (int64_t i = count; i % kLanes; ++i) scores[row * stride + i] = -INFINITY;
+    largest[row] = load<Floats>(scores + row * stride);
   }
-  const float most = across(largest, larger);
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const Floats x = exponential(load<Floats>(scores + i) - most);
-    store(x, scores + i);
-    total += x;
+  for (int64_t i = kLanes; i < count; i += kLanes)
+#pragma GCC unroll 4
+    for (int row = 0; row < Rows; ++row) largest[row] = larger(load<Floats>(scores + row * stride + i), largest[row]);
+#pragma GCC unroll 4
+  for (int row = 0; row < Rows; ++row) most[row] = across(largest[row], larger);
+  for (int64_t i = 0; i < count; i += kLanes)
+#pragma GCC unroll 4
+    for (int row = 0; row < Rows; ++row) {
+      const Floats x = exponential(load<Floats>(scores + row * stride + i) - most[row]);
+      store(x, scores + row * stride + i);
+      sums[row] += x;
+    }
+#pragma GCC unroll 4
+  for (int row = 0; row < Rows; ++row) totals[row] = across(sums[row], plus);
+}
+
+// softmax(scores + bias) over the last dimension in place of scores (blocks, repeats, width, count); bias is (blocks,
+// width, count).
+template <class T>
+void biased_softmax(T* scores, const T* bias, int64_t blocks, int64_t repeats, int64_t width, int64_t count) {
+  const int64_t stride = (count + kLanes - 1) / kLanes * kLanes, rows = blocks * repeats * width;
+#pragma omp parallel
+  {
+    std::vector<float> room(kTogether * stride);
+#pragma omp for schedule(static)
+    for (int64_t start = 0; start < rows; start += kTogether) {
+      const int64_t num = std::min<int64_t>(kTogether, rows - start);
+      float totals[kTogether];
+      for (int64_t row = start; row < start + num; ++row) {
+        const T *from = scores + row * count, *added = bias + (row / (repeats * width) * width + row % width) * count;
+        float* x = room.data() + (row - start) * stride;
+        int64_t i = 0;
+        for (; i + kLanes <= count; i += kLanes) store(load_wide(from + i) + load_wide(added + i), x + i);
+        for (; i < count; ++i) x[i] = wide(from[i]) + wide(added[i]);
+      }
+      softmax<kTogether>(room.data(), stride, count, totals);  // of a last few rows and whatever lies behind them
+      for (int64_t row = start; row < start + num; ++row) {
+        const float *x = room.data() + (row - start) * stride, share = 1.0f / totals[row - start];
+        T* to = scores + row * count;
+        int64_t i = 0;
+        for (; i + kLanes <= count; i += kLanes) store_narrow(load<Floats>(x + i) * share, to + i);
+        for (; i < count; ++i) to[i] = narrow<T>(x[i] * share);
+      }
+    }
   }
-  return across(total, plus);
 }
 
 template <class T>
@@ -364,7 +416,7 @@ void attend_heads(const T* query, const Stored<T>* stored, T* out, float scale, 
   dot_keys<T, S, kSize>(q, stored[0].keys, scores, stored[0].count, stride, size);
   dot_keys<T, S, kSize>(q, stored[1].keys, scores + stored[0].count, stored[1].count, stride, size);
   float totals[S];
-  for (int s = 0; s < S; ++s) totals[s] = softmax(scores + s * stride, count);
+  softmax<S>(scores, stride, count, totals);
   add_values<T, S>(scores, stored[0].values, sums, stored[0].count, stride, size);
   add_values<T, S>(scores + stored[0].count, stored[1].values, sums, stored[1].count, stride, size);
   for (int s = 0; s < S; ++s)
@@ -454,6 +506,10 @@ void attend(const T* query, const T* fresh, const T* prompts, T* own, const int6
   extern "C" void selected_logprobs_##suffix(T* x, const int64_t* targets, float* logprobs, float* entropies,          \
                                              int64_t rows, int64_t size, float sharpness, int64_t slopes) {            \
     selected_logprobs(x, targets, logprobs, entropies, rows, size, sharpness, slopes != 0);                            \
+  }                                                                                                                    \
+  extern "C" void biased_softmax_##suffix(T* scores, const T* bias, int64_t blocks, int64_t repeats, int64_t width,     \
+                                          int64_t count) {                                                             \
+    biased_softmax(scores, bias, blocks, repeats, width, count);                                                       \
   }                                                                                                                    \
   extern "C" void attend_##suffix(const T* query, const T* fresh, const T* prompts, T* own,                            \
                                   const int64_t* prompt_of_row, const int64_t* prompt_length, const int64_t* age,      \

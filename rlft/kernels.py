@@ -43,6 +43,7 @@ _ARGUMENTS = {
     "gated_silu": [_POINTER] * 2 + [_SIZE] * 2,
     "gated_silu_backward": [_POINTER] * 3 + [_SIZE] * 2,
     "selected_logprobs": [_POINTER] * 4 + [_SIZE] * 2 + [ctypes.c_float, _SIZE],
+    "biased_softmax": [_POINTER] * 2 + [_SIZE] * 4,
     "attend": [_POINTER] * 9 + [ctypes.c_float],
 }
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import modules of lower layers, and of its own package. A new module needs a place here.
 LAYERS = [
     {"rlft", "rlft.types", "rlft.imports", "rlft.files", "rlft.shapes"},
-    {"rlft.objectives", "rlft.curves", "rlft.arithmetic", "rlft.rows"},
+    {"rlft.objectives", "rlft.curves", "rlft.arithmetic", "rlft.rows", "rlft.kernels"},
     {
         "rlft.config",
         "rlft.conversion",
@@ -25,7 +25,6 @@ LAYERS = [
         "rlft.served",
         "rlft.block_attention",
         "rlft.joint_projection",
-        "rlft.kernels",
     },
     {"rlft.config_file", "rlft.preference_config", "rlft.cluster"},
     {
