@@ -31,11 +31,20 @@ inline BFloat16 narrow<BFloat16>(float x) {  // to the nearest, ties to even, as
   return {uint16_t(x != x ? 0x7fc0 : rounded)};
 }
 
+#ifdef __AVX512F__
 constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
 constexpr int kPair = 2 * kLanes;  // elements that are loaded together, as two vectors
 using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
 using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
+#ifdef __AVX512F__
+constexpr Ints kPlaces = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+constexpr Ints kPlaces = {0, 1, 2, 3, 4, 5, 6, 7};
+#endif
 
 template <class V, class T>
 inline V load(const T* from) {
@@ -45,7 +54,7 @@ inline V load(const T* from) {
 }
 inline void store(Floats x, float* to) { std::memcpy(to, &x, sizeof x); }
 
-// 32 elements as two vectors: of bfloat16 those with even and those with odd places, which needs no shuffling.
+// Elements as two vectors: of bfloat16 those with even and those with odd places, which needs no shuffling.
 struct Pair {
   Floats first, second;
 };
@@ -67,7 +76,7 @@ inline void store_pair(Pair x, BFloat16* to) {
   std::memcpy(to, &both, sizeof both);
 }
 
-// 16 elements in their order
+// Elements in their order
 using HalfWords = uint16_t __attribute__((vector_size(2 * kLanes)));
 inline Floats load_wide(const float* from) { return load<Floats>(from); }
 inline Floats load_wide(const BFloat16* from) {
@@ -95,20 +104,19 @@ inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
 
 constexpr int64_t kSmall = 1 << 13;  // elements that are not worth a second thread
 
-// Norms
-
 // One number from all lanes
+
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats plus(Floats a, Floats b) { return a + b; }
 
 template <class Operation>
 inline float across(Floats x, Operation operation) {
-  x = operation(x, __builtin_shuffle(x, Ints{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
-  x = operation(x, __builtin_shuffle(x, Ints{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
-  x = operation(x, __builtin_shuffle(x, Ints{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
-  x = operation(x, __builtin_shuffle(x, Ints{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
+#pragma GCC unroll 4
+  for (int step = kLanes / 2; step > 0; step /= 2) x = operation(x, __builtin_shuffle(x, kPlaces ^ step));
   return x[0];
 }
+
+// Norms
 
 template <class T>
 void rms_norm(const T* x, const T* weight, T* y, float* scale, int64_t rows, int64_t width, float epsilon) {
@@ -267,11 +275,11 @@ void selected_logprobs(T* x, const int64_t* targets, float* logprobs, float* ent
 
 constexpr int kTogether = 4;  // query heads of one key head that share its loads, and rows of a softmax
 
-// The sum of each of 16 vectors: neighbours are added up, from two vectors at a time, four times over.
+// The sum of each of kLanes vectors: neighbours are added up, from two vectors at a time, until one is left.
 template <int Count = kLanes>
 inline Floats sums_of(Floats* x) {
   if constexpr (Count > 1) {
-    constexpr Ints kEven = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+    const Ints kEven = kPlaces + kPlaces;
 #pragma GCC unroll 8
     for (int i = 0; i < Count / 2; ++i)
       x[i] = __builtin_shuffle(x[2 * i], x[2 * i + 1], kEven) + __builtin_shuffle(x[2 * i], x[2 * i + 1], kEven + 1);
@@ -308,7 +316,7 @@ void dot_keys(const float* q, const T* keys, float* scores, int64_t count, int64
   }
 }
 
-// output (S, size), laid out as q, plus weights (S, stride) times values (count, size), for 32 * Pairs columns.
+// output (S, size), laid out as q, plus weights (S, stride) times values (count, size), for kPair * Pairs columns.
 template <class T, int S, int Pairs>
 void add_columns(const float* weights, const T* values, float* output, int64_t count, int64_t stride, int64_t size) {
   Floats sums[S][2 * Pairs];

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -379,6 +381,14 @@ def test_a_compiler_that_fails_is_named(tmp_path: Path) -> None:
     assert "no such flag" in text
     assert str(compiler) in text
     assert not list((tmp_path / "cache" / "kernels").iterdir())
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64") or shutil.which("c++") is None,
+    reason="there is nothing to compile kernels for, or with",
+)
+def test_a_compiler_that_is_there_builds_them(tmp_path: Path) -> None:
+    assert described(tmp_path).startswith("compiled by ")
 
 
 @needs_kernels
