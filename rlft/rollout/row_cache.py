@@ -46,6 +46,7 @@ class RowCache(Cache):
         self._columns = torch.arange(new_tokens, device=device)
         self._current_groups: _Groups | None = None
         self._current_mask: Tensor | None = None
+        self._is_by_kernel = False
         super().__init__(layers=[])
 
     # Rows and prompts
@@ -94,7 +95,7 @@ class RowCache(Cache):
         columns = self._room_for(int(age.max()) + 1)
         for layer in self.layers:
             assert isinstance(layer, _RowLayer)
-            layer.make_room(columns)
+            layer.make_room(columns, width, zeros=not self._is_by_kernel)
         self._current_mask = None
         return longest + age
 
@@ -152,6 +153,8 @@ class RowCache(Cache):
         num_rows, num_heads, _, size = query.shape
         if softcap is None and (output := self._attend(layer, query, scale)) is not None:
             return output
+        if self._is_by_kernel:
+            raise RuntimeError("attention of earlier steps went by a kernel, which leaves what it masks undefined")
         num_key_heads = layer.prompts.shape[2]
         shape = (num_rows, num_key_heads, num_heads // num_key_heads)
         own, groups, mask = query.reshape(*shape, size), self._groups(), self._mask()
@@ -188,6 +191,7 @@ class RowCache(Cache):
         own = (layer.rows.shape[1], layer.rows.shape[3])
         shape = (num_rows, stride, num_heads, num_key_heads, size, num_prompts, prompt_columns, *own)
         run(*pointers, (ctypes.c_int64 * len(shape))(*shape), scale)
+        self._is_by_kernel = True
         return output
 
     # What transformers asks
@@ -252,13 +256,16 @@ class _RowLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
 
-    def make_room(self, columns: int) -> None:
+    def make_room(self, columns: int, width: int, *, zeros: bool) -> None:
+        """Let rows have so many columns, the new ones of zeros or of anything; the first `width` keep theirs."""
         used = self.rows.shape[3]
         if columns > used:
-            kept = self.rows.clone()
-            self.rows = self._view((*kept.shape[:3], columns, kept.shape[4]))
-            self.rows[:, :, :, :used] = kept
-            self.rows[:, :, :, used:] = 0
+            kept = self.rows[:, :width].clone()
+            self.rows = self._view((*self.rows.shape[:3], columns, self.rows.shape[4]))
+            self.rows[:, :width, :, :used] = kept
+            if zeros:
+                self.rows[:, :width, :, used:] = 0
+                self.rows[:, width:] = 0
 
     def _view(self, shape: tuple[int, ...]) -> Tensor:
         """The beginning of the storage."""
