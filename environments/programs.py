@@ -5,6 +5,7 @@ With `source` the problems are yours. The cases that come along are for a first 
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,8 @@ def load(source: str = "", heldout: float = 0.2, demonstrations: int = 0, cases:
     Args:
         source: a table with `prompt`, `function`, and `cases` as `[[arguments, expected], ...]`, in any form that
             `environments.dataset` reads; "" takes the built-in problems.
-        heldout: share of the problems that is held out.
+        heldout: share of the problems that is held out. In a table of yours a hash of prompt and seed decides, so that
+            further rows move none of the others.
         demonstrations: built-in problems that are shown solved; they are no tasks.
         cases: calls of each built-in problem.
 
@@ -30,9 +32,14 @@ def load(source: str = "", heldout: float = 0.2, demonstrations: int = 0, cases:
         ValueError: a row that cannot be used, with its place; or too few problems.
     """
     random_ = random.Random(seed)
-    problems = _read(source) if source else _built_in(cases, random_)
     if source and demonstrations:
         raise ValueError("demonstrations are for the built-in problems: the table holds no solutions")
+    if source:
+        sides: tuple[list[Task], list[Task]] = ([], [])
+        for task in _read(source):
+            sides[_is_heldout(task.messages[0]["content"], heldout, seed)].append(task)
+        return Environment(train=sides[False], heldout=sides[True])
+    problems = _built_in(cases, random_)
     random_.shuffle(problems)
     border = round(heldout * len(problems))
     rest = problems[border:]
@@ -48,7 +55,12 @@ def load(source: str = "", heldout: float = 0.2, demonstrations: int = 0, cases:
     )
 
 
-def _read(source: str) -> list[tuple[Task, str]]:
+def _is_heldout(key: str, share: float, seed: int) -> bool:
+    """As `environments.dataset` decides it."""
+    return int(hashlib.sha256(f"{seed}\x1f{key}".encode()).hexdigest()[:8], 16) < share * 16**8
+
+
+def _read(source: str) -> list[Task]:
     found = []
     for number, (where, row) in enumerate(read_rows(source)):
         tests = row.get("cases")
@@ -60,7 +72,7 @@ def _read(source: str) -> list[tuple[Task, str]]:
             or any(not isinstance(case, list) or len(case) != 2 or not isinstance(case[0], list) for case in tests)
         ):
             raise ValueError(f"{where}: `cases` must be a list like [[[1, 2], 3]]: arguments, and what they give")
-        found.append((_task(str(row.get("id", number)), row["prompt"], row["function"], tests), ""))
+        found.append(_task(str(row.get("id", number)), row["prompt"], row["function"], tests))
     return found
 
 

@@ -7,6 +7,7 @@ Retrieval-augmented generation with a non-parametric memory (https://arxiv.org/a
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +57,8 @@ def load(
         questions: a table with `question` and `answer`, for a corpus of your own.
         passages: how many the tool returns.
         people: whom a made-up corpus is about; two passages and three questions each.
-        heldout: share of the questions (of the people, in a made-up corpus) that is held out.
+        heldout: share of the people of a made-up corpus whose questions are held out, or of your questions. Of those a
+            hash of question and seed decides, so that further ones move none of the others.
         demonstrations: made-up questions that are shown solved, in two conversations each; they are no tasks.
 
     Raises:
@@ -67,28 +69,36 @@ def load(
         raise ValueError("give both `corpus` and `questions`, or neither")
     if corpus:
         texts = [_column(row, "text", where) for where, row in read_rows(corpus, name="corpus")]
-        asked = [
-            [(_column(row, "question", where), _column(row, "answer", where))]
-            for where, row in read_rows(questions, name="questions")
-        ]
+        sides: tuple[list[Task], list[Task]] = ([], [])
+        for where, row in read_rows(questions, name="questions"):
+            task = _task(_column(row, "question", where), _column(row, "answer", where))
+            sides[_is_heldout(task.id, heldout, seed)].append(task)
+        train, held_out = sides
         demonstrations = 0
     else:
         texts, asked = _made_up(people, random_)
+        random_.shuffle(asked)
+        border = round(heldout * len(asked))
+        held_out, train = (
+            [_task(question, answer) for group in groups for question, answer in group]
+            for groups in (asked[:border], asked[border:])
+        )
     tools = make_tools(_searcher(texts, passages))
-    random_.shuffle(asked)
-    border = round(heldout * len(asked))
-    tasks = [[_task(question, answer) for question, answer in group] for group in asked]
-    train = [task for group in tasks[border:] for task in group]
     if demonstrations >= len(train):
         raise ValueError(f"{demonstrations} demonstrations leave none of {len(train)} questions to train on")
     return Environment(
-        heldout=[task for group in tasks[:border] for task in group],
+        heldout=held_out,
         demonstrations=[shown for task in train[:demonstrations] for shown in _demonstrations(task, tools[0].function)],
         train=train[demonstrations:],
         episode=lambda: ToolEpisode(tools, _answered),
         tools=schemas(tools),
         max_turns=max_turns,
     )
+
+
+def _is_heldout(key: str, share: float, seed: int) -> bool:
+    """As `environments.dataset` decides it."""
+    return int(hashlib.sha256(f"{seed}\x1f{key}".encode()).hexdigest()[:8], 16) < share * 16**8
 
 
 def _answered(task: Task, reply: str) -> float:

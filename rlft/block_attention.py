@@ -186,8 +186,9 @@ def _softmax(block: HeadBlock, rows: Tensor, scale: float) -> Tensor:
     """(R H_kv, H / H_kv W, K)"""
     query, key = (_gather(block, rows, index) for index in (block.query_rows, block.key_rows))
     scores = scaled_bmm(query, key.mT, scale)
-    if (run := kernel("biased_softmax", scores, block.bias)) is not None:
-        num_rows, num_key_heads, num_shared, num_queries, num_keys = block.shape
+    num_rows, num_key_heads, num_shared, num_queries, num_keys = block.shape
+    fits = block.bias.shape == (num_rows, 1, 1, num_queries, num_keys)
+    if fits and (run := kernel("biased_softmax", scores, block.bias)) is not None:
         run(scores.data_ptr(), block.bias.data_ptr(), num_rows, num_key_heads * num_shared, num_queries, num_keys)
         return scores
     scores.view(block.shape).add_(block.bias)  # filling by a mask takes several times as long

@@ -1,8 +1,8 @@
 """Whether a config's curve survives the death of its rollout workers: the run as it is, and with workers killed.
 
-Kills are planned from a seed: which chunk of which training step, and how far into it. The worker that has the chunk
-gets SIGKILL from outside. Afterwards everything that the seed of the run decides is compared: metrics, rollouts,
-evaluations, adapters, byte for byte.
+Kills are planned from a seed: which chunk of which training step, and how far into it, as a share of the time that the
+same chunk took in the undisturbed run. The worker that has the chunk gets SIGKILL from outside. Afterwards everything
+that the seed of the run decides is compared: metrics, rollouts, evaluations, adapters, byte for byte.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,11 @@ from rlft.cluster import Cluster
 from rlft.config import RunConfig
 from rlft.metrics import OF_THE_MACHINE
 from rlft.rollout.board import Job
-from rlft.rollout.ray_pool import OnEvent, Place, RayPool
+from rlft.rollout.ray_pool import Place, RayPool
 from rlft.rollout.worker import Reply
 
-DELAY_S = 0.1
-"""Kills come up to this long after a chunk was handed out, so that they hit all of its parts."""
+LATEST = 0.9
+"""Largest share of a chunk's time after which a kill comes: all of its parts are hit, and it is rarely done by then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +39,8 @@ class Kill:
     step: int
     chunk: int
     """Position of the chunk among the step's, from 0."""
-    delay_s: float
-    """Seconds after the chunk was handed out."""
+    share: float
+    """How far into the chunk, as a share of the seconds that it took in the undisturbed run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +49,9 @@ class Comparison:
 
     what: str
     files: int
-    """Files, or lines of metrics, that were compared."""
+    """Files, lines of metrics or replacements, that were counted."""
     difference: str
-    """The first one, in words; empty when there is none."""
+    """The first one, in words, or why the comparison proves nothing; empty when there is neither."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +72,8 @@ class Outcome:
 
     @property
     def is_same(self) -> bool:
-        """Whether nothing differs, and somebody was killed."""
-        return bool(self.kills) and not any(comparison.difference for comparison in self.comparisons)
+        """Whether nothing differs, and somebody was killed and replaced."""
+        return not any(comparison.difference for comparison in self.comparisons)
 
 
 def chaos(config: RunConfig, *, kills: int, seed: int) -> Outcome:
@@ -84,26 +87,25 @@ def chaos(config: RunConfig, *, kills: int, seed: int) -> Outcome:
     rollout = config.rollout.model_copy(update={"max_restarts": config.rollout.max_restarts + kills})
     config = config.model_copy(update={"backend": "ray", "rollout": rollout})
     happened: list[Kill] = []
-
-    def make_pool(config: RunConfig, model_folder: str, on_event: OnEvent | None = None) -> RayPool:
-        return KillingPool(config, model_folder, on_event, planned=planned, happened=happened)
-
+    seconds: dict[tuple[int, int], float] = {}
     paths = []
     cluster = Cluster(config)  # held open for both, since it takes seconds to start
     try:
-        for name, pools in (("undisturbed", None), ("disturbed", make_pool)):
+        for name, kills_now in (("undisturbed", ()), ("disturbed", planned)):
             named = config.model_copy(update={"name": f"{config.name}-{name}"})
+            pools = partial(KillingPool, planned=kills_now, happened=happened, seconds=seconds)
             launch.train(named, restart=True, pools=pools)
             paths.append(named.run_dir)
     finally:
         cluster.close()
     events = [json.loads(line) for line in (paths[1] / "events.jsonl").read_text().splitlines()]
+    replaced = sum(event["kind"] == "worker_restarted" for event in events)
     return Outcome(
         undisturbed=paths[0],
         disturbed=paths[1],
         kills=happened,
-        replaced=sum(event["kind"] == "worker_restarted" for event in events),
-        comparisons=compare(*paths),
+        replaced=replaced,
+        comparisons=[_count_replaced(len(happened), replaced), *compare(*paths)],
         reason=_reason(config),
     )
 
@@ -123,27 +125,47 @@ def plan(config: RunConfig, *, kills: int, seed: int) -> list[Kill]:
         )
     random_ = random.Random(seed)
     chosen = sorted(random_.sample(places, kills))
-    return [Kill(step=step, chunk=chunk, delay_s=random_.uniform(0, DELAY_S)) for step, chunk in chosen]
+    return [Kill(step=step, chunk=chunk, share=random_.uniform(0, LATEST)) for step, chunk in chosen]
 
 
 class KillingPool(RayPool):
-    """A pool whose workers are killed while they have the planned chunks."""
+    """A pool that measures the training chunks, and whose workers are killed while they have the planned ones."""
 
-    def __init__(self, *arguments: Any, planned: Sequence[Kill], happened: list[Kill]) -> None:
-        """Args: planned: what is to happen. happened: gets what did."""
+    def __init__(
+        self,
+        *arguments: Any,
+        planned: Sequence[Kill],
+        happened: list[Kill],
+        seconds: dict[tuple[int, int], float],
+    ) -> None:
+        """What `RayPool` takes, and:
+
+        Args:
+            planned: what is to happen.
+            happened: gets what did.
+            seconds: what a chunk took, by step and position; gets those that are not in it.
+        """
         self._planned = {(kill.step, kill.chunk): kill for kill in planned}
         self._happened = happened
+        self._seconds = seconds
         super().__init__(*arguments)
 
     async def _attempt(self, place: Place, job: Job) -> Reply:
-        key = (job.chunk.step, job.number)
-        kill = self._planned.pop(key, None) if job.chunk.stream == "train" else None
-        if kill is None:
+        if job.chunk.stream != "train":
             return await super()._attempt(place, job)
+        key = (job.chunk.step, job.number)
+        kill = self._planned.pop(key, None)
+        if kill is None:
+            began = time.monotonic()
+            reply = await super()._attempt(place, job)
+            self._seconds.setdefault(key, time.monotonic() - began)
+            return reply
         attempt = asyncio.ensure_future(super()._attempt(place, job))
-        await asyncio.wait([attempt], timeout=kill.delay_s)
-        self._cluster.kill_process(place.process_id, place.node_id)
-        self._happened.append(kill)
+        await asyncio.wait([attempt], timeout=kill.share * self._seconds.get(key, 0.0))  # 0: it got not as far
+        if not attempt.done() or attempt.exception() is None:
+            with suppress(ProcessLookupError):  # dead already, of an earlier kill
+                self._cluster.kill_process(place.process_id, place.node_id)
+                self._happened.append(kill)
         return await attempt
 
 
@@ -155,6 +177,14 @@ def compare(one: Path, other: Path) -> list[Comparison]:
         _compare_files("evaluations", one, other, "evals/*.parquet"),
         _compare_files("adapters", one, other, "adapters/*/adapter_model.safetensors"),
     ]
+
+
+def _count_replaced(kills: int, replaced: int) -> Comparison:
+    nothing = (
+        f"{kills} workers were killed and none was replaced, so that this proves nothing; take another --seed, or more "
+        "--kills and --steps"
+    )
+    return Comparison(what="workers replaced", files=replaced, difference="" if kills and replaced else nothing)
 
 
 def _compare_metrics(one: Path, other: Path) -> Comparison:

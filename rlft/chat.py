@@ -10,7 +10,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from rlft.types import Completion, Message
+from rlft.types import Completion, Message, whole_text
 
 
 def load_tokenizer(folder: str | Path, *, for_chat: bool = True) -> PreTrainedTokenizerBase:
@@ -37,7 +37,7 @@ def render(
         tools: JSON schemas of tools; a template that does not take any has them in the system message instead.
 
     Raises:
-        ValueError: the template refuses these messages.
+        ValueError: the template refuses these messages, or one holds half a surrogate pair.
     """
     return tuple(tokenizer(_text(tokenizer, messages, tools), add_special_tokens=False)["input_ids"])
 
@@ -60,10 +60,13 @@ def render_observation(
     Raises:
         ValueError: the template refuses these messages, or does not write a reply as it is.
     """
-    history = [Message(role="user", content="?"), Message(role="assistant", content=_REPLY)]
+    reply = _REPLY
+    while reply in str(messages):
+        reply += ")"
+    history = [Message(role="user", content="?"), Message(role="assistant", content=reply)]
     whole = _text(tokenizer, [*history, *messages], tools)
-    _, found, following = whole.partition(_REPLY)
-    if not found or _REPLY in following:
+    _, found, following = whole.partition(reply)
+    if not found or reply in following:
         raise ValueError(
             "the chat template does not write an assistant's reply exactly once and as it is, so what follows it "
             "cannot be told; use another chat_template.jinja"
@@ -100,7 +103,11 @@ def fit(
     """(the conversation as the template can write it, what else it takes).
 
     A template without tools has them in the system message; one without `tool` messages has the user say them.
+
+    Raises:
+        ValueError: a message holds half a surrogate pair.
     """
+    _refuse_halves(*(message.get("content") for message in messages))
     fitted: list[Message] = list(messages)
     if any(message["role"] == "tool" for message in messages) and not takes_tool_messages(tokenizer):
         fitted = without_tool_messages(messages)
@@ -109,6 +116,22 @@ def fit(
     if takes_tools(tokenizer):
         return fitted, {"tools": list(tools)}
     return with_tools_described(fitted, tools), {}
+
+
+def _refuse_halves(*texts: object) -> None:
+    """Refuse text that no tokenizer takes; what is no text is the template's affair.
+
+    Raises:
+        ValueError: quotes the place.
+    """
+    for text in texts:
+        if isinstance(text, str) and whole_text(text) != text:
+            at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+            raise ValueError(
+                f"a text holds half a surrogate pair, as a string that was cut inside an emoji does, at the end of "
+                f"{text[max(0, at - 40) : at + 1]!r}; no tokenizer takes it: mend the data, or replace it with "
+                "text.encode('utf-8', 'replace').decode()"
+            )
 
 
 def takes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -186,8 +209,10 @@ def render_reply(
         end_ids: see `end_token_ids`.
 
     Raises:
-        ValueError: the template writes the earlier messages otherwise once the reply follows.
+        ValueError: the template writes the earlier messages otherwise once the reply follows, or a message holds half
+            a surrogate pair.
     """
+    _refuse_halves(messages[-1].get("content"))
     prompt = render(tokenizer, messages[:-1])
     history = tokenizer.apply_chat_template(list(messages[:-1]), tokenize=True, return_dict=False)
     whole = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False)
@@ -208,8 +233,9 @@ def render_text(
     """Token ids of a plain prompt and of its continuation, with the end token.
 
     Raises:
-        ValueError: the tokenizer has no end token.
+        ValueError: the tokenizer has no end token, or a text holds half a surrogate pair.
     """
+    _refuse_halves(prompt, completion)
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token (eos_token), so a completion of plain text could never end")
     prompt_ids = tuple(tokenizer(prompt)["input_ids"])
@@ -244,10 +270,17 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
 
 def ends_with(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
     """Whether the last token of a completion completes one of the texts; special tokens count as text."""
-    # Every token but a part of a character is at least one character long.
-    window = max(map(len, stop)) + 8
-    tail = tokenizer.decode(list(token_ids[-window:]))
-    return any(text in tail for text in stop)
+    # A token is at least one byte long, so a text has at most as many tokens as bytes. The window is wider, since
+    # sentencepiece drops a space at its start. Where it begins inside a character, byte fallback reads the whole run of
+    # bytes wrongly, the text's own with it; but one of four neighbouring bytes begins a character.
+    longest = max(len(text.encode()) for text in stop) + 8
+    for window in range(longest, longest - 4, -1):
+        tail = tokenizer.decode(list(token_ids[-window:]))
+        if any(text in tail for text in stop):
+            return True
+        if not tail.startswith("\N{REPLACEMENT CHARACTER}"):
+            return False
+    return False
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> str:
@@ -277,12 +310,15 @@ def check_conversations(
     context: int,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Refuse demonstrations that do not fit the model's context.
+    """Refuse demonstrations that do not fit the model's context, or that cannot be tokens at all.
 
     Raises:
         ValueError: names the first one.
     """
     for row, messages in enumerate(conversations):
-        length = len(conversation(tokenizer, messages, tools=tools))
+        try:
+            length = len(conversation(tokenizer, messages, tools=tools))
+        except ValueError as error:
+            raise ValueError(f"demonstration {row}: {error}") from error
         if length > context:
             raise ValueError(f"demonstration {row} has {length} tokens, more than the model's context of {context}")

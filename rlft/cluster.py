@@ -28,21 +28,30 @@ class Cluster:
         import ray
 
         self.ray: Any = ray
+        self._is_joined = bool(config.ray_address)
         self._is_owner = not ray.is_initialized()
         if self._is_owner:
             _start(config)
+
+    def cpus(self, threads: int) -> int:
+        """CPUs that Ray reserves for an actor with so many threads.
+
+        All of them on a cluster that was joined, where Ray chooses the machine. A private one is this machine, to which
+        everything goes anyhow, and has to start also where the threads outnumber the cores: a CPU is a process there.
+        """
+        return threads if self._is_joined else 1
 
     def actor(self, cls: type, *, threads: int, gpus: float, env: Mapping[str, str] | None = None) -> Any:
         """What makes an actor of `cls` when its `remote` is called with the constructor's arguments.
 
         Args:
-            threads: CPU threads of its libraries.
+            threads: CPU threads of its libraries; see `cpus`.
             gpus: GPUs that Ray reserves for it.
             env: further environment variables.
         """
         limits = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         return self.ray.remote(cls).options(
-            num_cpus=1,
+            num_cpus=self.cpus(threads),
             num_gpus=gpus,
             max_restarts=0,  # a restarted actor would come back without what it had been told
             runtime_env={"env_vars": {**limits, **(env or {})}},

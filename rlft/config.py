@@ -1,19 +1,19 @@
 """The config of a run as one frozen tree; `config_file` reads and writes it.
 
-A batch is three numbers: `tasks_per_step` tasks, each
-answered `samples_per_task` times, used for `updates_per_step` optimizer updates. Everything else is derived.
+A batch is three numbers: `tasks_per_step` tasks, each answered `samples_per_task` times, used for `updates_per_step`
+optimizer updates. Everything else is derived.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rlft.imports import did_you_mean
-from rlft.objectives.presets import PRESETS, Algorithm, Correction, preset_fields
+from rlft.objectives.algorithm import Algorithm, Correction
+from rlft.objectives.presets import PRESETS, preset_fields, refuse_unused
 
 ADAPTER = "adapter:"
 """What the path of a reward model on the learner's base begins with; its folder follows."""
@@ -136,15 +136,15 @@ class RolloutConfig(Strict):
     workers: int = Field(1, ge=1)
     """Ray actors, each with its own engine; the curve does not depend on their number."""
     threads: int = Field(2, ge=1)
-    """CPU threads of each worker."""
+    """CPU threads of each worker; with ray_address Ray reserves a CPU for each of them."""
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs that Ray reserves for each worker."""
     tasks_per_chunk: int = Field(8, ge=1)
     """Tasks that are generated together; the unit of work that is redone when a worker dies."""
     max_restarts: int = Field(3, ge=0)
-    """Worker deaths that a run survives before it stops."""
+    """Workers that a run may lose, by death or by a hang, before it stops."""
     deadline_s: float = Field(1800.0, gt=0)
-    """Seconds that a chunk may take before its worker is killed and replaced."""
+    """Seconds that a chunk, or loading the engine (at least 600), may take before the worker is killed and replaced."""
     hedge_after: float = Field(0.0, ge=0)
     """A chunk that runs this many times longer than the median is also given to an idle worker; the first result
     counts. 0 is off."""
@@ -227,14 +227,11 @@ class CheckpointConfig(Strict):
 
 def _expand_preset(value: Any) -> Any:
     """Lay the user's choices over the row that they name."""
-    if isinstance(value, str):
-        value = {"preset": value}
-    if not isinstance(value, Mapping):
-        return value
-    name = value.get("preset", "grpo")
-    if name not in PRESETS:
+    choices = {"preset": value} if isinstance(value, str) else value
+    name = choices.get("preset", "grpo") if isinstance(choices, dict) else None
+    if name is not None and name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; one of {', '.join(PRESETS)}.{did_you_mean(str(name), PRESETS)}")
-    return {**preset_fields(name), **value}
+    return value if name is None else {**preset_fields(name), **choices}
 
 
 class BaseRunConfig(Strict):
@@ -288,7 +285,7 @@ class RunConfig(BaseRunConfig):
     reference: str = ""
     """Adapter folder, or model as in model.source, that the KL compares with: for opd the teacher. Empty is where RL
     starts."""
-    algorithm: Annotated[Algorithm, BeforeValidator(_expand_preset)] = PRESETS["grpo"]
+    algorithm: Annotated[Algorithm, BeforeValidator(_expand_preset), AfterValidator(refuse_unused)] = PRESETS["grpo"]
     """A preset, and any of its choices replaced."""
     learner: LearnerConfig = LearnerConfig()  # type: ignore[call-arg]
     """The optimizer."""
@@ -303,11 +300,11 @@ class RunConfig(BaseRunConfig):
     def _check(self) -> RunConfig:
         if self.algorithm.is_group_relative and self.samples_per_task < 2:
             raise ValueError(
-                f"samples_per_task is {self.samples_per_task}, but preset {self.algorithm.preset!r} "
-                "compares the samples "
-                "of a group; use at least 2, or algorithm.baseline: critic or none"
+                f"samples_per_task is {self.samples_per_task}, but preset {self.algorithm.preset!r} compares the "
+                "samples of a group; use at least 2, or algorithm.baseline: critic or none"
             )
         self._check_engine()
+        self._check_off_policy()
         if self.adapter.kind == "head":
             raise ValueError("adapter.kind: head trains no policy, only a reward model's output; use lora or full")
         if self.adapter.kind == "full" and self.algorithm.needs_critic:
@@ -332,27 +329,13 @@ class RunConfig(BaseRunConfig):
                 f"reward {folders[0].path} lies on the learner's frozen base, and adapter.kind: full has none; use "
                 "adapter.kind: lora, or the reward rewards.reward_model:reward_model with args.folder"
             )
-        if self.max_staleness and self.algorithm.is_pairwise:
-            raise ValueError(
-                f"max_staleness is {self.max_staleness}, but preset {self.algorithm.preset!r} compares whole samples "
-                "and has no correction for those of an older policy; use max_staleness: 0"
-            )
-        if self.max_staleness and self.algorithm.correction == "none":
-            raise ValueError(
-                f"max_staleness is {self.max_staleness}, so that samples come from an older policy, and without a "
-                "correction the objective takes them for the present one's; set algorithm.correction to one of "
-                f"{', '.join(name for name in get_args(Correction) if name != 'none')} (docs/actors.md), or "
-                "max_staleness: 0"
-            )
         if self.rollout.update_in_flight and (not self.max_staleness or self.backend == "inline"):
             raise ValueError(
                 "rollout.update_in_flight is for rollouts that run while the learner learns; set max_staleness to at "
                 "least 1 and backend: ray, or update_in_flight: false"
             )
         if self.learner.is_group and self.backend == "inline":
-            raise ValueError(
-                "learner.workers above 1 and learner.gpus_per_worker need processes of their own; use backend: ray"
-            )
+            raise ValueError("learner.workers above 1 and learner.gpus_per_worker need processes; use backend: ray")
         if self.learner.workers > 1 and 0 < self.learner.gpus_per_worker <= 0.5:
             raise ValueError(
                 f"learner.gpus_per_worker is {self.learner.gpus_per_worker}, so that two workers could get the same "
@@ -367,6 +350,25 @@ class RunConfig(BaseRunConfig):
                 + did_you_mean(self.evaluation.reward, names)
             )
         return self
+
+    def _check_off_policy(self) -> None:
+        """Refuse samples of another policy than the updated one where the objective has nothing against that."""
+        if self.updates_per_step > 1 and self.algorithm.surrogate == "score_function":
+            raise ValueError(
+                "after its first update the policy is not the one that sampled, and surrogate: score_function has no "
+                "ratio for that; use algorithm.surrogate: clipped, or updates_per_step: 1"
+            )
+        if self.max_staleness and self.algorithm.is_pairwise:
+            raise ValueError(
+                f"max_staleness is {self.max_staleness}, but preset {self.algorithm.preset!r} compares whole samples "
+                "and has no correction for those of an older policy; use max_staleness: 0"
+            )
+        if self.max_staleness and self.algorithm.correction == "none":
+            raise ValueError(
+                f"max_staleness is {self.max_staleness}: samples come from an older policy, and without a correction "
+                "the objective takes them for the present one's; set algorithm.correction to one of "
+                f"{', '.join(get_args(Correction)[1:])} (docs/actors.md), or max_staleness: 0"
+            )
 
     def _check_engine(self) -> None:
         """Refuse what the engine could not do; that `openai` cannot train is refused when training starts."""

@@ -19,6 +19,7 @@ from rlft import chat
 from rlft.config import EnvironmentConfig
 from rlft.environment import loading
 from rlft.environment.contract import Environment
+from rlft.environment.elsewhere import fingerprints, load_elsewhere
 from rlft.environment.lengths import first_messages
 from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import Chunk
@@ -61,7 +62,8 @@ def check_environment(
         ValueError: the environment cannot be loaded, or the contract's own check refuses it.
     """
     environment = loading.load(config)
-    findings = [_tasks(environment), _reproducible(environment, config), _plain_data(environment)]
+    plain = _plain_data(environment)
+    findings = [_tasks(environment), _reproducible(environment, config, elsewhere=plain.is_fine), plain]
     every = max(1, len(environment.train) // tasks)
     chosen = tuple(environment.train[::every][:tasks])
     say = _babble([*actions, *_said(environment)])
@@ -96,16 +98,29 @@ def _tasks(environment: Environment) -> Finding:
     )
 
 
-def _reproducible(environment: Environment, config: EnvironmentConfig) -> Finding:
+def _reproducible(environment: Environment, config: EnvironmentConfig, *, elsewhere: bool) -> Finding:
+    """Args: elsewhere: whether the tasks are plain data, so that another process can tell what it got."""
+    name, readers = "same arguments, same tasks", "rollout workers load it too, and a resumed run does"
     again = loading.load(config)
     for split in ("train", "heldout", "demonstrations"):
         if list(getattr(again, split)) != list(getattr(environment, split)):
-            return Finding(
-                name="same arguments, same tasks",
-                is_fine=False,
-                detail=f"{split} differs when it is loaded again: rollout workers load it too, and a resumed run does",
+            return Finding(name=name, is_fine=False, detail=f"{split} differs when it is loaded again: {readers}")
+    if not elsewhere:
+        return Finding(name=name, is_fine=True, detail="loaded twice")
+    try:
+        found = load_elsewhere(config)
+    except ValueError as error:
+        return Finding(name=name, is_fine=False, detail=f"{error}\n{readers}")
+    for split, ours in fingerprints(environment).items():
+        if found[split] != ours:
+            pairs = enumerate(zip(ours, found[split], strict=False))
+            row = next((row for row, (one, other) in pairs if one != other), min(len(ours), len(found[split])))
+            detail = (
+                f"{split} differs from row {row} on in another process: {readers}. Sets of strings have another order "
+                "there (PYTHONHASHSEED), and so do files of a folder on another machine: sort them"
             )
-    return Finding(name="same arguments, same tasks", is_fine=True, detail="loaded twice")
+            return Finding(name=name, is_fine=False, detail=detail)
+    return Finding(name=name, is_fine=True, detail="loaded twice, and in another process")
 
 
 def _plain_data(environment: Environment) -> Finding:

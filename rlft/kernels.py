@@ -19,8 +19,10 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from rlft.files import cache_root
@@ -53,15 +55,23 @@ Kernel = Callable[..., None]
 
 def kernel(name: str, *tensors: Tensor) -> Kernel | None:
     """The kernel for these operands, or None where torch has to compute them: on another device, of a type other than
-    float32 and bfloat16 or of several, not contiguous, without a compiled library, or inside torch.compile."""
+    float32 and bfloat16 or of several, not contiguous, to be differentiated, inside torch.compile, or without a
+    compiled library. Whether their shapes fit together is the caller's to check: a kernel believes what it is told."""
     dtype = tensors[0].dtype
-    if torch.compiler.is_compiling() or dtype not in _TYPES or (library := _library()[0]) is None:
+    if torch.compiler.is_compiling() or dtype not in _TYPES:
         return None
+    needs_graph = torch.is_grad_enabled()
     for tensor in tensors:
         is_plain = type(tensor) is Tensor or type(tensor) is nn.Parameter
         if not (is_plain and tensor.dtype == dtype and tensor.is_cpu and tensor.is_contiguous()):
             return None
-    return library[name, dtype]
+        if needs_graph and tensor.requires_grad:
+            return None
+    library = _library()[0]
+    if library is None:
+        return None
+    library.use_threads(torch.get_num_threads())
+    return library.kernels[name, dtype]
 
 
 def available() -> bool:
@@ -74,8 +84,14 @@ def description() -> str:
     return _library()[1]
 
 
+class _Library(NamedTuple):
+    kernels: dict[tuple[str, torch.dtype], Kernel]
+    use_threads: Callable[[int], None]
+    """OpenMP's setting of the calling thread, which torch makes only for the thread that sets it."""
+
+
 @cache
-def _library() -> tuple[dict[tuple[str, torch.dtype], Kernel] | None, str]:
+def _library() -> tuple[_Library | None, str]:
     """(the kernels, None where there are none; a description)"""
     if os.environ.get("RLFT_KERNELS") == "0":
         return None, "torch (RLFT_KERNELS=0)"
@@ -85,35 +101,63 @@ def _library() -> tuple[dict[tuple[str, torch.dtype], Kernel] | None, str]:
     if compiler is None:
         return None, "torch (no C++ compiler was found)"
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-        library = ctypes.CDLL(str(_compiled(compiler, version)))
+        version = _output(compiler, "--version")
+        loaded = _load(compiler, version)
     except subprocess.CalledProcessError as error:
         return None, f"torch ({compiler} failed: {(error.stderr or '').strip()[-400:]})"
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # no place for the cache, or none that is safe
         return None, f"torch ({error})"
     kernels = {}
     for name, arguments in _ARGUMENTS.items():
         for dtype, suffix in _TYPES.items():
-            function = getattr(library, f"{name}_{suffix}")
+            function = getattr(loaded, f"{name}_{suffix}")
             function.argtypes, function.restype = arguments, None
             kernels[name, dtype] = function
-    return kernels, f"compiled by {version.splitlines()[0]}"
+    use_threads = loaded.omp_set_num_threads
+    use_threads.argtypes, use_threads.restype = [ctypes.c_int], None
+    return _Library(kernels, use_threads), f"compiled by {version.splitlines()[0]}"
 
 
-def _compiled(compiler: str, version: str) -> Path:
-    """The library's file, made once per source, compiler and kind of processor."""
+def _load(compiler: str, version: str) -> ctypes.CDLL:
+    """The library, compiled once per source, compiler and kind of processor."""
     # Torch has an OpenMP of its own under a name of its own; a second one would be a second pool of threads.
     runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))[:1]
     command = [compiler, *_FLAGS, str(_SOURCE), *map(str, runtime), "-Wl,--as-needed"]
     key = "\0".join([*command, version, _processor(), _SOURCE.read_text()])
-    target = cache_root() / "kernels" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            built = Path(scratch) / target.name
-            subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=True)
-            built.replace(target)  # whole or absent, whoever else builds it
-    return target
+    folder = cache_root() / f"kernels-{os.getuid()}"
+    target = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _refuse_foreign(folder)
+    with FileLock(folder / "lock"):
+        for is_again in (False, True):
+            if not target.exists():
+                with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    built = Path(scratch) / target.name
+                    _output(*command, "-o", str(built))
+                    built.replace(target)  # whole or absent, whenever this is interrupted
+            _refuse_foreign(target)
+            try:
+                return ctypes.CDLL(str(target))
+            except OSError:
+                if is_again:
+                    raise
+                target.unlink()  # a damaged file; build it again
+    raise AssertionError
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Code that somebody else could have written is not run."""
+    status = path.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise PermissionError(
+            f"{path} belongs to another user or can be written by others: chmod go-w it, or set RLFT_CACHE"
+        )
+
+
+def _output(*command: str) -> str:
+    environment = {**os.environ, "LC_ALL": "C"}
+    options: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "env": environment}
+    return str(subprocess.run(command, check=True, **options).stdout)
 
 
 def _processor() -> str:

@@ -45,7 +45,7 @@ def measure(config: RunConfig, *, samples: int, tasks: int, out: Path) -> dict[s
         )
     environment = loading.load(config.environment)
     model_folder = str(launch.resolve_model(config))
-    environment, _ = lengths.fit(config, environment, model_folder)
+    environment, _ = lengths.fit(config, environment, model_folder, is_trained=False)
     start = launch.start_tensors(config)
     adapter = adapters.bare_base() if start is None else adapters.make_adapter(0, start)
     with (

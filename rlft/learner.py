@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from rlft.adapters import ReferenceSource
 from rlft.batch import select, single
 from rlft.config import RunConfig
 from rlft.objectives.advantages import best_and_worst, explained_variance, overlong_penalty, token_advantages
+from rlft.objectives.algorithm import Algorithm
 from rlft.objectives.policy import adapted_kl_coef, aggregation_weights, policy_loss, policy_metrics, value_loss
 from rlft.objectives.preference import Preference, preference_loss, preference_metrics
-from rlft.objectives.presets import Algorithm
 from rlft.ranks import ALONE, Ranks
 from rlft.roles import Roles, lr_factor
 from rlft.types import Adapter, Batch, Group, Metrics
@@ -82,14 +83,14 @@ class Learner:
     def annotate(self, batch: Batch) -> Batch:
         """Add what the algorithm needs from frozen passes: old and reference log-probs, values; then advantages."""
         algorithm = self.algorithm
-        if algorithm.is_pairwise:
-            return replace(batch, advantages=_signs(batch, self._shaped(batch)))
         kl_in_reward = algorithm.kl != "none" and algorithm.kl_in != "loss"
         needs_old = self.config.updates_per_step > 1 or kl_in_reward
         roles = self.roles
+        batch = replace(batch, old_logprobs=roles.logprobs(batch, roles.policy) if needs_old else None)
+        if algorithm.is_pairwise:
+            return replace(batch, advantages=_signs(batch, self._shaped(batch)))
         batch = replace(
             batch,
-            old_logprobs=roles.logprobs(batch, roles.policy) if needs_old else None,
             ref_logprobs=roles.logprobs(batch, roles.reference) if roles.reference else None,
             values=roles.values(batch) if algorithm.needs_critic else None,
         )
@@ -173,8 +174,7 @@ class Learner:
         """The rewards that advantages are made of, (S,): with the overlong penalty where it is asked for."""
         if self.algorithm.overlong != "penalize":
             return batch.rewards
-        lengths = torch.bincount(batch.sequence_index, minlength=batch.num_sequences)
-        return batch.rewards + overlong_penalty(lengths, max_new_tokens=self._max_new_tokens)
+        return batch.rewards + overlong_penalty(_longest_actions(batch), max_new_tokens=self._max_new_tokens)
 
     def _policy(self, batch: Batch) -> tuple[list[float], Metrics]:
         algorithm = self.algorithm
@@ -213,12 +213,13 @@ class Learner:
         preference = Preference(loss=self.algorithm.surrogate, beta=self.algorithm.kl_coef)  # type: ignore[arg-type]
         signs = _present(batch.advantages)[_first_actions(batch)]
         batch = select(batch, signs.nonzero().squeeze(1).tolist())
-        assert self.roles.reference is not None
-        batch = replace(batch, ref_logprobs=self.roles.logprobs(batch, self.roles.reference))
+        if self.roles.reference is not None:
+            batch = replace(batch, ref_logprobs=self.roles.logprobs(batch, self.roles.reference))
         num_pairs = batch.num_sequences // 2
 
         def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Metrics]:
-            mismatch = logprobs.detach() - _or(part.policy_logprobs, part.rollout_logprobs)
+            old = _or(part.old_logprobs, logprobs.detach())
+            mismatch = old - _or(part.policy_logprobs, part.rollout_logprobs)
             value, sums = preference_loss(
                 preference,
                 logprobs=logprobs,
@@ -290,6 +291,12 @@ def _included(batch: Batch, mask_truncated: bool) -> Tensor:
     if not mask_truncated:
         return torch.ones_like(batch.sequence_index, dtype=torch.bool)
     return ~batch.is_truncated[batch.sequence_index]
+
+
+def _longest_actions(batch: Batch) -> Tensor:
+    """Tokens of each sequence's longest action, (S,): `max_new_tokens` is a bound on one action, not on an episode."""
+    runs = ([sum(1 for _ in run) for is_action, run in groupby(mask) if is_action] for mask in batch.action_mask)
+    return torch.tensor([max(lengths, default=0) for lengths in runs])
 
 
 def _first_actions(batch: Batch) -> Tensor:

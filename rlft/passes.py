@@ -20,26 +20,26 @@ _CACHED = 1 << 18
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """w x / rms(x) over the last dimension."""
-    if (run := kernel("rms_norm", x, weight)) is None:
+    if weight.shape != x.shape[-1:] or (run := kernel("rms_norm", x, weight)) is None:
         return F.rms_norm(x, weight.shape, weight, epsilon)
     y = torch.empty_like(x)
-    run(x.data_ptr(), weight.data_ptr(), y.data_ptr(), None, *_rows(x), epsilon)
+    run(x.data_ptr(), weight.data_ptr(), y.data_ptr(), None, *_rows(x), float(epsilon))
     return y
 
 
 def rms_norm_and_scale(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """(w x / rms(x), 1 / rms(x)); the latter (..., 1), float32 at least."""
-    if (run := kernel("rms_norm", x, weight)) is None:
+    if weight.shape != x.shape[-1:] or (run := kernel("rms_norm", x, weight)) is None:
         scale = _norm_scale(x, epsilon)
         return normed(x, weight, scale), scale
     y, scale = torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-    run(x.data_ptr(), weight.data_ptr(), y.data_ptr(), scale.data_ptr(), *_rows(x), epsilon)
+    run(x.data_ptr(), weight.data_ptr(), y.data_ptr(), scale.data_ptr(), *_rows(x), float(epsilon))
     return y, scale
 
 
 def normed(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """w x / rms(x), given 1 / rms(x)."""
-    if (run := kernel("normed", x, weight)) is None:
+    if not _scales_rows(scale, x, weight) or (run := kernel("normed", x, weight)) is None:
         return _scaled_rows(x, scale).mul_(weight)
     y = torch.empty_like(x)
     run(x.data_ptr(), weight.data_ptr(), scale.data_ptr(), y.data_ptr(), *_rows(x))
@@ -50,8 +50,9 @@ def rms_norm_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor | None = None
 ) -> Tensor:
     """The gradient of x, plus `residual` where given. With h = w g and r = 1 / rms(x):  dx = r (h - x r^2 mean(h x))"""
-    operands = (grad_y, x, weight) if residual is None else (grad_y, x, weight, residual)
-    if (run := kernel("rms_norm_backward", *operands)) is None:
+    alike = (grad_y,) if residual is None else (grad_y, residual)
+    fits = _scales_rows(scale, x, weight) and all(other.shape == x.shape for other in alike)
+    if not fits or (run := kernel("rms_norm_backward", x, weight, *alike)) is None:
         grad = grad_y * weight
         mean = torch.linalg.vecdot(grad, x).unsqueeze(-1).to(scale.dtype).mul_(scale.square()).div_(x.shape[-1])
         grad_x = _scaled_rows(grad.addcmul_(x, mean.to(x.dtype), value=-1), scale)
@@ -61,6 +62,12 @@ def rms_norm_backward(
     pointers = (grad_y.data_ptr(), x.data_ptr(), weight.data_ptr(), scale.data_ptr(), added, grad_x.data_ptr())
     run(*pointers, *_rows(x))
     return grad_x
+
+
+def _scales_rows(scale: Tensor, x: Tensor, weight: Tensor) -> bool:
+    """Whether a kernel can scale the rows of x so."""
+    is_scale = scale.dtype == torch.float32 and scale.is_contiguous() and scale.shape == (*x.shape[:-1], 1)
+    return is_scale and weight.shape == x.shape[-1:]
 
 
 def _norm_scale(x: Tensor, epsilon: float) -> Tensor:
@@ -92,7 +99,7 @@ def turn_of(sin: Tensor) -> Tensor:
 
 def rotate(heads: Tensor, num_rotated: int, cos: Tensor, turn: Tensor) -> None:
     """Rotate the first heads of (T, H, D) in place; cos and turn are (T, 1, D)."""
-    if (run := kernel("rotate", heads, cos, turn)) is None or cos.shape[-1] != heads.shape[-1]:
+    if not _turns_all(cos, turn, heads) or (run := kernel("rotate", heads, cos, turn)) is None:
         x = heads[:, :num_rotated]
         torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), turn, out=x)
         return
@@ -104,7 +111,7 @@ def rotate(heads: Tensor, num_rotated: int, cos: Tensor, turn: Tensor) -> None:
 def rotate_backward(grad: Tensor, num_rotated: int, cos: Tensor, turn: Tensor) -> Tensor:
     """The gradient of the heads before `rotate`, contiguous."""
     result = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    if (run := kernel("rotate", grad, cos, turn)) is None or cos.shape[-1] != grad.shape[-1]:
+    if not _turns_all(cos, turn, grad) or (run := kernel("rotate", grad, cos, turn)) is None:
         rotated = grad[:, :num_rotated]
         moved = (rotated * turn).roll(grad.shape[-1] // 2, -1)
         torch.add(rotated * cos, moved, out=result[:, :num_rotated])
@@ -116,6 +123,11 @@ def rotate_backward(grad: Tensor, num_rotated: int, cos: Tensor, turn: Tensor) -
     return result
 
 
+def _turns_all(cos: Tensor, turn: Tensor, heads: Tensor) -> bool:
+    """Whether a kernel can rotate the heads so: each token has an angle of its own for the whole head."""
+    return cos.shape == turn.shape == (len(heads), 1, heads.shape[2])
+
+
 # Gated products, https://arxiv.org/abs/2002.05202
 
 
@@ -123,7 +135,8 @@ def gated_silu(inner: Tensor) -> Tensor:
     """silu(g) u of inner = (g, u), (T, 2 I); returns (T, I)."""
     width = inner.shape[1] // 2
     y = inner.new_empty(len(inner), width)
-    if width % VECTOR == 0 and (run := kernel("gated_silu", inner)) is not None:
+    is_whole = inner.shape[1] == 2 * width and width % VECTOR == 0
+    if is_whole and (run := kernel("gated_silu", inner)) is not None:
         run(inner.data_ptr(), y.data_ptr(), len(inner), width)
         return y
     for rows in _rows_in_cache(inner):
@@ -136,7 +149,8 @@ def gated_silu_backward(grad: Tensor, inner: Tensor) -> Tensor:
     """The gradient of `inner` in `gated_silu` from that of its result, (T, I)."""
     width = grad.shape[1]
     result = torch.empty_like(inner)
-    if width % VECTOR == 0 and (run := kernel("gated_silu_backward", grad, inner)) is not None:
+    is_whole = inner.shape == (len(grad), 2 * width) and width % VECTOR == 0
+    if is_whole and (run := kernel("gated_silu_backward", grad, inner)) is not None:
         run(grad.data_ptr(), inner.data_ptr(), result.data_ptr(), len(inner), width)
         return result
     for rows in _rows_in_cache(inner):

@@ -5,6 +5,8 @@ https://huggingface.co/docs/trl/dataset_formats. Columns hold text, or lists of 
     prompt, chosen, rejected       a pair: "The sky is", " blue.", " green."
     chosen, rejected               a pair that shares its beginning: "The sky is blue.", "The sky is green."
     prompt, completion, label      for KTO: one completion that is good (true) or bad (false)
+
+A column `tools` that names some is refused: the prompt would not show them.
 """
 
 from __future__ import annotations
@@ -48,6 +50,11 @@ def parse(row: Mapping[str, Any], *, paired: bool) -> Row:
         ValueError: it follows none; says what is missing or wrong.
     """
     columns = {str(name): value for name, value in row.items() if value is not None}
+    if columns.get("tools") not in (None, [], "", "[]"):
+        raise ValueError(
+            "the column tools is not shown to the model, so the completions would answer another prompt; describe the "
+            "tools in the system message of the prompt and remove the column"
+        )
     if columns.keys() >= {"chosen", "rejected"}:
         prompt, chosen, rejected = _pair(columns)
         return Row(prompt, (chosen, rejected), (1.0, 0.0))

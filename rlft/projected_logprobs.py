@@ -89,8 +89,9 @@ def _by_kernel(
     run = kernel("selected_logprobs", logits) if num_tokens % VECTOR == 0 else None
     if run is None:
         return False
-    if not (targets.is_contiguous() and int(targets.min()) >= 0 and int(targets.max()) < num_tokens):
-        raise ValueError(f"targets are contiguous and from 0 to {num_tokens - 1}, the model's last token")
+    targets = targets.to("cpu", torch.int64).contiguous()
+    if int(targets.min()) < 0 or int(targets.max()) >= num_tokens:
+        raise ValueError(f"targets are from 0 to {num_tokens - 1}, the model's last token")
     pointers = [x.data_ptr() for x in (logits, targets, logprobs, entropy)]
     run(*pointers, num_rows, num_tokens, 1 / temperature, needs_grad)
     return True

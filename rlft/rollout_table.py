@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlft.types import Abstain, Failed, Group, Score, Trajectory
+from rlft.types import Abstain, Failed, Group, Score, Trajectory, whole_text
 
 SCHEMA = pa.schema(
     [
@@ -95,12 +95,7 @@ def _row(trajectory: Trajectory, *, step: int, group_index: int, advantage: floa
         "adapter_version": completion.adapter_version,
         "adapter_hash": completion.adapter_hash,
     }
-    return {name: _whole(value) if isinstance(value, str) else value for name, value in row.items()}
-
-
-def _whole(text: str) -> str:
-    """Half a surrogate pair, as cut strings in data sets have them, spelt out: parquet takes whole characters only."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return {name: whole_text(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _outcome_name(trajectory: Trajectory) -> str:

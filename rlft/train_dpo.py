@@ -207,20 +207,42 @@ def logprobs(
 
 
 def mismatch(examples: Sequence[Example], *, max_length: int) -> list[Example]:
-    """Every prompt with the completion of the example before it, as far as it fits."""
+    """Every prompt with the completion of an example of another prompt, as far as it fits.
+
+    With the examples of a prompt brought together, that is the one as many places before as the most frequent prompt
+    has examples: so each completion is taken once. Where one prompt has more than half of the examples, its own take
+    the others' in turn. Where there is only one prompt, nothing is mismatched and the list is empty.
+    """
+    of_prompt: dict[tuple[int, ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        of_prompt.setdefault(example.prompt_ids, []).append(index)
+    if len(of_prompt) < 2:
+        return []
+    order = [index for indices in of_prompt.values() for index in indices]
+    largest = max(map(len, of_prompt.values()))
+    taken = dict(zip(order, order[-largest:] + order[:-largest], strict=True))
+    for prompt_ids, indices in of_prompt.items():
+        if len(indices) > len(order) - largest:
+            others = [index for index in order if examples[index].prompt_ids != prompt_ids]
+            taken |= {index: others[place % len(others)] for place, index in enumerate(indices)}
     return [
         Example(
             id=example.id,
             prompt_ids=example.prompt_ids,
-            completions=(other.completions[0][: max_length - len(example.prompt_ids)],),
+            completions=(examples[taken[index]].completions[0][: max_length - len(example.prompt_ids)],),
             labels=(0.0,),
         )
-        for example, other in zip(examples, [*examples[-1:], *examples[:-1]], strict=True)
+        for index, example in enumerate(examples)
     ]
 
 
 def reference_point(roles: Roles, mismatched: Sequence[Example], *, chunk: int) -> float:
-    """KTO's z0: what the policy has gained over the reference on completions that belong to other prompts."""
+    """KTO's z0: what the policy has gained over the reference on completions that belong to other prompts.
+
+    0, its lowest value, where there are none.
+    """
+    if not mismatched:
+        return 0.0
     ratios = logprobs(roles, roles.policy, mismatched, chunk=chunk) - logprobs(
         roles, reference(roles), mismatched, chunk=chunk
     )

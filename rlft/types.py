@@ -27,6 +27,15 @@ T = TypeVar("T")
 Metrics: TypeAlias = dict[str, float]
 """Numbers of one step, named `group/name` (`reward/mean`, `policy/entropy`, `time/rollout`)."""
 
+
+def whole_text(text: str) -> str:
+    """The text with half a surrogate pair, as cut strings have it and JSON can write it, spelt out.
+
+    Tokenizers, parquet and servers take whole characters only.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 FinishReason: TypeAlias = Literal["stop", "length"]
 FailureKind: TypeAlias = Literal["error", "timeout", "crash", "not_finite", "type", "length"]
 StopReason: TypeAlias = Literal["done", "length", "turns", "tokens", "error"]

@@ -49,8 +49,8 @@ def process_ids(pool: RayPool) -> list[int]:
 class FakeWorker:
     """Answers each sample with a token that follows from its seed and from the adapter's version.
 
-    What it does besides is said by files in its "model folder" that are named after a task: the first worker that gets
-    the task takes the file away and does what it says.
+    What it does besides is said by files in its "model folder" that are named after a task, or `load` or
+    `load_adapter`: the first worker that gets the task, or loads, takes the file away and does what it says.
     """
 
     def __init__(self, config: RunConfig, model_folder: str) -> None:
@@ -58,8 +58,10 @@ class FakeWorker:
         self.version = -1
         if (self.folder / "broken").exists():
             raise ValueError("this model cannot be loaded")
+        self.follow("load")
 
     def load_adapter(self, adapter: Adapter) -> int:
+        self.follow("load_adapter")
         self.version, self.hash = adapter.version, adapter.hash
         return adapter.version
 
@@ -69,9 +71,12 @@ class FakeWorker:
         with (self.folder / "log").open("a") as log:
             log.write(f"{os.getpid()} {chunk.tasks[0].id} {chunk.version}\n")
         for task in chunk.tasks:
-            with suppress(FileNotFoundError):
-                self.obey((self.folder / task.id).read_text(), self.folder / task.id)
+            self.follow(task.id)
         return [self.group(chunk, task) for task in chunk.tasks]
+
+    def follow(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self.obey((self.folder / name).read_text(), self.folder / name)
 
     def obey(self, what: str, path: Path) -> None:
         if not what.startswith("always "):

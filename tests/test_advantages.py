@@ -29,7 +29,8 @@ from rlft.objectives.advantages import (
     token_advantages,
     whiten,
 )
-from rlft.objectives.presets import PRESETS, Algorithm, Baseline, Scale
+from rlft.objectives.algorithm import Algorithm, Baseline, Scale
+from rlft.objectives.presets import PRESETS
 from rlft.types import Abstain, Failed
 from tests.fakes import made_up_group
 

@@ -28,9 +28,10 @@ from rlft.batch import (
 )
 from rlft.model import token_logprobs
 from rlft.objectives.advantages import best_and_worst, token_advantages
+from rlft.objectives.algorithm import Algorithm
 from rlft.objectives.policy import aggregation_weights, policy_loss
 from rlft.objectives.preference import Preference, preference_loss
-from rlft.objectives.presets import PRESETS, Algorithm
+from rlft.objectives.presets import PRESETS
 from rlft.types import Abstain, Batch, Failed, Group
 from tests.fakes import made_up_group
 

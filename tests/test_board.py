@@ -59,6 +59,22 @@ async def test_a_job_that_was_given_back_is_the_next_one() -> None:
 
 
 @on_loop
+async def test_the_suspect_is_the_open_job_that_cost_most_workers() -> None:
+    board = Board()
+    submit(board, "a", "b", "c")
+    assert board.suspect is None
+    for is_suspect in (True, False, True):  # a is always the next one
+        board.give_back(await take(board), is_suspect=is_suspect)
+    first, second = await take(board), await take(board)
+    assert (first.losses, second.losses) == (2, 0)
+    assert board.suspect is first
+    board.finish(first, [])
+    assert board.suspect is None
+    board.give_back(second)
+    assert board.suspect is second
+
+
+@on_loop
 async def test_an_idle_worker_waits_for_work() -> None:
     board = Board()
     waiting = asyncio.create_task(board.take())

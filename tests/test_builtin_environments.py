@@ -260,7 +260,7 @@ def test_a_corpus_of_your_own(tmp_path: Path) -> None:
     corpus.write_text('{"text": "Otters hold hands while they sleep."}\n{"text": "Bees dance."}\n')
     questions.write_text("question,answer\nWhat do otters hold?,hands\nWhat do bees do?,dance\nWho sleeps?,otters\n")
     environment = retrieval.load(corpus=str(corpus), questions=str(questions), heldout=0.34)
-    assert (len(environment.train), len(environment.heldout)) == (2, 1)
+    assert (len(environment.train), len(environment.heldout)) == (1, 2)
     assert search(environment, "otters") == "Otters hold hands while they sleep."
     with pytest.raises(ValueError, match="give both `corpus` and `questions`"):
         retrieval.load(corpus=str(corpus))
@@ -302,6 +302,31 @@ def test_programs_of_your_own(tmp_path: Path) -> None:
         file.write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match=message):
             programs.load(source=str(file))
+
+
+def sides(environment: Environment) -> dict[str, bool]:
+    """Each question, and whether it is held out."""
+    named = [(True, task) for task in environment.heldout] + [(False, task) for task in environment.train]
+    return {task.messages[0]["content"]: is_heldout for is_heldout, task in named}
+
+
+@pytest.mark.parametrize("name", ["programs", "retrieval"])
+def test_further_rows_move_no_others_between_training_and_held_out(tmp_path: Path, name: str) -> None:
+    rows, corpus = tmp_path / "rows.jsonl", tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "Bees dance."}\n')
+
+    def load(numbers: list[int], seed: int = 0) -> dict[str, bool]:
+        shared = {"function": "add", "cases": [[[1, 2], 3]], "answer": "3"}
+        texts = [f"Add {i}." for i in numbers]
+        rows.write_text("".join(json.dumps({"prompt": t, "question": t, **shared}) + "\n" for t in texts))
+        if name == "programs":
+            return sides(programs.load(source=str(rows), heldout=0.3, seed=seed))
+        return sides(retrieval.load(corpus=str(corpus), questions=str(rows), heldout=0.3, seed=seed))
+
+    few, more = load(list(range(40))), load([99, *reversed(range(40)), 100])
+    assert 6 <= sum(few.values()) <= 18
+    assert few.items() <= more.items()
+    assert load(list(range(40)), seed=1) != few
 
 
 # Runs

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from rlft import chaos as module
-from rlft import services
-from rlft.chaos import KillingPool, chaos, compare, plan
+from rlft.chaos import Kill, KillingPool, chaos, compare, plan
 from rlft.cli import app
+from rlft.rollout.board import Submission
+from rlft.rollout.ray_pool import RayPool
 from tests.conftest import MakeConfig
 from tests.fakes import read_metrics, read_result
-from tests.fakes_pool import LentPool
+from tests.fakes_pool import LentPool, fake_chunks
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -27,7 +33,6 @@ SHORT = ("steps=3", "evaluation.tasks=4", "rollout.workers=2")
 def lent(monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
     """Actors from the stock."""
     monkeypatch.setattr(module, "KillingPool", type("LentKillingPool", (KillingPool, LentPool), {}))
-    monkeypatch.setattr(services, "make_pool", LentPool)
 
 
 def test_kills_follow_from_the_seed(make_config: MakeConfig) -> None:
@@ -37,6 +42,7 @@ def test_kills_follow_from_the_seed(make_config: MakeConfig) -> None:
     places = [(kill.step, kill.chunk) for kill in kills]
     assert places == sorted(set(places))
     assert {kill.chunk for kill in plan(config, kills=10, seed=0)} == {0, 1}
+    assert all(0 <= kill.share <= module.LATEST for kill in plan(config, kills=10, seed=0))
     with pytest.raises(ValueError, match="11 kills need as many chunks, but 5 steps have 10"):
         plan(config, kills=11, seed=0)
 
@@ -48,6 +54,7 @@ def test_the_curve_survives(make_config: MakeConfig, lent: None, capsys: pytest.
     assert outcome.replaced in (1, 2)  # one that died between two chunks is missed when it gets the next one
     assert outcome.is_same
     assert [(c.what, c.files, c.difference) for c in outcome.comparisons] == [
+        ("workers replaced", outcome.replaced, ""),
         ("metrics", 3, ""),
         ("rollouts", 3, ""),
         ("evaluations", 2, ""),
@@ -58,14 +65,64 @@ def test_the_curve_survives(make_config: MakeConfig, lent: None, capsys: pytest.
     assert [name for name in one if one[name] != other[name]] == ["summary.json"]  # it holds the run's name
 
 
-def test_a_curve_that_does_not_survive_is_shown_and_fails(
-    config_file: Path, monkeypatch: pytest.MonkeyPatch, finished_run: Path, make_config: MakeConfig, tmp_path: Path
+@pytest.mark.parametrize("survives", [False, True])
+def test_what_proves_nothing_is_said_and_fails(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, finished_run: Path, survives: bool
 ) -> None:
-    def planted(config: Any, *, restart: bool, pools: Callable[..., Any] | None) -> None:
+    def planted(config: Any, *, restart: bool, pools: partial[KillingPool]) -> None:
+        """Two runs that are the same, with one kill and nobody or one that was replaced."""
+        shutil.copytree(finished_run, config.run_dir)
+        pools.keywords["happened"].extend(pools.keywords["planned"])
+        event = {"kind": "worker_restarted" if survives else "other"}
+        (config.run_dir / "events.jsonl").write_text(json.dumps(event) + "\n")
+
+    monkeypatch.setattr(module.launch, "train", planted)
+    monkeypatch.setattr(module, "Cluster", lambda config: type("None_", (), {"close": lambda self: None})())
+    result = CliRunner().invoke(
+        app, ["chaos", str(config_file), "--kills", "1", "--steps", "2"], env={"COLUMNS": "200"}
+    )
+    assert result.exit_code == (0 if survives else 1), result.output
+    nothing = "1 workers were killed and none was replaced, so that this proves nothing"
+    assert (nothing in result.output) is not survives
+
+
+def test_a_kill_comes_at_a_share_of_the_chunks_time(
+    make_config: MakeConfig, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(self: RayPool, place: Any, job: Any) -> str:
+        await asyncio.sleep(0.3 if job.number == 0 else 0.6)
+        return "reply"
+
+    monkeypatch.setattr(RayPool, "_attempt", slow)
+    killed: list[float] = []
+    seconds: dict[tuple[int, int], float] = {}
+    kills = [Kill(step=1, chunk=0, share=0.1), Kill(step=1, chunk=1, share=0.5)]
+
+    async def run(planned: Sequence[Kill]) -> list[float]:
+        pool = KillingPool.__new__(KillingPool)
+        pool._planned = {(kill.step, kill.chunk): kill for kill in planned}
+        pool._happened, pool._seconds = [], seconds
+        began = time.monotonic()
+        kill = lambda process_id, node: killed.append(time.monotonic() - began)  # noqa: E731
+        pool._cluster = SimpleNamespace(kill_process=kill)  # type: ignore[assignment]
+        jobs = Submission(fake_chunks(["a", "b"]), adapter=None).jobs
+        await asyncio.gather(*(pool._attempt(SimpleNamespace(process_id=1, node_id=""), job) for job in jobs))  # type: ignore[arg-type]
+        return killed
+
+    assert asyncio.run(run(())) == []
+    first, second = asyncio.run(run(kills))
+    assert 0.03 <= first < 0.2
+    assert 0.3 <= second < 0.5
+
+
+def test_a_curve_that_does_not_survive_is_shown_and_fails(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, finished_run: Path
+) -> None:
+    def planted(config: Any, *, restart: bool, pools: Any) -> None:
         """Runs of which the second one has another reward in step 2."""
         config.run_dir.mkdir(parents=True)
         rows = read_metrics(finished_run)
-        if pools:
+        if config.name.endswith("-disturbed"):
             rows[1]["reward/mean"] += 1e-9
             (config.run_dir / "adapters" / "v000004").mkdir(parents=True)
             (config.run_dir / "adapters" / "v000004" / "adapter_model.safetensors").write_bytes(b"other")

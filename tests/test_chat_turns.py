@@ -107,6 +107,28 @@ def test_tools_are_described_in_the_system_message() -> None:
     assert '"description": "Computes."' in prompt
 
 
+def test_an_observation_may_hold_the_stand_in_reply() -> None:
+    tokenizer = tokenizer_of("chatml")
+    said = Message(role="user", content=f"{chat._REPLY} and {chat._REPLY})")
+    between = chat.render_observation(tokenizer, [said], after=reply_ids("chatml", "4"))
+    assert f"user\n{said['content']}<|im_end|>" in tokenizer.decode(list(between))
+
+
+@pytest.mark.parametrize("cut", ["\ud83d", "so \ude42 and on"])
+def test_half_a_surrogate_pair_is_refused(cut: str) -> None:
+    tokenizer, told = tokenizer_of("chatml"), r"half a surrogate pair, .* at the end of '.*\\ud"
+    said = Message(role="user", content=cut)
+    reply = Message(role="assistant", content=cut)
+    with pytest.raises(ValueError, match=told):
+        chat.render(tokenizer, [said])
+    with pytest.raises(ValueError, match=told):
+        chat.render_reply(tokenizer, [ASK, reply], frozenset())
+    with pytest.raises(ValueError, match=told):
+        chat.render_text(tokenizer, "?", cut)
+    with pytest.raises(ValueError, match=f"demonstration 1: .*{told}"):
+        chat.check_conversations(tokenizer, [[ASK], [ASK, reply]], context=999)
+
+
 def test_a_refusing_template_is_named_kindly() -> None:
     with pytest.raises(ValueError, match=r"refuses a conversation of system, user: roles must alternate"):
         chat.render(tokenizer_of("strict"), [Message(role="system", content="s"), ASK])

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import MistralConfig
 from typer.testing import CliRunner, Result
 
-from rlft import cli, launch
+from rlft import chat, cli, launch
 from rlft.config import EnvironmentConfig
 from rlft.config_file import load
 from rlft.env_check import Finding, check_environment
-from rlft.environment.lengths import fit_context
+from rlft.environment import lengths
+from rlft.environment.lengths import Context, fit_context
 from rlft.environment.loading import load as load_environment
 from rlft.launch_env import difficulties
+from rlft.rollout import canary
 from rlft.types import Failed
 from tests.conftest import MakeConfig
-from tests.fakes import byte_tokenizer, made_up_group, read_lines, read_rollouts
+from tests.fakes import byte_tokenizer, letters, made_up_group, read_lines, read_rollouts, tiny_config
+from tests.test_engine import save_family
 
 
 def env(*arguments: str | Path, stdin: str = "") -> Result:
@@ -172,6 +177,19 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
         "same arguments, same tasks",
         "train differs when it is loaded again",
     ),
+    "the order of a set": (
+        {
+            "load": "words = ' '.join({str(n) for n in range(99)}); "
+            'tasks[0] = Task(id="0", messages=({"role": "user", "content": words},))'
+        },
+        "same arguments, same tasks",
+        "train differs from row 0 on in another process",
+    ),
+    "another process": (
+        {"load": "import os; assert os.getppid() != MAIN, 'only here'"},
+        "same arguments, same tasks",
+        "AssertionError: only here",
+    ),
     "objects": ({"columns": "columns={'x': {1, 2}}"}, "plain data", "no plain data"),
     "no held-out tasks": (
         {"load": "return Environment(train=tasks, heldout=[], episode=Episode)"},
@@ -183,7 +201,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
 
 def find(path: Path, **parts: str) -> list[Finding]:
     defaults = {"start": "pass", "step": "pass", "columns": "", "load": "pass"}
-    path.write_text(BAD.format(**{**defaults, **parts}))
+    path.write_text(f"MAIN = {os.getpid()}\n" + BAD.format(**{**defaults, **parts}))
     return check_environment(EnvironmentConfig(path=f"{path}:load"), tasks=2, samples=2)
 
 
@@ -230,13 +248,79 @@ def test_overlong_tasks_are_refused_or_dropped(make_config: MakeConfig, tmp_path
 def test_dropping_everything_is_refused() -> None:
     environment = load_environment(EnvironmentConfig(path="environments.countdown:load"))
     with pytest.raises(ValueError, match="drop leaves 0 training and 0 held-out tasks"):
-        fit_context(environment, byte_tokenizer(), max_new_tokens=8, context=20, overlong="drop")
+        fit_context(environment, byte_tokenizer(), max_new_tokens=8, context=SMALL, overlong="drop")
+
+
+SMALL = Context(20, "the model's context of 20")
 
 
 def test_a_long_start_of_an_episode_is_refused_before_the_run() -> None:
     environment = load_environment(EnvironmentConfig(path="environments.number_guessing:load"))
     with pytest.raises(ValueError, match=r"the episode of task '.*' starts with \d+ tokens"):
-        fit_context(environment, byte_tokenizer(), max_new_tokens=8, context=20, overlong="drop")
+        fit_context(environment, byte_tokenizer(), max_new_tokens=8, context=SMALL, overlong="error")
+
+
+def test_episodes_that_start_too_long_are_dropped(tmp_path: Path) -> None:
+    long = 'return [{"role": "user", "content": "x" * 50}] if task.id in ("1", "4") else task.messages'
+    find(tmp_path / "long.py", start=long)
+    environment = load_environment(EnvironmentConfig(path=f"{tmp_path}/long.py:load"))
+    fitted, note = fit_context(environment, byte_tokenizer(), max_new_tokens=8, context=SMALL, overlong="drop")
+    assert [task.id for task in fitted.train] == ["0", "2", "3"]
+    assert [task.id for task in fitted.heldout] == ["5"]
+    assert "left out 1 training and 1 held-out tasks" in note
+    assert "the episode of task '4' starts with 53 tokens" in note
+
+
+def mistral(tmp_path: Path, window: int) -> Path:
+    return save_family(tmp_path / f"window-{window}", "MistralConfig", {"sliding_window": window})
+
+
+def test_the_sliding_window_counts(tmp_path: Path) -> None:
+    # A prompt of `letters` is 9 to 11 tokens, and 8 new ones make 17 to 19; the canary's reply has 48.
+    folder = mistral(tmp_path, 18)
+    config = tiny_config(folder)
+    with pytest.raises(ValueError, match=r"8 of 16 prompts are too long: .* exceeds the model's sliding window of 18"):
+        lengths.fit(config, letters(), str(folder))
+    config = tiny_config(folder, environment={"overlong": "drop"})
+    with pytest.raises(ValueError, match=r"drop leaves 8 training and 0 held-out .* sliding window of 18"):
+        lengths.fit(config, letters(), str(folder))
+
+
+def test_the_canary_has_to_fit_before_the_run(tmp_path: Path) -> None:
+    assert lengths.CANARY_TOKENS == canary.NUM_TOKENS
+    longest = len(chat.render(byte_tokenizer(), letters().train[0].messages)) + canary.NUM_TOKENS
+    folder = mistral(tmp_path, longest - 1)
+    words = f"the canary, .* first training task 'train-0', {longest} tokens in all, .* sliding window of {longest - 1}"
+    with pytest.raises(ValueError, match=words):
+        launch.train(tiny_config(folder, output_dir=str(tmp_path)))
+    assert not (tmp_path / "tiny").exists()
+    config = tiny_config(folder)
+    assert lengths.fit(config, letters(), str(folder), is_trained=False)[1] == ""
+    folder = mistral(tmp_path, longest)
+    assert lengths.fit(tiny_config(folder), letters(), str(folder))[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("engine", "arguments", "sampling", "is_trained", "expected"),
+    [
+        ("transformers", {}, {}, True, (32, "the model's sliding window of 32")),
+        ("vllm", {}, {}, True, (32, "the model's sliding window of 32")),
+        ("vllm", {}, {}, False, (64, "the model's context of 64")),
+        ("vllm", {"max_model_len": 20}, {}, True, (20, "rollout.engine_args.max_model_len=20")),
+        (
+            *("vllm", {"max_model_len": 20}, {"top_k": 5}, True),
+            (19, "rollout.engine_args.max_model_len=20, of which vLLM keeps one token"),
+        ),
+        ("vllm", {"max_model_len": 999}, {}, False, (64, "the model's context of 64")),
+        ("openai", {"context": 40}, {}, False, (40, "rollout.engine_args.context=40")),
+    ],
+)
+def test_each_engine_has_its_bound(
+    engine: str, arguments: dict[str, int], sampling: dict[str, int], is_trained: bool, expected: tuple[int, str]
+) -> None:
+    config = tiny_config("x", rollout={"engine": engine, "engine_args": arguments}, sampling=sampling)
+    model_config = MistralConfig(max_position_embeddings=64, sliding_window=32)
+    assert lengths.run_context(config, model_config, is_trained=is_trained) == Context(*expected)
 
 
 # Measure

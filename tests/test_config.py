@@ -139,6 +139,13 @@ def test_a_missing_file_suggests_its_neighbour(write: Any, tmp_path: Path) -> No
         ("algorithm: {preset: gppo}\n", "unknown preset 'gppo'.*[Dd]id you mean"),
         ("algorithm: gppo\n", "unknown preset 'gppo'.*[Dd]id you mean"),
         ("algorithm: {baseline: group_meen}\n", "algorithm.baseline"),
+        ("algorithm: {preset: grpo, gae_lambda: 0.9}\n", "algorithm.gae_lambda is 0.9, .* goes with baseline: critic"),
+        ("algorithm: {preset: grpo, gamma: 0.9}\n", "goes with baseline: critic or kl_in: reward_to_go"),
+        ("algorithm: {preset: rloo, clip_high: 0.3}\n", "goes with surrogate: clipped"),
+        ("algorithm: {preset: online_dpo, aggregate: token_mean}\n", "goes with an objective of tokens"),
+        ("algorithm: {preset: dapo, kl_in: reward}\n", "goes with kl: k1, k2 or k3"),
+        ("algorithm: {preset: grpo, correction_range: [0.5, 5]}\n", "goes with a `correction`"),
+        ("algorithm: rloo\nupdates_per_step: 2\n", "use algorithm.surrogate: clipped, or updates_per_step: 1"),
         ("backend: inline\nlearner: {workers: 2}\n", "learner.workers above 1 .* use backend: ray"),
         ("backend: inline\nlearner: {gpus_per_worker: 1}\n", "learner.gpus_per_worker need .* use backend: ray"),
         ("learner: {workers: 2, gpus_per_worker: 0.5}\n", "the same GPU, .* use more than 0.5, or 0 for CPUs"),
@@ -288,6 +295,15 @@ def test_a_setting_without_documentation_would_be_found() -> None:
         bare: int = 2
 
     assert undocumented(Section.model_json_schema()) == [".bare"]
+
+
+def test_what_a_preset_brings_may_be_without_effect(write: Any, tmp_path: Path) -> None:
+    # Only what a user sets has to have one: PPO's lambda is no obstacle to PPO's clip with a group baseline.
+    config = load(write("algorithm: {preset: ppo, baseline: group_mean, scale: group_std}\n"))
+    assert config.algorithm.gae_lambda == PRESETS["ppo"].gae_lambda != 1
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(config))
+    assert load(again) == config
 
 
 def test_there_are_fewer_than_90_settings() -> None:

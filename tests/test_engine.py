@@ -9,22 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from peft import PeftModel
+from tokenizers import Tokenizer, decoders, normalizers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from rlft import adapters
 from rlft import model as models
 from rlft.batch import collate, pack
 from rlft.chat import ends_with, load_tokenizer
 from rlft.config import AdapterConfig, ModelConfig
-from rlft.rollout import batching
+from rlft.rollout import batching, engines, transformers_engine
 from rlft.rollout.engine import Request
-from rlft.rollout.transformers_engine import TransformersEngine
+from rlft.rollout.engines import refuse_training
+from rlft.rollout.transformers_engine import TransformersArguments, TransformersEngine
 from rlft.types import Adapter, Completion, Group, SamplingParams, Score, Task, Trajectory, Turn
-from tests.fakes import byte_tokenizer
+from tests.fakes import byte_tokenizer, tiny_config
 
 LORA = AdapterConfig(rank=4, alpha=8)
 SAMPLED = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=12)
@@ -59,8 +62,14 @@ def engine(stopping_model: Path) -> TransformersEngine:
 
 
 def make_engine(folder: Path | str, **engine_args: Any) -> TransformersEngine:
-    model = ModelConfig(source=str(folder), dtype="float32")
-    return TransformersEngine(folder, load_tokenizer(folder), model=model, adapter=LORA, threads=1, **engine_args)
+    return TransformersEngine(
+        folder,
+        load_tokenizer(folder),
+        model=ModelConfig(source=str(folder), dtype="float32"),
+        adapter=LORA,
+        threads=1,
+        engine_args=TransformersArguments(**engine_args),
+    )
 
 
 def make_learner_model(folder: Path) -> PeftModel:
@@ -244,6 +253,55 @@ def test_a_stop_text_ends_the_completion_with_its_last_token(engine: Transformer
         assert text not in tokenizer.decode(own.token_ids[:-1])
 
 
+@pytest.mark.parametrize("text", ["終わりました。答えは", "🙂🙂🙂🙂"])
+def test_a_stop_text_may_have_several_tokens_per_character(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    tokenizer, engine = load_tokenizer(tiny_model), make_engine(tiny_model)
+    written = tokenizer(f"はい、{text}5")["input_ids"]
+
+    class Scripted(transformers_engine._Decoder):
+        """Its model writes `written`."""
+
+        def step(self, tokens: Tensor) -> Tensor:
+            logits = torch.zeros(len(tokens), len(tokenizer))
+            logits[:, remaining.pop(0)] = 9.0
+            return logits
+
+    remaining = list(written)
+    monkeypatch.setattr(transformers_engine, "_Decoder", Scripted)
+    engine.load_adapter(adapters.bare_base())
+    params = replace(GREEDY, max_new_tokens=len(written), stop=(text,))
+    completion = engine.generate(REQUESTS[1:2], params, version=-1)[0][0]
+    assert completion.token_ids == tuple(written[:-1])
+    assert completion.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("before", ["", "a", "é", "漢" * 30, "🙂" * 30])
+@pytest.mark.parametrize("text", ["</call>", "終わりました。", "🙃🙃🙃🙃"])
+def test_a_stop_text_is_found_whatever_stands_before_it(before: str, text: str) -> None:
+    for tokenizer in (byte_tokenizer(), byte_fallback_tokenizer()):
+        ids = tokenizer(before + text, add_special_tokens=False)["input_ids"]
+        assert [end for end in range(1, len(ids) + 1) if ends_with(tokenizer, ids[:end], ["no", text])] == [len(ids)]
+
+
+def test_a_stop_text_may_begin_with_a_space() -> None:
+    tokenizer = byte_fallback_tokenizer()
+    ids = tokenizer("b" * 30 + " a", add_special_tokens=False)["input_ids"]
+    assert ends_with(tokenizer, ids, [" a"])
+
+
+def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """As sentencepiece has it: few characters are tokens, all else is bytes, and a space at the start is dropped."""
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcl"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
 def test_a_special_token_can_be_a_stop_text(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
     user = tokenizer.convert_tokens_to_ids("<|user|>")
@@ -257,6 +315,25 @@ def test_a_compiled_model_samples_the_same(engine: TransformersEngine, stopping_
     for each in (engine, compiled):
         each.load_adapter(adapters.bare_base())
     assert_same(compiled.generate(REQUESTS, SAMPLED, version=-1), engine.generate(REQUESTS, SAMPLED, version=-1))
+
+
+def test_wrong_arguments_are_refused_before_anything_starts(tiny_model: Path) -> None:
+    told = r"rollout\.engine_args\.max_row: unknown key\. Did you mean 'max_rows'\? .* has max_rows, cache_mb, compile"
+    with pytest.raises(ValueError, match=told):
+        refuse_training(tiny_config(tiny_model, rollout={"engine_args": {"max_row": 3}}))
+    with pytest.raises(ValueError, match=r"rollout\.engine_args\.cache_mb: Input should be greater than 0"):
+        refuse_training(tiny_config(tiny_model, rollout={"engine_args": {"cache_mb": 0}}))
+    refuse_training(tiny_config(tiny_model, rollout={"engine_args": {"max_rows": 3, "cache_mb": 9}}))
+
+
+def test_arguments_reach_the_engine(tiny_model: Path) -> None:
+    config = tiny_config(tiny_model, rollout={"engine_args": {"max_rows": 3, "cache_mb": 9}})
+    engine = engines.make_engine(config, str(tiny_model), load_tokenizer(tiny_model))
+    assert isinstance(engine, TransformersEngine)
+    assert (engine._max_rows, engine._cache_bytes) == (3, 9e6)
+    wrong = tiny_config(tiny_model, rollout={"engine_args": {"max_row": 3}})
+    with pytest.raises(ValueError, match=r"rollout\.engine_args\.max_row: unknown key"):
+        engines.make_engine(wrong, str(tiny_model), load_tokenizer(tiny_model))
 
 
 # Loading

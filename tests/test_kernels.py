@@ -232,6 +232,28 @@ def test_logits_that_are_no_numbers_give_none(dtype: torch.dtype) -> None:
 
 
 @needs_kernels
+def test_targets_may_be_of_another_type_and_strided() -> None:
+    hidden, weight = random(4, 32, dtype=torch.float32), torch.eye(32)
+    expected = projected_logprobs(hidden, weight, torch.tensor([3, 1, 4, 1]), 1.0, entropy_gradient=False)
+    for targets in (torch.tensor([3, 1, 4, 1], dtype=torch.int32), torch.tensor([3, 0, 1, 0, 4, 0, 1, 0])[::2]):
+        actual = projected_logprobs(hidden, weight, targets, 1.0, entropy_gradient=False)
+        assert torch.equal(actual[0], expected[0])
+
+
+@needs_kernels
+@both_types
+def test_a_masked_key_has_no_weight_at_all(dtype: torch.dtype) -> None:
+    scores, bias = random(2, 3, 5, 24, dtype=dtype), torch.zeros(2, 1, 1, 5, 24, dtype=dtype)
+    bias[..., 7:] = float("-inf")
+    run = kernels.kernel("biased_softmax", scores, bias)
+    assert run is not None
+    expected = torch.softmax(scores.double()[..., :7], dim=-1)
+    run(scores.data_ptr(), bias.data_ptr(), 2, 3, 5, 24)
+    agree(scores[..., :7], expected)
+    assert not scores[..., 7:].any()
+
+
+@needs_kernels
 @pytest.mark.parametrize("target", [-1, 32])
 def test_tokens_that_the_model_does_not_have_are_refused(target: int) -> None:
     targets = torch.tensor([0, target])
@@ -325,6 +347,28 @@ def test_attention_hides_nothing_that_is_not_a_number() -> None:
     assert output[[0, 1, 2, 4]].isfinite().all()
 
 
+@needs_kernels
+def test_rows_that_left_and_are_filled_again_read_nothing_that_was_not_written() -> None:
+    cache = filled_cache(torch.float32, 2, 64)
+    joint = random(5, 10, 64, dtype=torch.float32, seed=4)
+
+    def attend(width: int) -> Tensor:
+        cache.begin(width)
+        part = joint[:width]
+        output = cache.attention(0, part[:, :6], part[:, 6:].unflatten(1, (2, -1)), 0.125)
+        cache.advance()
+        return output
+
+    with only_kernels():
+        attend(5)
+        attend(1)  # four rows leave
+        layer = cache.layers[0]
+        assert isinstance(layer, row_cache._RowLayer)
+        layer.rows[:, 1:] = float("nan")  # as fresh memory may hold
+        cache.enter_rows([1, 2], [0, 1])  # two of them are filled, the batch is as wide as before
+        assert attend(5).isfinite().all()
+
+
 # Which operands a kernel takes
 
 
@@ -344,6 +388,39 @@ def test_other_operands_are_left_to_torch(change: Callable[[Tensor], Tensor]) ->
     assert kernels.kernel("rms_norm", x, x) is not None
     assert kernels.kernel("rms_norm", x, change(x)) is None
     assert kernels.kernel("rms_norm", change(x), x) is None
+
+
+@needs_kernels
+def test_what_is_to_be_differentiated_is_left_to_torch() -> None:
+    x, weight = torch.ones(2, 4, requires_grad=True), torch.ones(4)
+    assert passes.rms_norm(x, weight, 1e-5).requires_grad
+    with torch.no_grad():
+        assert kernels.kernel("rms_norm", x, weight) is not None
+
+
+@needs_kernels
+@pytest.mark.parametrize("width", [2, 8])
+def test_shapes_that_do_not_fit_are_refused_as_torch_does(width: int) -> None:
+    x, scale = torch.ones(3, 4), torch.ones(3, 1)
+    for operation in (
+        lambda: passes.rms_norm(x, torch.ones(width), 1e-5),
+        lambda: passes.rms_norm_and_scale(x, torch.ones(width), 1e-5),
+        lambda: passes.normed(x, torch.ones(width), scale),
+        lambda: passes.rms_norm_backward(torch.ones(3, width), x, torch.ones(4), scale),
+        lambda: passes.rms_norm_backward(x, x, torch.ones(4), scale, torch.ones(3, width)),
+        lambda: passes.gated_silu_backward(torch.ones(3, 16 * width), torch.ones(3, 128)),
+    ):
+        with pytest.raises((RuntimeError, ValueError)):
+            operation()
+
+
+@needs_kernels
+def test_one_angle_for_all_tokens_is_left_to_torch() -> None:
+    x, angle = random(5, 2, 8, dtype=torch.float32), random(1, 1, 8, dtype=torch.float32, seed=1)
+    shared, own = x.clone(), x.clone()
+    passes.rotate(shared, 2, angle, angle)
+    passes.rotate(own, 2, angle.repeat(5, 1, 1), angle.repeat(5, 1, 1))
+    torch.testing.assert_close(shared, own)
 
 
 # Without a compiled library
@@ -380,7 +457,7 @@ def test_a_compiler_that_fails_is_named(tmp_path: Path) -> None:
     assert text.startswith("torch (")
     assert "no such flag" in text
     assert str(compiler) in text
-    assert not list((tmp_path / "cache" / "kernels").iterdir())
+    assert not list((tmp_path / "cache").rglob("*.so"))
 
 
 @pytest.mark.skipif(
@@ -394,7 +471,36 @@ def test_a_compiler_that_is_there_builds_them(tmp_path: Path) -> None:
 @needs_kernels
 def test_a_library_is_built_once(tmp_path: Path) -> None:
     first = described(tmp_path)
-    (library,) = (tmp_path / "kernels").iterdir()
+    (library,) = tmp_path.rglob("*.so")
     built = library.stat().st_mtime_ns
     assert described(tmp_path) == first
-    assert [path.stat().st_mtime_ns for path in (tmp_path / "kernels").iterdir()] == [built]
+    assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")] == [built]
+
+
+@needs_kernels
+def test_a_damaged_library_is_built_again(tmp_path: Path) -> None:
+    first = described(tmp_path)
+    (library,) = tmp_path.rglob("*.so")
+    library.write_bytes(b"")  # as after a power failure
+    assert described(tmp_path) == first
+    assert library.stat().st_size > 1000
+
+
+@needs_kernels
+def test_code_that_others_could_have_written_is_not_run(tmp_path: Path) -> None:
+    described(tmp_path)
+    (library,) = tmp_path.rglob("*.so")
+    for path in (library, library.parent):
+        path.chmod(0o770)
+        told = described(tmp_path)
+        assert told.startswith("torch (")
+        assert f"{path} belongs to another user or can be written by others" in told
+        path.chmod(0o700)
+
+
+@needs_kernels
+def test_without_a_home_torch_computes(tmp_path: Path) -> None:
+    code = "from rlft import kernels; print(kernels.description())"
+    environment = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": "~nobody-of-this-name/cache"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("torch (")

@@ -83,6 +83,99 @@ def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> set[str
     return {name for name in one if not torch.equal(one[name], other[name])}
 
 
+# What the choices of an algorithm change
+
+
+def of_turns(rewards: list[float], turns: list[list[int]], *, cut: bool = False) -> Batch:
+    """One group of episodes whose actions have these lengths, with two tokens of an observation between them."""
+    batch = collate([made_up_group(rewards, lengths=[sum(lengths) + 2 * (len(lengths) - 1) for lengths in turns])])
+    masks = [tuple(x for n in lengths for x in [True] * n + [False] * 2)[:-2] for lengths in turns]
+    flat = torch.tensor([is_action for mask in masks for is_action in mask])
+    return replace(
+        batch,
+        action_mask=tuple(masks),
+        sequence_index=batch.sequence_index[flat],
+        rollout_logprobs=batch.rollout_logprobs[flat],
+        is_truncated=torch.tensor([cut] + [False] * (len(turns) - 1)),
+    )
+
+
+def test_the_overlong_penalty_is_of_one_action(tiny_model: Path) -> None:
+    # 10 tokens are allowed, of which the last two cost 1/2 each; the turns of an episode may have more in all.
+    algorithm = {"preset": "dr_grpo", "overlong": "penalize"}
+    learner = make_learner(tiny_model, algorithm=algorithm, sampling={"max_new_tokens": 10})
+    batch = learner.annotate(of_turns([1.0, 1.0, 0.0], [[8, 8, 8], [3, 9], [10]]))
+    assert batch.advantages is not None
+    mean = (1.0 + 0.5 - 1.0) / 3
+    expected = torch.tensor([1.0 - mean] * 24 + [0.5 - mean] * 12 + [-1.0 - mean] * 10)
+    assert torch.allclose(batch.advantages, expected)
+    assert learner.update(batch)["reward/overlong_penalty"] == pytest.approx(-0.5)
+
+
+def test_cut_completions_are_out_of_the_loss_when_masked(tiny_model: Path) -> None:
+    results = []
+    for overlong in ("mask", "count"):
+        learner = make_learner(tiny_model, algorithm={"preset": "dr_grpo", "overlong": overlong})
+        learner.update(learner.annotate(of_turns([1.0, 0.0, 0.5], [[4], [3], [5]], cut=True)))
+        results.append(gradients(learner))
+    learner = make_learner(tiny_model, algorithm={"preset": "dr_grpo"})
+    batch = learner.annotate(of_turns([1.0, 0.0, 0.5], [[4], [3], [5]], cut=True))
+    assert batch.advantages is not None
+    # The constant length of dr_grpo counts sequences, of which one is left out.
+    kept = replace(batch, advantages=batch.advantages * (batch.sequence_index > 0) * 1.5)
+    learner.update(kept)
+    masked, counted, expected = *results, gradients(learner)
+    for name, grad in expected.items():
+        assert torch.allclose(masked[name], grad, atol=1e-6), name
+    assert differing(masked, counted)
+
+
+def test_an_entropy_bonus_has_a_gradient(tiny_model: Path) -> None:
+    grads = []
+    for coefficient in (0.0, 0.5):
+        learner = make_learner(tiny_model, algorithm={"preset": "dr_grpo", "entropy_coef": coefficient})
+        batch = learner.annotate(made_up_batch())
+        assert batch.advantages is not None
+        learner.update(replace(batch, advantages=torch.zeros_like(batch.advantages)))
+        grads.append(gradients(learner))
+    without, with_bonus = (sum(float(g.abs().sum()) for g in each.values()) for each in grads)
+    assert without == 0
+    assert with_bonus > 0
+
+
+def test_a_steered_coefficient_is_restored(tiny_model: Path) -> None:
+    algorithm = {"preset": "grpo", "kl_target": 1e-6}
+    learner = make_learner(tiny_model, algorithm=algorithm)
+    for step in range(2):
+        learner.update(learner.annotate(made_up_batch(step)))
+    assert learner.kl_coef != PRESETS["grpo"].kl_coef
+    resumed = make_learner(tiny_model, algorithm=algorithm)
+    resumed.load_state(*learner.state())
+    assert resumed.kl_coef == learner.kl_coef
+    one, other = (each.update(each.annotate(made_up_batch(2))) for each in (learner, resumed))
+    assert one == other
+    assert one["policy/kl_coef"] != PRESETS["grpo"].kl_coef
+
+
+@pytest.mark.parametrize("surrogate", ["sigmoid", "simpo", "orpo"])
+def test_pairs_are_compared_with_the_policy_that_sampled_them(tiny_model: Path, surrogate: str) -> None:
+    # The second update of a step finds another policy than the engine had; that is no mismatch.
+    learner = make_learner(
+        tiny_model,
+        algorithm={"preset": "online_dpo", "surrogate": surrogate},
+        updates_per_step=2,
+        learner={"threads": 1, "lr": 0.05},
+    )
+    assert (learner.roles.reference is None) == (surrogate != "sigmoid")
+    batch = made_up_batch()
+    exact = learner.roles.logprobs(batch, learner.roles.policy)
+    batch = learner.annotate(replace(batch, rollout_logprobs=exact))
+    metrics = [learner.update(part) for part in minibatches(batch, 2)]
+    assert [m["policy/mismatch"] for m in metrics] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert metrics[0]["policy/loss"] > 0
+    assert differing(learner.adapter(1).tensors, make_learner(tiny_model).adapter(0).tensors)
+
+
 # Microbatches
 
 

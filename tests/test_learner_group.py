@@ -215,7 +215,7 @@ def test_weights_are_split(tiny_model: Path, kind: str) -> None:
     layers = sum(p.numel() for n, p in alone.roles.model.named_parameters() if ".layers." in n and "lora_" not in n)
     for is_sharded, held in group.everywhere(_is_split):
         assert is_sharded
-        assert held == numel / 2 if "full" in kind else numel - layers / 2
+        assert held == (numel / 2 if "full" in kind else numel - layers / 2)
     group.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from rlft import model as models
 from rlft.batch import collate, pack
 from rlft.config import AdapterConfig, ModelConfig
 from rlft.environment.contract import Environment, Step
+from rlft.environment.tools import ToolEpisode, make_tools
 from rlft.reward.contract import RewardSpec
 from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import Chunk
@@ -414,6 +416,53 @@ def test_an_answer_that_makes_no_sense_fails_the_sample(answer: Any, message: st
     assert isinstance(trajectory.outcome, Failed)
     assert message in trajectory.outcome.message
     assert trajectory.environment_reward is None
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_half_a_surrogate_pair_in_an_observation_is_spelt_out(done: bool) -> None:
+    class Cut(Countdown):
+        def step(self, message: Message) -> Step:
+            call = {"type": "function", "function": {"name": "f", "arguments": {"\ud83d": ["\ud83d"]}}}
+            answer: Message = {"role": "tool", "content": "cut \ud83d", "name": "\ud83d", "tool_calls": [call]}
+            return Step(messages=(answer,), reward=1.0, done=done)
+
+    groups, _ = run(Cut, max_turns=2)
+    assert reasons(groups) == ["done" if done else "turns"] * 4
+    for trajectory in samples_of(groups):
+        assert trajectory.turns[0].observation[0]["content"] == "cut \\ud83d"
+        json.dumps(trajectory.messages, ensure_ascii=False).encode()  # also names and calls are whole
+    if not done:
+        assert "cut \\ud83d" in TOKENIZER.decode(list(samples_of(groups)[0].turns[1].prompt_ids))
+
+
+def test_half_a_surrogate_pair_that_a_tool_was_called_with_stops_nothing() -> None:
+    def shout(text: str) -> str:
+        """
+        Repeats a text.
+
+        Args:
+            text: what to repeat
+        """
+        return text
+
+    tools = make_tools(shout)
+    call = '<tool_call>{"name": "%s", "arguments": {"text": "x\\ud83d"}}</tool_call>'
+    for name, answer in (("shout", "x\\ud83d"), ("\\ud83d", "error: no tool '\\ud83d'; there is shout.")):
+        groups, _ = run(
+            lambda: ToolEpisode(tools),
+            lambda prompt, index, name=name: call % name,  # type: ignore[misc]
+            work=chunk(max_new_tokens=99),
+            max_turns=2,
+        )
+        assert reasons(groups) == ["turns"] * 4
+        assert samples_of(groups)[0].messages[2]["content"] == answer
+
+
+def test_half_a_surrogate_pair_in_a_first_prompt_is_refused() -> None:
+    cut = (Task(id="cut", messages=(user("Read this: \ud83d and go on"),)),)
+    told = r"task 'cut', sample 0: a text holds half a surrogate pair, .* at the end of 'Read this: \\ud83d'; .* mend"
+    with pytest.raises(ValueError, match=told):
+        run(work=chunk(tasks=cut))
 
 
 def test_an_episode_that_cannot_close_is_a_failure() -> None:

@@ -14,9 +14,11 @@ import pytest
 from rewards.judge import helpfulness
 from rlft import adapters, launch
 from rlft.chat import load_tokenizer
+from rlft.config import RolloutConfig
 from rlft.reward.judge import judge, passed, score
 from rlft.rollout.engine import Request
-from rlft.rollout.openai_engine import OpenAIEngine
+from rlft.rollout.engines import read_arguments
+from rlft.rollout.openai_engine import OpenAIEngine, ServerArguments
 from rlft.types import SamplingParams
 from tests.fakes import read_metrics, tiny_config
 from tests.fakes_server import refusal, reply, serve
@@ -34,7 +36,8 @@ StartEngine = Callable[..., OpenAIEngine]
 @pytest.fixture
 def start(tiny_model: Path) -> StartEngine:
     def make(base_url: str, **arguments: Any) -> OpenAIEngine:
-        engine = OpenAIEngine(load_tokenizer(tiny_model), {"base_url": base_url, "model": "served", **arguments})
+        rollout = RolloutConfig(engine="openai", engine_args={"base_url": base_url, "model": "served", **arguments})
+        engine = OpenAIEngine(load_tokenizer(tiny_model), read_arguments(ServerArguments, rollout))
         engine.load_adapter(adapters.bare_base())
         return engine
 
@@ -67,6 +70,12 @@ def test_lengths_stop_texts_and_further_fields(start: StartEngine) -> None:
     assert (whole.text, whole.finish_reason) == ("a</end>b<stop>c", "length")
     assert (server.asked[0]["top_k"], server.asked[0]["think"]) == (5, False)
     assert "top_k" not in server.asked[1]
+
+
+def test_half_a_surrogate_pair_in_a_reply_is_spelt_out(start: StartEngine) -> None:
+    with serve(lambda body, number: reply("so \ud83d")) as server:
+        completion = start(server.base_url).generate(REQUESTS[1:], PARAMS, version=-1)[0][0]
+    assert completion.text == "so \\ud83d"
 
 
 def test_requests_run_together_up_to_the_bound(start: StartEngine) -> None:
@@ -128,10 +137,11 @@ def test_keys_come_from_the_environment_alone(start: StartEngine, monkeypatch: p
 
 
 def test_wrong_arguments_and_adapters_are_refused(start: StartEngine, tiny_model: Path) -> None:
-    with pytest.raises(ValueError, match=r"rollout\.engine_args\.retires: .*base_url, model, api_key_env"):
+    told = r"engine_args\.retires: unknown key\. Did you mean 'retries'\? \(the openai engine has base_url, model, api_"
+    with pytest.raises(ValueError, match=told):
         start("http://localhost:1/v1", retires=1)
     with pytest.raises(ValueError, match=r"rollout\.engine_args\.base_url: Field required"):
-        OpenAIEngine(load_tokenizer(tiny_model), {"model": "m"})
+        read_arguments(ServerArguments, RolloutConfig(engine="openai", engine_args={"model": "m"}))
     engine = start("http://localhost:1/v1")
     with pytest.raises(ValueError, match="cannot load an adapter into"):
         engine.load_adapter(adapters.make_adapter(0, {"x": adapters.torch.zeros(1)}))

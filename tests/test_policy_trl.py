@@ -18,8 +18,9 @@ from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
 
 from rlft.objectives.advantages import token_advantages
+from rlft.objectives.algorithm import Algorithm
 from rlft.objectives.policy import DUAL_CLIP, aggregation_weights, policy_loss
-from rlft.objectives.presets import PRESETS, Algorithm
+from rlft.objectives.presets import PRESETS
 
 GRPO = PRESETS["grpo"]
 EOS, OTHER = 2, 1

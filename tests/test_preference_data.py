@@ -213,6 +213,8 @@ def test_a_hub_id_that_cannot_be_had_is_told(tmp_path: Path) -> None:
         ({"chosen": [user("A?"), assistant("x")], "rejected": [user("B?"), assistant("y")]}, "different prompts"),
         ({"chosen": [assistant("x")], "rejected": [assistant("y")]}, "the prompt must be messages"),
         ({"chosen": "blue", "rejected": "green"}, "different prompts: they have no beginning in common"),
+        ({**CHAT_PAIR, "tools": [{"type": "function"}]}, "the column tools is not shown to the model"),
+        ({**CHAT_PAIR, "tools": '[{"type": "function"}]'}, "the column tools is not shown .* system message"),
         ([1, 2], "expected an object with columns, found list"),
         ({**PAIR, "prompt": "x" * 300}, "have 3.. tokens, more than the context of the model, 256; .*overlong=drop"),
     ],
@@ -223,6 +225,11 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, row: Any, words: str
         read(path)
 
 
+@pytest.mark.parametrize("tools", [None, [], "[]"])
+def test_no_tools_are_none(tmp_path: Path, tools: Any) -> None:
+    assert read(write(tmp_path / "data.jsonl", [{**CHAT_PAIR, "tools": tools}])).train
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -231,6 +238,7 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, row: Any, words: str
             "no column label; it has prompt, completion.*pairs of chosen and rejected",
         ),
         ({"prompt": "p", "label": True}, "no column completion"),
+        ({**SINGLE, "tools": [{"type": "function"}]}, "the column tools is not shown to the model"),
         ({**SINGLE, "label": 0.5}, "label must be true for a good completion or false for a bad one, found 0.5"),
         ({**SINGLE, "completion": " "}, "completion is empty"),
         ({**SINGLE, "prompt": [user("Sky?")]}, "prompt holds messages, completion holds text"),

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from rlft.objectives.advantages import best_and_worst, overlong_penalty, token_advantages
+from rlft.objectives.algorithm import Algorithm
 from rlft.objectives.policy import aggregation_weights, policy_loss
 from rlft.objectives.preference import Preference, preference_loss
-from rlft.objectives.presets import PRESETS, Algorithm, preset_fields
+from rlft.objectives.presets import PRESETS, preset_fields
 
 GRPO = PRESETS["grpo"]
 
@@ -434,8 +435,18 @@ REFUSED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ({"correction_range": (2.0, 0.5)}, r"got \[2.0, 0.5\]", {"correction_range": (0.5, 2.0)}),
     ({"correction_range": (-1.0, 2.0)}, "0 <= low < high", {"correction_range": (0.0, 2.0)}),
     ({"correction_range": (2.0, 2.0)}, "0 <= low < high", {"correction_range": (1.9, 2.0)}),
-    ({"max_refills": 1, "baseline": "greedy"}, "only a group baseline cannot use; use 0", {"max_refills": 0}),
-    ({"max_refills": 1, "baseline": "none"}, "only a group baseline cannot use; use 0", {"baseline": "group_mean"}),
+    ({"baseline": "none"}, "use baseline: group_mean, or scale: none", {"baseline": "group_mean"}),
+    ({"baseline": "greedy"}, "or scale: none or batch_std", {"scale": "batch_std"}),
+    (
+        {"max_refills": 1, "baseline": "greedy", "scale": "none"},
+        "only a group baseline cannot use; use 0",
+        {"max_refills": 0},
+    ),
+    (
+        {"max_refills": 1, "baseline": "none", "scale": "none"},
+        "only a group baseline cannot use; use 0",
+        {"baseline": "group_mean"},
+    ),
     ({"gamma": 1.1}, "gamma must lie between 0 and 1", {"gamma": 1.0}),
     ({"gae_lambda": -0.1}, "gae_lambda must lie between 0 and 1", {"gae_lambda": 0.0}),
     *(

@@ -112,11 +112,63 @@ def test_lost_workers_are_replaced_and_exactly_their_chunks_redone(
 def test_a_crash_loop_ends_with_its_cause(make_pool: Any, script: Any, events: list[str]) -> None:
     script("t3", "always die")
     pool = make_pool("rollout.max_restarts=1", "rollout.workers=1")
-    with pytest.raises(RuntimeError, match=r"died 2 times, more than rollout\.max_restarts=1 allows"):
-        pool.run(fake_chunks(NAMES))
+    with pytest.raises(RuntimeError) as caught:
+        pool.run(fake_chunks(NAMES, step=7))
+    message = str(caught.value)
+    assert message.startswith(
+        "the chunk of step 7 with the tasks 't3' cost 2 rollout workers, of 2 that were lost in this run, more than "
+        "rollout.max_restarts=1 allows. The environment (its step), or the engine, may hang or crash on them. To try"
+    )
+    assert f"`rlft env play {pool._config.environment.path} --task=t3`" in message
     assert len(events) == 1
-    with pytest.raises(RuntimeError, match=r"died 2 times"):  # and it stays ended
+    with pytest.raises(RuntimeError, match=r"cost 2 rollout workers"):  # and it stays ended
         pool.run(fake_chunks(NAMES))
+
+
+def test_a_hang_that_is_one_too_many_names_the_tasks(make_pool: Any, script: Any) -> None:
+    script("t3", "sleep 60")
+    pool = make_pool("rollout.max_restarts=0", "rollout.workers=1", "rollout.deadline_s=1.5")
+    with pytest.raises(RuntimeError) as caught:
+        pool.run(fake_chunks(NAMES))
+    assert str(caught.value).startswith(
+        "rollout workers died 1 times, more than rollout.max_restarts=0 allows; the last one did not finish a chunk "
+        "within rollout.deadline_s=1.5. It had the chunk of step 1 with the tasks 't3'. The environment (its step)"
+    )
+
+
+def wait_for(events: list[str]) -> list[str]:
+    """The events, as soon as there are any."""
+    until = time.monotonic() + 20
+    while not events and time.monotonic() < until:
+        time.sleep(0.02)
+    return events
+
+
+def test_a_worker_that_is_lost_while_it_loads_is_replaced(make_pool: Any, script: Any, events: list[str]) -> None:
+    script("load", "lose its engine")
+    pool = make_pool()
+    assert tokens(pool.run(fake_chunks(NAMES))) == EXPECTED
+    assert len(wait_for(events)) == 1
+    assert events[0].endswith(" died as it loaded and was replaced")
+
+
+def test_a_worker_that_hangs_while_it_loads_is_replaced(
+    make_pool: Any, script: Any, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_pool, "LOAD_S", 2.0)
+    script("load", "sleep 60")
+    pool = make_pool("rollout.deadline_s=1")  # which is for chunks: loading may take longer
+    assert tokens(pool.run(fake_chunks(NAMES))) == EXPECTED  # by the other one
+    assert len(wait_for(events)) == 1
+    assert events[0].endswith(" did not load its model within 2 s and was replaced")
+
+
+def test_losses_while_loading_name_no_tasks(make_pool: Any, script: Any) -> None:
+    script("load_adapter", "lose its engine")
+    pool = make_pool("rollout.max_restarts=0", "rollout.workers=1")
+    with pytest.raises(RuntimeError, match=r"died 1 times, .* the last one died: its engine$") as caught:
+        pool.run(fake_chunks(NAMES))
+    assert "tasks" not in str(caught.value)
 
 
 def test_the_users_own_error_arrives_as_itself_and_the_pool_goes_on(

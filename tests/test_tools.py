@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rlft.environment import tools
 from rlft.environment.contract import Environment
 from rlft.environment.tools import MAX_RESULT, BadCall, ToolCall, ToolEpisode, answer, make_tools, read_calls, schemas
 from rlft.rollout.chunk import Chunk
@@ -111,6 +112,8 @@ def test_calls_are_read(text: str, expected: list[ToolCall]) -> None:
     [
         ("divide(1, 2)", "the call is not JSON: Expecting value: line 1 column 1"),
         ("", "the call is not JSON"),
+        ("[" * 5000, "the call is nested too deeply"),
+        ('{"name": "divide", "arguments": ' + '{"a": ' * 5000, "the call is nested too deeply"),
         ("[1]", 'a call is {"name": "...", "arguments": {...}}'),
         ('{"arguments": {}}', 'a call is {"name"'),
         ('{"name": 3}', 'a call is {"name"'),
@@ -147,6 +150,14 @@ def test_results_are_text() -> None:
 )
 def test_what_goes_wrong_in_a_call_is_a_message(name: str, arguments: dict[str, Any], told: str) -> None:
     assert ask(name, **arguments) == f"error: {told}"
+
+
+def test_arguments_too_deep_to_be_checked_are_told_to_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deep(tool: Any, arguments: Any) -> str:
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(tools, "_check_arguments", deep)
+    assert ask("shout", text=[]).startswith("error: RecursionError: ")
 
 
 @pytest.mark.parametrize("family", ["chatml", "qwen2.5"])

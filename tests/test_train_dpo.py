@@ -34,6 +34,7 @@ from rlft.roles import Roles
 from rlft.run import Run
 from rlft.view import View
 from tests.fakes import read_lines, read_metrics, read_result, save_tiny_model, tiny_config
+from tests.test_preference import experimental, trainer_for
 from tests.test_preference_data import assistant, user, write
 
 ROOT = Path(__file__).parents[1]
@@ -261,6 +262,110 @@ def test_a_mismatched_completion_is_cut_to_what_fits() -> None:
 
     made = loop.mismatch([example(3, 2), example(1, 6), example(2, 3)], max_length=7)
     assert [(len(e.prompt_ids), len(e.completions[0])) for e in made] == [(3, 3), (1, 2), (2, 5)]
+
+
+def mean_logprobs(model: torch.nn.Module, data: PreferenceData) -> tuple[Tensor, Tensor]:
+    """Of the chosen and of the rejected completions, one pass for each."""
+    means = []
+    for example in data.train:
+        for completion in example.completions:
+            ids = torch.tensor([[*example.prompt_ids, *completion]])
+            logprobs = model(ids).logits[0, len(example.prompt_ids) - 1 : -1].log_softmax(-1)
+            means.append(logprobs.gather(1, torch.tensor(completion)[:, None]).mean())
+    return torch.stack(means[0::2]), torch.stack(means[1::2])
+
+
+def losses_of_trl(preference: Preference, chosen: Tensor, rejected: Tensor) -> Tensor:
+    """By the functions of its trainers; ORPO's likelihood runs over the prompt too there, so that is the paper's."""
+    trainer = trainer_for(preference, loss_type="simpo", simpo_gamma=preference.margin, alpha=0.0)
+    if preference.loss == "simpo":
+        return experimental("cpo").cpo_loss(trainer, chosen, rejected)[0]
+    return -chosen - experimental("orpo").odds_ratio_loss(trainer, chosen, rejected)[0]
+
+
+def losses_of_papers(preference: Preference, chosen: Tensor, rejected: Tensor) -> Tensor:
+    if preference.loss == "simpo":  # https://arxiv.org/abs/2405.14734, equation 6
+        return -torch.log(torch.sigmoid(preference.beta * (chosen - rejected) - preference.margin))
+    odds = [mean.exp() / (1 - mean.exp()) for mean in (chosen, rejected)]  # https://arxiv.org/abs/2403.07691, 6 and 7
+    return -chosen - preference.beta * torch.log(torch.sigmoid(torch.log(odds[0] / odds[1])))
+
+
+@pytest.mark.parametrize(
+    ("losses_of", "dtype"),
+    [(losses_of_trl, torch.float32), (losses_of_papers, torch.float64)],
+    ids=["TRL", "paper in double precision"],
+)
+@pytest.mark.parametrize(
+    "preference",
+    [Preference(loss="simpo", beta=2.0, margin=0.5), Preference(loss="orpo", beta=0.5)],
+    ids=["simpo", "orpo"],
+)
+def test_an_update_without_a_reference_is_theirs(
+    tmp_path: Path,
+    tiny_model: Path,
+    perturbed: Path,
+    preference: Preference,
+    losses_of: Callable[[Preference, Tensor, Tensor], Tensor],
+    dtype: torch.dtype,
+) -> None:
+    data = load(settings(tmp_path, ROWS), AutoTokenizer.from_pretrained(tiny_model), END, context=256, paired=True)
+    metrics, own = own_update(perturbed, tiny_model, preference, data)
+    model = AutoModelForCausalLM.from_pretrained(perturbed, dtype=dtype)
+    loss = losses_of(preference, *mean_logprobs(model, data)).mean()
+    loss.backward()
+    assert metrics["preference/loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert_same_gradients(own, {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None})
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    ["ab", "aabb", "abab", "aabbccdd", "aabc", "abbbcd", "aaab", "baaaa", "cabaaa", "abcdefg", "aabbccaa"],
+)
+def test_a_mismatched_completion_is_one_of_another_prompt(prompts: str) -> None:
+    examples = [
+        Example(id=name, prompt_ids=(ord(name),), completions=((ord(name), index),), labels=(index % 2,))
+        for index, name in enumerate(prompts)
+    ]
+    made = loop.mismatch(examples, max_length=9)
+    assert [example.prompt_ids for example in made] == [example.prompt_ids for example in examples]
+    taken = [example.completions[0] for example in made]
+    assert all(completion[0] != example.prompt_ids[0] for completion, example in zip(taken, made, strict=True))
+    if 2 * max(map(prompts.count, prompts)) <= len(prompts):
+        assert len(set(taken)) == len(prompts)
+    assert loop.mismatch(examples, max_length=9) == made
+
+
+def test_of_pairs_too_the_reference_point_is_of_other_prompts(
+    make_dpo: MakeDpo, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"prompt": [user(f"say {i}")], "chosen": [assistant(f"a{i}")], "rejected": [assistant(f"b{i}")]}
+        for i in range(24)
+    ]
+    config = make_dpo(preference={"loss": "kto"}, data={"source": str(write(tmp_path / "rows.jsonl", rows))})
+    data = load(config.data, AutoTokenizer.from_pretrained(tiny_model), END, context=256, paired=False)
+    prompt_of = {e.completions[0]: e.prompt_ids for e in (*data.train, *data.heldout)}
+    roles = Roles(tiny_model, FLOAT32, config.adapter, config.learner, seed=0, with_reference=True)
+    seen: list[list[Example]] = []
+
+    def record(roles: Roles, mismatched: list[Example], *, chunk: int) -> float:
+        seen.append(mismatched)
+        return 0.0
+
+    monkeypatch.setattr(loop, "reference_point", record)
+    loop.measure(roles, config, data, name="base", step=0, on_chunk=None)
+    loop.annotate(roles, config.preference, data.train[:16], max_length=data.max_length)
+    loop.annotate(roles, config.preference, data.train[1:4], max_length=data.max_length)
+    assert [len(mismatched) for mismatched in seen] == [len(data.heldout), 16, 3]
+    for mismatched in seen:
+        assert [e for e in mismatched if prompt_of[e.completions[0]] == e.prompt_ids] == []
+
+
+def test_where_only_one_prompt_is_there_the_reference_point_is_0(tmp_path: Path, tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    data = load(settings(tmp_path, pairs(1)), tokenizer, END, context=256, paired=False)
+    metrics, _ = own_update(tiny_model, tiny_model, Preference(loss="kto"), data)
+    assert metrics["preference/z0"] == 0
 
 
 # Learning

@@ -167,7 +167,8 @@ def test_a_batch_whose_update_is_not_finite_is_kept(make_config: MakeConfig, mon
 
 def overrides(preset: str, teacher: Path) -> list[str]:
     extra = [f"reference={teacher}"] if PRESETS[preset].reward_coef == 0 else []
-    return ["steps=4", "evaluation.tasks=2", f"algorithm={preset}", "updates_per_step=2", *extra]
+    updates = 1 if PRESETS[preset].surrogate == "score_function" else 2
+    return ["steps=4", "evaluation.tasks=2", f"algorithm={preset}", f"updates_per_step={updates}", *extra]
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_a_resumed_run_of_every_preset_ends_with_the_same_bytes(
     annotate = Learner.annotate
 
     def stop(self: Learner, batch: Batch) -> Batch:
-        if self.num_updates >= 5:  # in step 3 of 4, after the checkpoint of step 2
+        if self.num_updates > 2 * cut.updates_per_step:  # in step 4 of 4, after the checkpoint of step 2
             raise KeyboardInterrupt
         return annotate(self, batch)
 
@@ -225,7 +226,7 @@ def test_every_debug_config_runs(tmp_path: Path, tiny_model: Path, preset: str) 
     assert config.algorithm == PRESETS[preset]
 
 
-def test_an_adaptive_coefficient_is_steered_and_saved(make_config: MakeConfig) -> None:
+def test_an_adaptive_coefficient_is_steered(make_config: MakeConfig) -> None:
     config = make_config("steps=3", "evaluation.tasks=2", "algorithm={preset: grpo, kl_target: 1.0e-6}", "seed=3")
     launch.train(config)
     coefficients = [row["policy/kl_coef"] for row in read_metrics(config.run_dir)]

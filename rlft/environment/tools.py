@@ -104,6 +104,8 @@ def read_calls(text: str) -> list[ToolCall | BadCall]:
 def _read_call(written: str) -> ToolCall | BadCall:
     try:
         call = json.loads(written)
+    except RecursionError:
+        return BadCall(message="error: the call is nested too deeply")
     except ValueError as error:
         return BadCall(message=f"error: the call is not JSON: {error}")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
@@ -126,9 +128,9 @@ async def _result(tools: Sequence[Tool], call: ToolCall) -> str:
     if call.name not in by_name:
         return f"error: no tool {call.name!r}; there is {', '.join(by_name)}.{did_you_mean(call.name, by_name)}"
     tool = by_name[call.name]
-    if wrong := _check_arguments(tool, call.arguments):
-        return f"error: {wrong}"
     try:
+        if wrong := _check_arguments(tool, call.arguments):
+            return f"error: {wrong}"
         result = tool.function(**call.arguments)
         if inspect.isawaitable(result):
             result = await result

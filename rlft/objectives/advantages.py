@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlft.objectives.algorithm import Algorithm, Baseline, Scale
 from rlft.objectives.policy import kl_penalty
-from rlft.objectives.presets import Algorithm, Baseline, Scale
 
 STD_EPSILON = 1e-4
 """Added to a standard deviation before dividing; the value GRPO implementations share."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlft.objectives.presets import KL, Aggregate, Algorithm, Ratio, Surrogate
+from rlft.objectives.algorithm import KL, Aggregate, Algorithm, Ratio, Surrogate
 from rlft.types import Metrics
 
 DUAL_CLIP = 3.0

@@ -1,200 +1,13 @@
-"""Named algorithms are rows of choices. This file needs no torch: the config reads it.
-
-Every axis is a closed set of names; `advantages.py` and `policy.py` give them their meaning. A preset is a row, and a
-config may replace any single choice of it (`algorithm: {preset: grpo, kl_coef: 0}`). Combinations that contradict
-themselves are refused when the value is made, with what to do instead.
+"""Named algorithms. A preset is a row, and a config may replace any single choice of it
+(`algorithm: {preset: grpo, kl_coef: 0}`). This file needs no torch: the config reads it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, get_args
+from dataclasses import asdict, fields
+from typing import Any
 
-Baseline = Literal["none", "group_mean", "leave_one_out", "greedy", "critic"]
-Scale = Literal["none", "group_std", "group_mean", "batch_std"]
-Ratio = Literal["token", "sequence"]
-Pairwise = Literal["sigmoid", "ipo", "hinge"]
-Surrogate = Literal["score_function", "clipped", "dual_clipped", "clipped_weight", "sigmoid", "ipo", "hinge"]
-Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
-KL = Literal["none", "k1", "k2", "k3"]
-KLPlace = Literal["loss", "reward", "reward_to_go"]
-Overlong = Literal["count", "mask", "penalize"]
-Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Algorithm:
-    """An RL algorithm as a value: how advantages are made and which objective they enter."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
-
-    preset: str
-    """Name of the row that this started from."""
-    baseline: Baseline
-    """What is subtracted from the reward: nothing, the group's mean, the mean of the other samples, the reward of the
-    greedy answer (one more sample per task), or a critic's value (then advantages are GAE)."""
-    scale: Scale
-    """What the difference is divided by: nothing, the group's standard deviation, the group's mean reward (rewards must
-    not be negative), or the standard deviation over the batch's action tokens (after centring them)."""
-    ratio: Ratio = "token"
-    """Importance ratio per token, or its geometric mean over the sequence."""
-    surrogate: Surrogate
-    """score_function: A log pi; clipped: PPO's pessimistic clip; dual_clipped: the same, and the loss of a bad action
-    stops growing at three times its advantage; clipped_weight: the clipped ratio as a constant weight of A log pi;
-    sigmoid, ipo, hinge: a preference loss between the best and the worst sample of each group."""
-    clip_low: float = 0.2
-    """Lower clip distance: the ratio is held above 1 - clip_low."""
-    clip_high: float = 0.2
-    """Upper clip distance: the ratio is held below 1 + clip_high."""
-    aggregate: Aggregate
-    """How token losses become one number: mean over tokens, mean of sequence means, mean of sequence sums, or sum
-    over a constant length."""
-    reward_coef: float = 1.0
-    """Weight of the outcome's advantage; 0 learns from the KL alone, which is distillation."""
-    advantage_clip: float = 0.0
-    """Advantages are held within plus and minus this; 0 is off."""
-    kl: KL = "none"
-    """Estimator of the KL to the reference: none, k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r, with r =
-    pi_ref / pi."""
-    kl_coef: float = 0.0
-    """Weight of the KL term; the beta of a preference loss."""
-    kl_in: KLPlace = "loss"
-    """loss: a term of the loss. reward: subtracted from the reward, of each token with a critic, of the whole sequence
-    without. reward_to_go: every action pays for the KL from itself on, discounted by gamma."""
-    kl_target: float = 0.0
-    """KL per token in nats that kl_coef is steered to, from its configured start; 0 keeps it fixed."""
-    entropy_coef: float = 0.0
-    """Weight of an entropy bonus; 0 leaves it out."""
-    gamma: float = 1.0
-    """Discount per token of GAE and of reward_to_go."""
-    gae_lambda: float = 1.0
-    """GAE's lambda; used with `baseline: critic`."""
-    value_clip: float = 0.0
-    """Clip distance of the critic's update around its old value; 0 means off."""
-    correction: Correction = "none"
-    """Factor pi_old / pi_rollout against sampling from other weights or another engine: of each token or of the whole
-    sequence, truncated to correction_range or, outside it, replaced by 0."""
-    correction_range: tuple[float, float] = (0.0, 2.0)
-    """Lowest and highest factor of `correction`."""
-    overlong: Overlong = "count"
-    """Completions cut at max_new_tokens: count: as any other; mask: out of the loss, though still in the baseline;
-    penalize: the reward falls linearly by 1 over the last fifth of max_new_tokens."""
-    max_refills: int = 0
-    """Further rounds of rollouts per step that replace groups whose rewards are all equal; 0 keeps them."""
-
-    def __post_init__(self) -> None:
-        for is_wrong, message in _contradictions(self):
-            if is_wrong:
-                raise ValueError("algorithm." + message)
-
-    @property
-    def needs_critic(self) -> bool:
-        """Whether a value head is trained and asked."""
-        return self.baseline == "critic"
-
-    @property
-    def is_pairwise(self) -> bool:
-        """Whether the loss compares the best with the worst sample of a group."""
-        return self.surrogate in get_args(Pairwise)
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether log-probs under the frozen reference enter anywhere."""
-        return self.kl != "none" or self.is_pairwise
-
-    @property
-    def is_group_relative(self) -> bool:
-        """Whether a group with equal rewards gives no gradient from them."""
-        return self.baseline in ("group_mean", "leave_one_out") or self.is_pairwise
-
-
-def _contradictions(a: Algorithm) -> list[tuple[bool, str]]:
-    """(whether it holds, what is wrong and what to do instead) of every combination that makes no sense."""
-    not_negative: tuple[str, ...] = (
-        "clip_low",
-        "clip_high",
-        "kl_coef",
-        "entropy_coef",
-        "value_clip",
-        "advantage_clip",
-        "kl_target",
-    )
-    not_negative += ("max_refills", "reward_coef")
-    low, high = a.correction_range
-    is_relative = a.baseline in ("group_mean", "leave_one_out")
-    return [
-        *((getattr(a, n) < 0, f"{n} must not be negative, got {getattr(a, n)}") for n in not_negative),
-        *((not 0 <= getattr(a, n) <= 1, f"{n} must lie between 0 and 1") for n in ("gamma", "gae_lambda")),
-        (
-            a.ratio == "sequence" and "clipped" not in a.surrogate,
-            "ratio: 'sequence' needs a ratio in the surrogate; use surrogate: clipped",
-        ),
-        (
-            a.ratio == "sequence" and a.aggregate not in ("sequence_mean", "sequence_sum"),
-            "ratio: 'sequence' needs aggregate: sequence_mean (one ratio per sequence)",
-        ),
-        (
-            a.kl == "none" and a.kl_coef != 0 and not a.is_pairwise,
-            "kl_coef is set but algorithm.kl is 'none'; choose k1, k2 or k3, or kl_coef: 0",
-        ),
-        (
-            a.is_pairwise and a.kl_coef == 0,
-            "kl_coef is the beta of the preference loss and must be above 0; use 0.1",
-        ),
-        (
-            a.is_pairwise and (a.kl != "none" or a.entropy_coef != 0),
-            f"surrogate: {a.surrogate!r} holds the policy near the reference by itself; use kl: none, entropy_coef: 0",
-        ),
-        (
-            a.is_pairwise and (a.baseline != "none" or a.scale != "none"),
-            f"surrogate: {a.surrogate!r} ranks the samples and has no advantages; use baseline: none, scale: none",
-        ),
-        (
-            a.is_pairwise and a.correction != "none",
-            f"correction weights tokens, but surrogate: {a.surrogate!r} compares whole samples; use correction: none",
-        ),
-        (
-            a.is_pairwise and (a.overlong == "mask" or a.advantage_clip != 0 or a.reward_coef != 1),
-            f"surrogate: {a.surrogate!r} only ranks the samples; use overlong: penalize (or count), advantage_clip: 0, "
-            "reward_coef: 1",
-        ),
-        (
-            a.kl_in == "loss" and a.kl == "k1",
-            "kl_in: 'loss' with kl: k1 has an expected gradient of 0; use k2 or k3 in the loss, or kl_in: reward",
-        ),
-        (
-            a.kl_in == "reward_to_go" and a.baseline == "critic",
-            "kl_in: 'reward_to_go' is for algorithms without a critic; GAE spreads kl_in: reward by itself",
-        ),
-        (
-            a.kl_target > 0 and (a.kl == "none" or a.kl_coef == 0),
-            "kl_target needs a KL term that it can steer; set kl, and kl_coef to where it starts",
-        ),
-        (
-            a.reward_coef == 0 and (a.kl == "none" or a.kl_coef == 0),
-            "reward_coef is 0 and there is no KL term, so nothing would be learnt; set kl: k1 and kl_coef: 1",
-        ),
-        (
-            a.baseline == "critic" and a.scale not in ("none", "batch_std"),
-            f"scale: {a.scale!r} goes with a group baseline; with a critic use batch_std",
-        ),
-        (
-            a.scale == "group_mean" and (not is_relative or (a.kl != "none" and a.kl_in == "reward")),
-            "scale: 'group_mean' divides by the mean reward, so it needs baseline: group_mean and no KL in the reward",
-        ),
-        (
-            a.scale == "group_mean" and a.overlong == "penalize",
-            "scale: 'group_mean' needs rewards of at least 0, which overlong: 'penalize' lowers; use overlong: mask",
-        ),
-        (
-            not 0 <= low < high,
-            f"correction_range must be [low, high] with 0 <= low < high, got [{low}, {high}]",
-        ),
-        (
-            a.max_refills > 0 and not a.is_group_relative,
-            "max_refills replaces groups whose rewards are all equal, which only a group baseline cannot use; use 0",
-        ),
-    ]
+from rlft.objectives.algorithm import Algorithm, unused_choices
 
 
 def _row(preset: str, **choices: Any) -> Algorithm:
@@ -338,3 +151,16 @@ def preset_fields(name: str) -> dict[str, Any]:
         KeyError: no such preset.
     """
     return asdict(PRESETS[name])
+
+
+def refuse_unused(algorithm: Algorithm) -> Algorithm:
+    """The algorithm, if what it replaces of its preset has an effect.
+
+    Raises:
+        ValueError: a choice has none, with what it goes with.
+    """
+    row, defaults = PRESETS[algorithm.preset], {field.name: field.default for field in fields(Algorithm)}
+    for name, needs in unused_choices(algorithm).items():
+        if (value := getattr(algorithm, name)) not in (getattr(row, name), defaults[name]):
+            raise ValueError(f"algorithm.{name} is {value}, which nothing uses; it goes with {needs}")
+    return algorithm

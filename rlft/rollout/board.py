@@ -69,6 +69,8 @@ class Job:
     """Workers that have it now."""
     started: float = 0.0
     """When the last of them began, in seconds of the monotonic clock."""
+    losses: int = 0
+    """Workers that were lost while they had its tasks."""
     is_done: bool = False
     order: tuple[int, int] = (0, 0)
     """What is smaller is taken first."""
@@ -103,6 +105,12 @@ class Board:
     def has_waiting(self) -> bool:
         """Whether a job waits for a worker."""
         return bool(self._waiting)
+
+    @property
+    def suspect(self) -> Job | None:
+        """The open job that cost most workers, the last one of several; None when none cost any."""
+        jobs = [job for job in (*self.running, *(job for _, job in self._waiting)) if job.losses and not job.is_done]
+        return max(jobs, key=lambda job: (job.losses, job.started), default=None)
 
     @property
     def busy_s(self) -> float:
@@ -154,8 +162,13 @@ class Board:
             job.submission.fail(error)
         self._leave(job)
 
-    def give_back(self, job: Job) -> None:
-        """The worker was lost: the job is redone, unless somebody else still has it or had it done."""
+    def give_back(self, job: Job, *, is_suspect: bool = True) -> None:
+        """The worker was lost: the job is redone, unless somebody else still has it or had it done.
+
+        Args:
+            is_suspect: the worker had begun with the tasks, so that they may be why.
+        """
+        job.losses += is_suspect
         self._leave(job)
         if not job.is_done and not job.attempts:
             heappush(self._waiting, (job.order, job))

@@ -23,7 +23,7 @@ from rlft.imports import describe_error
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.engine import Engine, Request
 from rlft.rollout.seeds import turn_seed
-from rlft.types import Completion, Failed, Group, Message, StopReason, Task, Trajectory, Turn
+from rlft.types import Completion, Failed, Group, Message, StopReason, Task, Trajectory, Turn, whole_text
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,7 +106,10 @@ def _start(
                 f"{where}: start(task, seed) returned other messages than for sample 0 with the same seed; the samples "
                 "of a group are compared with each other, so take all randomness from the seed"
             )
-        live.next_ids = group[0].next_ids or chat.render(tokenizer, live.messages, tools=environment.tools)
+        try:
+            live.next_ids = group[0].next_ids or chat.render(tokenizer, live.messages, tools=environment.tools)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
 
 def _check_first(live: _Live, chunk: Chunk, context: int) -> None:
@@ -235,7 +238,7 @@ def _try(live: _Live, call: Callable[[Any], Any], argument: Any) -> Any:
 
 
 def _checked(answer: object) -> Step:
-    """Refuse an answer that makes no sense.
+    """The answer in whole characters; refuses one that makes no sense.
 
     Raises:
         TypeError, ValueError: says what is wrong with it.
@@ -246,7 +249,17 @@ def _checked(answer: object) -> Step:
         raise ValueError(f"step() returned the reward {answer.reward}")
     if not answer.done or answer.messages:
         check_messages(answer.messages, "step()")
-    return answer
+    # A policy can bring half a surrogate pair about, as in a call's JSON: neither tokenizers nor servers take it.
+    return replace(answer, messages=tuple(map(_whole, answer.messages)))
+
+
+def _whole(value: Any) -> Any:
+    """Plain data with `whole_text` for every text."""
+    if isinstance(value, str):
+        return whole_text(value)
+    if isinstance(value, dict):
+        return {_whole(key): _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _failed(live: _Live, when: str, error: Exception) -> Failed:

@@ -7,18 +7,18 @@ nothing can be trained on them, and a training run with this engine is refused b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from rlft import adapters
 from rlft.config import Strict
 from rlft.rollout.engine import Request, refuse_other_version
 from rlft.served import Reply, ask, connect
-from rlft.types import Adapter, Completion, FinishReason, SamplingParams
+from rlft.types import Adapter, Completion, FinishReason, SamplingParams, whole_text
 
 NO_LIMIT = 2**31
 """Context of a server that does not say its own: it refuses what is too long itself."""
@@ -48,13 +48,13 @@ class ServerArguments(Strict):
 class OpenAIEngine:
     """See `engine.Engine`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, engine_args: Mapping[str, Any]) -> None:
-        """Read the arguments; the server is not asked yet.
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, engine_args: ServerArguments) -> None:
+        """Prepare the connections; the server is not asked yet.
 
         Raises:
-            ValueError: wrong arguments, no package openai, or no key where one is named.
+            ValueError: no package openai, or no key where one is named.
         """
-        self._arguments = _read(engine_args)
+        self._arguments = engine_args
         self.version: int | None = None
         self.context = self._arguments.context
         self._hash, self._tokenizer = "", tokenizer
@@ -132,9 +132,10 @@ class OpenAIEngine:
 
     def _completion(self, reply: Reply, params: SamplingParams) -> Completion:
         # A server cuts the stop text off and does not say which it was, so it is looked for here.
-        ends = [at + len(stop) for stop in params.stop if (at := reply.text.find(stop)) >= 0]
+        text = whole_text(reply.text)
+        ends = [at + len(stop) for stop in params.stop if (at := text.find(stop)) >= 0]
         finish: FinishReason = "stop" if ends else reply.finish_reason
-        text = reply.text[: min(ends)] if ends else reply.text
+        text = text[: min(ends)] if ends else text
         token_ids = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         assert self.version is not None
         return Completion(
@@ -149,17 +150,3 @@ class OpenAIEngine:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
-
-
-def _read(engine_args: Mapping[str, Any]) -> ServerArguments:
-    if "api_key" in engine_args:
-        raise ValueError(
-            "rollout.engine_args.api_key: a config is saved with its run, so the key has no place in it; put it into "
-            "an environment variable and name that in rollout.engine_args.api_key_env"
-        )
-    try:
-        return ServerArguments.model_validate(dict(engine_args))
-    except ValidationError as error:
-        problems = [f"rollout.engine_args.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        known = ", ".join(ServerArguments.model_fields)
-        raise ValueError(f"{'; '.join(problems)} (the openai engine has {known})") from None

@@ -12,8 +12,11 @@ version. A submission holds on to it; when nobody needs it any more Ray frees it
 from __future__ import annotations
 
 import asyncio
+import json
+import shlex
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +34,11 @@ OnEvent = Callable[[str, str], None]
 PATIENCE_S = 60.0
 """How long a worker may take to start before the wait for it is noted."""
 LIMIT_S = 1800.0
-"""How long all of them may take while there is work and nobody does it."""
+"""How long all of them may take to start while there is work and nobody does it."""
+LOAD_S = 600.0
+"""Loading may take as long as a chunk, and at least this long: a small deadline is meant for chunks."""
+NAMED = 8
+"""Tasks of a chunk that an error names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,6 +58,7 @@ class Place:
     number: int
     actor: Any
     process_id: int = 0
+    """0 until it has its resources."""
     node_id: str = ""
     is_ready: bool = False
     holds: int | None = None
@@ -173,8 +181,6 @@ class RayPool:
                     try:
                         reply = await self._attempt(place, job)
                     except errors.RayTaskError as error:
-                        if isinstance(error.cause, errors.RayError | EngineLostError):  # or its argument got lost
-                            raise error.cause from None
                         self._board.fail(job, error.cause)
                     else:
                         place.rss_mb = reply.rss_mb
@@ -184,36 +190,40 @@ class RayPool:
             except (errors.RayError, EngineLostError, TimeoutError) as error:
                 # Also a full node's choice to kill it and a lost object: the chunk is whole and can be redone.
                 if job is not None:
-                    self._board.give_back(job)
-                self._replace(place, error)
+                    self._board.give_back(job, is_suspect=place.holds is not None)
+                self._replace(place, job, error)
 
     async def _load(self, place: Place) -> None:
-        """Wait until the actor has found its resources and loaded its model, which holds up nobody else.
+        """Wait until the actor has found its resources, however long, and loaded its model, which holds up nobody else.
 
         Raises:
+            TimeoutError: it hangs while it loads.
             RuntimeError: nobody could be started within `LIMIT_S`, and there is work.
         """
-        loading = asyncio.ensure_future(
-            _answer(place.actor.load.remote(self._make_worker, self._config, self._model_folder))
-        )
+        starting = asyncio.ensure_future(self._answer(place.actor.where.remote()))
         waited = 0.0
         while True:
             try:
                 async with asyncio.timeout(PATIENCE_S) as timeout:
-                    place.process_id, place.node_id = await asyncio.shield(loading)
+                    place.process_id, place.node_id = await asyncio.shield(starting)
                 break
             except TimeoutError:
                 if not timeout.expired():
                     raise
                 waited += PATIENCE_S
                 self._note_waiting(place, waited)
-        place.is_ready, place.holds = True, None
+        limit_s = max(self._config.rollout.deadline_s, LOAD_S)
+        async with _within(limit_s, f"did not load its model within {limit_s:g} s"):
+            await self._answer(place.actor.load.remote(self._make_worker, self._config, self._model_folder))
+        place.is_ready = True
 
     def _note_waiting(self, place: Place, waited: float) -> None:
         rollout = self._config.rollout
-        needs = f"a CPU and rollout.gpus_per_worker={rollout.gpus_per_worker:g} GPUs"
-        message = f"rollout worker {place.number} waits for {needs}, or still loads its model, after {waited:.0f} s"
-        if waited >= LIMIT_S and self._board.has_waiting and not any(p.is_ready for p in self._places):
+        cpus = self._cluster.cpus(rollout.threads)
+        needs = f"{'a CPU' if cpus == 1 else f'rollout.threads={cpus} CPUs'} and "
+        needs += f"rollout.gpus_per_worker={rollout.gpus_per_worker:g} GPUs"
+        message = f"rollout worker {place.number} waits for {needs}, for {waited:.0f} s now"
+        if waited >= LIMIT_S and self._board.has_waiting and not any(p.process_id for p in self._places):
             raise RuntimeError(f"{message}, and there is no other worker; the cluster must offer that for each of them")
         if waited == PATIENCE_S:
             self._on_event("worker_waiting", f"{message}; the others go on without it")
@@ -223,15 +233,32 @@ class RayPool:
         needed: Publication = job.adapter
         if self._config.rollout.update_in_flight and self._newest is not None:
             needed = self._newest
-        async with asyncio.timeout(self._config.rollout.deadline_s):
+        deadline_s = self._config.rollout.deadline_s
+        async with _within(deadline_s, f"did not finish a chunk within rollout.deadline_s={deadline_s:g}"):
             if place.holds != needed.serial:
                 place.holds = None
-                await _answer(place.actor.load_adapter.remote(needed.ref))
+                await self._answer(place.actor.load_adapter.remote(needed.ref))
                 place.holds = needed.serial
-            reply: Reply = await _answer(place.actor.run_chunk.remote(replace(job.chunk, version=needed.version)))
+            chunk = replace(job.chunk, version=needed.version)
+            reply: Reply = await self._answer(place.actor.run_chunk.remote(chunk))
             return reply
 
-    def _replace(self, place: Place, error: Exception) -> None:
+    async def _answer(self, ref: Any) -> Any:
+        """What a call answers.
+
+        Raises:
+            RayError: the worker, or an argument of the call, is lost.
+            EngineLostError: its engine is.
+            RayTaskError: the call raised anything else, its `cause`.
+        """
+        try:
+            return await asyncio.wrap_future(ref.future())
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, self._ray.exceptions.RayError | EngineLostError):
+                raise error.cause from None
+            raise
+
+    def _replace(self, place: Place, job: Job | None, error: Exception) -> None:
         """Start another actor in the place of a lost one.
 
         Raises:
@@ -239,25 +266,57 @@ class RayPool:
         """
         self._ray.kill(place.actor)  # a hung one still has its resources
         self._restarts += 1
-        limit = self._config.rollout
-        what = (
-            f"did not finish a chunk within rollout.deadline_s={limit.deadline_s:g}"
-            if isinstance(error, TimeoutError)
-            else "died"
-        )
-        if self._restarts > limit.max_restarts:
-            raise RuntimeError(
-                f"rollout workers died {self._restarts} times, more than rollout.max_restarts={limit.max_restarts} "
-                f"allows; the last one {what}: {error}"
-            ) from error
-        self._on_event(
-            "worker_restarted", f"rollout worker {place.number} {what} and was replaced; its chunk is redone"
-        )
-        place.actor, place.is_ready, place.rss_mb = self._start_actor(), False, 0.0
+        happened = str(error) if isinstance(error, TimeoutError) else "died" if place.is_ready else "died as it loaded"
+        if self._restarts > self._config.rollout.max_restarts:
+            raise RuntimeError(self._last_words(place, job, happened, error)) from error
+        redone = "; its chunk is redone" if job is not None else ""
+        self._on_event("worker_restarted", f"rollout worker {place.number} {happened} and was replaced{redone}")
+        place.actor, place.process_id, place.is_ready = self._start_actor(), 0, False
+        place.holds, place.rss_mb = None, 0.0
+
+    def _last_words(self, place: Place, job: Job | None, happened: str, error: Exception) -> str:
+        """Why the run ends: a chunk that cost several workers, or workers that died for whatever reason."""
+        last = happened if isinstance(error, TimeoutError) else f"{happened}: {error}"
+        allowed = f"more than rollout.max_restarts={self._config.rollout.max_restarts} allows"
+        suspect = self._board.suspect
+        if suspect is not None and suspect.losses > 1:
+            return (
+                f"{_name(suspect.chunk)} cost {suspect.losses} rollout workers, of {self._restarts} that were lost in "
+                f"this run, {allowed}. {_advice(suspect.chunk, self._config)}. The last worker {last}"
+            )
+        words = f"rollout workers died {self._restarts} times, {allowed}; the last one {last}"
+        if job is None or place.holds is None:  # it had not begun with any tasks
+            return words
+        return f"{words}. It had {_name(job.chunk)}. {_advice(job.chunk, self._config)}"
 
 
-async def _answer(ref: Any) -> Any:
-    return await asyncio.wrap_future(ref.future())
+def _name(chunk: Chunk) -> str:
+    ids = [repr(task.id) for task in chunk.tasks]
+    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+    where = f"step {chunk.step}" if chunk.step else "an evaluation"
+    return f"the chunk of {where} with the tasks {', '.join(ids[:NAMED])}{more}"
+
+
+def _advice(chunk: Chunk, config: RunConfig) -> str:
+    args = config.environment.args.items()
+    words = [config.environment.path, *(f"--args={name}={json.dumps(value, default=str)}" for name, value in args)]
+    return (
+        "The environment (its step), or the engine, may hang or crash on them. To try the environment: "
+        f"`rlft env play {shlex.join([*words, f'--task={chunk.tasks[0].id}'])}` or `rlft env check {shlex.join(words)}`"
+    )
+
+
+@asynccontextmanager
+async def _within(seconds: float, otherwise: str) -> AsyncIterator[None]:
+    """A limit, whose TimeoutError says what did not come to pass."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():  # the worker's own
+            raise
+        raise TimeoutError(otherwise) from None
 
 
 async def _end_all_others() -> None:

@@ -46,7 +46,6 @@ class RowCache(Cache):
         self._columns = torch.arange(new_tokens, device=device)
         self._current_groups: _Groups | None = None
         self._current_mask: Tensor | None = None
-        self._is_by_kernel = False
         super().__init__(layers=[])
 
     # Rows and prompts
@@ -91,11 +90,12 @@ class RowCache(Cache):
             self.width, self._is_rearranged = width, False
             self._rows = torch.arange(width, device=self.age.device)
             self._current_groups = None
+            self.age[width:] = 0  # rows that leave; when they are filled again they have nothing of their own
         age, longest = self.age[:width], self.prompt_length[self.prompt_of_row[:width]]
         columns = self._room_for(int(age.max()) + 1)
         for layer in self.layers:
             assert isinstance(layer, _RowLayer)
-            layer.make_room(columns, width, zeros=not self._is_by_kernel)
+            layer.make_room(columns, width)
         self._current_mask = None
         return longest + age
 
@@ -153,7 +153,7 @@ class RowCache(Cache):
         num_rows, num_heads, _, size = query.shape
         if softcap is None and (output := self._attend(layer, query, scale)) is not None:
             return output
-        if self._is_by_kernel:
+        if layer.is_by_kernel:
             raise RuntimeError("attention of earlier steps went by a kernel, which leaves what it masks undefined")
         num_key_heads = layer.prompts.shape[2]
         shape = (num_rows, num_key_heads, num_heads // num_key_heads)
@@ -191,7 +191,7 @@ class RowCache(Cache):
         own = (layer.rows.shape[1], layer.rows.shape[3])
         shape = (num_rows, stride, num_heads, num_key_heads, size, num_prompts, prompt_columns, *own)
         run(*pointers, (ctypes.c_int64 * len(shape))(*shape), scale)
-        self._is_by_kernel = True
+        layer.is_by_kernel = True
         return output
 
     # What transformers asks
@@ -252,18 +252,20 @@ class _RowLayer(CacheLayerMixin):
         self.rows = self._view((2, rows, heads, cache._num_columns, size)).zero_()
         """Keys and values of every row's own tokens."""
         self.keys, self.values = self.rows
+        self.is_by_kernel = False
+        """Whether a kernel attends: it reads only what was written; products run over all, which has to be finite."""
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
 
-    def make_room(self, columns: int, width: int, *, zeros: bool) -> None:
-        """Let rows have so many columns, the new ones of zeros or of anything; the first `width` keep theirs."""
+    def make_room(self, columns: int, width: int) -> None:
+        """Let rows have so many columns; the first `width` keep theirs."""
         used = self.rows.shape[3]
         if columns > used:
             kept = self.rows[:, :width].clone()
             self.rows = self._view((*self.rows.shape[:3], columns, self.rows.shape[4]))
             self.rows[:, :width, :, :used] = kept
-            if zeros:
+            if not self.is_by_kernel:
                 self.rows[:, :width, :, used:] = 0
                 self.rows[:, width:] = 0
 

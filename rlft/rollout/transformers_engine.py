@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlft import adapters, chat
 from rlft import model as models
-from rlft.config import AdapterConfig, ModelConfig
+from rlft.config import AdapterConfig, ModelConfig, Strict
+from rlft.environment.lengths import model_context
 from rlft.rollout.batching import Sampled, sample_all
 from rlft.rollout.engine import Request, refuse_other_version
 from rlft.rollout.forward import ForwardPass, forward_pass
@@ -31,6 +33,17 @@ PREFILL_TOKENS = 4096
 """Prompt tokens, padding included, that are computed together."""
 
 
+class TransformersArguments(Strict):
+    """What `rollout.engine_args` can say."""
+
+    max_rows: int = Field(default=0, ge=0)
+    """Samples that are generated together at the most; 0 chooses by the device."""
+    cache_mb: float = Field(default=2048.0, gt=0)
+    """Bound on keys and values, in MB; fewer samples are generated together where they need more."""
+    compile: bool = False
+    """Transformers' layers, with norms and gated MLPs through torch.compile, which needs a C++ compiler on a CPU."""
+
+
 class TransformersEngine:
     """See `engine.Engine`."""
 
@@ -42,18 +55,10 @@ class TransformersEngine:
         model: ModelConfig,
         adapter: AdapterConfig,
         threads: int,
-        max_rows: int = 0,
-        cache_mb: float = 2048.0,
-        compile: bool = False,
+        engine_args: TransformersArguments | None = None,
     ) -> None:
-        """Load the base model.
-
-        Args:
-            max_rows: samples that are generated together at the most; 0 chooses by the device.
-            cache_mb: bound on keys and values, in MB; fewer samples are generated together where they need more.
-            compile: transformers' layers, with norms and gated MLPs through torch.compile, which needs a C++ compiler
-                on a CPU.
-        """
+        """Load the base model."""
+        arguments = engine_args or TransformersArguments()
         self.device = models.default_device()
         self.threads = threads
         self.version: int | None = None
@@ -66,15 +71,13 @@ class TransformersEngine:
         if adapter.kind == "qlora":
             # An update cannot be merged into 4-bit weights: generate with what they stand for.
             self._model = self._model.dequantize()
-        self._forward = forward_pass(self._model, compile=compile)
+        self._forward = forward_pass(self._model, compile=arguments.compile)
         self._weights = MergedWeights(self._model, self._forward, adapter)
         self._end_ids = chat.end_token_ids(tokenizer, self._model.generation_config)
-        text_config = self._model.config.get_text_config()
-        window: int = getattr(text_config, "sliding_window", None) or text_config.max_position_embeddings
-        self.context: int = min(text_config.max_position_embeddings, window)
-        self._bound = "sliding window" if window < text_config.max_position_embeddings else "context"
-        self._max_rows = max_rows or MAX_ROWS[self.device.type]
-        self._cache_bytes = cache_mb * 1e6
+        self._context = model_context(self._model.config)
+        self.context = self._context.tokens
+        self._max_rows = arguments.max_rows or MAX_ROWS[self.device.type]
+        self._cache_bytes = arguments.cache_mb * 1e6
 
     def load_adapter(self, adapter: Adapter) -> None:
         """See `engine.Engine`. Merges in float32 from the pristine base weights, so that nothing accumulates."""
@@ -182,9 +185,7 @@ class TransformersEngine:
                 raise ValueError("a request has an empty prompt: there is nothing to continue")
             total = len(request.prompt_ids) + params.max_new_tokens
             if total > self.context:
-                raise ValueError(
-                    f"prompt and completion of {total} tokens exceed the model's {self._bound} of {self.context}"
-                )
+                raise ValueError(f"prompt and completion of {total} tokens exceed {self._context.words}")
 
 
 class _Decoder:

@@ -83,15 +83,18 @@ class Reply:
 class WorkerProcess:
     """A worker in a Ray actor. It is loaded by a call of its own, whose error is then the worker's and not Ray's."""
 
-    def load(self, make_worker: MakeWorker, config: RunConfig, model_folder: str) -> tuple[int, str]:
-        """Make the worker.
+    def where(self) -> tuple[int, str]:
+        """Answers as soon as the process has its resources.
 
         Returns:
             (process id, Ray's id of the node that it runs on)
         """
+        return os.getpid(), node_id()
+
+    def load(self, make_worker: MakeWorker, config: RunConfig, model_folder: str) -> None:
+        """Make the worker."""
         self._process = psutil.Process()
         self._worker = make_worker(config, model_folder)
-        return os.getpid(), node_id()
 
     def load_adapter(self, adapter: Adapter) -> int:
         """See `Worker`."""

@@ -18,6 +18,6 @@ def read_tool_calls(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
         try:
             call = json.loads(written)
             calls.append((str(call["name"]), json.dumps(call.get("arguments", {}))))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             calls.append(("", written.strip()))
     return _CALL.sub("", text).strip(), tuple(calls)
