@@ -62,7 +62,7 @@ def load(
         seen.add(key)
         if answer and answer not in row:
             raise ValueError(f"{where}: no column {answer!r}; it has {', '.join(map(str, row))}")
-        digest = hashlib.sha256(f"{seed}\x1f{key}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{seed}\x1f{key}".encode(errors="surrogatepass")).hexdigest()
         task = Task(id=digest[:16], messages=asked, answer=row[answer] if answer else None, columns=dict(row))
         if int(digest[:8], 16) < heldout * 16**8:
             held_out.append(task)

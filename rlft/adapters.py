@@ -165,6 +165,9 @@ def active(role: Role) -> Iterator[None]:
         with role.model.disable_adapter():
             yield
         return
+    if role.model.active_adapters == [role.adapter]:
+        yield  # switching goes through all modules
+        return
     role.model.set_adapter(role.adapter)
     try:
         yield

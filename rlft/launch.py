@@ -105,7 +105,7 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
     """
     environment = loading.load(config.environment)
     model_folder = str(resolve_model(config))
-    environment, _ = lengths.fit(config, environment, model_folder)
+    environment, _ = lengths.fit(config, environment, model_folder, is_trained=False)
     adapter = adapters.bare_base()
     if adapter_folder is not None:
         refuse_other_scale(adapter_folder, config)

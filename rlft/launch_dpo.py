@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlft import adapters, chat, launch
 from rlft.checkpoint import Snapshot, write_file
+from rlft.environment import lengths
 from rlft.memory import keep_freed_memory
 from rlft.preference_config import PreferenceConfig
 from rlft.preference_data import Example, PreferenceData, load
@@ -79,7 +80,7 @@ def _prepare(config: PreferenceConfig, view: View) -> tuple[PreferenceData, str]
         config.data,
         tokenizer,
         chat.end_token_ids(tokenizer, generation),
-        context=model_config.get_text_config().max_position_embeddings,
+        context=lengths.model_context(model_config).tokens,
         paired=config.preference.is_paired,
         on_row=view.progress,
     )

@@ -229,8 +229,8 @@ class LearnerGroup:
             learner = self._config.learner
             raise RuntimeError(
                 f"the learner did not start within {wait_s:.0f} s{silent}; besides the rollout workers the cluster has "
-                f"to offer learner.workers={learner.workers} times a CPU and learner.gpus_per_worker="
-                f"{learner.gpus_per_worker} GPUs"
+                f"to offer learner.workers={learner.workers} times the CPUs of learner.threads={learner.threads} (one, "
+                f"where it was not joined) and learner.gpus_per_worker={learner.gpus_per_worker} GPUs"
             )
         rank, cause = next(iter(failed.items()))
         if isinstance(cause, ValueError):

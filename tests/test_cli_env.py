@@ -19,7 +19,6 @@ from rlft.environment import lengths
 from rlft.environment.lengths import Context, fit_context
 from rlft.environment.loading import load as load_environment
 from rlft.launch_env import difficulties
-from rlft.rollout import canary
 from rlft.types import Failed
 from tests.conftest import MakeConfig
 from tests.fakes import byte_tokenizer, letters, made_up_group, read_lines, read_rollouts, tiny_config
@@ -287,8 +286,7 @@ def test_the_sliding_window_counts(tmp_path: Path) -> None:
 
 
 def test_the_canary_has_to_fit_before_the_run(tmp_path: Path) -> None:
-    assert lengths.CANARY_TOKENS == canary.NUM_TOKENS
-    longest = len(chat.render(byte_tokenizer(), letters().train[0].messages)) + canary.NUM_TOKENS
+    longest = len(chat.render(byte_tokenizer(), letters().train[0].messages)) + lengths.CANARY_TOKENS
     folder = mistral(tmp_path, longest - 1)
     words = f"the canary, .* first training task 'train-0', {longest} tokens in all, .* sliding window of {longest - 1}"
     with pytest.raises(ValueError, match=words):

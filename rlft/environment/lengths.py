@@ -19,7 +19,7 @@ from rlft.types import Message, Task
 STARTED = 16
 """Tasks of a multi-turn environment, evenly spread, whose first prompt is looked at unless all are."""
 CANARY_TOKENS = 48
-"""Most tokens of the canary's reply, as `rollout.canary` has it, which lies above this module."""
+"""Most tokens of the reply in the weight proof, see `rollout.canary`."""
 
 
 @dataclass(frozen=True, slots=True)

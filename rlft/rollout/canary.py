@@ -14,6 +14,7 @@ from operator import mul
 from transformers import PreTrainedTokenizerBase
 
 from rlft import chat
+from rlft.environment.lengths import CANARY_TOKENS
 from rlft.rollout.engine import Engine
 from rlft.types import Adapter, Canary, Task
 
@@ -30,8 +31,6 @@ REPLY = (
     "The answer is 42, because it is written in the book. First I read what was asked, then I wrote down what I knew, "
     "and in the end I looked at every step once more before I gave the result."
 )
-NUM_TOKENS = 48
-"""Tokens of the reply that are used."""
 KEPT = 16
 """Earlier versions whose log-probs are sent along: the first and the last ones."""
 
@@ -48,7 +47,7 @@ class CanaryMaker:
         Args:
             dtype: type of the base's weights, a key of `TOLERANCE`.
         """
-        reply = tokenizer(REPLY, add_special_tokens=False)["input_ids"][:NUM_TOKENS]
+        reply = tokenizer(REPLY, add_special_tokens=False)["input_ids"][:CANARY_TOKENS]
         self._canary = Canary(
             prompt_ids=chat.render(tokenizer, task.messages),
             token_ids=tuple(reply),
