@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -19,13 +20,14 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from rlft import adapters, launch
 from rlft import model as models
-from rlft.batch import collate, pack
+from rlft.batch import collate, pack, single
 from rlft.chat import load_tokenizer
 from rlft.config import AdapterConfig, ModelConfig
+from rlft.rollout.canary import CanaryMaker, prove
 from rlft.rollout.engine import Request
 from rlft.rollout.vllm_engine import VllmEngine
 from rlft.types import Adapter, Completion, Group, SamplingParams, Score, Task, Trajectory, Turn
-from tests.fakes import read_metrics, save_tiny_model, tiny_config
+from tests.fakes import letters, read_metrics, save_tiny_model, tiny_config
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -297,6 +299,44 @@ def test_a_stale_version_is_refused(engine: VllmEngine, learner: PeftModel) -> N
     engine.load_adapter(random_adapter(learner, 4))
     with pytest.raises(ValueError, match="asked to generate with adapter version 3 while 4 is loaded"):
         engine.generate(REQUESTS, SAMPLED, version=3)
+
+
+@pytest.mark.parametrize("fault", ["none", "stale", "doubled"])
+def test_an_engine_that_computes_with_other_weights_is_found_out(
+    engine: VllmEngine, learner: PeftModel, vllm_model: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    maker = CanaryMaker(load_tokenizer(vllm_model), letters().train[0], dtype="float32")
+    published = []
+    for version in (1, 2):
+        adapter = random_adapter(learner, version)
+        adapters.write_role(role(learner), adapter.tensors)
+        published.append(maker(adapter, partial(logprobs_of, learner)))
+    first, second = published
+    engine.load_adapter(first)
+    prove(engine, first)
+    save = adapters.save_tensors
+
+    def faulty(folder: Path, config: AdapterConfig, model: str, tensors: Mapping[str, Tensor]) -> None:
+        others = {
+            "none": tensors,
+            "stale": first.tensors,
+            "doubled": {name: t * (2 if "lora_B" in name else 1) for name, t in tensors.items()},
+        }
+        save(folder, config, model, others[fault])
+
+    monkeypatch.setattr(adapters, "save_tensors", faulty)
+    engine.load_adapter(second)
+    if fault == "none":
+        prove(engine, second)
+        return
+    looks = {"stale": "version 1: the new adapter did not take effect", "doubled": "an adapter applied twice"}[fault]
+    with pytest.raises(RuntimeError, match=f"does not compute with adapter version 2, .*{looks}"):
+        prove(engine, second)
+
+
+def logprobs_of(model: PeftModel, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
+    with torch.no_grad():
+        return models.token_logprobs(model, pack(single(prompt_ids, token_ids)), 1.0)[0].tolist()
 
 
 def test_damaged_and_foreign_tensors_are_refused_and_the_old_adapter_stays(
