@@ -314,8 +314,8 @@ def test_nothing_leaks_over_500_steps(make_pool: Any, tmp_path: Path) -> None:
             references = len(global_worker.core_worker.get_all_reference_counts())
             sizes.append((pool.worker_rss_mb, driver.memory_info().rss / 1e6, references))
     workers, drivers, references = zip(*sizes, strict=True)
-    # After 200 steps what grows once has grown, but for pages of the object store, which are mapped 16 MB at a time. 2 MB
-    # that stay in every step would be 500 MB more at the end.
+    # After 200 steps what grows once has grown, but for pages of the object store, which are mapped 16 MB at a time.
+    # 2 MB that stay in every step would be 500 MB more at the end.
     for process in (workers, drivers):
         assert statistics.mean(process[-3:]) - statistics.mean(process[3:6]) < 60, process
     assert max(references) < 60
