@@ -32,7 +32,7 @@ ValueLoss = Callable[[Batch, Tensor], Tensor]
 """From a microbatch on the device and its values (A,): the loss."""
 
 
-DEFAULT_TOKENS = {"cpu": 1536, "cuda": 8192}
+DEFAULT_TOKENS = {"cpu": 1280, "cuda": 8192}
 """Packed tokens of a microbatch by device: a CPU computes few as fast as many, a GPU does not."""
 BETA2 = 0.99
 """AdamW's second-moment decay; RL runs are short, so it forgets faster than 0.999."""
