@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from operator import mul
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,10 +22,6 @@ TOLERANCE = {"float32": (2e-3, 1e-3), "bfloat16": (0.5, 0.12)}
 share of the text's mean |log-prob|, since unlikely tokens have large logits, which round coarsely. Sums round otherwise
 in a merged weight and in a batch of another shape. Seen in bfloat16: 0.05 on a base model, 0.15 after a warm start (4 %
 of the mean), where the adapter applied twice makes 1.0."""
-MOVED = 0.5
-"""Share of the tolerance by which the learner's log-probs must have moved since an earlier version, before the engine's
-have to have moved with them: between half and one and a half times as far in that direction. Rounding, which has no
-direction, makes this share 0.76 to 1 in bfloat16; an engine that has stood still since gives 0, a doubled adapter 2."""
 REPLY = (
     "The answer is 42, because it is written in the book. First I read what was asked, then I wrote down what I knew, "
     "and in the end I looked at every step once more before I gave the result."
@@ -78,44 +73,18 @@ def prove(engine: Engine, adapter: Adapter) -> None:
     found = engine.logprobs(canary.prompt_ids, canary.token_ids, version=adapter.version)
     difference = _distance(canary.logprobs, found)
     if difference > canary.tolerance:
-        how = f"differ from the learner's by {difference:.4f} nats per token on average, and {canary.tolerance:.4f} is "
-        how += f"allowed. They look like {_likeness(canary, found)}"
-    elif (wrong := _other_move(canary, found)) is not None:
-        version, share = wrong
-        how = f"moved {share:.2f} times as far since version {version} as the learner's. This looks like "
-        how += _LEFT.format(version) if share < 1 else _DOUBLED
-    else:
-        return
-    raise RuntimeError(
-        f"the engine does not compute with adapter version {adapter.version}, though it has received it: the log-probs "
-        f"of the canary {how}. No sample was taken from it."
-    )
-
-
-_LEFT = "version {}: the new adapter did not take effect"
-_DOUBLED = "no version that the learner remembers, as an adapter applied twice or another model would"
+        raise RuntimeError(
+            f"the engine does not compute with adapter version {adapter.version}, though it has received it: the "
+            f"log-probs of the canary differ from the learner's by {difference:.4f} nats per token on average, and "
+            f"{canary.tolerance:.4f} is allowed. They look like {_likeness(canary, found)}. No sample was taken."
+        )
 
 
 def _likeness(canary: Canary, found: Sequence[float]) -> str:
     near = min(canary.earlier, key=lambda version: _distance(canary.earlier[version], found), default=None)
     if near is None or _distance(canary.earlier[near], found) > canary.tolerance:
-        return _DOUBLED
-    return _LEFT.format(near)
-
-
-def _other_move(canary: Canary, found: Sequence[float]) -> tuple[int, float] | None:
-    """(an earlier version, how far the engine moved along the learner's way from there) if not about as far; the one
-    that the engine is nearest to."""
-    wrong = []
-    for version, before in canary.earlier.items():
-        if _distance(canary.logprobs, before) < MOVED * canary.tolerance:
-            continue
-        way = [new - old for new, old in zip(canary.logprobs, before, strict=True)]
-        moved = [new - old for new, old in zip(found, before, strict=True)]
-        share = sum(map(mul, way, moved)) / sum(map(mul, way, way))
-        if not 0.5 < share < 1.5:
-            wrong.append((_distance(before, found), version, share))
-    return min(wrong)[1:] if wrong else None
+        return "no version that the learner remembers, as an adapter applied twice or another model would"
+    return f"version {near}: the new adapter did not take effect"
 
 
 def _distance(one: Sequence[float], other: Sequence[float]) -> float:
