@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlft.environment.contract import Environment
-from rlft.rows import read_rows
+from rlft.rows import is_heldout, read_rows, row_hash
 from rlft.types import Message, Task
 
 
@@ -62,9 +61,9 @@ def load(
         seen.add(key)
         if answer and answer not in row:
             raise ValueError(f"{where}: no column {answer!r}; it has {', '.join(map(str, row))}")
-        digest = hashlib.sha256(f"{seed}\x1f{key}".encode(errors="surrogatepass")).hexdigest()
+        digest = row_hash(key, seed)
         task = Task(id=digest[:16], messages=asked, answer=row[answer] if answer else None, columns=dict(row))
-        if int(digest[:8], 16) < heldout * 16**8:
+        if is_heldout(digest, heldout):
             held_out.append(task)
         else:
             shown: tuple[Message, ...] = ()

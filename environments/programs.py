@@ -5,13 +5,12 @@ With `source` the problems are yours. The cases that come along are for a first 
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable
 from typing import Any
 
 from rlft.environment.contract import Environment
-from rlft.rows import read_rows
+from rlft.rows import is_heldout, read_rows, row_hash
 from rlft.types import Message, Task
 
 _Function = Callable[..., Any]
@@ -37,7 +36,7 @@ def load(source: str = "", heldout: float = 0.2, demonstrations: int = 0, cases:
     if source:
         sides: tuple[list[Task], list[Task]] = ([], [])
         for task in _read(source):
-            sides[_is_heldout(task.messages[0]["content"], heldout, seed)].append(task)
+            sides[is_heldout(row_hash(task.messages[0]["content"], seed), heldout)].append(task)
         return Environment(train=sides[False], heldout=sides[True])
     problems = _built_in(cases, random_)
     random_.shuffle(problems)
@@ -53,11 +52,6 @@ def load(source: str = "", heldout: float = 0.2, demonstrations: int = 0, cases:
         ],
         train=[task for task, _ in rest[demonstrations:]],
     )
-
-
-def _is_heldout(key: str, share: float, seed: int) -> bool:
-    """As `environments.dataset` decides it."""
-    return int(hashlib.sha256(f"{seed}\x1f{key}".encode()).hexdigest()[:8], 16) < share * 16**8
 
 
 def _read(source: str) -> list[Task]:

@@ -7,7 +7,6 @@ Retrieval-augmented generation with a non-parametric memory (https://arxiv.org/a
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from rlft.environment.contract import Environment
 from rlft.environment.tools import ToolEpisode, make_tools, schemas
-from rlft.rows import read_rows
+from rlft.rows import is_heldout, read_rows, row_hash
 from rlft.types import Message, Task
 
 _NAMES = ("Ada", "Bruno", "Clara", "Dario", "Edda", "Falk", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Luis")
@@ -72,7 +71,7 @@ def load(
         sides: tuple[list[Task], list[Task]] = ([], [])
         for where, row in read_rows(questions, name="questions"):
             task = _task(_column(row, "question", where), _column(row, "answer", where))
-            sides[_is_heldout(task.id, heldout, seed)].append(task)
+            sides[is_heldout(row_hash(task.id, seed), heldout)].append(task)
         train, held_out = sides
         demonstrations = 0
     else:
@@ -94,11 +93,6 @@ def load(
         tools=schemas(tools),
         max_turns=max_turns,
     )
-
-
-def _is_heldout(key: str, share: float, seed: int) -> bool:
-    """As `environments.dataset` decides it."""
-    return int(hashlib.sha256(f"{seed}\x1f{key}".encode()).hexdigest()[:8], 16) < share * 16**8
 
 
 def _answered(task: Task, reply: str) -> float:

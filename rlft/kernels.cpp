@@ -102,6 +102,8 @@ inline Floats exponential(Floats given) {
 
 inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
 
+inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
 constexpr int64_t kSmall = 1 << 13;  // elements that are not worth a second thread
 
 // One number from all lanes
@@ -119,30 +121,29 @@ inline float across(Floats x, Operation operation) {
 // Norms
 
 template <class T>
+inline void scale_row(const T* x, const T* weight, T* y, float scale, int64_t width) {
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) y[i] = narrow<T>(wide(narrow<T>(wide(x[i]) * scale)) * wide(weight[i]));
+}
+
+template <class T>
 void rms_norm(const T* x, const T* weight, T* y, float* scale, int64_t rows, int64_t width, float epsilon) {
 #pragma omp parallel for schedule(static) if (rows * width > kSmall)
   for (int64_t row = 0; row < rows; ++row) {
     const T* from = x + row * width;
-    T* to = y + row * width;
     float squares = 0;
 #pragma omp simd reduction(+ : squares)
     for (int64_t i = 0; i < width; ++i) squares += wide(from[i]) * wide(from[i]);
     const float factor = 1.0f / std::sqrt(squares / width + epsilon);
     if (scale) scale[row] = factor;
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) to[i] = narrow<T>(wide(narrow<T>(wide(from[i]) * factor)) * wide(weight[i]));
+    scale_row(from, weight, y + row * width, factor, width);
   }
 }
 
 template <class T>
 void normed(const T* x, const T* weight, const float* scale, T* y, int64_t rows, int64_t width) {
 #pragma omp parallel for schedule(static) if (rows * width > kSmall)
-  for (int64_t row = 0; row < rows; ++row) {
-    const T* from = x + row * width;
-    T* to = y + row * width;
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) to[i] = narrow<T>(wide(narrow<T>(wide(from[i]) * scale[row])) * wide(weight[i]));
-  }
+  for (int64_t row = 0; row < rows; ++row) scale_row(x + row * width, weight, y + row * width, scale[row], width);
 }
 
 template <class T>
@@ -240,9 +241,9 @@ void selected_logprobs(T* x, const int64_t* targets, float* logprobs, float* ent
     Pair most = load_pair(from);
     for (int64_t i = kPair; i < size; i += kPair) {
       const Pair part = load_pair(from + i);
-      most = {part.first > most.first ? part.first : most.first, part.second > most.second ? part.second : most.second};
+      most = {larger(part.first, most.first), larger(part.second, most.second)};
     }
-    const float largest = sharpness * across(most.first > most.second ? most.first : most.second, larger);
+    const float largest = sharpness * across(larger(most.first, most.second), larger);
     double total = 0, weighted = 0;
     for (int64_t start = 0; start < size; start += kBlock) {
       Floats sum = {}, weighted_sum = {};
@@ -378,7 +379,7 @@ inline void softmax(float* scores, int64_t stride, int64_t count, float* totals)
 // width, count).
 template <class T>
 void biased_softmax(T* scores, const T* bias, int64_t blocks, int64_t repeats, int64_t width, int64_t count) {
-  const int64_t stride = (count + kLanes - 1) / kLanes * kLanes, rows = blocks * repeats * width;
+  const int64_t stride = whole_vectors(count), rows = blocks * repeats * width;
 #pragma omp parallel
   {
     std::vector<float> room(kTogether * stride);
@@ -413,7 +414,7 @@ struct Stored {  // keys and values of one sequence and head, count tokens of ea
 
 template <class T, int S, int kSize>
 void attend_heads(const T* query, const Stored<T>* stored, T* out, float scale, int64_t size, std::vector<float>& room) {
-  const int64_t count = stored[0].count + stored[1].count, stride = (count + kLanes - 1) / kLanes * kLanes;
+  const int64_t count = stored[0].count + stored[1].count, stride = whole_vectors(count);
   room.resize(S * (2 * size + stride));
   float *q = room.data(), *sums = q + S * size, *scores = sums + S * size;
   for (int64_t i = 0; i < S * size; i += kPair) {

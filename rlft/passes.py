@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlft.kernels import VECTOR, kernel
+from rlft.objectives.logprobs import slices
 
 _CACHED = 1 << 18
 """Elements of an activation that go through several operations together."""
@@ -163,7 +164,7 @@ def gated_silu_backward(grad: Tensor, inner: Tensor) -> Tensor:
 def _rows_in_cache(x: Tensor) -> list[slice]:
     """Rows that go through several operations together: on a CPU so many as its caches hold, else all."""
     size = max(1, _CACHED // x.shape[1]) if x.device.type == "cpu" else len(x)
-    return [slice(start, start + size) for start in range(0, len(x), size)]
+    return slices(len(x), size)
 
 
 def _rows(x: Tensor) -> tuple[int, int]:

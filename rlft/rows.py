@@ -7,6 +7,7 @@ looks like a date or a number into one.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -42,6 +43,17 @@ def read_rows(
             )
         return _number(source, _call(source)) if is_function else _file(path, name)
     return _number(source, _from_hub(source, subset, split, name))
+
+
+def row_hash(text: str, seed: int) -> str:
+    """Hex digest of what tells a row from others, and of a seed; for its id, and for `is_heldout`."""
+    return hashlib.sha256(f"{seed}\x1f{text}".encode(errors="surrogatepass")).hexdigest()
+
+
+def is_heldout(digest: str, share: float) -> bool:
+    """Whether a row with this `row_hash` is held out, when a share of the rows is: wherever it stands, and whatever
+    other rows there are."""
+    return int(digest[:8], 16) < share * 16**8
 
 
 def _file(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -32,11 +32,15 @@ class Context:
     """What that is, for errors, as in "the model's context of 2048"."""
 
 
+def _positions(config: PretrainedConfig) -> int:
+    longest: int = config.get_text_config().max_position_embeddings
+    return longest
+
+
 def model_context(config: PretrainedConfig) -> Context:
     """The context of the transformers engine and of the learner, which both attend to everything before a token."""
-    text_config = config.get_text_config()
-    longest: int = text_config.max_position_embeddings
-    window: int = getattr(text_config, "sliding_window", None) or longest
+    longest = _positions(config)
+    window: int = getattr(config.get_text_config(), "sliding_window", None) or longest
     if window < longest:
         return Context(window, f"the model's sliding window of {window}")
     return Context(longest, f"the model's context of {longest}")
@@ -54,7 +58,7 @@ def run_context(
     rollout, sampling = config.rollout, config.sampling
     if rollout.engine == "transformers":
         return model_context(model_config)
-    longest: int = model_config.get_text_config().max_position_embeddings
+    longest = _positions(model_config)
     context = Context(longest, f"the model's context of {longest}")
     name = {"vllm": "max_model_len", "openai": "context"}[rollout.engine]
     given = rollout.engine_args.get(name)
@@ -84,7 +88,7 @@ def fit(
     tokenizer = chat.load_tokenizer(model_folder)
     if config.sft is not None:
         shown = environment.demonstrations[: config.sft.examples]
-        longest = model_config.get_text_config().max_position_embeddings  # SFT runs the model with its window
+        longest = _positions(model_config)  # SFT runs the model with its window
         chat.check_conversations(tokenizer, shown, context=longest, tools=environment.tools)
     environment, note = fit_context(
         environment,

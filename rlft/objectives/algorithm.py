@@ -13,9 +13,7 @@ Baseline = Literal["none", "group_mean", "leave_one_out", "greedy", "critic"]
 Scale = Literal["none", "group_std", "group_mean", "batch_std"]
 Ratio = Literal["token", "sequence"]
 Pairwise = Literal["sigmoid", "ipo", "hinge", "simpo", "orpo"]
-Surrogate = Literal[
-    "score_function", "clipped", "dual_clipped", "clipped_weight", "sigmoid", "ipo", "hinge", "simpo", "orpo"
-]
+Surrogate = Literal["score_function", "clipped", "dual_clipped", "clipped_weight", Pairwise]
 Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
 KL = Literal["none", "k1", "k2", "k3"]
 KLPlace = Literal["loss", "reward", "reward_to_go"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import inspect
 import json
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rlft.rows import read_rows
+from rlft.rows import is_heldout, read_rows, row_hash
 from rlft.types import Message
 
 T = TypeVar("T")
@@ -120,11 +119,11 @@ def split_rows(
     seen: set[str] = set()
     for row in rows:
         text = json.dumps(row, sort_keys=True, default=str)
-        digest = hashlib.sha256(f"{seed}\x1f{text}".encode()).hexdigest()
+        digest = row_hash(text, seed)
         if digest in seen:
             continue
         seen.add(digest)
-        (held_out if int(digest[:8], 16) < heldout * 16**8 else train).append((digest[:16], dict(row)))
+        (held_out if is_heldout(digest, heldout) else train).append((digest[:16], dict(row)))
     return train, held_out
 
 
