@@ -292,7 +292,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         from rlft.cluster import Cluster
 
-        cluster = Cluster(config(folder, max(WORKERS), 0.0))
+        cluster = Cluster("", processes=max(WORKERS))
         rows = [efficiency(folder, workers, 4 if quick else 16) for workers in WORKERS]
         costs = driver_costs(folder, 40 if quick else 400)
         share = orchestration(folder, 2 if quick else 4)

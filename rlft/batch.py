@@ -86,15 +86,55 @@ def collate(groups: Sequence[Group]) -> Batch:
 
 def single(prompt_ids: Sequence[int], token_ids: Sequence[int]) -> Batch:
     """One sequence whose log-probs are asked for, all of whose tokens behind the prompt are actions."""
+    return unscored((tuple(prompt_ids),), (tuple(token_ids),), ((True,) * len(token_ids),), torch.zeros(1).long())
+
+
+def unscored(
+    prompt_ids: tuple[tuple[int, ...], ...],
+    token_ids: tuple[tuple[int, ...], ...],
+    action_mask: tuple[tuple[bool, ...], ...],
+    group_index: Tensor,
+) -> Batch:
+    """Sequences that no engine sampled and no reward scored; the fields are those of `Batch`."""
+    num_actions = torch.tensor([sum(mask) for mask in action_mask], dtype=torch.int64)
+    num_sequences = len(token_ids)
     return Batch(
-        prompt_ids=(tuple(prompt_ids),),
-        token_ids=(tuple(token_ids),),
-        action_mask=((True,) * len(token_ids),),
-        group_index=torch.zeros(1, dtype=torch.int64),
-        rewards=torch.zeros(1),
-        sequence_index=torch.zeros(len(token_ids), dtype=torch.int64),
-        rollout_logprobs=torch.zeros(len(token_ids)),
-        is_truncated=torch.zeros(1, dtype=torch.bool),
+        prompt_ids=prompt_ids,
+        token_ids=token_ids,
+        action_mask=action_mask,
+        group_index=group_index,
+        rewards=torch.zeros(num_sequences),
+        sequence_index=torch.arange(num_sequences).repeat_interleave(num_actions),
+        rollout_logprobs=torch.zeros(int(num_actions.sum())),
+        is_truncated=torch.zeros(num_sequences, dtype=torch.bool),
+    )
+
+
+def mismatched(batch: Batch, *, max_length: int) -> Batch | None:
+    """Every prompt with the completion of a sequence of another prompt, as far as it fits into `max_length` tokens.
+
+    With the sequences of a prompt brought together, that is the one as many places before as the most frequent prompt
+    has sequences: so each completion is taken once. Where one prompt has more than half of the sequences, its own take
+    the others' in turn. Where there is only one prompt, nothing can be mismatched.
+    """
+    of_prompt: dict[tuple[int, ...], list[int]] = {}
+    for sequence, prompt_ids in enumerate(batch.prompt_ids):
+        of_prompt.setdefault(prompt_ids, []).append(sequence)
+    if len(of_prompt) < 2:
+        return None
+    order = [sequence for sequences in of_prompt.values() for sequence in sequences]
+    largest = max(map(len, of_prompt.values()))
+    taken = dict(zip(order, order[-largest:] + order[:-largest], strict=True))
+    for prompt_ids, sequences in of_prompt.items():
+        if len(sequences) > len(order) - largest:
+            others = [sequence for sequence in order if batch.prompt_ids[sequence] != prompt_ids]
+            taken |= {sequence: others[place % len(others)] for place, sequence in enumerate(sequences)}
+    room = [max_length - len(prompt_ids) for prompt_ids in batch.prompt_ids]
+    return unscored(
+        batch.prompt_ids,
+        tuple(batch.token_ids[taken[sequence]][:tokens] for sequence, tokens in enumerate(room)),
+        tuple(batch.action_mask[taken[sequence]][:tokens] for sequence, tokens in enumerate(room)),
+        batch.group_index,
     )
 
 

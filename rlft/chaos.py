@@ -89,7 +89,8 @@ def chaos(config: RunConfig, *, kills: int, seed: int) -> Outcome:
     happened: list[Kill] = []
     seconds: dict[tuple[int, int], float] = {}
     paths = []
-    cluster = Cluster(config)  # held open for both, since it takes seconds to start
+    # Held open for both, since it takes seconds to start.
+    cluster = Cluster(config.ray_address, processes=config.processes)
     try:
         for name, kills_now in (("undisturbed", ()), ("disturbed", planned)):
             named = config.model_copy(update={"name": f"{config.name}-{name}"})

@@ -10,28 +10,26 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from rlft.config import RunConfig
-
 
 class Cluster:
     """This process's connection; one that is open already is used and left open."""
 
-    def __init__(self, config: RunConfig) -> None:
-        """Join the cluster at `ray_address`, or start a private one with a CPU for every process of the run.
+    def __init__(self, address: str, *, processes: int) -> None:
+        """Join the cluster at `address`, or start a private one with a CPU for each of the run's processes.
 
         Raises:
-            ConnectionError: `ray_address` does not answer.
+            ConnectionError: `address` does not answer.
             RuntimeError: see `protect`.
         """
-        if not config.ray_address:
+        if not address:
             protect()
         import ray
 
         self.ray: Any = ray
-        self._is_joined = bool(config.ray_address)
+        self._is_joined = bool(address)
         self._is_owner = not ray.is_initialized()
         if self._is_owner:
-            _start(config)
+            _start(address, processes)
 
     def cpus(self, threads: int) -> int:
         """CPUs that Ray reserves for an actor with so many threads.
@@ -109,15 +107,15 @@ def protect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-def _start(config: RunConfig) -> None:
+def _start(address: str, processes: int) -> None:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if config.ray_address:
-        options |= {"address": config.ray_address}
+    if address:
+        options |= {"address": address}
     else:
         options |= {
-            "num_cpus": config.rollout.workers + (config.learner.workers if config.learner.is_group else 0),
+            "num_cpus": processes,
             "include_dashboard": False,
             "object_store_memory": 512 * 2**20,
         }

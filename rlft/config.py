@@ -177,17 +177,26 @@ class LearnerConfig(Strict):
     """Packed tokens that are forwarded together, by default 1280 on a CPU and 8192 on a GPU; fewer save memory, the
     numbers stay the same."""
     workers: int = Field(1, ge=1)
-    """Processes that share every update (RL; 1 is the driver itself); the numbers do not depend on their number."""
+    """Processes that share every update (1 is the driver itself); the numbers do not depend on their number."""
     gpus_per_worker: float = Field(0.0, ge=0, le=1)
     """GPU, or more than half of one, that Ray reserves for each of them; 0: a single one takes what it finds, several
     compute on CPUs."""
     threads: int = Field(2, ge=1)
     """CPU threads of each of them."""
 
+    @model_validator(mode="after")
+    def _check(self) -> LearnerConfig:
+        if self.workers > 1 and 0 < self.gpus_per_worker <= 0.5:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker}, so that two workers could get the same GPU, which NCCL "
+                "refuses; use more than 0.5, or 0 for CPUs"
+            )
+        return self
+
     @property
-    def is_group(self) -> bool:
-        """Whether it runs in Ray actors instead of in the driver."""
-        return self.workers > 1 or self.gpus_per_worker > 0
+    def processes(self) -> int:
+        """Actors that it runs in; 0 where it runs in the driver."""
+        return self.workers if self.workers > 1 or self.gpus_per_worker > 0 else 0
 
 
 class SFTStageConfig(Strict):
@@ -214,8 +223,6 @@ class EvaluationConfig(Strict):
     """0 is greedy."""
     every: int = Field(0, ge=0)
     """Evaluate each so many steps; 0 means only at the start and at the end."""
-    reward: str = ""
-    """Name of the reward whose mean is the accuracy; empty means the first one."""
 
 
 class CheckpointConfig(Strict):
@@ -275,7 +282,7 @@ class RunConfig(BaseRunConfig):
     environment: EnvironmentConfig
     """The tasks."""
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
-    """The reward functions."""
+    """The reward functions; the mean of the first one on held-out tasks is the accuracy."""
     scoring: ScoringConfig = ScoringConfig()  # type: ignore[call-arg]
     """How rewards are run."""
     sampling: SamplingConfig = SamplingConfig()  # type: ignore[call-arg]
@@ -283,8 +290,7 @@ class RunConfig(BaseRunConfig):
     rollout: RolloutConfig = RolloutConfig()  # type: ignore[call-arg]
     """Who generates them."""
     reference: str = ""
-    """Adapter folder, or model as in model.source, that the KL compares with: for opd the teacher. Empty is where RL
-    starts."""
+    """Adapter folder or model that the KL compares with (for opd the teacher); empty is where RL starts."""
     algorithm: Annotated[Algorithm, BeforeValidator(_expand_preset), AfterValidator(refuse_unused)] = PRESETS["grpo"]
     """A preset, and any of its choices replaced."""
     learner: LearnerConfig = LearnerConfig()  # type: ignore[call-arg]
@@ -334,21 +340,11 @@ class RunConfig(BaseRunConfig):
                 "rollout.update_in_flight is for rollouts that run while the learner learns; set max_staleness to at "
                 "least 1 and backend: ray, or update_in_flight: false"
             )
-        if self.learner.is_group and self.backend == "inline":
+        if self.learner.processes and self.backend == "inline":
             raise ValueError("learner.workers above 1 and learner.gpus_per_worker need processes; use backend: ray")
-        if self.learner.workers > 1 and 0 < self.learner.gpus_per_worker <= 0.5:
-            raise ValueError(
-                f"learner.gpus_per_worker is {self.learner.gpus_per_worker}, so that two workers could get the same "
-                "GPU, which NCCL refuses; use more than 0.5, or 0 for CPUs"
-            )
         names = [reward.label for reward in self.rewards]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"rewards: the name {doubled[0]!r} stands twice; give one of them another `name`")
-        if self.evaluation.reward and self.evaluation.reward not in names:
-            raise ValueError(
-                f"evaluation.reward is {self.evaluation.reward!r}, but the rewards are {', '.join(names)}."
-                + did_you_mean(self.evaluation.reward, names)
-            )
         return self
 
     def _check_off_policy(self) -> None:
@@ -358,7 +354,7 @@ class RunConfig(BaseRunConfig):
                 "after its first update the policy is not the one that sampled, and surrogate: score_function has no "
                 "ratio for that; use algorithm.surrogate: clipped, or updates_per_step: 1"
             )
-        if self.max_staleness and self.algorithm.is_pairwise:
+        if self.max_staleness and self.algorithm.preference:
             raise ValueError(
                 f"max_staleness is {self.max_staleness}, but preset {self.algorithm.preset!r} compares whole samples "
                 "and has no correction for those of an older policy; use max_staleness: 0"
@@ -389,9 +385,14 @@ class RunConfig(BaseRunConfig):
             )
 
     @property
+    def processes(self) -> int:
+        """Actors of the run, besides the driver."""
+        return self.rollout.workers + self.learner.processes
+
+    @property
     def accuracy_reward(self) -> str:
         """Name of the reward whose mean is the held-out accuracy."""
-        return self.evaluation.reward or self.rewards[0].label
+        return self.rewards[0].label
 
     @property
     def learner_rewards(self) -> tuple[RewardConfig, ...]:

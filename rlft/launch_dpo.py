@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from rlft import adapters, chat, launch
+from rlft import chat, launch
 from rlft.checkpoint import Snapshot, write_file
 from rlft.environment import lengths
+from rlft.learner_group import make_preference_learner
 from rlft.memory import keep_freed_memory
 from rlft.preference_config import PreferenceConfig
 from rlft.preference_data import Example, PreferenceData, load
-from rlft.roles import Roles
 from rlft.run import Run
-from rlft.train_dpo import NAMES, logprobs, measure, num_updates, reference, train_dpo, updates_per_epoch
+from rlft.train_dpo import NAMES, AnyLearner, logprobs, measure, num_updates, train_dpo, updates_per_epoch
 from rlft.view import View
 
 
@@ -113,69 +114,67 @@ def _stages(
     saved = run.restore() if is_resumed else None
     view.stage("loading the model")
     source = launch.reference_source(config.reference)
-    roles = Roles(
+    learner = make_preference_learner(
+        config,
         model_folder,
-        config.model,
-        config.adapter,
-        config.learner,
-        seed=config.seed,
+        max_length=data.max_length,
         start=launch.start_tensors(config),
-        with_reference=config.preference.needs_reference,
         reference=source,
     )
-    if saved is not None:
-        roles.load_state(saved.tensors)
-    if roles.reference is not None and config.reference_logprobs == "precomputed":
-        folders = [model_folder, config.adapter.start, source.folder if source else ""]
-        data = _with_reference(run, roles, data, folders, view)
-        if config.preference.is_paired and not roles.reference.is_saved:
-            roles.reference = None  # frees a reference that is a model of its own; KTO's z0 is computed live
-    _measure_once(run, roles, data, view, name="base", step=0)
+    with closing(learner):
+        if saved is not None:
+            learner.load_state(saved.tensors, saved.state)
+        if config.preference.needs_reference and config.reference_logprobs == "precomputed":
+            folders = [model_folder, config.adapter.start, source.folder if source else ""]
+            data = _with_reference(run, learner, data, folders, view)
+            learner.drop_reference()
+        _measure_once(run, learner, data, view, name="base", step=0)
 
-    def after_update(step: int) -> None:
-        is_last = step == total
-        if is_last or step % updates_per_epoch(config, data) == 0:
-            _measure_once(run, roles, data, view, name=f"step-{step:06d}", step=step)
-        if is_last or step % config.checkpoint.every == 0:
-            tensors = adapters.read_role(roles.policy)
-            launch.save_adapter(run.path / "adapters" / f"v{step:06d}", config, model_folder, tensors)
-            run.checkpoint(Snapshot(step=step, tensors=roles.state(), state={}))
+        def after_update(step: int) -> None:
+            is_last = step == total
+            if is_last or step % updates_per_epoch(config, data) == 0:
+                _measure_once(run, learner, data, view, name=f"step-{step:06d}", step=step)
+            if is_last or step % config.checkpoint.every == 0:
+                folder = run.path / "adapters" / f"v{step:06d}"
+                launch.save_adapter(folder, config, model_folder, learner.adapter(step).tensors)
+                tensors, numbers = learner.state()
+                run.checkpoint(Snapshot(step=step, tensors=tensors, state=numbers))
 
-    view.stage("training")
-    train_dpo(run, roles, data, start=saved.step if saved else 0, view=view, after_update=after_update)
+        view.stage("training")
+        start = saved.step if saved else 0
+        train_dpo(run, learner, data, start=start, view=view, after_update=after_update)
     return _summarize(run, data)
 
 
 def _measure_once(
-    run: Run[PreferenceConfig], roles: Roles, data: PreferenceData, view: View, *, name: str, step: int
+    run: Run[PreferenceConfig], learner: AnyLearner, data: PreferenceData, view: View, *, name: str, step: int
 ) -> None:
     if not data.heldout or run.evaluation(name) is not None:
         return
     view.stage(f"held-out preferences: {name}")
-    result = measure(roles, run.config, data, name=name, step=step, on_chunk=view.progress)
+    result = measure(learner, run.config, data, name=name, step=step, on_chunk=view.progress)
     run.write_evaluation(result)
     accuracy = launch.format_accuracy(result["accuracy"])
     view.note(f"held-out, {name}: loss {result['loss']:.4f}, margin {result['margin']:.3f}, accuracy {accuracy}")
 
 
 def _with_reference(
-    run: Run[PreferenceConfig], roles: Roles, data: PreferenceData, folders: Sequence[str], view: View
+    run: Run[PreferenceConfig], learner: AnyLearner, data: PreferenceData, folders: Sequence[str], view: View
 ) -> PreferenceData:
     """The data with the reference's log-probs: computed now, or read if the same were computed before.
 
     Args:
         folders: where the reference's weights come from.
     """
-    role = reference(roles)
     parts = [data.hash, run.config.model.dtype, *_identity(folders)]
-    if role.is_saved:
-        parts.append(adapters.adapter_hash(adapters.read_role(role)))
+    if saved := learner.reference_hash():
+        parts.append(saved)
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     path = run.path / "reference" / f"{key[:16]}.safetensors"
     if not path.is_file():
         view.stage("reference log-probs")
         passes = {
-            name: logprobs(roles, role, examples, chunk=run.config.batch_size, on_chunk=view.progress)
+            name: logprobs(learner, "reference", examples, chunk=run.config.batch_size, on_chunk=view.progress)
             for name, examples in (("train", data.train), ("heldout", data.heldout))
         }
         write_file(path, save_tensors(passes))

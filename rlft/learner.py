@@ -18,12 +18,18 @@ import torch
 from torch import Tensor
 
 from rlft.adapters import ReferenceSource
-from rlft.batch import select, single
+from rlft.batch import mismatched, select, single
 from rlft.config import RunConfig
-from rlft.objectives.advantages import best_and_worst, explained_variance, overlong_penalty, token_advantages
-from rlft.objectives.algorithm import Algorithm
+from rlft.objectives.advantages import (
+    above_or_below,
+    best_and_worst,
+    explained_variance,
+    overlong_penalty,
+    token_advantages,
+)
+from rlft.objectives.algorithm import Algorithm, Preference
 from rlft.objectives.policy import adapted_kl_coef, aggregation_weights, policy_loss, policy_metrics, value_loss
-from rlft.objectives.preference import Preference, preference_loss, preference_metrics
+from rlft.objectives.preference import preference_loss, preference_metrics
 from rlft.ranks import ALONE, Ranks
 from rlft.roles import Roles, lr_factor
 from rlft.types import Adapter, Batch, Group, Metrics
@@ -87,8 +93,8 @@ class Learner:
         needs_old = self.config.updates_per_step > 1 or kl_in_reward
         roles = self.roles
         batch = replace(batch, old_logprobs=roles.logprobs(batch, roles.policy) if needs_old else None)
-        if algorithm.is_pairwise:
-            return replace(batch, advantages=_signs(batch, self._shaped(batch)))
+        if algorithm.preference is not None:
+            return replace(batch, advantages=_labels(algorithm.preference, batch, self._shaped(batch)))
         batch = replace(
             batch,
             ref_logprobs=roles.logprobs(batch, roles.reference) if roles.reference else None,
@@ -116,7 +122,8 @@ class Learner:
         """
         assert batch.advantages is not None
         self.roles.optimizer.zero_grad(set_to_none=True)
-        losses, metrics = self._pairwise(batch) if self.algorithm.is_pairwise else self._policy(batch)
+        preference = self.algorithm.preference
+        losses, metrics = self._policy(batch) if preference is None else self._compare(batch, preference)
         if self.algorithm.needs_critic:
             critic_loss, critic_metrics = self._critic(batch)
             losses.append(critic_loss)
@@ -208,14 +215,17 @@ class Learner:
             metrics["reward/overlong_penalty"] = float((self._shaped(batch) - batch.rewards).mean())
         return [total], metrics
 
-    def _pairwise(self, batch: Batch) -> tuple[list[float], Metrics]:
-        """The preference loss between the best and the worst sample of each group."""
-        preference = Preference(loss=self.algorithm.surrogate, beta=self.algorithm.kl_coef)  # type: ignore[arg-type]
-        signs = _present(batch.advantages)[_first_actions(batch)]
-        batch = select(batch, signs.nonzero().squeeze(1).tolist())
-        if self.roles.reference is not None:
-            batch = replace(batch, ref_logprobs=self.roles.logprobs(batch, self.roles.reference))
-        num_pairs = batch.num_sequences // 2
+    def _compare(self, batch: Batch, preference: Preference) -> tuple[list[float], Metrics]:
+        """The preference loss of the labelled samples."""
+        # A real sample is within the context, so no mismatched one may be longer than the longest of them.
+        longest = max(len(prompt) + len(ids) for prompt, ids in zip(batch.prompt_ids, batch.token_ids, strict=True))
+        roles = self.roles
+        is_labelled = _present(batch.advantages)[_first_actions(batch)] != 0
+        batch = select(batch, is_labelled.nonzero().squeeze(1).tolist())
+        if roles.reference is not None:
+            batch = replace(batch, ref_logprobs=roles.logprobs(batch, roles.reference))
+        kl = 0.0 if preference.is_paired else roles.reference_point(mismatched(batch, max_length=longest))
+        num_examples = batch.num_sequences // 2 if preference.is_paired else batch.num_sequences
 
         def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Metrics]:
             old = _or(part.old_logprobs, logprobs.detach())
@@ -226,21 +236,25 @@ class Learner:
                 ref_logprobs=part.ref_logprobs,
                 sequence_index=part.sequence_index,
                 labels=_present(part.advantages)[_first_actions(part)],
-                num_examples=num_pairs,
+                num_examples=num_examples,
+                kl=kl,
             )
             return value, sums | {
                 "policy/entropy": float(entropy.detach().sum()),
                 "policy/mismatch": float(mismatch.abs().sum()),
             }
 
-        total, parts = self.roles.backward_policy(batch, loss, whole_groups=True, entropy_gradient=False)
+        total, parts = roles.backward_policy(batch, loss, whole_groups=preference.is_paired, entropy_gradient=False)
+        num_chosen = int((_present(batch.advantages)[_first_actions(batch)] > 0).sum())
         metrics = preference_metrics(
             parts,
-            num_examples=num_pairs,
-            num_chosen=num_pairs,
-            num_rejected=num_pairs,
+            num_examples=num_examples,
+            num_chosen=num_chosen,
+            num_rejected=batch.num_sequences - num_chosen,
             num_actions=batch.sequence_index.numel(),
         )
+        if not preference.is_paired:
+            metrics["preference/z0"] = kl
         return [total], {"policy/loss": total, **metrics}
 
     def _critic(self, batch: Batch) -> tuple[float, Metrics]:
@@ -278,12 +292,18 @@ def has_gradient(algorithm: Algorithm, batch: Batch) -> bool:
     return bool(batch.advantages[included].any()) or in_loss or algorithm.entropy_coef > 0 or algorithm.needs_critic
 
 
-def _signs(batch: Batch, rewards: Tensor) -> Tensor:
-    """1 on the actions of each group's best sequence, -1 on those of its worst, 0 elsewhere, (A,)."""
-    signs = torch.zeros(batch.num_sequences)
-    for best, worst in best_and_worst(rewards, batch.group_index):
-        signs[best], signs[worst] = 1.0, -1.0
-    return signs[batch.sequence_index]
+def _labels(preference: Preference, batch: Batch, rewards: Tensor) -> Tensor:
+    """1 on the actions of sequences that the rewards prefer, -1 on those they reject, 0 on those left out, (A,).
+
+    Of a group: the best and the worst for losses of pairs, else those above and those below its mean.
+    """
+    if preference.is_paired:
+        labels = torch.zeros(batch.num_sequences)
+        for best, worst in best_and_worst(rewards, batch.group_index):
+            labels[best], labels[worst] = 1.0, -1.0
+    else:
+        labels = above_or_below(rewards, batch.group_index)
+    return labels[batch.sequence_index]
 
 
 def _included(batch: Batch, mask_truncated: bool) -> Tensor:

@@ -1,95 +1,25 @@
-"""A learner in several processes: Ray actors, each with a whole `Learner` that takes its share of every batch.
-
-All of them make the same call at the same time and exchange sums (`ranks`); the first one's answer counts. A process
-that dies or stops answering ends the group with an error that names it, since the others cannot go on without it.
-"""
+"""Learners in several processes: `learner_processes.py` with the methods of `Learner` and of `PreferenceLearner`."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from rlft.adapters import ReferenceSource, adapter_hash
-from rlft.cluster import Cluster, node_address
+from rlft.adapters import ReferenceSource
 from rlft.config import RunConfig
 from rlft.learner import Learner, has_gradient
-from rlft.memory import keep_freed_memory
-from rlft.ranks import Ranks
+from rlft.learner_processes import LIMIT, LearnerProcesses
+from rlft.preference_config import PreferenceConfig
+from rlft.preference_learner import PreferenceLearner, RoleName
 from rlft.types import Adapter, Batch, Group, Metrics
 
-LIMIT = timedelta(minutes=30)
-"""How long a process waits for another one in an exchange, and the driver for all of them to start."""
-GRACE_S = 5.0
-"""How long, after one process failed, the others are heard: its failure may follow from theirs."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What one process answers to a call."""
-
-    result: Any
-    """What the learner's method returned, in the first process."""
-    numbers: Mapping[str, Any]
-    """The learner's plain numbers after the call."""
-    digest: str
-    """Hash of the tensors in the result; all processes must have the same."""
-
-
-class LearnerWorker:
-    """One process of the group."""
-
-    def open_store(self, *, is_private: bool) -> tuple[str, int]:
-        """In the first process: where the others meet it."""
-        host = "127.0.0.1" if is_private else node_address()
-        listener = socket.create_server((host, 0))
-        port = listener.getsockname()[1]
-        self._store = TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-        return host, port
-
-    def start(
-        self,
-        ranks: Ranks,
-        address: tuple[str, int],
-        limit: timedelta,
-        config: RunConfig,
-        model_folder: Path | str,
-        warm_start: Mapping[str, Tensor] | None,
-        reference: ReferenceSource | None,
-    ) -> None:
-        """Meet the other processes and load the learner.
-
-        Raises:
-            ValueError: see `Learner`.
-        """
-        keep_freed_memory()
-        if ranks.size > 1:
-            store = self._store if ranks.rank == 0 else TCPStore(*address, is_master=False, timeout=limit)
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=limit)
-        self._ranks = ranks
-        self.learner = Learner(config, model_folder, warm_start=warm_start, reference=reference, ranks=ranks)
-
-    def call(self, method: str, *arguments: Any) -> Answer:
-        """Call a method of the learner, as all processes do now."""
-        result = getattr(self.learner, method)(*arguments)
-        return Answer(
-            result=result if self._ranks.rank == 0 else None,
-            numbers={"num_updates": self.learner.num_updates, "kl_coef": self.learner.kl_coef},
-            digest=_digest(method, result),
-        )
-
-
-class LearnerGroup:
-    """`Learner`, in `learner.workers` processes."""
+class LearnerGroup(LearnerProcesses):
+    """`Learner`, in `learner.workers` processes; its methods raise what `LearnerProcesses.call` does."""
 
     def __init__(
         self,
@@ -100,148 +30,125 @@ class LearnerGroup:
         reference: ReferenceSource | None = None,
         limit: timedelta = LIMIT,
     ) -> None:
-        """Start the processes and load the learner in each of them; see `Learner`.
-
-        Raises:
-            ValueError: see `Learner`.
-            RuntimeError: they did not start within `limit`, or failed.
-        """
-        self._config = config
-        self._cluster = Cluster(config)
-        self._ray = self._cluster.ray
+        """See `Learner` and `LearnerProcesses`."""
+        self._algorithm = config.algorithm
         self.num_updates = 0
-        self.kl_coef = config.algorithm.kl_coef
-        size = config.learner.workers
-        self._workers = self._start_workers(size)
-        opened = self._workers[0].open_store.remote(is_private=not config.ray_address)
-        address = self._answers([opened], limit)[0]
-        shared = [self._ray.put(part) for part in (config, model_folder, warm_start, reference)]
-        places = [Ranks(rank, size) for rank in range(size)]
-        self._answers(
-            [w.start.remote(place, address, limit, *shared) for w, place in zip(self._workers, places, strict=True)],
-            limit,
+        super().__init__(
+            Learner,
+            config,
+            processes=config.processes,
+            limit=limit,
+            model_folder=model_folder,
+            warm_start=warm_start,
+            reference=reference,
         )
 
     def scores(self, groups: Sequence[Group]) -> list[list[list[float]]]:
-        """See `Learner`; this and the other methods raise a RuntimeError that names the process that failed."""
-        result: list[list[list[float]]] = self._call("scores", groups)
+        """See `Learner`."""
+        result: list[list[list[float]]] = self.call("scores", groups)
         return result
 
     def logprobs_of(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
         """See `Learner`."""
-        result: list[float] = self._call("logprobs_of", prompt_ids, token_ids)
+        result: list[float] = self.call("logprobs_of", prompt_ids, token_ids)
         return result
 
     def annotate(self, batch: Batch) -> Batch:
         """See `Learner`."""
-        result: Batch = self._call("annotate", batch)
+        result: Batch = self.call("annotate", batch)
         return result
 
     def update(self, batch: Batch) -> Metrics:
         """See `Learner`."""
-        result: Metrics = self._call("update", batch)
+        result: Metrics = self.call("update", batch)
+        self.num_updates += not result["policy/skipped"]
         return result
 
     def has_gradient(self, batch: Batch) -> bool:
         """See `Learner`."""
-        return has_gradient(self._config.algorithm, batch)
+        return has_gradient(self._algorithm, batch)
 
     def adapter(self, version: int) -> Adapter:
-        """See `Learner`.
-
-        Raises:
-            RuntimeError: a process holds other weights than the first one.
-        """
-        result: Adapter = self._call("adapter", version)
+        """See `Learner`."""
+        result: Adapter = self.call("adapter", version)
         return result
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See `Learner`.
-
-        Raises:
-            RuntimeError: a process holds other weights or another optimizer state than the first one.
-        """
-        result: tuple[dict[str, Tensor], dict[str, Any]] = self._call("state")
+        """See `Learner`."""
+        result: tuple[dict[str, Tensor], dict[str, Any]] = self.call("state")
         return result
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """See `Learner`."""
-        self._call("load_state", tensors, numbers)
+        self.num_updates = numbers["num_updates"]
+        self.call("load_state", tensors, numbers)
 
-    def close(self) -> None:
-        """End the processes."""
-        for worker in self._workers:
-            self._ray.kill(worker)
-        self._workers = []
-        self._cluster.close()
 
-    def _start_workers(self, size: int) -> list[Any]:
-        learner = self._config.learner
-        env = {} if learner.gpus_per_worker else {"CUDA_VISIBLE_DEVICES": ""}
-        if not self._config.ray_address:  # nobody outside of this machine is to reach them
-            env["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-        actor = self._cluster.actor(LearnerWorker, threads=learner.threads, gpus=learner.gpus_per_worker, env=env)
-        return [actor.remote() for _ in range(size)]
+class PreferenceGroup(LearnerProcesses):
+    """`PreferenceLearner`, in `learner.workers` processes; its methods raise what `LearnerProcesses.call` does."""
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        shared = [self._ray.put(argument) for argument in arguments]
-        answers: list[Answer] = self._answers([worker.call.remote(method, *shared) for worker in self._workers])
-        first = answers[0]
-        self.num_updates, self.kl_coef = first.numbers["num_updates"], first.numbers["kl_coef"]
-        # Weights that are split exist once: only the first process has them whole, and none could differ from it.
-        if self._config.adapter.kind != "full":
-            for rank, answer in enumerate(answers):
-                if answer.digest != first.digest:
-                    raise RuntimeError(
-                        f"after update {self.num_updates} learner process {rank} holds other numbers than process 0 "
-                        f"({method}: {answer.digest[:12]} instead of {first.digest[:12]}), so they no longer train the "
-                        "same policy; look for different GPUs or libraries among them. `rlft resume` continues from "
-                        "the last checkpoint"
-                    )
-        return first.result
+    def __init__(
+        self,
+        config: PreferenceConfig,
+        model_folder: Path | str,
+        *,
+        max_length: int,
+        start: Mapping[str, Tensor] | None = None,
+        reference: ReferenceSource | None = None,
+    ) -> None:
+        """See `PreferenceLearner` and `LearnerProcesses`."""
+        super().__init__(
+            PreferenceLearner,
+            config,
+            processes=config.learner.processes,
+            model_folder=model_folder,
+            max_length=max_length,
+            start=start,
+            reference=reference,
+        )
 
-    def _answers(self, calls: Sequence[Any], limit: timedelta | None = None) -> list[Any]:
-        """What the processes answer, in order of rank; the first failure ends all of them."""
-        errors = self._ray.exceptions
-        answers: dict[int, Any] = {}
-        failed: dict[int, BaseException] = {}
-        pending = {call: rank for rank, call in enumerate(calls)}
-        wait_s = limit.total_seconds() if limit else None
-        while pending:
-            done, _ = self._ray.wait(list(pending), num_returns=1, timeout=GRACE_S if failed else wait_s)
-            if not done:
-                break
-            rank = pending.pop(done[0])
-            try:
-                answers[rank] = self._ray.get(done[0])
-            except errors.RayTaskError as error:
-                failed[rank] = error.cause
-            except errors.RayError as error:
-                self.close()
-                raise RuntimeError(
-                    f"{self._name(rank)} died; `rlft resume` continues from the last checkpoint. What Ray says: {error}"
-                ) from error
-        if not failed and not pending:
-            return [answers[rank] for rank in sorted(answers)]
-        self.close()
-        silent = f"; no answer from {', '.join(self._name(rank) for rank in pending.values())}" if pending else ""
-        if not failed:
-            learner = self._config.learner
-            raise RuntimeError(
-                f"the learner did not start within {wait_s:.0f} s{silent}; besides the rollout workers the cluster has "
-                f"to offer learner.workers={learner.workers} times the CPUs of learner.threads={learner.threads} (one, "
-                f"where it was not joined) and learner.gpus_per_worker={learner.gpus_per_worker} GPUs"
-            )
-        rank, cause = next(iter(failed.items()))
-        if isinstance(cause, ValueError):
-            raise cause  # a mistake of the user, as if it had been found here
-        raise RuntimeError(
-            f"{self._name(rank)} failed ({type(cause).__name__}: {cause}){silent}; `rlft resume` continues from the "
-            "last checkpoint"
-        ) from cause
+    def annotate(self, batch: Batch) -> tuple[Batch, float]:
+        """See `PreferenceLearner`."""
+        result: tuple[Batch, float] = self.call("annotate", batch)
+        return result
 
-    def _name(self, rank: int) -> str:
-        return f"learner process {rank} of {self._config.learner.workers}"
+    def update(self, batch: Batch, kl: float, factor: float) -> Metrics:
+        """See `PreferenceLearner`."""
+        result: Metrics = self.call("update", batch, kl, factor)
+        return result
+
+    def logprobs(self, batch: Batch, role: RoleName) -> Tensor:
+        """See `PreferenceLearner`."""
+        result: Tensor = self.call("logprobs", batch, role)
+        return result
+
+    def reference_point(self, batch: Batch) -> float:
+        """See `PreferenceLearner`."""
+        result: float = self.call("reference_point", batch)
+        return result
+
+    def reference_hash(self) -> str:
+        """See `PreferenceLearner`."""
+        result: str = self.call("reference_hash")
+        return result
+
+    def drop_reference(self) -> None:
+        """See `PreferenceLearner`."""
+        self.call("drop_reference")
+
+    def adapter(self, version: int) -> Adapter:
+        """See `PreferenceLearner`."""
+        result: Adapter = self.call("adapter", version)
+        return result
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `PreferenceLearner`."""
+        result: tuple[dict[str, Tensor], dict[str, Any]] = self.call("state")
+        return result
+
+    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """See `PreferenceLearner`."""
+        self.call("load_state", tensors, numbers)
 
 
 def make_learner(
@@ -252,11 +159,18 @@ def make_learner(
     reference: ReferenceSource | None,
 ) -> Learner | LearnerGroup:
     """The learner in this process, or in as many as the config says."""
-    kind = LearnerGroup if config.learner.is_group else Learner
+    kind = LearnerGroup if config.learner.processes else Learner
     return kind(config, model_folder, warm_start=warm_start, reference=reference)
 
 
-def _digest(method: str, result: Any) -> str:
-    if method == "adapter":
-        return str(result.hash)
-    return adapter_hash(result[0]) if method == "state" else ""
+def make_preference_learner(
+    config: PreferenceConfig,
+    model_folder: Path | str,
+    *,
+    max_length: int,
+    start: Mapping[str, Tensor] | None,
+    reference: ReferenceSource | None,
+) -> PreferenceLearner | PreferenceGroup:
+    """Likewise for `rlft dpo`."""
+    kind = PreferenceGroup if config.learner.processes else PreferenceLearner
+    return kind(config, model_folder, max_length=max_length, start=start, reference=reference)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlft.config import BaseRunConfig, CheckpointConfig, LearnerConfig, Strict
-from rlft.objectives.preference import Preference
+from rlft.objectives.algorithm import Preference
 
 
 class PreferenceDataConfig(Strict):
@@ -48,6 +48,8 @@ class PreferenceConfig(BaseRunConfig):
     """Pairs per optimizer update; for kto completions."""
     learner: LearnerConfig = LearnerConfig()  # type: ignore[call-arg]
     """The optimizer."""
+    ray_address: str = ""
+    """Address of a Ray cluster to join with learner.workers; empty starts a private one on this machine."""
     checkpoint: CheckpointConfig = CheckpointConfig(every=50)
     """Snapshots; a step is an update."""
 
@@ -57,8 +59,6 @@ class PreferenceConfig(BaseRunConfig):
             raise ValueError("adapter.kind: head trains no policy, only a reward model's output; use lora or full")
         if self.reference and not self.preference.needs_reference:
             raise ValueError(f"reference is set, but loss {self.preference.loss!r} compares with none; leave it out")
-        if self.learner.is_group:
-            raise ValueError("learner.workers and learner.gpus_per_worker are for RL; `rlft dpo` trains in one process")
         if not self.preference.is_paired and self.batch_size < 2:
             raise ValueError(
                 "batch_size is 1, but kto estimates its KL from other prompts' completions; use at least 2"

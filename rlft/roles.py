@@ -21,6 +21,7 @@ from rlft import model as models
 from rlft.batch import even_microbatches, pack, select
 from rlft.config import AdapterConfig, LearnerConfig, ModelConfig, RewardConfig
 from rlft.lean_decoder import lay_out_weights
+from rlft.objectives.preference import kto_reference_point, sequence_sums
 from rlft.ranks import ALONE, Ranks
 from rlft.reward_model import RewardModel, add_reward_model, conversations
 from rlft.types import Adapter, Batch, Message, Metrics
@@ -125,6 +126,17 @@ class Roles:
         critic = self._critic()
         with torch.no_grad(), adapters.active(critic):
             return self._collect(batch, lambda part: self._token_values(critic, part))
+
+    def reference_point(self, batch: Batch | None) -> float:
+        """KTO's z0 of mismatched sequences (`batch.mismatched`): what the policy gained on them over the reference.
+
+        0, its lowest value, where there are none.
+        """
+        if batch is None:
+            return 0.0
+        assert self.reference is not None
+        ratios = self.logprobs(batch, self.policy) - self.logprobs(batch, self.reference)
+        return kto_reference_point(sequence_sums(ratios, batch.sequence_index, batch.num_sequences))
 
     def scores(self, model: RewardModel, groups: Sequence[Sequence[Sequence[Message]]]) -> list[list[float]]:
         """The reward model's scores of groups of conversations; no gradient."""

@@ -17,6 +17,7 @@ from trl.rewards import get_soft_overlong_punishment
 from rlft.batch import collate
 from rlft.objectives.advantages import (
     STD_EPSILON,
+    above_or_below,
     best_and_worst,
     explained_variance,
     gae,
@@ -471,6 +472,14 @@ def test_the_overlong_penalty_is_that_of_trl(max_new_tokens: int) -> None:
     ours = overlong_penalty(torch.tensor(lengths), max_new_tokens=max_new_tokens).tolist()
     assert min(ours) == -1
     assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_above_or_below_by_hand() -> None:
+    # Means 0.2 (of which float32 makes something else), 0.5 and 1/3.
+    rewards = torch.tensor([0.1, 0.2, 0.3, 0.5, 0.5, 0.0, 0.0, 1.0])
+    group = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    assert above_or_below(rewards, group).tolist() == [-1, 0, 1, 0, 0, -1, -1, 1]
+    assert above_or_below(rewards, torch.arange(8)).tolist() == [0] * 8
 
 
 def test_best_and_worst_by_hand() -> None:

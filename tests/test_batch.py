@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -22,15 +23,17 @@ from rlft.batch import (
     even_microbatches,
     microbatches,
     minibatches,
+    mismatched,
     pack,
     packed_length,
     select,
+    unscored,
 )
 from rlft.model import token_logprobs
 from rlft.objectives.advantages import best_and_worst, token_advantages
 from rlft.objectives.algorithm import Algorithm
 from rlft.objectives.policy import aggregation_weights, policy_loss
-from rlft.objectives.preference import Preference, preference_loss
+from rlft.objectives.preference import preference_loss
 from rlft.objectives.presets import PRESETS
 from rlft.types import Abstain, Batch, Failed, Group
 from tests.fakes import made_up_group
@@ -471,7 +474,7 @@ def annotated(algorithm: Algorithm, groups: list[Group]) -> Batch:
         old_logprobs=old,
         ref_logprobs=ref,
     )
-    if algorithm.is_pairwise:
+    if algorithm.preference:
         signs = torch.zeros(batch.num_sequences, dtype=torch.float64)
         for best, worst in best_and_worst(batch.rewards, batch.group_index):
             signs[best], signs[worst] = 1, -1
@@ -501,12 +504,12 @@ def loss_and_gradients(
     batch = annotated(algorithm, groups)
     model.zero_grad()
     total = 0.0
-    for sequences in microbatches(batch, tokens, whole_groups=algorithm.is_pairwise):
+    for sequences in microbatches(batch, tokens, whole_groups=algorithm.preference is not None):
         part = select(batch, sequences)
         logprobs, entropy = token_logprobs(model, pack(part), 1.0)
-        if algorithm.is_pairwise:
+        if algorithm.preference:
             loss, _ = preference_loss(
-                Preference(loss=algorithm.surrogate, beta=algorithm.kl_coef),
+                algorithm.preference,
                 logprobs=logprobs,
                 ref_logprobs=part.ref_logprobs,
                 sequence_index=part.sequence_index,
@@ -570,3 +573,57 @@ def test_loss_and_gradient_do_not_depend_on_cut_and_order(name: str) -> None:
         other_loss, other = loss_and_gradients(model, LOSSES[name], changed, tokens)
         assert other_loss == pytest.approx(loss, abs=1e-9)
         assert largest_difference(other, expected) < 1e-9
+
+
+# Mismatched
+
+
+def test_a_mismatched_completion_is_cut_to_what_fits() -> None:
+    made = mismatched(completions([(3, 2), (1, 6), (2, 3)]), max_length=7)
+    assert made is not None
+    lengths = zip(map(len, made.prompt_ids), map(len, made.token_ids), strict=True)
+    assert list(lengths) == [(3, 3), (1, 2), (2, 5)]
+    assert made.sequence_index.tolist() == [0] * 3 + [1] * 2 + [2] * 5
+    assert len(made.rollout_logprobs) == 10
+
+
+def completions(lengths: Sequence[tuple[int, int]]) -> Batch:
+    """Sequences with prompts and completions of these lengths, each of a prompt of its own."""
+    return unscored(
+        tuple((1,) * prompt for prompt, _ in lengths),
+        tuple((2,) * completion for _, completion in lengths),
+        tuple((True,) * completion for _, completion in lengths),
+        torch.arange(len(lengths)),
+    )
+
+
+def test_a_mismatched_episode_brings_its_observations() -> None:
+    masks = ((True, False, False, True), (True, True))
+    batch = unscored(((1,), (2,)), ((5, 6, 7, 8), (3, 4)), masks, torch.arange(2))
+    made = mismatched(batch, max_length=4)
+    assert made is not None
+    assert made.token_ids == ((3, 4), (5, 6, 7))
+    assert made.action_mask == ((True, True), (True, False, False))
+    assert made.sequence_index.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    ["ab", "aabb", "abab", "aabbccdd", "aabc", "abbbcd", "aaab", "baaaa", "cabaaa", "abcdefg", "aabbccaa"],
+)
+def test_a_mismatched_completion_is_one_of_another_prompt(prompts: str) -> None:
+    batch = unscored(
+        tuple((ord(name),) for name in prompts),
+        tuple((ord(name), index) for index, name in enumerate(prompts)),
+        ((True, True),) * len(prompts),
+        torch.arange(len(prompts)),
+    )
+    made = mismatched(batch, max_length=9)
+    assert made is not None
+    assert made.prompt_ids == batch.prompt_ids
+    assert all(ids[0] != prompt[0] for ids, prompt in zip(made.token_ids, made.prompt_ids, strict=True))
+    if 2 * max(map(prompts.count, prompts)) <= len(prompts):
+        assert len(set(made.token_ids)) == len(prompts)
+    again = mismatched(batch, max_length=9)
+    assert again is not None
+    assert again.token_ids == made.token_ids

@@ -41,7 +41,7 @@ def reserved(cluster: Cluster, threads: int) -> int:
 def test_on_a_joined_cluster_workers_reserve_a_cpu_for_each_thread(
     make_config: MakeConfig, started: list[dict[str, Any]]
 ) -> None:
-    cluster = Cluster(make_config("backend=ray", "ray_address=10.0.0.1:6379"))
+    cluster = Cluster("10.0.0.1:6379", processes=1)
     assert [reserved(cluster, threads) for threads in (1, 8)] == [1, 8]
     assert started[0]["address"] == "10.0.0.1:6379"
     assert "num_cpus" not in started[0]  # which are its own
@@ -51,6 +51,6 @@ def test_a_private_cluster_has_room_for_all_whatever_the_machine_has(
     make_config: MakeConfig, started: list[dict[str, Any]]
 ) -> None:
     config = make_config("backend=ray", "rollout.workers=2", "rollout.threads=64", "learner.workers=3")
-    cluster = Cluster(config)
+    cluster = Cluster("", processes=config.processes)
     needed = 2 * reserved(cluster, config.rollout.threads) + 3 * reserved(cluster, config.learner.threads)
     assert started[0]["num_cpus"] == needed == 5

@@ -127,7 +127,6 @@ def test_a_missing_file_suggests_its_neighbour(write: Any, tmp_path: Path) -> No
     [
         ("samples_per_task: 1\n", "samples_per_task is 1.*use at least 2"),
         ("tasks_per_step: 8\nupdates_per_step: 3\n", r"updates_per_step \(3\) must divide tasks_per_step \(8\)"),
-        ("evaluation: {reward: exact_anser}\n", "[Dd]id you mean 'exact_answer'"),
         ("    name: exact_answer\n", "'exact_answer' stands twice"),
         ("algorithm: {kl: none}\n", "algorithm.kl_coef is set but algorithm.kl is 'none'"),
         ("algorithm: {kl: k1}\n", "expected gradient of 0"),  # grpo's row has its KL in the loss

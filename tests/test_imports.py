@@ -46,7 +46,7 @@ LAYERS = [
     {"rlft.adapters"},
     {"rlft.reward_model"},
     {"rlft.roles", "rlft.rollout", "rlft.reward"},
-    {"rlft.learner"},
+    {"rlft.learner", "rlft.preference_learner", "rlft.learner_processes"},
     {"rlft.learner_group"},
     {"rlft.step_rollouts"},
     {"rlft.train_rl", "rlft.train_sft", "rlft.train_dpo", "rlft.train_reward", "rlft.evaluate", "rlft.env_check"},

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from rlft import adapters
 from rlft import model as models
-from rlft.batch import collate, minibatches, pack
+from rlft.adapters import ReferenceSource
+from rlft.batch import collate, minibatches, pack, single
 from rlft.config import AdapterConfig
 from rlft.learner import Learner
 from rlft.objectives.presets import PRESETS
@@ -157,7 +158,7 @@ def test_a_steered_coefficient_is_restored(tiny_model: Path) -> None:
     assert one["policy/kl_coef"] != PRESETS["grpo"].kl_coef
 
 
-@pytest.mark.parametrize("surrogate", ["sigmoid", "simpo", "orpo"])
+@pytest.mark.parametrize("surrogate", ["sigmoid", "simpo", "orpo", "kto"])
 def test_pairs_are_compared_with_the_policy_that_sampled_them(tiny_model: Path, surrogate: str) -> None:
     # The second update of a step finds another policy than the engine had; that is no mismatch.
     learner = make_learner(
@@ -166,7 +167,7 @@ def test_pairs_are_compared_with_the_policy_that_sampled_them(tiny_model: Path, 
         updates_per_step=2,
         learner={"threads": 1, "lr": 0.05},
     )
-    assert (learner.roles.reference is None) == (surrogate != "sigmoid")
+    assert (learner.roles.reference is None) == (surrogate in ("simpo", "orpo"))
     batch = made_up_batch()
     exact = learner.roles.logprobs(batch, learner.roles.policy)
     batch = learner.annotate(replace(batch, rollout_logprobs=exact))
@@ -174,6 +175,56 @@ def test_pairs_are_compared_with_the_policy_that_sampled_them(tiny_model: Path, 
     assert [m["policy/mismatch"] for m in metrics] == pytest.approx([0.0, 0.0], abs=1e-6)
     assert metrics[0]["policy/loss"] > 0
     assert differing(learner.adapter(1).tensors, make_learner(tiny_model).adapter(0).tensors)
+
+
+def sums_of(learner: Learner, prompt: tuple[int, ...], ids: tuple[int, ...]) -> float:
+    """log pi - log pi_ref of these tokens behind the prompt."""
+    roles = learner.roles
+    assert roles.reference is not None
+    alone = single(prompt, ids)
+    return float((roles.logprobs(alone, roles.policy) - roles.logprobs(alone, roles.reference)).sum())
+
+
+def test_ranked_samples_enter_kto_by_its_formula(tiny_model: Path) -> None:
+    algorithm = {"preset": "online_dpo", "surrogate": "kto", "kl_coef": 0.5}
+    config = tiny_config(tiny_model, algorithm=algorithm)
+    base = ReferenceSource(folder=str(tiny_model))
+    learner = Learner(config, tiny_model, warm_start=random_tensors(tiny_model), reference=base)
+    groups = [
+        made_up_group([1.0, 0.0, 0.5], task_id="a", prompt_length=4, lengths=[3, 1, 5]),  # the last is at the mean
+        made_up_group([0.5, 0.5], task_id="b", prompt_length=2, lengths=[2, 6]),  # nothing to rank
+        made_up_group([0.1, 0.1, 0.4], task_id="c", prompt_length=5, lengths=[2, 4, 3]),
+    ]
+    batch = collate(groups)
+    prompts, ids = batch.prompt_ids, batch.token_ids
+    metrics = learner.update(learner.annotate(batch))
+
+    learner = Learner(config, tiny_model, warm_start=random_tensors(tiny_model), reference=base)
+    labels = {0: 1, 1: -1, 5: -1, 6: -1, 7: 1}
+    # Two prompts, with two and three samples: each takes the other's, from the front where they are fewer.
+    other = {0: 5, 1: 6, 5: 0, 6: 1, 7: 0}
+    # No longer than the longest sample: 9 tokens.
+    mismatched = {s: sums_of(learner, prompts[s], ids[t][: 9 - len(prompts[s])]) for s, t in other.items()}
+    z0 = max(0.0, sum(mismatched.values()) / len(mismatched))
+    rewards = {s: 0.5 * sums_of(learner, prompts[s], ids[s]) for s in labels}
+    losses = [1 - 1 / (1 + math.exp(-label * (rewards[s] - 0.5 * z0))) for s, label in labels.items()]
+    assert z0 > 0
+    assert metrics["preference/z0"] == pytest.approx(z0, abs=1e-5)
+    assert metrics["policy/loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert metrics["preference/reward_chosen"] == pytest.approx((rewards[0] + rewards[7]) / 2, abs=1e-5)
+    assert metrics["preference/reward_rejected"] == pytest.approx((rewards[1] + rewards[5] + rewards[6]) / 3, abs=1e-5)
+
+
+def test_ranked_pairs_enter_cdpo_by_its_formula(tiny_model: Path) -> None:
+    algorithm = {"preset": "online_dpo", "label_smoothing": 0.2}
+    config = tiny_config(tiny_model, algorithm=algorithm)
+    base = ReferenceSource(folder=str(tiny_model))
+    learner = Learner(config, tiny_model, warm_start=random_tensors(tiny_model), reference=base)
+    batch = collate([made_up_group([0.5, 0.0, 1.0], prompt_length=4, lengths=[3, 1, 5])])
+    prompt, ids = batch.prompt_ids[0], batch.token_ids
+    delta = 0.1 * (sums_of(learner, prompt, ids[2]) - sums_of(learner, prompt, ids[1]))
+    expected = 0.8 * math.log1p(math.exp(-delta)) + 0.2 * math.log1p(math.exp(delta))
+    assert learner.update(learner.annotate(batch))["policy/loss"] == pytest.approx(expected, abs=1e-5)
 
 
 # Microbatches

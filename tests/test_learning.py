@@ -95,9 +95,10 @@ def train(config: RunConfig, folder: Path, reference: ReferenceSource | None = N
 
 def config_of(folder: Path, algorithm: str, *, steps: int, updates: int = 1, **changes: Any) -> RunConfig:
     lr, samples = changes.pop("lr", 0.01), changes.pop("samples", 16)
+    choices = {name: changes.pop(name) for name in ("surrogate", "label_smoothing") if name in changes}
     return tiny_config(
         folder,
-        algorithm={"preset": algorithm},
+        algorithm={"preset": algorithm, **choices},
         seed=1,
         steps=steps,
         tasks_per_step=4,
@@ -128,6 +129,8 @@ RUNS: list[tuple[str, dict[str, Any]]] = [
     ("cispo", {"steps": 15, "updates": 2}),
     ("maxrl", {"steps": 20}),
     ("online_dpo", {"steps": 30}),  # two samples of sixteen are used
+    ("online_dpo", {"steps": 30, "surrogate": "kto"}),
+    ("online_dpo", {"steps": 30, "label_smoothing": 0.1}),
 ]
 
 

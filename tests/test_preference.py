@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import DPOTrainer, KTOTrainer
 
+from rlft.objectives.algorithm import Preference
 from rlft.objectives.preference import (
-    Preference,
     _log1mexp,
     example_losses,
     is_right,

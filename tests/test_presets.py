@@ -19,7 +19,7 @@ from torch import Tensor
 from rlft.objectives.advantages import best_and_worst, overlong_penalty, token_advantages
 from rlft.objectives.algorithm import Algorithm
 from rlft.objectives.policy import aggregation_weights, policy_loss
-from rlft.objectives.preference import Preference, preference_loss
+from rlft.objectives.preference import preference_loss
 from rlft.objectives.presets import PRESETS, preset_fields
 
 GRPO = PRESETS["grpo"]
@@ -274,13 +274,13 @@ def our_loss(algorithm: Algorithm, made: Made) -> tuple[Tensor, float]:
     rewards = torch.tensor(REWARDS)
     if algorithm.overlong == "penalize":
         rewards = rewards + overlong_penalty(torch.tensor(LENGTHS), max_new_tokens=MAX_NEW_TOKENS)
-    if algorithm.is_pairwise:
+    if algorithm.preference:
         labels = torch.zeros(len(LENGTHS))
         for best, worst in best_and_worst(rewards, group):
             labels[best], labels[worst] = 1, -1
         kept = labels[index] != 0
         loss, _ = preference_loss(
-            Preference(loss=algorithm.surrogate, beta=algorithm.kl_coef),
+            algorithm.preference,
             logprobs=made.new[kept],
             ref_logprobs=made.ref[kept],
             sequence_index=torch.unique(index[kept], return_inverse=True)[1],
@@ -352,7 +352,7 @@ def test_what_a_row_needs(name: str, needs: str) -> None:
         "critic": row.needs_critic,
         "reference": row.needs_reference,
         "groups": row.is_group_relative,
-        "pairs": row.is_pairwise,
+        "pairs": row.preference is not None,
     }
     assert {flag for flag, is_set in flags.items() if is_set} == set(needs.split())
 
@@ -373,7 +373,7 @@ def test_only_group_relative_rows_do_not_see_a_shift_of_a_group_s_rewards() -> N
     rewards, zeros = torch.tensor(REWARDS), torch.zeros(len(index))
     shift = torch.tensor([5.0, -3.0])[group]
     for name, row in PRESETS.items():
-        if row.is_pairwise or row.needs_critic or name == "maxrl":
+        if row.preference or row.needs_critic or name == "maxrl":
             continue
         plain, shifted = (
             token_advantages(
@@ -411,6 +411,13 @@ REFUSED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ({**PAIRWISE, "overlong": "mask"}, "use overlong: penalize", {"overlong": "penalize"}),
     ({**PAIRWISE, "advantage_clip": 1.0}, "advantage_clip: 0", {"advantage_clip": 0}),
     ({**PAIRWISE, "reward_coef": 0.0}, "reward_coef: 1", {"reward_coef": 1}),
+    ({**PAIRWISE, "label_smoothing": 0.5}, r"label_smoothing must lie in \[0, 0.5\)", {"label_smoothing": 0.4}),
+    (
+        {**PAIRWISE, "surrogate": "kto", "label_smoothing": 0.1},
+        "goes with surrogate: sigmoid",
+        {"surrogate": "sigmoid"},
+    ),
+    ({"label_smoothing": 0.1}, "goes with surrogate: sigmoid", {"label_smoothing": 0}),
     ({**PAIRWISE, "kl_target": 0.1}, "kl_target needs a KL term", {"kl_target": 0}),
     ({"kl": "k1"}, "use k2 or k3 in the loss, or kl_in: reward", {"kl_in": "reward"}),
     (

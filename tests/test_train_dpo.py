@@ -27,11 +27,12 @@ from rlft import train_dpo as loop
 from rlft.adapters import ReferenceSource
 from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
 from rlft.learner import Learner
-from rlft.objectives.preference import Preference
+from rlft.objectives.algorithm import Preference
 from rlft.preference_config import PreferenceConfig, PreferenceDataConfig
-from rlft.preference_data import Example, PreferenceData, load
-from rlft.roles import Roles
+from rlft.preference_data import PreferenceData, load, make_batch
+from rlft.preference_learner import PreferenceLearner
 from rlft.run import Run
+from rlft.types import Batch
 from rlft.view import View
 from tests.fakes import read_lines, read_metrics, read_result, save_tiny_model, tiny_config
 from tests.test_preference import experimental, trainer_for
@@ -110,23 +111,35 @@ def trl_is_quiet() -> Iterator[None]:
         yield
 
 
+def learner_of(
+    folder: Path,
+    preference: Preference,
+    adapter: AdapterConfig,
+    settings: LearnerConfig,
+    *,
+    reference: ReferenceSource | None = None,
+) -> PreferenceLearner:
+    """A learner of this loss, in float32."""
+    config = PreferenceConfig(
+        name="tiny",
+        model=FLOAT32,
+        adapter=adapter,
+        data=PreferenceDataConfig(source=""),  # type: ignore[call-arg]
+        preference=preference,
+        learner=settings,
+    )
+    return PreferenceLearner(config, folder, max_length=256, reference=reference)
+
+
 def own_update(
     policy: Path, base: Path, preference: Preference, data: PreferenceData
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """(metrics, gradients) of one update of all weights on all of the data, in its order."""
-    learner = LearnerConfig(threads=1, tokens_per_microbatch=60, max_grad_norm=1e9)
-    roles = Roles(
-        policy,
-        FLOAT32,
-        AdapterConfig(kind="full"),
-        learner,
-        seed=0,
-        with_reference=preference.needs_reference,
-        reference=ReferenceSource(folder=str(base)),
-    )
-    batch, kl = loop.annotate(roles, preference, data.train, max_length=data.max_length)
-    metrics = loop.update(roles, preference, batch, kl=kl, factor=1.0)
-    gradients = {name: p.grad.clone() for name, p in roles.model.named_parameters() if p.grad is not None}
+    settings = LearnerConfig(threads=1, tokens_per_microbatch=60, max_grad_norm=1e9)
+    reference = ReferenceSource(folder=str(base))
+    learner = learner_of(policy, preference, AdapterConfig(kind="full"), settings, reference=reference)
+    metrics = learner.update(*learner.annotate(make_batch(data.train)), 1.0)
+    gradients = {name: p.grad.clone() for name, p in learner.roles.model.named_parameters() if p.grad is not None}
     return metrics, gradients
 
 
@@ -256,14 +269,6 @@ def test_an_update_is_that_of_ktotrainer(
         assert metrics[f"preference/{name}"] == pytest.approx(logged[theirs], rel=1e-4, abs=1e-5)
 
 
-def test_a_mismatched_completion_is_cut_to_what_fits() -> None:
-    def example(prompt: int, completion: int) -> Example:
-        return Example(id="", prompt_ids=(1,) * prompt, completions=((2,) * completion,), labels=(1.0,))
-
-    made = loop.mismatch([example(3, 2), example(1, 6), example(2, 3)], max_length=7)
-    assert [(len(e.prompt_ids), len(e.completions[0])) for e in made] == [(3, 3), (1, 2), (2, 5)]
-
-
 def mean_logprobs(model: torch.nn.Module, data: PreferenceData) -> tuple[Tensor, Tensor]:
     """Of the chosen and of the rejected completions, one pass for each."""
     means = []
@@ -317,24 +322,6 @@ def test_an_update_without_a_reference_is_theirs(
     assert_same_gradients(own, {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None})
 
 
-@pytest.mark.parametrize(
-    "prompts",
-    ["ab", "aabb", "abab", "aabbccdd", "aabc", "abbbcd", "aaab", "baaaa", "cabaaa", "abcdefg", "aabbccaa"],
-)
-def test_a_mismatched_completion_is_one_of_another_prompt(prompts: str) -> None:
-    examples = [
-        Example(id=name, prompt_ids=(ord(name),), completions=((ord(name), index),), labels=(index % 2,))
-        for index, name in enumerate(prompts)
-    ]
-    made = loop.mismatch(examples, max_length=9)
-    assert [example.prompt_ids for example in made] == [example.prompt_ids for example in examples]
-    taken = [example.completions[0] for example in made]
-    assert all(completion[0] != example.prompt_ids[0] for completion, example in zip(taken, made, strict=True))
-    if 2 * max(map(prompts.count, prompts)) <= len(prompts):
-        assert len(set(taken)) == len(prompts)
-    assert loop.mismatch(examples, max_length=9) == made
-
-
 def test_of_pairs_too_the_reference_point_is_of_other_prompts(
     make_dpo: MakeDpo, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,20 +332,22 @@ def test_of_pairs_too_the_reference_point_is_of_other_prompts(
     config = make_dpo(preference={"loss": "kto"}, data={"source": str(write(tmp_path / "rows.jsonl", rows))})
     data = load(config.data, AutoTokenizer.from_pretrained(tiny_model), END, context=256, paired=False)
     prompt_of = {e.completions[0]: e.prompt_ids for e in (*data.train, *data.heldout)}
-    roles = Roles(tiny_model, FLOAT32, config.adapter, config.learner, seed=0, with_reference=True)
-    seen: list[list[Example]] = []
+    learner = PreferenceLearner(config, tiny_model, max_length=data.max_length)
+    seen: list[Batch] = []
 
-    def record(roles: Roles, mismatched: list[Example], *, chunk: int) -> float:
-        seen.append(mismatched)
+    def record(batch: Batch | None) -> float:
+        assert batch is not None
+        seen.append(batch)
         return 0.0
 
-    monkeypatch.setattr(loop, "reference_point", record)
-    loop.measure(roles, config, data, name="base", step=0, on_chunk=None)
-    loop.annotate(roles, config.preference, data.train[:16], max_length=data.max_length)
-    loop.annotate(roles, config.preference, data.train[1:4], max_length=data.max_length)
-    assert [len(mismatched) for mismatched in seen] == [len(data.heldout), 16, 3]
-    for mismatched in seen:
-        assert [e for e in mismatched if prompt_of[e.completions[0]] == e.prompt_ids] == []
+    monkeypatch.setattr(learner.roles, "reference_point", record)
+    loop.measure(learner, config, data, name="base", step=0, on_chunk=None)
+    learner.annotate(make_batch(data.train[:16]))
+    learner.annotate(make_batch(data.train[1:4]))
+    assert [batch.num_sequences for batch in seen] == [len(data.heldout), 16, 3]
+    for batch in seen:
+        pairs_of = zip(batch.prompt_ids, batch.token_ids, strict=True)
+        assert [ids for prompt, ids in pairs_of if prompt_of[ids] == prompt] == []
 
 
 def test_where_only_one_prompt_is_there_the_reference_point_is_0(tmp_path: Path, tiny_model: Path) -> None:
@@ -443,17 +432,9 @@ def test_the_microbatch_budget_does_not_change_the_update(tiny_model: Path, tmp_
     found = []
     for tokens in (1, 50, 10_000):
         config = LearnerConfig(threads=1, tokens_per_microbatch=tokens, lr=1e-2)
-        roles = Roles(
-            tiny_model,
-            FLOAT32,
-            AdapterConfig(rank=4),  # type: ignore[call-arg]
-            config,
-            seed=0,
-            with_reference=preference.needs_reference,
-        )
+        learner = learner_of(tiny_model, preference, AdapterConfig(rank=4), config)  # type: ignore[call-arg]
         for _ in range(2):
-            batch, kl = loop.annotate(roles, preference, data.train, max_length=256)
-            metrics = loop.update(roles, preference, batch, kl=kl, factor=1.0)
+            metrics = learner.update(*learner.annotate(make_batch(data.train)), 1.0)
         found.append(metrics)
     for metrics in found[1:]:
         assert metrics == pytest.approx(found[0], rel=1e-4, abs=1e-5)
@@ -461,6 +442,29 @@ def test_the_microbatch_budget_does_not_change_the_update(tiny_model: Path, tmp_
 
 class InterruptError(Exception):
     """What the test raises in the middle of a run."""
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("loss", "adapter"),
+    [("sigmoid", {}), ("kto", {}), ("sigmoid", {"kind": "full"})],
+    ids=["pairs", "kto", "full"],
+)
+def test_several_processes_give_the_run_of_one(make_dpo: MakeDpo, loss: str, adapter: dict[str, Any]) -> None:
+    settings = {"tokens_per_microbatch": 40, "lr": 1e-3}
+    changes: dict[str, Any] = {"preference": {"loss": loss}, "adapter": adapter, "data": {"heldout": 0.3}}
+    alone = make_dpo(name="alone", learner=settings, **changes)
+    shared = make_dpo(name="shared", learner={**settings, "workers": 2}, **changes)
+    summary, expected = launch_dpo.train(shared), launch_dpo.train(alone)
+    for row, row_alone in zip(read_metrics(shared.run_dir), read_metrics(alone.run_dir), strict=True):
+        assert row == pytest.approx(row_alone, rel=1e-4, abs=1e-5)
+    for name in ("accuracy_trained", "loss_trained", "margin_trained"):
+        assert summary[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5)
+    tensors, tensors_alone = (adapters.read_folder(config.run_dir / summary["adapter"]) for config in (shared, alone))
+    assert tensors.keys() == tensors_alone.keys()
+    for name, tensor in tensors.items():
+        assert torch.allclose(tensor, tensors_alone[name], rtol=0, atol=1e-4), name
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -484,9 +488,11 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         {"reference_logprobs": "live"},
         {"preference": {"loss": "kto"}, "data": {"heldout": 0.3}},
         {"adapter": {"kind": "full"}, "learner": {"lr": 1e-3}},
+        {"learner": {"workers": 2}},
     ],
-    ids=["precomputed", "live", "kto", "full"],
+    ids=["precomputed", "live", "kto", "full", "two processes"],
 )
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_interruption_changes_nothing(
     make_dpo: MakeDpo, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
@@ -591,18 +597,18 @@ def test_plain_text_needs_no_chat_template(make_dpo: MakeDpo, tiny_model: Path, 
 def test_updates_that_are_not_finite_are_skipped_and_three_stop_the_run(
     make_dpo: MakeDpo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    annotate = loop.annotate
+    annotate = PreferenceLearner.annotate
     calls = [0]
 
-    def poison(*arguments: Any, **named: Any) -> Any:
-        batch, kl = annotate(*arguments, **named)
+    def poison(learner: PreferenceLearner, batch: Batch) -> tuple[Batch, float]:
+        batch, kl = annotate(learner, batch)
         calls[0] += 1
         if calls[0] > 2:
             assert batch.ref_logprobs is not None
             batch = replace(batch, ref_logprobs=batch.ref_logprobs * float("nan"))
         return batch, kl
 
-    monkeypatch.setattr(loop, "annotate", poison)
+    monkeypatch.setattr(PreferenceLearner, "annotate", poison)
     config = make_dpo(epochs=3)
     with pytest.raises(RuntimeError, match="3 updates in a row had a loss or gradient that is not finite"):
         launch_dpo.train(config)
@@ -647,7 +653,7 @@ def test_a_misspelt_key_is_named_with_its_line(tmp_path: Path) -> None:
         ({"preference": {"loss": "kto"}, "batch_size": 1}, "kto estimates its KL"),
         ({"preference": {"loss": "ipo", "label_smoothing": 0.1}}, "label_smoothing goes with loss: sigmoid"),
         ({"preference": {"beta": 0}}, "beta must be above 0"),
-        ({"learner": {"workers": 2}}, "`rlft dpo` trains in one process"),
+        ({"learner": {"workers": 2, "gpus_per_worker": 0.5}}, "two workers could get the same GPU"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(make_dpo: MakeDpo, changes: dict[str, Any], words: str) -> None:

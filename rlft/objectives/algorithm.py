@@ -1,6 +1,7 @@
-"""An algorithm is a row of choices. This file needs no torch: the config reads it.
+"""An algorithm is a row of choices, and so is a preference loss. This file needs no torch: the config reads it.
 
-Every axis is a closed set of names; `advantages.py` and `policy.py` give them their meaning, `presets.py` names rows.
+Every axis is a closed set of names; `advantages.py`, `policy.py` and `preference.py` give them their meaning,
+`presets.py` names rows.
 Combinations that contradict themselves are refused when the value is made, with what to do instead.
 """
 
@@ -12,13 +13,58 @@ from typing import Any, ClassVar, Literal, get_args
 Baseline = Literal["none", "group_mean", "leave_one_out", "greedy", "critic"]
 Scale = Literal["none", "group_std", "group_mean", "batch_std"]
 Ratio = Literal["token", "sequence"]
-Pairwise = Literal["sigmoid", "ipo", "hinge", "simpo", "orpo"]
-Surrogate = Literal["score_function", "clipped", "dual_clipped", "clipped_weight", Pairwise]
+Loss = Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"]
+Surrogate = Literal["score_function", "clipped", "dual_clipped", "clipped_weight", Loss]
 Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
 KL = Literal["none", "k1", "k2", "k3"]
 KLPlace = Literal["loss", "reward", "reward_to_go"]
 Overlong = Literal["count", "mask", "penalize"]
 Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """A preference loss as a value."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    loss: Loss = "sigmoid"
+    """sigmoid: DPO; ipo; hinge: SLiC; simpo and orpo: without a reference; kto: single completions, no pairs."""
+    beta: float = 0.1
+    """How strongly the policy is held to the reference (DPO, IPO, hinge, KTO), the reward's scale (SimPO), or the
+    weight of the odds-ratio term (ORPO)."""
+    label_smoothing: float = 0.0
+    """Probability that a pair's labels are swapped (cDPO); used by sigmoid."""
+    margin: float = 0.0
+    """SimPO's gamma: by how much the chosen reward should exceed the rejected one."""
+    desirable_weight: float = 1.0
+    """KTO's weight of completions labelled good."""
+    undesirable_weight: float = 1.0
+    """KTO's weight of completions labelled bad."""
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ValueError(f"preference.beta must be above 0, got {self.beta}; 0.1 is usual, 2 for simpo")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"preference.label_smoothing must lie in [0, 0.5), got {self.label_smoothing}")
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError(f"preference.label_smoothing goes with loss: sigmoid, not {self.loss}")
+        if self.margin < 0 or (self.margin and self.loss != "simpo"):
+            raise ValueError("preference.margin is SimPO's gamma: at least 0, and only with loss: simpo")
+        for name in ("desirable_weight", "undesirable_weight"):
+            value = getattr(self, name)
+            if value < 0 or (value != 1 and self.loss != "kto"):
+                raise ValueError(f"preference.{name} is KTO's: at least 0, and only with loss: kto")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss asks for the frozen reference's log-probs."""
+        return self.loss not in ("simpo", "orpo")
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether a chosen and a rejected completion of the same prompt are compared."""
+        return self.loss != "kto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +86,8 @@ class Algorithm:
     surrogate: Surrogate
     """score_function: A log pi; clipped: PPO's pessimistic clip; dual_clipped: the same, and the loss of a bad action
     stops growing at three times its advantage; clipped_weight: the clipped ratio as a constant weight of A log pi;
-    sigmoid, ipo, hinge, simpo, orpo: a preference loss between the best and the worst sample of each group."""
+    sigmoid, ipo, hinge, simpo, orpo: a preference loss between the best and the worst sample of each group; kto: one of
+    all samples, which are good above the mean reward of their group and bad below it."""
     clip_low: float = 0.2
     """Lower clip distance: the ratio is held above 1 - clip_low."""
     clip_high: float = 0.2
@@ -57,6 +104,8 @@ class Algorithm:
     pi_ref / pi."""
     kl_coef: float = 0.0
     """Weight of the KL term; the beta of a preference loss."""
+    label_smoothing: float = 0.0
+    """Probability that the rewards rank a pair wrongly (cDPO); used by surrogate: sigmoid."""
     kl_in: KLPlace = "loss"
     """loss: a term of the loss. reward: subtracted from the reward, of each token with a critic, of the whole sequence
     without. reward_to_go: every action pays for the KL from itself on, discounted by gamma."""
@@ -92,19 +141,22 @@ class Algorithm:
         return self.baseline == "critic"
 
     @property
-    def is_pairwise(self) -> bool:
-        """Whether the loss compares the best with the worst sample of a group."""
-        return self.surrogate in get_args(Pairwise)
+    def preference(self) -> Preference | None:
+        """The loss that compares samples, if the surrogate is one."""
+        if self.surrogate not in get_args(Loss):
+            return None
+        loss: Loss = self.surrogate  # type: ignore[assignment]
+        return Preference(loss=loss, beta=self.kl_coef, label_smoothing=self.label_smoothing)
 
     @property
     def needs_reference(self) -> bool:
         """Whether log-probs under the frozen reference enter anywhere."""
-        return self.kl != "none" or self.surrogate in ("sigmoid", "ipo", "hinge")
+        return self.kl != "none" or (self.preference is not None and self.preference.needs_reference)
 
     @property
     def is_group_relative(self) -> bool:
         """Whether a group with equal rewards gives no gradient from them."""
-        return self.baseline in ("group_mean", "leave_one_out") or self.is_pairwise
+        return self.baseline in ("group_mean", "leave_one_out") or self.preference is not None
 
 
 def _contradictions(a: Algorithm) -> list[tuple[bool, str]]:
@@ -121,6 +173,7 @@ def _contradictions(a: Algorithm) -> list[tuple[bool, str]]:
     not_negative += ("max_refills", "reward_coef")
     low, high = a.correction_range
     is_relative = a.baseline in ("group_mean", "leave_one_out")
+    is_preference = a.surrogate in get_args(Loss)
     return [
         *((getattr(a, n) < 0, f"{n} must not be negative, got {getattr(a, n)}") for n in not_negative),
         *((not 0 <= getattr(a, n) <= 1, f"{n} must lie between 0 and 1") for n in ("gamma", "gae_lambda")),
@@ -133,30 +186,35 @@ def _contradictions(a: Algorithm) -> list[tuple[bool, str]]:
             "ratio: 'sequence' needs aggregate: sequence_mean (one ratio per sequence)",
         ),
         (
-            a.kl == "none" and a.kl_coef != 0 and not a.is_pairwise,
+            a.kl == "none" and a.kl_coef != 0 and not is_preference,
             "kl_coef is set but algorithm.kl is 'none'; choose k1, k2 or k3, or kl_coef: 0",
         ),
         (
-            a.is_pairwise and a.kl_coef == 0,
+            is_preference and a.kl_coef == 0,
             "kl_coef is the beta of the preference loss and must be above 0; use 0.1",
         ),
         (
-            a.is_pairwise and (a.kl != "none" or a.entropy_coef != 0),
+            is_preference and (a.kl != "none" or a.entropy_coef != 0),
             f"surrogate: {a.surrogate!r} compares whole samples and has no terms of tokens; use kl: none, "
             "entropy_coef: 0",
         ),
         (
-            a.is_pairwise and (a.baseline != "none" or a.scale != "none"),
+            is_preference and (a.baseline != "none" or a.scale != "none"),
             f"surrogate: {a.surrogate!r} ranks the samples and has no advantages; use baseline: none, scale: none",
         ),
         (
-            a.is_pairwise and a.correction != "none",
+            is_preference and a.correction != "none",
             f"correction weights tokens, but surrogate: {a.surrogate!r} compares whole samples; use correction: none",
         ),
         (
-            a.is_pairwise and (a.overlong == "mask" or a.advantage_clip != 0 or a.reward_coef != 1),
+            is_preference and (a.overlong == "mask" or a.advantage_clip != 0 or a.reward_coef != 1),
             f"surrogate: {a.surrogate!r} only ranks the samples; use overlong: penalize (or count), advantage_clip: 0, "
             "reward_coef: 1",
+        ),
+        (
+            not 0 <= a.label_smoothing < 0.5 or (a.label_smoothing > 0 and a.surrogate != "sigmoid"),
+            f"label_smoothing must lie in [0, 0.5) and goes with surrogate: sigmoid, got {a.label_smoothing} with "
+            f"{a.surrogate!r}",
         ),
         (
             a.kl_in == "loss" and a.kl == "k1",
@@ -207,6 +265,7 @@ def unused_choices(a: Algorithm) -> dict[str, str]:
 
     A preset's own may be among them, when another choice was replaced.
     """
+    is_preference = a.preference is not None
     has_ratio = a.surrogate in ("clipped", "dual_clipped", "clipped_weight")
     unused: list[tuple[bool, tuple[str, ...], str]] = [
         (not a.needs_critic, ("gae_lambda", "value_clip"), "baseline: critic"),
@@ -216,7 +275,7 @@ def unused_choices(a: Algorithm) -> dict[str, str]:
             "baseline: critic or kl_in: reward_to_go",
         ),
         (not has_ratio, ("clip_low", "clip_high"), "surrogate: clipped, dual_clipped or clipped_weight"),
-        (a.is_pairwise, ("aggregate",), "an objective of tokens, not of pairs"),
+        (is_preference, ("aggregate",), "an objective of tokens, not of preferences"),
         (a.kl == "none", ("kl_in",), "kl: k1, k2 or k3"),
         (a.correction == "none", ("correction_range",), "a `correction`"),
     ]

@@ -1,68 +1,19 @@
 """Preference losses as functions of sequence log-probs: DPO and its relatives.
 
 With s = log pi - log pi_ref summed over a completion's tokens, the implicit reward of a completion is beta s. A
-pair's two stand next to each other. The learner feeds these losses from a data set, or from the best and worst
-sample of a group.
+pair's two stand next to each other. These losses are fed from a data set, or from the ranked samples of a group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlft.objectives.algorithm import Preference
 from rlft.types import Metrics
-
-Loss = Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preference:
-    """A preference loss as a value."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
-
-    loss: Loss = "sigmoid"
-    """sigmoid: DPO; ipo; hinge: SLiC; simpo and orpo: without a reference; kto: single completions, no pairs."""
-    beta: float = 0.1
-    """How strongly the policy is held to the reference (DPO, IPO, hinge, KTO), the reward's scale (SimPO), or the
-    weight of the odds-ratio term (ORPO)."""
-    label_smoothing: float = 0.0
-    """Probability that a pair's labels are swapped (cDPO); used by sigmoid."""
-    margin: float = 0.0
-    """SimPO's gamma: by how much the chosen reward should exceed the rejected one."""
-    desirable_weight: float = 1.0
-    """KTO's weight of completions labelled good."""
-    undesirable_weight: float = 1.0
-    """KTO's weight of completions labelled bad."""
-
-    def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ValueError(f"preference.beta must be above 0, got {self.beta}; 0.1 is usual, 2 for simpo")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"preference.label_smoothing must lie in [0, 0.5), got {self.label_smoothing}")
-        if self.label_smoothing and self.loss != "sigmoid":
-            raise ValueError(f"preference.label_smoothing goes with loss: sigmoid, not {self.loss}")
-        if self.margin < 0 or (self.margin and self.loss != "simpo"):
-            raise ValueError("preference.margin is SimPO's gamma: at least 0, and only with loss: simpo")
-        for name in ("desirable_weight", "undesirable_weight"):
-            value = getattr(self, name)
-            if value < 0 or (value != 1 and self.loss != "kto"):
-                raise ValueError(f"preference.{name} is KTO's: at least 0, and only with loss: kto")
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the loss asks for the frozen reference's log-probs."""
-        return self.loss not in ("simpo", "orpo")
-
-    @property
-    def is_paired(self) -> bool:
-        """Whether a chosen and a rejected completion of the same prompt are compared."""
-        return self.loss != "kto"
 
 
 def sequence_sums(values: Tensor, sequence_index: Tensor, num_sequences: int) -> Tensor:

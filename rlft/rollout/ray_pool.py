@@ -85,7 +85,7 @@ class RayPool:
         Raises:
             ConnectionError: `ray_address` does not answer.
         """
-        self._cluster = Cluster(config)
+        self._cluster = Cluster(config.ray_address, processes=config.processes)
         self._ray = self._cluster.ray
         self._config = config
         self._model_folder = model_folder
