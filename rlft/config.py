@@ -39,8 +39,8 @@ class AdapterConfig(Strict):
 
     kind: Literal["lora", "dora", "rslora", "qlora", "full", "head"] = "lora"
     """lora (https://arxiv.org/abs/2106.09685), dora (https://arxiv.org/abs/2402.09353), rslora
-    (https://arxiv.org/abs/2312.03732), qlora: lora on 4-bit weights (https://arxiv.org/abs/2305.14314, GPU only), full:
-    all weights, head: nothing but a new output layer (reward models)."""
+    (https://arxiv.org/abs/2312.03732), qlora: lora on 4-bit weights (https://arxiv.org/abs/2305.14314; the extra
+    `qlora`), full: all weights, head: nothing but a new output layer (reward models)."""
     start: str = ""
     """Folder of an adapter (of a model for `full`) that training starts from; empty starts from the model itself."""
     rank: int = Field(16, ge=1)

@@ -53,9 +53,9 @@ def load_base(
 
     Raises:
         OSError, ValueError: what transformers says of a folder that holds no causal language model; a model whose
-            attention does not go through transformers' interface; 4-bit weights without a GPU or bitsandbytes.
+            attention does not go through transformers' interface; 4-bit weights without bitsandbytes.
     """
-    options: dict[str, Any] = {"quantization_config": _four_bits(dtype, device)} if quantize else {}
+    options: dict[str, Any] = {"quantization_config": _four_bits(dtype)} if quantize else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=PACKED_ATTENTION, local_files_only=Path(folder).is_dir(), **options
@@ -68,23 +68,36 @@ def load_base(
             "layers go through transformers' attention interface"
         ) from None
     if quantize:
+        if device.type == "cpu":
+            _keep_gradients(model)
         return model.eval().requires_grad_(False)
     if device.type == "cpu":
         own_weights(model)
     return model.to(device).eval().requires_grad_(False)
 
 
-def _four_bits(dtype: torch.dtype, device: torch.device) -> Any:
-    if device.type != "cuda" or importlib.util.find_spec("bitsandbytes") is None:
+def _four_bits(dtype: torch.dtype) -> Any:
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
-            "adapter.kind: qlora needs a CUDA GPU and the package bitsandbytes (pip install bitsandbytes); "
-            "without them use adapter.kind: lora"
+            "adapter.kind: qlora needs the package bitsandbytes (pip install 'rlft[qlora]'); without it use "
+            "adapter.kind: lora"
         )
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+
+
+def _keep_gradients(model: PreTrainedModel) -> None:
+    """Let gradients through 4-bit layers on a CPU after passes without them.
+
+    bitsandbytes lays a weight out anew in the first pass that needs no gradient, where the processor has bfloat16
+    products, and from then on the layer's output has no gradient, without a word.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def test_what_proves_nothing_is_said_and_fails(
         (config.run_dir / "events.jsonl").write_text(json.dumps(event) + "\n")
 
     monkeypatch.setattr(module.launch, "train", planted)
-    monkeypatch.setattr(module, "Cluster", lambda config: type("None_", (), {"close": lambda self: None})())
+    monkeypatch.setattr(module, "Cluster", lambda address, processes: type("None_", (), {"close": lambda self: None})())
     result = CliRunner().invoke(
         app, ["chaos", str(config_file), "--kills", "1", "--steps", "2"], env={"COLUMNS": "200"}
     )
@@ -130,7 +130,7 @@ def test_a_curve_that_does_not_survive_is_shown_and_fails(
         (config.run_dir / "events.jsonl").write_text("")
 
     monkeypatch.setattr(module.launch, "train", planted)
-    monkeypatch.setattr(module, "Cluster", lambda config: type("None_", (), {"close": lambda self: None})())
+    monkeypatch.setattr(module, "Cluster", lambda address, processes: type("None_", (), {"close": lambda self: None})())
     result = CliRunner().invoke(
         app, ["chaos", str(config_file), "--kills", "1", "--steps", "2"], env={"COLUMNS": "200"}
     )
