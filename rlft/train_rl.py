@@ -79,7 +79,7 @@ def train_rl(
 
     Raises:
         RuntimeError: too many samples failed to be scored, or engine and learner disagree about log-probs: see
-            `refuse_mismatch` and `canary.prove`.
+            `refuse_mismatch` and `canary.Prover`.
     """
     config = run.config
     rollouts = StepRollouts(run, pool, scorer, tasks, start=start, view=view)

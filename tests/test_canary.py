@@ -14,7 +14,7 @@ from rlft import adapters, chat, sources
 from rlft.config import AdapterConfig, ModelConfig, RunConfig
 from rlft.learner import Learner
 from rlft.rollout import merging
-from rlft.rollout.canary import CanaryMaker, prove
+from rlft.rollout.canary import CanaryMaker, Prover
 from rlft.rollout.transformers_engine import TransformersEngine
 from rlft.types import Adapter
 from tests.fakes import letters, tiny_config
@@ -49,7 +49,7 @@ def test_an_engine_that_loads_what_it_is_given_proves_it(config: RunConfig, tiny
     engine = make_engine(config, tiny_model)
     for adapter in published(config, tiny_model, versions=6):
         engine.load_adapter(adapter)
-        prove(engine, adapter)
+        Prover(engine)(adapter)
         assert adapter.canary is not None
         assert len(adapter.canary.logprobs) == len(adapter.canary.token_ids) > 10
 
@@ -69,7 +69,7 @@ def test_a_stale_engine_is_named(config: RunConfig, tiny_model: Path, monkeypatc
     monkeypatch.setattr(merging.MergedWeights, "load", lambda self, adapter: None)  # says yes and does nothing
     engine.load_adapter(two)
     with pytest.raises(RuntimeError, match=r"adapter version 1, though .* look like version 0: the new"):
-        prove(engine, two)
+        Prover(engine)(two)
 
 
 def double(load: Callable[..., None]) -> Callable[..., None]:
@@ -87,7 +87,7 @@ def test_an_adapter_that_is_applied_twice_is_found_out(
     monkeypatch.setattr(merging.MergedWeights, "load", double(merging.MergedWeights.load))
     engine.load_adapter(adapter)
     with pytest.raises(RuntimeError, match="an adapter applied twice"):
-        prove(engine, adapter)
+        Prover(engine)(adapter)
 
 
 @pytest.mark.parametrize("fault", ["stale", "doubled"])
@@ -113,7 +113,7 @@ def test_a_run_with_a_faulty_engine_stops(
 def test_the_bare_base_has_no_proof(config: RunConfig, tiny_model: Path) -> None:
     engine = make_engine(config, tiny_model)
     engine.load_adapter(adapters.bare_base())
-    prove(engine, adapters.bare_base())
+    Prover(engine)(adapters.bare_base())
 
 
 def test_in_bfloat16_rounding_stays_within_the_tolerance(tiny_model: Path) -> None:
@@ -127,7 +127,7 @@ def test_in_bfloat16_rounding_stays_within_the_tolerance(tiny_model: Path) -> No
     )
     for adapter in published(config, tiny_model, versions=3, dtype="bfloat16"):
         engine.load_adapter(adapter)
-        prove(engine, adapter)
+        Prover(engine)(adapter)
 
 
 def test_the_tolerance_grows_with_how_unlikely_the_text_is(tiny_model: Path) -> None:
@@ -163,7 +163,8 @@ def test_a_fault_is_found_in_bfloat16(monkeypatch: pytest.MonkeyPatch, fault: st
     way = {n: torch.randn(t.shape, generator=generator) for n, t in start.items() if "lora_B" in n}
     first = maker(learner.adapter(0), learner.logprobs_of)
     engine.load_adapter(first)
-    prove(engine, first)
+    prove = Prover(engine)
+    prove(first)
     factor, move = 1e-4, 0.0
     while move < 0.8:
         factor *= 1.3
@@ -180,7 +181,49 @@ def test_a_fault_is_found_in_bfloat16(monkeypatch: pytest.MonkeyPatch, fault: st
         monkeypatch.setattr(merging.MergedWeights, "load", double(load))
     engine.load_adapter(second)
     if fault == "none":
-        prove(engine, second)
+        prove(second)
     else:
         with pytest.raises(RuntimeError, match="does not compute with adapter version 1"):
-            prove(engine, second)
+            prove(second)
+
+
+@pytest.mark.slow
+def test_a_stale_engine_is_found_in_bfloat16_however_small_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sources.resolve("smollm2-135m-instruct")
+    config = tiny_config(folder, model={"dtype": "bfloat16"}, adapter={"rank": 4, "alpha": 8})
+    learner, engine = Learner(config, folder), make_engine(config, folder)
+    maker, prove = CanaryMaker(chat.load_tokenizer(folder), letters().train[0], dtype="bfloat16"), Prover(engine)
+    start, generator = adapters.read_role(learner.roles.policy), torch.Generator().manual_seed(1)
+    way = {n: torch.randn(t.shape, generator=generator) for n, t in start.items() if "lora_B" in n}
+
+    def moved(version: int, factor: float) -> Adapter:
+        adapters.write_role(learner.roles.policy, {**start, **{n: factor * t for n, t in way.items()}})
+        return maker(learner.adapter(version), learner.logprobs_of)
+
+    # An optimizer step moves every parameter by about the learning rate.
+    for version, factor in enumerate([0.0, 0.0, 1e-7, 2e-6, 4e-6, 1e-5]):
+        adapter = moved(version, factor)
+        engine.load_adapter(adapter)
+        prove(adapter)  # no false alarm, also where nothing has moved
+    monkeypatch.setattr(merging.MergedWeights, "load", lambda *arguments: None)
+    adapter = moved(6, 1.2e-5)
+    engine.load_adapter(adapter)
+    with pytest.raises(RuntimeError, match=r"version 6, .* exactly those that it found under version 5, .* No sample"):
+        prove(adapter)
+
+
+def test_an_engine_that_stays_where_the_learner_moves_is_stale(config: RunConfig, tiny_model: Path) -> None:
+    class Engine:
+        def logprobs(self, prompt_ids: Any, token_ids: Any, *, version: int) -> list[float]:
+            return [-2.0] * len(token_ids)
+
+    maker, prove = CanaryMaker(chat.load_tokenizer(tiny_model), letters().train[0], dtype="bfloat16"), Prover(Engine())
+    bare = adapters.bare_base()
+
+    def publish(version: int, logprob: float) -> None:
+        prove(maker(replace(bare, version=version), lambda prompt, ids: [logprob] * len(ids)))
+
+    publish(0, -2.0)
+    publish(1, -2.009)  # the learner moved by less than 2 % of the 0.5 that are allowed
+    with pytest.raises(RuntimeError, match=r"found under version 0, while the learner's moved by 0.0200 nats"):
+        publish(2, -2.02)

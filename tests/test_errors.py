@@ -440,7 +440,7 @@ def test_an_engine_that_runs_other_weights_stops_the_run(
     with pytest.raises(RuntimeError, match=r"does not compute with adapter version 1, though it has received it"):
         launch.train(config)
     # What the canary would miss is found in the samples themselves.
-    monkeypatch.setattr(worker, "prove", lambda engine, adapter: None)
+    monkeypatch.setattr(worker, "Prover", lambda engine: lambda adapter: None)
     with pytest.raises(RuntimeError, match=r"step 2: engine and learner differ by \d+\.\d+ nats per token"):
         launch.train(config, restart=True)
     assert len(read_metrics(config.run_dir)) == 1

@@ -196,7 +196,7 @@ def test_a_worker_with_the_wrong_weights_stops_an_asynchronous_run(
     with pytest.raises(RuntimeError, match=r"does not compute with adapter version 1.*They look like version 0"):
         launch.train(config)
     # Without the canary it is the stamp, when the first samples of that version come, in step 3.
-    monkeypatch.setattr("rlft.rollout.worker.prove", lambda engine, adapter: None)
+    monkeypatch.setattr("rlft.rollout.worker.Prover", lambda engine: lambda adapter: None)
     with pytest.raises(RuntimeError, match=r"was made by adapter 1 .*the rollout worker holds the wrong weights"):
         launch.train(config, restart=True)
     assert len(read_metrics(config.run_dir)) == 2

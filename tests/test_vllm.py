@@ -23,7 +23,7 @@ from rlft import model as models
 from rlft.batch import collate, pack, single
 from rlft.chat import load_tokenizer
 from rlft.config import AdapterConfig, ModelConfig
-from rlft.rollout.canary import CanaryMaker, prove
+from rlft.rollout.canary import CanaryMaker, Prover
 from rlft.rollout.engine import Request
 from rlft.rollout.vllm_engine import VllmEngine
 from rlft.types import Adapter, Completion, Group, SamplingParams, Score, Task, Trajectory, Turn
@@ -313,7 +313,8 @@ def test_an_engine_that_computes_with_other_weights_is_found_out(
         published.append(maker(adapter, partial(logprobs_of, learner)))
     first, second = published
     engine.load_adapter(first)
-    prove(engine, first)
+    prove = Prover(engine)
+    prove(first)
     save = adapters.save_tensors
 
     def faulty(folder: Path, config: AdapterConfig, model: str, tensors: Mapping[str, Tensor]) -> None:
@@ -327,11 +328,11 @@ def test_an_engine_that_computes_with_other_weights_is_found_out(
     monkeypatch.setattr(adapters, "save_tensors", faulty)
     engine.load_adapter(second)
     if fault == "none":
-        prove(engine, second)
+        prove(second)
         return
     looks = {"stale": "version 1: the new adapter did not take effect", "doubled": "an adapter applied twice"}[fault]
     with pytest.raises(RuntimeError, match=f"does not compute with adapter version 2, .*{looks}"):
-        prove(engine, second)
+        prove(second)
 
 
 def logprobs_of(model: PeftModel, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:

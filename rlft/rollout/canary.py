@@ -2,7 +2,8 @@
 
 A content hash proves which tensors an engine received. It does not prove what it computes with: an adapter that was
 never switched on, merged twice, or left from the version before has the right hash. So the learner sends what the
-text's log-probs are under the adapter, and the worker refuses to generate with an engine that finds others.
+text's log-probs are under the adapter, and the worker refuses to generate with an engine that finds others, or that
+finds the same as before.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ REPLY = (
     "The answer is 42, because it is written in the book. First I read what was asked, then I wrote down what I knew, "
     "and in the end I looked at every step once more before I gave the result."
 )
+MOVED = 0.02
+"""Share of the tolerance that the learner's log-probs have to move by, for an engine that did not to be stale. Seen in
+bfloat16: as soon as any of the learner's bits change, they move by four times that on average."""
 KEPT = 16
 """Earlier versions whose log-probs are sent along: the first and the last ones."""
 
@@ -61,23 +65,49 @@ class CanaryMaker:
         return replace(adapter, canary=sent)
 
 
-def prove(engine: Engine, adapter: Adapter) -> None:
-    """Refuse an engine that does not compute with the adapter that it has just loaded.
+class Prover:
+    """Asks one engine for the proof, and remembers what it answered.
 
-    Raises:
-        RuntimeError: the difference, and which earlier version the engine seems to have.
+    Two tests. The log-probs have to be the learner's within the tolerance. And they must not be, to the bit, those
+    that the engine found under an earlier version, where the learner's own moved: in bfloat16 rounding hides a small
+    step of the policy from the first test, but other weights round otherwise, so that the engine's bits change before
+    the learner's do.
     """
-    canary = adapter.canary
-    if canary is None:
-        return
-    found = engine.logprobs(canary.prompt_ids, canary.token_ids, version=adapter.version)
-    difference = _distance(canary.logprobs, found)
-    if difference > canary.tolerance:
-        raise RuntimeError(
-            f"the engine does not compute with adapter version {adapter.version}, though it has received it: the "
-            f"log-probs of the canary differ from the learner's by {difference:.4f} nats per token on average, and "
-            f"{canary.tolerance:.4f} is allowed. They look like {_likeness(canary, found)}. No sample was taken."
-        )
+
+    def __init__(self, engine: Engine) -> None:
+        """Of this engine."""
+        self._engine, self._found = engine, dict[int, tuple[float, ...]]()
+
+    def __call__(self, adapter: Adapter) -> None:
+        """Refuse an engine that does not compute with the adapter that it has just loaded.
+
+        Raises:
+            RuntimeError: the difference, and which earlier version the engine seems to have.
+        """
+        canary = adapter.canary
+        if canary is None:
+            return
+        found = tuple(self._engine.logprobs(canary.prompt_ids, canary.token_ids, version=adapter.version))
+        difference = _distance(canary.logprobs, found)
+        if difference > canary.tolerance:
+            raise RuntimeError(
+                f"the engine does not compute with adapter version {adapter.version}, though it has received it: the "
+                f"log-probs of the canary differ from the learner's by {difference:.4f} nats per token on average, and "
+                f"{canary.tolerance:.4f} is allowed. They look like {_likeness(canary, found)}. No sample was taken."
+            )
+        self._refuse_earlier(adapter.version, canary, found)
+        self._found = {version: bits for version, bits in self._found.items() if version in canary.earlier}
+        self._found[adapter.version] = found
+
+    def _refuse_earlier(self, now: int, canary: Canary, found: tuple[float, ...]) -> None:
+        for version, logprobs in canary.earlier.items():
+            moved = _distance(canary.logprobs, logprobs)
+            if version != now and self._found.get(version) == found and moved > canary.tolerance * MOVED:
+                raise RuntimeError(
+                    f"the engine does not compute with adapter version {now}, though it has received it: the log-probs "
+                    f"of the canary are exactly those that it found under version {version}, while the learner's moved "
+                    f"by {moved:.4f} nats per token. The new adapter did not take effect. No sample was taken."
+                )
 
 
 def _likeness(canary: Canary, found: Sequence[float]) -> str:

@@ -17,7 +17,7 @@ from rlft.cluster import node_id
 from rlft.config import RunConfig
 from rlft.environment import loading
 from rlft.memory import keep_freed_memory
-from rlft.rollout.canary import prove
+from rlft.rollout.canary import Prover
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.engine import Engine
 from rlft.rollout.engines import make_engine
@@ -50,13 +50,14 @@ class RolloutWorker:
         torch.set_num_threads(config.rollout.threads)
         self._tokenizer = chat.load_tokenizer(Path(model_folder))
         self._engine: Engine = make_engine(config, model_folder, self._tokenizer)
+        self._prove = Prover(self._engine)
         # The driver has loaded it too; here it is needed for its episodes, which never travel.
         self._environment = loading.load(config.environment)
 
     def load_adapter(self, adapter: Adapter) -> int:
-        """See `Engine.load_adapter` and `canary.prove`; returns the version now held."""
+        """See `Engine.load_adapter` and `canary.Prover`; returns the version now held."""
         self._engine.load_adapter(adapter)
-        prove(self._engine, adapter)
+        self._prove(adapter)
         return adapter.version
 
     def run_chunk(self, chunk: Chunk) -> list[Group]:
