@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from rlft.templates import fit, refuse_halves, write
+from rlft.templates import refuse_halves, write
 from rlft.types import Completion, Message
 
 
@@ -87,33 +89,99 @@ def _is_special(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
     return token_id in tokenizer.all_special_ids or (added is not None and added.special)
 
 
-def render_reply(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], end_ids: frozenset[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of the prompt, as `render` gives them, and of the last message, the assistant's, with its end token.
+def render_completion(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[Message],
+    completion: Sequence[Message],
+    end_ids: frozenset[int],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]:
+    """A prompt, as `render` gives it, and the messages that follow it, of which the assistant's are its actions.
 
-    What a template writes after the end token, such as a line break, is left out: no policy is asked for it.
+    An action is what a policy would sample: all behind the mark that opens the assistant's turn, calls of tools too, up
+    to the end token. What a template writes behind the last end token, such as a line break, is left out: no policy is
+    asked for it.
 
     Args:
+        completion: begins and ends with a message of the assistant.
         end_ids: see `end_token_ids`.
 
+    Returns:
+        The prompt's token ids (P,), the completion's (T,), and the completion's action mask (T,).
+
     Raises:
-        ValueError: the template writes the earlier messages otherwise once the reply follows, or a message holds half
-            a surrogate pair.
+        ValueError: the template writes a message otherwise once others follow it, or none of the end tokens behind it.
     """
-    refuse_halves(messages[-1].get("content"))
-    prompt = render(tokenizer, messages[:-1])
-    history = tokenizer.apply_chat_template(list(messages[:-1]), tokenize=True, return_dict=False)
-    whole = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False)
-    # Some templates open the assistant's turn with more than they keep of it (an empty block of thought).
-    pairs = enumerate(zip(prompt, whole, strict=False))
-    shared = next((index for index, (token, other) in pairs if token != other), min(len(prompt), len(whole)))
-    if shared < len(history):
-        raise ValueError(
-            "the chat template writes the prompt otherwise when the reply follows it, so the reply cannot be told from "
-            "the prompt; use a template that only appends"
+    messages = [*prompt, *completion]
+    whole = conversation(tokenizer, messages, tools=tools)
+    replies = [at for at in range(len(prompt), len(messages)) if messages[at]["role"] == "assistant"]
+    contexts = [render(tokenizer, messages[:at], tools=tools) for at in replies]
+    histories = [len(conversation(tokenizer, messages[:at], tools=tools)) for at in replies]
+    starts = [_shared(context, whole, least=least) for context, least in zip(contexts, histories, strict=True)]
+    ids: list[int] = []
+    mask: list[bool] = []
+    for turn, (start, following) in enumerate(pairwise(starts)):
+        end = next((at + 1 for at in range(start, following) if whole[at] in end_ids), None)
+        if end is None:
+            raise ValueError(
+                "the chat template writes none of the model's end tokens behind a reply that other messages follow, so "
+                "its end cannot be told; name the token that ends a turn as eos_token_id in generation_config.json"
+            )
+        alone = conversation(tokenizer, messages[: replies[turn] + 1], tools=tools)
+        opened = _shared(contexts[turn], alone, least=histories[turn])
+        _refuse_rewritten(
+            tokenizer,
+            _ended(tokenizer, alone[opened:], end_ids),
+            whole[start : end - 1],
+            may_lose_marks=start == len(contexts[turn]),
         )
-    return prompt, _ended(tokenizer, whole[shared:], end_ids)
+        observation = contexts[turn + 1][end:]
+        ids += [*whole[start:end], *observation]
+        mask += [True] * (end - start) + [False] * len(observation)
+    last = _ended(tokenizer, whole[starts[-1] :], end_ids)
+    return contexts[0], (*ids, *last), (*mask, *(True for _ in last))
+
+
+def _shared(context: tuple[int, ...], whole: tuple[int, ...], *, least: int) -> int:
+    """How many tokens of a reply's context the whole conversation begins with.
+
+    Raises:
+        ValueError: fewer than `least`, those of the messages before the reply. The mark that opens the reply is not
+            counted: some templates write more into it than they keep, as an empty block of thought.
+    """
+    pairs = enumerate(zip(context, whole, strict=False))
+    shared = next((at for at, (token, other) in pairs if token != other), min(len(context), len(whole)))
+    if shared < least:
+        raise ValueError(
+            "the chat template writes the earlier messages otherwise when a reply follows them, so the reply cannot be "
+            "told from them; use a chat_template.jinja that only appends"
+        )
+    return shared
+
+
+def _refuse_rewritten(
+    tokenizer: PreTrainedTokenizerBase, as_last: Sequence[int], kept: Sequence[int], *, may_lose_marks: bool
+) -> None:
+    """Refuse a reply that the template writes otherwise when other messages follow it.
+
+    Args:
+        as_last: its tokens when it is the last message.
+        kept: its tokens when it is not, without the end token.
+        may_lose_marks: whether an empty block of thought at its beginning may go.
+
+    Raises:
+        ValueError: quotes both.
+    """
+    whole, rest = tokenizer.decode(list(as_last)), tokenizer.decode(list(kept))
+    before, _, after = whole.partition(rest) if rest else ("", "", whole)
+    lost = re.sub(r"<[^<>]*>", "", before + after).strip()
+    if rest not in whole or lost or (before and not may_lose_marks):
+        raise ValueError(
+            f"the chat template writes a reply otherwise when other messages follow it: {whole[:200]!r} becomes "
+            f"{rest[:200]!r}, which is not what the policy said; use a chat_template.jinja that only appends, or take "
+            "what gets lost (as thoughts do, and what follows an end token) out of the earlier replies"
+        )
 
 
 def render_text(
@@ -147,9 +215,12 @@ def _ended(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], end_ids
 def conversation(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[int, ...]:
-    """Token ids of a whole conversation, with what the template writes after its last message."""
-    fitted, options = fit(tokenizer, messages, tools)
-    return tuple(tokenizer.apply_chat_template(fitted, tokenize=True, return_dict=False, **options))
+    """Token ids of a whole conversation, with what the template writes after its last message.
+
+    Raises:
+        ValueError: the template refuses these messages, or one holds half a surrogate pair.
+    """
+    return tuple(tokenizer(write(tokenizer, messages, tools, opened=False), add_special_tokens=False)["input_ids"])
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -13,16 +14,29 @@ from rlft.types import Message, whole_text
 
 
 def write(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    opened: bool = True,
 ) -> str:
-    """A conversation as the template writes it, with the mark that opens the assistant's turn."""
+    """A conversation as the template writes it.
+
+    Args:
+        tools: JSON schemas of tools; a template that does not take any has them in the system message instead.
+        opened: whether the mark that opens the assistant's turn follows the last message.
+
+    Raises:
+        ValueError: the template refuses these messages, or one holds half a surrogate pair.
+    """
     fitted, options = fit(tokenizer, messages, tools)
     try:
-        text = tokenizer.apply_chat_template(fitted, tokenize=False, add_generation_prompt=True, **options)
+        text = tokenizer.apply_chat_template(fitted, tokenize=False, add_generation_prompt=opened, **options)
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in fitted)
         raise ValueError(f"the chat template refuses a conversation of {roles}: {error}") from error
     assert isinstance(text, str)
+    refuse_halves(text)  # as calls of tools may hold them
     return text
 
 
@@ -38,7 +52,8 @@ def fit(
     """
     refuse_halves(*(message.get("content") for message in messages))
     fitted: list[Message] = list(messages)
-    if any(message["role"] == "tool" for message in messages) and not takes_tool_messages(tokenizer):
+    called = any("tool_calls" in message for message in messages)
+    if any(message["role"] == "tool" for message in messages) and not takes_tool_messages(tokenizer, called=called):
         fitted = without_tool_messages(messages)
     if not tools:
         return fitted, {}
@@ -71,10 +86,20 @@ def takes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
     return with_tool is not None and "look_up" in with_tool
 
 
-def takes_tool_messages(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template writes `tool` messages otherwise than those of a role that it has never heard of."""
-    ask = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+def takes_tool_messages(tokenizer: PreTrainedTokenizerBase, *, called: bool = False) -> bool:
+    """Whether the chat template writes `tool` messages otherwise than those of a role that it has never heard of.
+
+    Args:
+        called: whether they answer `tool_calls`. A template that writes those has a form of its own for both.
+    """
+    ask: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
     answer = {"content": "the answer", "name": "look_up"}
+    if called:
+        call = {"id": "abcdef123", "type": "function", "function": {"name": "look_up", "arguments": {"word": "asked"}}}
+        ask.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        written = _tried(tokenizer, [*ask, {"role": "tool", "tool_call_id": call["id"], **answer}])
+        return written is not None and "asked" in written and "the answer" in written
+    ask.append({"role": "assistant", "content": "!"})
     written = _tried(tokenizer, [*ask, {"role": "tool", **answer}])
     unknown = _tried(tokenizer, [*ask, {"role": "unheard-of", **answer}])
     if written is None or "the answer" not in written:
@@ -120,3 +145,30 @@ def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:
         f"You can call tools:\n{listed}\n"
         'To call one, write <tool_call>{"name": "...", "arguments": {...}}</tool_call> and wait for its answer.'
     )
+
+
+def check_shown(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Refuse tools, and calls of tools, that the chat template leaves out.
+
+    Raises:
+        ValueError: says which, and what to do.
+    """
+    if tools and (not takes_tools(tokenizer) or write(tokenizer, messages, tools) == write(tokenizer, messages)):
+        raise ValueError(
+            "the chat template does not show the column tools, so the completions would answer another prompt; use a "
+            "model whose template takes tools, or describe them in the prompt's system message and remove the column"
+        )
+    for at, message in enumerate(messages):
+        if "tool_calls" not in message:
+            continue
+        silent: Any = {key: part for key, part in message.items() if key != "tool_calls"}
+        without = None
+        with suppress(ValueError):
+            without = write(tokenizer, [*messages[:at], silent], tools, opened=False)
+        if without == write(tokenizer, messages[: at + 1], tools, opened=False):
+            raise ValueError(
+                f"the chat template leaves out the tool_calls of message {at + 1} ({message['role']}); use a model "
+                "whose template writes them, or write the calls into the content as the model is to write them"
+            )

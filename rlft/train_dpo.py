@@ -230,6 +230,7 @@ def mismatch(examples: Sequence[Example], *, max_length: int) -> list[Example]:
             id=example.id,
             prompt_ids=example.prompt_ids,
             completions=(examples[taken[index]].completions[0][: max_length - len(example.prompt_ids)],),
+            action_mask=(examples[taken[index]].action_mask[0][: max_length - len(example.prompt_ids)],),
             labels=(0.0,),
         )
         for index, example in enumerate(examples)

@@ -122,7 +122,7 @@ def test_half_a_surrogate_pair_is_refused(cut: str) -> None:
     with pytest.raises(ValueError, match=told):
         chat.render(tokenizer, [said])
     with pytest.raises(ValueError, match=told):
-        chat.render_reply(tokenizer, [ASK, reply], frozenset())
+        chat.render_completion(tokenizer, [ASK], [reply], frozenset())
     with pytest.raises(ValueError, match=told):
         chat.render_text(tokenizer, "?", cut)
     with pytest.raises(ValueError, match=f"demonstration 1: .*{told}"):

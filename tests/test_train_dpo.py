@@ -258,10 +258,15 @@ def test_an_update_is_that_of_ktotrainer(
 
 def test_a_mismatched_completion_is_cut_to_what_fits() -> None:
     def example(prompt: int, completion: int) -> Example:
-        return Example(id="", prompt_ids=(1,) * prompt, completions=((2,) * completion,), labels=(1.0,))
+        mask = tuple(at != 1 for at in range(completion))
+        return Example(
+            id="", prompt_ids=(1,) * prompt, completions=((2,) * completion,), action_mask=(mask,), labels=(1.0,)
+        )
 
     made = loop.mismatch([example(3, 2), example(1, 6), example(2, 3)], max_length=7)
     assert [(len(e.prompt_ids), len(e.completions[0])) for e in made] == [(3, 3), (1, 2), (2, 5)]
+    assert [e.action_mask for e in made] == [((True, False, True),), ((True, False),), ((True, False, *[True] * 3),)]
+    assert [e.num_actions for e in made] == [2, 1, 4]
 
 
 def mean_logprobs(model: torch.nn.Module, data: PreferenceData) -> tuple[Tensor, Tensor]:
@@ -323,7 +328,13 @@ def test_an_update_without_a_reference_is_theirs(
 )
 def test_a_mismatched_completion_is_one_of_another_prompt(prompts: str) -> None:
     examples = [
-        Example(id=name, prompt_ids=(ord(name),), completions=((ord(name), index),), labels=(index % 2,))
+        Example(
+            id=name,
+            prompt_ids=(ord(name),),
+            completions=((ord(name), index),),
+            action_mask=((True, True),),
+            labels=(index % 2,),
+        )
         for index, name in enumerate(prompts)
     ]
     made = loop.mismatch(examples, max_length=9)
