@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from rlft.types import Completion, Message, whole_text
+from rlft.templates import refuse_halves, write
+from rlft.types import Completion, Message
 
 
 def load_tokenizer(folder: str | Path, *, for_chat: bool = True) -> PreTrainedTokenizerBase:
@@ -39,7 +40,7 @@ def render(
     Raises:
         ValueError: the template refuses these messages, or one holds half a surrogate pair.
     """
-    return tuple(tokenizer(_text(tokenizer, messages, tools), add_special_tokens=False)["input_ids"])
+    return tuple(tokenizer(write(tokenizer, messages, tools), add_special_tokens=False)["input_ids"])
 
 
 def render_observation(
@@ -64,7 +65,7 @@ def render_observation(
     while reply in str(messages):
         reply += ")"
     history = [Message(role="user", content="?"), Message(role="assistant", content=reply)]
-    whole = _text(tokenizer, [*history, *messages], tools)
+    whole = write(tokenizer, [*history, *messages], tools)
     _, found, following = whole.partition(reply)
     if not found or reply in following:
         raise ValueError(
@@ -83,148 +84,104 @@ _REPLY = "(here stands the reply)"
 """Not a mark of control characters: templates trim those as white space."""
 
 
-def _text(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
-) -> str:
-    """A conversation as the template writes it, with the mark that opens the assistant's turn."""
-    fitted, options = fit(tokenizer, messages, tools)
-    try:
-        text = tokenizer.apply_chat_template(fitted, tokenize=False, add_generation_prompt=True, **options)
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in fitted)
-        raise ValueError(f"the chat template refuses a conversation of {roles}: {error}") from error
-    assert isinstance(text, str)
-    return text
-
-
-def fit(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
-) -> tuple[list[Message], dict[str, Any]]:
-    """(the conversation as the template can write it, what else it takes).
-
-    A template without tools has them in the system message; one without `tool` messages has the user say them.
-
-    Raises:
-        ValueError: a message holds half a surrogate pair.
-    """
-    _refuse_halves(*(message.get("content") for message in messages))
-    fitted: list[Message] = list(messages)
-    if any(message["role"] == "tool" for message in messages) and not takes_tool_messages(tokenizer):
-        fitted = without_tool_messages(messages)
-    if not tools:
-        return fitted, {}
-    if takes_tools(tokenizer):
-        return fitted, {"tools": list(tools)}
-    return with_tools_described(fitted, tools), {}
-
-
-def _refuse_halves(*texts: object) -> None:
-    """Refuse text that no tokenizer takes; what is no text is the template's affair.
-
-    Raises:
-        ValueError: quotes the place.
-    """
-    for text in texts:
-        if isinstance(text, str) and whole_text(text) != text:
-            at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
-            raise ValueError(
-                f"a text holds half a surrogate pair, as a string that was cut inside an emoji does, at the end of "
-                f"{text[max(0, at - 40) : at + 1]!r}; no tokenizer takes it: mend the data, or replace it with "
-                "text.encode('utf-8', 'replace').decode()"
-            )
-
-
-def takes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template describes tools itself."""
-    tool = {"type": "function", "function": {"name": "look_up", "description": "", "parameters": {"properties": {}}}}
-    ask: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
-    with_tool = _tried(tokenizer, ask, tools=[tool])
-    return with_tool is not None and "look_up" in with_tool
-
-
-def takes_tool_messages(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template writes `tool` messages otherwise than those of a role that it has never heard of."""
-    ask = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    answer = {"content": "the answer", "name": "look_up"}
-    written = _tried(tokenizer, [*ask, {"role": "tool", **answer}])
-    unknown = _tried(tokenizer, [*ask, {"role": "unheard-of", **answer}])
-    if written is None or "the answer" not in written:
-        return False
-    return unknown is None or written != unknown.replace("unheard-of", "tool")
-
-
-def _tried(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **options: Any) -> str | None:
-    """What the template writes, None if it refuses."""
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except TemplateError:
-        return None
-
-
-def without_tool_messages(messages: Sequence[Message]) -> list[Message]:
-    """Tools' answers as messages of the user, one for those that follow each other, each answer inside tags."""
-    fitted: list[Message] = []
-    for index, message in enumerate(messages):
-        if message["role"] != "tool":
-            fitted.append(message)
-            continue
-        content = f"<tool_response>\n{message['content']}\n</tool_response>"
-        if index and messages[index - 1]["role"] == "tool":
-            content = f"{fitted.pop()['content']}\n{content}"
-        fitted.append(Message(role="user", content=content))
-    return fitted
-
-
-def with_tools_described(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """The conversation with the tools described in its system message, which is added if there is none."""
-    described = describe_tools(tools)
-    if messages and messages[0]["role"] == "system":
-        first = messages[0]
-        return [Message(role="system", content=f"{first['content']}\n\n{described}"), *messages[1:]]
-    return [Message(role="system", content=described), *messages]
-
-
-def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:
-    """Tools in words, and how to call one."""
-    listed = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
-    return (
-        f"You can call tools:\n{listed}\n"
-        'To call one, write <tool_call>{"name": "...", "arguments": {...}}</tool_call> and wait for its answer.'
-    )
-
-
 def _is_special(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
     added = tokenizer.added_tokens_decoder.get(token_id)
     return token_id in tokenizer.all_special_ids or (added is not None and added.special)
 
 
-def render_reply(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], end_ids: frozenset[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of the prompt, as `render` gives them, and of the last message, the assistant's, with its end token.
+def render_completion(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[Message],
+    completion: Sequence[Message],
+    end_ids: frozenset[int],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]:
+    """A prompt, as `render` gives it, and the messages that follow it, of which the assistant's are its actions.
 
-    What a template writes after the end token, such as a line break, is left out: no policy is asked for it.
+    An action is what a policy would sample: all behind the mark that opens the assistant's turn, calls of tools too, up
+    to the end token. What a template writes behind the last end token, such as a line break, is left out: no policy is
+    asked for it.
 
     Args:
+        completion: begins and ends with a message of the assistant.
         end_ids: see `end_token_ids`.
 
+    Returns:
+        The prompt's token ids (P,), the completion's (T,), and the completion's action mask (T,).
+
     Raises:
-        ValueError: the template writes the earlier messages otherwise once the reply follows, or a message holds half
-            a surrogate pair.
+        ValueError: the template writes a message otherwise once others follow it, or none of the end tokens behind it.
     """
-    _refuse_halves(messages[-1].get("content"))
-    prompt = render(tokenizer, messages[:-1])
-    history = tokenizer.apply_chat_template(list(messages[:-1]), tokenize=True, return_dict=False)
-    whole = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False)
-    # Some templates open the assistant's turn with more than they keep of it (an empty block of thought).
-    pairs = enumerate(zip(prompt, whole, strict=False))
-    shared = next((index for index, (token, other) in pairs if token != other), min(len(prompt), len(whole)))
-    if shared < len(history):
-        raise ValueError(
-            "the chat template writes the prompt otherwise when the reply follows it, so the reply cannot be told from "
-            "the prompt; use a template that only appends"
+    messages = [*prompt, *completion]
+    whole = conversation(tokenizer, messages, tools=tools)
+    replies = [at for at in range(len(prompt), len(messages)) if messages[at]["role"] == "assistant"]
+    contexts = [render(tokenizer, messages[:at], tools=tools) for at in replies]
+    histories = [len(conversation(tokenizer, messages[:at], tools=tools)) for at in replies]
+    starts = [_shared(context, whole, least=least) for context, least in zip(contexts, histories, strict=True)]
+    ids: list[int] = []
+    mask: list[bool] = []
+    for turn, (start, following) in enumerate(pairwise(starts)):
+        end = next((at + 1 for at in range(start, following) if whole[at] in end_ids), None)
+        if end is None:
+            raise ValueError(
+                "the chat template writes none of the model's end tokens behind a reply that other messages follow, so "
+                "its end cannot be told; name the token that ends a turn as eos_token_id in generation_config.json"
+            )
+        alone = conversation(tokenizer, messages[: replies[turn] + 1], tools=tools)
+        opened = _shared(contexts[turn], alone, least=histories[turn])
+        _refuse_rewritten(
+            tokenizer,
+            _ended(tokenizer, alone[opened:], end_ids),
+            whole[start : end - 1],
+            may_lose_marks=start == len(contexts[turn]),
         )
-    return prompt, _ended(tokenizer, whole[shared:], end_ids)
+        observation = contexts[turn + 1][end:]
+        ids += [*whole[start:end], *observation]
+        mask += [True] * (end - start) + [False] * len(observation)
+    last = _ended(tokenizer, whole[starts[-1] :], end_ids)
+    return contexts[0], (*ids, *last), (*mask, *(True for _ in last))
+
+
+def _shared(context: tuple[int, ...], whole: tuple[int, ...], *, least: int) -> int:
+    """How many tokens of a reply's context the whole conversation begins with.
+
+    Raises:
+        ValueError: fewer than `least`, those of the messages before the reply. The mark that opens the reply is not
+            counted: some templates write more into it than they keep, as an empty block of thought.
+    """
+    pairs = enumerate(zip(context, whole, strict=False))
+    shared = next((at for at, (token, other) in pairs if token != other), min(len(context), len(whole)))
+    if shared < least:
+        raise ValueError(
+            "the chat template writes the earlier messages otherwise when a reply follows them, so the reply cannot be "
+            "told from them; use a chat_template.jinja that only appends"
+        )
+    return shared
+
+
+def _refuse_rewritten(
+    tokenizer: PreTrainedTokenizerBase, as_last: Sequence[int], kept: Sequence[int], *, may_lose_marks: bool
+) -> None:
+    """Refuse a reply that the template writes otherwise when other messages follow it.
+
+    Args:
+        as_last: its tokens when it is the last message.
+        kept: its tokens when it is not, without the end token.
+        may_lose_marks: whether an empty block of thought at its beginning may go.
+
+    Raises:
+        ValueError: quotes both.
+    """
+    whole, rest = tokenizer.decode(list(as_last)), tokenizer.decode(list(kept))
+    before, _, after = whole.partition(rest) if rest else ("", "", whole)
+    lost = re.sub(r"<[^<>]*>", "", before + after).strip()
+    if rest not in whole or lost or (before and not may_lose_marks):
+        raise ValueError(
+            f"the chat template writes a reply otherwise when other messages follow it: {whole[:200]!r} becomes "
+            f"{rest[:200]!r}, which is not what the policy said; use a chat_template.jinja that only appends, or take "
+            "what gets lost (as thoughts do, and what follows an end token) out of the earlier replies"
+        )
 
 
 def render_text(
@@ -235,7 +192,7 @@ def render_text(
     Raises:
         ValueError: the tokenizer has no end token, or a text holds half a surrogate pair.
     """
-    _refuse_halves(prompt, completion)
+    refuse_halves(prompt, completion)
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token (eos_token), so a completion of plain text could never end")
     prompt_ids = tuple(tokenizer(prompt)["input_ids"])
@@ -258,9 +215,12 @@ def _ended(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], end_ids
 def conversation(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[int, ...]:
-    """Token ids of a whole conversation, with what the template writes after its last message."""
-    fitted, options = fit(tokenizer, messages, tools)
-    return tuple(tokenizer.apply_chat_template(fitted, tokenize=True, return_dict=False, **options))
+    """Token ids of a whole conversation, with what the template writes after its last message.
+
+    Raises:
+        ValueError: the template refuses these messages, or one holds half a surrogate pair.
+    """
+    return tuple(tokenizer(write(tokenizer, messages, tools, opened=False), add_special_tokens=False)["input_ids"])
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:

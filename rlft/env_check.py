@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlft import chat
+from rlft import templates
 from rlft.config import EnvironmentConfig
 from rlft.environment import loading
 from rlft.environment.contract import Environment
@@ -185,7 +185,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, environment: Environment, groups
     lengths = [len(t.prompt_ids) for t in _trajectories(groups)]
     tools = ""
     if environment.tools:
-        where = "by the chat template" if chat.takes_tools(tokenizer) else "in the system message"
+        where = "by the chat template" if templates.takes_tools(tokenizer) else "in the system message"
         tools = f"; {len(environment.tools)} tools, described {where}"
     return Finding(
         name="tokens and masks", is_fine=True, detail=f"prompts of {min(lengths)} to {max(lengths)} tokens{tools}"

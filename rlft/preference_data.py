@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlft import chat
+from rlft import chat, templates
+from rlft.batch import unscored
 from rlft.preference_config import PreferenceDataConfig
 from rlft.preference_rows import SAME, Row, Text, parse, read
 from rlft.types import Batch
@@ -29,20 +29,22 @@ class Example:
     """A prompt with its two completions, or for KTO with one."""
 
     id: str
-    """Hash of the prompt."""
+    """Hash of the prompt and its tools."""
     prompt_ids: tuple[int, ...]
     """Tokens of the prompt."""
     completions: tuple[tuple[int, ...], ...]
     """Tokens of the chosen and the rejected completion, or of the only one; end tokens included."""
+    action_mask: tuple[tuple[bool, ...], ...]
+    """Of each completion's tokens: True on the assistant's, which are trained on, False on messages in between."""
     labels: tuple[float, ...]
     """Of each completion: 1 chosen or good, 0 rejected or bad."""
     ref_logprobs: Tensor | None = None
-    """(A,) float32, of the completions' tokens under the reference; None where that is not computed beforehand."""
+    """(A,) float32, of the actions under the reference; None where that is not computed beforehand."""
 
     @property
     def num_actions(self) -> int:
-        """A, the tokens of the completions."""
-        return sum(map(len, self.completions))
+        """A, the completions' tokens that are trained on."""
+        return sum(map(sum, self.action_mask))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ class PreferenceData:
     max_length: int
     """Most tokens of a prompt and one completion."""
     hash: str
-    """sha256 over all tokens and labels, in order."""
+    """sha256 over all tokens, action masks and labels, in order."""
 
 
 def load(
@@ -97,7 +99,7 @@ def load(
     for number, (where, columns) in enumerate(rows, start=1):
         try:
             example = _tokenize(parse(columns, paired=paired), tokenizer, end_ids)
-        except (ValueError, TemplateError) as error:  # templates refuse roles that do not alternate, for example
+        except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         length = len(example.prompt_ids) + max(map(len, example.completions))
         if length > limit and config.overlong == "error":
@@ -122,75 +124,69 @@ def load(
         )
     digest = hashlib.sha256()
     for example in (*train, *heldout):
-        digest.update(repr((example.prompt_ids, example.completions, example.labels)).encode())
+        parts = (example.prompt_ids, example.completions, example.action_mask, example.labels)
+        digest.update(repr(parts).encode())
     return PreferenceData(train=train, heldout=heldout, dropped=dropped, max_length=limit, hash=digest.hexdigest())
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:
     """The examples as groups that share a prompt: the rewards are the labels, nothing was sampled."""
-    completions = [ids for example in examples for ids in example.completions]
     counts = torch.tensor([len(example.completions) for example in examples])
-    lengths = torch.tensor([len(ids) for ids in completions])
+    batch = unscored(
+        tuple(example.prompt_ids for example in examples for _ in example.completions),
+        tuple(ids for example in examples for ids in example.completions),
+        tuple(mask for example in examples for mask in example.action_mask),
+        torch.arange(len(examples)).repeat_interleave(counts),
+    )
     references = [example.ref_logprobs for example in examples if example.ref_logprobs is not None]
-    return Batch(
-        prompt_ids=tuple(example.prompt_ids for example in examples for _ in example.completions),
-        token_ids=tuple(completions),
-        action_mask=tuple((True,) * len(ids) for ids in completions),
-        group_index=torch.arange(len(examples)).repeat_interleave(counts),
+    return replace(
+        batch,
         rewards=torch.tensor([label for example in examples for label in example.labels]),
-        sequence_index=torch.arange(len(completions)).repeat_interleave(lengths),
-        rollout_logprobs=torch.zeros(int(lengths.sum())),
-        is_truncated=torch.zeros(len(completions), dtype=torch.bool),
         ref_logprobs=torch.cat(references) if len(references) == len(examples) else None,
     )
 
 
 def _tokenize(row: Row, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int] | None) -> Example:
-    rendered = [_render(row.prompt, completion, tokenizer, end_ids) for completion in row.completions]
-    completions = tuple(completion for _, completion in rendered)
+    rendered = [_render(row, completion, tokenizer, end_ids) for completion in row.completions]
+    prompts, completions, masks = zip(*rendered, strict=True)
     if len(set(completions)) < len(completions):
         raise ValueError(SAME)
+    named = [row.prompt, row.tools] if row.tools else row.prompt
     return Example(
-        id=hashlib.sha256(json.dumps(row.prompt, sort_keys=True).encode()).hexdigest()[:16],
-        prompt_ids=rendered[0][0],
+        id=hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16],
+        prompt_ids=prompts[0],
         completions=completions,
+        action_mask=masks,
         labels=row.labels,
     )
 
 
 def _render(
-    prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int] | None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    row: Row, completion: Text, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]:
+    """The tokens of the prompt and of the completion, and the completion's action mask."""
+    prompt = row.prompt
     if isinstance(prompt, str):
         assert isinstance(completion, str)
-        _refuse_empty(completion)
         if end_ids is not None:
-            return chat.render_text(tokenizer, prompt, completion)
+            prompt_ids, token_ids = chat.render_text(tokenizer, prompt, completion)
+            return prompt_ids, token_ids, (True,) * len(token_ids)
         prompt = [{"role": "user", "content": prompt}]
         completion = [{"role": "assistant", "content": completion}]
     assert not isinstance(completion, str)
-    if completion[-1]["role"] != "assistant":
-        raise ValueError(f"the last message is of role {completion[-1]['role']!r}; it must be the assistant's reply")
-    if len(completion) > 1:
-        raise ValueError(f"a completion is one message, found {len(completion)}; put the earlier ones into prompt")
-    _refuse_empty(completion[0]["content"])
-    if not prompt or prompt[-1]["role"] == "assistant":
-        raise ValueError("the prompt must be messages that end with another's than the assistant's")
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template for messages; use an instruct model or plain text")
+    messages = [*prompt, *completion]
+    templates.check_shown(tokenizer, messages, row.tools)
     if end_ids is None:
-        return (), chat.conversation(tokenizer, [*prompt, *completion])
-    return chat.render_reply(tokenizer, [*prompt, *completion], end_ids)
-
-
-def _refuse_empty(completion: str) -> None:
-    if not completion.strip():
-        raise ValueError("a completion is empty; fill it or remove the row")
+        token_ids = chat.conversation(tokenizer, messages, tools=row.tools)
+        return (), token_ids, (True,) * len(token_ids)
+    return chat.render_completion(tokenizer, prompt, completion, end_ids, tools=row.tools)
 
 
 def _apart(example: Example) -> list[Example]:
     """One example for each completion."""
     return [
-        Example(id=example.id, prompt_ids=example.prompt_ids, completions=(completion,), labels=(label,))
-        for completion, label in zip(example.completions, example.labels, strict=True)
+        replace(example, completions=(completion,), action_mask=(mask,), labels=(label,))
+        for completion, mask, label in zip(example.completions, example.action_mask, example.labels, strict=True)
     ]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlft import adapters, chat, trl_stage
+from rlft import adapters, chat, templates, trl_stage
 from rlft import model as models
 from rlft.config import RunConfig, SFTStageConfig
 from rlft.types import Message
@@ -66,7 +66,7 @@ def train_sft(
     tokenizer = chat.load_tokenizer(Path(model_folder))
     rows = []
     for messages in demonstrations[: stage.examples]:
-        fitted, options = chat.fit(tokenizer, messages, tools)
+        fitted, options = templates.fit(tokenizer, messages, tools)
         rows.append(
             {"prompt": fitted[:-1], "completion": [fitted[-1]], **{k: json.dumps(v) for k, v in options.items()}}
         )

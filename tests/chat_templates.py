@@ -1,7 +1,7 @@
 """Small chat templates in the styles of the common families, over the byte tokenizer; each as its family writes turns.
 
 What differs between them is what the driver must get right: the end mark, white space behind it, a default system
-message, trimmed contents, tools, the role of tools' answers, and thoughts that older replies lose.
+message, trimmed contents, tools and calls of them, the role of tools' answers, and thoughts that older replies lose.
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ _TOOLS = """\
 {{ '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
 {%- endif -%}"""
 
+_CALLS = """\
+{%- for call in m.tool_calls or [] -%}
+{{ '<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' }}
+{%- endfor -%}
+{{ '<|im_end|>\\n' }}"""
+
 _TOOL_MESSAGE = """\
 {%- elif m.role == 'tool' -%}
 {%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}{{ '<|im_start|>user' }}{%- endif -%}
@@ -48,10 +54,11 @@ QWEN25 = f"""\
 {_TOOLS}
 {{%- for m in messages -%}}
 {{%- if m.role in ('user', 'assistant') -%}}
-{{{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}}}
+{{{{ '<|im_start|>' + m.role + '\\n' + m.content }}}}
+{_CALLS}
 {_TOOL_MESSAGE}"""
 
-# The last reply has an empty block of thought; it goes once a user's message follows.
+# The last reply has a block of thought, an empty one if need be; it goes once a message follows.
 QWEN3 = f"""\
 {_TOOLS}
 {{%- set query = namespace(last=0) -%}}
@@ -63,8 +70,11 @@ QWEN3 = f"""\
 {{{{ '<|im_start|>user\\n' + m.content + '<|im_end|>\\n' }}}}
 {{%- elif m.role == 'assistant' -%}}
 {{{{ '<|im_start|>assistant\\n' }}}}
-{{%- if loop.last and loop.index0 > query.last -%}}{{{{ '<think>\\n\\n</think>\\n\\n' }}}}{{%- endif -%}}
-{{{{ m.content + '<|im_end|>\\n' }}}}
+{{%- if loop.last and loop.index0 > query.last -%}}
+{{{{ '<think>\\n' + (m.reasoning_content or '') + '\\n</think>\\n\\n' }}}}
+{{%- endif -%}}
+{{{{ m.content }}}}
+{_CALLS}
 {_TOOL_MESSAGE}"""
 
 # Turns alternate, another role is refused, and the end of a turn is not the tokenizer's end token.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlft import chat
+from rlft import chat, templates
 from rlft.types import Message
 from tests.chat_templates import TEMPLATES, tokenizer_of
 
@@ -70,8 +70,8 @@ def test_white_space_that_ends_a_reply_is_no_end_token() -> None:
 @pytest.mark.parametrize("name", ["qwen2.5", "qwen3"])
 def test_templates_with_tools_write_them_themselves(name: str) -> None:
     tokenizer = tokenizer_of(name)
-    assert chat.takes_tools(tokenizer)
-    assert chat.takes_tool_messages(tokenizer)
+    assert templates.takes_tools(tokenizer)
+    assert templates.takes_tool_messages(tokenizer)
     prompt = chat.render(tokenizer, [ASK], tools=[CALCULATOR])
     assert "Tools:\n" in tokenizer.decode(list(prompt))
     assert '"calculator"' in tokenizer.decode(list(prompt))
@@ -86,8 +86,8 @@ def test_templates_with_tools_write_them_themselves(name: str) -> None:
 @pytest.mark.parametrize("name", ["chatml", "llama3", "strict"])
 def test_templates_without_tools_get_words_and_user_messages(name: str) -> None:
     tokenizer = tokenizer_of(name)
-    assert not chat.takes_tools(tokenizer)
-    assert not chat.takes_tool_messages(tokenizer)
+    assert not templates.takes_tools(tokenizer)
+    assert not templates.takes_tool_messages(tokenizer)
     between = chat.render_observation(tokenizer, [TOOL_SAYS, TOOL_SAYS], after=reply_ids(name, "4"))
     as_user = "<tool_response>\n4\n</tool_response>\n<tool_response>\n4\n</tool_response>"
     assert between == chat.render_observation(
@@ -122,7 +122,7 @@ def test_half_a_surrogate_pair_is_refused(cut: str) -> None:
     with pytest.raises(ValueError, match=told):
         chat.render(tokenizer, [said])
     with pytest.raises(ValueError, match=told):
-        chat.render_reply(tokenizer, [ASK, reply], frozenset())
+        chat.render_completion(tokenizer, [ASK], [reply], frozenset())
     with pytest.raises(ValueError, match=told):
         chat.render_text(tokenizer, "?", cut)
     with pytest.raises(ValueError, match=f"demonstration 1: .*{told}"):

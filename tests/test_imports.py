@@ -21,6 +21,7 @@ LAYERS = [
         "rlft.model_cache",
         "rlft.checkpoint",
         "rlft.lifeline",
+        "rlft.templates",
         "rlft.memory",
         "rlft.served",
         "rlft.block_attention",

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from rlft import chat
 from rlft.batch import microbatches, pack, packed_length
@@ -208,13 +209,19 @@ def test_a_hub_id_that_cannot_be_had_is_told(tmp_path: Path) -> None:
             {**CHAT_PAIR, "chosen": [assistant("x"), user("y")]},
             "last message is of role 'user'; it must be the assistant",
         ),
-        ({**CHAT_PAIR, "chosen": [user("y"), assistant("x")]}, "a completion is one message, found 2"),
+        ({**CHAT_PAIR, "chosen": [user("y"), assistant("x")]}, "begins with a message of role 'user'; .* into prompt"),
         ({**CHAT_PAIR, "prompt": [user("x"), assistant("y")]}, "end with another's than the assistant's"),
-        ({"chosen": [user("A?"), assistant("x")], "rejected": [user("B?"), assistant("y")]}, "different prompts"),
-        ({"chosen": [assistant("x")], "rejected": [assistant("y")]}, "the prompt must be messages"),
+        (
+            {"chosen": [user("A?"), assistant("x")], "rejected": [user("B?"), assistant("y")]},
+            "different prompts: they differ from message 1 on, of role user, and there is no column prompt",
+        ),
+        (
+            {"chosen": [assistant("x")], "rejected": [assistant("y")]},
+            "different prompts: they differ from message 1 on, of role assistant",
+        ),
         ({"chosen": "blue", "rejected": "green"}, "different prompts: they have no beginning in common"),
-        ({**CHAT_PAIR, "tools": [{"type": "function"}]}, "the column tools is not shown to the model"),
-        ({**CHAT_PAIR, "tools": '[{"type": "function"}]'}, "the column tools is not shown .* system message"),
+        ({**CHAT_PAIR, "tools": [{"type": "function"}]}, "template does not show the column tools.*system message"),
+        ({**CHAT_PAIR, "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs is not given to"),
         ([1, 2], "expected an object with columns, found list"),
         ({**PAIR, "prompt": "x" * 300}, "have 3.. tokens, more than the context of the model, 256; .*overlong=drop"),
     ],
@@ -238,7 +245,7 @@ def test_no_tools_are_none(tmp_path: Path, tools: Any) -> None:
             "no column label; it has prompt, completion.*pairs of chosen and rejected",
         ),
         ({"prompt": "p", "label": True}, "no column completion"),
-        ({**SINGLE, "tools": [{"type": "function"}]}, "the column tools is not shown to the model"),
+        ({**SINGLE, "tools": [{"type": "function"}]}, "tools are shown by the chat template, which plain text goes"),
         ({**SINGLE, "label": 0.5}, "label must be true for a good completion or false for a bad one, found 0.5"),
         ({**SINGLE, "completion": " "}, "completion is empty"),
         ({**SINGLE, "prompt": [user("Sky?")]}, "prompt holds messages, completion holds text"),
@@ -374,10 +381,17 @@ def test_a_batch_of_single_completions_is_a_group_each(tmp_path: Path) -> None:
 # Templates
 
 
+def sky_is_blue(tokenizer: PreTrainedTokenizerFast) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokens of a question and of its answer, all of which are actions."""
+    prompt, reply, mask = chat.render_completion(tokenizer, [user("Sky?")], [assistant("blue")], END)  # type: ignore[list-item]
+    assert mask == (True,) * len(reply)
+    return prompt, reply
+
+
 def test_what_a_template_writes_after_the_turn_is_left_out() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>{%", "<|end|>\n{%")
-    prompt, reply = chat.render_reply(tokenizer, [user("Sky?"), assistant("blue")], END)  # type: ignore[list-item]
+    prompt, reply = sky_is_blue(tokenizer)
     assert tokenizer.decode(list(prompt)) == "<|user|>Sky?<|end|>\n<|assistant|>"
     assert tokenizer.decode(list(reply)) == "blue<|end|>"
 
@@ -385,7 +399,7 @@ def test_what_a_template_writes_after_the_turn_is_left_out() -> None:
 def test_an_end_token_is_added_where_the_template_writes_none() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
-    prompt, reply = chat.render_reply(tokenizer, [user("Sky?"), assistant("blue")], END)  # type: ignore[list-item]
+    prompt, reply = sky_is_blue(tokenizer)
     assert tokenizer.decode(list(prompt)) == "Sky?|"
     assert tokenizer.decode(list(reply)) == "blue|<|end|>"
 
@@ -394,7 +408,7 @@ def test_a_template_that_opens_the_turn_with_more_than_it_keeps() -> None:
     # As Gemma 4 does with an empty block of thought: the reply follows what the policy is given when it samples.
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template.replace("<|assistant|>{% endif", "<|assistant|>(){% endif")
-    prompt, reply = chat.render_reply(tokenizer, [user("Sky?"), assistant("blue")], END)  # type: ignore[list-item]
+    prompt, reply = sky_is_blue(tokenizer)
     assert tokenizer.decode(list(prompt)) == "<|user|>Sky?<|end|><|assistant|>()"
     assert tokenizer.decode(list(reply)) == "blue<|end|>"
 
@@ -402,8 +416,8 @@ def test_a_template_that_opens_the_turn_with_more_than_it_keeps() -> None:
 def test_a_template_that_rewrites_the_prompt_is_refused() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ messages | length }}" + str(tokenizer.chat_template)
-    with pytest.raises(ValueError, match="writes the prompt otherwise when the reply follows"):
-        chat.render_reply(tokenizer, [user("Sky?"), assistant("blue")], END)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="writes the earlier messages otherwise when a reply follows"):
+        sky_is_blue(tokenizer)
 
 
 def test_plain_text_needs_an_end_token() -> None:
