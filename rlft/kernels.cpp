@@ -1,4 +1,5 @@
-// Passes over memory that torch makes in several operations, each made once: see kernels.py, which builds this file.
+// Passes over memory that torch makes in several operations, each made once, and products of few rows: see kernels.py,
+// which builds this file.
 //
 // Every row is computed by one thread in a fixed order with float32 sums, so that results do not depend on the number
 // of threads or on the other rows. Values are rounded to their type once, when they are written.
@@ -8,6 +9,10 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -289,14 +294,27 @@ inline Floats sums_of(Floats* x) {
   return x[0];
 }
 
+constexpr int64_t kLine = 64;  // bytes that come from memory together
+
+// Fetch `count` elements that the next item will read, while this one is computed: each item's are too few for the
+// processor to see where they go on.
+template <class T>
+inline void fetch(const T* from, int64_t count) {
+  const char* first = reinterpret_cast<const char*>(from);
+  for (int64_t i = 0; i < count * int64_t(sizeof(T)); i += kLine) __builtin_prefetch(first + i, 0, 2);
+}
+
 // q (S, size) times keys (count, size), to scores (S, stride). The elements of q lie as load_pair gives those of keys.
+// `next`: keys that are fetched meanwhile.
 template <class T, int S, int kSize>
-void dot_keys(const float* q, const T* keys, float* scores, int64_t count, int64_t stride, int64_t given_size) {
+void dot_keys(const float* q, const T* keys, const T* next, float* scores, int64_t count, int64_t stride,
+              int64_t given_size) {
   const int64_t size = kSize ? kSize : given_size;
   Floats sums[S][kLanes] = {};
   for (int64_t start = 0; start < count; start += kLanes) {
     const int64_t num = std::min<int64_t>(kLanes, count - start);
     for (int64_t key = 0; key < num; ++key) {
+      fetch(next + (start + key) * size, size);
       Floats sum[S] = {};
 #pragma GCC unroll 4
       for (int64_t i = 0; i < size; i += kPair) {
@@ -319,13 +337,15 @@ void dot_keys(const float* q, const T* keys, float* scores, int64_t count, int64
 
 // output (S, size), laid out as q, plus weights (S, stride) times values (count, size), for kPair * Pairs columns.
 template <class T, int S, int Pairs>
-void add_columns(const float* weights, const T* values, float* output, int64_t count, int64_t stride, int64_t size) {
+void add_columns(const float* weights, const T* values, const T* next, float* output, int64_t count, int64_t stride,
+                 int64_t size) {
   Floats sums[S][2 * Pairs];
 #pragma GCC unroll 4
   for (int s = 0; s < S; ++s)
 #pragma GCC unroll 4
     for (int i = 0; i < 2 * Pairs; ++i) sums[s][i] = load<Floats>(output + s * size + i * kLanes);
-  for (int64_t key = 0; key < count; ++key)
+  for (int64_t key = 0; key < count; ++key) {
+    fetch(next + key * size, Pairs * kPair);
 #pragma GCC unroll 2
     for (int pair = 0; pair < Pairs; ++pair) {
       const Pair v = load_pair(values + key * size + pair * kPair);
@@ -335,6 +355,7 @@ void add_columns(const float* weights, const T* values, float* output, int64_t c
         sums[s][2 * pair + 1] += weights[s * stride + key] * v.second;
       }
     }
+  }
 #pragma GCC unroll 4
   for (int s = 0; s < S; ++s)
 #pragma GCC unroll 4
@@ -342,11 +363,12 @@ void add_columns(const float* weights, const T* values, float* output, int64_t c
 }
 
 template <class T, int S>
-void add_values(const float* weights, const T* values, float* output, int64_t count, int64_t stride, int64_t size) {
+void add_values(const float* weights, const T* values, const T* next, float* output, int64_t count, int64_t stride,
+                int64_t size) {
   int64_t start = 0;
   for (; start + 2 * kPair <= size; start += 2 * kPair)
-    add_columns<T, S, 2>(weights, values + start, output + start, count, stride, size);
-  if (start < size) add_columns<T, S, 1>(weights, values + start, output + start, count, stride, size);
+    add_columns<T, S, 2>(weights, values + start, next + start, output + start, count, stride, size);
+  if (start < size) add_columns<T, S, 1>(weights, values + start, next + start, output + start, count, stride, size);
 }
 
 // e^(x - max x) in place of scores (Rows, stride), of which the first `count` of each row are given; the sums of rows.
@@ -410,6 +432,7 @@ template <class T>
 struct Stored {  // keys and values of one sequence and head, count tokens of each
   const T *keys, *values;
   int64_t count;
+  const T *next_keys, *next_values;  // those that are read after them
 };
 
 template <class T, int S, int kSize>
@@ -422,12 +445,13 @@ void attend_heads(const T* query, const Stored<T>* stored, T* out, float scale, 
     store_pair(Pair{part.first * scale, part.second * scale}, q + i);
     store_pair(Pair{}, sums + i);
   }
-  dot_keys<T, S, kSize>(q, stored[0].keys, scores, stored[0].count, stride, size);
-  dot_keys<T, S, kSize>(q, stored[1].keys, scores + stored[0].count, stored[1].count, stride, size);
+  dot_keys<T, S, kSize>(q, stored[0].keys, stored[0].next_keys, scores, stored[0].count, stride, size);
+  dot_keys<T, S, kSize>(q, stored[1].keys, stored[1].next_keys, scores + stored[0].count, stored[1].count, stride, size);
   float totals[S];
   softmax<S>(scores, stride, count, totals);
-  add_values<T, S>(scores, stored[0].values, sums, stored[0].count, stride, size);
-  add_values<T, S>(scores + stored[0].count, stored[1].values, sums, stored[1].count, stride, size);
+  add_values<T, S>(scores, stored[0].values, stored[0].next_values, sums, stored[0].count, stride, size);
+  add_values<T, S>(scores + stored[0].count, stored[1].values, stored[1].next_values, sums, stored[1].count, stride,
+                   size);
   for (int s = 0; s < S; ++s)
     for (int64_t i = s * size; i < (s + 1) * size; i += kPair)
       store_pair(Pair{load<Floats>(sums + i) / totals[s], load<Floats>(sums + i + kLanes) / totals[s]}, out + i);
@@ -469,8 +493,10 @@ void attend(const T* query, const T* fresh, const T* prompts, T* own, const int6
           std::copy(key, key + n.size, own_keys + age[row] * n.size);
           std::copy(value, value + n.size, own_keys + own_values + age[row] * n.size);
         }
-        const Stored<T> stored[2] = {{prompt_keys, prompt_keys + prompt_values, prompt_length[prompt]},
-                                     {own_keys, own_keys + own_values, age[row] + 1}};
+        const T* following = own_keys + n.row_columns * n.size;  // of the next head, or of the next row's first one
+        const Stored<T> stored[2] = {
+            {prompt_keys, prompt_keys + prompt_values, prompt_length[prompt], own_keys, own_keys + own_values},
+            {own_keys, own_keys + own_values, age[row] + 1, following, following + own_values}};
         const int64_t first = key_head * shared;
         for (int64_t s = 0; s < shared; s += kTogether) {
           const T* q = query + row * n.row_stride + (first + s) * n.size;
@@ -485,6 +511,119 @@ void attend(const T* query, const T* fresh, const T* prompts, T* own, const int6
       }
   }
 }
+
+// Products of a few rows with a weight that stays, y = x W^T. A weight lies in panels of kColumns outputs, in each of
+// which the inputs follow one another two by two: what one step of a sum needs is read in one go, from the first byte of
+// memory to the last. A panel meets all rows before the next one, which is fetched meanwhile: so reading the weight from
+// memory and multiplying take place at the same time, and with few rows the product takes no longer than the reading.
+
+#ifdef __AVX512BF16__
+
+constexpr int kColumns = 32;
+constexpr int kRows = 13;             // sums of so many rows, of two vectors each, fit in registers
+constexpr int64_t kRowsInCache = 256;  // rows whose inputs stay near while they meet all panels
+
+struct Panel {
+  const BFloat16 *weight, *bias, *other;
+  const char* next;  // what to fetch meanwhile
+  BFloat16* y;
+  int64_t inputs, outputs, fetch_every;
+  uint32_t present;  // columns that there are
+  int operation;     // 0: y; 1: y + other; 2: y other
+};
+
+inline __m512 wide_vector(__mmask16 present, const BFloat16* from) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, from)), 16));
+}
+
+template <int Rows>
+void meet(const BFloat16* x, const Panel& panel, int64_t row) {
+  const int64_t inputs = panel.inputs;
+  __m512 sums[Rows][2];
+  for (int half = 0; half < 2; ++half) {
+    const __mmask16 present = panel.present >> 16 * half;
+    const __m512 start = panel.bias ? wide_vector(present, panel.bias + 16 * half) : _mm512_setzero_ps();
+    for (int r = 0; r < Rows; ++r) sums[r][half] = start;
+  }
+  const char* next = panel.next;
+  for (int64_t i = 0; i < inputs;) {
+    _mm_prefetch(next, _MM_HINT_T1);
+    _mm_prefetch(next + 64, _MM_HINT_T1);
+    next += 128;
+    const int64_t stop = std::min(i + 2 * panel.fetch_every, inputs);
+    for (; i < stop; i += 2) {
+      const BFloat16* weight = panel.weight + i * kColumns;
+      const __m512bh first = (__m512bh)_mm512_loadu_si512(weight);
+      const __m512bh second = (__m512bh)_mm512_loadu_si512(weight + kColumns);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+        int32_t both;
+        std::memcpy(&both, x + r * inputs + i, sizeof both);
+        const __m512bh pair = (__m512bh)_mm512_set1_epi32(both);
+        sums[r][0] = _mm512_dpbf16_ps(sums[r][0], first, pair);
+        sums[r][1] = _mm512_dpbf16_ps(sums[r][1], second, pair);
+      }
+    }
+  }
+  for (int r = 0; r < Rows; ++r)
+    for (int half = 0; half < 2; ++half) {
+      const __mmask16 present = panel.present >> 16 * half;
+      const int64_t place = (row + r) * panel.outputs + 16 * half;
+      __m512 sum = sums[r][half];
+      if (panel.operation) {
+        const __m512 other = wide_vector(present, panel.other + place);
+        sum = panel.operation == 1 ? _mm512_add_ps(sum, other) : _mm512_mul_ps(sum, other);
+      }
+      _mm256_mask_storeu_epi16(panel.y + place, present, (__m256i)_mm512_cvtneps_pbh(sum));
+    }
+}
+
+template <int Rows = kRows>
+void meet(int64_t rows, const BFloat16* x, const Panel& panel, int64_t row) {
+  if constexpr (Rows > 0) {
+    if (rows == Rows)
+      meet<Rows>(x, panel, row);
+    else
+      meet<Rows - 1>(rows, x, panel, row);
+  }
+}
+
+void linear(const BFloat16* x, const BFloat16* panels, const BFloat16* bias, const BFloat16* other, BFloat16* y,
+            int64_t rows, int64_t inputs, int64_t outputs, int operation) {
+  const int64_t size = inputs * kColumns;
+#pragma omp parallel
+  for (int64_t begin = 0; begin < rows; begin += kRowsInCache) {
+    const int64_t count = std::min(kRowsInCache, rows - begin), blocks = (count + kRows - 1) / kRows;
+    const int64_t fetches = (inputs / 2 + blocks - 1) / blocks;
+#pragma omp for schedule(static) nowait
+    for (int64_t column = 0; column < outputs; column += kColumns) {
+      Panel panel = {panels + column * inputs, bias ? bias + column : nullptr, other + (other ? column : 0), nullptr,
+                     y + column, inputs, outputs, blocks, 0xffffffff, operation};
+      if (outputs - column < kColumns) panel.present = (1u << (outputs - column)) - 1;
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t row = begin + block * count / blocks, next_row = begin + (block + 1) * count / blocks;
+        panel.next = reinterpret_cast<const char*>(panel.weight + size) + block * fetches * 128;
+        meet(next_row - row, x + row * inputs, panel, row);
+      }
+    }
+  }
+}
+
+void panels_of(const BFloat16* weight, BFloat16* panels, int64_t inputs, int64_t outputs) {
+#pragma omp parallel for schedule(static)
+  for (int64_t column = 0; column < outputs; column += kColumns) {
+    BFloat16* to = panels + column * inputs;
+    const int64_t present = std::min<int64_t>(kColumns, outputs - column);
+    for (int64_t i = 0; i < inputs; i += 2)
+      for (int64_t c = 0; c < kColumns; ++c, to += 2) {
+        const BFloat16* from = weight + (column + c) * inputs + i;
+        to[0] = c < present ? from[0] : BFloat16{};
+        to[1] = c < present ? from[1] : BFloat16{};
+      }
+  }
+}
+
+#endif
 
 }  // namespace
 
@@ -528,3 +667,13 @@ void attend(const T* query, const T* fresh, const T* prompts, T* own, const int6
 
 FOR_TYPE(float, float32)
 FOR_TYPE(BFloat16, bfloat16)
+
+#ifdef __AVX512BF16__
+extern "C" void linear_bfloat16(const BFloat16* x, const BFloat16* panels, const BFloat16* bias, const BFloat16* other,
+                                BFloat16* y, int64_t rows, int64_t inputs, int64_t outputs, int64_t operation) {
+  linear(x, panels, bias, other, y, rows, inputs, outputs, int(operation));
+}
+extern "C" void panels_of_bfloat16(const BFloat16* weight, BFloat16* panels, int64_t inputs, int64_t outputs) {
+  panels_of(weight, panels, inputs, outputs);
+}
+#endif

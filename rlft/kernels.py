@@ -1,8 +1,8 @@
 """Kernels for a CPU that torch has no single operation for, compiled on first use by the system's C++ compiler.
 
 Between the products of a small model, time goes into passes over memory: a norm, a rotation or a gate takes torch two
-to five of them, and attention of one token per row hundreds of small products. `kernels.cpp` makes each in one. Where
-there is no compiler, or for other devices and types, callers use torch's operations, which give the same up to
+to five of them, and attention of one token per row hundreds of small products. `kernels.cpp` makes each in one, and
+multiplies few rows with weights that stay while it fetches the weights that come next. Where there is no compiler, or for other devices and types, callers use torch's operations, which give the same up to
 rounding; `description` says which of both it is. `RLFT_KERNELS=0` turns the kernels off.
 """
 
@@ -47,6 +47,8 @@ _ARGUMENTS = {
     "selected_logprobs": [_POINTER] * 4 + [_SIZE] * 2 + [ctypes.c_float, _SIZE],
     "biased_softmax": [_POINTER] * 2 + [_SIZE] * 4,
     "attend": [_POINTER] * 9 + [ctypes.c_float],
+    "panels_of": [_POINTER] * 2 + [_SIZE] * 2,
+    "linear": [_POINTER] * 5 + [_SIZE] * 4,
 }
 
 Kernel = Callable[..., None]
@@ -71,7 +73,7 @@ def kernel(name: str, *tensors: Tensor) -> Kernel | None:
     if library is None:
         return None
     library.use_threads(torch.get_num_threads())
-    return library.kernels[name, dtype]
+    return library.kernels.get((name, dtype))
 
 
 def available() -> bool:
@@ -110,7 +112,9 @@ def _library() -> tuple[_Library | None, str]:
     kernels = {}
     for name, arguments in _ARGUMENTS.items():
         for dtype, suffix in _TYPES.items():
-            function = getattr(loaded, f"{name}_{suffix}")
+            function = getattr(loaded, f"{name}_{suffix}", None)
+            if function is None:  # products are there for what the processor multiplies by itself
+                continue
             function.argtypes, function.restype = arguments, None
             kernels[name, dtype] = function
     use_threads = loaded.omp_set_num_threads

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlft import kernels, passes
 from rlft.projected_logprobs import projected_logprobs
-from rlft.rollout import row_cache
+from rlft.rollout import fixed_linear, row_cache
 from rlft.rollout.row_cache import RowCache
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason=kernels.description())
@@ -62,6 +62,87 @@ def agree(actual: Tensor, expected: Tensor) -> None:
         rtol=8 * epsilon if actual.dtype == torch.float32 else 2 * epsilon,
         atol=epsilon * scale,
     )
+
+
+# Products
+
+
+needs_products = pytest.mark.skipif(
+    kernels.kernel("linear", torch.zeros(1, dtype=torch.bfloat16)) is None, reason="this processor has no products"
+)
+
+
+@needs_products
+@pytest.mark.parametrize("rows", [1, 2, 12, 13, 14, 27, 64, 257, 600])
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (64, 32), (130, 33), (576, 960), (1536, 47)])
+def test_products(rows: int, inputs: int, outputs: int) -> None:
+    bf16 = torch.bfloat16
+    x, weight = random(rows, inputs, dtype=bf16), random(outputs, inputs, dtype=bf16, seed=1, factor=inputs**-0.5)
+    bias, other = random(outputs, dtype=bf16, seed=2), random(rows, outputs, dtype=bf16, seed=3)
+    expected = x.double() @ weight.double().T
+    # Sums of products of bfloat16 are float32 and rounded once.
+    for given in (None, bias):
+        product = fixed_linear._in_panels(weight, given)
+        assert product is not None
+        sums = expected if given is None else expected + given.double()
+        agree(product(x, None, "none"), sums)
+        agree(product(x, other, "add"), sums + other.double())
+        agree(product(x, other, "mul"), sums * other.double())
+
+
+@needs_products
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_row_of_a_product_does_not_depend_on_the_others(threads: int) -> None:
+    x, weight = random(64, 576, dtype=torch.bfloat16), random(200, 576, dtype=torch.bfloat16, seed=1)
+    product = fixed_linear._in_panels(weight, None)
+    assert product is not None
+    with_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        whole = product(x, None, "none")
+        for rows in (slice(0, 1), slice(5, 18), slice(20, 63)):
+            assert torch.equal(product(x[rows], None, "none"), whole[rows])
+    finally:
+        torch.set_num_threads(with_threads)
+
+
+@needs_products
+def test_a_product_keeps_to_its_rows_and_columns() -> None:
+    # What lies around the operands is not a number, and stays.
+    room = torch.full((7, 40), torch.nan, dtype=torch.bfloat16)
+    x, weight = random(5, 66, dtype=torch.bfloat16), random(40, 66, dtype=torch.bfloat16, seed=1)
+    run, product = kernels.kernel("linear", x), fixed_linear._in_panels(weight, None)
+    assert run is not None
+    assert product is not None
+    panels = torch.empty(2, 66, 32, dtype=torch.bfloat16)
+    pack = kernels.kernel("panels_of", weight)
+    assert pack is not None
+    pack(weight.data_ptr(), panels.data_ptr(), 66, 40)
+    run(x.data_ptr(), panels.data_ptr(), None, None, room[1:6].data_ptr(), 5, 66, 40, 0)
+    assert room[[0, 6]].isnan().all()
+    assert torch.equal(room[1:6], product(x, None, "none"))
+
+
+@needs_products
+def test_a_product_carries_what_is_not_finite() -> None:
+    x, weight = random(3, 64, dtype=torch.bfloat16), random(40, 64, dtype=torch.bfloat16, seed=1)
+    x[0, 3], x[1, 5] = torch.nan, torch.inf
+    product = fixed_linear._in_panels(weight, None)
+    assert product is not None
+    y = product(x, None, "none")
+    assert y[0].isnan().all()
+    assert torch.equal(y[1].float(), torch.inf * weight[:, 5].float().sign())
+    assert y[2].isfinite().all()
+
+
+@needs_products
+def test_operands_that_do_not_fit_a_product_are_refused() -> None:
+    product = fixed_linear._in_panels(random(40, 64, dtype=torch.bfloat16), None)
+    assert product is not None
+    x, other = random(3, 64, dtype=torch.bfloat16), random(3, 40, dtype=torch.bfloat16)
+    for wrong in ((x[:, :62].contiguous(), other), (x, other[:, :39].contiguous()), (x.float(), other), (x.T, other)):
+        with pytest.raises(ValueError, match="this product takes contiguous"):
+            product(*wrong, "add")
 
 
 # Passes
