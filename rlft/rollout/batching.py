@@ -22,8 +22,8 @@ from rlft.rollout.sampling import sample
 from rlft.rollout.seeds import uniforms
 from rlft.types import SamplingParams
 
-ROW_BLOCK = 8
-"""The batch's width is a multiple of this: fewer shapes for the products, whose kernels are made per shape."""
+ROW_BLOCK = 4
+"""The batch's width is a multiple of this: oneDNN's products are made per shape, and rows that leave are moved."""
 
 
 class Decoder(Protocol):
