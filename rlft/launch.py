@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
     with View(config.name, steps=0) as view, services(config, environment, model_folder, None, view) as (pool, scorer):
         if config.learner_rewards:
             reward_model.check(config, model_folder)
-            scorer.learner = Learner(config, model_folder).scores
+            scorer.learner = partial(Learner(config, model_folder).scores, environment.tools)
         pool.publish(adapter)
         view.stage("held-out evaluation")
         result, _ = evaluate(
@@ -243,7 +244,7 @@ def _stages(parts: _Parts, *, is_resumed: bool) -> dict[str, Any]:
     view.stage("loading the learner")
     source = reference_source(config.reference)
     with closing(make_learner(config, parts.model_folder, warm_start=warm_start, reference=source)) as learner:
-        parts.scorer.learner = learner.scores
+        parts.scorer.learner = partial(learner.scores, parts.environment.tools)
         if config.learner_rewards:
             _evaluate_once(parts, base, name="base", step=0, publish=True)
         if config.sft is not None and warm_start is not None:

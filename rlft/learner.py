@@ -81,10 +81,14 @@ class Learner:
         self.kl_coef = self.algorithm.kl_coef
         self.num_updates = 0
 
-    def scores(self, groups: Sequence[Group]) -> list[list[list[float]]]:
-        """What the reward models on this base say of every trajectory: by reward model, group and trajectory."""
+    def scores(self, tools: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> list[list[list[float]]]:
+        """What the reward models on this base say of every trajectory: by reward model, group and trajectory.
+
+        Args:
+            tools: what the environment's prompts show.
+        """
         replies = [[list(t.conversation) for t in group.trajectories] for group in groups]
-        return [self.roles.scores(model, replies) for model in self.roles.reward_models]
+        return [self.roles.scores(model, replies, tools=tools) for model in self.roles.reward_models]
 
     def annotate(self, batch: Batch) -> Batch:
         """Add what the algorithm needs from frozen passes: old and reference log-probs, values; then advantages."""

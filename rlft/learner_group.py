@@ -43,9 +43,9 @@ class LearnerGroup(LearnerProcesses):
             reference=reference,
         )
 
-    def scores(self, groups: Sequence[Group]) -> list[list[list[float]]]:
+    def scores(self, tools: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> list[list[list[float]]]:
         """See `Learner`."""
-        result: list[list[list[float]]] = self.call("scores", groups)
+        result: list[list[list[float]]] = self.call("scores", tools, groups)
         return result
 
     def logprobs_of(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:

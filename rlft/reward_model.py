@@ -12,7 +12,7 @@ conversation is that output at the last token that is no padding. `rlft reward-m
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,12 +135,15 @@ def add_reward_model(policy: adapters.Role, reward: RewardConfig, *, name: str, 
     )
 
 
-def conversations(model: RewardModel, groups: Sequence[Sequence[Sequence[Message]]]) -> Batch:
+def conversations(
+    model: RewardModel, groups: Sequence[Sequence[Sequence[Message]]], *, tools: Sequence[Mapping[str, Any]] = ()
+) -> Batch:
     """Groups of conversations as sequences; what all conversations of a group begin with is computed once."""
+    tokenizer = model.tokenizer
     prompts: list[tuple[int, ...]] = []
     rests: list[tuple[int, ...]] = []
     for group in groups:
-        rows = [_without_padding(chat.conversation(model.tokenizer, m), model.tokenizer.pad_token_id) for m in group]
+        rows = [_without_padding(chat.conversation(tokenizer, m, tools=tools), tokenizer.pad_token_id) for m in group]
         pairs = enumerate(zip(min(rows), max(rows), strict=False))  # what these two share, all do
         shared = next((index for index, (one, other) in pairs if one != other), min(map(len, rows)))
         shared = min(shared, *(len(row) - 1 for row in rows))

@@ -138,11 +138,17 @@ class Roles:
         ratios = self.logprobs(batch, self.policy) - self.logprobs(batch, self.reference)
         return kto_reference_point(sequence_sums(ratios, batch.sequence_index, batch.num_sequences))
 
-    def scores(self, model: RewardModel, groups: Sequence[Sequence[Sequence[Message]]]) -> list[list[float]]:
-        """The reward model's scores of groups of conversations; no gradient."""
+    def scores(
+        self,
+        model: RewardModel,
+        groups: Sequence[Sequence[Sequence[Message]]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[list[float]]:
+        """The reward model's scores of groups of conversations in which these tools are shown; no gradient."""
         with torch.no_grad(), adapters.active(model.role):
             scores = self._collect(
-                conversations(model, groups),
+                conversations(model, groups, tools=tools),
                 lambda part: models.sequence_scores(model.role.model, model.head, pack(part, with_ends=True)),
             )
         flat = iter(((scores - model.mean) / model.std).tolist())

@@ -14,7 +14,7 @@ import torch
 import trl
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rlft import chat, launch_dpo, launch_reward
+from rlft import chat, launch_dpo, launch_reward, reward_model
 from rlft.batch import pack
 from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
 from rlft.preference_config import PreferenceConfig, PreferenceDataConfig
@@ -580,3 +580,17 @@ def test_a_reward_model_is_trained_on_episodes_with_tools(tmp_path: Path, tool_m
     config = reward_model_config(tmp_path, tool_model, data={"source": str(source)}, epochs=4)
     summary = launch_reward.train(config)
     assert summary["accuracy_after"]["mean"] > 0.9
+
+
+def test_a_reward_model_in_rl_reads_what_it_was_trained_on(tmp_path: Path, tool_model: Path) -> None:
+    tokenizer = chat.load_tokenizer(tool_model)
+    rows = episodes(1)
+    settings = PreferenceDataConfig(source=str(write(tmp_path / "data.jsonl", rows)), heldout=0)  # type: ignore[call-arg]
+    (example,) = load(settings, tokenizer, None, context=1024, paired=True).train
+    model: Any = SimpleNamespace(tokenizer=tokenizer)
+    said = [[[*rows[0]["prompt"], *rows[0][name]] for name in ("chosen", "rejected")]]
+    batch = reward_model.conversations(model, said, tools=rows[0]["tools"])
+    for prompt, rest, trained in zip(batch.prompt_ids, batch.token_ids, example.completions, strict=True):
+        assert (*prompt, *rest) == reward_model._without_padding(trained, tokenizer.pad_token_id)
+    without = reward_model.conversations(model, said)
+    assert without.prompt_ids != batch.prompt_ids
