@@ -15,7 +15,7 @@ from rlft.learner import Learner, has_gradient
 from rlft.learner_processes import LIMIT, LearnerProcesses
 from rlft.preference_config import PreferenceConfig
 from rlft.preference_learner import PreferenceLearner, RoleName
-from rlft.types import Adapter, Batch, Group, Metrics
+from rlft.types import Batch, Group, Metrics
 
 
 class LearnerGroup(LearnerProcesses):
@@ -67,16 +67,6 @@ class LearnerGroup(LearnerProcesses):
     def has_gradient(self, batch: Batch) -> bool:
         """See `Learner`."""
         return has_gradient(self._algorithm, batch)
-
-    def adapter(self, version: int) -> Adapter:
-        """See `Learner`."""
-        result: Adapter = self.call("adapter", version)
-        return result
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See `Learner`."""
-        result: tuple[dict[str, Tensor], dict[str, Any]] = self.call("state")
-        return result
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """See `Learner`."""
@@ -135,20 +125,6 @@ class PreferenceGroup(LearnerProcesses):
     def drop_reference(self) -> None:
         """See `PreferenceLearner`."""
         self.call("drop_reference")
-
-    def adapter(self, version: int) -> Adapter:
-        """See `PreferenceLearner`."""
-        result: Adapter = self.call("adapter", version)
-        return result
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See `PreferenceLearner`."""
-        result: tuple[dict[str, Tensor], dict[str, Any]] = self.call("state")
-        return result
-
-    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """See `PreferenceLearner`."""
-        self.call("load_state", tensors, numbers)
 
 
 def make_learner(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from rlft.adapters import adapter_hash
@@ -23,6 +24,7 @@ from rlft.config import RunConfig
 from rlft.memory import keep_freed_memory
 from rlft.preference_config import PreferenceConfig
 from rlft.ranks import Ranks
+from rlft.types import Adapter
 
 LIMIT = timedelta(minutes=30)
 """How long a process waits for another one in an exchange, and the driver for all of them to start."""
@@ -136,6 +138,20 @@ class LearnerProcesses:
                         "GPUs or libraries among them. `rlft resume` continues from the last checkpoint"
                     )
         return first.result
+
+    def adapter(self, version: int) -> Adapter:
+        """A stamped copy of what the policy learnt."""
+        result: Adapter = self.call("adapter", version)
+        return result
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a resumed run needs: tensors by name, and plain numbers."""
+        result: tuple[dict[str, Tensor], dict[str, Any]] = self.call("state")
+        return result
+
+    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.call("load_state", tensors, numbers)
 
     def close(self) -> None:
         """End the processes."""
