@@ -44,6 +44,11 @@ def reward_model(
     model, tokenizer, facts = _load(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if normalize and "std" not in facts:
         raise ValueError(f"{folder} has no reward_model.json with the mean and deviation of its scores, for normalize")
+    if facts.get("tools"):
+        raise ValueError(
+            f"{folder} was trained on conversations that show tools, which a reward function does not get; use it as "
+            "the reward adapter:FOLDER, on the learner's base"
+        )
     context = model.config.get_text_config().max_position_embeddings
     rows: list[Tensor] = []
     for prompt, completion in zip(prompts, completions, strict=True):

@@ -113,13 +113,14 @@ def unscored(
 def mismatched(batch: Batch, *, max_length: int) -> Batch | None:
     """Every prompt with the completion of a sequence of another prompt, as far as it fits into `max_length` tokens.
 
-    With the sequences of a prompt brought together, that is the one as many places before as the most frequent prompt
-    has sequences: so each completion is taken once. Where one prompt has more than half of the sequences, its own take
-    the others' in turn. Where there is only one prompt, nothing can be mismatched.
+    With the sequences sorted by their tokens, that is the one as many places before as the most frequent prompt has
+    sequences: so each completion is taken once, and the order of the batch does not matter. Where one prompt has more
+    than half of the sequences, its own take the others' in turn. Where there is only one prompt, nothing can be
+    mismatched.
     """
     of_prompt: dict[tuple[int, ...], list[int]] = {}
-    for sequence, prompt_ids in enumerate(batch.prompt_ids):
-        of_prompt.setdefault(prompt_ids, []).append(sequence)
+    for sequence in sorted(range(batch.num_sequences), key=lambda s: (batch.prompt_ids[s], batch.token_ids[s])):
+        of_prompt.setdefault(batch.prompt_ids[sequence], []).append(sequence)
     if len(of_prompt) < 2:
         return None
     order = [sequence for sequences in of_prompt.values() for sequence in sequences]

@@ -330,6 +330,11 @@ class RunConfig(BaseRunConfig):
                 f"updates_per_step ({self.updates_per_step}) must divide tasks_per_step ({self.tasks_per_step}): "
                 "each update uses an equal share of the tasks"
             )
+        if self.algorithm.surrogate == "kto" and self.tasks_per_step < 2 * self.updates_per_step:
+            raise ValueError(
+                f"tasks_per_step {self.tasks_per_step} gives each of {self.updates_per_step} updates one task, but kto "
+                "estimates its KL from other tasks' completions; use at least 2 for each update"
+            )
         if self.adapter.kind == "full" and (folders := self.learner_rewards):
             raise ValueError(
                 f"reward {folders[0].path} lies on the learner's frozen base, and adapter.kind: full has none; use "
@@ -388,11 +393,6 @@ class RunConfig(BaseRunConfig):
     def processes(self) -> int:
         """Actors of the run, besides the driver."""
         return self.rollout.workers + self.learner.processes
-
-    @property
-    def accuracy_reward(self) -> str:
-        """Name of the reward whose mean is the held-out accuracy."""
-        return self.rewards[0].label
 
     @property
     def learner_rewards(self) -> tuple[RewardConfig, ...]:

@@ -57,7 +57,7 @@ def evaluate(
         version=adapter.version,
     )
     groups = scorer.score(pool.run(chunks, on_chunk))
-    values = {group.task.id: accuracies(group, config.accuracy_reward) for group in groups}
+    values = {group.task.id: accuracies(group, config.rewards[0].label) for group in groups}
     scored = [v for v in values.values() if v]
     trajectories = [t for group in groups for t in group.trajectories]
     failures = [t.outcome for t in trajectories if isinstance(t.outcome, Failed)]
@@ -69,7 +69,7 @@ def evaluate(
         "step": step,
         "adapter_version": adapter.version,
         "adapter_hash": adapter.hash,
-        "metric": config.accuracy_reward,
+        "metric": config.rewards[0].label,
         "accuracy": accuracy_interval(scored).as_dict(),
         "failed": len(failures),
         "length": sum(t.num_actions for t in trajectories) / len(trajectories),

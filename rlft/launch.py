@@ -114,7 +114,7 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
     with View(config.name, steps=0) as view, services(config, environment, model_folder, None, view) as (pool, scorer):
         if config.learner_rewards:
             reward_model.check(config, model_folder)
-            scorer.learner = partial(Learner(config, model_folder).scores, environment.tools)
+            scorer.learner = partial(Learner(config, model_folder).scores, tools=environment.tools)
         pool.publish(adapter)
         view.stage("held-out evaluation")
         result, _ = evaluate(
@@ -244,7 +244,7 @@ def _stages(parts: _Parts, *, is_resumed: bool) -> dict[str, Any]:
     view.stage("loading the learner")
     source = reference_source(config.reference)
     with closing(make_learner(config, parts.model_folder, warm_start=warm_start, reference=source)) as learner:
-        parts.scorer.learner = partial(learner.scores, parts.environment.tools)
+        parts.scorer.learner = partial(learner.scores, tools=parts.environment.tools)
         if config.learner_rewards:
             _evaluate_once(parts, base, name="base", step=0, publish=True)
         if config.sft is not None and warm_start is not None:
@@ -344,7 +344,7 @@ def _summarize(run: Run) -> dict[str, Any]:
     }
     summary: dict[str, Any] = {
         "name": config.name,
-        "metric": config.accuracy_reward,
+        "metric": config.rewards[0].label,
         "steps": config.steps,
         **{f"accuracy_{key}": value["accuracy"] if value else None for key, value in evaluations.items()},
         "adapter": f"adapters/v{config.steps:06d}",

@@ -167,8 +167,6 @@ def _with_reference(
         folders: where the reference's weights come from.
     """
     parts = [data.hash, run.config.model.dtype, *_identity(folders)]
-    if saved := learner.reference_hash():
-        parts.append(saved)
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     path = run.path / "reference" / f"{key[:16]}.safetensors"
     if not path.is_file():

@@ -65,7 +65,7 @@ def measure(config: RunConfig, *, samples: int, tasks: int, out: Path) -> dict[s
             version=adapter.version,
         )
         groups = scorer.score(pool.run(chunks, view.progress))
-    rows = difficulties(groups, config.accuracy_reward)
+    rows = difficulties(groups, config.rewards[0].label)
     write_file(out, "".join(json.dumps(row) + "\n" for row in rows).encode())
     values = [row["difficulty"] for row in rows]
     return {

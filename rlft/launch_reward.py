@@ -88,6 +88,7 @@ def _stages(
         "accuracy": after["accuracy"],
         "mean": statistics.fmean(after["scores"]),
         "std": statistics.pstdev(after["scores"]),
+        "tools": data.shows_tools,
     }
     train_reward.save(run.path / "reward-model", model, tokenizer, facts)
     summary = {

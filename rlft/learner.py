@@ -81,7 +81,7 @@ class Learner:
         self.kl_coef = self.algorithm.kl_coef
         self.num_updates = 0
 
-    def scores(self, tools: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> list[list[list[float]]]:
+    def scores(self, groups: Sequence[Group], tools: Sequence[Mapping[str, Any]] = ()) -> list[list[list[float]]]:
         """What the reward models on this base say of every trajectory: by reward model, group and trajectory.
 
         Args:
@@ -128,6 +128,8 @@ class Learner:
         self.roles.optimizer.zero_grad(set_to_none=True)
         preference = self.algorithm.preference
         losses, metrics = self._policy(batch) if preference is None else self._compare(batch, preference)
+        if self.algorithm.overlong == "penalize":
+            metrics["reward/overlong_penalty"] = float((self._shaped(batch) - batch.rewards).mean())
         if self.algorithm.needs_critic:
             critic_loss, critic_metrics = self._critic(batch)
             losses.append(critic_loss)
@@ -214,21 +216,19 @@ class Learner:
         total, sums = self.roles.backward_policy(
             replace(batch, weights=weights), loss, entropy_gradient=algorithm.entropy_coef > 0
         )
-        metrics = {"policy/loss": total, **policy_metrics(sums, batch.sequence_index.numel())}
-        if algorithm.overlong == "penalize":
-            metrics["reward/overlong_penalty"] = float((self._shaped(batch) - batch.rewards).mean())
-        return [total], metrics
+        return [total], {"policy/loss": total, **policy_metrics(sums, batch.sequence_index.numel())}
 
     def _compare(self, batch: Batch, preference: Preference) -> tuple[list[float], Metrics]:
         """The preference loss of the labelled samples."""
         # A real sample is within the context, so no mismatched one may be longer than the longest of them.
         longest = max(len(prompt) + len(ids) for prompt, ids in zip(batch.prompt_ids, batch.token_ids, strict=True))
         roles = self.roles
+        mismatches = None if preference.is_paired else mismatched(batch, max_length=longest)
+        kl = roles.reference_point(mismatches)
         is_labelled = _present(batch.advantages)[_first_actions(batch)] != 0
         batch = select(batch, is_labelled.nonzero().squeeze(1).tolist())
         if roles.reference is not None:
             batch = replace(batch, ref_logprobs=roles.logprobs(batch, roles.reference))
-        kl = 0.0 if preference.is_paired else roles.reference_point(mismatched(batch, max_length=longest))
         num_examples = batch.num_sequences // 2 if preference.is_paired else batch.num_sequences
 
         def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Metrics]:
@@ -257,7 +257,7 @@ class Learner:
             num_rejected=batch.num_sequences - num_chosen,
             num_actions=batch.sequence_index.numel(),
         )
-        if not preference.is_paired:
+        if mismatches is not None:
             metrics["preference/z0"] = kl
         return [total], {"policy/loss": total, **metrics}
 

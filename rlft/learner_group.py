@@ -43,9 +43,9 @@ class LearnerGroup(LearnerProcesses):
             reference=reference,
         )
 
-    def scores(self, tools: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> list[list[list[float]]]:
+    def scores(self, groups: Sequence[Group], tools: Sequence[Mapping[str, Any]] = ()) -> list[list[list[float]]]:
         """See `Learner`."""
-        result: list[list[list[float]]] = self.call("scores", tools, groups)
+        result: list[list[list[float]]] = self.call("scores", groups, tools)
         return result
 
     def logprobs_of(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
@@ -115,11 +115,6 @@ class PreferenceGroup(LearnerProcesses):
     def reference_point(self, batch: Batch) -> float:
         """See `PreferenceLearner`."""
         result: float = self.call("reference_point", batch)
-        return result
-
-    def reference_hash(self) -> str:
-        """See `PreferenceLearner`."""
-        result: str = self.call("reference_hash")
         return result
 
     def drop_reference(self) -> None:

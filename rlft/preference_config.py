@@ -20,8 +20,8 @@ class PreferenceDataConfig(Strict):
     split: str = "train"
     """Which split of a hub id or folder."""
     heldout: float = Field(0.1, ge=0, lt=1)
-    """Share of the prompts that is measured instead of trained on. A hash of the prompt decides, so that further rows
-    move none of the others."""
+    """Share of the prompts that is measured instead of trained on. A hash of the prompt and its tools decides, so that
+    further rows move none of the others."""
     max_length: int = Field(0, ge=0)
     """Most tokens of a prompt and one completion; 0 is the model's context."""
     overlong: Literal["error", "drop"] = "error"
@@ -59,6 +59,8 @@ class PreferenceConfig(BaseRunConfig):
             raise ValueError("adapter.kind: head trains no policy, only a reward model's output; use lora or full")
         if self.reference and not self.preference.needs_reference:
             raise ValueError(f"reference is set, but loss {self.preference.loss!r} compares with none; leave it out")
+        if self.ray_address and not self.learner.processes:
+            raise ValueError("ray_address is set, but one process trains alone; set learner.workers, or leave it out")
         if not self.preference.is_paired and self.batch_size < 2:
             raise ValueError(
                 "batch_size is 1, but kto estimates its KL from other prompts' completions; use at least 2"

@@ -59,6 +59,8 @@ class PreferenceData:
     """Rows left out because they are too long."""
     max_length: int
     """Most tokens of a prompt and one completion."""
+    shows_tools: bool
+    """Whether some prompts show tools."""
     hash: str
     """sha256 over all tokens, action masks and labels, in order."""
 
@@ -95,12 +97,14 @@ def load(
         raise ValueError(f"{config.source} has no rows")
     train: list[Example] = []
     heldout: list[Example] = []
-    dropped = 0
+    dropped, shows_tools = 0, False
     for number, (where, columns) in enumerate(rows, start=1):
         try:
-            example = _tokenize(parse(columns, paired=paired), tokenizer, end_ids)
+            row = parse(columns, paired=paired)
+            example = _tokenize(row, tokenizer, end_ids)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+        shows_tools |= bool(row.tools)
         length = len(example.prompt_ids) + max(map(len, example.completions))
         if length > limit and config.overlong == "error":
             raise ValueError(
@@ -124,9 +128,17 @@ def load(
         )
     digest = hashlib.sha256()
     for example in (*train, *heldout):
-        parts = (example.prompt_ids, example.completions, example.action_mask, example.labels)
-        digest.update(repr(parts).encode())
-    return PreferenceData(train=train, heldout=heldout, dropped=dropped, max_length=limit, hash=digest.hexdigest())
+        digest.update(repr((example.prompt_ids, example.completions, example.labels)).encode())
+        if not all(map(all, example.action_mask)):
+            digest.update(repr(example.action_mask).encode())
+    return PreferenceData(
+        train=train,
+        heldout=heldout,
+        dropped=dropped,
+        max_length=limit,
+        shows_tools=shows_tools,
+        hash=digest.hexdigest(),
+    )
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from rlft import adapters
 from rlft.adapters import ReferenceSource
 from rlft.batch import mismatched
 from rlft.objectives.preference import preference_loss, preference_metrics
@@ -124,13 +123,6 @@ class PreferenceLearner:
         if self.preference.is_paired:
             return 0.0
         return self.roles.reference_point(mismatched(batch, max_length=self._max_length))
-
-    def reference_hash(self) -> str:
-        """Hash of the reference's own tensors; empty where it has none but is a model, or the policy's base."""
-        reference = self.roles.reference
-        if reference is None or not reference.is_saved:
-            return ""
-        return adapters.adapter_hash(adapters.read_role(reference))
 
     def drop_reference(self) -> None:
         """Free the reference, if that frees a model: its log-probs are computed beforehand, and no pass follows."""

@@ -6,7 +6,8 @@ conversation is that output at the last token that is no padding. `rlft reward-m
     adapter_model.safetensors  adapter_config.json   an adapter and the output layer, in PEFT's layout (for `full`:
                                                      model.safetensors  config.json)
     tokenizer files                                  with the padding token that the model was trained with
-    reward_model.json                                base, type of its weights, mean and deviation of held-out scores
+    reward_model.json                                base, type of its weights, mean and deviation of held-out scores,
+                                                     whether tools are shown
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class RewardModel:
     """Subtracted from every score."""
     std: float
     """What that is divided by."""
+    shows_tools: bool
+    """Whether it was trained on conversations that show the environment's tools."""
 
 
 def check(config: RunConfig, model_folder: str) -> None:
@@ -132,14 +135,19 @@ def add_reward_model(policy: adapters.Role, reward: RewardConfig, *, name: str, 
         tokenizer=chat.load_tokenizer(folder),
         mean=facts["mean"] if normalize else 0.0,
         std=facts["std"] if normalize else 1.0,
+        shows_tools=facts.get("tools", False),
     )
 
 
 def conversations(
     model: RewardModel, groups: Sequence[Sequence[Sequence[Message]]], *, tools: Sequence[Mapping[str, Any]] = ()
 ) -> Batch:
-    """Groups of conversations as sequences; what all conversations of a group begin with is computed once."""
-    tokenizer = model.tokenizer
+    """Groups of conversations as sequences; what all conversations of a group begin with is computed once.
+
+    Args:
+        tools: the environment's, for models that were trained on conversations that show them.
+    """
+    tokenizer, tools = model.tokenizer, tools if model.shows_tools else ()
     prompts: list[tuple[int, ...]] = []
     rests: list[tuple[int, ...]] = []
     for group in groups:

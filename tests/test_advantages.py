@@ -480,6 +480,9 @@ def test_above_or_below_by_hand() -> None:
     group = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
     assert above_or_below(rewards, group).tolist() == [-1, 0, 1, 0, 0, -1, -1, 1]
     assert above_or_below(rewards, torch.arange(8)).tolist() == [0] * 8
+    for base in (1.3, 10.0, -250.0):
+        middle = torch.tensor([base, base + 0.01, base + 0.02])
+        assert above_or_below(middle, torch.zeros(3, dtype=torch.int64)).tolist() == [-1, 0, 1]
 
 
 def test_best_and_worst_by_hand() -> None:

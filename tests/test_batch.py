@@ -624,6 +624,15 @@ def test_a_mismatched_completion_is_one_of_another_prompt(prompts: str) -> None:
     assert all(ids[0] != prompt[0] for ids, prompt in zip(made.token_ids, made.prompt_ids, strict=True))
     if 2 * max(map(prompts.count, prompts)) <= len(prompts):
         assert len(set(made.token_ids)) == len(prompts)
-    again = mismatched(batch, max_length=9)
+    backwards = list(reversed(range(len(prompts))))
+    again = mismatched(
+        unscored(
+            tuple(batch.prompt_ids[s] for s in backwards),
+            tuple(batch.token_ids[s] for s in backwards),
+            batch.action_mask,
+            batch.group_index,
+        ),
+        max_length=9,
+    )
     assert again is not None
-    assert again.token_ids == made.token_ids
+    assert again.token_ids == tuple(made.token_ids[s] for s in backwards)

@@ -141,6 +141,7 @@ def test_a_missing_file_suggests_its_neighbour(write: Any, tmp_path: Path) -> No
         ("algorithm: {preset: grpo, gae_lambda: 0.9}\n", "algorithm.gae_lambda is 0.9, .* goes with baseline: critic"),
         ("algorithm: {preset: grpo, gamma: 0.9}\n", "goes with baseline: critic or kl_in: reward_to_go"),
         ("algorithm: {preset: rloo, clip_high: 0.3}\n", "goes with surrogate: clipped"),
+        ("algorithm: {preset: online_dpo, surrogate: kto}\ntasks_per_step: 1\n", "kto estimates its KL from other"),
         ("algorithm: {preset: online_dpo, aggregate: token_mean}\n", "goes with an objective of tokens"),
         ("algorithm: {preset: dapo, kl_in: reward}\n", "goes with kl: k1, k2 or k3"),
         ("algorithm: {preset: grpo, correction_range: [0.5, 5]}\n", "goes with a `correction`"),

@@ -164,6 +164,7 @@ def test_pairs_are_compared_with_the_policy_that_sampled_them(tiny_model: Path, 
     learner = make_learner(
         tiny_model,
         algorithm={"preset": "online_dpo", "surrogate": surrogate},
+        tasks_per_step=4,
         updates_per_step=2,
         learner={"threads": 1, "lr": 0.05},
     )
@@ -189,7 +190,7 @@ def test_ranked_samples_enter_kto_by_its_formula(tiny_model: Path) -> None:
     algorithm = {"preset": "online_dpo", "surrogate": "kto", "kl_coef": 0.5}
     config = tiny_config(tiny_model, algorithm=algorithm)
     base = ReferenceSource(folder=str(tiny_model))
-    learner = Learner(config, tiny_model, warm_start=random_tensors(tiny_model), reference=base)
+    learner = Learner(config, tiny_model, warm_start=random_tensors(tiny_model, seed=4), reference=base)
     groups = [
         made_up_group([1.0, 0.0, 0.5], task_id="a", prompt_length=4, lengths=[3, 1, 5]),  # the last is at the mean
         made_up_group([0.5, 0.5], task_id="b", prompt_length=2, lengths=[2, 6]),  # nothing to rank
@@ -199,11 +200,12 @@ def test_ranked_samples_enter_kto_by_its_formula(tiny_model: Path) -> None:
     prompts, ids = batch.prompt_ids, batch.token_ids
     metrics = learner.update(learner.annotate(batch))
 
-    learner = Learner(config, tiny_model, warm_start=random_tensors(tiny_model), reference=base)
+    learner = Learner(config, tiny_model, warm_start=random_tensors(tiny_model, seed=4), reference=base)
     labels = {0: 1, 1: -1, 5: -1, 6: -1, 7: 1}
-    # Two prompts, with two and three samples: each takes the other's, from the front where they are fewer.
-    other = {0: 5, 1: 6, 5: 0, 6: 1, 7: 0}
-    # No longer than the longest sample: 9 tokens.
+    # In the order of their tokens, prompts together, each has the completion of three places before: no prompt has more
+    # samples. No longer than the longest sample: 9 tokens.
+    order = sorted(range(8), key=lambda s: (prompts[s], ids[s]))
+    other = dict(zip(order, order[-3:] + order[:-3], strict=True))
     mismatched = {s: sums_of(learner, prompts[s], ids[t][: 9 - len(prompts[s])]) for s, t in other.items()}
     z0 = max(0.0, sum(mismatched.values()) / len(mismatched))
     rewards = {s: 0.5 * sums_of(learner, prompts[s], ids[s]) for s in labels}

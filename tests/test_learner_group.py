@@ -245,7 +245,7 @@ def test_reward_models_on_the_base_are_shared_too(tiny_model: Path, tmp_path: Pa
         replace(g, trajectories=tuple(replace(t, text="x" * (2 + 3 * i)) for i, t in enumerate(g.trajectories)))
         for g in groups
     ]
-    (expected,), (actual,) = alone.scores((), groups), group.scores(groups)
+    (expected,), (actual,) = alone.scores(groups), group.scores(groups)
     assert len({*expected[0], *expected[1]}) == 5
     for scores, others in zip(actual, expected, strict=True):
         assert scores == pytest.approx(others, abs=1e-6)

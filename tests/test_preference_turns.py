@@ -14,6 +14,7 @@ import torch
 import trl
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from rewards.reward_model import reward_model as score_as_function
 from rlft import chat, launch_dpo, launch_reward, reward_model
 from rlft.batch import pack
 from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
@@ -580,6 +581,10 @@ def test_a_reward_model_is_trained_on_episodes_with_tools(tmp_path: Path, tool_m
     config = reward_model_config(tmp_path, tool_model, data={"source": str(source)}, epochs=4)
     summary = launch_reward.train(config)
     assert summary["accuracy_after"]["mean"] > 0.9
+    folder = config.run_dir / summary["reward_model"]
+    assert json.loads((folder / "reward_model.json").read_text())["tools"]
+    with pytest.raises(ValueError, match=r"conversations that show tools, .* use it as the reward adapter:FOLDER"):
+        score_as_function([[user("x")]], [[assistant("y")]], folder=str(folder))
 
 
 def test_a_reward_model_in_rl_reads_what_it_was_trained_on(tmp_path: Path, tool_model: Path) -> None:
@@ -587,10 +592,21 @@ def test_a_reward_model_in_rl_reads_what_it_was_trained_on(tmp_path: Path, tool_
     rows = episodes(1)
     settings = PreferenceDataConfig(source=str(write(tmp_path / "data.jsonl", rows)), heldout=0)  # type: ignore[call-arg]
     (example,) = load(settings, tokenizer, None, context=1024, paired=True).train
-    model: Any = SimpleNamespace(tokenizer=tokenizer)
+    model: Any = SimpleNamespace(tokenizer=tokenizer, shows_tools=True)
     said = [[[*rows[0]["prompt"], *rows[0][name]] for name in ("chosen", "rejected")]]
     batch = reward_model.conversations(model, said, tools=rows[0]["tools"])
     for prompt, rest, trained in zip(batch.prompt_ids, batch.token_ids, example.completions, strict=True):
         assert (*prompt, *rest) == reward_model._without_padding(trained, tokenizer.pad_token_id)
-    without = reward_model.conversations(model, said)
-    assert without.prompt_ids != batch.prompt_ids
+    # One that was trained on conversations without tools is not shown any.
+    model.shows_tools = False
+    (plain,) = load(
+        settings.model_copy(update={"source": str(write(tmp_path / "plain.jsonl", [{**rows[0], "tools": None}]))}),
+        tokenizer,
+        None,
+        context=1024,
+        paired=True,
+    ).train
+    batch = reward_model.conversations(model, said, tools=rows[0]["tools"])
+    assert (*batch.prompt_ids[0], *batch.token_ids[0]) == reward_model._without_padding(
+        plain.completions[0], tokenizer.pad_token_id
+    )

@@ -116,7 +116,7 @@ def test_all_ways_of_scoring_agree(tiny_model: Path, trained: Callable[[str], Pa
         assert scores == pytest.approx(others, abs=1e-5)
     if kind != "full":
         config = with_reward(tiny_model, on_learner(folder), learner={"tokens_per_microbatch": 60})
-        (scored,) = Learner(config, tiny_model).scores((), groups)
+        (scored,) = Learner(config, tiny_model).scores(groups)
         for scores, others in zip(scored, expected, strict=True):
             assert scores == pytest.approx(others, abs=1e-5)
 
@@ -125,7 +125,7 @@ def test_all_ways_of_scoring_agree(tiny_model: Path, trained: Callable[[str], Pa
 def test_the_policy_may_be_another_kind_of_adapter(tiny_model: Path, rm: Path, policy: str | dict[str, Any]) -> None:
     adapter = {"kind": policy} if isinstance(policy, str) else policy
     groups = groups_of()
-    (scored,) = Learner(with_reward(tiny_model, on_learner(rm), adapter=adapter), tiny_model).scores((), groups)
+    (scored,) = Learner(with_reward(tiny_model, on_learner(rm), adapter=adapter), tiny_model).scores(groups)
     for scores, others in zip(scored, called(groups, rm), strict=True):
         assert scores == pytest.approx(others, abs=1e-5)
 
@@ -139,7 +139,7 @@ def test_normalised_scores_of_held_out_pairs_have_mean_0_and_deviation_1(tmp_pat
     raw, normalised = called(groups, folder), called(groups, folder, normalize=True)
     assert normalised[1] == pytest.approx([(x - facts["mean"]) / facts["std"] for x in raw[1]])
     learner = Learner(with_reward(tiny_model, on_learner(folder, args={"normalize": True})), tiny_model)
-    assert learner.scores((), groups)[0][1] == pytest.approx(normalised[1], abs=1e-4)
+    assert learner.scores(groups)[0][1] == pytest.approx(normalised[1], abs=1e-4)
     held_out = _heldout_scores(config, folder)
     assert sum(held_out) / len(held_out) == pytest.approx(0, abs=1e-4)
     assert sum(score**2 for score in held_out) / len(held_out) == pytest.approx(1, abs=1e-3)
@@ -248,11 +248,11 @@ def test_training_the_policy_leaves_the_reward_model_alone(tiny_model: Path, rm:
     assert own
     before, policy = {n: p.detach().clone() for n, p in own.items()}, learner.adapter(0)
     groups = groups_of()
-    scores = learner.scores((), groups)
+    scores = learner.scores(groups)
     for _ in range(2):
         batch = learner.annotate(collate([made_up_group([0.0, 1.0, 0.5], task_id="x", vocab=200)]))
         learner.update(batch)
-        assert learner.scores((), groups) == scores  # between updates, as in a run
+        assert learner.scores(groups) == scores  # between updates, as in a run
     assert learner.adapter(0).hash != policy.hash
     for name, parameter in own.items():
         assert torch.equal(parameter, before[name])

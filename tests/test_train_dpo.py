@@ -653,6 +653,7 @@ def test_a_misspelt_key_is_named_with_its_line(tmp_path: Path) -> None:
         ({"preference": {"loss": "kto"}, "batch_size": 1}, "kto estimates its KL"),
         ({"preference": {"loss": "ipo", "label_smoothing": 0.1}}, "label_smoothing goes with loss: sigmoid"),
         ({"preference": {"beta": 0}}, "beta must be above 0"),
+        ({"ray_address": "10.0.0.1:6379"}, "one process trains alone"),
         ({"learner": {"workers": 2, "gpus_per_worker": 0.5}}, "two workers could get the same GPU"),
     ],
 )

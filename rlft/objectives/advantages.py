@@ -153,9 +153,10 @@ def best_and_worst(rewards: Tensor, group_index: Tensor) -> list[tuple[int, int]
 
 
 def above_or_below(rewards: Tensor, group_index: Tensor) -> Tensor:
-    """(S,) 1 above the mean reward of the sequence's group, -1 below it, 0 at it: up to rounding in the mean."""
-    distance = sequence_advantages(rewards.double(), group_index, "group_mean", "group_std")
-    return torch.where(distance.abs() < 1e-6, 0.0, distance.sign()).to(rewards.dtype)
+    """(S,) 1 above the mean reward of the sequence's group, -1 below it, 0 at it: up to the rounding of rewards."""
+    distance = sequence_advantages(rewards.double(), group_index, "group_mean", "none")
+    rounding = 2 * torch.finfo(torch.float32).eps * rewards.abs().max()
+    return torch.where(distance.abs() <= rounding, 0.0, distance.sign()).to(rewards.dtype)
 
 
 def token_advantages(
