@@ -114,9 +114,14 @@ def render_completion(
         ValueError: the template writes a message otherwise once others follow it, or none of the end tokens behind it.
     """
     messages = [*prompt, *completion]
-    whole = conversation(tokenizer, messages, tools=tools)
     replies = [at for at in range(len(prompt), len(messages)) if messages[at]["role"] == "assistant"]
-    contexts = [render(tokenizer, messages[:at], tools=tools) for at in replies]
+    for at in replies:
+        _refuse_cut(tokenizer, messages[: at + 1], end_ids, tools)
+    contexts, whole = _tokenized_at(
+        tokenizer,
+        [write(tokenizer, messages[:at], tools) for at in replies],
+        write(tokenizer, messages, tools, opened=False),
+    )
     histories = [len(conversation(tokenizer, messages[:at], tools=tools)) for at in replies]
     starts = [_shared(context, whole, least=least) for context, least in zip(contexts, histories, strict=True)]
     ids: list[int] = []
@@ -141,6 +146,58 @@ def render_completion(
         mask += [True] * (end - start) + [False] * len(observation)
     last = _ended(tokenizer, whole[starts[-1] :], end_ids)
     return contexts[0], (*ids, *last), (*mask, *(True for _ in last))
+
+
+def _tokenized_at(
+    tokenizer: PreTrainedTokenizerBase, contexts: Sequence[str], whole: str
+) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+    """Token ids of the texts that replies follow and of the whole, without a token across the border of any reply.
+
+    No sampled reply has such a token, which a reply that begins with white space would get behind a line break.
+    """
+
+    def tokenized(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    ids, whole_ids = [tokenized(context) for context in contexts], tokenized(whole)
+    kept = [(text, own) for text, own in zip(contexts, ids, strict=True) if whole.startswith(text)]
+    if all(whole_ids[: len(own)] == own for _, own in kept):
+        return ids, whole_ids
+    borders = [0, *(len(text) for text, _ in kept), len(whole)]
+    pieces = [tokenized(whole[start:end]) for start, end in pairwise(borders)]
+    apart = {text: sum(pieces[: at + 1], ()) for at, (text, _) in enumerate(kept)}
+    return [apart.get(text, own) for text, own in zip(contexts, ids, strict=True)], sum(pieces, ())
+
+
+def _refuse_cut(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    end_ids: frozenset[int],
+    tools: Sequence[Mapping[str, Any]],
+) -> None:
+    """Refuse a reply, the last message, of which the template drops a part, or which holds an end token before its end.
+
+    An empty block of thought may go, and white space, which templates trim.
+
+    Raises:
+        ValueError: quotes the reply and what becomes of it.
+    """
+    content = messages[-1]["content"]
+    history = len(write(tokenizer, messages[:-1], tools, opened=False))
+    written = write(tokenizer, messages, tools, opened=False)[history:]
+    ends = [at for at in (written.find(tokenizer.decode([token])) for token in end_ids) if at >= 0]
+    said = written[: min(ends, default=len(written))]
+    if _bare(content) not in _bare(said):
+        raise ValueError(
+            f"a reply loses a part of itself: {content[:200]!r} becomes {said[:200]!r}, by the chat template, which "
+            "may drop thoughts, or by an end token within it; use a chat_template.jinja that writes replies as they "
+            "are, or take out of the reply what gets lost"
+        )
+
+
+def _bare(text: str) -> str:
+    """Text without white space and without empty blocks of thought."""
+    return re.sub(r"<(\w+)></\1>", "", "".join(text.split()))
 
 
 def _shared(context: tuple[int, ...], whole: tuple[int, ...], *, least: int) -> int:
@@ -195,20 +252,23 @@ def render_text(
     refuse_halves(prompt, completion)
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token (eos_token), so a completion of plain text could never end")
+    text, end, rest = completion.partition(tokenizer.decode([tokenizer.eos_token_id]))
+    if rest.strip():
+        raise ValueError(f"a completion goes on after the end token {end!r}, with {rest[:80]!r}; take that out of it")
     prompt_ids = tuple(tokenizer(prompt)["input_ids"])
-    whole = tuple(tokenizer(prompt + completion)["input_ids"])
+    whole = tuple(tokenizer(prompt + text)["input_ids"])
     if whole[: len(prompt_ids)] == prompt_ids:
         continuation = whole[len(prompt_ids) :]
     else:  # a token across the border, which no sampled completion has
-        continuation = tuple(tokenizer(completion, add_special_tokens=False)["input_ids"])
+        continuation = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     return prompt_ids, _ended(tokenizer, continuation, frozenset([tokenizer.eos_token_id]))
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], end_ids: frozenset[int]) -> tuple[int, ...]:
-    """The tokens up to the last end token, which is added where there is none."""
-    ends = [index for index, token in enumerate(token_ids) if token in end_ids]
-    if ends:
-        return tuple(token_ids[: ends[-1] + 1])
+    """The tokens up to the first end token, where a policy's turn ends; it is added where there is none."""
+    for at, token in enumerate(token_ids):
+        if token in end_ids:
+            return tuple(token_ids[: at + 1])
     return (*token_ids, min(end_ids) if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
 
 

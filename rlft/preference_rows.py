@@ -93,7 +93,8 @@ def parse(row: Mapping[str, Any], *, paired: bool) -> Row:
             "pairs of chosen and rejected"
         )
     else:
-        prompt, completions = _text("prompt", columns["prompt"]), [_text("completion", columns["completion"])]
+        completions = [_text("completion", columns["completion"])]
+        prompt = _prompt(columns["prompt"], completions[0])
         _refuse_mixture(prompt=prompt, completion=completions[0])
         labels = (_label(columns["label"]),)
     for completion in completions:
@@ -107,10 +108,11 @@ def _pair(columns: Mapping[str, Any]) -> tuple[Text, Text, Text]:
         raise ValueError(SAME)
     _refuse_mixture(chosen=chosen, rejected=rejected)
     has_prompt = "prompt" in columns
-    if has_prompt and isinstance(columns["prompt"], str) and isinstance(chosen, list) and len(chosen) > 1:
-        has_prompt = False  # a copy of the question beside conversations that hold it, as many data sets have it
+    if has_prompt and isinstance(columns["prompt"], str) and isinstance(chosen, list):
+        # Not so where it is a copy of the question beside conversations that hold it, as many data sets have it.
+        has_prompt = len(chosen) == 1 or chosen[0]["role"] == "assistant"
     if has_prompt:
-        prompt = _text("prompt", columns["prompt"])
+        prompt = _prompt(columns["prompt"], chosen)
         _refuse_mixture(prompt=prompt, chosen=chosen)
         return prompt, chosen, rejected
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -118,6 +120,14 @@ def _pair(columns: Mapping[str, Any]) -> tuple[Text, Text, Text]:
     assert not isinstance(chosen, str)
     assert not isinstance(rejected, str)
     return _shared_messages(chosen, rejected)
+
+
+def _prompt(value: Any, completion: Text) -> Text:
+    """The column `prompt`; text that the assistant's messages answer is the user's message."""
+    prompt = _text("prompt", value)
+    if isinstance(prompt, str) and not isinstance(completion, str) and completion[0]["role"] == "assistant":
+        return [Message(role="user", content=prompt)]
+    return prompt
 
 
 def _shared_messages(

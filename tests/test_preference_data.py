@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from rlft import chat
@@ -202,7 +204,7 @@ def test_a_hub_id_that_cannot_be_had_is_told(tmp_path: Path) -> None:
         ({**PAIR, "chosen": 7}, "chosen must be text or a list of messages, found int"),
         ({**PAIR, "chosen": [assistant("blue")]}, "chosen holds messages, rejected holds text; all must be"),
         ({**PAIR, "prompt": [user("Sky?")]}, "prompt holds messages, chosen holds text"),
-        ({**CHAT_PAIR, "prompt": "Sky?"}, "prompt holds text, chosen holds messages"),
+        ({**CHAT_PAIR, "prompt": "Sky?", "chosen": [user("x")]}, "prompt holds text, chosen holds messages"),
         ({**CHAT_PAIR, "chosen": ["blue"]}, "chosen: a message must have a role and a content.*'?blue"),
         ({**CHAT_PAIR, "chosen": [{"role": "assistant", "content": [{"type": "text"}]}]}, "both text"),
         (
@@ -411,6 +413,89 @@ def test_a_template_that_opens_the_turn_with_more_than_it_keeps() -> None:
     prompt, reply = sky_is_blue(tokenizer)
     assert tokenizer.decode(list(prompt)) == "<|user|>Sky?<|end|><|assistant|>()"
     assert tokenizer.decode(list(reply)) == "blue<|end|>"
+
+
+@pytest.mark.parametrize("reply", ["  blue", "\nblue", " <b>blue"])
+def test_no_token_lies_across_the_border_to_the_reply(reply: str) -> None:
+    # A tokenizer of real families merges the line break that opens a turn with white space that a reply begins with.
+    texts = ["<|user|>\nSky?<|end|><|assistant|>\n", *["\n  blue", "\n\nblue", "\n <b>blue"] * 9]
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    marks = ["<|end|>", "<|user|>", "<|assistant|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator(
+        texts, BpeTrainer(vocab_size=400, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    turns: Any = [user("Sky?"), assistant(reply), user("Sure?"), assistant(reply)]
+    whole = chat.conversation(tokenizer, turns)
+    assert chat.render(tokenizer, turns[:1]) != whole[: len(chat.render(tokenizer, turns[:1]))]  # so there is one
+    said = tuple(tokenizer(reply + "<|end|>")["input_ids"])
+    asked = tuple(tokenizer("<|user|>\nSure?<|end|><|assistant|>\n")["input_ids"])
+    prompt, ids, mask = chat.render_completion(tokenizer, turns[:1], turns[1:], END)
+    assert prompt == chat.render(tokenizer, turns[:1])
+    assert ids == (*said, *asked, *said)
+    assert mask == (True,) * len(said) + (False,) * len(asked) + (True,) * len(said)
+
+
+@pytest.mark.parametrize(
+    ("template", "reply", "kept"),
+    [
+        ("{{ m.content.split('</think>')[-1] }}", "<think>Hm.</think>blue", "<\\|assistant\\|>blue"),
+        ("{% for part in m.content if part is mapping %}{{ part.text }}{% endfor %}", "blue", "<\\|assistant\\|>"),
+        ("{{ m.content }}", "blue<|end|>green", "<\\|assistant\\|>blue"),
+    ],
+    ids=["thoughts", "parts", "end token"],
+)
+def test_a_reply_that_loses_a_part_of_itself_is_refused(template: str, reply: str, kept: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("{{ m.content }}", template)
+    assert template in tokenizer.chat_template
+    with pytest.raises(ValueError, match=rf"loses a part of itself: '.*' becomes '{kept}', .*take out of the reply"):
+        chat.render_completion(tokenizer, [user("Sky?")], [assistant(reply)], END)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("reply", ["<think>\n\n</think>\n\nblue", " blue "])
+def test_a_reply_may_lose_white_space_and_an_empty_thought(reply: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = str(tokenizer.chat_template).replace(
+        "{{ m.content }}", "{{ m.content.split('</think>')[-1] | trim }}"
+    )
+    _, ids, _ = chat.render_completion(tokenizer, [user("Sky?")], [assistant(reply)], END)  # type: ignore[list-item]
+    assert tokenizer.decode(list(ids)) == "blue<|end|>"
+
+
+def test_a_reply_ends_at_the_first_end_token() -> None:
+    # As Phi-3's template writes another one behind the whole conversation.
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|stop|>"]})
+    tokenizer.chat_template = str(tokenizer.chat_template) + "{% if not add_generation_prompt %}\n<|stop|>{% endif %}"
+    ends = frozenset([0, tokenizer.convert_tokens_to_ids("<|stop|>")])
+    _, ids, _ = chat.render_completion(tokenizer, [user("Sky?")], [assistant("blue")], ends)  # type: ignore[list-item]
+    assert tokenizer.decode(list(ids)) == "blue<|end|>"
+
+
+def test_plain_text_ends_at_its_end_token() -> None:
+    tokenizer = byte_tokenizer()
+    assert chat.render_text(tokenizer, "Sky?", " blue<|end|>\n") == chat.render_text(tokenizer, "Sky?", " blue")
+    with pytest.raises(ValueError, match=r"goes on after the end token '<\|end\|>', with 'green'"):
+        chat.render_text(tokenizer, "Sky?", " blue<|end|>green")
+
+
+def test_a_prompt_of_text_is_the_users_message(tmp_path: Path) -> None:
+    episode = [assistant("Which?"), user("That."), assistant("blue")]
+    for chosen in (CHAT_PAIR["chosen"], episode):
+        own = {**CHAT_PAIR, "chosen": chosen}
+        text = {**own, "prompt": "Sky?"}
+        assert read(write(tmp_path / "data.jsonl", [text])).train == read(write(tmp_path / "data.jsonl", [own])).train
+    single = {"prompt": "Sky?", "completion": episode, "label": True}
+    (example,) = read(write(tmp_path / "data.jsonl", [single]), paired=False).train
+    assert not all(example.action_mask[0])
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused() -> None:

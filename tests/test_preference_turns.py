@@ -416,7 +416,7 @@ def test_a_template_that_closes_a_thought_only_in_the_last_reply_is_refused() ->
 
 def test_an_end_token_inside_an_earlier_reply_is_refused(tmp_path: Path) -> None:
     row = {**PAIR, "chosen": [assistant("a<|im_end|>b"), user("?"), assistant("x")]}
-    with pytest.raises(ValueError, match=r"'a<\|im_end\|>b<\|im_end\|>' becomes 'a', .*what follows an end token"):
+    with pytest.raises(ValueError, match=r"'a<\|im_end\|>b' becomes '<\|im_start\|>assistant\\na', .*end token"):
         example_of(row, tmp_path, tokenizer_of("qwen2.5"))
 
 
