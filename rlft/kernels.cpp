@@ -523,13 +523,15 @@ constexpr int kColumns = 32;
 constexpr int kRows = 13;             // sums of so many rows, of two vectors each, fit in registers
 constexpr int64_t kRowsInCache = 256;  // rows whose inputs stay near while they meet all panels
 
+enum Operation : int64_t { kPlain, kPlus, kTimes, kSilu };  // y; y + other; y other; y sigmoid(y)
+
 struct Panel {
   const BFloat16 *weight, *bias, *other;
   const char* next;  // what to fetch meanwhile
   BFloat16* y;
   int64_t inputs, outputs, fetch_every;
   uint32_t present;  // columns that there are
-  int operation;     // 0: y; 1: y + other; 2: y other
+  Operation operation;
 };
 
 inline __m512 wide_vector(__mmask16 present, const BFloat16* from) {
@@ -570,10 +572,9 @@ void meet(const BFloat16* x, const Panel& panel, int64_t row) {
       const __mmask16 present = panel.present >> 16 * half;
       const int64_t place = (row + r) * panel.outputs + 16 * half;
       __m512 sum = sums[r][half];
-      if (panel.operation) {
-        const __m512 other = wide_vector(present, panel.other + place);
-        sum = panel.operation == 1 ? _mm512_add_ps(sum, other) : _mm512_mul_ps(sum, other);
-      }
+      if (panel.operation == kPlus) sum = _mm512_add_ps(sum, wide_vector(present, panel.other + place));
+      if (panel.operation == kTimes) sum = _mm512_mul_ps(sum, wide_vector(present, panel.other + place));
+      if (panel.operation == kSilu) sum = _mm512_mul_ps(sum, __m512(sigmoid(Floats(sum))));
       _mm256_mask_storeu_epi16(panel.y + place, present, (__m256i)_mm512_cvtneps_pbh(sum));
     }
 }
@@ -589,7 +590,7 @@ void meet(int64_t rows, const BFloat16* x, const Panel& panel, int64_t row) {
 }
 
 void linear(const BFloat16* x, const BFloat16* panels, const BFloat16* bias, const BFloat16* other, BFloat16* y,
-            int64_t rows, int64_t inputs, int64_t outputs, int operation) {
+            int64_t rows, int64_t inputs, int64_t outputs, Operation operation) {
   const int64_t size = inputs * kColumns;
 #pragma omp parallel
   for (int64_t begin = 0; begin < rows; begin += kRowsInCache) {
@@ -620,6 +621,53 @@ void panels_of(const BFloat16* weight, BFloat16* panels, int64_t inputs, int64_t
         to[0] = c < present ? from[0] : BFloat16{};
         to[1] = c < present ? from[1] : BFloat16{};
       }
+  }
+}
+
+// All layers of a decode step, one token per row: the operations above one after the other, without a call for each,
+// which cost as much as the arithmetic where rows are few.
+
+struct Layer {  // weights in panels, null where there is none
+  const BFloat16 *input_norm, *input, *input_bias, *query_norm, *key_norm, *output, *output_bias;
+  const BFloat16 *inner_norm, *gate, *gate_bias, *up, *up_bias, *down, *down_bias;
+};
+
+struct Kept {  // a layer's keys and values, see attend
+  const BFloat16* prompts;
+  BFloat16* own;
+};
+
+struct Step {
+  int64_t layers, width, inner;
+  float epsilon, scale;
+};
+
+// x (rows, width) is what goes into the first layer and then what comes out of the last one; `room` is for rows of
+// width, queries, keys and values side by side, what attention gives, and inner.
+void decode(BFloat16* x, const Layer* layers, const Kept* kept, const BFloat16* cosine, const BFloat16* turn,
+            const int64_t* prompt_of_row, const int64_t* prompt_length, const int64_t* age, BFloat16* room,
+            const Shape& n, const Step& step) {
+  const int64_t rows = n.rows, width = step.width, inner = step.inner, attended_width = n.heads * n.size;
+  const int64_t rotated = n.heads + n.key_heads, all = rotated + n.key_heads;
+  BFloat16 *normed = room, *heads = normed + rows * width, *attended = heads + rows * n.row_stride;
+  BFloat16* gate = attended + rows * attended_width;
+  for (int64_t index = 0; index < step.layers; ++index) {
+    const Layer& layer = layers[index];
+    rms_norm<BFloat16>(x, layer.input_norm, normed, nullptr, rows, width, step.epsilon);
+    linear(normed, layer.input, layer.input_bias, nullptr, heads, rows, width, n.row_stride, kPlain);
+    for (int64_t row = 0; layer.query_norm && row < rows; ++row) {
+      BFloat16 *queries = heads + row * n.row_stride, *keys = queries + attended_width;
+      rms_norm<BFloat16>(queries, layer.query_norm, queries, nullptr, n.heads, n.size, step.epsilon);
+      rms_norm<BFloat16>(keys, layer.key_norm, keys, nullptr, n.key_heads, n.size, step.epsilon);
+    }
+    rotate<BFloat16>(heads, heads, cosine, turn, rows, all, rotated, n.size, false);
+    attend<BFloat16>(heads, heads + attended_width, kept[index].prompts, kept[index].own, prompt_of_row, prompt_length,
+                     age, attended, n, step.scale);
+    linear(attended, layer.output, layer.output_bias, x, x, rows, attended_width, width, kPlus);
+    rms_norm<BFloat16>(x, layer.inner_norm, normed, nullptr, rows, width, step.epsilon);
+    linear(normed, layer.gate, layer.gate_bias, nullptr, gate, rows, width, inner, kSilu);
+    linear(normed, layer.up, layer.up_bias, gate, gate, rows, width, inner, kTimes);
+    linear(gate, layer.down, layer.down_bias, x, x, rows, inner, width, kPlus);
   }
 }
 
@@ -671,9 +719,14 @@ FOR_TYPE(BFloat16, bfloat16)
 #ifdef __AVX512BF16__
 extern "C" void linear_bfloat16(const BFloat16* x, const BFloat16* panels, const BFloat16* bias, const BFloat16* other,
                                 BFloat16* y, int64_t rows, int64_t inputs, int64_t outputs, int64_t operation) {
-  linear(x, panels, bias, other, y, rows, inputs, outputs, int(operation));
+  linear(x, panels, bias, other, y, rows, inputs, outputs, Operation(operation));
 }
 extern "C" void panels_of_bfloat16(const BFloat16* weight, BFloat16* panels, int64_t inputs, int64_t outputs) {
   panels_of(weight, panels, inputs, outputs);
+}
+extern "C" void decode_bfloat16(BFloat16* x, const Layer* layers, const Kept* kept, const BFloat16* cosine,
+                                const BFloat16* turn, const int64_t* prompt_of_row, const int64_t* prompt_length,
+                                const int64_t* age, BFloat16* room, const Shape* shape, const Step* step) {
+  decode(x, layers, kept, cosine, turn, prompt_of_row, prompt_length, age, room, *shape, *step);
 }
 #endif

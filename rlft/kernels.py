@@ -50,6 +50,7 @@ _ARGUMENTS = {
     "attend": [_POINTER] * 9 + [ctypes.c_float],
     "panels_of": [_POINTER] * 2 + [_SIZE] * 2,
     "linear": [_POINTER] * 5 + [_SIZE] * 4,
+    "decode": [_POINTER] * 11,
 }
 
 Kernel = Callable[..., None]

@@ -88,6 +88,7 @@ def test_products(rows: int, inputs: int, outputs: int) -> None:
         agree(product(x, None, "none"), sums)
         agree(product(x, other, "add"), sums + other.double())
         agree(product(x, other, "mul"), sums * other.double())
+        agree(product(x, None, "silu"), sums * sums.sigmoid())
 
 
 @needs_products

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlft.attention import NAME
 from rlft.rollout import fixed_linear
+from rlft.rollout.decode import Decode
 from rlft.rollout.fixed_linear import FixedLinear
 from rlft.rollout.forward import forward_pass
 from rlft.rollout.lean_model import LeanModel, lean_model
@@ -94,10 +95,10 @@ def test_compiled_layers_are_transformers() -> None:
     assert not isinstance(forward_pass(random_model("LlamaConfig"), compile=True), LeanModel)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_that_come_move_and_grow_get_the_models_logits(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "head_dim"), [(torch.float32, 16), (torch.bfloat16, 16), (torch.bfloat16, 32)])
+def test_rows_that_come_move_and_grow_get_the_models_logits(dtype: torch.dtype, head_dim: int) -> None:
     """Two prompts of different lengths, rows in any order of prompts, one given away, more tokens than fit at first."""
-    model = random_model("Qwen3Config", dtype, head_dim=16)
+    model = random_model("Qwen3Config", dtype, head_dim=head_dim)
     lean = lean_model(model)
     assert lean is not None
     new_tokens, lengths, prompt_of_row = 40, [9, 4], [1, 0, 0, 1]
@@ -125,6 +126,51 @@ def test_rows_that_come_move_and_grow_get_the_models_logits(dtype: torch.dtype) 
                 expected = model(input_ids=whole, use_cache=False).logits[0, -1]
                 error = (logits[row] - expected).float().norm() / expected.float().norm()
                 assert error < (1e-4 if dtype == torch.float32 else 5e-2), (step, row)
+
+
+@pytest.mark.skipif(not fixed_linear._in_panels(torch.zeros(2, 2).bfloat16(), None), reason="no products of our own")
+@pytest.mark.parametrize(
+    ("config_class", "changes"),
+    [
+        ("LlamaConfig", {}),
+        ("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
+        ("Qwen2Config", {}),
+        ("Qwen3Config", {}),
+    ],
+)
+def test_a_step_in_one_call_is_that_of_single_ones(
+    config_class: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, with rows of several prompts and ages, and with weights that were loaded later."""
+    model = random_model(config_class, torch.bfloat16, head_dim=32, hidden_size=128, **changes)
+    lean = lean_model(model)
+    assert lean is not None
+    scaled = {name: model.get_parameter(name) * 1.5 for name in NAMES}
+    whole = Decode.__call__
+    were_taken: list[bool] = []
+
+    def counted(*arguments: Any) -> bool:
+        were_taken.append(whole(*arguments))
+        return were_taken[-1]
+
+    def logits() -> Tensor:
+        cache = RowCache(prompts=2, prompt_length=9, rows=5, new_tokens=20, device=torch.device("cpu"))
+        cache.enter_prompts([0, 1], [9, 4], lean.prefill(tokens(2, 9)))
+        cache.enter_rows([0, 1, 2], [1, 0, 1])
+        drawn = tokens(5, 20, seed=2)
+        of_three = [lean.step(drawn[:3, step], cache) for step in range(3)]
+        cache.enter_rows([3, 4], [0, 0])
+        lean.load(NAMES, lambda name: scaled[name] if name in scaled else model.get_parameter(name))
+        of_five = [lean.step(drawn[:, step], cache) for step in range(3, 20)]
+        lean.reload()
+        return torch.cat([*of_three, *of_five])
+
+    with torch.inference_mode():
+        monkeypatch.setattr(Decode, "__call__", counted)
+        together = logits()
+        monkeypatch.setattr(Decode, "__call__", lambda *_: False)
+        assert torch.equal(logits(), together)
+    assert were_taken == [True] * 20
 
 
 def test_new_weights_are_used_and_the_models_own_stay() -> None:
@@ -167,13 +213,14 @@ def test_a_fixed_linear_layer_is_a_linear_layer(dtype: torch.dtype, rows: int, h
     torch.testing.assert_close(linear(x), expected, **tolerance)
     torch.testing.assert_close(linear.plus(x, other), expected + other, **tolerance)
     torch.testing.assert_close(linear.times(x, other), expected * other, **tolerance)
+    torch.testing.assert_close(linear.silu(x), F.silu(expected), **tolerance)
     assert torch.equal(other, kept)
     weight.zero_()
     torch.testing.assert_close(linear(x), expected, **tolerance)
 
 
 def test_wrong_products_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fixed_linear, "_linear", lambda x, packed, bias: F.linear(x, packed.to_dense()) + 1)
+    monkeypatch.setattr(fixed_linear, "_linear", lambda x, packed, *_: F.linear(x, packed.to_dense()) + 1)
     fixed_linear._packs.cache_clear()
     try:
         assert not fixed_linear._packs(torch.bfloat16)

@@ -2,7 +2,7 @@
 
 A product with few rows costs little more than reading its weight. Plain rows have to be brought into the order of the
 processor's matrix unit each time, which takes as long again; here that is done once. What follows the product, a
-residual to add or a gate to multiply, is done inside it.
+residual to add, a gate or its activation, is done inside it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlft.kernels import kernel
+from rlft.kernels import Kernel, kernel
 
 _ROWS = 64
 """Rows for which oneDNN's order is chosen; it serves other numbers as well."""
 
-Operation = Literal["none", "add", "mul"]
+Operation = Literal["none", "add", "mul", "silu"]
 _Product = Callable[[Tensor, Tensor | None, Operation], Tensor]
-"""From x (R, in) and another operand (R, out) or none: the product, plus the operand or times it."""
+"""From x (R, in) and another operand (R, out) or none: the product, plus the operand or times it, or silu of it."""
 
 
 class FixedLinear:
@@ -32,6 +32,12 @@ class FixedLinear:
         """Keep a copy of `weight` (out, in), laid out, and `bias` (out,) itself."""
         weight = weight.detach().contiguous()
         self._product = _in_panels(weight, bias) or _reordered(weight, bias) or _plain(weight, bias)
+        self.shape, self.bias = weight.shape, bias
+
+    @property
+    def panels(self) -> Tensor | None:
+        """The weight as the kernels take it, where they compute the product."""
+        return self._product.panels if isinstance(self._product, _InPanels) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """(R, out)"""
@@ -45,6 +51,10 @@ class FixedLinear:
         """The product times `factor` (R, out), elementwise."""
         return self._product(x, factor, "mul")
 
+    def silu(self, x: Tensor) -> Tensor:
+        """silu of the product."""
+        return self._product(x, None, "silu")
+
 
 def _plain(weight: Tensor, bias: Tensor | None) -> _Product:
     kept = weight.clone()
@@ -52,7 +62,7 @@ def _plain(weight: Tensor, bias: Tensor | None) -> _Product:
     def product(x: Tensor, other: Tensor | None, operation: Operation) -> Tensor:
         y = F.linear(x, kept, bias)
         if other is None:
-            return y
+            return F.silu(y, inplace=True) if operation == "silu" else y
         return y.add_(other) if operation == "add" else y.mul_(other)
 
     return product
@@ -62,30 +72,37 @@ def _plain(weight: Tensor, bias: Tensor | None) -> _Product:
 # multiplies bfloat16 in its vector units. One that has a matrix unit is faster with oneDNN.
 
 _PANEL = 32
-_CODES: dict[Operation, int] = {"none": 0, "add": 1, "mul": 2}
+_CODES: dict[Operation, int] = {"none": 0, "add": 1, "mul": 2, "silu": 3}
 
 
-def _in_panels(weight: Tensor, bias: Tensor | None) -> _Product | None:
-    outputs, inputs = weight.shape
-    dtype, pack = weight.dtype, kernel("panels_of", weight)
-    if pack is None or inputs % 2 or torch.cpu._is_amx_tile_supported():
-        return None
-    if bias is not None and not (bias.dtype == dtype and bias.is_contiguous()):
-        return None
-    panels = weight.new_empty(-(-outputs // _PANEL), inputs, _PANEL)
-    pack(weight.data_ptr(), panels.data_ptr(), inputs, outputs)
+class _InPanels:
+    def __init__(self, weight: Tensor, bias: Tensor | None, pack: Kernel) -> None:
+        self._outputs, self._inputs = weight.shape
+        self._bias = bias
+        self.panels = weight.new_empty(-(-self._outputs // _PANEL), self._inputs, _PANEL)
+        pack(weight.data_ptr(), self.panels.data_ptr(), self._inputs, self._outputs)
 
-    def product(x: Tensor, other: Tensor | None, operation: Operation) -> Tensor:
-        y = x.new_empty(len(x), outputs)
+    def __call__(self, x: Tensor, other: Tensor | None, operation: Operation) -> Tensor:
+        y = x.new_empty(len(x), self._outputs)
         operands = (x, y) if other is None else (x, y, other)
         run = kernel("linear", *operands)
-        if run is None or x.shape[1:] != (inputs,) or (other is not None and other.shape != y.shape):
-            raise ValueError(f"this product takes contiguous {dtype} on the CPU: x (R, {inputs}), other (R, {outputs})")
-        pointers = [None if each is None else each.data_ptr() for each in (x, panels, bias, other, y)]
-        run(*pointers, len(x), inputs, outputs, _CODES[operation])
+        if run is None or x.shape[1:] != (self._inputs,) or (other is not None and other.shape != y.shape):
+            raise ValueError(
+                f"this product takes contiguous {self.panels.dtype} on the CPU: x (R, {self._inputs}), other (R, "
+                f"{self._outputs})"
+            )
+        pointers = [None if each is None else each.data_ptr() for each in (x, self.panels, self._bias, other, y)]
+        run(*pointers, len(x), self._inputs, self._outputs, _CODES[operation])
         return y
 
-    return product
+
+def _in_panels(weight: Tensor, bias: Tensor | None) -> _InPanels | None:
+    pack = kernel("panels_of", weight)
+    if pack is None or weight.shape[1] % 2 or torch.cpu._is_amx_tile_supported():
+        return None
+    if bias is not None and not (bias.dtype == weight.dtype and bias.is_contiguous()):
+        return None
+    return _InPanels(weight, bias, pack)
 
 
 # oneDNN's products as torch.compile calls them, https://github.com/pytorch/pytorch (aten/src/ATen/native/mkldnn).
@@ -98,7 +115,7 @@ def _reordered(weight: Tensor, bias: Tensor | None) -> _Product | None:
 
     def product(x: Tensor, other: Tensor | None, operation: Operation) -> Tensor:
         if other is None:
-            return _linear(x, packed, bias)
+            return _linear(x, packed, bias, "swish" if operation == "silu" else "none")
         return _linear_and(x, other, packed, bias, operation)
 
     return product
@@ -108,8 +125,8 @@ def _pack(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
 
 
-def _linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")
+def _linear(x: Tensor, packed: Tensor, bias: Tensor | None, operation: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, operation, [], "")
 
 
 def _linear_and(x: Tensor, other: Tensor, packed: Tensor, bias: Tensor | None, operation: str) -> Tensor:
@@ -130,6 +147,7 @@ def _packs(dtype: torch.dtype) -> bool:
         packed = _pack(weight)
         pairs = (
             (_linear(x, packed, None), expected),
+            (_linear(x, packed, None, "swish"), F.silu(expected)),
             (_linear_and(x, other, packed, None, "add"), expected + other),
             (_linear_and(x, other, packed, None, "mul"), expected * other),
         )

@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
 
 from rlft.joint_projection import joint_bias
 from rlft.passes import rms_norm, rotate, turn_of
+from rlft.rollout.decode import Decode, LayerOperands
 from rlft.rollout.fixed_linear import FixedLinear
 from rlft.rollout.row_cache import RowCache
 
@@ -55,6 +57,7 @@ class LeanModel:
         self._linears = _Linears(model)
         self._layers = [_Layer(layer, self._linears) for layer in self._decoder.layers]
         self._head = self._linears.add([model.get_output_embeddings()])
+        self._decode: Decode | None = None
         self.reload()
 
     def pristine(self, name: str) -> Tensor:
@@ -63,12 +66,14 @@ class LeanModel:
 
     def load(self, names: Collection[str], weight: Callable[[str], Tensor]) -> None:
         """See `forward.ForwardPass`."""
+        self._decode = None
         for linear in self._linears.all:
             if any(name in names for name in linear.names):
                 linear.load(weight)
 
     def reload(self) -> None:
         """See `forward.ForwardPass`."""
+        self._decode = None
         for linear in self._linears.all:
             linear.load(self._model.get_parameter)
 
@@ -85,7 +90,12 @@ class LeanModel:
     def step(self, token_ids: Tensor, cache: RowCache) -> Tensor:
         """See `forward.ForwardPass`."""
         positions = cache.begin(len(token_ids))
-        logits = self._head.linear(self._hidden(token_ids, positions, cache.attention))
+        if self._decode is None:
+            self._decode = Decode([layer.operands() for layer in self._layers])
+        x, cos, turn = self._embedded(token_ids, positions)
+        if not self._decode(x, cos, turn, cache):
+            x = self._through_layers(x, cos, turn, cache.attention)
+        logits = self._head.linear(_norm(x, self._decoder.norm))
         cache.advance()
         return logits
 
@@ -101,16 +111,19 @@ class LeanModel:
             return output.transpose(1, 2).flatten(0, 1)
 
         positions = torch.arange(length, device=token_ids.device).repeat(num_sequences)
-        return self._hidden(token_ids.flatten(), positions, causal)
+        x = self._through_layers(*self._embedded(token_ids.flatten(), positions), causal)
+        return _norm(x, self._decoder.norm)
 
-    def _hidden(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """The last hidden states (N, width) of tokens (N,) at their positions (N,) in their sequences."""
+    def _embedded(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (N,) at their positions (N,): (what goes into the layers (N, width), cosines, turns)."""
         x = self._decoder.embed_tokens(token_ids)
         cos, sin = (table[0, :, None] for table in self._decoder.rotary_emb(x, positions[None]))
-        turn = turn_of(sin)
+        return x, cos, turn_of(sin)
+
+    def _through_layers(self, x: Tensor, cos: Tensor, turn: Tensor, attention: Attention) -> Tensor:
         for index, layer in enumerate(self._layers):
             x = layer(index, x, cos, turn, attention)
-        return _norm(x, self._decoder.norm)
+        return x
 
 
 class _Linears:
@@ -145,6 +158,7 @@ class _Layer:
         self._norms = (layer.input_layernorm, layer.post_attention_layernorm)
         self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         self._activation = mlp.act_fn
+        self._is_silu = type(mlp.act_fn) in (nn.SiLU, SiLUActivation)
         self._size, self._scale = attention.head_dim, attention.scaling
         self._num_heads = attention.q_proj.out_features // self._size
         self._num_key_heads = attention.k_proj.out_features // self._size
@@ -157,13 +171,34 @@ class _Layer:
         num_heads, num_rotated = self._num_heads, self._num_heads + self._num_key_heads
         for part, norm in zip((heads[:, :num_heads], heads[:, num_heads:num_rotated]), self._head_norms, strict=True):
             if norm is not None:
-                part.copy_(_norm(part, norm))
+                part.copy_(_norm(part.contiguous(), norm))
         rotate(heads, num_rotated, cos, turn)
         keys_values = heads[:, num_heads:].unflatten(1, (2, -1))
         attended = attention(index, heads[:, :num_heads], keys_values, self._scale)
         x = self._output.linear.plus(attended.reshape(len(x), -1), x)
         normed = _norm(x, self._norms[1])
-        return self._down.linear.plus(self._up.linear.times(normed, self._activation(self._gate.linear(normed))), x)
+        gate = self._gate.linear.silu(normed) if self._is_silu else self._activation(self._gate.linear(normed))
+        return self._down.linear.plus(self._up.linear.times(normed, gate), x)
+
+    def operands(self) -> LayerOperands | None:
+        """What `Decode` computes with, None where it is another kind of layer."""
+        norms = [norm for norm in (*self._norms, *self._head_norms) if norm is not None]
+        epsilons = {norm.variance_epsilon for norm in norms}
+        if not self._is_silu or len(epsilons) > 1:
+            return None
+        return LayerOperands(
+            input_norm=self._norms[0].weight,
+            input=self._input.linear,
+            query_norm=None if (norm := self._head_norms[0]) is None else norm.weight,
+            key_norm=None if (norm := self._head_norms[1]) is None else norm.weight,
+            output=self._output.linear,
+            inner_norm=self._norms[1].weight,
+            gate=self._gate.linear,
+            up=self._up.linear,
+            down=self._down.linear,
+            epsilon=epsilons.pop(),
+            scale=self._scale,
+        )
 
 
 def _norm(x: Tensor, norm: Any) -> Tensor:

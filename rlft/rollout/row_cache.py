@@ -187,12 +187,26 @@ class RowCache(Cache):
             return None
         operands = (query, keys_values, layer.prompts, layer.rows, self.prompt_of_row, self.prompt_length, self.age)
         pointers = [None if x is None else x.data_ptr() for x in (*operands, output)]
-        _, num_prompts, num_key_heads, prompt_columns, _ = layer.prompts.shape
-        own = (layer.rows.shape[1], layer.rows.shape[3])
-        shape = (num_rows, stride, num_heads, num_key_heads, size, num_prompts, prompt_columns, *own)
-        run(*pointers, (ctypes.c_int64 * len(shape))(*shape), scale)
+        run(*pointers, self.kernel_shape((stride, num_heads, layer.rows.shape[2], size)), scale)
         layer.is_by_kernel = True
         return output
+
+    def kernel_shape(self, heads: tuple[int, int, int, int]) -> ctypes.Array[ctypes.c_int64]:
+        """`Shape` of `kernels.cpp`, given its (row stride, heads, key heads, size)."""
+        prompts, rows = self.kept(0)
+        own = (prompts.shape[1], prompts.shape[3], rows.shape[1], rows.shape[3])
+        return (ctypes.c_int64 * 9)(self.width, *heads, *own)
+
+    def kept(self, layer_index: int, *, by_kernel: bool = False) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values, of the prompts and of the rows' own tokens, each (2, ..., H_kv, columns, D).
+
+        Args:
+            by_kernel: a kernel attends to them from now on, see `attention`.
+        """
+        layer = self.layers[layer_index]
+        assert isinstance(layer, _RowLayer)
+        layer.is_by_kernel |= by_kernel
+        return layer.prompts, layer.rows
 
     # What transformers asks
 

@@ -1,0 +1,102 @@
+"""All layers of a decode step in one call of a compiled kernel.
+
+A layer's operations, called one by one, cost 0.2 ms of Python, which is as much as they take where rows are few. The
+kernel does the same operations in the same order, so the results are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rlft.kernels import VECTOR, kernel
+from rlft.rollout.fixed_linear import FixedLinear
+from rlft.rollout.row_cache import RowCache
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOperands:
+    """Weights of a layer, see `lean_model`."""
+
+    input_norm: Tensor
+    input: FixedLinear
+    """To queries, keys and values."""
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    output: FixedLinear
+    inner_norm: Tensor
+    gate: FixedLinear
+    up: FixedLinear
+    down: FixedLinear
+    epsilon: float
+    """Of all norms."""
+    scale: float
+    """Of attention."""
+
+    def linears(self) -> tuple[FixedLinear, ...]:
+        return (self.input, self.output, self.gate, self.up, self.down)
+
+    def tensors(self) -> list[Tensor | None]:
+        """In the order of `Layer` in `kernels.cpp`."""
+        of_input, of_output, of_gate, of_up, of_down = ((each.panels, each.bias) for each in self.linears())
+        head_norms = (self.query_norm, self.key_norm)
+        return [self.input_norm, *of_input, *head_norms, *of_output, self.inner_norm, *of_gate, *of_up, *of_down]
+
+    def kind(self) -> tuple[object, ...]:
+        """What layers that go through the kernel together have in common."""
+        return (*(each.shape for each in self.linears()), self.epsilon, self.scale)
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("layers", "width", "inner")),
+        *((name, ctypes.c_float) for name in ("epsilon", "scale")),
+    )
+
+
+class Decode:
+    """The layers of a model, whose weights stay as long as this is used."""
+
+    def __init__(self, layers: Sequence[LayerOperands | None]) -> None:
+        """None is a layer that the kernel does not compute."""
+        self._weights: ctypes.Array[ctypes.c_void_p] | None = None
+        known = [layer for layer in layers if layer is not None]
+        if len(known) < len(layers) or len({layer.kind() for layer in known}) > 1:
+            return
+        tensors = [tensor for layer in known for tensor in layer.tensors()]
+        if any(each.panels is None for layer in known for each in layer.linears()):
+            return
+        if kernel("decode", *(tensor for tensor in tensors if tensor is not None)) is None:
+            return
+        self._weights = _pointers(tensors)
+        self._kept_alive, self._first = tensors, known[0]
+        (self._inner, self._width), self._attended = known[0].up.shape, known[0].output.shape[1]
+        self._step = _Step(len(known), self._width, self._inner, known[0].epsilon, known[0].scale)
+
+    def __call__(self, x: Tensor, cos: Tensor, turn: Tensor, cache: RowCache) -> bool:
+        """Bring a step's tokens x (R, width) through all layers, in place; cos and turn are (R, 1, D).
+
+        Returns:
+            False where the kernel does not take them, and nothing was done.
+        """
+        if self._weights is None:
+            return False
+        size, stride = cos.shape[-1], self._first.input.shape[0]
+        num_heads, num_key_heads = self._attended // size, (stride - self._attended) // (2 * size)
+        run = kernel("decode", x, cos, turn, *cache.kept(0))
+        is_shaped = cos.shape == turn.shape == (len(x), 1, size) and num_heads * size == self._attended
+        if run is None or not is_shaped or size % VECTOR or num_heads % num_key_heads:
+            return False
+        kept = _pointers([tensor for layer in range(self._step.layers) for tensor in cache.kept(layer, by_kernel=True)])
+        room = x.new_empty(len(x) * (self._width + stride + self._attended + self._inner))
+        shape = cache.kernel_shape((stride, num_heads, num_key_heads, size))
+        operands = (cos, turn, cache.prompt_of_row, cache.prompt_length, cache.age, room)
+        run(x.data_ptr(), self._weights, kept, *(o.data_ptr() for o in operands), shape, ctypes.byref(self._step))
+        return True
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
