@@ -296,25 +296,32 @@ inline Floats sums_of(Floats* x) {
 
 constexpr int64_t kLine = 64;  // bytes that come from memory together
 
-// Fetch `count` elements that the next item will read, while this one is computed: each item's are too few for the
-// processor to see where they go on.
 template <class T>
-inline void fetch(const T* from, int64_t count) {
-  const char* first = reinterpret_cast<const char*>(from);
-  for (int64_t i = 0; i < count * int64_t(sizeof(T)); i += kLine) __builtin_prefetch(first + i, 0, 2);
+struct Following {  // keys or values that are read next
+  const T* from;
+  int64_t count;
+};
+
+// Fetch `width` elements of one that is read next, while this one is computed: each item's are too few for the processor
+// to see where they go on.
+template <class T>
+inline void fetch(Following<T> next, int64_t index, int64_t width, int64_t size) {
+  if (index >= next.count) return;
+  const char* first = reinterpret_cast<const char*>(next.from + index * size);
+  for (int64_t i = 0; i < width * int64_t(sizeof(T)); i += kLine) __builtin_prefetch(first + i, 0, 2);
 }
 
 // q (S, size) times keys (count, size), to scores (S, stride). The elements of q lie as load_pair gives those of keys.
 // `next`: keys that are fetched meanwhile.
 template <class T, int S, int kSize>
-void dot_keys(const float* q, const T* keys, const T* next, float* scores, int64_t count, int64_t stride,
+void dot_keys(const float* q, const T* keys, Following<T> next, float* scores, int64_t count, int64_t stride,
               int64_t given_size) {
   const int64_t size = kSize ? kSize : given_size;
   Floats sums[S][kLanes] = {};
   for (int64_t start = 0; start < count; start += kLanes) {
     const int64_t num = std::min<int64_t>(kLanes, count - start);
     for (int64_t key = 0; key < num; ++key) {
-      fetch(next + (start + key) * size, size);
+      fetch(next, start + key, size, size);
       Floats sum[S] = {};
 #pragma GCC unroll 4
       for (int64_t i = 0; i < size; i += kPair) {
@@ -337,7 +344,7 @@ void dot_keys(const float* q, const T* keys, const T* next, float* scores, int64
 
 // output (S, size), laid out as q, plus weights (S, stride) times values (count, size), for kPair * Pairs columns.
 template <class T, int S, int Pairs>
-void add_columns(const float* weights, const T* values, const T* next, float* output, int64_t count, int64_t stride,
+void add_columns(const float* weights, const T* values, Following<T> next, float* output, int64_t count, int64_t stride,
                  int64_t size) {
   Floats sums[S][2 * Pairs];
 #pragma GCC unroll 4
@@ -345,7 +352,7 @@ void add_columns(const float* weights, const T* values, const T* next, float* ou
 #pragma GCC unroll 4
     for (int i = 0; i < 2 * Pairs; ++i) sums[s][i] = load<Floats>(output + s * size + i * kLanes);
   for (int64_t key = 0; key < count; ++key) {
-    fetch(next + key * size, Pairs * kPair);
+    fetch(next, key, Pairs * kPair, size);
 #pragma GCC unroll 2
     for (int pair = 0; pair < Pairs; ++pair) {
       const Pair v = load_pair(values + key * size + pair * kPair);
@@ -363,12 +370,12 @@ void add_columns(const float* weights, const T* values, const T* next, float* ou
 }
 
 template <class T, int S>
-void add_values(const float* weights, const T* values, const T* next, float* output, int64_t count, int64_t stride,
+void add_values(const float* weights, const T* values, Following<T> next, float* output, int64_t count, int64_t stride,
                 int64_t size) {
   int64_t start = 0;
   for (; start + 2 * kPair <= size; start += 2 * kPair)
-    add_columns<T, S, 2>(weights, values + start, next + start, output + start, count, stride, size);
-  if (start < size) add_columns<T, S, 1>(weights, values + start, next + start, output + start, count, stride, size);
+    add_columns<T, S, 2>(weights, values + start, {next.from + start, next.count}, output + start, count, stride, size);
+  if (start < size) add_columns<T, S, 1>(weights, values + start, {next.from + start, next.count}, output + start, count, stride, size);
 }
 
 // e^(x - max x) in place of scores (Rows, stride), of which the first `count` of each row are given; the sums of rows.
@@ -432,7 +439,7 @@ template <class T>
 struct Stored {  // keys and values of one sequence and head, count tokens of each
   const T *keys, *values;
   int64_t count;
-  const T *next_keys, *next_values;  // those that are read after them
+  Following<T> next_keys, next_values;
 };
 
 template <class T, int S, int kSize>
@@ -494,9 +501,10 @@ void attend(const T* query, const T* fresh, const T* prompts, T* own, const int6
           std::copy(value, value + n.size, own_keys + own_values + age[row] * n.size);
         }
         const T* following = own_keys + n.row_columns * n.size;  // of the next head, or of the next row's first one
+        const int64_t count = age[row] + 1;
         const Stored<T> stored[2] = {
-            {prompt_keys, prompt_keys + prompt_values, prompt_length[prompt], own_keys, own_keys + own_values},
-            {own_keys, own_keys + own_values, age[row] + 1, following, following + own_values}};
+            {prompt_keys, prompt_keys + prompt_values, prompt_length[prompt], {own_keys, count}, {own_keys + own_values, count}},
+            {own_keys, own_keys + own_values, count, {following, count}, {following + own_values, count}}};
         const int64_t first = key_head * shared;
         for (int64_t s = 0; s < shared; s += kTogether) {
           const T* q = query + row * n.row_stride + (first + s) * n.size;

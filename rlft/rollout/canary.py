@@ -14,6 +14,7 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from rlft import chat
+from rlft.adapters import make_adapter
 from rlft.environment.lengths import CANARY_TOKENS
 from rlft.rollout.engine import Engine
 from rlft.types import Adapter, Canary, Task
@@ -30,6 +31,8 @@ REPLY = (
 MOVED = 0.02
 """Share of the tolerance that the learner's log-probs have to move by, for an engine that did not to be stale. Seen in
 bfloat16: as soon as any of the learner's bits change, they move by four times that on average."""
+PROBE = 8.0
+"""What an adapter's tensors are multiplied by to see whether loading has an effect; LoRA's update grows 64 times."""
 KEPT = 16
 """Earlier versions whose log-probs are sent along: the first and the last ones."""
 
@@ -68,15 +71,15 @@ class CanaryMaker:
 class Prover:
     """Asks one engine for the proof, and remembers what it answered.
 
-    Two tests. The log-probs have to be the learner's within the tolerance. And they must not be, to the bit, those
-    that the engine found under an earlier version, where the learner's own moved: in bfloat16 rounding hides a small
-    step of the policy from the first test, but other weights round otherwise, so that the engine's bits change before
-    the learner's do.
+    Two tests. The log-probs have to be the learner's within the tolerance. And where they are, to the bit, those that
+    the engine found under an earlier version, while the learner's own moved, other weights have to change them: in
+    bfloat16 rounding hides a small step of the policy from the first test, but not from the engine's bits. The tiniest
+    steps, of some 1e-8, may leave those as they were, and then it is loading that is put to the test.
     """
 
     def __init__(self, engine: Engine) -> None:
         """Of this engine."""
-        self._engine, self._found = engine, dict[int, tuple[float, ...]]()
+        self._engine, self._found = engine, dict[int, tuple[str, tuple[float, ...]]]()
 
     def __call__(self, adapter: Adapter) -> None:
         """Refuse an engine that does not compute with the adapter that it has just loaded.
@@ -87,27 +90,43 @@ class Prover:
         canary = adapter.canary
         if canary is None:
             return
-        found = tuple(self._engine.logprobs(canary.prompt_ids, canary.token_ids, version=adapter.version))
+        found = self._ask(adapter, canary)
         difference = _distance(canary.logprobs, found)
-        if difference > canary.tolerance:
+        if not difference <= canary.tolerance:  # also where one of them is no number
             raise RuntimeError(
                 f"the engine does not compute with adapter version {adapter.version}, though it has received it: the "
                 f"log-probs of the canary differ from the learner's by {difference:.4f} nats per token on average, and "
                 f"{canary.tolerance:.4f} is allowed. They look like {_likeness(canary, found)}. No sample was taken."
             )
-        self._refuse_earlier(adapter.version, canary, found)
+        if (earlier := self._unmoved(adapter, canary, found)) is not None and not self._takes(adapter, canary, found):
+            moved = _distance(canary.logprobs, canary.earlier[earlier])
+            raise RuntimeError(
+                f"the engine does not compute with adapter version {adapter.version}, though it has received it: the "
+                f"log-probs of the canary are exactly those that it found under version {earlier}, while the learner's "
+                f"moved by {moved:.4f} nats per token. The new adapter did not take effect. No sample was taken."
+            )
         self._found = {version: bits for version, bits in self._found.items() if version in canary.earlier}
-        self._found[adapter.version] = found
+        self._found[adapter.version] = (adapter.hash, found)
 
-    def _refuse_earlier(self, now: int, canary: Canary, found: tuple[float, ...]) -> None:
+    def _ask(self, adapter: Adapter, canary: Canary) -> tuple[float, ...]:
+        return tuple(self._engine.logprobs(canary.prompt_ids, canary.token_ids, version=adapter.version))
+
+    def _unmoved(self, adapter: Adapter, canary: Canary, found: tuple[float, ...]) -> int | None:
+        """An earlier version under which the engine found the same, and the learner something else."""
         for version, logprobs in canary.earlier.items():
-            moved = _distance(canary.logprobs, logprobs)
-            if version != now and self._found.get(version) == found and moved > canary.tolerance * MOVED:
-                raise RuntimeError(
-                    f"the engine does not compute with adapter version {now}, though it has received it: the log-probs "
-                    f"of the canary are exactly those that it found under version {version}, while the learner's moved "
-                    f"by {moved:.4f} nats per token. The new adapter did not take effect. No sample was taken."
-                )
+            content_hash, bits = self._found.get(version, (adapter.hash, ()))
+            has_moved = _distance(canary.logprobs, logprobs) > canary.tolerance * MOVED
+            if content_hash != adapter.hash and bits == found and has_moved:
+                return version
+        return None
+
+    def _takes(self, adapter: Adapter, canary: Canary, found: tuple[float, ...]) -> bool:
+        """Whether the engine finds something else under far larger weights, and the same again under the adapter's."""
+        larger = {name: PROBE * tensor for name, tensor in adapter.tensors.items()}
+        self._engine.load_adapter(make_adapter(adapter.version, larger))
+        other = self._ask(adapter, canary)
+        self._engine.load_adapter(adapter)
+        return other != found and self._ask(adapter, canary) == found
 
 
 def _likeness(canary: Canary, found: Sequence[float]) -> str:
