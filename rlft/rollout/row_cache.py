@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -119,9 +120,11 @@ class RowCache(Cache):
         return self.layers[0].keys.dtype
 
     def _room_for(self, columns: int) -> int:
-        """Columns that the rows' buffers have: few to spare, as products run over all of them."""
+        """Columns that the rows' buffers have. Where products run over all of them, few are to spare; a kernel reads
+        only what was written, and then it is moving rows that costs."""
         if columns > self._num_columns:
-            room = max(columns, self._num_columns * 5 // 4)
+            is_by_kernel = all(layer.is_by_kernel for layer in self.layers if isinstance(layer, _RowLayer))
+            room = max(columns, self._num_columns * 4 if is_by_kernel else self._num_columns * 5 // 4)
             self._num_columns = min(self.new_tokens, rounded_up(room, _COLUMNS))
         return self._num_columns
 
@@ -251,7 +254,7 @@ class _Groups:
 class _RowLayer(CacheLayerMixin):
     def __init__(self, cache: RowCache, keys: Tensor, values: Tensor) -> None:
         super().__init__()
-        self._cache = cache
+        self._cache = proxy(cache)  # no cycle, so that a batch's memory is free for the next one at once
         prompts, length, rows = cache.capacity
         heads, size = keys.shape[1], keys.shape[3]
         if values.shape[3] != size:
