@@ -56,7 +56,7 @@ def collate(groups: Sequence[Group]) -> Batch:
     """Flatten the scored trajectories of `groups`; those without a score are left out.
 
     Raises:
-        ValueError: no trajectory has a score.
+        ValueError: no trajectory has a score, or an engine's log-prob of one is no number.
     """
     kept = [
         (index, trajectory, trajectory.outcome.value)
@@ -68,6 +68,12 @@ def collate(groups: Sequence[Group]) -> Batch:
         raise ValueError("no trajectory of this step has a score, so there is nothing to learn from")
     present = {index: number for number, index in enumerate(dict.fromkeys(index for index, _, _ in kept))}
     action_masks = tuple(t.action_mask for _, t, _ in kept)
+    rollout_logprobs = _of_actions([(t.logprobs, t.action_mask) for _, t, _ in kept])
+    if not rollout_logprobs.isfinite().all():
+        raise ValueError(
+            "the engine's log-probs of sampled tokens are not all finite, so its logits are not either, and what it "
+            "sampled is noise; where bfloat16 overflows, model.dtype=float32 helps"
+        )
     policy_logprobs = [(t.policy_logprobs, t.action_mask) for _, t, _ in kept]
     is_truncating = any(turn.completion.policy_logprobs is not None for _, t, _ in kept for turn in t.turns)
     return Batch(
@@ -77,7 +83,7 @@ def collate(groups: Sequence[Group]) -> Batch:
         group_index=torch.tensor([present[index] for index, _, _ in kept]),
         rewards=torch.tensor([value for _, _, value in kept], dtype=torch.float32),
         sequence_index=torch.tensor([s for s, mask in enumerate(action_masks) for is_action in mask if is_action]),
-        rollout_logprobs=_of_actions([(t.logprobs, t.action_mask) for _, t, _ in kept]),
+        rollout_logprobs=rollout_logprobs,
         is_truncated=torch.tensor([t.finish_reason == "length" for _, t, _ in kept]),
         policy_logprobs=_of_actions(policy_logprobs) if is_truncating else None,
         greedy_rewards=_greedy_rewards(groups, [index for index, _, _ in kept]),

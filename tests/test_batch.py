@@ -98,6 +98,16 @@ def test_collate_refuses_a_step_without_scores() -> None:
         collate([made_up_group([Abstain(reason="")])])
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_collate_refuses_what_a_broken_engine_sampled(number: float) -> None:
+    group = made_up_group([1.0, 0.0], lengths=[2, 2])
+    turn = group.trajectories[1].turns[0]
+    broken = replace(turn, completion=replace(turn.completion, logprobs=(-1.0, number)))
+    trajectories = (group.trajectories[0], replace(group.trajectories[1], turns=(broken,)))
+    with pytest.raises(ValueError, match=r"log-probs of sampled tokens are not all finite.*model\.dtype=float32"):
+        collate([replace(group, trajectories=trajectories)])
+
+
 def numbered(batch: Batch) -> Batch:
     """The batch with every field of tokens or sequences filled with numbers of its own."""
     count = batch.sequence_index.numel()
