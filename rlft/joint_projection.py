@@ -13,8 +13,9 @@ from itertools import accumulate
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from rlft import products
 
 Update: TypeAlias = tuple[float, int]
 """Scale and rank of a projection's update; rank 0 where there is none."""
@@ -26,7 +27,7 @@ def project(
     """(the projections of x side by side (T, sum of outputs), what their backward pass needs), from (weight, bias,
     down, up) of each."""
     flat, weights = x.flatten(0, -2), [weight for weight in tensors[::4] if weight is not None]
-    y = F.linear(flat, side_by_side(weights), joint_bias(weights, tensors[1::4]))
+    y = products.linear(flat, side_by_side(weights), joint_bias(weights, tensors[1::4]))
     if not any(rank for _, rank in updates):
         return y, [None, None, None, *weights]
     a = torch.cat([down for down in tensors[2::4] if down is not None]).to(x.dtype)
@@ -44,7 +45,7 @@ def project_backward(
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """(the gradient of x (T, in), those of its `tensors`) from that of the projections, (T, sum of outputs)."""
     inner, a, b, *weights = saved
-    grad_x = grad @ side_by_side(weights) if needs_x else None
+    grad_x = products.times(grad, side_by_side(weights)) if needs_x else None
     grads: list[Tensor | None] = [None] * (4 * len(weights))
     if inner is None:
         return grad_x, grads

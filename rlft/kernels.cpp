@@ -618,18 +618,65 @@ void linear(const BFloat16* x, const BFloat16* panels, const BFloat16* bias, con
   }
 }
 
+// x[i][j] becomes x[j][i], pairs of blocks at a time: halves that lie across are exchanged.
+inline void transpose(Words* x) {
+#pragma GCC unroll 4
+  for (int step = 1; step < kLanes; step *= 2) {
+    const Ints first = (kPlaces & step) != 0 ? kPlaces - step + kLanes : kPlaces, second = first + step;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & step) continue;
+      const Words above = x[i], below = x[i + step];
+      x[i] = __builtin_shuffle(above, below, first);
+      x[i + step] = __builtin_shuffle(above, below, second);
+    }
+  }
+}
+
+// A weight (outputs, inputs) in panels.
 void panels_of(const BFloat16* weight, BFloat16* panels, int64_t inputs, int64_t outputs) {
 #pragma omp parallel for schedule(static)
   for (int64_t column = 0; column < outputs; column += kColumns) {
     BFloat16* to = panels + column * inputs;
     const int64_t present = std::min<int64_t>(kColumns, outputs - column);
-    for (int64_t i = 0; i < inputs; i += 2)
-      for (int64_t c = 0; c < kColumns; ++c, to += 2) {
+    int64_t i = 0;
+    for (; present == kColumns && i + kPair <= inputs; i += kPair)
+      for (int64_t half = 0; half < kColumns; half += kLanes) {
+        Words block[kLanes];  // of pairs of inputs
+        for (int c = 0; c < kLanes; ++c) block[c] = load<Words>(weight + (column + half + c) * inputs + i);
+        transpose(block);
+        for (int pair = 0; pair < kLanes; ++pair)
+          std::memcpy(to + (i + 2 * pair) * kColumns + 2 * half, &block[pair], sizeof(Words));
+      }
+    for (; i < inputs; i += 2)
+      for (int64_t c = 0; c < kColumns; ++c) {
         const BFloat16* from = weight + (column + c) * inputs + i;
-        to[0] = c < present ? from[0] : BFloat16{};
-        to[1] = c < present ? from[1] : BFloat16{};
+        to[i * kColumns + 2 * c] = c < present ? from[0] : BFloat16{};
+        to[i * kColumns + 2 * c + 1] = c < present ? from[1] : BFloat16{};
       }
   }
+}
+
+// A weight (inputs, outputs), the other way round, in panels.
+void panels_of_transposed(const BFloat16* weight, BFloat16* panels, int64_t inputs, int64_t outputs) {
+#pragma omp parallel for schedule(static)
+  for (int64_t column = 0; column < outputs; column += kColumns)
+    for (int64_t i = 0; i < inputs; i += 2) {
+      const BFloat16 *first = weight + i * outputs + column, *second = first + outputs;
+      BFloat16* to = panels + column * inputs + i * kColumns;
+      if (column + kColumns <= outputs) {
+        for (int64_t c = 0; c < kColumns; c += kLanes) {
+          const Words low = __builtin_convertvector(load<HalfWords>(first + c), Words);
+          const Words both = low | __builtin_convertvector(load<HalfWords>(second + c), Words) << 16;
+          std::memcpy(to + 2 * c, &both, sizeof both);
+        }
+        continue;
+      }
+      for (int64_t c = 0; c < kColumns; ++c) {
+        to[2 * c] = column + c < outputs ? first[c] : BFloat16{};
+        to[2 * c + 1] = column + c < outputs ? second[c] : BFloat16{};
+      }
+    }
 }
 
 // All layers of a decode step, one token per row: the operations above one after the other, without a call for each,
@@ -731,6 +778,10 @@ extern "C" void linear_bfloat16(const BFloat16* x, const BFloat16* panels, const
 }
 extern "C" void panels_of_bfloat16(const BFloat16* weight, BFloat16* panels, int64_t inputs, int64_t outputs) {
   panels_of(weight, panels, inputs, outputs);
+}
+extern "C" void panels_of_transposed_bfloat16(const BFloat16* weight, BFloat16* panels, int64_t inputs,
+                                             int64_t outputs) {
+  panels_of_transposed(weight, panels, inputs, outputs);
 }
 extern "C" void decode_bfloat16(BFloat16* x, const Layer* layers, const Kept* kept, const BFloat16* cosine,
                                 const BFloat16* turn, const int64_t* prompt_of_row, const int64_t* prompt_length,

@@ -49,6 +49,7 @@ _ARGUMENTS = {
     "biased_softmax": [_POINTER] * 2 + [_SIZE] * 4,
     "attend": [_POINTER] * 9 + [ctypes.c_float],
     "panels_of": [_POINTER] * 2 + [_SIZE] * 2,
+    "panels_of_transposed": [_POINTER] * 2 + [_SIZE] * 2,
     "linear": [_POINTER] * 5 + [_SIZE] * 4,
     "decode": [_POINTER] * 11,
 }

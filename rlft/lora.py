@@ -13,9 +13,10 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
+
+from rlft import products
 
 
 def use_lean_lora(model: nn.Module) -> None:
@@ -99,7 +100,7 @@ def lora_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """(y, x a^T); `a` and `b` are of the type of x."""
     flat = x.flatten(0, -2)
-    y, inner = F.linear(flat, weight, bias), None
+    y, inner = products.linear(flat, weight, bias), None
     if a is not None and b is not None:
         inner = flat @ a.T
         y.addmm_(inner, b.T, alpha=scale)
@@ -120,7 +121,7 @@ def lora_backward(
     """Gradients of x, and of both halves of the update in the type of their master copies."""
     grad, grad_x, grad_down, grad_up = grad_y.flatten(0, -2), None, None, None
     if needs_x:
-        grad_x = grad @ weight
+        grad_x = products.times(grad, weight)
     if inner is not None and a is not None and b is not None:
         master = torch.promote_types(x.dtype, torch.float32)
         grad_inner = (grad @ b).mul_(scale)

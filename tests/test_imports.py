@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"rlft", "rlft.types", "rlft.imports", "rlft.files", "rlft.shapes"},
     {"rlft.objectives", "rlft.curves", "rlft.arithmetic", "rlft.rows", "rlft.kernels"},
+    {"rlft.products"},
     {
         "rlft.config",
         "rlft.conversion",

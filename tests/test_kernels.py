@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rlft import kernels, passes
+from rlft import kernels, passes, products
 from rlft.projected_logprobs import projected_logprobs
 from rlft.rollout import fixed_linear, row_cache
 from rlft.rollout.row_cache import RowCache
@@ -89,6 +90,36 @@ def test_products(rows: int, inputs: int, outputs: int) -> None:
         agree(product(x, other, "add"), sums + other.double())
         agree(product(x, other, "mul"), sums * other.double())
         agree(product(x, None, "silu"), sums * sums.sigmoid())
+
+
+@needs_products
+@pytest.mark.parametrize("rows", [255, 256, 700])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(2, 2), (64, 32), (130, 34), (576, 960), (962, 48), (33, 32), (32, 33)]
+)
+def test_products_with_many_rows_and_a_plain_weight(
+    rows: int, inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bf16 = torch.bfloat16
+    x, weight = random(rows, inputs, dtype=bf16), random(outputs, inputs, dtype=bf16, seed=1, factor=inputs**-0.5)
+    bias, grad = random(outputs, dtype=bf16, seed=2), random(rows, outputs, dtype=bf16, seed=3)
+    by_kernel: list[int] = []
+    product = products.product
+
+    def counted(x: Tensor, *arguments: Any) -> Tensor:
+        by_kernel.append(len(x))
+        return product(x, *arguments)
+
+    monkeypatch.setattr(products, "product", counted)
+    agree(products.linear(x, weight), x.double() @ weight.double().T)
+    agree(products.linear(x, weight, bias), x.double() @ weight.double().T + bias.double())
+    agree(products.times(grad, weight), grad.double() @ weight.double())
+    has_panels = not torch.cpu._is_amx_tile_supported() and rows >= 256
+    assert len(by_kernel) == has_panels * (2 * (inputs % 2 == 0) + (outputs % 2 == 0))
+    # What is not laid out as the kernel wants it is multiplied by torch.
+    agree(products.linear(x[:, ::2], weight[:, ::2]), x[:, ::2].double() @ weight[:, ::2].double().T)
+    agree(products.times(grad, weight.T.contiguous().T), grad.double() @ weight.double())
+    assert products.linear(x.requires_grad_(), weight).requires_grad
 
 
 @needs_products

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlft.kernels import Kernel, kernel
+from rlft import products
+from rlft.products import Operation
 
 _ROWS = 64
 """Rows for which oneDNN's order is chosen; it serves other numbers as well."""
 
-Operation = Literal["none", "add", "mul", "silu"]
 _Product = Callable[[Tensor, Tensor | None, Operation], Tensor]
 """From x (R, in) and another operand (R, out) or none: the product, plus the operand or times it, or silu of it."""
 
@@ -68,41 +67,17 @@ def _plain(weight: Tensor, bias: Tensor | None) -> _Product:
     return product
 
 
-# Our own products, `kernels.cpp`: 1.4 times as fast as oneDNN's with 64 rows and twice with 8, on a processor that
-# multiplies bfloat16 in its vector units. One that has a matrix unit is faster with oneDNN.
-
-_PANEL = 32
-_CODES: dict[Operation, int] = {"none": 0, "add": 1, "mul": 2, "silu": 3}
-
-
 class _InPanels:
-    def __init__(self, weight: Tensor, bias: Tensor | None, pack: Kernel) -> None:
-        self._outputs, self._inputs = weight.shape
-        self._bias = bias
-        self.panels = weight.new_empty(-(-self._outputs // _PANEL), self._inputs, _PANEL)
-        pack(weight.data_ptr(), self.panels.data_ptr(), self._inputs, self._outputs)
+    def __init__(self, panels: Tensor, outputs: int, bias: Tensor | None) -> None:
+        self.panels, self._outputs, self._bias = panels, outputs, bias
 
     def __call__(self, x: Tensor, other: Tensor | None, operation: Operation) -> Tensor:
-        y = x.new_empty(len(x), self._outputs)
-        operands = (x, y) if other is None else (x, y, other)
-        run = kernel("linear", *operands)
-        if run is None or x.shape[1:] != (self._inputs,) or (other is not None and other.shape != y.shape):
-            raise ValueError(
-                f"this product takes contiguous {self.panels.dtype} on the CPU: x (R, {self._inputs}), other (R, "
-                f"{self._outputs})"
-            )
-        pointers = [None if each is None else each.data_ptr() for each in (x, self.panels, self._bias, other, y)]
-        run(*pointers, len(x), self._inputs, self._outputs, _CODES[operation])
-        return y
+        return products.product(x, self.panels, self._outputs, self._bias, other, operation)
 
 
 def _in_panels(weight: Tensor, bias: Tensor | None) -> _InPanels | None:
-    pack = kernel("panels_of", weight)
-    if pack is None or weight.shape[1] % 2 or torch.cpu._is_amx_tile_supported():
-        return None
-    if bias is not None and not (bias.dtype == weight.dtype and bias.is_contiguous()):
-        return None
-    return _InPanels(weight, bias, pack)
+    panels = products.in_panels(weight, bias)
+    return None if panels is None else _InPanels(panels, len(weight), bias)
 
 
 # oneDNN's products as torch.compile calls them, https://github.com/pytorch/pytorch (aten/src/ATen/native/mkldnn).
