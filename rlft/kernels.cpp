@@ -1,5 +1,5 @@
-// Passes over memory that torch makes in several operations, each made once, and products of few rows: see kernels.py,
-// which builds this file.
+// Passes over memory that torch makes in several operations, each made once, products with weights that stay, and all
+// layers of a decode step: see kernels.py, which builds this file.
 //
 // Every row is computed by one thread in a fixed order with float32 sums, so that results do not depend on the number
 // of threads or on the other rows. Values are rounded to their type once, when they are written.
@@ -520,7 +520,7 @@ void attend(const T* query, const T* fresh, const T* prompts, T* own, const int6
   }
 }
 
-// Products of a few rows with a weight that stays, y = x W^T. A weight lies in panels of kColumns outputs, in each of
+// Products with a weight that stays, y = x W^T. A weight lies in panels of kColumns outputs, in each of
 // which the inputs follow one another two by two: what one step of a sum needs is read in one go, from the first byte of
 // memory to the last. A panel meets all rows before the next one, which is fetched meanwhile: so reading the weight from
 // memory and multiplying take place at the same time, and with few rows the product takes no longer than the reading.

@@ -2,9 +2,9 @@
 
 Between the products of a small model, time goes into passes over memory: a norm, a rotation or a gate takes torch two
 to five of them, and attention of one token per row hundreds of small products. `kernels.cpp` makes each in one, and
-multiplies few rows with weights that stay while it fetches the weights that come next. Where there is no compiler, or
-for other devices and types, callers use torch's operations, which give the same up to rounding; `description` says
-which of both it is. `RLFT_KERNELS=0` turns the kernels off.
+multiplies with weights that stay while it fetches those that come next. Where there is no compiler, or for other
+devices and types, callers use torch's operations, which give the same up to rounding; `description` says which of both
+it is. `RLFT_KERNELS=0` turns the kernels off.
 """
 
 from __future__ import annotations
