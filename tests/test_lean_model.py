@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlft.attention import NAME
 from rlft.rollout import fixed_linear
-from rlft.rollout.decode import Decode
+from rlft.rollout.decode_kernel import DecodeKernel
 from rlft.rollout.fixed_linear import FixedLinear
 from rlft.rollout.forward import forward_pass
 from rlft.rollout.lean_model import LeanModel, lean_model
@@ -146,7 +146,7 @@ def test_a_step_in_one_call_is_that_of_single_ones(
     lean = lean_model(model)
     assert lean is not None
     scaled = {name: model.get_parameter(name) * 1.5 for name in NAMES}
-    whole = Decode.__call__
+    whole = DecodeKernel.__call__
     were_taken: list[bool] = []
 
     def counted(*arguments: Any) -> bool:
@@ -166,9 +166,9 @@ def test_a_step_in_one_call_is_that_of_single_ones(
         return torch.cat([*of_three, *of_five])
 
     with torch.inference_mode():
-        monkeypatch.setattr(Decode, "__call__", counted)
+        monkeypatch.setattr(DecodeKernel, "__call__", counted)
         together = logits()
-        monkeypatch.setattr(Decode, "__call__", lambda *_: False)
+        monkeypatch.setattr(DecodeKernel, "__call__", lambda *_: False)
         assert torch.equal(logits(), together)
     assert were_taken == [True] * 20
 

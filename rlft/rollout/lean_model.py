@@ -21,7 +21,7 @@ from transformers.activations import SiLUActivation
 
 from rlft.joint_projection import joint_bias
 from rlft.passes import rms_norm, rotate, turn_of
-from rlft.rollout.decode import Decode, LayerOperands
+from rlft.rollout.decode_kernel import DecodeKernel, LayerOperands
 from rlft.rollout.fixed_linear import FixedLinear
 from rlft.rollout.row_cache import RowCache
 
@@ -57,7 +57,7 @@ class LeanModel:
         self._linears = _Linears(model)
         self._layers = [_Layer(layer, self._linears) for layer in self._decoder.layers]
         self._head = self._linears.add([model.get_output_embeddings()])
-        self._decode: Decode | None = None
+        self._decode: DecodeKernel | None = None
         self.reload()
 
     def pristine(self, name: str) -> Tensor:
@@ -91,7 +91,7 @@ class LeanModel:
         """See `forward.ForwardPass`."""
         positions = cache.begin(len(token_ids))
         if self._decode is None:
-            self._decode = Decode([layer.operands() for layer in self._layers])
+            self._decode = DecodeKernel([layer.operands() for layer in self._layers])
         x, cos, turn = self._embedded(token_ids, positions)
         if not self._decode(x, cos, turn, cache):
             x = self._through_layers(x, cos, turn, cache.attention)
@@ -181,7 +181,7 @@ class _Layer:
         return self._down.linear.plus(self._up.linear.times(normed, gate), x)
 
     def operands(self) -> LayerOperands | None:
-        """What `Decode` computes with, None where it is another kind of layer."""
+        """What `DecodeKernel` computes with, None where it is another kind of layer."""
         norms = [norm for norm in (*self._norms, *self._head_norms) if norm is not None]
         epsilons = {norm.variance_epsilon for norm in norms}
         if not self._is_silu or len(epsilons) > 1:

@@ -47,7 +47,17 @@ class LayerOperands:
 
     def kind(self) -> tuple[object, ...]:
         """What layers that go through the kernel together have in common."""
-        return (*(each.shape for each in self.linears()), self.epsilon, self.scale)
+        shapes = [None if tensor is None else tensor.shape for tensor in self.tensors()]
+        return (*shapes, *(each.shape for each in self.linears()), self.epsilon, self.scale)
+
+    def fits(self) -> bool:
+        """Whether the products and norms are those of one residual stream, and the kernel takes their weights."""
+        (inner, width), attended = self.up.shape, self.output.shape[1]
+        shapes = [(self.input.shape[0], width), (width, attended), (inner, width), (inner, width), (width, inner)]
+        is_one = [tuple(each.shape) for each in self.linears()] == shapes
+        are_norms = self.input_norm.shape == self.inner_norm.shape == (width,)
+        has_both = (self.query_norm is None) == (self.key_norm is None)
+        return is_one and are_norms and has_both and all(each.panels is not None for each in self.linears())
 
 
 class _Step(ctypes.Structure):
@@ -57,7 +67,7 @@ class _Step(ctypes.Structure):
     )
 
 
-class Decode:
+class DecodeKernel:
     """The layers of a model, whose weights stay as long as this is used."""
 
     def __init__(self, layers: Sequence[LayerOperands | None]) -> None:
@@ -67,9 +77,7 @@ class Decode:
         if len(known) < len(layers) or len({layer.kind() for layer in known}) > 1:
             return
         tensors = [tensor for layer in known for tensor in layer.tensors()]
-        if any(each.panels is None for layer in known for each in layer.linears()):
-            return
-        if kernel("decode", *(tensor for tensor in tensors if tensor is not None)) is None:
+        if not known[0].fits() or kernel("decode", *(tensor for tensor in tensors if tensor is not None)) is None:
             return
         self._weights = _pointers(tensors)
         self._kept_alive, self._first = tensors, known[0]
@@ -87,8 +95,11 @@ class Decode:
         size, stride = cos.shape[-1], self._first.input.shape[0]
         num_heads, num_key_heads = self._attended // size, (stride - self._attended) // (2 * size)
         run = kernel("decode", x, cos, turn, *cache.kept(0))
-        is_shaped = cos.shape == turn.shape == (len(x), 1, size) and num_heads * size == self._attended
-        if run is None or not is_shaped or size % VECTOR or num_heads % num_key_heads:
+        are_turned = cos.shape == turn.shape == (len(x), 1, size) and num_heads * size == self._attended
+        are_normed = all(
+            norm is None or norm.shape == (size,) for norm in (self._first.query_norm, self._first.key_norm)
+        )
+        if run is None or not (are_turned and are_normed) or size % VECTOR or num_heads % num_key_heads:
             return False
         kept = _pointers([tensor for layer in range(self._step.layers) for tensor in cache.kept(layer, by_kernel=True)])
         room = x.new_empty(len(x) * (self._width + stride + self._attended + self._inner))
