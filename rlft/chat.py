@@ -185,8 +185,8 @@ def _refuse_cut(
     content = messages[-1]["content"]
     history = len(write(tokenizer, messages[:-1], tools, opened=False))
     written = write(tokenizer, messages, tools, opened=False)[history:]
-    ends = [at for at in (written.find(tokenizer.decode([token])) for token in end_ids) if at >= 0]
-    said = written[: min(ends, default=len(written))]
+    ends = [tokenizer.decode([token]) for token in end_ids]  # nothing, of a token that the tokenizer does not know
+    said = written[: min((written.index(end) for end in ends if end and end in written), default=len(written))]
     if _bare(content) not in _bare(said):
         raise ValueError(
             f"a reply loses a part of itself: {content[:200]!r} becomes {said[:200]!r}, by the chat template, which "
@@ -252,7 +252,7 @@ def render_text(
     refuse_halves(prompt, completion)
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token (eos_token), so a completion of plain text could never end")
-    text, end, rest = completion.partition(tokenizer.decode([tokenizer.eos_token_id]))
+    text, end, rest = completion.partition(str(tokenizer.eos_token))
     if rest.strip():
         raise ValueError(f"a completion goes on after the end token {end!r}, with {rest[:80]!r}; take that out of it")
     prompt_ids = tuple(tokenizer(prompt)["input_ids"])

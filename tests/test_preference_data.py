@@ -475,7 +475,8 @@ def test_a_reply_ends_at_the_first_end_token() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|stop|>"]})
     tokenizer.chat_template = str(tokenizer.chat_template) + "{% if not add_generation_prompt %}\n<|stop|>{% endif %}"
-    ends = frozenset([0, tokenizer.convert_tokens_to_ids("<|stop|>")])
+    unknown = 99_999  # as some generation configs name
+    ends = frozenset([0, tokenizer.convert_tokens_to_ids("<|stop|>"), unknown])
     _, ids, _ = chat.render_completion(tokenizer, [user("Sky?")], [assistant("blue")], ends)  # type: ignore[list-item]
     assert tokenizer.decode(list(ids)) == "blue<|end|>"
 
