@@ -40,7 +40,12 @@ def render(
     Raises:
         ValueError: the template refuses these messages, or one holds half a surrogate pair.
     """
-    return tuple(tokenizer(write(tokenizer, messages, tools), add_special_tokens=False)["input_ids"])
+    return _ids(tokenizer, write(tokenizer, messages, tools))
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """Token ids of text that has all special tokens in it that it is to have."""
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def render_observation(
@@ -72,7 +77,7 @@ def render_observation(
             "the chat template does not write an assistant's reply exactly once and as it is, so what follows it "
             "cannot be told; use another chat_template.jinja"
         )
-    ids = tuple(tokenizer(following, add_special_tokens=False)["input_ids"])
+    ids = _ids(tokenizer, following)
     if after and _is_special(tokenizer, after[-1]) and after[-1] in ids:
         end = ids.index(after[-1])  # some templates put a space before it
         if not tokenizer.decode(list(ids[:end])).strip():
@@ -115,14 +120,16 @@ def render_completion(
     """
     messages = [*prompt, *completion]
     replies = [at for at in range(len(prompt), len(messages)) if messages[at]["role"] == "assistant"]
-    for at in replies:
-        _refuse_cut(tokenizer, messages[: at + 1], end_ids, tools)
+    before = [write(tokenizer, messages[:at], tools, opened=False) for at in replies]
+    alone = [write(tokenizer, messages[: at + 1], tools, opened=False) for at in replies]
+    for at, earlier, text in zip(replies, before, alone, strict=True):
+        _refuse_cut(tokenizer, messages[at]["content"], text[len(earlier) :], end_ids)
     contexts, whole = _tokenized_at(
         tokenizer,
         [write(tokenizer, messages[:at], tools) for at in replies],
-        write(tokenizer, messages, tools, opened=False),
+        alone[-1],
     )
-    histories = [len(conversation(tokenizer, messages[:at], tools=tools)) for at in replies]
+    histories = [len(_ids(tokenizer, text)) for text in before]
     starts = [_shared(context, whole, least=least) for context, least in zip(contexts, histories, strict=True)]
     ids: list[int] = []
     mask: list[bool] = []
@@ -133,11 +140,11 @@ def render_completion(
                 "the chat template writes none of the model's end tokens behind a reply that other messages follow, so "
                 "its end cannot be told; name the token that ends a turn as eos_token_id in generation_config.json"
             )
-        alone = conversation(tokenizer, messages[: replies[turn] + 1], tools=tools)
-        opened = _shared(contexts[turn], alone, least=histories[turn])
+        as_last = _ids(tokenizer, alone[turn])
+        opened = _shared(contexts[turn], as_last, least=histories[turn])
         _refuse_rewritten(
             tokenizer,
-            _ended(tokenizer, alone[opened:], end_ids),
+            _ended(tokenizer, as_last[opened:], end_ids),
             whole[start : end - 1],
             may_lose_marks=start == len(contexts[turn]),
         )
@@ -155,36 +162,27 @@ def _tokenized_at(
 
     No sampled reply has such a token, which a reply that begins with white space would get behind a line break.
     """
-
-    def tokenized(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    ids, whole_ids = [tokenized(context) for context in contexts], tokenized(whole)
+    ids, whole_ids = [_ids(tokenizer, context) for context in contexts], _ids(tokenizer, whole)
     kept = [(text, own) for text, own in zip(contexts, ids, strict=True) if whole.startswith(text)]
     if all(whole_ids[: len(own)] == own for _, own in kept):
         return ids, whole_ids
     borders = [0, *(len(text) for text, _ in kept), len(whole)]
-    pieces = [tokenized(whole[start:end]) for start, end in pairwise(borders)]
+    pieces = [_ids(tokenizer, whole[start:end]) for start, end in pairwise(borders)]
     apart = {text: sum(pieces[: at + 1], ()) for at, (text, _) in enumerate(kept)}
     return [apart.get(text, own) for text, own in zip(contexts, ids, strict=True)], sum(pieces, ())
 
 
-def _refuse_cut(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    end_ids: frozenset[int],
-    tools: Sequence[Mapping[str, Any]],
-) -> None:
-    """Refuse a reply, the last message, of which the template drops a part, or which holds an end token before its end.
+def _refuse_cut(tokenizer: PreTrainedTokenizerBase, content: str, written: str, end_ids: frozenset[int]) -> None:
+    """Refuse a reply of which the template drops a part, or which holds an end token before its end.
 
     An empty block of thought may go, and white space, which templates trim.
+
+    Args:
+        written: what the template writes of it as the last message.
 
     Raises:
         ValueError: quotes the reply and what becomes of it.
     """
-    content = messages[-1]["content"]
-    history = len(write(tokenizer, messages[:-1], tools, opened=False))
-    written = write(tokenizer, messages, tools, opened=False)[history:]
     ends = [tokenizer.decode([token]) for token in end_ids]  # nothing, of a token that the tokenizer does not know
     said = written[: min((written.index(end) for end in ends if end and end in written), default=len(written))]
     if _bare(content) not in _bare(said):
@@ -260,7 +258,7 @@ def render_text(
     if whole[: len(prompt_ids)] == prompt_ids:
         continuation = whole[len(prompt_ids) :]
     else:  # a token across the border, which no sampled completion has
-        continuation = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        continuation = _ids(tokenizer, text)
     return prompt_ids, _ended(tokenizer, continuation, frozenset([tokenizer.eos_token_id]))
 
 
@@ -280,7 +278,7 @@ def conversation(
     Raises:
         ValueError: the template refuses these messages, or one holds half a surrogate pair.
     """
-    return tuple(tokenizer(write(tokenizer, messages, tools, opened=False), add_special_tokens=False)["input_ids"])
+    return _ids(tokenizer, write(tokenizer, messages, tools, opened=False))
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:

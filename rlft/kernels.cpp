@@ -373,9 +373,9 @@ template <class T, int S>
 void add_values(const float* weights, const T* values, Following<T> next, float* output, int64_t count, int64_t stride,
                 int64_t size) {
   int64_t start = 0;
-  for (; start + 2 * kPair <= size; start += 2 * kPair)
-    add_columns<T, S, 2>(weights, values + start, {next.from + start, next.count}, output + start, count, stride, size);
-  if (start < size) add_columns<T, S, 1>(weights, values + start, {next.from + start, next.count}, output + start, count, stride, size);
+  for (; start + 2 * kPair <= size; start += 2 * kPair, next.from += 2 * kPair)
+    add_columns<T, S, 2>(weights, values + start, next, output + start, count, stride, size);
+  if (start < size) add_columns<T, S, 1>(weights, values + start, next, output + start, count, stride, size);
 }
 
 // e^(x - max x) in place of scores (Rows, stride), of which the first `count` of each row are given; the sums of rows.
@@ -502,8 +502,9 @@ void attend(const T* query, const T* fresh, const T* prompts, T* own, const int6
         }
         const T* following = own_keys + n.row_columns * n.size;  // of the next head, or of the next row's first one
         const int64_t count = age[row] + 1;
+        const Following<T> own_next[2] = {{own_keys, count}, {own_keys + own_values, count}};
         const Stored<T> stored[2] = {
-            {prompt_keys, prompt_keys + prompt_values, prompt_length[prompt], {own_keys, count}, {own_keys + own_values, count}},
+            {prompt_keys, prompt_keys + prompt_values, prompt_length[prompt], own_next[0], own_next[1]},
             {own_keys, own_keys + own_values, count, {following, count}, {following + own_values, count}}};
         const int64_t first = key_head * shared;
         for (int64_t s = 0; s < shared; s += kTogether) {
@@ -618,7 +619,8 @@ void linear(const BFloat16* x, const BFloat16* panels, const BFloat16* bias, con
   }
 }
 
-// x[i][j] becomes x[j][i], pairs of blocks at a time: halves that lie across are exchanged.
+// x[i][j] becomes x[j][i]: of each pair of vectors, and of ever larger blocks of them, the halves that lie across are
+// exchanged.
 inline void transpose(Words* x) {
 #pragma GCC unroll 4
   for (int step = 1; step < kLanes; step *= 2) {
