@@ -53,7 +53,7 @@ def serve_rlft(folder: str, shape: str, without: str) -> None:
     """Updates of rlft's learner, one for every line on standard input."""
     import torch
 
-    from rlft.memory import keep_freed_memory
+    from rlft.model.memory import keep_freed_memory
 
     keep_freed_memory()
     update = _rlft_dpo(folder) if shape == "dpo" else _rlft_policy(folder, shape, without)
@@ -68,9 +68,9 @@ def serve_rlft(folder: str, shape: str, without: str) -> None:
 
 
 def _rlft_policy(folder: str, shape: str, without: str) -> Callable[[], object]:
-    from rlft.batch import collate
     from rlft.config import RunConfig
-    from rlft.learner import Learner
+    from rlft.learner.batch import collate
+    from rlft.learner.rl import Learner
 
     if without:
         take_away(without)
@@ -130,10 +130,10 @@ def _rlft_dpo(folder: str) -> Callable[[], object]:
 
     import torch
 
-    from rlft.batch import collate
     from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
+    from rlft.learner.batch import collate
+    from rlft.learner.core import Roles
     from rlft.objectives.preference import Preference, preference_loss
-    from rlft.roles import Roles
 
     roles = Roles(
         folder,
@@ -181,7 +181,11 @@ TECHNIQUES = {
 
 def take_away(technique: str) -> None:
     """Undo one technique in this process."""
-    from rlft import adapters, attention, batch, model, roles
+    from rlft.learner import batch
+    from rlft.learner import core as roles
+    from rlft.learner import roles as adapters
+    from rlft.model import base as model
+    from rlft.model.layers import packed_attention as attention
 
     if technique == "lean LoRA":
         adapters.use_lean_lora = adapters.use_lean_decoders = lambda model: None
@@ -438,7 +442,7 @@ def main() -> None:
         serve_rlft(folder, shape, rest[0]) if system == "rlft" else serve_trl(folder, shape, rest[0], int(rest[1]))
         return
 
-    from rlft import sources
+    from rlft.model import sources
 
     folder = str(sources.resolve("smollm2-135m-instruct"))
     if options.ablation:

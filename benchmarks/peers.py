@@ -90,11 +90,11 @@ def gemm_rate(rows: int) -> float:
     """
     import torch
 
-    from rlft.rollout.fixed_linear import FixedLinear
+    from rlft.model.kernels.frozen_linear import FrozenLinear
 
     torch.set_num_threads(THREADS)
     x, w = torch.randn(rows, 576).bfloat16(), torch.randn(1536, 576).bfloat16()
-    own = FixedLinear(w)
+    own = FrozenLinear(w)
     best = 0.0
     for product in (lambda: torch.nn.functional.linear(x, w), lambda: own(x)):
         for _ in range(60):

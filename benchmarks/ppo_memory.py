@@ -47,8 +47,8 @@ def environment() -> Any:
 
 def serve_rlft(folder: str) -> None:
     """A run of one step in this process."""
-    from rlft import launch
     from rlft.config import RunConfig
+    from rlft.train.rl import launch
 
     with tempfile.TemporaryDirectory() as scratch:
         save_reward_model(folder, Path(scratch) / "reward-model")
@@ -152,7 +152,7 @@ def main() -> None:
         serve_rlft(folder) if system == "rlft" else serve_trl(folder)
         return
 
-    from rlft import sources
+    from rlft.model import sources
 
     folder = str(sources.resolve("smollm2-135m-instruct"))
     rlft = Peer("benchmarks.ppo_memory", "rlft", "rlft", folder)

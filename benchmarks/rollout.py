@@ -38,12 +38,13 @@ def messages() -> list[list[dict[str, str]]]:
 
 def rlft(folder: str, new_tokens: int) -> Round:
     """The transformers engine, with the time that it samples taken apart."""
-    from rlft import adapters, chat
     from rlft.config import AdapterConfig, ModelConfig
-    from rlft.memory import keep_freed_memory
-    from rlft.rollout import batching
-    from rlft.rollout.engine import Request
-    from rlft.rollout.transformers_engine import TransformersEngine
+    from rlft.model import chat
+    from rlft.model.adapter import bare_base
+    from rlft.model.memory import keep_freed_memory
+    from rlft.rollout.engines import batching
+    from rlft.rollout.engines.contract import Request
+    from rlft.rollout.engines.transformers import TransformersEngine
     from rlft.types import SamplingParams
 
     keep_freed_memory()
@@ -51,7 +52,7 @@ def rlft(folder: str, new_tokens: int) -> Round:
     engine = TransformersEngine(
         folder, tokenizer, model=ModelConfig(source=folder), adapter=AdapterConfig(), threads=THREADS
     )
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     prompts = [chat.render(tokenizer, prompt) for prompt in messages()]  # type: ignore[arg-type]
     params = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=new_tokens)
     spent = [0.0]
@@ -199,7 +200,7 @@ def main() -> None:
     if options.serve:
         serve(options.serve[0], options.serve[1], int(options.serve[2]))
         return
-    from rlft import sources
+    from rlft.model import sources
 
     folder = str(sources.resolve(options.model))
     names = ["rlft", "generate", "generate-bf16", "continuous"] + (["vllm"] if options.vllm else [])

@@ -26,9 +26,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rlft.adapters import make_adapter
 from rlft.config import RunConfig
 from rlft.environment.contract import Environment
+from rlft.model.adapter import make_adapter
 from rlft.rollout.chunk import Chunk, make_chunks
 from rlft.rollout.ray_pool import RayPool
 from rlft.types import Adapter, Batch, Completion, Group, Metrics, SamplingParams, Task, Trajectory, Turn
@@ -234,10 +234,10 @@ class SleepingLearner:
 
 def orchestration(folder: str, steps: int) -> dict[str, float]:
     """Share of a step of the real loop that is neither generation nor scoring nor learning."""
-    from rlft.run import Run
-    from rlft.services import make_scorer
-    from rlft.train_rl import train_rl
-    from rlft.view import View
+    from rlft.curves.live_panel import View
+    from rlft.run.directory import Run
+    from rlft.train.rl.loop import train_rl
+    from rlft.train.rl.services import make_scorer
 
     generation_s = learning_s = 4.0
     settings = config(folder, 2, generation_s, steps)
@@ -290,7 +290,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        from rlft.cluster import Cluster
+        from rlft.common.cluster import Cluster
 
         cluster = Cluster("", processes=max(WORKERS))
         rows = [efficiency(folder, workers, 4 if quick else 16) for workers in WORKERS]

@@ -56,17 +56,17 @@ def serve_rlft(model_folder: str, steps: int) -> None:
     import tempfile
     from pathlib import Path
 
-    from rlft.chat import load_tokenizer
     from rlft.config import RunConfig
-    from rlft.learner import Learner
-    from rlft.memory import keep_freed_memory
+    from rlft.curves.live_panel import View
+    from rlft.learner.rl import Learner
+    from rlft.model.chat import load_tokenizer
+    from rlft.model.memory import keep_freed_memory
     from rlft.reward.contract import RewardSpec
     from rlft.reward.scoring import Scorer
-    from rlft.rollout.canary import CanaryMaker
     from rlft.rollout.pool import make_pool
-    from rlft.run import Run
-    from rlft.train_rl import train_rl
-    from rlft.view import View
+    from rlft.rollout.weight_proof import CanaryMaker
+    from rlft.run.directory import Run
+    from rlft.train.rl.loop import train_rl
 
     keep_freed_memory()
     reward = f"{Path(__file__)}:vowels"
@@ -194,7 +194,7 @@ def main() -> None:
         serve_rlft(folder, int(steps)) if system == "rlft" else serve_trl(folder, int(steps), *dtype)
         return
 
-    from rlft import chat, sources
+    from rlft.model import chat, sources
 
     folder = str(sources.resolve("smollm2-135m-instruct"))
     tokenizer = chat.load_tokenizer(folder)

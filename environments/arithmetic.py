@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from rlft.arithmetic import evaluate
+from rlft.common.arithmetic import evaluate
 from rlft.environment.contract import Environment
 from rlft.types import Task
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 
-from rlft.arithmetic import evaluate, show
+from rlft.common.arithmetic import evaluate, show
 from rlft.environment.contract import Environment
 from rlft.environment.tools import ToolEpisode, make_tools, schemas
 from rlft.types import Message, Task

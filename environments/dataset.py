@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlft.common.rows import is_heldout, read_rows, row_hash
 from rlft.environment.contract import Environment
-from rlft.rows import is_heldout, read_rows, row_hash
 from rlft.types import Message, Task
 
 

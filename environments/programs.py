@@ -9,8 +9,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from rlft.common.rows import is_heldout, read_rows, row_hash
 from rlft.environment.contract import Environment
-from rlft.rows import is_heldout, read_rows, row_hash
 from rlft.types import Message, Task
 
 _Function = Callable[..., Any]

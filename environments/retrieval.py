@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rlft.common.rows import is_heldout, read_rows, row_hash
 from rlft.environment.contract import Environment
 from rlft.environment.tools import ToolEpisode, make_tools, schemas
-from rlft.rows import is_heldout, read_rows, row_hash
 from rlft.types import Message, Task
 
 _NAMES = ("Ada", "Bruno", "Clara", "Dario", "Edda", "Falk", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Luis")

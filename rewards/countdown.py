@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from rlft.arithmetic import evaluate
+from rlft.common.arithmetic import evaluate
 
 
 def countdown(completion: str, numbers: list[int], target: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from rlft.imports import did_you_mean
+from rlft.common.by_path import did_you_mean
 from rlft.objectives.algorithm import Algorithm, Correction
 from rlft.objectives.presets import PRESETS, preset_fields, refuse_unused
 

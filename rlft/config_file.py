@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from rlft.common.by_path import did_you_mean
 from rlft.config import RunConfig
-from rlft.imports import did_you_mean
 from rlft.objectives.presets import PRESETS
 
 C = TypeVar("C", bound=BaseModel)

@@ -9,7 +9,7 @@ trajectories of one task are a `Group`. A reward turns a trajectory into an `Out
         Trajectory 1   turns=(Turn(prompt_ids=P, completion=Completion(token_ids=C1, logprobs=L1)),)  Failed("timeout")
 
 Convention fixed here and nowhere else: `logprobs[t]` is the log-probability OF `token_ids[t]`, in nats, under the
-distribution that sampled it. Nothing outside `batch.py` shifts anything by one.
+distribution that sampled it. Nothing outside `learner.batch` shifts anything by one.
 
 Importing this module costs no torch and no ray: rewards and environments depend on it.
 """
@@ -258,7 +258,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canary:
-    """A text, and what its tokens' log-probs have to be under an adapter; see `rollout.canary`."""
+    """A text, and what its tokens' log-probs have to be under an adapter; see `rollout.weight_proof`."""
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -277,7 +277,7 @@ class Adapter:
     version: int
     """Number of RL steps behind it; -1 with no tensors is the bare base model."""
     hash: str
-    """sha256 over names, shapes and float32 bytes, see `model.adapter_hash`."""
+    """sha256 over names, shapes and float32 bytes, see `model.adapter.adapter_hash`."""
     tensors: Mapping[str, Tensor]
     """PEFT state dict, float32, on the CPU."""
     canary: Canary | None = None

@@ -66,8 +66,8 @@ def make_config(tmp_path: Path, tiny_model: Path) -> MakeConfig:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Directory of an inline GRPO run of four steps with a checkpoint after each; nobody changes it."""
-    from rlft import launch
     from rlft.config_file import load
+    from rlft.train.rl import launch
     from tests.fakes import write_config
 
     config = load(write_config(tmp_path_factory.mktemp("finished"), tiny_model), ["checkpoint.every=1"])
@@ -78,7 +78,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One private Ray for all tests of this process: pools use it and leave it running."""
-    from rlft.cluster import protect
+    from rlft.common.cluster import protect
 
     protect()
     import ray
@@ -95,7 +95,7 @@ def ray_cluster() -> Iterator[None]:
 
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["rlft.launch", "rlft.curves.report", "trl.trainer.sft_trainer"])
+_SERVER.set_forkserver_preload(["rlft.train.rl.launch", "rlft.curves.report", "trl.trainer.sft_trainer"])
 
 
 def start_rlft(*arguments: str, log: Path, environment: dict[str, str] | None = None) -> BaseProcess:
@@ -115,7 +115,7 @@ def _rlft(arguments: tuple[str, ...], log: str, environment: dict[str, str]) -> 
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.argv = ["rlft", *arguments]
-    from rlft.cli import main
+    from rlft.cli.main import main
 
     main()
 
@@ -128,3 +128,11 @@ def double_precision() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def no_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own products also on a processor with a matrix unit, where oneDNN's are faster and taken instead."""
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlft.config import RunConfig
 from rlft.environment.contract import Environment
-from rlft.metrics import OF_THE_MACHINE
+from rlft.train.rl.metrics import OF_THE_MACHINE
 from rlft.types import Completion, FinishReason, Group, Outcome, Score, Task, Trajectory, Turn
 
 CHAT_TEMPLATE = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlft.config import RunConfig
 from rlft.rollout.chunk import Chunk, make_chunks
-from rlft.rollout.engine import EngineLostError
+from rlft.rollout.engines.contract import EngineLostError
 from rlft.rollout.ray_pool import RayPool
 from rlft.types import Adapter, Completion, Group, SamplingParams, Task, Trajectory, Turn
 

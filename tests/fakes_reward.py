@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from rlft.reward_model_config import RewardModelConfig
+from rlft.train.reward_model.config import RewardModelConfig
 
 PAIRS = 160
 LIKED, DISLIKED = "ACEGIKMO", "BDFHJLNP"

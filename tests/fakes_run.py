@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlft.curves.statistics import accuracy_interval, mean_interval
-from rlft.rollout_table import SCHEMA
+from rlft.run.rollout_table import SCHEMA
 
 CONFIG = """\
 name: {name}

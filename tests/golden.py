@@ -37,9 +37,12 @@ def run(tree: Path, name: str, output: Path) -> str:
         ":"
     )
     command = COMMANDS.get(name, "train")
+    # One thread each: two runs whose threads wait for one another on the same cores take ten times as long.
     overrides = [f"output_dir={output}", f"name={name}", "model.dtype=float32"]
+    if command != "reward-model":
+        overrides.append("learner.threads=1")
     if command == "train":
-        overrides.append(f"steps={STEPS}")
+        overrides += [f"steps={STEPS}", "rollout.threads=1"]
     done = subprocess.run(
         [
             sys.executable,
@@ -47,7 +50,7 @@ def run(tree: Path, name: str, output: Path) -> str:
             *(command, f"configs/debug/{name}.yaml", *overrides, "--restart"),
         ],
         cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+        env={**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlft import adapters
-from rlft import model as models
 from rlft.config import AdapterConfig, EnvironmentConfig, ModelConfig
 from rlft.environment.contract import Environment
 from rlft.environment.loading import load
+from rlft.learner.roles import Role, add_policy, read_role
+from rlft.model import base as models
+from rlft.model.adapter import POLICY, make_adapter
 from rlft.rollout.chunk import Chunk
-from rlft.rollout.episode import run_chunk
-from rlft.rollout.scripted_engine import ScriptedEngine
-from rlft.rollout.transformers_engine import TransformersEngine
+from rlft.rollout.engines.scripted import ScriptedEngine
+from rlft.rollout.engines.transformers import TransformersEngine
+from rlft.rollout.generate import run_chunk
 from rlft.types import Group, SamplingParams, Trajectory
 from tests.fakes import byte_tokenizer, save_tiny_model
 
@@ -70,8 +71,8 @@ def tiny_engine(folder: Path) -> TransformersEngine:
     model = ModelConfig(source=str(folder), dtype="float32")
     engine = TransformersEngine(folder, TOKENIZER, model=model, adapter=lora, threads=1)
     base = models.load_base(folder, torch.float32, torch.device("cpu"))
-    role = adapters.Role(model=adapters.add_policy(base, lora, seed=0), adapter=adapters.POLICY)
-    engine.load_adapter(adapters.make_adapter(0, adapters.read_role(role)))
+    role = Role(model=add_policy(base, lora, seed=0), adapter=POLICY)
+    engine.load_adapter(make_adapter(0, read_role(role)))
     return engine
 
 

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlft import launch, services
-from rlft.cluster import protect
+from rlft.common.cluster import protect
 from rlft.config_file import load
+from rlft.curves.live_panel import View
 from rlft.rollout.ray_pool import RayPool
-from rlft.view import View
+from rlft.train.rl import launch, services
 from tests.fakes import write_config
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trl.rewards import get_soft_overlong_punishment
 
-from rlft.batch import collate
+from rlft.learner.batch import collate
 from rlft.objectives.advantages import (
     STD_EPSILON,
     above_or_below,

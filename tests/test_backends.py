@@ -14,14 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from rlft import adapters, cluster, launch, services
+from rlft.common import cluster
 from rlft.config import RunConfig
 from rlft.config_file import load
-from rlft.learner import Learner
+from rlft.curves.live_panel import View
+from rlft.learner.rl import Learner
+from rlft.model.adapter import adapter_hash, bare_base
 from rlft.rollout.chunk import make_chunks
 from rlft.rollout.pool import InlinePool
+from rlft.train.rl import launch, services
 from rlft.types import Group, SamplingParams
-from rlft.view import View
 from tests.conftest import MakeConfig
 from tests.fakes import letters, read_lines, read_metrics, read_result, write_config
 from tests.fakes_pool import LentPool, process_ids
@@ -82,10 +84,10 @@ def test_another_seed_gives_another_run(train: Train, finished_run: Path) -> Non
 
 def test_every_completion_names_the_adapter_that_made_it(finished_run: Path) -> None:
     config = load(finished_run / "config.yaml")
-    made = {0: Learner(config, config.model.source).adapter(0).hash, -1: adapters.bare_base().hash}
+    made = {0: Learner(config, config.model.source).adapter(0).hash, -1: bare_base().hash}
     for step in (1, 2, 3, 4):
         file = finished_run / "adapters" / f"v{step:06d}" / "adapter_model.safetensors"
-        made[step] = adapters.adapter_hash(load_file(file))
+        made[step] = adapter_hash(load_file(file))
     assert len(set(made.values())) == 6
     for step in (1, 2, 3, 4):
         assert _stamps(finished_run / "rollouts" / f"step-{step:06d}.parquet") == {(step - 1, made[step - 1])}
@@ -135,7 +137,7 @@ def test_a_worker_that_dies_too_often_stops_the_run_by_name(make_config: MakeCon
     config = make_config("backend=ray", "rollout.max_restarts=0")
     events: list[tuple[str, str]] = []
     pool = LentPool(config, config.model.source, lambda kind, message: events.append((kind, message)))
-    pool.publish(adapters.bare_base())
+    pool.publish(bare_base())
     with pytest.raises(ValueError, match="asks for adapter version 7, but -1 was published last"):
         pool.run(base_chunks(config, version=7))
     too_long = [replace(chunk, params=replace(chunk.params, max_new_tokens=999)) for chunk in base_chunks(config)]
@@ -158,7 +160,7 @@ def test_a_chunk_does_not_depend_on_what_the_worker_did_before(make_config: Make
     fresh, used = InlinePool(config, config.model.source), InlinePool(config, config.model.source)
     first, second = base_chunks(config, version=-1)[:2]
     for pool in (fresh, used):
-        pool.publish(adapters.bare_base())
+        pool.publish(bare_base())
     used.run([first, second, first])
     assert _ids(fresh.run([second])) == _ids(used.run([second]))
 

@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlft.attention import NAME as PACKED_ATTENTION
-from rlft.batch import (
-    PackedGroup,
+from rlft.learner.batch import (
     collate,
     even_microbatches,
     microbatches,
@@ -29,7 +27,9 @@ from rlft.batch import (
     select,
     unscored,
 )
-from rlft.model import token_logprobs
+from rlft.model.base import token_logprobs
+from rlft.model.layers.packed import PackedGroup
+from rlft.model.layers.packed_attention import NAME as PACKED_ATTENTION
 from rlft.objectives.advantages import best_and_worst, token_advantages
 from rlft.objectives.algorithm import Algorithm
 from rlft.objectives.policy import aggregation_weights, policy_loss

@@ -17,16 +17,16 @@ from rewards.countdown import countdown as countdown_reward
 from rewards.instructions import CHECKS
 from rewards.instructions import instructions as instructions_reward
 from rewards.last_number import last_number
-from rlft import launch
-from rlft.arithmetic import evaluate, show
+from rlft.cli.env_check import check_environment
+from rlft.common.arithmetic import evaluate, show
 from rlft.config import EnvironmentConfig
 from rlft.config_file import load
-from rlft.env_check import check_environment
 from rlft.environment.contract import Environment
 from rlft.reward import sandbox
 from rlft.rollout.chunk import Chunk
-from rlft.rollout.episode import run_chunk
-from rlft.rollout.scripted_engine import ScriptedEngine, byte_tokenizer
+from rlft.rollout.engines.scripted import ScriptedEngine, byte_tokenizer
+from rlft.rollout.generate import run_chunk
+from rlft.train.rl import launch
 from rlft.types import SamplingParams, Task, Trajectory
 from tests.fakes import read_metrics, save_tiny_model
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from rlft import chaos as module
-from rlft.chaos import Kill, KillingPool, chaos, compare, plan
-from rlft.cli import app
-from rlft.rollout.board import Submission
+from rlft.cli import chaos as module
+from rlft.cli.chaos import Kill, KillingPool, chaos, compare, plan
+from rlft.cli.main import app
 from rlft.rollout.ray_pool import RayPool
+from rlft.rollout.work_queue import Submission
 from tests.conftest import MakeConfig
 from tests.fakes import read_metrics, read_result
 from tests.fakes_pool import LentPool, fake_chunks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlft import chat, templates
+from rlft.model import chat, templates
 from rlft.types import Message
 from tests.chat_templates import TEMPLATES, tokenizer_of
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlft import checkpoint
-from rlft.checkpoint import Snapshot, load_latest, save, verify, write_file, write_folder
+from rlft.common.files import write_file, write_folder
+from rlft.run import checkpoint
+from rlft.run.checkpoint import Snapshot, load_latest, save, verify
 
 
 def snapshot(step: int) -> Snapshot:

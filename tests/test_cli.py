@@ -17,9 +17,9 @@ from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from rlft import cli
+from rlft.cli import main
+from rlft.curves.live_panel import View, sparkline
 from rlft.objectives.presets import PRESETS
-from rlft.view import View, sparkline
 from tests.fakes import read_result, write_config
 
 RLFT = Path(sys.executable).with_name("rlft")
@@ -41,10 +41,10 @@ def rlft(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     def run(*arguments: str | Path) -> Ended:
         monkeypatch.setattr(sys, "argv", ["rlft", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(cli.signal, "signal", lambda *_: None)  # the handler would stay in the tests' process
+        monkeypatch.setattr(main.signal, "signal", lambda *_: None)  # the handler would stay in the tests' process
         capfd.readouterr()
         try:
-            cli.main()
+            main.main()
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
@@ -73,12 +73,12 @@ HELP = {
 
 
 def test_there_is_help_for_every_command_here() -> None:
-    assert set(get_command(cli.app).commands) == set(HELP)  # type: ignore[attr-defined]
+    assert set(get_command(main.app).commands) == set(HELP)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", HELP)
 def test_help_says_what_a_command_does(command: str) -> None:
-    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "100", "TERM": "dumb"})
+    result = CliRunner().invoke(main.app, [command, "--help"], env={"COLUMNS": "100", "TERM": "dumb"})
     assert result.exit_code == 0
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
     for words in HELP[command]:
@@ -88,14 +88,14 @@ def test_help_says_what_a_command_does(command: str) -> None:
 
 
 def test_help_lists_the_commands_in_one_line_each() -> None:
-    result = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "120", "TERM": "dumb"})
+    result = CliRunner().invoke(main.app, ["--help"], env={"COLUMNS": "120", "TERM": "dumb"})
     assert result.exit_code == 0
     for command in HELP:
         assert re.search(rf"^\W*{command} +[A-Z]", result.output, re.MULTILINE), command
 
 
 def test_no_arguments_show_the_help() -> None:
-    assert "Commands" in CliRunner().invoke(cli.app, [], env={"COLUMNS": "120"}).output
+    assert "Commands" in CliRunner().invoke(main.app, [], env={"COLUMNS": "120"}).output
 
 
 # Lists.

@@ -11,14 +11,17 @@ import pytest
 from transformers import MistralConfig
 from typer.testing import CliRunner, Result
 
-from rlft import chat, cli, launch
+from rlft.cli import main
+from rlft.cli.env_check import Finding, check_environment
+from rlft.cli.env_measure import difficulties
 from rlft.config import EnvironmentConfig
 from rlft.config_file import load
-from rlft.env_check import Finding, check_environment
-from rlft.environment import lengths
-from rlft.environment.lengths import Context, fit_context
+from rlft.environment import prompt_lengths
 from rlft.environment.loading import load as load_environment
-from rlft.launch_env import difficulties
+from rlft.environment.prompt_lengths import fit_context
+from rlft.model import chat
+from rlft.model.context import Context
+from rlft.train.rl import launch
 from rlft.types import Failed
 from tests.conftest import MakeConfig
 from tests.fakes import byte_tokenizer, letters, made_up_group, read_lines, read_rollouts, tiny_config
@@ -27,7 +30,7 @@ from tests.test_engine import save_family
 
 def env(*arguments: str | Path, stdin: str = "") -> Result:
     return CliRunner().invoke(
-        cli.app, ["env", *map(str, arguments)], input=stdin, env={"COLUMNS": "200", "TERM": "dumb"}
+        main.app, ["env", *map(str, arguments)], input=stdin, env={"COLUMNS": "200", "TERM": "dumb"}
     )
 
 
@@ -279,23 +282,23 @@ def test_the_sliding_window_counts(tmp_path: Path) -> None:
     folder = mistral(tmp_path, 18)
     config = tiny_config(folder)
     with pytest.raises(ValueError, match=r"8 of 16 prompts are too long: .* exceeds the model's sliding window of 18"):
-        lengths.fit(config, letters(), str(folder))
+        prompt_lengths.fit(config, letters(), str(folder))
     config = tiny_config(folder, environment={"overlong": "drop"})
     with pytest.raises(ValueError, match=r"drop leaves 8 training and 0 held-out .* sliding window of 18"):
-        lengths.fit(config, letters(), str(folder))
+        prompt_lengths.fit(config, letters(), str(folder))
 
 
 def test_the_canary_has_to_fit_before_the_run(tmp_path: Path) -> None:
-    longest = len(chat.render(byte_tokenizer(), letters().train[0].messages)) + lengths.CANARY_TOKENS
+    longest = len(chat.render(byte_tokenizer(), letters().train[0].messages)) + prompt_lengths.CANARY_TOKENS
     folder = mistral(tmp_path, longest - 1)
     words = f"the canary, .* first training task 'train-0', {longest} tokens in all, .* sliding window of {longest - 1}"
     with pytest.raises(ValueError, match=words):
         launch.train(tiny_config(folder, output_dir=str(tmp_path)))
     assert not (tmp_path / "tiny").exists()
     config = tiny_config(folder)
-    assert lengths.fit(config, letters(), str(folder), is_trained=False)[1] == ""
+    assert prompt_lengths.fit(config, letters(), str(folder), is_trained=False)[1] == ""
     folder = mistral(tmp_path, longest)
-    assert lengths.fit(tiny_config(folder), letters(), str(folder))[1] == ""
+    assert prompt_lengths.fit(tiny_config(folder), letters(), str(folder))[1] == ""
 
 
 @pytest.mark.parametrize(
@@ -318,7 +321,7 @@ def test_each_engine_has_its_bound(
 ) -> None:
     config = tiny_config("x", rollout={"engine": engine, "engine_args": arguments}, sampling=sampling)
     model_config = MistralConfig(max_position_embeddings=64, sliding_window=32)
-    assert lengths.run_context(config, model_config, is_trained=is_trained) == Context(*expected)
+    assert prompt_lengths.run_context(config, model_config, is_trained=is_trained) == Context(*expected)
 
 
 # Measure

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlft.cluster import Cluster, protect
+from rlft.common.cluster import Cluster, protect
 from tests.conftest import MakeConfig
 
 

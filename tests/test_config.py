@@ -16,8 +16,8 @@ from rlft import config_file as configs
 from rlft.config import RunConfig
 from rlft.config_file import dump, load
 from rlft.objectives.presets import PRESETS
-from rlft.preference_config import PreferenceConfig
-from rlft.reward_model_config import RewardModelConfig
+from rlft.train.preference.config import PreferenceConfig
+from rlft.train.reward_model.config import RewardModelConfig
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from environments import dataset
+from rlft.common.rows import read_rows
 from rlft.config import EnvironmentConfig
 from rlft.environment.contract import Environment, check
 from rlft.environment.loading import load as load_config
-from rlft.rows import read_rows
-from rlft.tasks import tasks_of_step
+from rlft.train.task_order import tasks_of_step
 from rlft.types import Task
 
 # Text that readers like to turn into something else: dates, numbers with zeros in front, yes and no.

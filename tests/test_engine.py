@@ -17,15 +17,17 @@ from tokenizers import Tokenizer, decoders, normalizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from rlft import adapters
-from rlft import model as models
-from rlft.batch import collate, pack
-from rlft.chat import ends_with, load_tokenizer
 from rlft.config import AdapterConfig, ModelConfig
-from rlft.rollout import batching, engines, transformers_engine
-from rlft.rollout.engine import Request
-from rlft.rollout.engines import refuse_training
-from rlft.rollout.transformers_engine import TransformersArguments, TransformersEngine
+from rlft.learner.batch import collate, pack
+from rlft.learner.roles import Role, add_policy, read_role, write_role
+from rlft.model import base as models
+from rlft.model.adapter import POLICY, adapter_hash, bare_base, make_adapter
+from rlft.model.chat import ends_with, load_tokenizer
+from rlft.rollout.engines import batching, by_name
+from rlft.rollout.engines import transformers as transformers_engine
+from rlft.rollout.engines.by_name import refuse_training
+from rlft.rollout.engines.contract import Request
+from rlft.rollout.engines.transformers import TransformersArguments, TransformersEngine
 from rlft.types import Adapter, Completion, Group, SamplingParams, Score, Task, Trajectory, Turn
 from tests.fakes import byte_tokenizer, tiny_config
 
@@ -73,14 +75,14 @@ def make_engine(folder: Path | str, **engine_args: Any) -> TransformersEngine:
 
 
 def make_learner_model(folder: Path) -> PeftModel:
-    return adapters.add_policy(models.load_base(folder, torch.float32, torch.device("cpu")), LORA, seed=0)
+    return add_policy(models.load_base(folder, torch.float32, torch.device("cpu")), LORA, seed=0)
 
 
 def random_adapter(model: PeftModel, version: int, *, scale: float = 0.2) -> Adapter:
     """An adapter whose both halves are random: sharp distributions, nothing near 0."""
     generator = torch.Generator().manual_seed(version)
-    tensors = adapters.read_role(adapters.Role(model=model, adapter=adapters.POLICY))
-    return adapters.make_adapter(
+    tensors = read_role(Role(model=model, adapter=POLICY))
+    return make_adapter(
         version, {name: scale * torch.randn(tensor.shape, generator=generator) for name, tensor in tensors.items()}
     )
 
@@ -130,19 +132,19 @@ def test_log_probs_are_the_learners(
 ) -> None:
     model = make_learner_model(stopping_model)
     adapter = {
-        "bare": adapters.bare_base(),
-        "fresh": adapters.make_adapter(0, adapters.read_role(adapters.Role(model=model, adapter=adapters.POLICY))),
+        "bare": bare_base(),
+        "fresh": make_adapter(0, read_role(Role(model=model, adapter=POLICY))),
         "random": random_adapter(model, 3),
     }[kind]
     if adapter.tensors:
-        adapters.write_role(adapters.Role(model=model, adapter=adapters.POLICY), adapter.tensors)
+        write_role(Role(model=model, adapter=POLICY), adapter.tensors)
     engine.load_adapter(adapter)
     params = replace(SAMPLED, temperature=temperature)
     completions = engine.generate(REQUESTS, params, version=adapter.version)
     learner, own = learner_logprobs(model, REQUESTS, completions, temperature)
     assert float((learner - own).abs().max()) < 1e-5
     assert {(c.adapter_version, c.adapter_hash) for samples in completions for c in samples} == {
-        (adapter.version, adapters.adapter_hash(adapter.tensors))
+        (adapter.version, adapter_hash(adapter.tensors))
     }
 
 
@@ -202,7 +204,7 @@ def test_log_probs_are_the_learners_in_other_families(
     folder = save_family(tmp_path / "model", config_class, changes)
     model, engine = make_learner_model(folder), make_engine(folder)
     adapter = random_adapter(model, 1, scale=0.1)
-    adapters.write_role(adapters.Role(model=model, adapter=adapters.POLICY), adapter.tensors)
+    write_role(Role(model=model, adapter=POLICY), adapter.tensors)
     engine.load_adapter(adapter)
     completions = engine.generate(REQUESTS, SAMPLED, version=1)
     learner, own = learner_logprobs(model, REQUESTS, completions, 1.0)
@@ -226,7 +228,7 @@ def test_log_probs_of_given_tokens_are_those_of_sampling(engine: TransformersEng
 def test_truncated_sampling_keeps_the_policys_log_probs_too(
     engine: TransformersEngine, stopping_model: Path, choices: dict[str, Any]
 ) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     completions = engine.generate(REQUESTS, replace(SAMPLED, temperature=0.8, **choices), version=-1)
     learner, sampled = learner_logprobs(make_learner_model(stopping_model), REQUESTS, completions, 0.8)
     own = torch.tensor([p for samples in completions for c in samples for p in c.policy_logprobs or ()])
@@ -236,7 +238,7 @@ def test_truncated_sampling_keeps_the_policys_log_probs_too(
 
 
 def test_a_stop_text_ends_the_completion_with_its_last_token(engine: TransformersEngine, tiny_model: Path) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     tokenizer = load_tokenizer(tiny_model)
     requests = [Request(prompt_ids=(7, 9), seeds=tuple(range(200)))]
     free = engine.generate(requests, SAMPLED, version=-1)[0]
@@ -270,7 +272,7 @@ def test_a_stop_text_may_have_several_tokens_per_character(
 
     remaining = list(written)
     monkeypatch.setattr(transformers_engine, "_Decoder", Scripted)
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     params = replace(GREEDY, max_new_tokens=len(written), stop=(text,))
     completion = engine.generate(REQUESTS[1:2], params, version=-1)[0][0]
     assert completion.token_ids == tuple(written[:-1])
@@ -313,7 +315,7 @@ def test_a_special_token_can_be_a_stop_text(tiny_model: Path) -> None:
 def test_a_compiled_model_samples_the_same(engine: TransformersEngine, stopping_model: Path) -> None:
     compiled = make_engine(stopping_model, compile=True)
     for each in (engine, compiled):
-        each.load_adapter(adapters.bare_base())
+        each.load_adapter(bare_base())
     assert_same(compiled.generate(REQUESTS, SAMPLED, version=-1), engine.generate(REQUESTS, SAMPLED, version=-1))
 
 
@@ -328,12 +330,12 @@ def test_wrong_arguments_are_refused_before_anything_starts(tiny_model: Path) ->
 
 def test_arguments_reach_the_engine(tiny_model: Path) -> None:
     config = tiny_config(tiny_model, rollout={"engine_args": {"max_rows": 3, "cache_mb": 9}})
-    engine = engines.make_engine(config, str(tiny_model), load_tokenizer(tiny_model))
+    engine = by_name.make_engine(config, str(tiny_model), load_tokenizer(tiny_model))
     assert isinstance(engine, TransformersEngine)
     assert (engine._max_rows, engine._cache_bytes) == (3, 9e6)
     wrong = tiny_config(tiny_model, rollout={"engine_args": {"max_row": 3}})
     with pytest.raises(ValueError, match=r"rollout\.engine_args\.max_row: unknown key"):
-        engines.make_engine(wrong, str(tiny_model), load_tokenizer(tiny_model))
+        by_name.make_engine(wrong, str(tiny_model), load_tokenizer(tiny_model))
 
 
 # Loading
@@ -342,7 +344,7 @@ def test_arguments_reach_the_engine(tiny_model: Path) -> None:
 def test_nothing_accumulates(engine: TransformersEngine, stopping_model: Path) -> None:
     # Bit for bit: what was loaded before leaves no trace.
     model = make_learner_model(stopping_model)
-    one, two, bare = random_adapter(model, 1), random_adapter(model, 2), adapters.bare_base()
+    one, two, bare = random_adapter(model, 1), random_adapter(model, 2), bare_base()
     results: dict[int, list[object]] = {}
     for adapter in (bare, one, one, two, one, bare, two, bare, one):
         engine.load_adapter(adapter)
@@ -355,9 +357,7 @@ def test_an_adapter_of_some_modules_resets_the_others(engine: TransformersEngine
     # After a whole adapter, one that has only the queries: the same as on a fresh engine.
     model = make_learner_model(stopping_model)
     whole = random_adapter(model, 1)
-    part = adapters.make_adapter(
-        2, {name: t for name, t in random_adapter(model, 2).tensors.items() if "q_proj" in name}
-    )
+    part = make_adapter(2, {name: t for name, t in random_adapter(model, 2).tensors.items() if "q_proj" in name})
     fresh = make_engine(stopping_model)
     fresh.load_adapter(part)
     engine.load_adapter(whole)
@@ -397,7 +397,7 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(
     model = make_learner_model(stopping_model)
     engine.load_adapter(random_adapter(model, 1))
     before = engine.generate(REQUESTS, SAMPLED, version=1)
-    bad = adapters.make_adapter(2, misfit(dict(random_adapter(model, 2).tensors), kind))
+    bad = make_adapter(2, misfit(dict(random_adapter(model, 2).tensors), kind))
     with pytest.raises(ValueError, match="adapter"):
         engine.load_adapter(bad)
     # Half merged weights that still call themselves version 1 would be stamped with its hash.
@@ -408,7 +408,7 @@ def test_another_version_than_the_loaded_one_is_refused(tiny_model: Path) -> Non
     engine = make_engine(tiny_model)
     with pytest.raises(ValueError, match="version 0 while None is loaded"):
         engine.generate(REQUESTS, SAMPLED, version=0)
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     assert engine.version == -1
     with pytest.raises(ValueError, match="version 4 while -1 is loaded"):
         engine.generate(REQUESTS, SAMPLED, version=4)
@@ -436,7 +436,7 @@ def test_a_completion_does_not_depend_on_the_other_requests(
 
 
 def test_a_seed_makes_the_sample(engine: TransformersEngine) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     twice = engine.generate([Request(prompt_ids=(7, 9), seeds=(1, 2, 1))], SAMPLED, version=-1)[0]
     assert twice[0] == twice[2]
     assert twice[0].token_ids != twice[1].token_ids
@@ -447,7 +447,7 @@ def test_a_seed_makes_the_sample(engine: TransformersEngine) -> None:
 def test_rows_that_wait_or_leave_change_nothing(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, block: int, max_rows: int
 ) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     expected = engine.generate(REQUESTS, SAMPLED, version=-1)
     lengths = [len(c.token_ids) for samples in expected for c in samples]
     assert len(set(lengths)) > 3  # they end at different times
@@ -459,20 +459,20 @@ def test_rows_that_wait_or_leave_change_nothing(
 def test_a_batch_that_does_not_fit_the_cache_is_generated_in_turns(
     engine: TransformersEngine, tiny_model: Path
 ) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     expected = engine.generate(REQUESTS, SAMPLED, version=-1)
     # 2 layers x 2 heads x 8 numbers x 4 bytes, keys and values: 256 bytes a token.
     small = make_engine(engine._folder, cache_mb=256 * (2 * 30 + 2 * 12) / 1e6)
-    small.load_adapter(adapters.bare_base())
+    small.load_adapter(bare_base())
     assert_same(small.generate(REQUESTS, SAMPLED, version=-1), expected)
     tiny = make_engine(tiny_model, cache_mb=1e-3)
-    tiny.load_adapter(adapters.bare_base())
+    tiny.load_adapter(bare_base())
     with pytest.raises(ValueError, match="raise it, or shorten prompts"):
         tiny.generate(REQUESTS, SAMPLED, version=-1)
 
 
 def test_the_end_token_is_included_and_names_the_finish_reason(engine: TransformersEngine) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     requests = [Request(prompt_ids=(7, 9), seeds=tuple(range(200)))]
     completions = engine.generate(requests, replace(SAMPLED, max_new_tokens=4), version=-1)[0]
     for completion in completions:
@@ -487,7 +487,7 @@ def test_the_end_token_is_included_and_names_the_finish_reason(engine: Transform
 
 
 def test_one_token_is_a_completion(engine: TransformersEngine) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     completions = engine.generate(REQUESTS, replace(SAMPLED, max_new_tokens=1), version=-1)
     longer = engine.generate(REQUESTS, SAMPLED, version=-1)
     assert [len(ids) for ids, _ in plain(completions)] == [1] * 10
@@ -500,7 +500,7 @@ def test_greedy_equals_generate_of_transformers(
 ) -> None:
     model = make_learner_model(stopping_model)
     adapter = random_adapter(model, 5)
-    adapters.write_role(adapters.Role(model=model, adapter=adapters.POLICY), adapter.tensors)
+    write_role(Role(model=model, adapter=POLICY), adapter.tensors)
     model.get_base_model().set_attn_implementation("eager")
     prompt = torch.tensor([request_.prompt_ids])
     expected = model.generate(
@@ -519,14 +519,14 @@ def test_greedy_equals_generate_of_transformers(
 
 
 def test_an_empty_prompt_is_refused(engine: TransformersEngine) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     with pytest.raises(ValueError, match="empty prompt"):
         engine.generate([REQUESTS[0], Request(prompt_ids=(), seeds=(1,))], SAMPLED, version=-1)
 
 
 def test_what_exceeds_the_context_is_refused(engine: TransformersEngine) -> None:
     # The tiny model's context has 256 tokens: 244 + 12 fit, 245 + 12 do not.
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     fits = Request(prompt_ids=(9,) * 244, seeds=(1,))
     assert len(engine.generate([fits], SAMPLED, version=-1)[0]) == 1
     with pytest.raises(ValueError, match="257 tokens exceed the model's context of 256"):
@@ -535,7 +535,7 @@ def test_what_exceeds_the_context_is_refused(engine: TransformersEngine) -> None
 
 def test_what_exceeds_the_sliding_window_is_refused(tmp_path: Path) -> None:
     engine = make_engine(save_family(tmp_path / "model", "MistralConfig", {"sliding_window": 16}))
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     engine.generate([Request(prompt_ids=(9, 9, 9, 9), seeds=(1,))], SAMPLED, version=-1)
     with pytest.raises(ValueError, match="17 tokens exceed the model's sliding window of 16"):
         engine.generate([Request(prompt_ids=(9,) * 5, seeds=(1,))], SAMPLED, version=-1)

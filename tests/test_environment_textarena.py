@@ -14,7 +14,7 @@ from rlft.types import Failed
 from tests.rollouts import load_environment, run_tasks, told
 
 pytest.importorskip("textarena")
-from rlft.environment.adapters.textarena import random_move
+from rlft.environment.systems.textarena import random_move
 
 
 def game(name: str, **args: Any) -> Environment:

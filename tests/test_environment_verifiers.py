@@ -246,7 +246,7 @@ def test_a_conversation_that_is_written_anew_is_refused(folder: Path) -> None:
 @classic
 def test_episodes_that_are_cut_are_cleaned_up(folder: Path) -> None:
     environment = load(folder, "rlft_test_sums.py:guess")
-    from rlft.imports import import_object
+    from rlft.common.by_path import import_object
 
     cleaned: Any = import_object(f"{folder}/rlft_test_sums.py:CLEANED", shipped="environments")
     cleaned.clear()

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from rlft import adapters, launch
-from rlft.checkpoint import load_latest
 from rlft.config import RunConfig
+from rlft.model.adapter import make_adapter, read_folder
 from rlft.rollout import worker
+from rlft.rollout.engines.transformers import TransformersEngine
 from rlft.rollout.pool import InlinePool
-from rlft.rollout.transformers_engine import TransformersEngine
-from rlft.step_rollouts import refuse_wrong_stamps
-from rlft.train_rl import refuse_mismatch
+from rlft.run.checkpoint import load_latest
+from rlft.train.rl import launch
+from rlft.train.rl.loop import refuse_mismatch
+from rlft.train.rl.rollouts import refuse_wrong_stamps
 from rlft.types import Adapter, Group
 from tests.conftest import MakeConfig
 from tests.fakes import read_lines, read_metrics, read_result, read_rollouts
@@ -389,9 +390,7 @@ def _groups(pool: InlinePool, config: RunConfig, adapter: Adapter) -> list[Group
 def test_samples_of_a_stale_adapter_are_refused(make_config: MakeConfig, finished_run: Path) -> None:
     config = make_config()
     pool = InlinePool(config, config.model.source)
-    old, new = (
-        adapters.make_adapter(step, adapters.read_folder(finished_run / "adapters" / f"v{step:06d}")) for step in (1, 2)
-    )
+    old, new = (make_adapter(step, read_folder(finished_run / "adapters" / f"v{step:06d}")) for step in (1, 2))
     refuse_wrong_stamps(_groups(pool, config, new), {new.version: new.hash})
     planted = replace(old, version=2)  # it says that it is version 2, and it is not
     with pytest.raises(
@@ -402,7 +401,7 @@ def test_samples_of_a_stale_adapter_are_refused(make_config: MakeConfig, finishe
 
 def test_a_damaged_adapter_is_refused_by_the_worker(make_config: MakeConfig, finished_run: Path) -> None:
     config = make_config()
-    good = adapters.make_adapter(1, adapters.read_folder(finished_run / "adapters" / "v000001"))
+    good = make_adapter(1, read_folder(finished_run / "adapters" / "v000001"))
     name = next(iter(good.tensors))
     damaged = {**good.tensors, name: good.tensors[name] + 1e-6}
     pool = InlinePool(config, config.model.source)

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlft import kernels, passes, products
-from rlft.projected_logprobs import projected_logprobs
-from rlft.rollout import fixed_linear, row_cache
-from rlft.rollout.row_cache import RowCache
+from rlft.model.kernels import elementwise, frozen_linear, library, products
+from rlft.model.layers.projected_logprobs import projected_logprobs
+from rlft.rollout.engines import kv_cache
+from rlft.rollout.engines.kv_cache import KVCache
 
-needs_kernels = pytest.mark.skipif(not kernels.available(), reason=kernels.description())
+needs_kernels = pytest.mark.skipif(not library.available(), reason=library.description())
 both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
@@ -32,7 +32,7 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 0, factor: float = 1.0) 
 @contextmanager
 def without_kernels() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("passes", "projected_logprobs", "rollout.row_cache"):
+        for module in ("model.kernels.elementwise", "model.layers.projected_logprobs", "rollout.engines.kv_cache"):
             patch.setattr(f"rlft.{module}.kernel", lambda *operands: None)
         yield
 
@@ -40,15 +40,15 @@ def without_kernels() -> Iterator[None]:
 @contextmanager
 def only_kernels() -> Iterator[None]:
     """Within it, an operation that is not computed by a kernel is an error."""
-    plain = kernels.kernel
+    plain = library.kernel
 
-    def required(name: str, *tensors: Tensor) -> kernels.Kernel:
+    def required(name: str, *tensors: Tensor) -> library.Kernel:
         run = plain(name, *tensors)
         assert run is not None, name
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("passes", "projected_logprobs", "rollout.row_cache"):
+        for module in ("model.kernels.elementwise", "model.layers.projected_logprobs", "rollout.engines.kv_cache"):
             patch.setattr(f"rlft.{module}.kernel", required)
         yield
 
@@ -69,11 +69,12 @@ def agree(actual: Tensor, expected: Tensor) -> None:
 
 
 needs_products = pytest.mark.skipif(
-    kernels.kernel("linear", torch.zeros(1, dtype=torch.bfloat16)) is None, reason="this processor has no products"
+    library.kernel("linear", torch.zeros(1, dtype=torch.bfloat16)) is None, reason="this processor has no products"
 )
 
 
 @needs_products
+@pytest.mark.usefixtures("no_matrix_unit")
 @pytest.mark.parametrize("rows", [1, 2, 12, 13, 14, 27, 64, 257, 600])
 @pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (64, 32), (130, 33), (576, 960), (1536, 47)])
 def test_products(rows: int, inputs: int, outputs: int) -> None:
@@ -83,7 +84,7 @@ def test_products(rows: int, inputs: int, outputs: int) -> None:
     expected = x.double() @ weight.double().T
     # Sums of products of bfloat16 are float32 and rounded once.
     for given in (None, bias):
-        product = fixed_linear._in_panels(weight, given)
+        product = frozen_linear._in_panels(weight, given)
         assert product is not None
         sums = expected if given is None else expected + given.double()
         agree(product(x, None, "none"), sums)
@@ -93,6 +94,7 @@ def test_products(rows: int, inputs: int, outputs: int) -> None:
 
 
 @needs_products
+@pytest.mark.usefixtures("no_matrix_unit")
 @pytest.mark.parametrize("rows", [255, 256, 700])
 @pytest.mark.parametrize(
     ("inputs", "outputs"), [(2, 2), (64, 32), (130, 34), (576, 960), (962, 48), (33, 32), (32, 33)]
@@ -123,10 +125,11 @@ def test_products_with_many_rows_and_a_plain_weight(
 
 
 @needs_products
+@pytest.mark.usefixtures("no_matrix_unit")
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_row_of_a_product_does_not_depend_on_the_others(threads: int) -> None:
     x, weight = random(64, 576, dtype=torch.bfloat16), random(200, 576, dtype=torch.bfloat16, seed=1)
-    product = fixed_linear._in_panels(weight, None)
+    product = frozen_linear._in_panels(weight, None)
     assert product is not None
     with_threads = torch.get_num_threads()
     try:
@@ -139,15 +142,16 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(threads: int) -> None:
 
 
 @needs_products
+@pytest.mark.usefixtures("no_matrix_unit")
 def test_a_product_keeps_to_its_rows_and_columns() -> None:
     # What lies around the operands is not a number, and stays.
     room = torch.full((7, 40), torch.nan, dtype=torch.bfloat16)
     x, weight = random(5, 66, dtype=torch.bfloat16), random(40, 66, dtype=torch.bfloat16, seed=1)
-    run, product = kernels.kernel("linear", x), fixed_linear._in_panels(weight, None)
+    run, product = library.kernel("linear", x), frozen_linear._in_panels(weight, None)
     assert run is not None
     assert product is not None
     panels = torch.empty(2, 66, 32, dtype=torch.bfloat16)
-    pack = kernels.kernel("panels_of", weight)
+    pack = library.kernel("panels_of", weight)
     assert pack is not None
     pack(weight.data_ptr(), panels.data_ptr(), 66, 40)
     run(x.data_ptr(), panels.data_ptr(), None, None, room[1:6].data_ptr(), 5, 66, 40, 0)
@@ -156,10 +160,11 @@ def test_a_product_keeps_to_its_rows_and_columns() -> None:
 
 
 @needs_products
+@pytest.mark.usefixtures("no_matrix_unit")
 def test_a_product_carries_what_is_not_finite() -> None:
     x, weight = random(3, 64, dtype=torch.bfloat16), random(40, 64, dtype=torch.bfloat16, seed=1)
     x[0, 3], x[1, 5] = torch.nan, torch.inf
-    product = fixed_linear._in_panels(weight, None)
+    product = frozen_linear._in_panels(weight, None)
     assert product is not None
     y = product(x, None, "none")
     assert y[0].isnan().all()
@@ -168,8 +173,9 @@ def test_a_product_carries_what_is_not_finite() -> None:
 
 
 @needs_products
+@pytest.mark.usefixtures("no_matrix_unit")
 def test_operands_that_do_not_fit_a_product_are_refused() -> None:
-    product = fixed_linear._in_panels(random(40, 64, dtype=torch.bfloat16), None)
+    product = frozen_linear._in_panels(random(40, 64, dtype=torch.bfloat16), None)
     assert product is not None
     x, other = random(3, 64, dtype=torch.bfloat16), random(3, 40, dtype=torch.bfloat16)
     for wrong in ((x[:, :62].contiguous(), other), (x, other[:, :39].contiguous()), (x.float(), other), (x.T, other)):
@@ -189,11 +195,11 @@ def test_norms(width: int, dtype: torch.dtype) -> None:
     x, weight = random(37, width, dtype=dtype, factor=3), random(width, dtype=dtype, seed=1)
     grad, residual = random(37, width, dtype=dtype, seed=2), random(37, width, dtype=dtype, seed=3)
     with only_kernels():
-        y, scale = passes.rms_norm_and_scale(x, weight, 1e-5)
-        assert torch.equal(passes.rms_norm(x, weight, 1e-5), y)
-        assert torch.equal(passes.normed(x, weight, scale), y)
-        grad_x = passes.rms_norm_backward(grad, x, weight, scale)
-        with_residual = passes.rms_norm_backward(grad, x, weight, scale, residual)
+        y, scale = elementwise.rms_norm_and_scale(x, weight, 1e-5)
+        assert torch.equal(elementwise.rms_norm(x, weight, 1e-5), y)
+        assert torch.equal(elementwise.normed(x, weight, scale), y)
+        grad_x = elementwise.rms_norm_backward(grad, x, weight, scale)
+        with_residual = elementwise.rms_norm_backward(grad, x, weight, scale, residual)
     exact = x.double().requires_grad_()
     expected = torch.nn.functional.rms_norm(exact, (width,), weight.double(), 1e-5)
     (expected_grad,) = torch.autograd.grad(expected, exact, grad.double())
@@ -208,7 +214,7 @@ def test_norms(width: int, dtype: torch.dtype) -> None:
 def test_rotation(tokens: int, heads: int, rotated: int, size: int, dtype: torch.dtype) -> None:
     x, angle = random(tokens, heads, size, dtype=dtype), random(tokens, 1, size // 2, dtype=dtype, seed=1)
     cos, sin = (torch.cat([f(angle), f(angle)], dim=-1) for f in (torch.cos, torch.sin))
-    turn = passes.turn_of(sin)
+    turn = elementwise.signed_sin_of(sin)
 
     def exact(y: Tensor) -> Tensor:
         left, right = y[:, :rotated].double().split(size // 2, dim=-1)
@@ -217,8 +223,8 @@ def test_rotation(tokens: int, heads: int, rotated: int, size: int, dtype: torch
 
     with only_kernels():
         rotated_x = x.clone()
-        passes.rotate(rotated_x, rotated, cos, turn)
-        grad_x = passes.rotate_backward(x, rotated, cos, turn)
+        elementwise.rotate(rotated_x, rotated, cos, turn)
+        grad_x = elementwise.rotate_backward(x, rotated, cos, turn)
     whole = x.double().requires_grad_()
     (expected_grad,) = torch.autograd.grad(exact(whole), whole, x.double())
     agree(rotated_x, exact(x))
@@ -233,7 +239,7 @@ def test_rotation(tokens: int, heads: int, rotated: int, size: int, dtype: torch
 def test_gates(rows: int, width: int, dtype: torch.dtype) -> None:
     inner, grad = random(rows, 2 * width, dtype=dtype, factor=4), random(rows, width, dtype=dtype, seed=1)
     with only_kernels():
-        y, grad_inner = passes.gated_silu(inner), passes.gated_silu_backward(grad, inner)
+        y, grad_inner = elementwise.gated_silu(inner), elementwise.gated_silu_backward(grad, inner)
     exact = inner.double().requires_grad_()
     gate, up = exact.split(width, dim=1)
     expected = torch.nn.functional.silu(gate) * up
@@ -246,7 +252,7 @@ def test_gates(rows: int, width: int, dtype: torch.dtype) -> None:
 def test_gates_of_extreme_values(dtype: torch.dtype) -> None:
     gate = torch.tensor([-1e4, -200.0, -88.5, -0.0, 0.0, 88.5, 200.0, 1e4], dtype=dtype).repeat(4)
     inner = torch.cat([gate, torch.ones_like(gate)])[None]
-    y, grad = passes.gated_silu(inner), passes.gated_silu_backward(torch.ones_like(gate)[None], inner)
+    y, grad = elementwise.gated_silu(inner), elementwise.gated_silu_backward(torch.ones_like(gate)[None], inner)
     torch.testing.assert_close(y[0, :8], gate[:8].clamp(min=0), rtol=0, atol=1e-30)
     assert torch.isfinite(grad).all()
     torch.testing.assert_close(grad[0, :8].float(), torch.tensor([0, 0, 0, 0.5, 0.5, 1, 1, 1]), rtol=0, atol=1e-30)
@@ -260,9 +266,9 @@ def test_what_is_not_a_number_stays_so(dtype: torch.dtype) -> None:
         x = random(2, 64, dtype=dtype)
         x[1, 5] = value
         ones = torch.ones(64, dtype=dtype)
-        y, scale = passes.rms_norm_and_scale(x, ones, 1e-5)
-        results = [y, passes.rms_norm_backward(x, x, ones, scale), passes.gated_silu(x)]
-        results += [passes.gated_silu_backward(x[:, :32].contiguous(), x)]
+        y, scale = elementwise.rms_norm_and_scale(x, ones, 1e-5)
+        results = [y, elementwise.rms_norm_backward(x, x, ones, scale), elementwise.gated_silu(x)]
+        results += [elementwise.gated_silu_backward(x[:, :32].contiguous(), x)]
         for result in results:
             assert torch.isfinite(result[0]).all()
             assert not torch.isfinite(result[1]).all()
@@ -278,11 +284,11 @@ def test_a_row_does_not_depend_on_others_or_on_threads(operation: str, dtype: to
     def run(rows: slice) -> Tensor:
         part = x[rows].clone()
         if operation == "rms_norm":
-            return passes.rms_norm(part, weight, 1e-6)
+            return elementwise.rms_norm(part, weight, 1e-6)
         if operation == "gated_silu":
-            return passes.gated_silu(part)
+            return elementwise.gated_silu(part)
         heads = part.view(-1, 4, 64)
-        passes.rotate(heads, 3, turns[rows], turns[rows])
+        elementwise.rotate(heads, 3, turns[rows], turns[rows])
         return part
 
     with only_kernels():
@@ -358,7 +364,7 @@ def test_targets_may_be_of_another_type_and_strided() -> None:
 def test_a_masked_key_has_no_weight_at_all(dtype: torch.dtype) -> None:
     scores, bias = random(2, 3, 5, 24, dtype=dtype), torch.zeros(2, 1, 1, 5, 24, dtype=dtype)
     bias[..., 7:] = float("-inf")
-    run = kernels.kernel("biased_softmax", scores, bias)
+    run = library.kernel("biased_softmax", scores, bias)
     assert run is not None
     expected = torch.softmax(scores.double()[..., :7], dim=-1)
     run(scores.data_ptr(), bias.data_ptr(), 2, 3, 5, 24)
@@ -377,17 +383,17 @@ def test_tokens_that_the_model_does_not_have_are_refused(target: int) -> None:
 # Attention of a step
 
 
-def filled_cache(dtype: torch.dtype, key_heads: int, size: int) -> RowCache:
+def filled_cache(dtype: torch.dtype, key_heads: int, size: int) -> KVCache:
     """Five rows behind three prompts, one of them of a single token, with 0 to 40 tokens of their own."""
     lengths, new_tokens = [37, 1, 16], 48
-    cache = RowCache(prompts=3, prompt_length=37, rows=5, new_tokens=new_tokens, device=torch.device("cpu"))
+    cache = KVCache(prompts=3, prompt_length=37, rows=5, new_tokens=new_tokens, device=torch.device("cpu"))
     prefill = [tuple(random(3, key_heads, 37, size, dtype=dtype, seed=seed) for seed in (1, 2))]
     cache.enter_prompts([0, 1, 2], lengths, [(keys, values) for keys, values in prefill])
     cache.enter_rows([0, 1, 2, 3, 4], [2, 0, 1, 0, 2])
     cache.age += torch.tensor([0, 40, 3, 15, 16])
     cache.begin(5)
     layer = cache.layers[0]
-    assert isinstance(layer, row_cache._RowLayer)
+    assert isinstance(layer, kv_cache._RowLayer)
     layer.rows.copy_(random(*layer.rows.shape, dtype=dtype, seed=3))
     return cache
 
@@ -405,15 +411,15 @@ def test_attention_of_a_step(heads: int, key_heads: int, size: int, dtype: torch
             output = cache.attention(0, joint[:, :heads], joint[:, heads:].unflatten(1, (2, -1)), size**-0.5)
         outputs.append((output, cache.layers[0]))
     (actual, layer), (expected, plain) = outputs
-    assert isinstance(layer, row_cache._RowLayer)
-    assert isinstance(plain, row_cache._RowLayer)
+    assert isinstance(layer, kv_cache._RowLayer)
+    assert isinstance(plain, kv_cache._RowLayer)
     assert torch.equal(layer.rows, plain.rows)  # the fresh keys and values were kept, and nothing else was touched
     tolerance = 1e-5 if dtype == torch.float32 else 4e-2
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
     agree_exactly(actual, joint[:, :heads], layer, cache, tolerance / 3)
 
 
-def agree_exactly(actual: Tensor, query: Tensor, layer: row_cache._RowLayer, cache: RowCache, atol: float) -> None:
+def agree_exactly(actual: Tensor, query: Tensor, layer: kv_cache._RowLayer, cache: KVCache, atol: float) -> None:
     """Against the definition, row by row in float64."""
     shared = query.shape[1] // layer.rows.shape[2]
     for row in range(5):
@@ -476,7 +482,7 @@ def test_rows_that_left_and_are_filled_again_read_nothing_that_was_not_written()
         attend(5)
         attend(1)  # four rows leave
         layer = cache.layers[0]
-        assert isinstance(layer, row_cache._RowLayer)
+        assert isinstance(layer, kv_cache._RowLayer)
         layer.rows[:, 1:] = float("nan")  # as fresh memory may hold
         cache.enter_rows([1, 2], [0, 1])  # two of them are filled, the batch is as wide as before
         assert attend(5).isfinite().all()
@@ -498,17 +504,17 @@ def test_rows_that_left_and_are_filled_again_read_nothing_that_was_not_written()
 )
 def test_other_operands_are_left_to_torch(change: Callable[[Tensor], Tensor]) -> None:
     x = torch.ones(8, 8)
-    assert kernels.kernel("rms_norm", x, x) is not None
-    assert kernels.kernel("rms_norm", x, change(x)) is None
-    assert kernels.kernel("rms_norm", change(x), x) is None
+    assert library.kernel("rms_norm", x, x) is not None
+    assert library.kernel("rms_norm", x, change(x)) is None
+    assert library.kernel("rms_norm", change(x), x) is None
 
 
 @needs_kernels
 def test_what_is_to_be_differentiated_is_left_to_torch() -> None:
     x, weight = torch.ones(2, 4, requires_grad=True), torch.ones(4)
-    assert passes.rms_norm(x, weight, 1e-5).requires_grad
+    assert elementwise.rms_norm(x, weight, 1e-5).requires_grad
     with torch.no_grad():
-        assert kernels.kernel("rms_norm", x, weight) is not None
+        assert library.kernel("rms_norm", x, weight) is not None
 
 
 @needs_kernels
@@ -516,12 +522,12 @@ def test_what_is_to_be_differentiated_is_left_to_torch() -> None:
 def test_shapes_that_do_not_fit_are_refused_as_torch_does(width: int) -> None:
     x, scale = torch.ones(3, 4), torch.ones(3, 1)
     for operation in (
-        lambda: passes.rms_norm(x, torch.ones(width), 1e-5),
-        lambda: passes.rms_norm_and_scale(x, torch.ones(width), 1e-5),
-        lambda: passes.normed(x, torch.ones(width), scale),
-        lambda: passes.rms_norm_backward(torch.ones(3, width), x, torch.ones(4), scale),
-        lambda: passes.rms_norm_backward(x, x, torch.ones(4), scale, torch.ones(3, width)),
-        lambda: passes.gated_silu_backward(torch.ones(3, 16 * width), torch.ones(3, 128)),
+        lambda: elementwise.rms_norm(x, torch.ones(width), 1e-5),
+        lambda: elementwise.rms_norm_and_scale(x, torch.ones(width), 1e-5),
+        lambda: elementwise.normed(x, torch.ones(width), scale),
+        lambda: elementwise.rms_norm_backward(torch.ones(3, width), x, torch.ones(4), scale),
+        lambda: elementwise.rms_norm_backward(x, x, torch.ones(4), scale, torch.ones(3, width)),
+        lambda: elementwise.gated_silu_backward(torch.ones(3, 16 * width), torch.ones(3, 128)),
     ):
         with pytest.raises((RuntimeError, ValueError)):
             operation()
@@ -531,8 +537,8 @@ def test_shapes_that_do_not_fit_are_refused_as_torch_does(width: int) -> None:
 def test_one_angle_for_all_tokens_is_left_to_torch() -> None:
     x, angle = random(5, 2, 8, dtype=torch.float32), random(1, 1, 8, dtype=torch.float32, seed=1)
     shared, own = x.clone(), x.clone()
-    passes.rotate(shared, 2, angle, angle)
-    passes.rotate(own, 2, angle.repeat(5, 1, 1), angle.repeat(5, 1, 1))
+    elementwise.rotate(shared, 2, angle, angle)
+    elementwise.rotate(own, 2, angle.repeat(5, 1, 1), angle.repeat(5, 1, 1))
     torch.testing.assert_close(shared, own)
 
 
@@ -542,8 +548,8 @@ def test_one_angle_for_all_tokens_is_left_to_torch() -> None:
 def described(tmp_path: Path, **environment: str) -> str:
     """What a new process says of its kernels after it has computed a norm."""
     code = (
-        "import torch; from rlft import kernels, passes; x = torch.ones(2, 4); "
-        "assert torch.allclose(passes.rms_norm(x, x[0], 0.0), x); print(kernels.description())"
+        "import torch; from rlft.model.kernels import elementwise, library; x = torch.ones(2, 4); "
+        "assert torch.allclose(elementwise.rms_norm(x, x[0], 0.0), x); print(library.description())"
     )
     environment = {"RLFT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin", **environment}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -613,7 +619,7 @@ def test_code_that_others_could_have_written_is_not_run(tmp_path: Path) -> None:
 
 @needs_kernels
 def test_without_a_home_torch_computes(tmp_path: Path) -> None:
-    code = "from rlft import kernels; print(kernels.description())"
+    code = "from rlft.model.kernels import library; print(library.description())"
     environment = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": "~nobody-of-this-name/cache"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("torch (")

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlft import adapters
-from rlft import model as models
-from rlft.adapters import ReferenceSource
-from rlft.batch import collate, minibatches, pack, single
 from rlft.config import AdapterConfig
-from rlft.learner import Learner
+from rlft.learner.batch import collate, minibatches, pack, single
+from rlft.learner.core import lr_factor
+from rlft.learner.rl import Learner
+from rlft.model import base as models
+from rlft.model.adapter import adapter_hash, save_tensors
+from rlft.model.starting_point import ReferenceSource
 from rlft.objectives.presets import PRESETS
-from rlft.roles import lr_factor
 from rlft.types import Batch
 from tests.fakes import made_up_group, tiny_config
 
@@ -265,7 +265,7 @@ def test_an_update_does_not_depend_on_the_microbatches(tiny_model: Path, algorit
 
 
 def test_log_probs_and_gradients_are_those_of_pefts_own_layers(tiny_model: Path) -> None:
-    # rlft.lora replaces the arithmetic of peft's layers; without the replacement the same model must give the same.
+    # rlft.model.layers.lora replaces the arithmetic of peft's layers; without it the same model must give the same.
     warm_start = random_tensors(tiny_model)
     own, peft = (widen(make_learner(tiny_model, warm_start=warm_start)) for _ in range(2))
     replaced = [module for module in peft.roles.model.modules() if module.__dict__.pop("forward", None)]
@@ -434,7 +434,7 @@ def test_an_adapter_is_a_stamped_copy(tiny_model: Path) -> None:
     learner.update(learner.annotate(made_up_batch(1)))
     assert_same_bits(adapter.tensors, kept)
     assert adapter.version == 1
-    assert adapter.hash == adapters.adapter_hash(kept) != learner.adapter(2).hash
+    assert adapter.hash == adapter_hash(kept) != learner.adapter(2).hash
     assert all(tensor.dtype == torch.float32 for tensor in kept.values())
 
 
@@ -626,8 +626,8 @@ def test_updates_touch_only_what_is_trained(tiny_model: Path, algorithm: dict[st
 def test_every_preset_makes_an_update(tiny_model: Path, tmp_path: Path, name: str) -> None:
     reference = None
     if PRESETS[name].reward_coef == 0:  # distillation needs a teacher that is not the policy
-        adapters.save_tensors(tmp_path, AdapterConfig(rank=4), str(tiny_model), random_tensors(tiny_model))
-        reference = adapters.ReferenceSource(folder=str(tmp_path))
+        save_tensors(tmp_path, AdapterConfig(rank=4), str(tiny_model), random_tensors(tiny_model))
+        reference = ReferenceSource(folder=str(tmp_path))
     config = tiny_config(tiny_model, algorithm={"preset": name}, reference=str(tmp_path) if reference else "")
     learner = Learner(config, tiny_model, reference=reference)
     before = learner.adapter(0).hash

@@ -18,15 +18,17 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlft import adapters, launch, learner_processes, services, sharding
-from rlft.batch import collate
 from rlft.config import AdapterConfig
 from rlft.config_file import load
-from rlft.learner import Learner
-from rlft.learner_group import LearnerGroup
-from rlft.reward_model import HEAD
+from rlft.learner import processes, sharding
+from rlft.learner.batch import collate
+from rlft.learner.group import LearnerGroup
+from rlft.learner.reward_model import HEAD
+from rlft.learner.rl import Learner
+from rlft.model.adapter import save_tensors
 from rlft.rollout.pool import InlinePool
-from rlft.run import Run
+from rlft.run.directory import Run
+from rlft.train.rl import launch, services
 from rlft.types import Batch, Metrics
 from tests.fakes import byte_tokenizer, made_up_group, read_metrics, read_result, tiny_config, write_config
 from tests.test_learner import assert_same_bits, made_up_batch, random_tensors, widen
@@ -236,7 +238,7 @@ def test_an_update_that_is_not_finite_is_skipped_by_all(tiny_model: Path) -> Non
 @pytest.mark.parametrize("kind", ["grpo", "grpo, split base"])
 def test_reward_models_on_the_base_are_shared_too(tiny_model: Path, tmp_path: Path, kind: str) -> None:
     head = {HEAD: torch.linspace(-1, 1, 32)[None]}
-    adapters.save_tensors(tmp_path, AdapterConfig(rank=4), str(tiny_model), random_tensors(tiny_model))
+    save_tensors(tmp_path, AdapterConfig(rank=4), str(tiny_model), random_tensors(tiny_model))
     save_file(head | load_file(tmp_path / "adapter_model.safetensors"), tmp_path / "adapter_model.safetensors")
     byte_tokenizer().save_pretrained(tmp_path)
     alone, group = make(kind, tiny_model, 3, rewards=[{"path": f"adapter:{tmp_path}"}])
@@ -349,7 +351,7 @@ def test_a_dead_process_ends_the_group_by_name(tiny_model: Path) -> None:
 
 
 def test_a_silent_process_ends_the_group_by_name(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner_processes, "GRACE_S", 1.0)
+    monkeypatch.setattr(processes, "GRACE_S", 1.0)
     config = tiny_config(tiny_model, backend="ray", learner={"workers": 2, "threads": 1})
     group = LentGroup(config, tiny_model, limit=timedelta(seconds=5))
     batch = group.annotate(made_up_batch())

@@ -11,17 +11,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlft.adapters import ReferenceSource, save_tensors
-from rlft.batch import collate, minibatches
-from rlft.chat import load_tokenizer
 from rlft.config import RunConfig
-from rlft.learner import Learner
-from rlft.metrics import describe
+from rlft.learner.batch import collate, minibatches
+from rlft.learner.rl import Learner
+from rlft.model.adapter import save_tensors
+from rlft.model.chat import load_tokenizer
+from rlft.model.starting_point import ReferenceSource
 from rlft.objectives.presets import PRESETS
 from rlft.rollout.chunk import make_chunks
-from rlft.rollout.episode import run_chunk
-from rlft.rollout.transformers_engine import TransformersEngine
-from rlft.tasks import tasks_of_step
+from rlft.rollout.engines.transformers import TransformersEngine
+from rlft.rollout.generate import run_chunk
+from rlft.train.rl.metrics import describe
+from rlft.train.task_order import tasks_of_step
 from rlft.types import Adapter, Group, Metrics, SamplingParams, Score, Trajectory
 from tests.fakes import letters, tiny_config
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlft.objectives import logprobs as module
-from rlft.objectives.logprobs import selected_logprobs
+from rlft.model.layers import logprobs as module
+from rlft.model.layers.logprobs import selected_logprobs
 
 
 def made_up(rows: int, vocab: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

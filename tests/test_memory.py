@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlft.memory import own_weights
+from rlft.model.memory import own_weights
 
 KEEPS = """
 import resource

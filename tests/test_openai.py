@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from rewards.judge import helpfulness
-from rlft import adapters, launch
-from rlft.chat import load_tokenizer
 from rlft.config import RolloutConfig
+from rlft.model.adapter import BASE_VERSION, bare_base, make_adapter, torch
+from rlft.model.chat import load_tokenizer
 from rlft.reward.judge import judge, passed, score
-from rlft.rollout.engine import Request
-from rlft.rollout.engines import read_arguments
-from rlft.rollout.openai_engine import OpenAIEngine, ServerArguments
+from rlft.rollout.engines.by_name import read_arguments
+from rlft.rollout.engines.contract import Request
+from rlft.rollout.engines.openai import OpenAIEngine, ServerArguments
+from rlft.train.rl import launch
 from rlft.types import SamplingParams
 from tests.fakes import read_metrics, tiny_config
 from tests.fakes_server import refusal, reply, serve
@@ -38,7 +39,7 @@ def start(tiny_model: Path) -> StartEngine:
     def make(base_url: str, **arguments: Any) -> OpenAIEngine:
         rollout = RolloutConfig(engine="openai", engine_args={"base_url": base_url, "model": "served", **arguments})
         engine = OpenAIEngine(load_tokenizer(tiny_model), read_arguments(ServerArguments, rollout))
-        engine.load_adapter(adapters.bare_base())
+        engine.load_adapter(bare_base())
         return engine
 
     return make
@@ -49,7 +50,7 @@ def start(tiny_model: Path) -> StartEngine:
 
 def test_every_sample_is_asked_for_with_its_messages_and_its_seed(start: StartEngine) -> None:
     with serve(lambda body, number: reply(f"{body['messages'][0]['content']} {body['seed']}")) as server:
-        completions = start(server.base_url).generate(REQUESTS, PARAMS, version=adapters.BASE_VERSION)
+        completions = start(server.base_url).generate(REQUESTS, PARAMS, version=BASE_VERSION)
     assert [[c.text for c in samples] for samples in completions] == [["one 1", "one 5"], ["two 3"]]
     for body in server.asked:
         assert body["path"] == "/v1/chat/completions"
@@ -58,7 +59,7 @@ def test_every_sample_is_asked_for_with_its_messages_and_its_seed(start: StartEn
     first = completions[0][0]
     assert len(first.token_ids) == len(b"one 1")  # the byte tokenizer counts them
     assert all(math.isnan(value) for value in first.logprobs)
-    assert (first.adapter_version, first.adapter_hash) == (-1, adapters.bare_base().hash)
+    assert (first.adapter_version, first.adapter_hash) == (-1, bare_base().hash)
 
 
 def test_lengths_stop_texts_and_further_fields(start: StartEngine) -> None:
@@ -144,7 +145,7 @@ def test_wrong_arguments_and_adapters_are_refused(start: StartEngine, tiny_model
         read_arguments(ServerArguments, RolloutConfig(engine="openai", engine_args={"model": "m"}))
     engine = start("http://localhost:1/v1")
     with pytest.raises(ValueError, match="cannot load an adapter into"):
-        engine.load_adapter(adapters.make_adapter(0, {"x": adapters.torch.zeros(1)}))
+        engine.load_adapter(make_adapter(0, {"x": torch.zeros(1)}))
     with pytest.raises(ValueError, match="adapter version 0 while -1 is loaded"):
         engine.generate(REQUESTS, PARAMS, version=0)
     with pytest.raises(ValueError, match="has no messages"):

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from rlft import chat
-from rlft.batch import microbatches, pack, packed_length
-from rlft.preference_config import PreferenceDataConfig
-from rlft.preference_data import Example, PreferenceData, load, make_batch
-from rlft.preference_rows import parse
+from rlft.learner.batch import microbatches, pack, packed_length
+from rlft.model import chat
+from rlft.train.preference.config import PreferenceDataConfig
+from rlft.train.preference.data import Example, PreferenceData, load, make_batch
+from rlft.train.preference.rows import parse
 from tests.fakes import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

@@ -15,13 +15,16 @@ import trl
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rewards.reward_model import reward_model as score_as_function
-from rlft import chat, launch_dpo, launch_reward, reward_model
-from rlft.batch import pack
 from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
-from rlft.preference_config import PreferenceConfig, PreferenceDataConfig
-from rlft.preference_data import Example, PreferenceData, load, make_batch
-from rlft.preference_rows import parse
-from rlft.roles import Roles
+from rlft.learner import reward_model
+from rlft.learner.batch import pack
+from rlft.learner.core import Roles
+from rlft.model import chat
+from rlft.train.preference import launch as launch_dpo
+from rlft.train.preference.config import PreferenceConfig, PreferenceDataConfig
+from rlft.train.preference.data import Example, PreferenceData, load, make_batch
+from rlft.train.preference.rows import parse
+from rlft.train.reward_model import launch as launch_reward
 from tests.chat_templates import QWEN3, QWEN25, tokenizer_of
 from tests.fakes import byte_tokenizer, read_metrics, save_tiny_model
 from tests.fakes_reward import reward_model_config

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from rlft import launch
-from rlft.adapters import read_folder
-from rlft.learner import Learner
-from rlft.model import load_base
+from rlft.learner.rl import Learner
+from rlft.model.adapter import read_folder
+from rlft.model.base import load_base
+from rlft.train.rl import launch
 from tests.fakes import read_metrics, tiny_config
 from tests.test_learner import gradients, made_up_batch, random_tensors
 

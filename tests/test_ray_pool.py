@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from rlft import adapters
+from rlft.model.adapter import make_adapter
 from rlft.rollout import ray_pool
 from rlft.rollout.ray_pool import RayPool
 from rlft.types import Adapter
@@ -28,7 +28,7 @@ NAMES = [f"t{i}" for i in range(8)]
 
 
 def adapter(version: int) -> Adapter:
-    return adapters.make_adapter(version, {"w": torch.full((4,), float(version))})
+    return make_adapter(version, {"w": torch.full((4,), float(version))})
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_updates_in_flight_take_the_newest_adapter_between_chunks(make_pool: Any
     overrides = ("rollout.workers=1", "max_staleness=1", "algorithm.correction=token_truncate")
     pool = make_pool(*overrides, "rollout.update_in_flight=true")
     handle = pool.submit(fake_chunks(NAMES[:4]))
-    while not pool._board.running or next(iter(pool._board.running)).number < 1:
+    while not pool._queue.running or next(iter(pool._queue.running)).number < 1:
         time.sleep(0.01)
     pool.publish(adapter(1))
     groups = pool.collect(handle)
@@ -307,7 +307,7 @@ def test_nothing_leaks_over_500_steps(make_pool: Any, tmp_path: Path) -> None:
     driver = psutil.Process()
     for step in range(1, 501):
         tensors["w"][0] = step
-        pool.publish(adapters.make_adapter(step, tensors))
+        pool.publish(make_adapter(step, tensors))
         groups = pool.run(fake_chunks(NAMES, step=step, version=step))
         assert len(groups) == 8
         if step % 50 == 0:

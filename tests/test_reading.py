@@ -10,14 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlft.curves.reading import (
-    read_config,
-    read_evals,
-    read_events,
-    read_metrics,
-    read_rollouts,
-    rollout_steps,
-)
+from rlft.curves.reading import read_config, read_evals, read_events, read_metrics, read_rollouts, rollout_steps
 from tests.fakes_run import append, event, make_run, rollout, write_config, write_eval, write_rollouts
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rlft import launch
 from rlft.config_file import load
+from rlft.train.rl import launch
 from tests.fakes import read_lines, read_rollouts
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +82,7 @@ def test_every_make_target_that_is_named_exists() -> None:
 def test_every_command_that_is_named_exists() -> None:
     from typer.main import get_command
 
-    from rlft.cli import app
+    from rlft.cli.main import app
 
     commands = set(get_command(app).commands)  # type: ignore[attr-defined]
     named = set(re.findall(r"\brlft ([a-z][\w-]*)", code()))

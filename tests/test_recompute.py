@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlft.learner import Learner
+from rlft.learner.rl import Learner
 from tests.fakes import tiny_config
 from tests.test_learner import assert_same_bits, gradients, made_up_batch
 

@@ -285,9 +285,7 @@ def test_the_picture(tmp_path: Path) -> None:
 
 def test_reading_a_run_needs_no_model_and_no_drawing_library() -> None:
     heavy = "torch ray transformers trl peft plotly matplotlib pyarrow scipy numpy pandas jinja2 pydantic"
-    code = (
-        f"import sys, rlft.curves.report, rlft.curves.picture\nprint(sorted(set({heavy.split()!r}) & set(sys.modules)))"
-    )
+    code = f"import sys, rlft.curves.report, rlft.curves.png\nprint(sorted(set({heavy.split()!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 

@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from rlft import launch
-from rlft import run as run_module
 from rlft.config_file import load
-from rlft.run import Run
+from rlft.run import directory as run_module
+from rlft.run.directory import Run
+from rlft.train.rl import launch
 from tests.conftest import start_rlft
 from tests.fakes import read_lines, read_metrics, read_result, write_config
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlft.imports import available
+from rlft.common.by_path import available
 from rlft.reward.loading import load, reproduce, source_hash
 
 ROOT = Path(__file__).parents[1]

@@ -15,13 +15,14 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rewards.reward_model import reward_model
-from rlft import launch, launch_reward
-from rlft import reward_model as folders
-from rlft.batch import collate
 from rlft.config import RunConfig
-from rlft.learner import Learner
+from rlft.learner import reward_model as folders
+from rlft.learner.batch import collate
+from rlft.learner.rl import Learner
 from rlft.reward.contract import RewardSpec
 from rlft.reward.scoring import Scorer
+from rlft.train.reward_model import launch as launch_reward
+from rlft.train.rl import launch
 from rlft.types import Abstain, Failed, Group, Message, Score, Task, Trajectory
 from tests.fakes import made_up_group, read_metrics, read_rollouts, save_tiny_model, tiny_config
 from tests.fakes_reward import reward_model_config
@@ -146,7 +147,8 @@ def test_normalised_scores_of_held_out_pairs_have_mean_0_and_deviation_1(tmp_pat
 
 
 def _heldout_scores(config: Any, folder: Path) -> list[float]:
-    from rlft import preference_data, train_reward
+    from rlft.train.preference import data as preference_data
+    from rlft.train.reward_model import train as train_reward
 
     tokenizer = train_reward.load_tokenizer(config.model.source)
     data = preference_data.load(config.data, tokenizer, None, context=256, paired=True)

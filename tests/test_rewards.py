@@ -101,7 +101,7 @@ def test_graded_answer_charges_words_beyond_the_limit() -> None:
     assert graded_answer("<answer>42</answer>", None) is None
 
 
-# What is used as it stands, rather than copied, may be longer; test_imports says what they may import.
+# What is used as it stands, rather than copied, may be longer; test_architecture says what they may import.
 USED_AS_THEY_STAND = {"reward_model.py", "reasoning_gym_score.py", "instructions.py", "code_tests.py"}
 EXAMPLES = [path for path in FILES if path.name not in USED_AS_THEY_STAND]
 

@@ -14,14 +14,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rlft import chat
-from rlft import model as models
-from rlft.batch import collate, pack
-from rlft.checkpoint import load_latest
 from rlft.config_file import load
-from rlft.learner import Learner
-from rlft.run import Run
-from rlft.train_rl import restore
+from rlft.learner.batch import collate, pack
+from rlft.learner.rl import Learner
+from rlft.model import base as models
+from rlft.model import chat
+from rlft.run.checkpoint import load_latest
+from rlft.run.directory import Run
+from rlft.train.rl.state import restore
 from rlft.types import Abstain, Completion, Failed, Group, Outcome, Score, Task, Trajectory, Turn
 from tests.conftest import MakeConfig
 from tests.fakes import read_lines, read_metrics, read_rollouts

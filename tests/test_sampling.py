@@ -10,8 +10,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from rlft.rollout.sampling import Drawn
-from rlft.rollout.sampling import sample as sample_with
+from rlft.rollout.engines.sampling import Drawn
+from rlft.rollout.engines.sampling import sample as sample_with
 from rlft.rollout.seeds import sample_seed, uniforms
 from rlft.types import SamplingParams
 

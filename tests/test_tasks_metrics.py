@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 
 from rlft.curves.statistics import mean_interval
-from rlft.metrics import describe, has_signal
-from rlft.tasks import tasks_of_step
+from rlft.train.rl.metrics import describe, has_signal
+from rlft.train.task_order import tasks_of_step
 from rlft.types import Abstain, Failed, Group, Outcome, Score
 from tests.fakes import letters, made_up_group
 

@@ -13,8 +13,8 @@ from rlft.environment import tools
 from rlft.environment.contract import Environment
 from rlft.environment.tools import MAX_RESULT, BadCall, ToolCall, ToolEpisode, answer, make_tools, read_calls, schemas
 from rlft.rollout.chunk import Chunk
-from rlft.rollout.episode import run_chunk
-from rlft.rollout.scripted_engine import ScriptedEngine
+from rlft.rollout.engines.scripted import ScriptedEngine
+from rlft.rollout.generate import run_chunk
 from rlft.types import SamplingParams, Task
 from tests.chat_templates import tokenizer_of
 
@@ -203,8 +203,8 @@ def test_demonstrations_are_what_rollouts_look_like(
     from trl import SFTTrainer
 
     from environments import calculator
-    from rlft import chat
-    from rlft.train_sft import train_sft
+    from rlft.model import chat
+    from rlft.train.sft import train_sft
     from tests.fakes import tiny_config
 
     folder = tmp_path / "model"

@@ -18,14 +18,16 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from rlft import adapters, launch
-from rlft import model as models
-from rlft.batch import collate, pack, single
-from rlft.chat import load_tokenizer
 from rlft.config import AdapterConfig, ModelConfig
-from rlft.rollout.canary import CanaryMaker, Prover
-from rlft.rollout.engine import Request
-from rlft.rollout.vllm_engine import VllmEngine
+from rlft.learner.batch import collate, pack, single
+from rlft.learner.roles import Role, active, add_policy, read_role, write_role
+from rlft.model import base as models
+from rlft.model.adapter import BASE_VERSION, POLICY, adapter_hash, bare_base, make_adapter, save_tensors
+from rlft.model.chat import load_tokenizer
+from rlft.rollout.engines.contract import Request
+from rlft.rollout.engines.vllm import VllmEngine
+from rlft.rollout.weight_proof import CanaryMaker, Prover
+from rlft.train.rl import launch
 from rlft.types import Adapter, Completion, Group, SamplingParams, Score, Task, Trajectory, Turn
 from tests.fakes import letters, read_metrics, save_tiny_model, tiny_config
 
@@ -76,17 +78,17 @@ def engine(vllm_model: Path) -> Iterator[VllmEngine]:
 
 @pytest.fixture(scope="module")
 def learner(vllm_model: Path) -> PeftModel:
-    return adapters.add_policy(models.load_base(vllm_model, torch.float32, torch.device("cpu")), LORA, seed=0)
+    return add_policy(models.load_base(vllm_model, torch.float32, torch.device("cpu")), LORA, seed=0)
 
 
-def role(model: PeftModel) -> adapters.Role:
-    return adapters.Role(model=model, adapter=adapters.POLICY)
+def role(model: PeftModel) -> Role:
+    return Role(model=model, adapter=POLICY)
 
 
 def random_adapter(model: PeftModel, version: int) -> Adapter:
     generator = torch.Generator().manual_seed(version)
-    tensors = adapters.read_role(role(model))
-    return adapters.make_adapter(
+    tensors = read_role(role(model))
+    return make_adapter(
         version, {name: 0.2 * torch.randn(tensor.shape, generator=generator) for name, tensor in tensors.items()}
     )
 
@@ -134,8 +136,8 @@ def tokens(completions: list[list[Completion]]) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("kind", ["bare", "fresh", "random"])
 def test_log_probs_are_the_learners(engine: VllmEngine, learner: PeftModel, kind: str, temperature: float) -> None:
     adapter = {
-        "bare": adapters.bare_base(),
-        "fresh": adapters.make_adapter(
+        "bare": bare_base(),
+        "fresh": make_adapter(
             0, {key: value * ("lora_A" in key) for key, value in random_adapter(learner, 0).tensors.items()}
         ),
         "random": random_adapter(learner, 3),
@@ -143,11 +145,11 @@ def test_log_probs_are_the_learners(engine: VllmEngine, learner: PeftModel, kind
     engine.load_adapter(adapter)
     completions = engine.generate(REQUESTS, replace(SAMPLED, temperature=temperature), version=adapter.version)
     if adapter.tensors:
-        adapters.write_role(role(learner), adapter.tensors)
-    with adapters.active(replace(role(learner), adapter=adapters.POLICY if adapter.tensors else None)):
+        write_role(role(learner), adapter.tensors)
+    with active(replace(role(learner), adapter=POLICY if adapter.tensors else None)):
         assert float(difference(learner, REQUESTS, completions, temperature).max()) < 1e-4
     assert {(c.adapter_version, c.adapter_hash) for c in flat(completions)} == {
-        (adapter.version, adapters.adapter_hash(adapter.tensors))
+        (adapter.version, adapter_hash(adapter.tensors))
     }
 
 
@@ -159,13 +161,13 @@ def test_ten_swaps_leave_nothing_of_the_earlier_adapters(engine: VllmEngine, lea
         completions = engine.generate(REQUESTS, SAMPLED, version=version)
         seen.add(tuple(tokens(completions)))
     assert len(seen) == 10
-    adapters.write_role(role(learner), adapter.tensors)
+    write_role(role(learner), adapter.tensors)
     assert float(difference(learner, REQUESTS, completions, 1.0).max()) < 1e-4
     assert not list(Path("/dev/shm").glob("rlft-adapter-*"))
-    engine.load_adapter(adapters.bare_base())
-    bare = engine.generate(REQUESTS, SAMPLED, version=adapters.BASE_VERSION)
+    engine.load_adapter(bare_base())
+    bare = engine.generate(REQUESTS, SAMPLED, version=BASE_VERSION)
     assert tuple(tokens(bare)) not in seen
-    with adapters.active(replace(role(learner), adapter=None)):
+    with active(replace(role(learner), adapter=None)):
         assert float(difference(learner, REQUESTS, bare, 1.0).max()) < 1e-4
 
 
@@ -175,7 +177,7 @@ def test_a_cached_prompt_is_not_used_under_another_adapter(engine: VllmEngine, l
     for adapter in (first, second, replace(first, version=2)):
         engine.load_adapter(adapter)
         completions = engine.generate([prompt], GREEDY, version=adapter.version)
-        adapters.write_role(role(learner), adapter.tensors)
+        write_role(role(learner), adapter.tensors)
         assert float(difference(learner, [prompt], completions, 1.0).max()) < 1e-4
 
 
@@ -196,7 +198,7 @@ def test_log_probs_of_a_truncated_distribution_and_of_the_policy(
     engine: VllmEngine, learner: PeftModel, options: dict[str, float]
 ) -> None:
     adapter = random_adapter(learner, 3)
-    adapters.write_role(role(learner), adapter.tensors)
+    write_role(role(learner), adapter.tensors)
     engine.load_adapter(adapter)
     completions = engine.generate(REQUESTS, replace(SAMPLED, **options), version=3)
     assert float(difference(learner, REQUESTS, completions, 1.0).max()) < 1e-4
@@ -223,12 +225,12 @@ def _kept(probabilities: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: floa
 
 
 def test_without_truncation_both_distributions_are_one(engine: VllmEngine) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     assert {c.policy_logprobs for c in flat(engine.generate(REQUESTS, SAMPLED, version=-1))} == {None}
 
 
 def test_a_seed_gives_its_sample_in_any_batch(engine: VllmEngine) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     together = engine.generate(REQUESTS, SAMPLED, version=-1)
     alone = [engine.generate([request], SAMPLED, version=-1)[0] for request in reversed(REQUESTS)]
     assert tokens(together) == tokens(list(reversed(alone)))
@@ -240,14 +242,14 @@ def test_a_seed_gives_its_sample_in_any_batch(engine: VllmEngine) -> None:
 def test_prompts_that_do_not_fit_one_step_together(engine: VllmEngine) -> None:
     # 1,000 tokens where a step takes 128: a prompt that is cut in two must not cost a sample its random numbers.
     requests = [Request(prompt_ids=tuple(range(n, n + 50)), seeds=(n, n + 1)) for n in range(10, 20)]
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     together = engine.generate(requests, SAMPLED, version=-1)
     assert tokens(together) == tokens([engine.generate([request], SAMPLED, version=-1)[0] for request in requests])
 
 
 def test_greedy_takes_the_most_probable_tokens(engine: VllmEngine, learner: PeftModel) -> None:
     adapter = random_adapter(learner, 3)
-    adapters.write_role(role(learner), adapter.tensors)
+    write_role(role(learner), adapter.tensors)
     engine.load_adapter(adapter)
     for request, samples in zip(REQUESTS, engine.generate(REQUESTS, GREEDY, version=3), strict=True):
         ids = samples[0].token_ids
@@ -261,7 +263,7 @@ def test_greedy_takes_the_most_probable_tokens(engine: VllmEngine, learner: Peft
 
 
 def test_completions_end_with_an_end_token_or_at_their_bound(engine: VllmEngine) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     completions = flat(engine.generate(REQUESTS, SAMPLED, version=-1))
     assert {c.finish_reason for c in completions} == {"stop", "length"}
     for completion in completions:
@@ -273,7 +275,7 @@ def test_completions_end_with_an_end_token_or_at_their_bound(engine: VllmEngine)
 
 
 def test_a_stop_text_ends_a_completion_with_the_token_that_completed_it(engine: VllmEngine, vllm_model: Path) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     tokenizer = load_tokenizer(vllm_model)
     free = flat(engine.generate(REQUESTS, SAMPLED, version=-1))
     letters = [(c, tokenizer.decode(list(c.token_ids[:t]))) for c in free for t in range(2, len(c.token_ids))]
@@ -309,13 +311,13 @@ def test_an_engine_that_computes_with_other_weights_is_found_out(
     published = []
     for version in (1, 2):
         adapter = random_adapter(learner, version)
-        adapters.write_role(role(learner), adapter.tensors)
+        write_role(role(learner), adapter.tensors)
         published.append(maker(adapter, partial(logprobs_of, learner)))
     first, second = published
     engine.load_adapter(first)
     prove = Prover(engine)
     prove(first)
-    save = adapters.save_tensors
+    save = save_tensors
 
     def faulty(folder: Path, config: AdapterConfig, model: str, tensors: Mapping[str, Tensor]) -> None:
         others = {
@@ -325,7 +327,7 @@ def test_an_engine_that_computes_with_other_weights_is_found_out(
         }
         save(folder, config, model, others[fault])
 
-    monkeypatch.setattr(adapters, "save_tensors", faulty)
+    monkeypatch.setattr("rlft.rollout.engines.vllm.save_tensors", faulty)
     engine.load_adapter(second)
     if fault == "none":
         prove(second)
@@ -351,12 +353,12 @@ def test_damaged_and_foreign_tensors_are_refused_and_the_old_adapter_stays(
         engine.load_adapter(replace(good, version=6, tensors={**good.tensors, name: good.tensors[name] + 1}))
     lacking = {key: tensor for key, tensor in good.tensors.items() if key != name}
     with pytest.raises(ValueError, match="1 differ in name or shape"):
-        engine.load_adapter(adapters.make_adapter(6, lacking))
+        engine.load_adapter(make_adapter(6, lacking))
     assert tokens(engine.generate(REQUESTS, SAMPLED, version=5)) == expected
 
 
 def test_requests_that_cannot_be_sampled_are_refused(engine: VllmEngine) -> None:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
     with pytest.raises(ValueError, match="132 tokens exceed the context of 128"):
         engine.generate([Request(prompt_ids=(9,) * 120, seeds=(1,))], SAMPLED, version=-1)
     with pytest.raises(ValueError, match="empty prompt"):
@@ -388,7 +390,7 @@ print(engine._process._process.pid, flush=True)
 sys.stdin.readline()
 os.kill(engine._process._process.pid, signal.SIGKILL)
 try:
-    engine.load_adapter(adapters.bare_base())
+    engine.load_adapter(bare_base())
 except RuntimeError as error:
     print(error, flush=True)
 engine = start(Path({str(vllm_model)!r}))

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from rlft.curves.reading import Evaluation, Event
-from rlft.curves.traces import (
+from rlft.curves.plotly_traces import (
     BLUE,
     GREEN,
     GREY,
@@ -25,6 +24,7 @@ from rlft.curves.traces import (
     event_rail,
     interval_points,
 )
+from rlft.curves.reading import Evaluation, Event
 
 Rows: TypeAlias = Sequence[Mapping[str, float]]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rlft.curves.reading import Evaluation
 from rlft.curves.statistics import MIN_CHANGED, Interval, paired_difference
-from rlft.curves.words import interval_text, number, percent
+from rlft.curves.text import interval_text, number, percent
 
 WASTE_COLUMNS = ("step", "group_index", "outcome", "reward", "advantage", "completion_tokens")
 """Columns of the rollouts that `waste` needs."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from rlft.curves import charts, digest, reading
 from rlft.curves.samples import Showcase, showcase
-from rlft.curves.words import duration, interval_text, number, percent, shortened, visible
+from rlft.curves.text import duration, interval_text, number, percent, shortened, visible
 
 _PAGE = Path(__file__).with_name("page")
 
@@ -92,7 +92,7 @@ def write_reward_png(run: Path) -> Path:
     SFT as reference lines; a panel without data is left out. Raises ValueError and OSError as `write_report`
     does.
     """
-    from rlft.curves.picture import draw
+    from rlft.curves.png import draw
 
     run = Path(run)
     config = reading.read_config(run)

@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlft.common.by_path import describe_error, did_you_mean, import_function, import_object
+from rlft.common.rows import read_rows
 from rlft.config import EnvironmentConfig
-from rlft.environment import adapters
+from rlft.environment import systems
 from rlft.environment.contract import Environment, check
-from rlft.imports import describe_error, did_you_mean, import_function, import_object
-from rlft.rows import read_rows
 from rlft.types import Task
 
 DIFFICULTY_FILE = "difficulty_file"
@@ -31,10 +31,10 @@ def load(config: EnvironmentConfig) -> Environment:
         ValueError: no such function, an argument that it does not take, or an environment that `contract.check`
         refuses.
     """
-    system, name = adapters.split(config.path)
+    system, name = systems.split(config.path)
     if system:
         _check_name(system, name, config.path)
-        function: Callable[..., Any] = functools.partial(adapters.loader(system), name)
+        function: Callable[..., Any] = functools.partial(systems.loader(system), name)
     else:
         function = import_function(config.path, shipped="environments")
     args = dict(config.args)
@@ -66,9 +66,9 @@ def identity(path: str) -> str:
     Raises:
         ValueError: there is no such file or package.
     """
-    system, name = adapters.split(path)
-    if system and not (adapters.ADAPTERS[system].takes_path and ":" in name):
-        return adapters.identity(system, name)
+    system, name = systems.split(path)
+    if system and not (systems.ADAPTERS[system].takes_path and ":" in name):
+        return systems.identity(system, name)
     found: Any = import_object(name, shipped="environments")
     file = inspect.getsourcefile(inspect.unwrap(found))
     assert file is not None  # it was just loaded from one
@@ -77,7 +77,7 @@ def identity(path: str) -> str:
 
 def _check_name(system: str, name: str, path: str) -> None:
     if not name:
-        raise ValueError(f"environment.path: {path!r} names no environment; write {adapters.ADAPTERS[system].syntax}")
+        raise ValueError(f"environment.path: {path!r} names no environment; write {systems.ADAPTERS[system].syntax}")
 
 
 def with_difficulty(environment: Environment, file: str) -> Environment:

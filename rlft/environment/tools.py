@@ -27,8 +27,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from rlft.common.by_path import did_you_mean
 from rlft.environment.contract import Step
-from rlft.imports import did_you_mean
 from rlft.types import Message, Task
 
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
-from rlft.imports import did_you_mean
+from rlft.common.by_path import did_you_mean
 from rlft.types import Abstain, Failed, FailureKind, Group, Outcome, Score, Trajectory
 
 RewardFunction: TypeAlias = Callable[..., Any]

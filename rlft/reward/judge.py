@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from rlft.served import ask, connect
+from rlft.common.chat_server import ask, connect
 from rlft.types import Message
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def judge(
 
     Args:
         parse: the verdict in a reply, None where there is none; see `score` and `passed`.
-        base_url, model, api_key_env: see `served.connect`.
+        base_url, model, api_key_env: see `chat_server.connect`.
         deadline_s: seconds for everything; keep it below `scoring.deadline_s`, which kills the process.
         attempts: replies that are asked for until one can be read; from the second on at temperature 1 and with
             another seed, or they would be the same.

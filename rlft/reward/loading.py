@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlft import imports
+from rlft.common import by_path
 from rlft.reward.contract import RewardFunction, ignore
 
 SHIPPED = "rewards"
@@ -39,13 +39,13 @@ _IMPORTS = {
 
 
 def load(path: str) -> RewardFunction:
-    """The function that `path` names; raises ValueError as `imports.import_function` does."""
-    return imports.import_function(path, shipped=SHIPPED)
+    """The function that `path` names; raises ValueError as `by_path.import_function` does."""
+    return by_path.import_function(path, shipped=SHIPPED)
 
 
 def absolute(path: str) -> str:
     """The same reward, named independently of the working directory."""
-    return imports.absolute(path, shipped=SHIPPED)
+    return by_path.absolute(path, shipped=SHIPPED)
 
 
 def source_hash(path: str) -> str:
@@ -96,8 +96,3 @@ def reproduce(path: str, arguments: Mapping[str, Any], *, is_async: bool) -> str
     if is_async:
         return "\n".join(["import asyncio", *imports, f"print(asyncio.run({call}))"])
     return "\n".join([*imports, f"print({call})"])
-
-
-def describe_error(error: BaseException) -> str:
-    """An exception in a few lines: the innermost frames of its traceback, except rlft's, and its message."""
-    return imports.describe_error(error, hide=Path(__file__).parent)

@@ -28,8 +28,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+from rlft.common.by_path import describe_error
 from rlft.reward.contract import RewardSpec, call_arguments, check_columns, combine, failed, read
-from rlft.reward.loading import absolute, describe_error, reproduce
+from rlft.reward.loading import absolute, reproduce
 from rlft.reward.processes import Done, Job, ScoringPool
 from rlft.reward.worker import open_rewards, run
 from rlft.types import Abstain, Failed, Group, Metrics, Outcome

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from rlft.lifeline import end_with_parent
+from rlft.common.by_path import describe_error
+from rlft.common.child_process import end_with_parent
 from rlft.reward.contract import CallPlan, RewardFunction, RewardSpec, failed, plan_call, read, read_many
-from rlft.reward.loading import describe_error, function_hash, load
+from rlft.reward.loading import function_hash, load
 from rlft.types import Outcome
 
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import psutil
 
 from rlft.config import RunConfig
-from rlft.rollout.board import OnChunk
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.ray_pool import OnEvent, RayPool
+from rlft.rollout.work_queue import OnChunk
 from rlft.rollout.worker import RolloutWorker
 from rlft.types import Adapter, Group
 

@@ -1,6 +1,6 @@
 """The pool of Ray actors and their supervisor.
 
-Every place among the workers is a coroutine: it starts an actor, gives it one chunk at a time, and when the actor is
+Every slot among the workers is a coroutine: it starts an actor, gives it one chunk at a time, and when the actor is
 lost (killed, hung, its node gone) puts the chunk back and starts the next one. What was finished is kept, and since a
 chunk's result depends on nothing but the chunk, the curve does not show it. The coroutines live in a thread of their
 own, so that workers are fed and watched while the driver learns.
@@ -20,11 +20,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlft.cluster import Cluster
+from rlft.common.cluster import Cluster
 from rlft.config import RunConfig
-from rlft.rollout.board import Board, Job, OnChunk, Submission
 from rlft.rollout.chunk import Chunk
-from rlft.rollout.engine import EngineLostError
+from rlft.rollout.engines.contract import EngineLostError
+from rlft.rollout.work_queue import Job, OnChunk, Submission, WorkQueue
 from rlft.rollout.worker import MakeWorker, Reply, RolloutWorker, WorkerProcess
 from rlft.types import Adapter, Group
 
@@ -52,8 +52,8 @@ class Publication:
 
 
 @dataclass(slots=True, kw_only=True)
-class Place:
-    """A place among the workers and the actor that holds it."""
+class WorkerSlot:
+    """A slot among the workers, and the actor that has it."""
 
     number: int
     actor: Any
@@ -93,13 +93,13 @@ class RayPool:
         self._on_event = on_event or (lambda kind, message: None)
         self._newest: Publication | None = None
         self._published = self._restarts = 0
-        self._board = Board(hedge_after=config.rollout.hedge_after)
-        self._places = [Place(number=n, actor=self._start_actor()) for n in range(config.rollout.workers)]
+        self._queue = WorkQueue(hedge_after=config.rollout.hedge_after)
+        self._slots = [WorkerSlot(number=n, actor=self._start_actor()) for n in range(config.rollout.workers)]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout supervisor", daemon=True)
         self._thread.start()
-        for place in self._places:
-            asyncio.run_coroutine_threadsafe(self._guard(self._serve(place)), self._loop)
+        for slot in self._slots:
+            asyncio.run_coroutine_threadsafe(self._guard(self._serve(slot)), self._loop)
 
     def publish(self, adapter: Adapter) -> None:
         """See `RolloutPool`. Workers load it before their next chunk that was submitted after this."""
@@ -117,7 +117,7 @@ class RayPool:
             if chunk.version != newest:
                 raise ValueError(f"a chunk asks for adapter version {chunk.version}, but {newest} was published last")
         submission = Submission(chunks, self._newest)
-        self._loop.call_soon_threadsafe(self._board.add, submission)
+        self._loop.call_soon_threadsafe(self._queue.add, submission)
         return submission
 
     def collect(self, handle: Submission, on_chunk: OnChunk | None = None) -> list[Group]:
@@ -131,12 +131,12 @@ class RayPool:
     @property
     def busy_s(self) -> float:
         """See `RolloutPool`."""
-        return self._board.busy_s
+        return self._queue.busy_s
 
     @property
     def worker_rss_mb(self) -> float:
         """See `RolloutPool`."""
-        return max(place.rss_mb for place in self._places)
+        return max(slot.rss_mb for slot in self._slots)
 
     def close(self) -> None:
         """See `RolloutPool`."""
@@ -144,9 +144,9 @@ class RayPool:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        for place in self._places:
-            self._release(place.actor)
-        self._places = []
+        for slot in self._slots:
+            self._release(slot.actor)
+        self._slots = []
         self._newest = None
         self._cluster.close()
 
@@ -158,89 +158,89 @@ class RayPool:
         self._ray.kill(actor)
 
     async def _guard(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """What ends a place ends the pool, by name and not in silence."""
+        """What ends a slot ends the pool, by name and not in silence."""
         try:
             await coroutine
         except self._ray.exceptions.RayError as error:
             broken = RuntimeError(f"the Ray cluster no longer answers; `rlft resume` continues the run: {error}")
             broken.__cause__ = error
-            self._board.break_(broken)
+            self._queue.break_(broken)
         except Exception as error:  # whatever it is, `collect` raises it
-            self._board.break_(error)
+            self._queue.break_(error)
 
-    async def _serve(self, place: Place) -> None:
-        """Whoever holds the place works until it is lost; then the next one takes it."""
+    async def _serve(self, slot: WorkerSlot) -> None:
+        """Run chunks on this slot; restart its actor when it is lost."""
         errors = self._ray.exceptions
         while True:
             job: Job | None = None
             try:
-                await self._load(place)
+                await self._load(slot)
                 while True:
                     job = None
-                    job = await self._board.take()
+                    job = await self._queue.take()
                     try:
-                        reply = await self._attempt(place, job)
+                        reply = await self._attempt(slot, job)
                     except errors.RayTaskError as error:
-                        self._board.fail(job, error.cause)
+                        self._queue.fail(job, error.cause)
                     else:
-                        place.rss_mb = reply.rss_mb
-                        self._board.finish(job, reply.groups)
+                        slot.rss_mb = reply.rss_mb
+                        self._queue.finish(job, reply.groups)
             except errors.RayTaskError as error:
                 raise error.cause from None  # it could not load: the user's mistake, as if it had been found here
             except (errors.RayError, EngineLostError, TimeoutError) as error:
                 # Also a full node's choice to kill it and a lost object: the chunk is whole and can be redone.
                 if job is not None:
-                    self._board.give_back(job, is_suspect=place.holds is not None)
-                self._replace(place, job, error)
+                    self._queue.give_back(job, is_suspect=slot.holds is not None)
+                self._replace(slot, job, error)
 
-    async def _load(self, place: Place) -> None:
+    async def _load(self, slot: WorkerSlot) -> None:
         """Wait until the actor has found its resources, however long, and loaded its model, which holds up nobody else.
 
         Raises:
             TimeoutError: it hangs while it loads.
             RuntimeError: nobody could be started within `LIMIT_S`, and there is work.
         """
-        starting = asyncio.ensure_future(self._answer(place.actor.where.remote()))
+        starting = asyncio.ensure_future(self._answer(slot.actor.where.remote()))
         waited = 0.0
         while True:
             try:
                 async with asyncio.timeout(PATIENCE_S) as timeout:
-                    place.process_id, place.node_id = await asyncio.shield(starting)
+                    slot.process_id, slot.node_id = await asyncio.shield(starting)
                 break
             except TimeoutError:
                 if not timeout.expired():
                     raise
                 waited += PATIENCE_S
-                self._note_waiting(place, waited)
+                self._note_waiting(slot, waited)
         limit_s = max(self._config.rollout.deadline_s, LOAD_S)
         async with _within(limit_s, f"did not load its model within {limit_s:g} s"):
-            await self._answer(place.actor.load.remote(self._make_worker, self._config, self._model_folder))
-        place.is_ready = True
+            await self._answer(slot.actor.load.remote(self._make_worker, self._config, self._model_folder))
+        slot.is_ready = True
 
-    def _note_waiting(self, place: Place, waited: float) -> None:
+    def _note_waiting(self, slot: WorkerSlot, waited: float) -> None:
         rollout = self._config.rollout
         cpus = self._cluster.cpus(rollout.threads)
         needs = f"{'a CPU' if cpus == 1 else f'rollout.threads={cpus} CPUs'} and "
         needs += f"rollout.gpus_per_worker={rollout.gpus_per_worker:g} GPUs"
-        message = f"rollout worker {place.number} waits for {needs}, for {waited:.0f} s now"
-        if waited >= LIMIT_S and self._board.has_waiting and not any(p.process_id for p in self._places):
+        message = f"rollout worker {slot.number} waits for {needs}, for {waited:.0f} s now"
+        if waited >= LIMIT_S and self._queue.has_waiting and not any(p.process_id for p in self._slots):
             raise RuntimeError(f"{message}, and there is no other worker; the cluster must offer that for each of them")
         if waited == PATIENCE_S:
             self._on_event("worker_waiting", f"{message}; the others go on without it")
 
-    async def _attempt(self, place: Place, job: Job) -> Reply:
+    async def _attempt(self, slot: WorkerSlot, job: Job) -> Reply:
         """One chunk on one worker, within the deadline; first the adapter that it needs, if the worker has another."""
         needed: Publication = job.adapter
         if self._config.rollout.update_in_flight and self._newest is not None:
             needed = self._newest
         deadline_s = self._config.rollout.deadline_s
         async with _within(deadline_s, f"did not finish a chunk within rollout.deadline_s={deadline_s:g}"):
-            if place.holds != needed.serial:
-                place.holds = None
-                await self._answer(place.actor.load_adapter.remote(needed.ref))
-                place.holds = needed.serial
+            if slot.holds != needed.serial:
+                slot.holds = None
+                await self._answer(slot.actor.load_adapter.remote(needed.ref))
+                slot.holds = needed.serial
             chunk = replace(job.chunk, version=needed.version)
-            reply: Reply = await self._answer(place.actor.run_chunk.remote(chunk))
+            reply: Reply = await self._answer(slot.actor.run_chunk.remote(chunk))
             return reply
 
     async def _answer(self, ref: Any) -> Any:
@@ -258,34 +258,34 @@ class RayPool:
                 raise error.cause from None
             raise
 
-    def _replace(self, place: Place, job: Job | None, error: Exception) -> None:
-        """Start another actor in the place of a lost one.
+    def _replace(self, slot: WorkerSlot, job: Job | None, error: Exception) -> None:
+        """Start another actor in the slot of a lost one.
 
         Raises:
             RuntimeError: that happened too often.
         """
-        self._ray.kill(place.actor)  # a hung one still has its resources
+        self._ray.kill(slot.actor)  # a hung one still has its resources
         self._restarts += 1
-        happened = str(error) if isinstance(error, TimeoutError) else "died" if place.is_ready else "died as it loaded"
+        happened = str(error) if isinstance(error, TimeoutError) else "died" if slot.is_ready else "died as it loaded"
         if self._restarts > self._config.rollout.max_restarts:
-            raise RuntimeError(self._last_words(place, job, happened, error)) from error
+            raise RuntimeError(self._last_words(slot, job, happened, error)) from error
         redone = "; its chunk is redone" if job is not None else ""
-        self._on_event("worker_restarted", f"rollout worker {place.number} {happened} and was replaced{redone}")
-        place.actor, place.process_id, place.is_ready = self._start_actor(), 0, False
-        place.holds, place.rss_mb = None, 0.0
+        self._on_event("worker_restarted", f"rollout worker {slot.number} {happened} and was replaced{redone}")
+        slot.actor, slot.process_id, slot.is_ready = self._start_actor(), 0, False
+        slot.holds, slot.rss_mb = None, 0.0
 
-    def _last_words(self, place: Place, job: Job | None, happened: str, error: Exception) -> str:
+    def _last_words(self, slot: WorkerSlot, job: Job | None, happened: str, error: Exception) -> str:
         """Why the run ends: a chunk that cost several workers, or workers that died for whatever reason."""
         last = happened if isinstance(error, TimeoutError) else f"{happened}: {error}"
         allowed = f"more than rollout.max_restarts={self._config.rollout.max_restarts} allows"
-        suspect = self._board.suspect
+        suspect = self._queue.suspect
         if suspect is not None and suspect.losses > 1:
             return (
                 f"{_name(suspect.chunk)} cost {suspect.losses} rollout workers, of {self._restarts} that were lost in "
                 f"this run, {allowed}. {_advice(suspect.chunk, self._config)}. The last worker {last}"
             )
         words = f"rollout workers died {self._restarts} times, {allowed}; the last one {last}"
-        if job is None or place.holds is None:  # it had not begun with any tasks
+        if job is None or slot.holds is None:  # it had not begun with any tasks
             return words
         return f"{words}. It had {_name(job.chunk)}. {_advice(job.chunk, self._config)}"
 

@@ -12,16 +12,16 @@ from typing import Protocol
 import psutil
 import torch
 
-from rlft import chat
-from rlft.cluster import node_id
+from rlft.common.cluster import node_id
 from rlft.config import RunConfig
 from rlft.environment import loading
-from rlft.memory import keep_freed_memory
-from rlft.rollout.canary import Prover
+from rlft.model import chat
+from rlft.model.memory import keep_freed_memory
 from rlft.rollout.chunk import Chunk
-from rlft.rollout.engine import Engine
-from rlft.rollout.engines import make_engine
-from rlft.rollout.episode import run_chunk
+from rlft.rollout.engines.by_name import make_engine
+from rlft.rollout.engines.contract import Engine
+from rlft.rollout.generate import run_chunk
+from rlft.rollout.weight_proof import Prover
 from rlft.types import Adapter, Group
 
 
@@ -33,7 +33,7 @@ class Worker(Protocol):
         ...
 
     def run_chunk(self, chunk: Chunk) -> list[Group]:
-        """See `episode.run_chunk`."""
+        """See `generate.run_chunk`."""
         ...
 
 
@@ -55,13 +55,13 @@ class RolloutWorker:
         self._environment = loading.load(config.environment)
 
     def load_adapter(self, adapter: Adapter) -> int:
-        """See `Engine.load_adapter` and `canary.Prover`; returns the version now held."""
+        """See `Engine.load_adapter` and `weight_proof.Prover`; returns the version now held."""
         self._engine.load_adapter(adapter)
         self._prove(adapter)
         return adapter.version
 
     def run_chunk(self, chunk: Chunk) -> list[Group]:
-        """See `episode.run_chunk`."""
+        """See `generate.run_chunk`."""
         return run_chunk(self._engine, self._tokenizer, chunk, self._environment)
 
     def close(self) -> None:

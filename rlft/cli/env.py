@@ -1,0 +1,259 @@
+"""`rlft env`: play an environment, check it, measure how difficult its tasks are."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from ruamel.yaml import YAML
+
+from rlft.curves.text import visible
+
+if TYPE_CHECKING:
+    from rlft.config import EnvironmentConfig, RewardConfig
+    from rlft.environment.contract import Environment
+    from rlft.reward.scoring import Scorer
+    from rlft.types import Message, Task
+
+app = typer.Typer(help="Play, check and measure environments.", no_args_is_help=True)
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="A config (YAML), package.module:function, file.py:function, or the name of a shipped one.",
+        show_default=False,
+        metavar="ENVIRONMENT",
+    ),
+]
+Arguments = Annotated[
+    list[str] | None, typer.Option("--args", help="Argument of its function: key=value.", metavar="KEY=VALUE")
+]
+Reward = Annotated[list[str] | None, typer.Option(help="Reward that scores it too: package.module:function.")]
+Seed = Annotated[int, typer.Option(help="Seed of the episode.")]
+
+
+@app.command()
+def play(
+    target: Target,
+    args: Arguments = None,
+    task: Annotated[str, typer.Option(help="Id of the task; the first one when left out.")] = "",
+    seed: Seed = 0,
+    reward: Reward = None,
+) -> None:
+    """Be the policy: read the messages, write the replies, see the rewards.
+
+    A line is a reply; a line that ends with a backslash goes on. The end of the input leaves.
+    """
+    from rlft.environment import loading
+
+    config, rewards = _resolve(target, args, reward)
+    environment = loading.load(config)
+    _play(Console(), environment, _find(environment, task), seed, rewards)
+
+
+@app.command()
+def check(
+    target: Target,
+    args: Arguments = None,
+    reward: Reward = None,
+    model: Annotated[str, typer.Option(help="Model whose tokenizer is used; bytes when left out.")] = "",
+    action: Annotated[list[str] | None, typer.Option(help="A reply that the made-up policy gives too.")] = None,
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks that are looked at.")] = 8,
+    samples: Annotated[int, typer.Option(min=1, help="Episodes of each.")] = 4,
+    seed: Seed = 0,
+) -> None:
+    """Whether an environment keeps what it promises; exit code 1 if not. Needs no model."""
+    from rlft.cli.env_check import check_environment
+    from rlft.model import chat, sources
+
+    config, rewards = _resolve(target, args, reward)
+    with _scorer(rewards) as scorer:
+        findings = check_environment(
+            config,
+            tokenizer=chat.load_tokenizer(sources.resolve(model)) if model else None,
+            scorer=scorer,
+            actions=action or (),
+            tasks=tasks,
+            samples=samples,
+            seed=seed,
+        )
+    table = Table(title=Text(visible(config.path)), title_justify="left")
+    for heading in ("", "what", "seen"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        mark = Text("ok", style="green") if finding.is_fine else Text("wrong", style="red")
+        table.add_row(mark, Text(finding.name), Text(visible(finding.detail)))
+    Console().print(table)
+    if not all(finding.is_fine for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def measure(
+    config: Annotated[Path, typer.Argument(help="Config file (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings that replace the config's.", show_default=False, metavar="KEY=VALUE"),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Completions of each training task.")] = 4,
+    tasks: Annotated[int, typer.Option(help="The first tasks only; 0 measures all.")] = 0,
+    out: Annotated[Path, typer.Option(help="JSON lines of id and difficulty.")] = Path("difficulty.jsonl"),
+) -> None:
+    """How often the base model (or `adapter.start`) fails each training task, for `environment.order: easy_first`."""
+    from rlft.config_file import load
+
+    loaded = load(config, overrides or [])
+    from rlft.cli import env_measure as launch_env  # takes seconds, which a misspelt key should not cost
+
+    counts = launch_env.measure(loaded, samples=samples, tasks=tasks, out=out)
+    console = Console()
+    for name, value in counts.items():
+        console.print(
+            Text(
+                f"{name.replace('_', ' ')}: {value:.3f}"
+                if isinstance(value, float)
+                else f"{name.replace('_', ' ')}: {value}"
+            )
+        )
+    console.print(
+        Text(f"Written: {out}\nIn the config: environment: {{args: {{difficulty_file: {out}}}, order: easy_first}}")
+    )
+
+
+def _resolve(
+    target: str, args: list[str] | None, rewards: list[str] | None
+) -> tuple[EnvironmentConfig, list[RewardConfig]]:
+    """The environment and the rewards that are meant."""
+    from rlft.config import EnvironmentConfig, RewardConfig
+    from rlft.config_file import load
+
+    yaml, given = YAML(typ="safe"), {}
+    for item in args or []:
+        key, found, value = item.partition("=")
+        if not found:
+            raise ValueError(f"--args {item!r}: write key=value")
+        given[key] = yaml.load(value)
+    named = [RewardConfig.model_validate({"path": path}) for path in rewards or []]
+    if target.endswith((".yaml", ".yml")):
+        config = load(Path(target), [])
+        environment = config.environment
+        named = [*(r for r in config.rewards if not r.folder), *named]
+        merged = {**environment.args, **given}
+        return environment.model_copy(update={"args": merged}), named
+    path = target if ":" in target or "/" in target or "." in target else f"environments.{target}:load"
+    return EnvironmentConfig.model_validate({"path": path, "args": given}), named
+
+
+def _find(environment: Environment, task_id: str) -> Task:
+    from rlft.common.by_path import did_you_mean
+
+    tasks = {task.id: task for task in (*environment.train, *environment.heldout)}
+    if not task_id:
+        return environment.train[0]
+    if task_id not in tasks:
+        raise ValueError(f"no task {task_id!r} among {len(tasks)}.{did_you_mean(task_id, tasks)}")
+    return tasks[task_id]
+
+
+def _scorer(rewards: list[RewardConfig]) -> Any:
+    from rlft.reward.contract import RewardSpec
+    from rlft.reward.scoring import Scorer
+
+    specs = [RewardSpec(path=r.path, weight=r.weight, args=r.args, name=r.label) for r in rewards]
+    return Scorer(specs, workers=0, deadline_s=60, log_dir=None) if specs else nullcontext()
+
+
+def _play(console: Console, environment: Environment, task: Task, seed: int, rewards: list[RewardConfig]) -> None:
+    from rlft.environment.contract import Step
+    from rlft.types import Message, Turn
+
+    episode = environment.episode() if environment.episode else None
+    messages: list[Message] = list(episode.start(task, seed) if episode else task.messages)
+    console.print(Text(visible(f"task {task.id}, seed {seed}"), style="bold"))
+    for tool in environment.tools:
+        described = tool["function"]
+        arguments = ", ".join(described["parameters"].get("properties", {}))
+        console.print(Text(visible(f"tool {described['name']}({arguments}): {described['description']}"), style="dim"))
+    _show(console, messages)
+    given: list[tuple[Message, Step]] = []
+    reason = "left"
+    with asyncio.Runner() as runner:
+        while (reply := _read(console)) is not None:
+            messages.append(Message(role="assistant", content=reply))
+            step = Step(done=True)
+            if episode:
+                answer = episode.step(messages[-1])
+                step = runner.run(_awaiting(answer)) if inspect.isawaitable(answer) else answer
+            given.append((messages[-1], step))
+            messages += step.messages
+            _show(console, step.messages)
+            if step.reward is not None:
+                console.print(Text(f"reward {step.reward:g}", style="green"))
+            if step.done or len(given) >= environment.max_turns:
+                reason = "done" if step.done else "turns"
+                break
+        close = getattr(episode, "close", None)
+        if callable(close) and inspect.isawaitable(closing := close()):
+            runner.run(_awaiting(closing))
+    total = [step.reward for _, step in given if step.reward is not None]
+    summed = f", reward of the environment {sum(total):g}" if total else ""
+    console.print(Text(f"stopped: {reason} after {len(given)} turns{summed}", style="bold"))
+    if given and rewards:
+        turns = [Turn(prompt_ids=(), completion=_typed(), observation=s.messages, reward=s.reward) for _, s in given]
+        with _scorer(rewards) as scorer:
+            _score(console, scorer, task, seed, turns, messages if episode else [], given[-1][0]["content"])
+
+
+def _score(
+    console: Console, scorer: Scorer, task: Task, seed: int, turns: list[Any], messages: list[Message], text: str
+) -> None:
+    from rlft.types import Failed, Group, Score, Trajectory
+
+    played = Trajectory(task=task, sample_index=0, seed=seed, turns=tuple(turns), text=text, messages=tuple(messages))
+    (scored,) = scorer.score([Group(task=task, trajectories=(played,))])[0].trajectories
+    outcome = scored.outcome
+    if isinstance(outcome, Score):
+        for name, value in outcome.parts.items():
+            console.print(Text(visible(f"{name}: {value:g}")))
+        console.print(Text(f"weighted: {outcome.value:g}", style="bold"))
+    elif outcome is not None:
+        said = outcome.message if isinstance(outcome, Failed) else f"abstained: {outcome.reason}"
+        console.print(Text(visible(said), style="red"))
+
+
+def _typed() -> Any:
+    """A completion without tokens: a person wrote it."""
+    from rlft.types import Completion
+
+    return Completion(token_ids=(), logprobs=(), finish_reason="stop", adapter_version=0, adapter_hash="")
+
+
+def _show(console: Console, messages: Any) -> None:
+    for message in messages:
+        name = f" {message['name']}" if message.get("name") else ""
+        console.print(Text(visible(f"{message['role']}{name}"), style="cyan"))
+        console.print(Text(visible(message["content"])), soft_wrap=True)
+
+
+def _read(console: Console) -> str | None:
+    """The next reply; None at the end of the input."""
+    lines: list[str] = []
+    console.print(Text("assistant", style="cyan"))
+    for line in iter(sys.stdin.readline, ""):
+        line = line.rstrip("\n")
+        lines.append(line.removesuffix("\\"))
+        if not line.endswith("\\"):
+            return "\n".join(lines)
+    return "\n".join(lines) if lines else None
+
+
+async def _awaiting(awaitable: Any) -> Any:
+    return await awaitable

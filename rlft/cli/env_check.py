@@ -1,0 +1,244 @@
+"""Whether an environment keeps what it promises, before a run depends on it: `rlft env check`.
+
+Episodes are played twice by a policy that says made-up things: numbers, words of the prompt, replies of the
+demonstrations. No model is needed; a tokenizer can be given, else every byte is a token.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rlft.config import EnvironmentConfig
+from rlft.environment import loading
+from rlft.environment.contract import Environment
+from rlft.environment.fresh_process import fingerprints, load_elsewhere
+from rlft.environment.prompt_lengths import first_messages
+from rlft.model import templates
+from rlft.reward.scoring import Scorer
+from rlft.rollout.chunk import Chunk
+from rlft.rollout.engines.scripted import ScriptedEngine, byte_tokenizer
+from rlft.rollout.generate import run_chunk
+from rlft.types import Failed, Group, SamplingParams, Score, Task, Trajectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    """What it is."""
+    is_fine: bool
+    """Whether the environment may be used."""
+    detail: str
+    """What was seen."""
+
+
+def check_environment(
+    config: EnvironmentConfig,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    scorer: Scorer | None = None,
+    actions: Sequence[str] = (),
+    tasks: int = 8,
+    samples: int = 4,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+) -> list[Finding]:
+    """Look at everything that can be told without a model.
+
+    Args:
+        scorer: rewards that score the episodes too.
+        actions: what the policy says, beside what is made up.
+        tasks: how many, evenly spread, and `samples` episodes of each.
+
+    Raises:
+        ValueError: the environment cannot be loaded, or the contract's own check refuses it.
+    """
+    environment = loading.load(config)
+    plain = _plain_data(environment)
+    findings = [_tasks(environment), _reproducible(environment, config, elsewhere=plain.is_fine), plain]
+    every = max(1, len(environment.train) // tasks)
+    chosen = tuple(environment.train[::every][:tasks])
+    say = _babble([*actions, *_said(environment)])
+    tokenizer = tokenizer or byte_tokenizer()
+    if environment.episode is not None:
+        findings += _starts(environment, chosen, seed)
+        if not all(finding.is_fine for finding in findings):
+            return findings  # episodes would only stumble over the same
+    engine = ScriptedEngine(tokenizer, say, context=10**6)
+    params = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=_room(environment, max_new_tokens))
+    chunk = Chunk(
+        tasks=chosen, samples_per_task=samples, params=params, run_seed=seed, stream="check", step=0, version=0
+    )
+    try:
+        groups = run_chunk(engine, tokenizer, chunk, environment)
+        again = run_chunk(ScriptedEngine(tokenizer, say, context=10**6), tokenizer, chunk, environment)
+    except ValueError as error:
+        return [*findings, Finding(name="episodes", is_fine=False, detail=str(error))]
+    findings += [_failures(groups), _deterministic(groups, again), _budgets(environment, groups)]
+    findings += [_tokens(tokenizer, environment, groups), *_rewards(environment, groups, scorer)]
+    return findings
+
+
+def _tasks(environment: Environment) -> Finding:
+    counts = f"{len(environment.train)} training, {len(environment.heldout)} held out, no prompt in both"
+    return Finding(
+        name="tasks",
+        is_fine=bool(environment.heldout),
+        detail=f"{counts}, {len(environment.demonstrations)} demonstrations"
+        if environment.heldout
+        else "no held-out tasks: the accuracy is measured on them",
+    )
+
+
+def _reproducible(environment: Environment, config: EnvironmentConfig, *, elsewhere: bool) -> Finding:
+    """Args: elsewhere: whether the tasks are plain data, so that another process can tell what it got."""
+    name, readers = "same arguments, same tasks", "rollout workers load it too, and a resumed run does"
+    again = loading.load(config)
+    for split in ("train", "heldout", "demonstrations"):
+        if list(getattr(again, split)) != list(getattr(environment, split)):
+            return Finding(name=name, is_fine=False, detail=f"{split} differs when it is loaded again: {readers}")
+    if not elsewhere:
+        return Finding(name=name, is_fine=True, detail="loaded twice")
+    try:
+        found = load_elsewhere(config)
+    except ValueError as error:
+        return Finding(name=name, is_fine=False, detail=f"{error}\n{readers}")
+    for split, ours in fingerprints(environment).items():
+        if found[split] != ours:
+            pairs = enumerate(zip(ours, found[split], strict=False))
+            row = next((row for row, (one, other) in pairs if one != other), min(len(ours), len(found[split])))
+            detail = (
+                f"{split} differs from row {row} on in another process: {readers}. Sets of strings have another order "
+                "there (PYTHONHASHSEED), and so do files of a folder on another machine: sort them"
+            )
+            return Finding(name=name, is_fine=False, detail=detail)
+    return Finding(name=name, is_fine=True, detail="loaded twice, and in another process")
+
+
+def _plain_data(environment: Environment) -> Finding:
+    for task in (*environment.train, *environment.heldout):
+        try:
+            json.dumps([task.answer, dict(task.columns)])
+        except (TypeError, ValueError) as error:
+            detail = f"task {task.id!r}: answer or columns are no plain data ({error}); rewards get them in a process"
+            return Finding(name="plain data", is_fine=False, detail=detail)
+    return Finding(name="plain data", is_fine=True, detail="answers and columns")
+
+
+def _starts(environment: Environment, tasks: Sequence[Task], seed: int) -> list[Finding]:
+    differing, seeded = [], 0
+    for task in tasks:
+        first, second, other = (first_messages(environment, task, seed=s) for s in (seed, seed, seed + 1))
+        differing += [task.id] if first != second else []
+        seeded += first != other
+    detail = f"{len(tasks)} tasks; another seed changed {seeded} of them"
+    if differing:
+        detail = f"start(task, seed) of {differing[0]!r} returned other messages for the same seed"
+    return [Finding(name="a group starts alike", is_fine=not differing, detail=detail)]
+
+
+def _failures(groups: Sequence[Group]) -> Finding:
+    failed = [t.outcome for t in _trajectories(groups) if isinstance(t.outcome, Failed)]
+    if failed:
+        detail = f"{len(failed)} of {len(_trajectories(groups))} failed; {failed[0].message}\n{failed[0].reproduce}"
+        return Finding(name="episodes", is_fine=False, detail=detail)
+    reasons = Counter(t.stop_reason for t in _trajectories(groups))
+    turns = sorted(len(t.turns) for t in _trajectories(groups))
+    ended = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    return Finding(name="episodes", is_fine=True, detail=f"ended: {ended}; {turns[0]} to {turns[-1]} turns")
+
+
+def _deterministic(groups: Sequence[Group], again: Sequence[Group]) -> Finding:
+    for one, other in zip(_trajectories(groups), _trajectories(again), strict=True):
+        if [(t.observation, t.reward) for t in one.turns] != [(t.observation, t.reward) for t in other.turns]:
+            detail = f"task {one.task.id!r}: the same seed and the same actions gave other answers or rewards"
+            return Finding(name="deterministic", is_fine=False, detail=detail)
+    return Finding(name="deterministic", is_fine=True, detail="same seed and actions, same answers")
+
+
+def _budgets(environment: Environment, groups: Sequence[Group]) -> Finding:
+    turns = max(len(t.turns) for t in _trajectories(groups))
+    tokens = max(len(t.token_ids) for t in _trajectories(groups))
+    limit = environment.max_tokens
+    is_fine = environment.episode is None or (turns <= environment.max_turns and (limit is None or tokens <= limit))
+    detail = f"{turns} turns of {environment.max_turns}, {tokens} tokens of {'any number' if limit is None else limit}"
+    return Finding(
+        name="budgets", is_fine=is_fine, detail=detail if environment.episode else f"one turn, {tokens} tokens"
+    )
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, environment: Environment, groups: Sequence[Group]) -> Finding:
+    for trajectory in _trajectories(groups):
+        ids, mask = trajectory.token_ids, trajectory.action_mask
+        sampled = [token for turn in trajectory.turns for token in turn.completion.token_ids]
+        if len(ids) != len(mask) or [t for t, is_action in zip(ids, mask, strict=False) if is_action] != sampled:
+            detail = f"task {trajectory.task.id!r}: the mask does not cover the sampled tokens"
+            return Finding(name="tokens and masks", is_fine=False, detail=detail)
+    lengths = [len(t.prompt_ids) for t in _trajectories(groups)]
+    tools = ""
+    if environment.tools:
+        where = "by the chat template" if templates.takes_tools(tokenizer) else "in the system message"
+        tools = f"; {len(environment.tools)} tools, described {where}"
+    return Finding(
+        name="tokens and masks", is_fine=True, detail=f"prompts of {min(lengths)} to {max(lengths)} tokens{tools}"
+    )
+
+
+def _rewards(environment: Environment, groups: Sequence[Group], scorer: Scorer | None) -> list[Finding]:
+    findings = []
+    if environment.episode is not None:
+        given = [t.environment_reward for t in _trajectories(groups)]
+        findings.append(Finding(name="environment's reward", is_fine=True, detail=_range(given)))
+    if scorer is not None:
+        outcomes = [t.outcome for group in scorer.score(groups) for t in group.trajectories]
+        failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+        detail = _range([outcome.value if isinstance(outcome, Score) else None for outcome in outcomes])
+        if failed:
+            detail = f"{len(failed)} of {len(outcomes)} could not be scored: {failed[0].message}"
+        findings.append(Finding(name="config's rewards", is_fine=not failed, detail=detail))
+    return findings
+
+
+def _range(values: Sequence[float | None]) -> str:
+    seen = [value for value in values if value is not None]
+    if not seen:
+        return f"none given in {len(values)} episodes"
+    return f"{min(seen):g} to {max(seen):g} in {len(seen)} of {len(values)} episodes, for made-up replies"
+
+
+def _trajectories(groups: Sequence[Group]) -> list[Trajectory]:
+    return [trajectory for group in groups for trajectory in group.trajectories]
+
+
+def _room(environment: Environment, max_new_tokens: int) -> int:
+    return max_new_tokens if environment.max_tokens is None else min(max_new_tokens, environment.max_tokens)
+
+
+def _said(environment: Environment) -> list[str]:
+    """Replies of the demonstrations, each once."""
+    replies = [m["content"] for shown in environment.demonstrations[:50] for m in shown if m["role"] == "assistant"]
+    return list(dict.fromkeys(replies))
+
+
+def _babble(said: Sequence[str]) -> Callable[[str, int, int], str]:
+    def say(prompt: str, index: int, seed: int) -> str:
+        random_ = random.Random(seed)
+        choices: list[Callable[[], Any]] = [
+            lambda: random_.randint(0, 20),
+            lambda: " ".join(random_.choices(prompt.split(), k=5)),
+            lambda: f"<answer>{random_.randint(0, 99)}</answer>",
+            lambda: '<tool_call>{"name": "no_such_tool", "arguments": {}}</tool_call>',
+        ]
+        if said:
+            choices += [lambda: random_.choice(said)] * len(choices)
+        return str(random_.choice(choices)())
+
+    return say

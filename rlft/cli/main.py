@@ -1,0 +1,329 @@
+"""The command line. Heavy imports happen inside the commands, so that `--help` and `report` answer at once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, get_args
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlft.cli import env
+from rlft.curves.text import visible
+
+app = typer.Typer(
+    name="rlft",
+    help="Fine-tune language models by reinforcement learning: write a reward, launch a run, read its curve.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+app.add_typer(env.app, name="env")
+
+ConfigFile = Annotated[Path, typer.Argument(help="Config file (YAML).", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(help="Run directory, such as runs/quickstart.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Settings that replace the config's: key.sub=value.",
+        show_default=False,
+        metavar="KEY=VALUE",
+    ),
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Start over; an existing run of that name is moved aside.")]
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
+    """Run a config: measure the base model, warm-start by SFT where asked, train by RL, report."""
+    from rlft.config_file import load
+
+    loaded = load(config, overrides or [])
+    from rlft.train.rl import launch  # takes seconds, which a misspelt key should not cost
+
+    _show_summary(loaded.run_dir, launch.train(loaded, restart=restart))
+
+
+@app.command()
+def sft(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
+    """Run only the SFT stage of a config and write its adapter in PEFT's layout."""
+    from rlft.config_file import load
+
+    loaded = load(config, overrides or [])
+    from rlft.train.rl import launch
+
+    folder = launch.sft(loaded, restart=restart)
+    Console().print(Text(f"SFT adapter: {folder}"))
+
+
+@app.command()
+def dpo(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
+    """Train on preferences from a file or the hub (DPO, IPO, SLiC, SimPO, ORPO, KTO), measure held-out ones, report."""
+    from rlft.config_file import load
+    from rlft.train.preference.config import PreferenceConfig
+
+    loaded = load(config, overrides or [], PreferenceConfig)
+    from rlft.train.preference import launch as launch_dpo
+
+    _show_summary(loaded.run_dir, launch_dpo.train(loaded, restart=restart))
+
+
+@app.command("reward-model")
+def reward_model(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
+    """Train a reward model on preferences, measure it on held-out pairs, and write it in PEFT's layout."""
+    from rlft.config_file import load
+    from rlft.train.reward_model.config import RewardModelConfig
+
+    loaded = load(config, overrides or [], RewardModelConfig)
+    from rlft.train.reward_model import launch as launch_reward
+
+    _show_reward_model(loaded.run_dir, launch_reward.train(loaded, restart=restart))
+
+
+@app.command()
+def chaos(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    kills: Annotated[int, typer.Option(min=1, help="How many rollout workers are killed.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Decides when they are killed.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of both runs, at most the config's.")] = 5,
+) -> None:
+    """Run a config twice, the second time with rollout workers killed, and show whether the curve is the same."""
+    from rlft.config_file import load
+
+    loaded = load(config, overrides or [])
+    loaded = load(config, [*(overrides or []), f"steps={min(steps, loaded.steps)}"])
+    from rlft.cli import chaos as module
+
+    outcome = module.chaos(loaded, kills=kills, seed=seed)
+    _show_chaos(outcome)
+    if not outcome.is_same:
+        raise typer.Exit(1)
+
+
+@app.command()
+def resume(run: RunFolder) -> None:
+    """Continue an interrupted run from its newest whole checkpoint."""
+    _refuse_reward_model(run, "resume", "it is short and starts over: rlft reward-model CONFIG --restart")
+    if _is_preference_run(run):
+        from rlft.train.preference import launch as launch_dpo
+
+        _show_summary(run, launch_dpo.resume(run))
+        return
+    from rlft.train.rl import launch
+
+    _show_summary(run, launch.resume(run))
+
+
+@app.command()
+def evaluate(
+    target: Annotated[
+        Path,
+        typer.Argument(help="Config file (base model) or run directory (its last adapter).", show_default=False),
+    ],
+    overrides: Overrides = None,
+    adapter: Annotated[Path | None, typer.Option(help="Adapter folder (PEFT layout) to measure instead.")] = None,
+) -> None:
+    """Measure held-out accuracy and print it as JSON; nothing is written."""
+    from rlft.config_file import load
+
+    if target.is_dir():
+        _refuse_reward_model(target, "evaluate", f"its held-out accuracy is in {target / 'summary.json'}")
+        if _is_preference_run(target):
+            raise ValueError(
+                f"{target} is a preference run, which has no tasks; its held-out numbers are in {target / 'evals'}. To "
+                f"measure its adapter on tasks: rlft evaluate CONFIG --adapter {_last_adapter(target)}"
+            )
+        adapter = adapter or _last_adapter(target)
+        loaded = load(target / "config.yaml", overrides or [])
+    else:
+        loaded = load(target, overrides or [])
+    from rlft.train.rl import launch
+
+    result = launch.measure(loaded, adapter)
+    del result["by_task"]
+    print(json.dumps({"adapter": str(adapter) if adapter else "base", **result}, indent=1))
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write report.html and reward.png of a run, finished or not."""
+    from rlft.curves.report import write_report, write_reward_png
+
+    for path in (write_report(run), write_reward_png(run)):
+        Console().print(Text(str(path)))
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str,
+        typer.Argument(help="rewards, environments, presets or engines; all when left out.", show_default=False),
+    ] = "",
+) -> None:
+    """List what a config can name."""
+    from rlft.common import by_path
+    from rlft.config import RolloutConfig
+    from rlft.environment.systems import ADAPTERS
+    from rlft.objectives.presets import PRESETS
+
+    engines = get_args(RolloutConfig.model_fields["engine"].annotation)
+    tables: dict[str, dict[str, str]] = {
+        "rewards": by_path.available("rewards"),
+        "environments": {
+            **by_path.available("environments"),
+            **{adapter.syntax: f"of {system}; docs/adapters.md" for system, adapter in ADAPTERS.items()},
+        },
+        "presets": {name: _preset_line(algorithm) for name, algorithm in PRESETS.items()},
+        "engines": dict.fromkeys(engines, ""),
+    }
+    if kind and kind not in tables:
+        raise ValueError(f"nothing called {kind!r} to list; one of {', '.join(tables)}")
+    console = Console()
+    for name in [kind] if kind else tables:
+        table = Table(title=name, title_justify="left", box=None, show_header=False, padding=(0, 2))
+        for key, line in tables[name].items():
+            table.add_row(Text(key, style="bold"), Text(line))
+        console.print(table)
+
+
+@app.command()
+def schema(
+    kind: Annotated[Literal["rl", "dpo", "reward-model"], typer.Option(help="Which command's config.")] = "rl",
+) -> None:
+    """Print the JSON Schema of a config, for editors."""
+    if kind == "reward-model":
+        from rlft.train.reward_model.config import RewardModelConfig
+
+        print(json.dumps(RewardModelConfig.model_json_schema(), indent=1))
+        return
+    if kind == "dpo":
+        from rlft.train.preference.config import PreferenceConfig
+
+        print(json.dumps(PreferenceConfig.model_json_schema(), indent=1))
+        return
+    from rlft.config_file import schema as config_schema
+
+    print(json.dumps(config_schema(), indent=1))
+
+
+@app.command()
+def models() -> None:
+    """List the models that can be named without a hub."""
+    from rlft.model.sources import CATALOGUE
+
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("name", "parameters", "download", "license", "hub id"):
+        table.add_column(heading)
+    for model in CATALOGUE.values():
+        row = (
+            model.name,
+            f"{model.parameters / 1e6:.0f} M",
+            f"{model.size_bytes / 1e6:.0f} MB",
+            model.license,
+            model.hub_id,
+        )
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are shown without a traceback; exit codes as a shell expects."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except (ValueError, RuntimeError, ConnectionError) as error:
+        Console(stderr=True).print(Text(visible(f"error: {error}"), style="red"), soft_wrap=True)
+        sys.exit(1)
+
+
+def _terminate(signum: int, frame: Any) -> NoReturn:
+    sys.exit(128 + signum)
+
+
+def _kind(run: Path) -> str:
+    from rlft.curves.reading import read_config
+
+    return str(read_config(run).get("kind", "rl"))
+
+
+def _is_preference_run(run: Path) -> bool:
+    return _kind(run) == "dpo"
+
+
+def _refuse_reward_model(run: Path, command: str, instead: str) -> None:
+    if _kind(run) == "reward-model":
+        raise ValueError(f"{run} holds a reward model, which `rlft {command}` is not for; {instead}")
+
+
+def _last_adapter(run: Path) -> Path:
+    folders = sorted(run.glob("adapters/v*")) or sorted(run.glob("adapters/sft"))
+    if not folders:
+        raise ValueError(f"{run} has no adapter yet; pass a config file to measure the base model")
+    return folders[-1]
+
+
+def _preset_line(algorithm: Any) -> str:
+    return ", ".join(f"{field.name}={getattr(algorithm, field.name)}" for field in fields(algorithm)[1:10])
+
+
+def _show_summary(run: Path, summary: dict[str, Any]) -> None:
+    table = Table(title=Text(visible(f"Held-out {summary['metric']}")), title_justify="left")
+    for heading in ("policy", "accuracy", "95 % interval", "tasks"):
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    stages = [("base model", "accuracy_base"), ("after SFT", "accuracy_sft"), ("after RL", "accuracy_rl")]
+    stages.append((f"after {summary.get('stage')}", "accuracy_trained"))  # a preference run names its loss
+    for label, key in stages:
+        if accuracy := summary.get(key):
+            table.add_row(label, f"{accuracy['mean']:.3f}", _interval(accuracy), str(accuracy["n"]))
+    console = Console()
+    if table.row_count:
+        console.print(table)
+    console.print("Written:")
+    for name in ("report.html", "reward.png", "summary.json", summary["adapter"]):
+        console.print(Text(f"  {run / name}"))
+
+
+def _show_reward_model(run: Path, summary: dict[str, Any]) -> None:
+    table = Table(title="Held-out pairs in the right order", title_justify="left")
+    for heading in ("training", "accuracy", "95 % interval", "pairs"):
+        table.add_column(heading, justify="left" if heading == "training" else "right")
+    for label in ("before", "after"):
+        accuracy = summary[f"accuracy_{label}"]
+        table.add_row(label, f"{accuracy['mean']:.3f}", _interval(accuracy), str(summary["n"]))
+    console = Console()
+    console.print(table)
+    folder = run / summary["reward_model"]
+    console.print(Text(f"Written:\n  {folder}\n  {run / 'summary.json'}"))
+    console.print(Text(f"As a reward, on the model of the run: path: adapter:{folder}"), soft_wrap=True)
+    console.print(
+        Text(f"As a reward of its own: path: rewards.reward_model:reward_model, args: {{folder: {folder}}}"),
+        soft_wrap=True,
+    )
+
+
+def _show_chaos(outcome: Any) -> None:
+    console = Console()
+    for kill in outcome.kills:
+        console.print(Text(f"killed: the worker that had chunk {kill.chunk} of step {kill.step}"))
+    table = Table(title=f"{len(outcome.kills)} kills, {outcome.replaced} workers replaced", title_justify="left")
+    for heading in ("result", "compared", "undisturbed and disturbed"):
+        table.add_column(heading, justify="right" if heading == "compared" else "left")
+    for row in outcome.comparisons:
+        verdict = Text(row.difference, style="red") if row.difference else Text("the same", style="green")
+        table.add_row(row.what, str(row.files), verdict)
+    console.print(table)
+    if not outcome.is_same and outcome.reason:
+        console.print(Text(f"They may differ without a fault: {outcome.reason}."), soft_wrap=True)
+    console.print(Text(f"Written:\n  {outcome.undisturbed}\n  {outcome.disturbed}"), soft_wrap=True)
+
+
+def _interval(accuracy: dict[str, Any]) -> str:
+    return "" if accuracy["low"] is None else f"{accuracy['low']:.3f} to {accuracy['high']:.3f}"

@@ -1,0 +1,194 @@
+"""Functions by name: `package.module:function` or `path/to/file.py:function`.
+
+A file is loaded by its location under a module name made from its absolute path, so it never meets another module of
+the same name. The shipped packages (`rewards`, `environments`) are found beside `rlft` and loaded the same way: a
+user's own folder of that name neither hides them nor is hidden by them.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, cast
+
+_ROOT = Path(__file__).absolute().parents[2]
+
+TRACEBACK_FRAMES = 4
+"""Innermost stack frames that an error message keeps."""
+
+
+def import_function(path: str, *, shipped: str) -> Callable[..., Any]:
+    """The function that `path` names.
+
+    Args:
+        shipped: the package of ours that holds such functions, `rewards` or `environments`.
+
+    Raises:
+        ValueError: there is no such file, module or function, or importing it failed; says what is there instead.
+    """
+    function = import_object(path, shipped=shipped)
+    if inspect.isclass(function) or not callable(function):
+        name = path.rpartition(":")[2]
+        raise ValueError(f"{path}: {name!r} is a {type(function).__name__}, not a function")
+    return cast("Callable[..., Any]", function)
+
+
+def import_class(path: str, *, shipped: str) -> type:
+    """The class that `path` names.
+
+    Raises:
+        ValueError: see `import_function`.
+    """
+    found = import_object(path, shipped=shipped, kind="class")
+    if not inspect.isclass(found):
+        name = path.rpartition(":")[2]
+        raise ValueError(f"{path}: {name!r} is a {type(found).__name__}, not a class")
+    return found
+
+
+def import_object(path: str, *, shipped: str, kind: Literal["function", "class"] = "function") -> object:
+    """What `path` names, whatever it is.
+
+    Args:
+        kind: what should be there, for the error message.
+
+    Raises:
+        ValueError: see `import_function`.
+    """
+    target, name = split(path, shipped=shipped)
+    module = _load_file(target, path) if isinstance(target, Path) else _import(target, name, path, shipped)
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        there = sorted(key for key, value in vars(module).items() if _is_defined_in(module, value, kind))
+        plural = "functions" if kind == "function" else "classes"
+        raise ValueError(
+            f"{path}: no {kind} {name!r} in {module.__file__}."
+            f"{did_you_mean(name, there)} It defines: {', '.join(there) or f'no {plural}'}."
+        ) from None
+
+
+def absolute(path: str, *, shipped: str) -> str:
+    """The same function, named independently of the working directory."""
+    target, name = split(path, shipped=shipped)
+    return f"{target.expanduser().absolute()}:{name}" if isinstance(target, Path) else path
+
+
+def available(shipped: str) -> dict[str, str]:
+    """The functions of a shipped package: import path -> first line of the docstring. Runs none of them."""
+    found = {}
+    folder = _ROOT / shipped
+    for module in sorted(info.name for info in pkgutil.iter_modules([str(folder)])):
+        for node in ast.parse((folder / f"{module}.py").read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+                found[f"{shipped}.{module}:{node.name}"] = (ast.get_docstring(node) or "").partition("\n")[0]
+    return found
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?`, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception in a few lines: the innermost frames of its traceback, except rlft's own, and its message."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__, limit=-50)
+        if _ROOT / "rlft" not in Path(frame.filename).parents and not frame.filename.startswith("<frozen")
+    ]
+    text = traceback.format_list(frames[-TRACEBACK_FRAMES:]) + traceback.format_exception_only(error)
+    return "".join(text).strip()
+
+
+def split(path: str, *, shipped: str) -> tuple[Path | str, str]:
+    """File or module, and the function's name.
+
+    Raises:
+        ValueError: the path names no function.
+    """
+    target, _, name = path.rpartition(":")
+    if target and name:
+        return (Path(target) if target.endswith(".py") or "/" in target else target), name
+    word = path.strip(":")
+    if word.endswith(".py"):
+        raise ValueError(f"{path!r} names no function: write {word}:FUNCTION")
+    functions = {key.rpartition(":")[2]: key for key in available(shipped)}
+    close = difflib.get_close_matches(word.rpartition(".")[2], functions, n=1, cutoff=0.5)
+    hint = f" Did you mean {functions[close[0]]!r}?" if close else ""
+    raise ValueError(f"{path!r} must be package.module:function or path/to/file.py:function.{hint}")
+
+
+def _load_file(file: Path, path: str) -> ModuleType:
+    file = file.expanduser().absolute()
+    if file.suffix != ".py" or not file.is_file():
+        there = sorted(other.name for other in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        hint = did_you_mean(file.name, there) if there else f" {file.parent} holds no .py file."
+        raise ValueError(f"{path}: there is no Python file {file}.{hint}")
+    name = f"rlft_user_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before running it, as import does: dataclasses look themselves up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        hint = ""
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (file.parent / f"{missing}.py").is_file():
+            hint = (
+                f"\n{missing}.py lies beside it, but a function named by file is loaded alone: merge them, or put "
+                "their folder on PYTHONPATH and write package.module:function"
+            )
+        raise ValueError(f"{path}: importing it failed:\n{describe_error(error)}{hint}") from error
+    return module
+
+
+def _import(target: str, name: str, path: str, shipped: str) -> ModuleType:
+    package, *rest = target.split(".")
+    own = Path(*target.split(".")).with_suffix(".py")
+    hint = f" {own} exists: write {own}:{name}." if own.is_file() else ""
+    if package == shipped:
+        file = _ROOT.joinpath(shipped, *rest).with_suffix(".py")
+        if rest and file.is_file():
+            return _load_file(file, path)
+        known = available(shipped)
+        near = did_you_mean(f"{target}:{name}", known)
+        raise ValueError(
+            f"{path}: rlft ships no {target!r}.{near}{hint} The package `{shipped}` is rlft's: name your own by file. "
+            f"Shipped: {', '.join(known)}."
+        )
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing != target and not target.startswith(f"{missing}."):
+            raise ValueError(f"{path}: importing it failed:\n{describe_error(error)}") from error
+        parent, _, leaf = missing.rpartition(".")
+        where = getattr(sys.modules.get(parent), "__path__", []) if parent else None
+        near = did_you_mean(leaf, (info.name for info in pkgutil.iter_modules(where)))
+        raise ValueError(f"{path}: no module {missing!r} on the import path.{near}{hint}") from None
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{path}: importing it failed:\n{describe_error(error)}") from error
+
+
+def _is_defined_in(module: ModuleType, value: Any, kind: Literal["function", "class"]) -> bool:
+    is_kind = inspect.isfunction(value) if kind == "function" else inspect.isclass(value)
+    return is_kind and value.__module__ == module.__name__

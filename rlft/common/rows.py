@@ -1,0 +1,141 @@
+"""Rows of a table as their authors wrote them: a file, the hub, or a function; each with its place for error messages.
+
+Nothing is guessed: `json` and `csv` are read by Python's own modules, since the readers that infer types turn text that
+looks like a date or a number into one.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlft.common.by_path import describe_error, did_you_mean, import_function
+
+FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def read_rows(
+    source: str, *, subset: str = "", split: str = "train", name: str = "source"
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every row with its place, `file:line` or `source, row number`.
+
+    Args:
+        source: a file of `FORMATS`; `package.module:function` or `file.py:function`, called without arguments; else a
+            hub id, or a folder that `datasets` can load.
+        subset: of a hub id, what `datasets` calls its configuration.
+        split: of a hub id.
+        name: what the source is called in error messages.
+
+    Raises:
+        ValueError: there is no such source, or it is not readable.
+    """
+    path = Path(source)
+    is_function = ":" in source and path.suffix not in FORMATS
+    if is_function or path.suffix in FORMATS:
+        if subset or split != "train":
+            prefix = name.rpartition("source")[0]
+            raise ValueError(
+                f"{prefix}split and {prefix}subset are for hub ids and folders; {source} is read as a whole"
+            )
+        return _number(source, _call(source)) if is_function else _file(path, name)
+    return _number(source, _from_hub(source, subset, split, name))
+
+
+def row_hash(text: str, seed: int) -> str:
+    """Hex digest of what tells a row from others, and of a seed; for its id, and for `is_heldout`."""
+    return hashlib.sha256(f"{seed}\x1f{text}".encode(errors="surrogatepass")).hexdigest()
+
+
+def is_heldout(digest: str, share: float) -> bool:
+    """Whether a row with this `row_hash` is held out, when a share of the rows is: wherever it stands, and whatever
+    other rows there are."""
+    return int(digest[:8], 16) < share * 16**8
+
+
+def _file(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if not path.is_file():
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.*")] if path.parent.is_dir() else [])
+        raise ValueError(f"{name}: no file {path}.{near}")
+    if path.suffix == ".jsonl":
+        return _json_lines(path)
+    return _csv(path) if path.suffix == ".csv" else _number(str(path), _whole_file(path))
+
+
+def _number(source: str, rows: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}, row {number}"
+        yield where, _object(where, row)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{where}: not JSON: {error}") from None
+            yield where, _object(where, row)
+
+
+def _object(where: str, row: Any) -> Mapping[str, Any]:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where}: expected an object with columns, found {type(row).__name__}")
+    return row
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        for number, row in enumerate(reader, start=1):
+            where = f"{path}, row {number}"
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{where}: it has another number of fields than the header, {len(reader.fieldnames or ())}"
+                )
+            yield where, row
+
+
+def _whole_file(path: Path) -> list[Any]:
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_table(path).to_pylist()
+        except pa.ArrowException as error:
+            raise ValueError(f"{path}: not readable as parquet: {error}") from None
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}; one object a line goes into a .jsonl file") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a list of rows, found {type(rows).__name__}")
+    return rows
+
+
+def _call(source: str) -> list[Any]:
+    function = import_function(source, shipped="environments")
+    try:
+        return list(function())
+    except Exception as error:  # whatever a user's code raises
+        raise ValueError(f"{source} raised:\n{describe_error(error)}") from error
+
+
+def _from_hub(source: str, subset: str, split: str, name: str) -> Iterable[Any]:
+    from datasets import disable_progress_bars, load_dataset  # takes a second, which a file does not need
+
+    disable_progress_bars()
+    try:
+        return load_dataset(source, subset or None, split=split)
+    except Exception as error:  # whatever the many loaders raise, it is about this source
+        raise ValueError(
+            f"{name}: {source!r} could not be loaded: {error}\nIt is read as a folder or a hub id; a file "
+            f"must end in {', '.join(FORMATS)}"
+        ) from error

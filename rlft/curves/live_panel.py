@@ -1,0 +1,142 @@
+"""What a person sees while a run trains: a live panel in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from types import TracebackType
+from typing import Literal, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from rlft.curves.text import visible
+from rlft.types import Metrics
+
+_BARS = "▁▂▃▄▅▆▇█"
+_COURSES = ("reward/mean", "preference/margin")
+"""The first of these that a run logs is drawn as a sparkline."""
+_SHOWN = (
+    ("reward", "reward/mean", ".3f"),
+    ("loss", "preference/loss", ".4f"),
+    ("accuracy", "preference/accuracy", ".0%"),
+    ("margin", "preference/margin", ".3f"),
+    ("KL", "policy/kl_ref", ".4f"),
+    ("entropy", "policy/entropy", ".3f"),
+    ("length", "rollout/length", ".1f"),
+    ("turns", "rollout/turns", ".1f"),
+    ("signal", "groups/with_signal", ".0%"),
+    ("tokens/s", "time/tokens_per_s", ".0f"),
+)
+
+
+class View:
+    """Shows stages, steps and the reward's course. Everything that a model or user wrote goes through `Text`."""
+
+    def __init__(
+        self, title: str, *, steps: int, unit: Literal["step", "update"] = "step", console: Console | None = None
+    ) -> None:
+        """Args: title: name of the run. steps: how many there are in all; may be set later. unit: what a step is."""
+        self._console = console or Console(stderr=True)
+        self._title = title
+        self.steps = steps
+        self._unit = unit
+        self._between = "rollouts" if unit == "step" else "training"
+        self._course: list[float] = []
+        self._durations: deque[float] = deque(maxlen=20)
+        self._metrics: Metrics = {}
+        self._step = 0
+        self._stage_started = time.monotonic()
+        self._stage = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._bar = self._stage.add_task("starting", total=None)
+        self._live = Live(self, console=self._console, refresh_per_second=4, transient=False)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._stage.update(self._bar, visible=False)
+            self._live.stop()
+
+    def __rich__(self) -> Panel:
+        """The panel."""
+        table = Table.grid(padding=(0, 2))
+        drawn = self._drawn()
+        for label, name, form in _SHOWN:
+            if name in self._metrics:
+                spark = Text(" " + sparkline(self._course)) if name == drawn else Text()
+                table.add_row(Text(label, style="dim"), Text(format(self._metrics[name], form)) + spark)
+        if self._step:
+            table.add_row(Text("left", style="dim"), Text(_duration(self._seconds_left())))
+        heading = f"{visible(self._title)}  {self._unit} {self._step}/{self.steps}"
+        return Panel(Group(table, self._stage), title=Text(heading), title_align="left")
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """Begin a stage of the run."""
+        self._stage.reset(self._bar, total=total, description=visible(name))
+        self._stage_started = time.monotonic()
+        if not self._console.is_terminal:
+            self._console.print(Text(visible(f"{name} ...")))
+
+    def progress(self, done: int, total: int) -> None:
+        """How far the stage is."""
+        self._stage.update(self._bar, completed=done, total=total)
+
+    def rollout(self, done: int, total: int) -> None:
+        """How far the step's rollouts are."""
+        self._stage.update(self._bar, completed=done, total=total, description="rollouts")
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """A step is done."""
+        self._step, self._metrics = step, metrics
+        self._durations.append(metrics["time/step"])
+        if drawn := self._drawn():
+            self._course.append(metrics[drawn])
+        self._stage.reset(self._bar, description=self._between, total=None)
+        if not self._console.is_terminal:
+            shown = "  ".join(f"{label} {metrics[name]:{form}}" for label, name, form in _SHOWN if name in metrics)
+            self._console.print(
+                Text(f"{self._unit} {step}/{self.steps}  {shown}  left {_duration(self._seconds_left())}")
+            )
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(Text(visible(text)))
+
+    def _drawn(self) -> str:
+        return next((name for name in _COURSES if name in self._metrics), "")
+
+    def _seconds_left(self) -> float:
+        return (self.steps - self._step) * sum(self._durations) / max(1, len(self._durations))
+
+
+def sparkline(values: list[float], width: int = 40) -> str:
+    """The last `width` values as block characters between their minimum and maximum."""
+    values = values[-width:]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    if high == low:
+        return _BARS[0] * len(values)
+    return "".join(_BARS[round((value - low) / (high - low) * (len(_BARS) - 1))] for value in values)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,124 @@
+"""`reward.png`: the main curve of a run, drawn without a browser and without a display."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rlft.curves.charts import step_range
+from rlft.curves.plotly_traces import BLUE, GREY, ORANGE
+from rlft.curves.reading import Evaluation
+from rlft.curves.text import interval_text, visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZE_INCHES, DPI = (9.0, 6.0), 150
+_REFERENCES = {"base": (GREY, ":"), "sft": (ORANGE, "--")}
+
+
+def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evaluation]) -> bytes:
+    """The picture as PNG bytes: reward (or margin) above, held-out accuracy below, over one axis of steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import MaxNLocator
+
+    course = "reward/mean" if any("reward/mean" in row for row in rows) else "preference/margin"
+    rewards = [row for row in rows if math.isfinite(row.get(course, math.nan))]
+    known = [evaluation for evaluation in evals if math.isfinite(evaluation.accuracy.mean)]
+    figure = Figure(
+        figsize=SIZE_INCHES,
+        dpi=DPI,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08),
+        facecolor="white",
+    )
+    canvas = FigureCanvasAgg(figure)
+    # parse_math=False: a name with dollar signs is a name, not a formula.
+    figure.suptitle(visible(title), fontsize=14, fontweight="bold", x=0.012, ha="left", parse_math=False)
+    remark = "bands and bars: 95 % intervals, clustered by task"
+    figure.text(0.988, 0.975, remark, fontsize=8.5, color="#5b6472", ha="right", va="top")
+    panels = figure.subplots(max(1, bool(rewards) + bool(known)), 1, sharex=True, squeeze=False)[:, 0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#c5cad3")
+        axes.tick_params(colors="#5b6472", labelsize=9)
+        axes.grid(axis="y", color="#e8ebf0", linewidth=0.8)
+        axes.set_axisbelow(True)
+    if rewards:
+        _draw_course(panels[0], rewards, course)
+    if known:
+        _draw_accuracy(panels[-1], known, step_range(rows, evals))
+    if not rewards and not known:
+        panels[0].text(0.5, 0.5, "nothing has been logged yet", ha="center", transform=panels[0].transAxes)
+    panels[-1].set_xlabel("step", color="#5b6472")
+    panels[-1].set_xlim(*step_range(rows, evals))
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box is drawn: good enough here
+        canvas.print_png(buffer)
+    return buffer.getvalue()
+
+
+def _draw_course(axes: Axes, rows: Sequence[Mapping[str, float]], metric: str) -> None:
+    steps = [row["step"] for row in rows]
+    mark = "." if len(rows) <= 40 else ""
+    axes.plot(steps, [row[metric] for row in rows], color=BLUE, linewidth=1.8, marker=mark, label="mean")
+    banded = [row for row in rows if math.isfinite(row.get("reward/low", math.nan) + row.get("reward/high", math.nan))]
+    if banded:
+        axes.fill_between(
+            [row["step"] for row in banded],
+            [row["reward/low"] for row in banded],
+            [row["reward/high"] for row in banded],
+            color=BLUE,
+            alpha=0.18,
+            linewidth=0,
+        )
+    what = "reward" if metric == "reward/mean" else "margin"
+    axes.set_title(f"Train {what}, mean of each step", fontsize=10.5, loc="left")
+
+
+def _draw_accuracy(axes: Axes, evals: Sequence[Evaluation], steps: tuple[float, float]) -> None:
+    trained = [evaluation for evaluation in evals if evaluation.name not in _REFERENCES]
+    for evaluation in evals:
+        if evaluation.name in _REFERENCES:
+            color, dash = _REFERENCES[evaluation.name]
+            label = f"{evaluation.label} {interval_text(evaluation.accuracy)}"
+            axes.axhline(evaluation.accuracy.mean, color=color, linestyle=dash, linewidth=1.6, label=label)
+            if evaluation.accuracy.bounded:
+                axes.fill_between(
+                    steps,
+                    evaluation.accuracy.low,
+                    evaluation.accuracy.high,
+                    color=color,
+                    alpha=0.12,
+                    linewidth=0,
+                )
+    if trained:
+        intervals = [evaluation.accuracy for evaluation in trained]
+        errors = [
+            [i.mean - i.low if i.bounded else 0 for i in intervals],
+            [i.high - i.mean if i.bounded else 0 for i in intervals],
+        ]
+        axes.errorbar(
+            [evaluation.step for evaluation in trained],
+            [interval.mean for interval in intervals],
+            yerr=errors,
+            color=BLUE,
+            marker="o",
+            markersize=5,
+            linewidth=1.6,
+            elinewidth=1.3,
+            capsize=3,
+            label=f"{trained[-1].stage} {interval_text(intervals[-1])}",
+        )
+    metric = f" ({visible(evals[-1].metric)[:24]})" if evals[-1].metric else ""
+    axes.set_title(f"Held-out accuracy{metric}", fontsize=10.5, loc="left", parse_math=False)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    # To the right of the title, where no curve can run into it.
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.2}
+    axes.legend(frameon=False, fontsize=8.5, ncols=3, columnspacing=1.4, **place)

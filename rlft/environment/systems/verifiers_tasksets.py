@@ -1,0 +1,127 @@
+"""Tasksets of verifiers 1 (`verifiers.v1.Taskset`) that need neither a harness nor a container.
+
+Their tasks are asked once and scored by the task's own reward functions, as its offline replay does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rlft.environment.contract import Environment, Step
+from rlft.environment.systems.common import as_messages, split_rows
+from rlft.types import Message, Task
+
+
+def is_taskset_class(found: object) -> bool:
+    """Whether it is a class of tasksets; no verifiers, no such class."""
+    v1 = sys.modules.get("verifiers.v1")
+    return v1 is not None and inspect.isclass(found) and issubclass(found, v1.Taskset)
+
+
+def is_taskset(found: object) -> bool:
+    """Whether it is a taskset."""
+    return is_taskset_class(type(found))
+
+
+def make(cls: Any, config: Mapping[str, Any]) -> Any:
+    """A taskset with the settings of its own config class."""
+    from verifiers.v1 import TasksetConfig
+    from verifiers.v1.utils.generic import concrete_type
+
+    return cls((concrete_type(cls, TasksetConfig) or TasksetConfig)(**config))
+
+
+def load(taskset: Any, *, size: int | None, heldout: float, seed: int) -> Environment:
+    """See `verifiers.load`.
+
+    Raises:
+        ValueError: it has no end and no size is given; or a task needs what only a harness has.
+    """
+    if size is None and not getattr(taskset, "bounded", not taskset.INFINITE):
+        raise ValueError("the taskset has no end: give the argument `size`")
+    tasks = list(itertools.islice(taskset, size))
+    for task in tasks:
+        _check(task)
+    named = {task.key: task for task in tasks}
+    rows = [{"key": key, "prompt": _prompt(task.data)} for key, task in named.items()]
+    train, held_out = split_rows(rows, heldout=heldout, seed=seed)
+    return Environment(
+        train=[_task(row, named) for _, row in train],
+        heldout=[_task(row, named) for _, row in held_out],
+        episode=lambda: _Episode(named),
+        max_turns=1,
+    )
+
+
+class _Episode:
+    """See `rlft.environment.contract.Episode`."""
+
+    def __init__(self, tasks: Mapping[str, Any]) -> None:
+        self._tasks = tasks
+
+    def start(self, task: Task, seed: int) -> tuple[Message, ...]:
+        """The task's prompt."""
+        self._task = task
+        return task.messages
+
+    async def step(self, message: Message) -> Step:
+        """The task's reward."""
+        from verifiers.v1.configs.agent import AgentConfig
+        from verifiers.v1.graph import MessageNode
+        from verifiers.v1.trace import AgentInfo, Trace, TraceTask
+        from verifiers.v1.types import AssistantMessage, SystemMessage, UserMessage
+
+        own = self._tasks[self._task.id]
+        kinds: dict[str, Any] = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
+        said = [*self._task.messages, message]
+        nodes = [
+            MessageNode(
+                parent=index - 1 if index else None,
+                message=kinds[each["role"]](content=each["content"]),
+                sampled=index == len(said) - 1,
+            )
+            for index, each in enumerate(said)
+        ]
+        trace = Trace(
+            task=TraceTask(type=type(own).__name__, data=own.data, key=own.key, hash=own.hash),
+            agent=AgentInfo(config=AgentConfig()),
+            nodes=nodes,
+            is_completed=True,
+            ok=True,
+        )
+        await own.score(trace)
+        return Step(reward=float(trace.reward), done=True)
+
+
+def _check(task: Any) -> None:
+    if task.NEEDS_CONTAINER or type(task).toolsets(task.config) or task.data.image:
+        raise ValueError(
+            f"tasks of {type(task).__name__} need a container or tool servers, which a harness of verifiers starts; "
+            "only tasks that are asked once and scored from the reply run here"
+        )
+    for function in (*task.hooks("reward"), *task.hooks("metric")):
+        runtime = inspect.signature(function).parameters.get("runtime")
+        if runtime is not None and runtime.default is inspect.Parameter.empty:
+            raise ValueError(f"{type(task).__name__}.{function.__name__} needs a runtime, which a harness starts")
+
+
+def _prompt(data: Any) -> list[Message]:
+    system = [Message(role="system", content=data.system_prompt)] if data.system_prompt else []
+    return [*system, *as_messages(data.prompt, f"task {data.idx}")]
+
+
+def _task(row: Mapping[str, Any], tasks: Mapping[str, Any]) -> Task:
+    from verifiers.v1 import TaskData
+
+    own = tasks[row["key"]].data
+    data = {key: value for key, value in own.model_dump(mode="json").items() if key not in TaskData.model_fields}
+    return Task(
+        id=row["key"],
+        messages=tuple(row["prompt"]),
+        answer=data.get("answer"),
+        columns={key: value for key, value in data.items() if key != "answer"},
+    )

@@ -1,0 +1,84 @@
+"""Learners in several processes: `processes.py` with the methods of `Learner` and of `PreferenceLearner`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rlft.config import RunConfig
+from rlft.learner.processes import LIMIT, LearnerProcesses
+from rlft.learner.rl import Learner, has_gradient
+from rlft.model.starting_point import ReferenceSource
+from rlft.types import Batch, Group, Metrics
+
+
+class LearnerGroup(LearnerProcesses):
+    """`Learner`, in `learner.workers` processes; its methods raise what `LearnerProcesses.call` does."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model_folder: Path | str,
+        *,
+        warm_start: Mapping[str, Tensor] | None = None,
+        reference: ReferenceSource | None = None,
+        limit: timedelta = LIMIT,
+    ) -> None:
+        """See `Learner` and `LearnerProcesses`."""
+        self._algorithm = config.algorithm
+        self.num_updates = 0
+        super().__init__(
+            Learner,
+            config,
+            processes=config.processes,
+            limit=limit,
+            model_folder=model_folder,
+            warm_start=warm_start,
+            reference=reference,
+        )
+
+    def scores(self, groups: Sequence[Group], tools: Sequence[Mapping[str, Any]] = ()) -> list[list[list[float]]]:
+        """See `Learner`."""
+        result: list[list[list[float]]] = self.call("scores", groups, tools)
+        return result
+
+    def logprobs_of(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
+        """See `Learner`."""
+        result: list[float] = self.call("logprobs_of", prompt_ids, token_ids)
+        return result
+
+    def annotate(self, batch: Batch) -> Batch:
+        """See `Learner`."""
+        result: Batch = self.call("annotate", batch)
+        return result
+
+    def update(self, batch: Batch) -> Metrics:
+        """See `Learner`."""
+        result: Metrics = self.call("update", batch)
+        self.num_updates += not result["policy/skipped"]
+        return result
+
+    def has_gradient(self, batch: Batch) -> bool:
+        """See `Learner`."""
+        return has_gradient(self._algorithm, batch)
+
+    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """See `Learner`."""
+        self.num_updates = numbers["num_updates"]
+        self.call("load_state", tensors, numbers)
+
+
+def make_learner(
+    config: RunConfig,
+    model_folder: Path | str,
+    *,
+    warm_start: Mapping[str, Tensor] | None,
+    reference: ReferenceSource | None,
+) -> Learner | LearnerGroup:
+    """The learner in this process, or in as many as the config says."""
+    kind = LearnerGroup if config.learner.processes else Learner
+    return kind(config, model_folder, warm_start=warm_start, reference=reference)

@@ -1,0 +1,359 @@
+"""The RL learner: annotate a batch, update the policy (and the critic), hand out its adapter, save and restore itself.
+
+Losses are sums under weights that are fixed before a batch is split, so the numbers do not depend on how many
+microbatches or processes share the work. What is not needed is not computed: no reference pass without a KL term, no
+second log-prob pass when a batch is strictly on-policy and used once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlft.config import RunConfig
+from rlft.learner.batch import mismatched, select, single
+from rlft.learner.core import Roles, lr_factor
+from rlft.learner.ranks import ALONE, Ranks
+from rlft.model.starting_point import ReferenceSource
+from rlft.objectives.advantages import (
+    above_or_below,
+    best_and_worst,
+    explained_variance,
+    overlong_penalty,
+    token_advantages,
+)
+from rlft.objectives.algorithm import Algorithm, Preference
+from rlft.objectives.policy import adapted_kl_coef, aggregation_weights, policy_loss, policy_metrics, value_loss
+from rlft.objectives.preference import preference_loss, preference_metrics
+from rlft.types import Adapter, Batch, Group, Metrics
+
+
+class Learner:
+    """An algorithm at work on the roles that it needs.
+
+    With several processes (`ranks`) each has one of these, all are called alike, and all results are those of all
+    processes; where weights are split, tensors come whole in the first process only (`sharding.whole`).
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model_folder: Path | str,
+        *,
+        warm_start: Mapping[str, Tensor] | None = None,
+        reference: ReferenceSource | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Load the base and make the roles.
+
+        Args:
+            model_folder: what `sources.resolve` gave.
+            warm_start: tensors that RL continues; a frozen copy of them is the reference. Without them the policy
+                starts as the base, which is then the reference.
+            reference: another reference, such as a teacher.
+
+        Raises:
+            ValueError: see `Roles`.
+        """
+        self.config = config
+        self.algorithm = config.algorithm
+        self.roles = Roles(
+            model_folder,
+            config.model,
+            config.adapter,
+            config.learner,
+            seed=config.seed,
+            temperature=config.sampling.temperature,
+            start=warm_start,
+            with_reference=self.algorithm.needs_reference,
+            reference=reference,
+            with_critic=self.algorithm.needs_critic,
+            reward_models=config.learner_rewards,
+            ranks=ranks,
+        )
+        self.kl_coef = self.algorithm.kl_coef
+        self.num_updates = 0
+
+    def scores(self, groups: Sequence[Group], tools: Sequence[Mapping[str, Any]] = ()) -> list[list[list[float]]]:
+        """What the reward models on this base say of every trajectory: by reward model, group and trajectory.
+
+        Args:
+            tools: what the environment's prompts show.
+        """
+        replies = [[list(t.conversation) for t in group.trajectories] for group in groups]
+        return [self.roles.scores(model, replies, tools=tools) for model in self.roles.reward_models]
+
+    def annotate(self, batch: Batch) -> Batch:
+        """Add what the algorithm needs from frozen passes: old and reference log-probs, values; then advantages."""
+        algorithm = self.algorithm
+        kl_in_reward = algorithm.kl != "none" and algorithm.kl_in != "loss"
+        needs_old = self.config.updates_per_step > 1 or kl_in_reward
+        roles = self.roles
+        batch = replace(batch, old_logprobs=roles.logprobs(batch, roles.policy) if needs_old else None)
+        if algorithm.preference is not None:
+            return replace(batch, advantages=_labels(algorithm.preference, batch, self._shaped(batch)))
+        batch = replace(
+            batch,
+            ref_logprobs=roles.logprobs(batch, roles.reference) if roles.reference else None,
+            values=roles.values(batch) if algorithm.needs_critic else None,
+        )
+        advantages, returns = token_advantages(
+            algorithm,
+            kl_coef=self.kl_coef,
+            rewards=self._shaped(batch),
+            group_index=batch.group_index,
+            sequence_index=batch.sequence_index,
+            policy_logprobs=batch.rollout_logprobs if batch.old_logprobs is None else batch.old_logprobs,
+            ref_logprobs=batch.ref_logprobs,
+            values=batch.values,
+            greedy_rewards=batch.greedy_rewards,
+        )
+        return replace(batch, advantages=advantages, returns=returns)
+
+    def update(self, batch: Batch) -> Metrics:
+        """One optimizer update on an annotated batch.
+
+        Returns:
+            Metrics of the update. With a non-finite loss or gradient the step is skipped, parameters and optimizer
+            stay as they were, and `policy/skipped` is 1.
+        """
+        assert batch.advantages is not None
+        self.roles.optimizer.zero_grad(set_to_none=True)
+        preference = self.algorithm.preference
+        losses, metrics = self._policy(batch) if preference is None else self._compare(batch, preference)
+        if self.algorithm.overlong == "penalize":
+            metrics["reward/overlong_penalty"] = float((self._shaped(batch) - batch.rewards).mean())
+        if self.algorithm.needs_critic:
+            critic_loss, critic_metrics = self._critic(batch)
+            losses.append(critic_loss)
+            metrics |= critic_metrics
+        factor = lr_factor(
+            self.config.learner,
+            update=self.num_updates,
+            total=self.config.steps * self.config.updates_per_step,
+            warmup=self.config.learner.warmup_steps * self.config.updates_per_step,
+        )
+        metrics |= self.roles.step(factor=factor, is_finite=all(map(math.isfinite, losses)))
+        if not metrics["policy/skipped"]:
+            self.num_updates += 1
+            if self.algorithm.kl_target:
+                self.kl_coef = adapted_kl_coef(self.kl_coef, metrics["policy/kl_ref"], self.algorithm.kl_target)
+        if self.algorithm.kl_target:
+            metrics["policy/kl_coef"] = self.kl_coef
+        return metrics
+
+    def has_gradient(self, batch: Batch) -> bool:
+        """See the function."""
+        return has_gradient(self.algorithm, batch)
+
+    def adapter(self, version: int) -> Adapter:
+        """A stamped copy of what the policy learnt."""
+        return self.roles.adapter(version)
+
+    def logprobs_of(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
+        """The policy's log-probs of these tokens behind the prompt, at temperature 1."""
+        roles = self.roles
+        return roles.logprobs(single(prompt_ids, token_ids), roles.policy, temperature=1.0).tolist()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a resumed run needs: tensors by name, and plain numbers."""
+        return self.roles.state(), {"num_updates": self.num_updates, "kl_coef": self.kl_coef}
+
+    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Take over what `state` returned.
+
+        Raises:
+            ValueError: the state belongs to another configuration.
+        """
+        self.roles.load_state(tensors)
+        self.num_updates = int(numbers["num_updates"])
+        self.kl_coef = float(numbers["kl_coef"])
+
+    def close(self) -> None:
+        """Nothing to end; a `LearnerGroup` has."""
+
+    @property
+    def _max_new_tokens(self) -> int:
+        return self.config.sampling.max_new_tokens
+
+    def _shaped(self, batch: Batch) -> Tensor:
+        """The rewards that advantages are made of, (S,): with the overlong penalty where it is asked for."""
+        if self.algorithm.overlong != "penalize":
+            return batch.rewards
+        return batch.rewards + overlong_penalty(_longest_actions(batch), max_new_tokens=self._max_new_tokens)
+
+    def _policy(self, batch: Batch) -> tuple[list[float], Metrics]:
+        algorithm = self.algorithm
+        weights = aggregation_weights(
+            algorithm.aggregate,
+            batch.sequence_index,
+            max_new_tokens=self._max_new_tokens,
+            included=_included(batch, algorithm.overlong == "mask"),
+        )
+
+        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Metrics]:
+            return policy_loss(
+                algorithm,
+                kl_coef=self.kl_coef,
+                logprobs=logprobs,
+                entropy=entropy,
+                old_logprobs=logprobs.detach() if part.old_logprobs is None else part.old_logprobs,
+                rollout_logprobs=part.rollout_logprobs,
+                policy_logprobs=part.policy_logprobs,
+                ref_logprobs=part.ref_logprobs,
+                advantages=_present(part.advantages),
+                weights=_present(part.weights),
+                sequence_index=part.sequence_index,
+            )
+
+        total, sums = self.roles.backward_policy(
+            replace(batch, weights=weights), loss, entropy_gradient=algorithm.entropy_coef > 0
+        )
+        return [total], {"policy/loss": total, **policy_metrics(sums, batch.sequence_index.numel())}
+
+    def _compare(self, batch: Batch, preference: Preference) -> tuple[list[float], Metrics]:
+        """The preference loss of the labelled samples."""
+        # A real sample is within the context, so no mismatched one may be longer than the longest of them.
+        longest = max(len(prompt) + len(ids) for prompt, ids in zip(batch.prompt_ids, batch.token_ids, strict=True))
+        roles = self.roles
+        mismatches = None if preference.is_paired else mismatched(batch, max_length=longest)
+        kl = roles.reference_point(mismatches)
+        is_labelled = _present(batch.advantages)[_first_actions(batch)] != 0
+        batch = select(batch, is_labelled.nonzero().squeeze(1).tolist())
+        if roles.reference is not None:
+            batch = replace(batch, ref_logprobs=roles.logprobs(batch, roles.reference))
+        num_examples = batch.num_sequences // 2 if preference.is_paired else batch.num_sequences
+
+        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Metrics]:
+            old = _or(part.old_logprobs, logprobs.detach())
+            mismatch = old - _or(part.policy_logprobs, part.rollout_logprobs)
+            value, sums = preference_loss(
+                preference,
+                logprobs=logprobs,
+                ref_logprobs=part.ref_logprobs,
+                sequence_index=part.sequence_index,
+                labels=_present(part.advantages)[_first_actions(part)],
+                num_examples=num_examples,
+                kl=kl,
+            )
+            return value, sums | {
+                "policy/entropy": float(entropy.detach().sum()),
+                "policy/mismatch": float(mismatch.abs().sum()),
+            }
+
+        total, parts = roles.backward_policy(batch, loss, whole_groups=preference.is_paired, entropy_gradient=False)
+        num_chosen = int((_present(batch.advantages)[_first_actions(batch)] > 0).sum())
+        metrics = preference_metrics(
+            parts,
+            num_examples=num_examples,
+            num_chosen=num_chosen,
+            num_rejected=batch.num_sequences - num_chosen,
+            num_actions=batch.sequence_index.numel(),
+        )
+        if mismatches is not None:
+            metrics["preference/z0"] = kl
+        return [total], {"policy/loss": total, **metrics}
+
+    def _critic(self, batch: Batch) -> tuple[float, Metrics]:
+        values, returns = _present(batch.values), _present(batch.returns)
+        # Every state counts the same for the critic, whatever the policy's aggregation.
+        weights = aggregation_weights("token_mean", batch.sequence_index, max_new_tokens=1)
+
+        def loss(part: Batch, new_values: Tensor) -> Tensor:
+            return value_loss(
+                self.algorithm,
+                values=new_values,
+                old_values=_present(part.values),
+                returns=_present(part.returns),
+                weights=_present(part.weights),
+            )
+
+        total = self.roles.backward_critic(replace(batch, weights=weights), loss)
+        return total, {
+            "critic/loss": total,
+            "critic/value": float(values.mean()),
+            "critic/explained_variance": explained_variance(values, returns),
+        }
+
+
+def has_gradient(algorithm: Algorithm, batch: Batch) -> bool:
+    """Whether the loss depends on the policy: some advantage is not 0, or a KL or entropy term is in the loss.
+
+    Without this Adam's momentum would move the policy on a step that says nothing.
+    """
+    assert batch.advantages is not None
+    included = _included(batch, algorithm.overlong == "mask")
+    if not bool(included.any()):
+        return False
+    in_loss = algorithm.kl != "none" and algorithm.kl_coef > 0 and algorithm.kl_in == "loss"
+    return bool(batch.advantages[included].any()) or in_loss or algorithm.entropy_coef > 0 or algorithm.needs_critic
+
+
+def _labels(preference: Preference, batch: Batch, rewards: Tensor) -> Tensor:
+    """1 on the actions of sequences that the rewards prefer, -1 on those they reject, 0 on those left out, (A,).
+
+    Of a group: the best and the worst for losses of pairs, else those above and those below its mean.
+    """
+    if preference.is_paired:
+        labels = torch.zeros(batch.num_sequences)
+        for best, worst in best_and_worst(rewards, batch.group_index):
+            labels[best], labels[worst] = 1.0, -1.0
+    else:
+        labels = above_or_below(rewards, batch.group_index)
+    return labels[batch.sequence_index]
+
+
+def _included(batch: Batch, mask_truncated: bool) -> Tensor:
+    """(A,) bool, whether an action's sequence is in the loss."""
+    if not mask_truncated:
+        return torch.ones_like(batch.sequence_index, dtype=torch.bool)
+    return ~batch.is_truncated[batch.sequence_index]
+
+
+def _longest_actions(batch: Batch) -> Tensor:
+    """Tokens of each sequence's longest action, (S,): `max_new_tokens` is a bound on one action, not on an episode."""
+    runs = ([sum(1 for _ in run) for is_action, run in groupby(mask) if is_action] for mask in batch.action_mask)
+    return torch.tensor([max(lengths, default=0) for lengths in runs])
+
+
+def _first_actions(batch: Batch) -> Tensor:
+    """Index of the first action of each sequence, (S,)."""
+    starts = torch.ones_like(batch.sequence_index, dtype=torch.bool)
+    starts[1:] = batch.sequence_index[1:] != batch.sequence_index[:-1]
+    return starts.nonzero().squeeze(1)
+
+
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    return other if tensor is None else tensor
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
+
+
+class PolicyLearner(Protocol):
+    """What the loop needs of a learner; `Learner` says what the methods do."""
+
+    num_updates: int
+
+    def annotate(self, batch: Batch) -> Batch: ...
+
+    def has_gradient(self, batch: Batch) -> bool: ...
+
+    def update(self, batch: Batch) -> Metrics: ...
+
+    def adapter(self, version: int) -> Adapter: ...
+
+    def logprobs_of(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]: ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+
+    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None: ...

@@ -1,0 +1,132 @@
+"""The LoRA layer's arithmetic in the base's own type, with only its input saved for the backward pass.
+
+peft's layer computes the update in the adapter's float32 and keeps float32 copies of every input and output: on a
+bfloat16 base that is slower than the base layer itself and takes several times its memory. Here the float32 weights are
+the master copy, rounded to the base's type for the products, whose sums are float32 inside the GEMM. On a float32 or
+float64 base nothing is rounded and the result is peft's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import Tensor, nn
+
+from rlft.model.kernels import products
+
+
+def use_lean_lora(model: nn.Module) -> None:
+    """Let every plain LoRA layer of a peft model compute this way; others (DoRA, dropout, GPT-2's Conv1D) stay as
+    they are."""
+    for module in model.modules():
+        if isinstance(module, PeftLinear) and type(module.base_layer) is nn.Linear:
+            module.forward = MethodType(_forward, module)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainUpdate:
+    """y = x W^T + bias + scale (x down^T) up^T with W and bias frozen."""
+
+    weight: Tensor
+    """(out, in)"""
+    bias: Tensor | None
+    down: Tensor | None
+    """(rank, in), master copy; None where there is no update"""
+    up: Tensor | None
+    """(out, rank), master copy"""
+    scale: float
+
+
+def plain_update(layer: nn.Module) -> PlainUpdate | None:
+    """What a layer computes under its active adapter, where it is a plain LoRA update of a linear layer."""
+    if not isinstance(layer, PeftLinear) or type(layer.base_layer) is not nn.Linear or layer.disable_adapters:
+        return None
+    adapters = layer.active_adapters
+    name = adapters[0]
+    is_plain = len(adapters) == 1 and name in layer.lora_A and name not in layer.lora_variant and not layer.merged
+    if not is_plain or not isinstance(layer.lora_dropout[name], nn.Identity):
+        return None
+    base = layer.base_layer
+    return PlainUpdate(
+        base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    )
+
+
+def projection(layer: nn.Module) -> PlainUpdate | None:
+    """What a frozen linear layer computes as it is switched now, with a plain LoRA update or without any."""
+    if isinstance(layer, PeftLinear) and layer.disable_adapters and not layer.merged:
+        layer = layer.base_layer
+    update = PlainUpdate(layer.weight, layer.bias, None, None, 1.0) if type(layer) is nn.Linear else plain_update(layer)
+    if update is None or update.weight.requires_grad or (update.bias is not None and update.bias.requires_grad):
+        return None
+    return update
+
+
+def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if self.disable_adapters:
+        return self.base_layer(x)
+    update = plain_update(self)
+    if update is None:
+        return type(self).forward(self, x, *args, **kwargs)
+    return _LoraLinear.apply(x, update.weight, update.bias, update.down, update.up, update.scale)
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        a, b = down.to(x.dtype), up.to(x.dtype)
+        y, inner = lora_forward(x, weight, bias, a, b, scale)
+        ctx.save_for_backward(x, inner, weight, a, b)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, weight, a, b = ctx.saved_tensors
+        grad_x, grad_down, grad_up = lora_backward(
+            grads[0], x, inner, weight, a, b, ctx.scale, needs_x=ctx.needs_input_grad[0]
+        )
+        return grad_x, None, None, grad_down, grad_up, None
+
+
+def lora_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor | None, b: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor | None]:
+    """(y, x a^T); `a` and `b` are of the type of x."""
+    flat = x.flatten(0, -2)
+    y, inner = products.linear(flat, weight, bias), None
+    if a is not None and b is not None:
+        inner = flat @ a.T
+        y.addmm_(inner, b.T, alpha=scale)
+    return y.unflatten(0, x.shape[:-1]), inner
+
+
+def lora_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    inner: Tensor | None,
+    weight: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    scale: float,
+    *,
+    needs_x: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, and of both halves of the update in the type of their master copies."""
+    grad, grad_x, grad_down, grad_up = grad_y.flatten(0, -2), None, None, None
+    if needs_x:
+        grad_x = products.times(grad, weight)
+    if inner is not None and a is not None and b is not None:
+        master = torch.promote_types(x.dtype, torch.float32)
+        grad_inner = (grad @ b).mul_(scale)
+        grad_down = (grad_inner.T @ x.flatten(0, -2)).to(master)
+        grad_up = (grad.T @ inner).to(master).mul_(scale)
+        if grad_x is not None:
+            grad_x.addmm_(grad_inner, a)
+    return None if grad_x is None else grad_x.unflatten(0, x.shape[:-1]), grad_down, grad_up

@@ -1,0 +1,35 @@
+"""The packed row that a model reads: each group's prompt once, then its completions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedGroup:
+    """Where one prompt and its completions stand in the row."""
+
+    start: int
+    """Row index of the prompt's first token."""
+    prompt_length: int
+    """Tokens of the prompt."""
+    lengths: tuple[int, ...]
+    """Tokens of each completion that stand in the row, after the prompt and one another; may be 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """One row for the model: T tokens, A actions."""
+
+    token_ids: Tensor
+    """(1, T) int64."""
+    position_ids: Tensor
+    """(1, T) int64, counted within each sequence."""
+    groups: tuple[PackedGroup, ...]
+    """Layout of the row; the attention mask follows from it."""
+    predictor_index: Tensor
+    """(A,) row index of the token whose logits predict each action."""
+    target_ids: Tensor
+    """(A,) token id of each action."""

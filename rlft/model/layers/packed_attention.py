@@ -1,0 +1,276 @@
+"""Attention over a packed row whose prompts are shared (see `batch.pack`), as an attention function of transformers.
+
+The row's linear layers run on all tokens at once; only attention needs to know the layout. Per group, the prompt
+attends causally to itself, and each completion to the prompt and causally to itself: exact, and without a [T, T] mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rlft.model.kernels.block_attention import LARGEST_SCORES, Block, HeadBlocks, block_attention, with_heads
+from rlft.model.kernels.sizes import LENGTH, SEQUENCES, rounded_up
+from rlft.model.layers.packed import PackedGroup
+
+BLOCK_COST = 4096
+"""Scores of one head that take as long as the calls of one more block."""
+NAME = "rlft_packed"
+"""Value for `attn_implementation`; without a packed row it is transformers' own SDPA attention."""
+
+
+@dataclass(slots=True)
+class Layout:
+    """What attention has to know of a packed row, and how many layers asked."""
+
+    groups: tuple[PackedGroup, ...]
+    """Where each prompt and its completions stand."""
+    layers: int = 0
+    """Layers that attended by this layout so far."""
+    blocks: dict[tuple[int, int, torch.dtype], HeadBlocks] = field(default_factory=dict)
+    """The layout as blocks, by number of heads, of key heads, and type; made when the first such layer asks."""
+
+    def attended(self, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
+        """A layer attends by this layout."""
+        self.layers += 1
+
+    def as_blocks(self, num_heads: int, num_key_heads: int, dtype: torch.dtype) -> HeadBlocks:
+        """The layout as blocks for a layer with these heads."""
+        key = (num_heads, num_key_heads, dtype)
+        if key not in self.blocks:
+            self.blocks[key] = with_heads(as_blocks(self.groups), *key)
+        return self.blocks[key]
+
+    def check_layout_used(self, num_layers: int) -> None:
+        """Refuse a model some of whose layers mixed the row's sequences.
+
+        Raises:
+            ValueError: a layer has attention code of its own, a convolution or a recurrent state.
+        """
+        if self.layers != num_layers:
+            raise ValueError(
+                f"this model cannot take packed rows: {self.layers} of its {num_layers} layers heeded "
+                "their layout, so the "
+                "others would mix sequences; use a model whose layers all go through transformers' attention interface"
+            )
+
+
+class OneTokenAttention(Protocol):
+    """Keys and values of rows that are continued by one token; see `rollout.row_cache`."""
+
+    def attend(self, layer_index: Any, query: Tensor, scale: float, softcap: float | None) -> Tensor: ...
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packed_layout: Layout | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    row_cache: OneTokenAttention | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention; block-wise over `packed_layout` where the caller gives one.
+
+    Args:
+        query: (1, H, T, D). key, value: (1, H_kv, T, D).
+        row_cache: attends instead, for one new token in each of R rows: then query is (R, H, 1, D).
+
+    Returns:
+        ((1, T, H, D), None)
+
+    Raises:
+        ValueError: a packed sequence is longer than the model's sliding window, or the model's attention is not plain
+            scaled dot-product attention (soft-capped scores, attention sinks).
+    """
+    if kwargs.get("s_aux") is not None:
+        raise ValueError("this model has attention sinks, which packed attention leaves out")
+    if row_cache is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return row_cache.attend(module.layer_idx, query, scale, kwargs.get("softcap")), None
+    if packed_layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if kwargs.get("softcap") is not None:
+        raise ValueError("this model soft-caps its attention scores, which packed attention cannot do")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    _attends(packed_layout, query, key, scale, sliding_window)
+    if _is_in_blocks(packed_layout, query) and key.shape == value.shape:
+        # Under autocast, rotary positions leave queries and keys in float32.
+        heads = torch.cat([tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value)], dim=1)
+        return _in_blocks(packed_layout, heads, query.shape[1], scale).unsqueeze(0), None
+    return _by_group(packed_layout.groups, query, key, value, scale).unsqueeze(0), None
+
+
+def packed_heads_attention(heads: Tensor, num_heads: int, layout: Layout, scale: float, window: int | None) -> Tensor:
+    """`packed_attention` of queries, keys and values that stand side by side, (T, num_heads + 2 H_kv, D).
+
+    Returns:
+        (T, num_heads, D)
+
+    Raises:
+        ValueError: see there.
+    """
+    num_key_heads = (heads.shape[1] - num_heads) // 2
+    parts = heads.split([num_heads, num_key_heads, num_key_heads], dim=1)
+    query, key, value = (part.transpose(0, 1).unsqueeze(0) for part in parts)
+    _attends(layout, query, key, scale, window)
+    if _is_in_blocks(layout, query):
+        return _in_blocks(layout, heads, num_heads, scale)
+    return _by_group(layout.groups, query, key, value, scale)
+
+
+def _attends(layout: Layout, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
+    layout.attended(query, key, scale, window)
+    longest = max(group.prompt_length + max(group.lengths, default=0) for group in layout.groups)
+    if window is not None and longest > window:
+        raise ValueError(f"a sequence of {longest} tokens exceeds the model's sliding window of {window}")
+
+
+def _is_in_blocks(layout: Layout, query: Tensor) -> bool:
+    return query.device.type == "cpu" and _num_scores(layout.groups) * query.shape[1] <= LARGEST_SCORES
+
+
+def _in_blocks(layout: Layout, heads: Tensor, num_heads: int, scale: float) -> Tensor:
+    blocks = layout.as_blocks(num_heads, (heads.shape[1] - num_heads) // 2, heads.dtype)
+    return block_attention(heads, blocks, scale)
+
+
+def _by_group(groups: tuple[PackedGroup, ...], query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Group by group with torch's own attention; (T, H, D)."""
+    num_repeats = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, num_repeats), repeat_kv(value, num_repeats)
+    pieces: list[Tensor] = []
+    for group in groups:
+        prompt = slice(group.start, group.start + group.prompt_length)
+        prompt_key, prompt_value = key[:, :, prompt], value[:, :, prompt]
+        own_query = query[:, :, prompt]
+        output = F.scaled_dot_product_attention(own_query, prompt_key, prompt_value, is_causal=True, scale=scale)
+        pieces.append(output[0])
+        start = prompt.stop
+        lengths = tuple(length for length in group.lengths if length)
+        if not lengths:
+            continue
+        gather, scatter = _padding(lengths, query.device)
+        own = slice(start, start + sum(lengths))
+        rows, width = len(lengths), max(lengths)
+        padded_query, padded_key, padded_value = (
+            tensor[0, :, own][:, gather].unflatten(1, (rows, width)).transpose(0, 1) for tensor in (query, key, value)
+        )
+        output = F.scaled_dot_product_attention(
+            padded_query,
+            torch.cat([prompt_key.expand(rows, -1, -1, -1), padded_key], dim=2),
+            torch.cat([prompt_value.expand(rows, -1, -1, -1), padded_value], dim=2),
+            attn_mask=_completion_mask(group.prompt_length, width, query.device),
+            scale=scale,
+        )
+        pieces.append(output.transpose(0, 1).flatten(1, 2)[:, scatter])
+    return torch.cat(pieces, dim=1).transpose(0, 1).contiguous()
+
+
+def _num_scores(groups: tuple[PackedGroup, ...]) -> int:
+    """Scores of one head that attention in blocks would write out at most."""
+    width = max(max(group.lengths, default=0) for group in groups)
+    prompt = max(group.prompt_length for group in groups)
+    return len(groups) * prompt**2 + sum(len(group.lengths) for group in groups) * width * (prompt + width)
+
+
+def as_blocks(groups: tuple[PackedGroup, ...]) -> list[Block]:
+    """Prompts and completions as blocks of rows of similar length, so that little is padding."""
+    prompts = [Span(start=group.start, length=group.prompt_length) for group in groups]
+    completions = []
+    for group, prompt in zip(groups, prompts, strict=True):
+        start = group.start + group.prompt_length
+        for length in filter(None, group.lengths):
+            completions.append(Span(start=start, length=length, prompt=prompt))
+            start += length
+    return [_block(spans) for kind in (prompts, completions) if kind for spans in _alike(kind)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Consecutive tokens of the row that attend causally to themselves, and to a prompt where they have one."""
+
+    start: int
+    length: int
+    prompt: Span | None = None
+
+
+def _alike(spans: list[Span]) -> list[list[Span]]:
+    """The spans in blocks, longest first, with the fewest scores when every block costs `BLOCK_COST` of them besides.
+
+    All blocks but the last have a multiple of `SEQUENCES` rows.
+
+    The best cut of the first n spans ends with a block from some m to n, after the best cut of the first m.
+    """
+    spans = sorted(spans, key=lambda span: -span.length)
+    keys = max(span.prompt.length if span.prompt else 0 for span in spans)
+    cuts = range(SEQUENCES, len(spans), SEQUENCES)
+    best: dict[int, tuple[float, list[int]]] = {0: (0, [])}
+    for n in [*cuts, len(spans)]:
+        best[n] = min(
+            (cost + BLOCK_COST + (n - m) * spans[m].length * (keys + spans[m].length), [*starts, m])
+            for m, (cost, starts) in best.items()
+        )
+    starts = best[len(spans)][1]
+    return [spans[m:n] for m, n in zip(starts, [*starts[1:], len(spans)], strict=True)]
+
+
+def _block(spans: list[Span]) -> Block:
+    """The spans as a block, filled up with rows and columns that are not real."""
+    fill = rounded_up(len(spans), SEQUENCES) - len(spans)
+    queries, is_real = _padded([*spans, *spans[:1] * fill])
+    is_real[len(spans) :] = False
+    rows, width = queries.shape
+    keys = queries
+    is_visible = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, -1, -1)
+    if prompts := [span.prompt for span in spans if span.prompt]:
+        prompt, is_prompt = _padded([*prompts, *prompts[:1] * fill])
+        keys = torch.cat([prompt, queries], dim=1)
+        is_visible = torch.cat([is_prompt[:, None].expand(-1, width, -1), is_visible], dim=2)
+    return Block(queries=queries, is_real=is_real, keys=keys, is_visible=is_visible)
+
+
+def _padded(spans: list[Span]) -> tuple[Tensor, Tensor]:
+    """(rows, width) positions of the spans, their last one repeated as padding, and which are real."""
+    start, length = torch.tensor([(span.start, span.length) for span in spans]).T
+    offsets = torch.arange(rounded_up(int(length.max()), LENGTH))
+    return start[:, None] + torch.minimum(offsets, length[:, None] - 1), offsets < length[:, None]
+
+
+@lru_cache(maxsize=512)
+def _padding(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices that pad consecutive completions to one width, and those that undo it.
+
+    The padding repeats a completion's last token; nothing real attends to it, since it comes after.
+    """
+    width = max(lengths)
+    gather: list[int] = []
+    scatter: list[int] = []
+    offset = 0
+    for row, length in enumerate(lengths):
+        gather += [offset + min(t, length - 1) for t in range(width)]
+        scatter += [row * width + t for t in range(length)]
+        offset += length
+    return torch.tensor(gather, device=device), torch.tensor(scatter, device=device)
+
+
+@lru_cache(maxsize=512)
+def _completion_mask(prompt_length: int, width: int, device: torch.device) -> Tensor:
+    """(width, prompt_length + width) True where a completion token may look: the prompt, and itself causally."""
+    mask = torch.ones(width, prompt_length + width, dtype=torch.bool, device=device)
+    return mask.tril(diagonal=prompt_length)
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

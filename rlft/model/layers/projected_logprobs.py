@@ -1,0 +1,97 @@
+"""Log-probabilities and entropy of chosen tokens from hidden states, without the logits ever being whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlft.model.kernels.library import VECTOR, kernel
+from rlft.model.kernels.sizes import TOKENS, slices
+from rlft.model.layers.logprobs import chunks, distribution
+
+PROJECTED_ROWS = 256
+"""Rows that are projected to the vocabulary together: enough for the products to run at their full rate."""
+
+
+def projected_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, *, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """`objectives.logprobs.selected_logprobs` of hidden @ weight.T for a frozen weight, block by block.
+
+    A token's log-prob depends on its own hidden state alone, so its gradient there, up to the factor that the loss
+    brings, is known in the forward pass: (onehot(y) - p) weight / T. It is computed with the logits at hand, chunk by
+    chunk, and costs what the backward pass would.
+
+    Args:
+        hidden: (N, D). weight: (V, D), no gradient.
+        entropy_gradient: whether the entropy is differentiable; it costs one more product.
+    """
+    logprobs, entropy = _ProjectedLogprobs.apply(hidden, weight, targets, temperature, entropy_gradient)
+    return logprobs, entropy
+
+
+class _ProjectedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logprobs = torch.empty(targets.shape, dtype=wide, device=hidden.device)
+        entropy = torch.empty_like(logprobs)
+        needs_grad = ctx.needs_input_grad[0]
+        slopes = torch.empty_like(hidden) if needs_grad else hidden.new_empty(0)
+        entropy_slopes = torch.empty_like(hidden) if needs_grad and entropy_gradient else hidden.new_empty(0)
+        for block in slices(hidden.shape[0], PROJECTED_ROWS):
+            count = block.stop - block.start
+            # A last block of any size would need kernels of its own, see `rlft.model.kernels.sizes`.
+            logits = F.pad(hidden[block], (0, 0, 0, -count % TOKENS)) @ weight.T
+            surprise = torch.zeros_like(logits) if entropy_slopes.numel() else None
+            results = (logprobs[block], entropy[block])
+            if surprise is None and _by_kernel(logits[:count], targets[block], *results, temperature, needs_grad):
+                parts = []
+            else:
+                parts = chunks(logits[:count])
+            for part in parts:
+                rows = slice(block.start + part.start, block.start + part.stop)
+                x = logits[part].to(wide, copy=True)
+                logprobs[rows], log_total, entropy[rows], p = distribution(x, targets[rows], temperature)
+                if surprise is not None:
+                    surprise[part] = x.sub_(log_total[:, None]).add_(entropy[rows, None]).mul_(p)
+                if needs_grad:  # the logits are not needed again: p - onehot(y) takes their place
+                    p.scatter_add_(1, targets[rows, None], torch.full_like(logprobs[rows, None], -1.0))
+                    logits[part] = p
+            if needs_grad:
+                slopes[block] = (logits @ weight)[:count].mul_(-1 / temperature)
+            if surprise is not None:
+                entropy_slopes[block] = (surprise @ weight)[:count].mul_(-1 / temperature)
+        ctx.save_for_backward(slopes, entropy_slopes)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        slopes, entropy_slopes = ctx.saved_tensors
+        grad = slopes * grads[0][:, None]
+        if entropy_slopes.numel():
+            grad.addcmul_(entropy_slopes, grads[1][:, None])
+        return grad.to(slopes.dtype), None, None, None, None
+
+
+def _by_kernel(
+    logits: Tensor, targets: Tensor, logprobs: Tensor, entropy: Tensor, temperature: float, needs_grad: bool
+) -> bool:
+    """Fill log-probs and entropy and, where a gradient is needed, put p - onehot(y) in the logits' place."""
+    num_rows, num_tokens = logits.shape
+    run = kernel("selected_logprobs", logits) if num_tokens % VECTOR == 0 else None
+    if run is None:
+        return False
+    targets = targets.to("cpu", torch.int64).contiguous()
+    if int(targets.min()) < 0 or int(targets.max()) >= num_tokens:
+        raise ValueError(f"targets are from 0 to {num_tokens - 1}, the model's last token")
+    pointers = [x.data_ptr() for x in (logits, targets, logprobs, entropy)]
+    run(*pointers, num_rows, num_tokens, 1 / temperature, needs_grad)
+    return True

@@ -1,0 +1,1 @@
+"""How a reward function is found, called, contained and scored."""

@@ -1,0 +1,1 @@
+"""What generates: the engines, their contract, and what is below them."""

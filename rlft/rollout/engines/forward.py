@@ -1,0 +1,94 @@
+"""How an engine runs its model forwards: through transformers' layers, or leaner where a model allows it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from rlft.model.layers.norms_and_mlps import compile_inference_layers, use_inference_layers
+from rlft.rollout.engines.kv_cache import KVCache
+from rlft.rollout.engines.llama_forward import llama_forward_of
+
+
+class ForwardPass(Protocol):
+    """A model whose weights carry one adapter at a time."""
+
+    def pristine(self, name: str) -> Tensor:
+        """A parameter of the base model."""
+        ...
+
+    def load(self, names: Collection[str], weight: Callable[[str], Tensor]) -> None:
+        """Compute with other weights of these parameters; `weight` gives any parameter's, also of those that stay."""
+        ...
+
+    def reload(self) -> None:
+        """Compute with the model's own parameters, which have changed."""
+        ...
+
+    def prefill(self, token_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (P, H_kv, T, D) of every layer for sequences (P, T)."""
+        ...
+
+    def step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
+        """Append a token to each of the first R rows of the cache, (R,); returns their logits (R, V)."""
+        ...
+
+    def logits(self, token_ids: Tensor) -> Tensor:
+        """(P, T, V) for sequences (P, T)."""
+        ...
+
+
+def forward_pass(model: PreTrainedModel, *, compile: bool) -> ForwardPass:
+    """The fastest that gives the model's results; with `compile` always through transformers' layers."""
+    if not compile and (lean := llama_forward_of(model)) is not None:
+        return lean
+    return _TransformersModel(model, compile=compile)
+
+
+class _TransformersModel:
+    def __init__(self, model: PreTrainedModel, *, compile: bool) -> None:
+        self._model, self._pristine = model, dict[str, Tensor]()
+        use_inference_layers(model)
+        if compile:
+            compile_inference_layers(model)
+        takes_cache = "cache" in inspect.signature(model.forward).parameters
+        self._cache_argument = "cache" if takes_cache else "past_key_values"
+
+    def pristine(self, name: str) -> Tensor:
+        return self._pristine.get(name, self._model.get_parameter(name))
+
+    def load(self, names: Collection[str], weight: Callable[[str], Tensor]) -> None:
+        for name in names:
+            parameter = self._model.get_parameter(name)
+            if name not in self._pristine:
+                self._pristine[name] = parameter.clone()
+            parameter.copy_(weight(name))
+
+    def reload(self) -> None:
+        self._pristine.clear()
+
+    def prefill(self, token_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+        prefill = DynamicCache()
+        self._model.base_model(input_ids=token_ids, use_cache=True, **{self._cache_argument: prefill})
+        return [(layer.keys, layer.values) for layer in prefill.layers]
+
+    def step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
+        positions = cache.begin(len(token_ids))
+        logits: Tensor = self._model(
+            input_ids=token_ids[:, None],
+            position_ids=positions[:, None],
+            attention_mask=cache.unused_mask(),
+            use_cache=True,
+            logits_to_keep=1,
+            row_cache=cache,
+            **{self._cache_argument: cache},
+        ).logits[:, -1]
+        cache.advance()
+        return logits
+
+    def logits(self, token_ids: Tensor) -> Tensor:
+        return self._model(input_ids=token_ids, use_cache=False).logits

@@ -1,0 +1,313 @@
+"""Keys and values of a batch whose rows continue shared prompts, and attention of one new token per row over them.
+
+A prompt's keys and values stand once, however many samples continue it; each row has its own for what it generated:
+
+    prompts   [P0 P0 P0 P0]  [P1 P1]          rows   prompt 0: [a0 a1 a2]  [b0 b1]   prompt 1: [c0 c1 c2 c3]
+
+The queries of a prompt's rows meet its keys in one product, and every row's query its own keys in another; one softmax
+runs over both. The products run over buffers as they lie in memory, with what is not there yet masked, since parts of a
+buffer are copied before a product. Rows can be moved and given away, so that finished ones leave the batch and waiting
+ones take their place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from weakref import proxy
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from rlft.model.kernels.block_attention import scaled_bmm
+from rlft.model.kernels.library import VECTOR, kernel
+from rlft.model.kernels.sizes import LENGTH, rounded_up
+
+_COLUMNS = 16
+"""Rows get room for a multiple of so many tokens, when they need it."""
+
+
+class KVCache(Cache):
+    """A cache as transformers' models take it; one token per row and step."""
+
+    def __init__(self, *, prompts: int, prompt_length: int, rows: int, new_tokens: int, device: torch.device) -> None:
+        """Room for `prompts` prompts of at most `prompt_length` tokens and `rows` rows of at most `new_tokens`."""
+        self.capacity = (prompts, rounded_up(max(1, prompt_length), LENGTH), rows)
+        self.new_tokens = new_tokens
+        self.prompt_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.age = torch.zeros(rows, dtype=torch.int64, device=device)
+        """Tokens that each row has of its own; the next one is written there."""
+        self.prompt_length = torch.zeros(prompts, dtype=torch.int64, device=device)
+        self.width = 0
+        """Rows of the current step."""
+        self._is_rearranged = True
+        self._num_columns = min(new_tokens, _COLUMNS)
+        self._columns = torch.arange(new_tokens, device=device)
+        self._current_groups: _Groups | None = None
+        self._current_mask: Tensor | None = None
+        super().__init__(layers=[])
+
+    # Rows and prompts
+
+    def enter_prompts(
+        self, slots: Sequence[int], lengths: Sequence[int], prefill: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        """Keep prompts in `slots`, whose lengths are `lengths`: keys and values (prompts, H, T, D) of every layer."""
+        if not self.layers:
+            self.layers: list[CacheLayerMixin] = [_RowLayer(self, keys, values) for keys, values in prefill]
+        index = torch.tensor(list(slots), device=self.age.device)
+        self.prompt_length[index] = torch.tensor(list(lengths), device=self.age.device)
+        for own, (keys, values) in zip(self.layers, prefill, strict=True):
+            assert isinstance(own, _RowLayer)
+            length = keys.shape[2]
+            own.prompts[0, index, :, :length] = keys
+            own.prompts[1, index, :, :length] = values
+
+    def enter_rows(self, rows: Sequence[int], prompts: Sequence[int]) -> None:
+        """Let rows begin behind prompts."""
+        index = torch.tensor(list(rows), device=self.age.device)
+        self.prompt_of_row[index] = torch.tensor(list(prompts), device=self.age.device)
+        self.age[index] = 0
+        self._is_rearranged = True
+
+    def move_rows(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Let rows go on in other places."""
+        source, target = (torch.tensor(list(rows), device=self.age.device) for rows in (sources, targets))
+        for state in (self.prompt_of_row, self.age):
+            state[target] = state[source]
+        self._is_rearranged = True
+        used = int(self.age.max()) + 1
+        for layer in self.layers:
+            assert isinstance(layer, _RowLayer)
+            layer.rows[:, target, :, :used] = layer.rows[:, source, :, :used]
+
+    # A step
+
+    def begin(self, width: int) -> Tensor:
+        """Prepare a step of the first `width` rows; returns the positions of their tokens, (width,)."""
+        if width != self.width or self._is_rearranged:
+            self.width, self._is_rearranged = width, False
+            self._rows = torch.arange(width, device=self.age.device)
+            self._current_groups = None
+            self.age[width:] = 0  # rows that leave; when they are filled again they have nothing of their own
+        age, longest = self.age[:width], self.prompt_length[self.prompt_of_row[:width]]
+        columns = self._room_for(int(age.max()) + 1)
+        for layer in self.layers:
+            assert isinstance(layer, _RowLayer)
+            layer.make_room(columns, width)
+        self._current_mask = None
+        return longest + age
+
+    def _mask(self) -> Tensor:
+        """(R, prompt columns + rows' columns), 0 where there is a key and minus infinity elsewhere."""
+        if self._current_mask is None:
+            age, length = self.age[: self.width, None], self.prompt_length[self.prompt_of_row[: self.width], None]
+            columns = torch.arange(self.capacity[1], device=age.device)
+            hidden = torch.cat([columns >= length, self._columns[: self._num_columns] > age], dim=1)
+            zeros = torch.zeros(hidden.shape, dtype=self._dtype, device=age.device)
+            self._current_mask = zeros.masked_fill_(hidden, float("-inf"))
+        return self._current_mask
+
+    def _groups(self) -> _Groups:
+        if self._current_groups is None:
+            self._current_groups = _Groups(self.prompt_of_row[: self.width].tolist(), self.age.device)
+        return self._current_groups
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.layers[0].keys.dtype
+
+    def _room_for(self, columns: int) -> int:
+        """Columns that the rows' buffers have. Where products run over all of them, few are to spare; a kernel reads
+        only what was written, and then it is moving rows that costs."""
+        if columns > self._num_columns:
+            is_by_kernel = all(layer.is_by_kernel for layer in self.layers if isinstance(layer, _RowLayer))
+            room = max(columns, self._num_columns * 4 if is_by_kernel else self._num_columns * 5 // 4)
+            self._num_columns = min(self.new_tokens, rounded_up(room, _COLUMNS))
+        return self._num_columns
+
+    def advance(self) -> None:
+        """Count the step's token in."""
+        self.age[: self.width] += 1
+        self.age.clamp_(max=self.new_tokens - 1)  # rows that have ended stay where they are
+
+    def attention(self, layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
+        """See `llama_forward.Attention`."""
+        layer = self.layers[layer_index]
+        assert isinstance(layer, _RowLayer)
+        if (output := self._attend(layer, query[:, :, None], scale, keys_values)) is None:
+            layer.write(keys_values)
+            output = self.attend(layer_index, query[:, :, None], scale)
+        return output[:, 0]
+
+    def attend(self, layer_index: int, query: Tensor, scale: float, softcap: float | None = None) -> Tensor:
+        """Attention of the step's tokens, after `update` has written their keys and values.
+
+        Args:
+            query: (R, H, 1, D).
+
+        Returns:
+            (R, 1, H, D)
+        """
+        layer = self.layers[layer_index]
+        assert isinstance(layer, _RowLayer)
+        num_rows, num_heads, _, size = query.shape
+        if softcap is None and (output := self._attend(layer, query, scale)) is not None:
+            return output
+        if layer.is_by_kernel:
+            raise RuntimeError("attention of earlier steps went by a kernel, which leaves what it masks undefined")
+        num_key_heads = layer.prompts.shape[2]
+        shape = (num_rows, num_key_heads, num_heads // num_key_heads)
+        own, groups, mask = query.reshape(*shape, size), self._groups(), self._mask()
+        prompt_keys, prompt_values = (x[: groups.count].flatten(0, 1) for x in layer.prompts)
+        row_keys, row_values = (x[:num_rows].flatten(0, 1) for x in layer.rows)
+        of_prompt = scaled_bmm(groups.gather(own), prompt_keys.mT, scale)
+        of_row = scaled_bmm(own.flatten(0, 1), row_keys.mT, scale)
+        scores = torch.cat([groups.scatter(of_prompt, shape), of_row.view(*shape, -1)], dim=-1)
+        if softcap is not None:
+            scores = scores.div_(softcap).tanh_().mul_(softcap)
+        weights = torch.softmax(scores.add_(mask[:, None, None]), dim=-1)
+        of_prompt, of_row = weights.split([prompt_keys.shape[1], row_keys.shape[1]], dim=-1)
+        output = groups.scatter(torch.bmm(groups.gather(of_prompt), prompt_values), shape)
+        own_output = torch.bmm(of_row.reshape(num_rows * num_key_heads, shape[2], -1), row_values)
+        return own_output.view(*shape, size).add_(output).view(num_rows, 1, num_heads, size)
+
+    def _attend(
+        self, layer: _RowLayer, query: Tensor, scale: float, keys_values: Tensor | None = None
+    ) -> Tensor | None:
+        """`attend` by a compiled kernel where there is one, which first keeps `keys_values` (R, 2, H_kv, D)."""
+        num_rows, num_heads, _, size = query.shape
+        stride = query.stride(0)
+        is_laid_out = query.stride()[1::2] == (size, 1)
+        if keys_values is not None:
+            num_key_heads = keys_values.shape[2]
+            is_laid_out &= keys_values.stride() == (stride, num_key_heads * size, size, 1)
+        output = query.new_empty(num_rows, 1, num_heads, size)
+        run = kernel("attend", layer.prompts, layer.rows, output)
+        if run is None or not is_laid_out or size % VECTOR or num_heads % layer.rows.shape[2]:
+            return None
+        operands = (query, keys_values, layer.prompts, layer.rows, self.prompt_of_row, self.prompt_length, self.age)
+        pointers = [None if x is None else x.data_ptr() for x in (*operands, output)]
+        run(*pointers, self.kernel_shape((stride, num_heads, layer.rows.shape[2], size)), scale)
+        layer.is_by_kernel = True
+        return output
+
+    def kernel_shape(self, heads: tuple[int, int, int, int]) -> ctypes.Array[ctypes.c_int64]:
+        """`Shape` of `kernels.cpp`, given its (row stride, heads, key heads, size)."""
+        prompts, rows = self.kept(0)
+        own = (prompts.shape[1], prompts.shape[3], rows.shape[1], rows.shape[3])
+        return (ctypes.c_int64 * 9)(self.width, *heads, *own)
+
+    def kept(self, layer_index: int, *, by_kernel: bool = False) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values, of the prompts and of the rows' own tokens, each (2, ..., H_kv, columns, D).
+
+        Args:
+            by_kernel: a kernel attends to them from now on, see `attention`.
+        """
+        layer = self.layers[layer_index]
+        assert isinstance(layer, _RowLayer)
+        layer.is_by_kernel |= by_kernel
+        return layer.prompts, layer.rows
+
+    # What transformers asks
+
+    def unused_mask(self) -> Tensor:
+        """An additive mask for transformers' models, which make one otherwise; attention here has its own."""
+        return torch.zeros(self.width, 1, 1, 1, dtype=self._dtype, device=self.age.device)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.capacity[1] + self._num_columns - 1
+
+
+class _Groups:
+    """Which rows continue which prompt: rows of a step by prompt, and back."""
+
+    def __init__(self, prompt_of_row: Sequence[int], device: torch.device) -> None:
+        members: list[list[int]] = [[] for _ in range(max(prompt_of_row) + 1)]
+        for row, prompt in enumerate(prompt_of_row):
+            members[prompt].append(row)
+        self.count, self._width = len(members), max(map(len, members))
+        # Prompts with fewer rows are filled up with row 0.
+        table = [row for rows in members for row in rows + [0] * (self._width - len(rows))]
+        place = [0] * len(prompt_of_row)
+        for prompt, rows in enumerate(members):
+            for column, row in enumerate(rows):
+                place[row] = prompt * self._width + column
+        is_ordered = table == place == list(range(len(prompt_of_row)))
+        self._table = None if is_ordered else torch.tensor(table, device=device)
+        self._place = None if is_ordered else torch.tensor(place, device=device)
+
+    def gather(self, of_rows: Tensor) -> Tensor:
+        """(R, H, S, X) to (prompts H, W S, X), W being the most rows that a prompt has."""
+        chosen = of_rows if self._table is None else of_rows.index_select(0, self._table)
+        by_prompt = chosen.unflatten(0, (self.count, self._width)).transpose(1, 2)
+        return by_prompt.reshape(self.count * of_rows.shape[1], self._width * of_rows.shape[2], -1)
+
+    def scatter(self, of_prompts: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """Undo `gather` for `shape` = (R, H, S)."""
+        by_row = of_prompts.view(self.count, shape[1], self._width, shape[2], -1).transpose(1, 2).flatten(0, 1)
+        return by_row if self._place is None else by_row.index_select(0, self._place)
+
+
+class _RowLayer(CacheLayerMixin):
+    def __init__(self, cache: KVCache, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self._cache = proxy(cache)  # no cycle, so that a batch's memory is free for the next one at once
+        prompts, length, rows = cache.capacity
+        heads, size = keys.shape[1], keys.shape[3]
+        if values.shape[3] != size:
+            raise ValueError(
+                f"this model's keys have {size} dimensions and its values {values.shape[3]}; the transformers engine "
+                "needs as many of both: use rollout.engine=vllm"
+            )
+        # Zeros, since what is masked is still multiplied.
+        self.prompts = keys.new_zeros(2, prompts, heads, length, size)
+        """Keys and values of every prompt."""
+        self._storage = keys.new_empty(2 * rows * heads * cache.new_tokens * size)
+        self.rows = self._view((2, rows, heads, cache._num_columns, size)).zero_()
+        """Keys and values of every row's own tokens."""
+        self.keys, self.values = self.rows
+        self.is_by_kernel = False
+        """Whether a kernel attends: it reads only what was written; products run over all, which has to be finite."""
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
+
+    def make_room(self, columns: int, width: int) -> None:
+        """Let rows have so many columns; the first `width` keep theirs."""
+        used = self.rows.shape[3]
+        if columns > used:
+            kept = self.rows[:, :width].clone()
+            self.rows = self._view((*self.rows.shape[:3], columns, self.rows.shape[4]))
+            self.rows[:, :width, :, :used] = kept
+            if not self.is_by_kernel:
+                self.rows[:, :width, :, used:] = 0
+                self.rows[:, width:] = 0
+
+    def _view(self, shape: tuple[int, ...]) -> Tensor:
+        """The beginning of the storage."""
+        return self._storage[: math.prod(shape)].view(shape)
+
+    def write(self, keys_values: Tensor) -> None:
+        """Keep the step's keys and values, (R, 2, H, D)."""
+        cache = self._cache
+        self.rows[:, cache._rows, :, cache.age[: cache.width]] = keys_values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        self.write(torch.stack([key_states[:, :, 0], value_states[:, :, 0]], dim=1))
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        return self._cache.get_seq_length()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + 1, 0
+
+    def get_max_length(self) -> int:
+        return self._cache.capacity[1] + self._cache.new_tokens
+
+    get_max_cache_shape = get_max_length

@@ -1,0 +1,228 @@
+"""Forward passes of Llama and its relatives without transformers' layers: a quarter of the operations.
+
+    x + W_o attention(rotate(W_q n), rotate(W_k n), W_v n) with n = norm(x),   then   x + W_d (silu(W_g n) * W_u n)
+
+Tokens stand in rows (N, width), whichever sequences they belong to; the caller's attention knows which. Queries, keys
+and values come from one product, residuals and gates are part of theirs, and the weights, with the adapter merged, lie
+as the processor wants them (`frozen_linear`). A model is taken over only if the results agree with its own on a probe,
+so that no list of model families has to be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+
+from rlft.model.kernels.elementwise import rms_norm, rotate, signed_sin_of
+from rlft.model.kernels.frozen_linear import FrozenLinear
+from rlft.model.kernels.joint_projection import joint_bias
+from rlft.rollout.engines.kv_cache import KVCache
+from rlft.rollout.engines.llama_decode import LayerOperands, LlamaDecode
+
+
+class Attention(Protocol):
+    """Attention among the tokens of a pass."""
+
+    def __call__(self, layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
+        """Attend with the queries (N, H, D) to the keys and values (N, 2, H_kv, D) and to earlier ones that the
+        attention keeps; returns (N, H, D)."""
+        ...
+
+
+def llama_forward_of(model: PreTrainedModel) -> LlamaForward | None:
+    """A model's lean forward pass, or None where it computes something else."""
+    try:
+        lean = LlamaForward(model)
+        return lean if _agrees(lean, model) else None
+    except (RuntimeError, AttributeError, TypeError, ValueError):
+        return None  # it has other parts or takes other inputs, so it is another kind of model
+
+
+class LlamaForward:
+    """See `forward.ForwardPass`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Take the weights as they are; `llama_forward` says whether the passes are the model's.
+
+        Raises:
+            AttributeError, TypeError, ValueError: the model has other parts.
+        """
+        self._model, self._decoder = model, model.base_model
+        self._linears = _Linears(model)
+        self._layers = [_Layer(layer, self._linears) for layer in self._decoder.layers]
+        self._head = self._linears.add([model.get_output_embeddings()])
+        self._decode: LlamaDecode | None = None
+        self.reload()
+
+    def pristine(self, name: str) -> Tensor:
+        """See `forward.ForwardPass`; the model's own parameters stay as they are."""
+        return self._model.get_parameter(name)
+
+    def load(self, names: Collection[str], weight: Callable[[str], Tensor]) -> None:
+        """See `forward.ForwardPass`."""
+        self._decode = None
+        for linear in self._linears.all:
+            if any(name in names for name in linear.names):
+                linear.load(weight)
+
+    def reload(self) -> None:
+        """See `forward.ForwardPass`."""
+        self._decode = None
+        for linear in self._linears.all:
+            linear.load(self._model.get_parameter)
+
+    def prefill(self, token_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """See `forward.ForwardPass`."""
+        kept: list[tuple[Tensor, Tensor]] = []
+        self._sequences(token_ids, kept)
+        return kept
+
+    def logits(self, token_ids: Tensor) -> Tensor:
+        """See `forward.ForwardPass`."""
+        return self._head.linear(self._sequences(token_ids)).unflatten(0, token_ids.shape)
+
+    def step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
+        """See `forward.ForwardPass`."""
+        positions = cache.begin(len(token_ids))
+        if self._decode is None:
+            self._decode = LlamaDecode([layer.operands() for layer in self._layers])
+        x, cos, signed_sin = self._embedded(token_ids, positions)
+        if not self._decode(x, cos, signed_sin, cache):
+            x = self._through_layers(x, cos, signed_sin, cache.attention)
+        logits = self._head.linear(_norm(x, self._decoder.norm))
+        cache.advance()
+        return logits
+
+    def _sequences(self, token_ids: Tensor, kept: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """Last hidden states (P T, width) of sequences (P, T); keys and values (P, H_kv, T, D) are added to `kept`."""
+        num_sequences, length = token_ids.shape
+
+        def causal(layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
+            q, k, v = (x.unflatten(0, (num_sequences, -1)).transpose(1, 2) for x in (query, *keys_values.unbind(1)))
+            if kept is not None:
+                kept.append((k, v))
+            output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+            return output.transpose(1, 2).flatten(0, 1)
+
+        positions = torch.arange(length, device=token_ids.device).repeat(num_sequences)
+        x = self._through_layers(*self._embedded(token_ids.flatten(), positions), causal)
+        return _norm(x, self._decoder.norm)
+
+    def _embedded(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (N,) at their positions (N,): (what goes into the layers (N, width), cosines, turns)."""
+        x = self._decoder.embed_tokens(token_ids)
+        cos, sin = (table[0, :, None] for table in self._decoder.rotary_emb(x, positions[None]))
+        return x, cos, signed_sin_of(sin)
+
+    def _through_layers(self, x: Tensor, cos: Tensor, signed_sin: Tensor, attention: Attention) -> Tensor:
+        for index, layer in enumerate(self._layers):
+            x = layer(index, x, cos, signed_sin, attention)
+        return x
+
+
+class _Linears:
+    """All linear layers of a model, each made of one or several modules side by side."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._name_of = {module: name for name, module in model.named_modules()}
+        self.all: list[_Linear] = []
+
+    def add(self, modules: Sequence[nn.Module]) -> _Linear:
+        if any(type(module) is not nn.Linear for module in modules):
+            raise TypeError("a projection is not a plain linear layer")
+        self.all.append(_Linear([f"{self._name_of[module]}.weight" for module in modules], modules))
+        return self.all[-1]
+
+
+class _Linear:
+    linear: FrozenLinear
+
+    def __init__(self, names: Sequence[str], modules: Sequence[Any]) -> None:
+        self.names, self._modules = names, modules
+
+    def load(self, weight: Callable[[str], Tensor]) -> None:
+        weights = [weight(name) for name in self.names]
+        bias = joint_bias(weights, [module.bias for module in self._modules])
+        self.linear = FrozenLinear(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
+
+
+class _Layer:
+    def __init__(self, layer: Any, linears: _Linears) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
+        self._activation = mlp.act_fn
+        self._is_silu = type(mlp.act_fn) in (nn.SiLU, SiLUActivation)
+        self._size, self._scale = attention.head_dim, attention.scaling
+        self._num_heads = attention.q_proj.out_features // self._size
+        self._num_key_heads = attention.k_proj.out_features // self._size
+        self._input = linears.add([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._output, self._gate = linears.add([attention.o_proj]), linears.add([mlp.gate_proj])
+        self._up, self._down = linears.add([mlp.up_proj]), linears.add([mlp.down_proj])
+
+    def __call__(self, index: int, x: Tensor, cos: Tensor, signed_sin: Tensor, attention: Attention) -> Tensor:
+        heads = self._input.linear(_norm(x, self._norms[0])).view(len(x), -1, self._size)
+        num_heads, num_rotated = self._num_heads, self._num_heads + self._num_key_heads
+        for part, norm in zip((heads[:, :num_heads], heads[:, num_heads:num_rotated]), self._head_norms, strict=True):
+            if norm is not None:
+                part.copy_(_norm(part.contiguous(), norm))
+        rotate(heads, num_rotated, cos, signed_sin)
+        keys_values = heads[:, num_heads:].unflatten(1, (2, -1))
+        attended = attention(index, heads[:, :num_heads], keys_values, self._scale)
+        x = self._output.linear.plus(attended.reshape(len(x), -1), x)
+        normed = _norm(x, self._norms[1])
+        gate = self._gate.linear.silu(normed) if self._is_silu else self._activation(self._gate.linear(normed))
+        return self._down.linear.plus(self._up.linear.times(normed, gate), x)
+
+    def operands(self) -> LayerOperands | None:
+        """What `LlamaDecode` computes with, None where it is another kind of layer."""
+        norms = [norm for norm in (*self._norms, *self._head_norms) if norm is not None]
+        epsilons = {norm.variance_epsilon for norm in norms}
+        if not self._is_silu or len(epsilons) > 1:
+            return None
+        return LayerOperands(
+            input_norm=self._norms[0].weight,
+            input=self._input.linear,
+            query_norm=None if (norm := self._head_norms[0]) is None else norm.weight,
+            key_norm=None if (norm := self._head_norms[1]) is None else norm.weight,
+            output=self._output.linear,
+            inner_norm=self._norms[1].weight,
+            gate=self._gate.linear,
+            up=self._up.linear,
+            down=self._down.linear,
+            epsilon=epsilons.pop(),
+            scale=self._scale,
+        )
+
+
+def _norm(x: Tensor, norm: Any) -> Tensor:
+    return rms_norm(x, norm.weight, norm.variance_epsilon)
+
+
+# The probe
+
+
+def _agrees(lean: LlamaForward, model: PreTrainedModel) -> bool:
+    """Whether both give the same logits: of sequences, and of tokens that continue them."""
+    vocabulary, device = model.get_output_embeddings().out_features, model.device
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(vocabulary, (2, 7), generator=generator).to(device)
+    rows = torch.randint(vocabulary, (3, 3), generator=generator).to(device)
+    prompt_of_row = [1, 0, 1]
+    cache = KVCache(prompts=2, prompt_length=7, rows=3, new_tokens=3, device=device)
+    with torch.inference_mode():
+        cache.enter_prompts([0, 1], [7, 7], lean.prefill(prompts))
+        cache.enter_rows([0, 1, 2], prompt_of_row)
+        continued = torch.stack([lean.step(rows[:, age], cache) for age in range(3)], dim=1)
+        whole = torch.cat([prompts[prompt_of_row], rows], dim=1)
+        expected = model(input_ids=whole, use_cache=False).logits
+        actual = torch.cat([lean.logits(whole)[:, :7], continued], dim=1)
+    # Single tokens may differ more in bfloat16, where a model has few states that are far larger than the others.
+    error = (actual - expected).float().norm(dim=-1) / expected.float().norm(dim=-1)
+    return bool(error.mean() <= (1e-4 if model.dtype.itemsize >= 4 else 4e-2))

@@ -1,0 +1,82 @@
+"""Merging an adapter into a model's weights, always from the pristine ones, so that nothing accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rlft.config import AdapterConfig
+from rlft.model.adapter import lora_scale, merged_weight
+from rlft.rollout.engines.forward import ForwardPass
+from rlft.types import Adapter
+
+
+class MergedWeights:
+    """The weights of a forward pass, which carry one adapter at a time."""
+
+    def __init__(self, model: PreTrainedModel, forward: ForwardPass, config: AdapterConfig) -> None:
+        """Nothing is merged yet."""
+        self._model, self._forward = model, forward
+        self._kind, self._rank, self._scale = config.kind, config.rank, lora_scale(config)
+        self._names = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if config.kind == "dora" else set())
+        self._merged: set[str] = set()
+        self._scratch: dict[torch.device, Tensor] = {}
+
+    @torch.no_grad()
+    def load(self, adapter: Adapter) -> None:
+        """Merge in float32; modules that the adapter does not have get their pristine weights.
+
+        Raises:
+            ValueError: the tensors are not those of an adapter of this model; no weight has changed then.
+        """
+        updates = self._check(adapter)
+        changed = [*updates, *sorted(self._merged - updates.keys())]
+        self._forward.load(changed, lambda name: self._weight(name, updates.get(name)))
+        self._merged = set(updates)
+
+    def _weight(self, name: str, parts: Mapping[str, Tensor] | None) -> Tensor:
+        pristine = self._forward.pristine(name)
+        if parts is None:
+            return pristine
+        if self._kind == "dora" or self._is_transposed(name):
+            is_transposed = self._is_transposed(name)
+            return merged_weight(pristine, parts, self._scale, is_transposed=is_transposed).to(pristine.dtype)
+        return self._sum(pristine, parts)
+
+    def _sum(self, pristine: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        """pristine + scale up down, in a float32 scratch that stays in the cache."""
+        scratch = self._scratch.get(pristine.device)
+        if scratch is None or scratch.numel() < pristine.numel():
+            scratch = self._scratch[pristine.device] = torch.empty(pristine.numel(), device=pristine.device)
+        wide = scratch[: pristine.numel()].view_as(pristine).copy_(pristine)
+        down, up = (parts[name].to(pristine.device, torch.float32) for name in ("lora_A", "lora_B"))
+        return wide.addmm_(up, down, alpha=self._scale).to(pristine.dtype, copy=True)
+
+    def _check(self, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
+        """An update's tensors by parameter name of the base model; all is checked before a single weight changes."""
+        updates: dict[str, dict[str, Tensor]] = {}
+        parameters = dict(self._model.named_parameters())
+        for name in sorted(adapter.tensors):
+            stem, _, which = name.removesuffix(".weight").rpartition(".")
+            parameter = f"{stem.removeprefix('base_model.model.')}.weight"
+            if which not in self._names or parameter not in parameters:
+                raise ValueError(f"the adapter's tensor {name!r} is not part of a {self._kind} update of this model")
+            updates.setdefault(parameter, {})[which] = adapter.tensors[name]
+        for parameter, parts in updates.items():
+            if parts.keys() != self._names:
+                raise ValueError(f"the adapter's update of {parameter} is not whole: it has {', '.join(sorted(parts))}")
+            down, up = parts["lora_A"], parts["lora_B"]
+            if down.shape[0] != self._rank or up.shape[1] != self._rank:
+                raise ValueError(f"the adapter's update of {parameter} has another rank than adapter.rank={self._rank}")
+            shape = parameters[parameter].shape
+            if (up.shape[0], down.shape[1]) != tuple(reversed(shape) if self._is_transposed(parameter) else shape):
+                raise ValueError(f"the adapter's update of {parameter} does not have the weight's shape {tuple(shape)}")
+        return updates
+
+    def _is_transposed(self, parameter: str) -> bool:
+        """GPT-2's layers store their weight the other way round."""
+        return isinstance(self._model.get_submodule(parameter.rpartition(".")[0]), Conv1D)

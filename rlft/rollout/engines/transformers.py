@@ -1,0 +1,220 @@
+"""The engine that runs anywhere: a transformers model with the adapter merged into its weights.
+
+What it saves: a prompt is computed once and its keys and values are kept once for all of its samples (`kv_cache`);
+rows that have ended give their place to waiting samples or leave the batch (`batching`); few operations per layer where
+the model allows it (`llama_forward`); one pass over the vocabulary per token (`sampling`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlft.config import AdapterConfig, ModelConfig, Strict
+from rlft.model import base as models
+from rlft.model import chat
+from rlft.model.adapter import verified_hash
+from rlft.model.context import model_context
+from rlft.model.kernels.sizes import LENGTH, rounded_up
+from rlft.rollout.engines.batching import Sampled, sample_all
+from rlft.rollout.engines.contract import Request, refuse_other_version
+from rlft.rollout.engines.forward import ForwardPass, forward_pass
+from rlft.rollout.engines.kv_cache import KVCache
+from rlft.rollout.engines.merging import MergedWeights
+from rlft.types import Adapter, Completion, SamplingParams
+
+MAX_ROWS = {"cpu": 64, "cuda": 256}
+"""Rows of a batch by default. More rows help the products little on a CPU, and waiting samples keep fewer rows full."""
+PREFILL_TOKENS = 4096
+"""Prompt tokens, padding included, that are computed together."""
+
+
+class TransformersArguments(Strict):
+    """What `rollout.engine_args` can say."""
+
+    max_rows: int = Field(default=0, ge=0)
+    """Samples that are generated together at the most; 0 chooses by the device."""
+    cache_mb: float = Field(default=2048.0, gt=0)
+    """Bound on keys and values, in MB; fewer samples are generated together where they need more."""
+    compile: bool = False
+    """Transformers' layers, with norms and gated MLPs through torch.compile, which needs a C++ compiler on a CPU."""
+
+
+class TransformersEngine:
+    """See `contract.Engine`."""
+
+    def __init__(
+        self,
+        model_folder: Path | str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        model: ModelConfig,
+        adapter: AdapterConfig,
+        threads: int,
+        engine_args: TransformersArguments | None = None,
+    ) -> None:
+        """Load the base model."""
+        arguments = engine_args or TransformersArguments()
+        self.device = models.default_device()
+        self.threads = threads
+        self.version: int | None = None
+        self._hash = ""
+        self._folder, self._is_full = model_folder, adapter.kind == "full"
+        self._tokenizer = tokenizer
+        self._model = models.load_base(
+            model_folder, models.resolve_dtype(model), self.device, quantize=adapter.kind == "qlora"
+        )
+        if adapter.kind == "qlora":
+            # An update cannot be merged into 4-bit weights: generate with what they stand for.
+            self._model = self._model.dequantize()
+        self._forward = forward_pass(self._model, compile=arguments.compile)
+        self._weights = MergedWeights(self._model, self._forward, adapter)
+        self._end_ids = chat.end_token_ids(tokenizer, self._model.generation_config)
+        self._context = model_context(self._model.config)
+        self.context = self._context.tokens
+        self._max_rows = arguments.max_rows or MAX_ROWS[self.device.type]
+        self._cache_bytes = arguments.cache_mb * 1e6
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """See `contract.Engine`. Merges in float32 from the pristine base weights, so that nothing accumulates."""
+        content_hash = verified_hash(adapter)
+        torch.set_num_threads(self.threads)
+        if self._is_full:
+            self._load_all_weights(adapter)
+        else:
+            self._weights.load(adapter)
+        self.version, self._hash = adapter.version, content_hash
+
+    @torch.no_grad()
+    def _load_all_weights(self, adapter: Adapter) -> None:
+        parameters = dict(self._model.named_parameters())
+        # The bare base has no tensors of its own: its weights are read again rather than kept twice.
+        tensors = adapter.tensors
+        if not tensors:
+            if self.version is None:
+                return
+            tensors = dict(models.load_base(self._folder, self._model.dtype, self.device).named_parameters())
+        wrong = [n for n in {*parameters, *tensors} if n not in parameters or n not in tensors]
+        wrong += [n for n in tensors if n in parameters and tensors[n].shape != parameters[n].shape]
+        if wrong:
+            raise ValueError(f"the weights of adapter version {adapter.version} are not this model's: {min(wrong)!r}")
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+        self._forward.reload()
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], params: SamplingParams, *, version: int) -> list[list[Completion]]:
+        """See `contract.Engine`."""
+        refuse_other_version(version, self.version)
+        self._check(requests, params)
+        if not any(request.seeds for request in requests):
+            return [[] for _ in requests]
+        torch.set_num_threads(self.threads)
+        prompts, rows = self._room(requests, params)
+        cache = KVCache(
+            prompts=prompts,
+            prompt_length=max(len(request.prompt_ids) for request in requests) - 1,
+            rows=rows,
+            new_tokens=params.max_new_tokens,
+            device=self.device,
+        )
+        sampled = sample_all(
+            _Decoder(self._forward, cache),
+            requests,
+            params,
+            max_rows=rows,
+            max_prompts=prompts,
+            end_ids=self._end_ids,
+            ends_with_stop=lambda ids: chat.ends_with(self._tokenizer, ids, params.stop),
+            device=self.device,
+        )
+        return [[self._completion(one) for one in samples] for samples in sampled]
+
+    @torch.inference_mode()
+    def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
+        """See `contract.Engine`."""
+        refuse_other_version(version, self.version)
+        torch.set_num_threads(self.threads)
+        ids = torch.tensor([[*prompt_ids, *token_ids]], device=self.device)
+        logits = self._forward.logits(ids)[0, len(prompt_ids) - 1 : -1]
+        targets = ids[0, len(prompt_ids) :, None]
+        return logits.float().log_softmax(dim=-1).gather(1, targets).squeeze(1).tolist()
+
+    def _completion(self, sampled: Sampled) -> Completion:
+        assert self.version is not None
+        return Completion(
+            token_ids=tuple(sampled.token_ids),
+            logprobs=tuple(sampled.logprobs),
+            policy_logprobs=tuple(sampled.policy_logprobs) or None,
+            finish_reason="stop" if sampled.has_stopped else "length",
+            adapter_version=self.version,
+            adapter_hash=self._hash,
+        )
+
+    def _room(self, requests: Sequence[Request], params: SamplingParams) -> tuple[int, int]:
+        """Prompts and rows that are in the cache together, within its bound.
+
+        Raises:
+            ValueError: not even one sample fits.
+        """
+        config = self._model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        per_token = 2 * config.num_hidden_layers * heads * size * self._model.dtype.itemsize
+        per_prompt = per_token * max(len(request.prompt_ids) for request in requests)
+        per_row = per_token * params.max_new_tokens
+        num_rows = sum(len(request.seeds) for request in requests)
+        samples = max(1, num_rows // len(requests))
+        for rows in range(min(num_rows, self._max_rows), 0, -1):
+            prompts = min(len(requests), -(-rows // samples) + 1)
+            if prompts * per_prompt + rows * per_row <= self._cache_bytes:
+                return prompts, rows
+        raise ValueError(
+            f"one sample needs {(per_prompt + per_row) / 1e6:.0f} MB of keys and values, more than "
+            f"rollout.engine_args.cache_mb={self._cache_bytes / 1e6:.0f}; raise it, or shorten prompts or "
+            "sampling.max_new_tokens"
+        )
+
+    def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
+        for request in requests:
+            if not request.prompt_ids:
+                raise ValueError("a request has an empty prompt: there is nothing to continue")
+            total = len(request.prompt_ids) + params.max_new_tokens
+            if total > self.context:
+                raise ValueError(f"prompt and completion of {total} tokens exceed {self._context.words}")
+
+
+class _Decoder:
+    """See `batching.Decoder`."""
+
+    def __init__(self, forward: ForwardPass, cache: KVCache) -> None:
+        self._forward, self._cache = forward, cache
+        self.enter_rows, self.move_rows = cache.enter_rows, cache.move_rows
+
+    def enter_prompts(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        """Prompts of like length are computed together; padding stands on the right, where causal attention never
+        looks."""
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        start = 0
+        while start < len(order):
+            end = start + 1
+            while end < len(order) and (end + 1 - start) * len(prompts[order[end]]) <= PREFILL_TOKENS:
+                end += 1
+            self._prefill([slots[i] for i in order[start:end]], [prompts[i] for i in order[start:end]])
+            start = end
+
+    def _prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        lengths = [len(prompt) - 1 for prompt in prompts]
+        padded = torch.zeros(len(prompts), rounded_up(max(1, *lengths), LENGTH), dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            padded[row, : lengths[row]] = torch.tensor(prompt[:-1], dtype=torch.int64)
+        prefill = self._forward.prefill(padded.to(self._cache.age.device))
+        self._cache.enter_prompts(slots, lengths, prefill)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self._forward.step(tokens, self._cache)

@@ -1,0 +1,270 @@
+"""A run directory: the source of truth of a run, and the only thing that the curves read.
+
+runs/NAME/
+  config.yaml        the resolved config           provenance.json  versions, hardware, code hashes
+  metrics.jsonl      one line of numbers per step  events.jsonl     what happened, with times
+  rollouts/          step-000012.parquet: every sample, failed ones too
+  evals/             base.json, sft.json, step-000010.json and their rollouts
+  adapters/          sft, v000012: PEFT folders    checkpoints/     what `rlft resume` starts from
+  summary.json       at the end                    logs/            what scoring processes printed
+  skipped/           batches whose update was not finite
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, count
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, overload
+
+from filelock import FileLock, Timeout
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from typing_extensions import TypeVar
+
+from rlft import config_file
+from rlft.common.files import write_file
+from rlft.config import BaseRunConfig, RunConfig
+from rlft.run.checkpoint import Snapshot, load_latest, save
+from rlft.run.rollout_table import to_parquet
+from rlft.types import Batch, Group, Metrics
+
+C = TypeVar("C", bound=BaseRunConfig, default=RunConfig)
+D = TypeVar("D", bound=BaseRunConfig)
+
+KEPT_CHECKPOINTS = 2
+"""Newest snapshots that are kept: the last one, and one before it should that be damaged."""
+MAX_SKIPPED = 3
+"""Updates in a row that may be skipped for a loss or gradient that is not finite before the run stops."""
+
+
+class Run(Generic[C]):
+    """An open run directory, with the config of an RL run if nothing else is said. One driver holds it at a time."""
+
+    def __init__(self, config: C, *, path: Path | None = None) -> None:
+        """Open the directory and lock it; see `create` and `reopen`.
+
+        Raises:
+            ValueError: another driver has it.
+        """
+        self.config = config
+        self.path = path or config.run_dir
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"{self.path} is in use by another rlft process; wait for it, or give this run another name"
+            ) from None
+
+    @classmethod
+    def create(cls, config: C, *, provenance: dict[str, Any], restart: bool = False) -> Self:
+        """A new run.
+
+        Args:
+            restart: move an existing run of that name aside instead of refusing.
+
+        Raises:
+            ValueError: a run of that name exists.
+        """
+        path = config.run_dir
+        if (path / "config.yaml").exists():
+            if not restart:
+                raise ValueError(
+                    f"{path} holds a run already: continue it with `rlft resume {path}`, start over with --restart "
+                    "(the old run is moved aside), or choose another name with name=..."
+                )
+            with cls(config):  # refuses when another driver is at work there
+                _move_aside(path)
+        run = cls(config)
+        write_file(run.path / "provenance.json", json.dumps({**provenance, **_machine()}, indent=1))
+        write_file(run.path / "config.yaml", config_file.dump(config))
+        return run
+
+    @overload
+    @staticmethod
+    def reopen(path: Path) -> Run: ...
+
+    @overload
+    @staticmethod
+    def reopen(path: Path, kind: type[D]) -> Run[D]: ...
+
+    @staticmethod
+    def reopen(path: Path, kind: type[BaseRunConfig] = RunConfig) -> Run[Any]:
+        """An existing run, with the config that it was started with, which is of the type `kind`.
+
+        Raises:
+            ValueError: there is no run at `path`.
+        """
+        if not (path / "config.yaml").is_file():
+            raise ValueError(f"{path} is not a run directory: it has no config.yaml")
+        return Run(config_file.load(path / "config.yaml", (), kind), path=path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.event("stopped", f"{type(error).__name__}: {error}")
+        self._lock.release()
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Append a step's numbers, synced; what is not finite is left out and noted as an event."""
+        bad = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+        if bad:
+            self.event("not_finite", f"{', '.join(bad)} not finite, left out of metrics.jsonl", step=step)
+        row = {"step": step} | {name: metrics[name] for name in sorted(metrics) if name not in bad}
+        _append(self.path / "metrics.jsonl", json.dumps(row))
+
+    def event(self, kind: str, message: str, *, step: int | None = None) -> None:
+        """Append something that happened; with a step it is marked on the curves."""
+        row: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "kind": kind,
+            "message": message,
+        }
+        _append(self.path / "events.jsonl", json.dumps(row if step is None else {**row, "step": step}))
+
+    def write_rollouts(
+        self, step: int, groups: Sequence[Group], advantages: Sequence[float] = (), *, kind: str = "step"
+    ) -> None:
+        """Keep every sample of a step; `kind` names the file, `greedy` for the answers that only make a baseline."""
+        write_file(
+            self.path / "rollouts" / f"{kind}-{step:06d}.parquet",
+            to_parquet(groups, step=step, advantages=advantages),
+        )
+
+    def write_batch(self, step: int, batch: Batch) -> Path:
+        """Keep a batch whose update was skipped: tensors by field, and its tokens as JSON in the file's metadata."""
+        folder = self.path / "skipped"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step-{step:06d}-{len(list(folder.iterdir()))}.safetensors"
+        values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        rows = {name: json.dumps(value) for name, value in values.items() if isinstance(value, tuple)}
+        write_file(path, save_tensors(tensors, metadata=rows))
+        return path
+
+    def skip(self, step: int, batch: Batch, *, in_a_row: int) -> None:
+        """Keep the batch of a skipped update for inspection, and stop when the last `MAX_SKIPPED` were skipped.
+
+        Raises:
+            RuntimeError: names the folder with the batches.
+        """
+        path = self.write_batch(step, batch)
+        message = f"loss or gradient not finite; parameters unchanged; its batch is {path}"
+        self.event("update_skipped", message, step=step)
+        if in_a_row >= MAX_SKIPPED:
+            raise RuntimeError(
+                f"step {step}: {in_a_row} updates in a row had a loss or gradient that is not finite; the parameters "
+                f"are those before them. Their batches are in {path.parent}. Lower learner.lr, use "
+                "model.dtype=float32, or look at the batches for very large rewards."
+            )
+
+    def write_evaluation(self, result: dict[str, Any], groups: Sequence[Group] = ()) -> None:
+        """Keep an evaluation and its samples, where it has any."""
+        name = result["name"]
+        if groups:
+            write_file(self.path / "evals" / f"{name}.parquet", to_parquet(groups, step=result["step"]))
+        write_file(self.path / "evals" / f"{name}.json", json.dumps(result, indent=1))
+
+    def evaluation(self, name: str) -> dict[str, Any] | None:
+        """An evaluation that was made before, or None."""
+        path = self.path / "evals" / f"{name}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def checkpoint(self, snapshot: Snapshot) -> None:
+        """Save what `rlft resume` needs."""
+        save(self.path / "checkpoints", snapshot, keep=KEPT_CHECKPOINTS)
+
+    def restore(self) -> Snapshot | None:
+        """The newest whole snapshot, after cutting the records back to its step; None restarts RL from step 1.
+
+        The steps after it are made again, and on a CPU they come out the same.
+        """
+        self._clear_torn_writes()
+        snapshot, problems = load_latest(self.path / "checkpoints")
+        for problem in problems:
+            self.event("checkpoint_skipped", problem)
+        step = snapshot.step if snapshot else 0
+        self._cut_back(step)
+        self.event("resumed", f"continuing after step {step}", step=step)
+        return snapshot
+
+    def write_summary(self, summary: dict[str, Any]) -> Path:
+        """The run's result."""
+        path = self.path / "summary.json"
+        write_file(path, json.dumps(summary, indent=1) + "\n")
+        return path
+
+    def _clear_torn_writes(self) -> None:
+        """What a killed driver was in the middle of: temporary files, half a line of events."""
+        for path in self.path.rglob(".*.tmp"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        events = self.path / "events.jsonl"
+        if events.exists() and (data := events.read_bytes()) and not data.endswith(b"\n"):
+            write_file(events, data[: data.rfind(b"\n") + 1])
+
+    def _cut_back(self, step: int) -> None:
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            kept = []
+            for line in metrics.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    break  # the line that was being written when the run was killed
+                if row["step"] > step:
+                    break
+                kept.append(line + "\n")
+            write_file(metrics, "".join(kept))
+        for path in [*self.path.glob("rollouts/step-*"), *self.path.glob("evals/step-*")]:
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+        for path in self.path.glob("adapters/v*"):
+            if int(path.name.removeprefix("v")) > step:
+                shutil.rmtree(path)
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _move_aside(path: Path) -> None:
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime((path / "config.yaml").stat().st_mtime))
+    names = (f"{path.name}.{stamp}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(2))))
+    path.rename(next(target for name in names if not (target := path.with_name(name)).exists()))
+
+
+def _machine() -> dict[str, Any]:
+    packages = {}
+    for name in ("rlft", "torch", "transformers", "peft", "trl", "datasets", "ray"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "packages": packages,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

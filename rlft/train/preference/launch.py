@@ -1,0 +1,224 @@
+"""A whole preference run around the loop: data, the reference's pass over it, training, measurements, report.
+
+runs/NAME/reference/ holds the reference's log-probs, where they are computed beforehand.
+`run.directory` has the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from rlft.common.files import write_file
+from rlft.curves.live_panel import View
+from rlft.curves.text import format_accuracy
+from rlft.model import chat
+from rlft.model.context import model_context
+from rlft.model.kernels import library
+from rlft.model.memory import keep_freed_memory
+from rlft.model.starting_point import reference_source, resolve_model, save_adapter, start_tensors
+from rlft.run.checkpoint import Snapshot
+from rlft.run.directory import Run
+from rlft.train.preference.config import PreferenceConfig
+from rlft.train.preference.data import Example, PreferenceData, load
+from rlft.train.preference.group import make_preference_learner
+from rlft.train.preference.loop import NAMES, AnyLearner, logprobs, measure, num_updates, train_dpo, updates_per_epoch
+
+
+def train(config: PreferenceConfig, *, restart: bool = False) -> dict[str, Any]:
+    """Start a preference run and bring it to its end.
+
+    Args:
+        restart: move an existing run of that name aside.
+
+    Returns:
+        The summary, as `summary.json` holds it.
+
+    Raises:
+        ValueError: something in the config, the data or the model cannot work; nothing was started.
+        RuntimeError: the run had to stop; `resume` continues it.
+    """
+    with View(config.name, steps=0, unit="update") as view:
+        data, model_folder = _prepare(config, view)
+        provenance = {"sha256": {config.data.source: data.hash}, "kernels": library.description()}
+        with Run.create(config, provenance=provenance, restart=restart) as run:
+            return _execute(run, data, model_folder, view, is_resumed=False)
+
+
+def resume(path: Path) -> dict[str, Any]:
+    """Continue a preference run from its newest whole checkpoint; on a CPU it ends as it would have without a break.
+
+    Raises:
+        ValueError: `path` holds no such run, another process is working on it, or its data has changed since.
+    """
+    with Run.reopen(path, PreferenceConfig) as run, View(run.config.name, steps=0, unit="update") as view:
+        data, model_folder = _prepare(run.config, view)
+        source = run.config.data.source
+        if json.loads((run.path / "provenance.json").read_text())["sha256"][source] != data.hash:
+            raise ValueError(f"{source} has changed since {run.path} began; restore it, or start a run of another name")
+        return _execute(run, data, model_folder, view, is_resumed=True)
+
+
+def _prepare(config: PreferenceConfig, view: View) -> tuple[PreferenceData, str]:
+    """The data and the model's folder, with everything refused that could not work, before a run exists."""
+    transformers_logging.disable_progress_bar()
+    start_tensors(config)
+    model_folder = str(resolve_model(config))
+    model_config = AutoConfig.from_pretrained(model_folder)
+    tokenizer = chat.load_tokenizer(model_folder, for_chat=False)
+    try:
+        generation = GenerationConfig.from_pretrained(model_folder)
+    except OSError:  # it has none
+        generation = GenerationConfig.from_model_config(model_config)
+    view.stage("reading preferences")
+    data = load(
+        config.data,
+        tokenizer,
+        chat.end_token_ids(tokenizer, generation),
+        context=model_context(model_config).tokens,
+        paired=config.preference.is_paired,
+        on_row=view.progress,
+    )
+    if config.batch_size > len(data.train):
+        raise ValueError(
+            f"batch_size is {config.batch_size}, but {config.data.source} has {len(data.train)} examples to train on; "
+            "lower batch_size or add rows"
+        )
+    if data.dropped:
+        view.note(f"{data.dropped} rows of more than {data.max_length} tokens were left out")
+    view.steps = num_updates(config, data)
+    return data, model_folder
+
+
+def _execute(
+    run: Run[PreferenceConfig], data: PreferenceData, model_folder: str, view: View, *, is_resumed: bool
+) -> dict[str, Any]:
+    keep_freed_memory()
+    try:
+        return _stages(run, data, model_folder, view, is_resumed=is_resumed)
+    except BaseException:
+        view.note(f"the run stopped before its end; `rlft resume {run.path}` continues from the last checkpoint")
+        raise
+
+
+def _stages(
+    run: Run[PreferenceConfig], data: PreferenceData, model_folder: str, view: View, *, is_resumed: bool
+) -> dict[str, Any]:
+    config, total = run.config, num_updates(run.config, data)
+    saved = run.restore() if is_resumed else None
+    view.stage("loading the model")
+    source = reference_source(config.reference)
+    learner = make_preference_learner(
+        config,
+        model_folder,
+        max_length=data.max_length,
+        start=start_tensors(config),
+        reference=source,
+    )
+    with closing(learner):
+        if saved is not None:
+            learner.load_state(saved.tensors, saved.state)
+        if config.preference.needs_reference and config.reference_logprobs == "precomputed":
+            folders = [model_folder, config.adapter.start, source.folder if source else ""]
+            data = _with_reference(run, learner, data, folders, view)
+            learner.drop_reference()
+        _measure_once(run, learner, data, view, name="base", step=0)
+
+        def after_update(step: int) -> None:
+            is_last = step == total
+            if is_last or step % updates_per_epoch(config, data) == 0:
+                _measure_once(run, learner, data, view, name=f"step-{step:06d}", step=step)
+            if is_last or step % config.checkpoint.every == 0:
+                folder = run.path / "adapters" / f"v{step:06d}"
+                save_adapter(folder, config, model_folder, learner.adapter(step).tensors)
+                tensors, numbers = learner.state()
+                run.checkpoint(Snapshot(step=step, tensors=tensors, state=numbers))
+
+        view.stage("training")
+        start = saved.step if saved else 0
+        train_dpo(run, learner, data, start=start, view=view, after_update=after_update)
+    return _summarize(run, data)
+
+
+def _measure_once(
+    run: Run[PreferenceConfig], learner: AnyLearner, data: PreferenceData, view: View, *, name: str, step: int
+) -> None:
+    if not data.heldout or run.evaluation(name) is not None:
+        return
+    view.stage(f"held-out preferences: {name}")
+    result = measure(learner, run.config, data, name=name, step=step, on_chunk=view.progress)
+    run.write_evaluation(result)
+    accuracy = format_accuracy(result["accuracy"])
+    view.note(f"held-out, {name}: loss {result['loss']:.4f}, margin {result['margin']:.3f}, accuracy {accuracy}")
+
+
+def _with_reference(
+    run: Run[PreferenceConfig], learner: AnyLearner, data: PreferenceData, folders: Sequence[str], view: View
+) -> PreferenceData:
+    """The data with the reference's log-probs: computed now, or read if the same were computed before.
+
+    Args:
+        folders: where the reference's weights come from.
+    """
+    parts = [data.hash, run.config.model.dtype, *_identity(folders)]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    path = run.path / "reference" / f"{key[:16]}.safetensors"
+    if not path.is_file():
+        view.stage("reference log-probs")
+        passes = {
+            name: logprobs(learner, "reference", examples, chunk=run.config.batch_size, on_chunk=view.progress)
+            for name, examples in (("train", data.train), ("heldout", data.heldout))
+        }
+        write_file(path, save_tensors(passes))
+    stored = load_file(path)
+    return replace(
+        data,
+        train=_annotated(data.train, stored["train"]),
+        heldout=_annotated(data.heldout, stored["heldout"]),
+    )
+
+
+def _annotated(examples: Sequence[Example], ref_logprobs: Tensor) -> list[Example]:
+    parts = ref_logprobs.split([example.num_actions for example in examples])
+    return [replace(example, ref_logprobs=part) for example, part in zip(examples, parts, strict=True)]
+
+
+def _identity(folders: Iterable[str]) -> list[str]:
+    """Name, size and time of every file of weights: hashing whole models at every start would take too long."""
+    files = [path for folder in folders if folder for path in sorted(Path(folder).glob("*.safetensors"))]
+    return [f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+
+
+def _summarize(run: Run[PreferenceConfig], data: PreferenceData) -> dict[str, Any]:
+    from rlft.curves.report import write_report, write_reward_png
+
+    total = num_updates(run.config, data)
+    before, after = run.evaluation("base"), run.evaluation(f"step-{total:06d}")
+    summary: dict[str, Any] = {
+        "name": run.config.name,
+        "stage": NAMES[run.config.preference.loss],
+        "metric": "preference",
+        "steps": total,
+        "train_examples": len(data.train),
+        "heldout_examples": len(data.heldout),
+        "dropped_rows": data.dropped,
+        "adapter": f"adapters/v{total:06d}",
+    }
+    for label, result in (("base", before), ("trained", after)):
+        for key in ("accuracy", "loss", "margin"):
+            summary[f"{key}_{label}"] = result[key] if result else None
+    run.write_summary(summary)
+    write_report(run.path)
+    write_reward_png(run.path)
+    return summary

@@ -1,0 +1,150 @@
+"""The preference learner: compare the completions of a batch, update the policy, hand out its adapter, save itself.
+
+The losses are those of `objectives.preference`: DPO and its relatives on pairs, KTO on single completions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from rlft.learner.batch import mismatched
+from rlft.learner.core import Roles
+from rlft.learner.ranks import ALONE, Ranks
+from rlft.model.starting_point import ReferenceSource
+from rlft.objectives.preference import preference_loss, preference_metrics
+from rlft.train.preference.config import PreferenceConfig
+from rlft.types import Adapter, Batch, Metrics
+
+RoleName = Literal["policy", "reference"]
+
+
+class PreferenceLearner:
+    """A preference loss at work on the policy and, where the loss needs one, a frozen reference.
+
+    With several processes (`ranks`) each has one of these, as with `learner.rl.Learner`.
+    """
+
+    def __init__(
+        self,
+        config: PreferenceConfig,
+        model_folder: Path | str,
+        *,
+        max_length: int,
+        start: Mapping[str, Tensor] | None = None,
+        reference: ReferenceSource | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Load the base and make the roles.
+
+        Args:
+            model_folder: what `sources.resolve` gave.
+            max_length: most tokens of a prompt and one completion.
+            start: tensors that the policy starts from, which are then the reference; without them both are the base.
+            reference: another reference.
+
+        Raises:
+            ValueError: see `Roles`.
+        """
+        self.preference = config.preference
+        self._max_length = max_length
+        self.roles = Roles(
+            model_folder,
+            config.model,
+            config.adapter,
+            config.learner,
+            seed=config.seed,
+            start=start,
+            with_reference=self.preference.needs_reference,
+            reference=reference,
+            ranks=ranks,
+        )
+
+    def annotate(self, batch: Batch) -> tuple[Batch, float]:
+        """(the batch, with the reference's log-probs if the loss needs them; KTO's z0, else 0)"""
+        if self.preference.needs_reference and batch.ref_logprobs is None:
+            batch = replace(batch, ref_logprobs=self.logprobs(batch, "reference"))
+        return batch, self.reference_point(batch)
+
+    def update(self, batch: Batch, kl: float, factor: float) -> Metrics:
+        """One optimizer update on an annotated batch.
+
+        Args:
+            kl: KTO's z0.
+            factor: on the peak learning rate.
+
+        Returns:
+            Metrics of the update. With a non-finite loss or gradient the step is skipped, parameters and optimizer stay
+            as they were, and `policy/skipped` is 1.
+        """
+        preference, roles = self.preference, self.roles
+        roles.optimizer.zero_grad(set_to_none=True)
+        num_examples = batch.num_sequences // 2 if preference.is_paired else batch.num_sequences
+
+        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Metrics]:
+            value, sums = preference_loss(
+                preference,
+                logprobs=logprobs,
+                ref_logprobs=part.ref_logprobs,
+                sequence_index=part.sequence_index,
+                labels=part.rewards.to(logprobs.device),
+                num_examples=num_examples,
+                kl=kl,
+            )
+            return value, sums | {"policy/entropy": float(entropy.detach().sum())}
+
+        total, parts = roles.backward_policy(batch, loss, whole_groups=preference.is_paired, entropy_gradient=False)
+        num_chosen = int((batch.rewards > 0).sum())
+        metrics: Metrics = {"preference/loss": total}
+        metrics |= preference_metrics(
+            parts,
+            num_examples=num_examples,
+            num_chosen=num_chosen,
+            num_rejected=batch.num_sequences - num_chosen,
+            num_actions=batch.sequence_index.numel(),
+        )
+        if not preference.is_paired:
+            metrics["preference/z0"] = kl
+        return metrics | roles.step(factor=factor, is_finite=math.isfinite(total))
+
+    def logprobs(self, batch: Batch, role: RoleName) -> Tensor:
+        """(A,) float32 on the CPU, of the batch's actions; no gradient."""
+        found = self.roles.policy if role == "policy" else self.roles.reference
+        assert found is not None
+        return self.roles.logprobs(batch, found)
+
+    def reference_point(self, batch: Batch) -> float:
+        """KTO's z0 of the batch's prompts; 0 for the other losses."""
+        if self.preference.is_paired:
+            return 0.0
+        return self.roles.reference_point(mismatched(batch, max_length=self._max_length))
+
+    def drop_reference(self) -> None:
+        """Free the reference, if that frees a model: its log-probs are computed beforehand, and no pass follows."""
+        reference = self.roles.reference
+        if self.preference.is_paired and reference is not None and not reference.is_saved:
+            self.roles.reference = None
+
+    def adapter(self, version: int) -> Adapter:
+        """A stamped copy of what the policy learnt."""
+        return self.roles.adapter(version)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a resumed run needs: tensors by name, and no further numbers."""
+        return self.roles.state(), {}
+
+    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Take over what `state` returned.
+
+        Raises:
+            ValueError: the state belongs to another configuration.
+        """
+        self.roles.load_state(tensors)
+
+    def close(self) -> None:
+        """Nothing to end; a `PreferenceGroup` has."""

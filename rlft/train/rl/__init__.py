@@ -1,0 +1,1 @@
+"""Reinforcement learning: the loop, its rollouts, metrics, evaluations, and the run around it."""

@@ -1,0 +1,121 @@
+"""The RL loop: roll out, score, estimate advantages, update the adapter, publish it; repeat.
+
+What is left out of it on purpose: profiling, retries, timers of parts and progress live in the pool, the scorer, the
+run and the live panel; the stages around it (base evaluation, SFT, summary) are in `launch.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from rlft.config import RunConfig
+from rlft.curves.live_panel import View
+from rlft.learner.batch import collate, minibatches
+from rlft.learner.rl import PolicyLearner
+from rlft.reward.scoring import Scorer
+from rlft.rollout.pool import RolloutPool
+from rlft.rollout.weight_proof import CanaryMaker
+from rlft.run.directory import Run
+from rlft.train.rl.metrics import Clock, describe, describe_dropped, describe_staleness
+from rlft.train.rl.rollouts import StepRollouts
+from rlft.types import Adapter, Batch, Metrics, Task
+
+AfterStep = Callable[[int, Sequence[Adapter]], None]
+"""Called with (step, the published adapters that later samples may come from, the step's own last)."""
+
+
+def train_rl(
+    run: Run,
+    learner: PolicyLearner,
+    pool: RolloutPool,
+    scorer: Scorer,
+    tasks: Sequence[Task],
+    *,
+    start: int,
+    earlier: Sequence[Adapter] = (),
+    canary: CanaryMaker,
+    view: View,
+    after_step: AfterStep,
+) -> None:
+    """Train from step `start` + 1 to the last one.
+
+    Rollouts are submitted `max_staleness` steps ahead, so that workers generate while this process learns; 0 is
+    strictly on-policy.
+
+    Args:
+        start: steps that the learner already has behind it.
+        earlier: published adapters that rollouts in flight after `start` come from, see `restore`.
+        canary: makes the proof that every published adapter asks of the engines.
+        after_step: called once a step's adapter is published; evaluates and saves.
+
+    Raises:
+        RuntimeError: too many samples failed to be scored, or engine and learner disagree about log-probs: see
+            `refuse_mismatch` and `weight_proof.Prover`.
+    """
+    config = run.config
+    rollouts = StepRollouts(run, pool, scorer, tasks, start=start, view=view)
+    for adapter in earlier:
+        rollouts.publish(adapter)
+        rollouts.submit_ahead()
+    rollouts.publish(canary(learner.adapter(version=start), learner.logprobs_of))
+    skipped = 0
+    for step in range(start + 1, config.steps + 1):
+        clock = Clock()
+        rollouts.submit_ahead()
+        groups, unused = rollouts.collect(step, clock)
+        metrics = describe([*groups, *unused]) | {"groups/used": float(len(groups))}
+        if config.max_staleness:
+            metrics |= describe_staleness([*groups, *unused], version=step - 1) | describe_dropped(groups, unused)
+
+        batch = learner.annotate(collate(groups))
+        run.write_rollouts(step, [*groups, *unused], sequence_means(batch))
+        for minibatch in minibatches(batch, config.updates_per_step):
+            if not learner.has_gradient(minibatch):
+                run.event("no_signal", "all groups have equal rewards; no update was made", step=step)
+                continue
+            update = learner.update(minibatch)
+            skipped = skipped + 1 if update["policy/skipped"] else 0
+            metrics |= update | {"policy/skipped": max(update["policy/skipped"], metrics.get("policy/skipped", 0.0))}
+            if update["policy/skipped"]:
+                run.skip(step, minibatch, in_a_row=skipped)
+            if not metrics.get("rollout/staleness_max"):
+                refuse_mismatch(config, step, update)
+        metrics["policy/updates"] = float(learner.num_updates)
+        clock.lap("learn")
+
+        rollouts.publish(canary(learner.adapter(version=step), learner.logprobs_of))
+        clock.lap("publish")
+        metrics |= rollouts.measure(clock)
+        metrics |= clock.metrics(tokens=metrics["rollout/tokens"])
+        run.log(step, metrics)
+        view.step(step, metrics)
+        after_step(step, rollouts.adapters)
+
+
+def sequence_means(batch: Batch) -> list[float]:
+    """Mean advantage of each sequence, for the rollout table."""
+    assert batch.advantages is not None
+    sums = torch.zeros(batch.num_sequences).index_add(0, batch.sequence_index, batch.advantages)
+    return (sums / torch.bincount(batch.sequence_index, minlength=batch.num_sequences).clamp(min=1)).tolist()
+
+
+def refuse_mismatch(config: RunConfig, step: int, metrics: Metrics) -> None:
+    """Stop when engine and learner disagree about the log-probs of the same tokens: the engine runs other weights.
+
+    It is asked only about steps whose samples all come from the present adapter. Of older samples `policy/mismatch`
+    also holds how far the policy has moved since, for which no bound is right: there the hash proves which weights the
+    engine got, and the canary that it computes with them.
+
+    Raises:
+        RuntimeError: the measured difference and the bound.
+    """
+    if metrics["policy/mismatch"] > config.rollout.max_mismatch:
+        raise RuntimeError(
+            f"step {step}: engine and learner differ by {metrics['policy/mismatch']:.3f} nats per token on "
+            "average, more "
+            f"than rollout.max_mismatch={config.rollout.max_mismatch}; the engine does not run the "
+            "learner's adapter, or "
+            "bfloat16 rounds too coarsely for this model (try model.dtype=float32)"
+        )

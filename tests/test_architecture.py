@@ -1,0 +1,193 @@
+"""The architecture, read from the source: who may import whom, what an import costs, and how large a file may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Room -> rooms that it may import, lowest first. A file belongs to the longest room that its path begins with, so a
+# new file needs no entry. CONTRIBUTING.md says what each room is for.
+BASICS = {"types", "common", "objectives", "config", "config_file"}
+MODEL = {*BASICS, "model", "model/layers", "model/kernels"}
+ROOMS: dict[str, set[str]] = {
+    "types": set(),
+    "common": {"types"},
+    "objectives": {"types"},
+    "config": {"types", "common", "objectives"},
+    "config_file": {"types", "common", "objectives", "config"},
+    "model/kernels": {"types", "common"},
+    "model/layers": {"types", "common", "model/kernels"},
+    "model": {*BASICS, "model/layers", "model/kernels"},
+    "environment": MODEL,
+    "learner": MODEL,
+    "run": BASICS,
+    "rollout": {*MODEL, "environment"},
+    "curves": {"types", "common", "run"},
+    "reward": {*MODEL, "environment", "rollout", "run", "curves"},
+    "train": {*MODEL, "environment", "learner", "run", "rollout", "curves", "reward"},
+    "cli": {*MODEL, "environment", "learner", "run", "rollout", "curves", "reward", "train"},
+}
+DOORS = {"__init__", "__main__"}
+"""Files beside the rooms that may import any."""
+ENTRIES = 17
+"""Rooms and files that `ls rlft` shows at most."""
+
+TOO_LONG = {
+    # file: why it may have more than 400 lines
+}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(source: str) -> set[str]:
+    """Modules that a source imports anywhere in it; `from rlft import x` counts as `rlft.x`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the direction"
+            assert node.module
+            whole = node.module in {"rlft", "rewards", "environments", "tests"}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} if whole else {node.module}
+    return names
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def room(name: str) -> str:
+    """The room of ROOMS that a module belongs to."""
+    path = name.removeprefix("rlft").lstrip(".").replace(".", "/") or "__init__"
+    found = [each for each in (*ROOMS, *DOORS) if path == each or path.startswith(f"{each}/")]
+    assert found, f"{name} is in no room: move it into one, or give its folder a line in ROOMS"
+    return max(found, key=len)
+
+
+def wrong_direction(name: str, source: str) -> list[str]:
+    if room(name) in DOORS:
+        return []
+    return [
+        f"{name} imports {other}"
+        for other in sorted(imported(source))
+        if top(other) == "rlft" and room(other) != room(name) and room(other) not in ROOMS[room(name)]
+    ]
+
+
+@pytest.mark.parametrize("path", sources("rlft"), ids=module)
+def test_no_room_imports_upwards(path: Path) -> None:
+    assert wrong_direction(module(path), path.read_text(encoding="utf-8")) == []
+
+
+def test_an_import_that_goes_up_would_be_found() -> None:
+    assert wrong_direction("rlft.learner.batch", "def f():\n    from rlft import train") == [
+        "rlft.learner.batch imports rlft.train"
+    ]
+    assert wrong_direction("rlft.model.layers.x", "import rlft.model.base") == [
+        "rlft.model.layers.x imports rlft.model.base"
+    ]
+    with pytest.raises(AssertionError, match="is in no room"):
+        room("rlft.loose.x")
+    assert wrong_direction("rlft.reward.x", "from rlft.reward.worker import run\nfrom rlft import types") == []
+
+
+def test_the_rooms_have_an_order() -> None:
+    done: set[str] = set()
+    while len(done) < len(ROOMS):
+        ready = {each for each in ROOMS if each not in done and ROOMS[each] <= done}
+        assert ready, f"a circle among {sorted(ROOMS.keys() - done)}"
+        done |= ready
+
+
+def test_the_listing_shows_the_rooms() -> None:
+    names = {path.name for path in (ROOT / "rlft").iterdir() if path.name != "__pycache__"}
+    assert len(names) <= ENTRIES, sorted(names)
+    folders = {path.name for path in (ROOT / "rlft").iterdir() if path.is_dir()} - {"__pycache__"}
+    assert folders == {each.partition("/")[0] for each in ROOMS} - {"types", "config", "config_file"}
+
+
+@pytest.mark.parametrize("path", sources("rlft/objectives"), ids=module)
+def test_objectives_are_pure_tensor_functions(path: Path) -> None:
+    names = {name for name in imported(path.read_text(encoding="utf-8")) if top(name) not in sys.stdlib_module_names}
+    allowed = ("torch", "rlft.types", "rlft.objectives")
+    assert [
+        name for name in names if name not in allowed and not name.startswith(tuple(f"{a}." for a in allowed))
+    ] == []
+
+
+@pytest.mark.parametrize("path", sources("rlft/curves"), ids=module)
+def test_curves_read_run_directories_only(path: Path) -> None:
+    names = imported(path.read_text(encoding="utf-8"))
+    assert {name for name in names if name.startswith("rlft.run")} <= {"rlft.run.records"}
+    assert {top(name) for name in names} & {"torch", "ray", "transformers", "peft", "trl", "datasets"} == set()
+
+
+@pytest.mark.parametrize("path", sources("rewards", "environments"), ids=module)
+def test_examples_import_public_contracts_only(path: Path) -> None:
+    names = imported(path.read_text(encoding="utf-8"))
+    ours = {name for name in names if top(name) in {"rlft", "rewards", "environments", "tests"}}
+    assert ours <= _PUBLIC
+
+
+def test_rlft_imports_neither_examples_nor_tests() -> None:
+    found = {
+        module(path): names
+        for path in sources("rlft")
+        if (names := {n for n in imported(path.read_text(encoding="utf-8")) if top(n) in _OUTSIDE})
+    }
+    assert found == {}
+
+
+_PUBLIC = {
+    "rlft.types",
+    "rlft.common.arithmetic",
+    "rlft.common.rows",
+    "rlft.environment.contract",
+    "rlft.environment.tools",
+    "rlft.reward.judge",
+    "rlft.reward.sandbox",
+}
+_OUTSIDE = {"rewards", "environments", "tests", "benchmarks"}
+
+
+def test_ray_is_imported_in_one_file() -> None:
+    users = [module(p) for p in sources("rlft") if "ray" in set(map(top, imported(p.read_text(encoding="utf-8"))))]
+    assert users == ["rlft.common.cluster"]
+
+
+@pytest.mark.timeout(60)
+def test_light_modules_bring_no_heavy_ones() -> None:
+    # `rlft report` and `rlft schema` answer at once, and a reward's process does not load torch.
+    program = """
+import sys, importlib
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    heavy = {"torch", "ray", "transformers", "peft", "trl", "datasets"} & sys.modules.keys()
+    assert not heavy, f"{name} imports {heavy}"
+"""
+    light = ["rlft", "rlft.types", "rlft.config", "rlft.cli.main", "rlft.curves.report", "rlft.environment.contract"]
+    light += ["rlft.environment.loading", "rlft.reward.scoring", "rlft.reward.worker", "rlft.reward.judge"]
+    done = subprocess.run([sys.executable, "-c", program, *light], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sources("rlft", "rewards", "environments"), ids=module)
+def test_a_file_fits_in_the_head(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    if module(path) in TOO_LONG:
+        assert lines > 400, f"{module(path)} is short again: take it out of TOO_LONG"
+    else:
+        assert lines <= 400

@@ -1,0 +1,191 @@
+"""Hand-written gradients: each function against autograd on the formula, each replacement against its module."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from rlft.model.kernels import block_attention
+from rlft.model.kernels.block_attention import block_attention as attend
+from rlft.model.kernels.block_attention import with_heads
+from rlft.model.layers import packed_attention
+from rlft.model.layers.logprobs import selected_logprobs
+from rlft.model.layers.norms_and_mlps import _GatedLoraLinear, _GatedSiLU, _RMSNorm, use_lean_layers
+from rlft.model.layers.packed import PackedGroup
+from rlft.model.layers.packed_attention import as_blocks
+from rlft.model.layers.projected_logprobs import projected_logprobs
+
+GROUPS = (
+    PackedGroup(start=0, prompt_length=3, lengths=(2, 4)),
+    PackedGroup(start=9, prompt_length=5, lengths=(1, 3, 2)),
+    PackedGroup(start=20, prompt_length=1, lengths=(6,)),
+)
+NUM_TOKENS = 27
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
+
+
+def agree(actual: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: float = 1e-10) -> None:
+    """Both results and their gradients for a random upstream gradient are the same."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad((result * upstream).sum(), inputs, retain_graph=True) for result in (actual, expected)
+    ]
+    for own, plain in zip(*gradients, strict=True):
+        assert float(plain.abs().max()) > 1e-6
+        torch.testing.assert_close(own, plain, rtol=0, atol=tolerance)
+
+
+# Attention
+
+
+def visible() -> Tensor:
+    """(T, T) which token sees which, from the meaning of the layout: the prompt causally, and the own completion."""
+    mask = torch.zeros(NUM_TOKENS, NUM_TOKENS, dtype=torch.bool)
+    for group in GROUPS:
+        prompt = range(group.start, group.start + group.prompt_length)
+        start = prompt.stop
+        for first, length in [(group.start, group.prompt_length), *_spans(start, group.lengths)]:
+            for t in range(first, first + length):
+                mask[t, first : t + 1] = True
+                if first >= prompt.stop:
+                    mask[t, prompt.start : prompt.stop] = True
+    return mask
+
+
+def _spans(start: int, lengths: tuple[int, ...]) -> list[tuple[int, int]]:
+    return [(start + sum(lengths[:i]), length) for i, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("cost", [0, 4096], ids=["a block for each length", "few blocks"])
+@pytest.mark.parametrize("kept", [0, 1 << 20], ids=["computed again", "kept"])
+@pytest.mark.parametrize("num_key_heads", [1, 2, 4])
+def test_block_attention_is_attention_under_the_mask(
+    monkeypatch: pytest.MonkeyPatch, num_key_heads: int, kept: int, cost: int, step: int
+) -> None:
+    monkeypatch.setattr(packed_attention, "BLOCK_COST", cost)
+    monkeypatch.setattr(block_attention, "KEPT_SCORES", kept)
+    monkeypatch.setattr(packed_attention, "SEQUENCES", step)
+    query, key, value = (random(NUM_TOKENS, h, 6, seed=s) for s, h in enumerate((4, num_key_heads, num_key_heads)))
+    scores = torch.einsum("qhd,khd->hqk", query, key.repeat_interleave(4 // num_key_heads, dim=1)) * 0.3
+    softmax = scores.masked_fill(~visible(), -math.inf).softmax(dim=-1)
+    expected = torch.einsum("hqk,khd->qhd", softmax, value.repeat_interleave(4 // num_key_heads, dim=1))
+    blocks = as_blocks(GROUPS)
+    assert len(blocks) == (2 if cost else 8 if step == 1 else 5)
+    assert all(len(block.queries) % step == 0 for block in blocks)
+    heads = torch.cat([query, key, value], dim=1)
+    actual = attend(heads, with_heads(blocks, 4, num_key_heads, torch.float64), 0.3)
+    agree(actual, expected, [query, key, value])
+
+
+# Log-probs of a projection
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_projected_log_probs_are_those_of_the_logits(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    monkeypatch.setattr("rlft.model.layers.projected_logprobs.PROJECTED_ROWS", 5)  # blocks of 5 rows in chunks of 2
+    monkeypatch.setattr("rlft.model.layers.logprobs.CHUNK_ELEMENTS", 26)
+    hidden, weight = random(11, 4), random(13, 4, seed=1).detach()
+    targets = torch.arange(11) % 13
+    log_p = (hidden @ weight.T / temperature).log_softmax(dim=-1)
+    expected = log_p[torch.arange(11), targets], -(log_p.exp() * log_p).sum(dim=-1)
+    actual = projected_logprobs(hidden, weight, targets, temperature, entropy_gradient=True)
+    whole = selected_logprobs(hidden @ weight.T, targets, temperature)
+    for own, other, plain in zip(actual, whole, expected, strict=True):
+        agree(own, plain, [hidden])
+        agree(other, plain, [hidden])
+
+
+def test_an_entropy_without_gradient_says_so() -> None:
+    hidden, weight = random(3, 4), random(5, 4, seed=1).detach()
+    _, entropy = projected_logprobs(hidden, weight, torch.tensor([0, 1, 2]), 1.0, entropy_gradient=False)
+    assert not entropy.requires_grad
+
+
+def test_log_probs_of_far_apart_logits_are_finite() -> None:
+    hidden = torch.tensor([[400.0, -400.0]], requires_grad=True)
+    logprobs, entropy = projected_logprobs(hidden, torch.eye(2), torch.tensor([1]), 1.0, entropy_gradient=True)
+    assert float(logprobs.detach()) == -800
+    assert float(entropy.detach()) == 0
+    (logprobs + entropy).sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()
+
+
+# Layers
+
+
+def test_the_norm_is_its_formula() -> None:
+    x, weight = random(2, 3, 8), random(8, seed=1).detach()
+    expected = weight * x * (x.square().mean(dim=-1, keepdim=True) + 1e-5).rsqrt()
+    agree(_RMSNorm.apply(x, weight, 1e-5), expected, [x])
+
+
+def test_the_gated_product_is_its_formula() -> None:
+    gate, up = random(3, 8), random(3, 8, seed=1)
+    agree(_GatedSiLU.apply(gate, up), torch.nn.functional.silu(gate) * up, [gate, up])
+
+
+def test_the_gated_projection_is_its_formula() -> None:
+    gate, up = random(2, 3, 8), random(2, 3, 8, seed=1)
+    weight, bias = random(5, 8, seed=2).detach(), random(5, seed=3).detach()
+    a, b = random(2, 8, seed=4), random(5, 2, seed=5)
+    x = torch.nn.functional.silu(gate) * up
+    expected = x @ weight.T + bias + 0.5 * x @ a.T @ b.T
+    agree(_GatedLoraLinear.apply(gate, up, weight, bias, a, b, 0.5), expected, [gate, up, a, b])
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 31,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
+
+
+def replaced(model: nn.Module) -> set[str]:
+    return {type(module).__name__ for module in model.modules() if "forward" in module.__dict__}
+
+
+def test_layers_that_agree_are_replaced_and_the_model_gives_the_same() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMALL)).requires_grad_(False)
+    ids = torch.arange(10)[None]
+    embeddings = model.get_input_embeddings()(ids).requires_grad_()
+    results = []
+    for _ in range(2):
+        logits = model(inputs_embeds=embeddings).logits
+        results.append((logits, torch.autograd.grad(logits.square().sum(), embeddings)[0]))
+        use_lean_layers(model)
+    assert replaced(model) == {"LlamaRMSNorm", "LlamaMLP"}
+    for own, plain in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(own, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_another_formula_stay() -> None:
+    # Gemma's norm scales by 1 + w and its MLP has another activation.
+    model = GemmaForCausalLM(GemmaConfig(**SMALL)).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.fill_(0.3)
+    use_lean_layers(model)
+    assert replaced(model) == set()
+
+
+def test_norms_that_are_trained_stay() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SMALL))
+    use_lean_layers(model)
+    assert replaced(model) == {"LlamaMLP"}  # it has no weights of its own
