@@ -236,6 +236,7 @@ def orchestration(folder: str, steps: int) -> dict[str, float]:
     """Share of a step of the real loop that is neither generation nor scoring nor learning."""
     from rlft.curves.live_panel import View
     from rlft.run.directory import Run
+    from rlft.run.records import Provenance
     from rlft.train.rl.loop import train_rl
     from rlft.train.rl.services import make_scorer
 
@@ -244,7 +245,7 @@ def orchestration(folder: str, steps: int) -> dict[str, float]:
     pool = open_pool(settings)
     learner = SleepingLearner(learning_s)
     with (
-        Run.create(settings, provenance={}, restart=True) as run,
+        Run.create(settings, provenance=Provenance(), restart=True) as run,
         make_scorer(settings, environment(), log_dir=None) as scorer,
     ):
         train_rl(

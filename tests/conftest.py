@@ -84,6 +84,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",
         num_cpus=16,  # what Ray hands out, not what the machine has: no test waits for another's worker to end
         include_dashboard=False,
         object_store_memory=256 * 2**20,

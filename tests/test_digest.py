@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from rlft.curves import digest
-from rlft.curves.reading import Evaluation, read_rollouts
+from rlft.curves.reading import read_rollouts
 from rlft.curves.samples import showcase
 from rlft.curves.statistics import accuracy_interval
 from rlft.curves.text import duration, interval_text, number, percent, shortened, visible
+from rlft.run.records import Evaluation
 from tests.fakes_run import rollout, write_rollouts
 
 

@@ -21,6 +21,8 @@ import pytest
 from rlft.config_file import load
 from rlft.run import directory as run_module
 from rlft.run.directory import Run
+from rlft.run.records import Provenance
+from rlft.run.resume import How
 from rlft.train.rl import launch
 from tests.conftest import start_rlft
 from tests.fakes import read_lines, read_metrics, read_result, write_config
@@ -283,14 +285,65 @@ def test_a_damaged_checkpoint_is_passed_over(copy: Path, finished_run: Path, nam
     assert events["resumed"]["step"] == 3
 
 
-def test_without_any_whole_checkpoint_the_run_starts_over(copy: Path, finished_run: Path) -> None:
+def test_strict_refuses_an_older_checkpoint(copy: Path) -> None:
+    flip(copy / "checkpoints" / "step-000004" / "tensors.safetensors")
+    with pytest.raises(ValueError, match=r"step-000004.*without --strict"):
+        launch.resume(copy, How(strict=True))
+
+
+def lose_checkpoints(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+
+
+def damage_checkpoints(run: Path) -> None:
     for step in (3, 4):
-        flip(copy / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
+        flip(run / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
+
+
+def damage_a_line(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[1] = lines[1][:-5]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def lose_a_line(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lose_checkpoints, "has 4 steps behind it and no whole checkpoint.*--restart"),
+        (damage_checkpoints, "no whole checkpoint.*sha256.*from a copy"),
+        (damage_a_line, r"metrics.jsonl:2: not readable.*--fork NAME"),
+        (lose_a_line, r"lacks step 2, .* --fork NAME"),
+    ],
+)
+def test_records_that_are_damaged_are_refused_and_not_deleted(
+    copy: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(copy)
+
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != "events.jsonl"}
+
+    before = content()
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        launch.resume(copy)
+    assert content() == before
+
+
+def test_what_is_made_again_is_moved_aside(copy: Path, finished_run: Path) -> None:
+    shutil.rmtree(copy / "checkpoints" / "step-000004")
     launch.resume(copy)
     assert read_result(copy) == read_result(finished_run)
-    events = read_lines(copy / "events.jsonl")
-    assert [event["kind"] for event in events[-3:]] == ["checkpoint_skipped", "checkpoint_skipped", "resumed"]
-    assert events[-1]["step"] == 0
+    aside = copy / "aside" / "after-step-000003"
+    assert [row["step"] for row in read_metrics(aside)] == [4]
+    names = ("summary.json", "rollouts/step-000004.parquet", "adapters/v000004", "evals/step-000004.json")
+    assert all((aside / name).exists() for name in names)
+    (resumed,) = [event for event in read_lines(copy / "events.jsonl") if event["kind"] == "resumed"]
+    assert str(aside) in resumed["message"]
 
 
 def test_a_torn_last_line_is_mended(copy: Path, finished_run: Path) -> None:
@@ -413,7 +466,7 @@ def test_an_existing_run_is_refused_before_anything_happens(copy: Path, finished
 
 def test_restart_moves_the_old_run_aside(tmp_path: Path, tiny_model: Path) -> None:
     config = load(write_config(tmp_path, tiny_model), ["steps=1", "evaluation.tasks=2"])
-    with Run.create(config, provenance={}) as run:
+    with Run.create(config, provenance=Provenance()) as run:
         run.log(1, {"old": 1.0})
     launch.train(config, restart=True)
     (old,) = [path for path in config.run_dir.parent.iterdir() if path != config.run_dir]

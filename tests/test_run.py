@@ -21,6 +21,7 @@ from rlft.model import base as models
 from rlft.model import chat
 from rlft.run.checkpoint import load_latest
 from rlft.run.directory import Run
+from rlft.run.records import Provenance
 from rlft.train.rl.state import restore
 from rlft.types import Abstain, Completion, Failed, Group, Outcome, Score, Task, Trajectory, Turn
 from tests.conftest import MakeConfig
@@ -66,7 +67,7 @@ OUTCOMES: tuple[Outcome, ...] = (
 
 @pytest.fixture
 def run(make_config: MakeConfig) -> Any:
-    with Run.create(make_config(), provenance={}) as opened:
+    with Run.create(make_config(), provenance=Provenance()) as opened:
         yield opened
 
 
@@ -139,7 +140,7 @@ def test_a_number_is_read_back_as_it_was(run: Run) -> None:
 
 
 def test_an_error_is_an_event(make_config: MakeConfig) -> None:
-    with pytest.raises(RuntimeError, match="on fire"), Run.create(make_config(), provenance={}) as run:
+    with pytest.raises(RuntimeError, match="on fire"), Run.create(make_config(), provenance=Provenance()) as run:
         raise RuntimeError("on fire")
     (event,) = read_lines(run.path / "events.jsonl")
     assert (event["kind"], event["message"]) == ("stopped", "RuntimeError: on fire")
@@ -154,7 +155,7 @@ def test_one_driver_at_a_time(run: Run) -> None:
 
 
 def test_the_lock_goes_with_its_holder(make_config: MakeConfig) -> None:
-    with Run.create(make_config(), provenance={}) as run:
+    with Run.create(make_config(), provenance=Provenance()) as run:
         pass
     with Run.reopen(run.path) as again:
         assert again.config == run.config
@@ -162,17 +163,17 @@ def test_the_lock_goes_with_its_holder(make_config: MakeConfig) -> None:
 
 def test_a_run_in_use_is_not_moved_from_under_its_driver(run: Run) -> None:
     with pytest.raises(ValueError, match="in use by another rlft process"):
-        Run.create(run.config, provenance={}, restart=True)
+        Run.create(run.config, provenance=Provenance(), restart=True)
     assert (run.path / "config.yaml").is_file()
     assert [path.name for path in run.path.parent.iterdir()] == ["tiny"]
 
 
 def test_an_existing_run_is_refused_with_three_ways_out(make_config: MakeConfig) -> None:
     config = make_config()
-    with Run.create(config, provenance={}) as run:
+    with Run.create(config, provenance=Provenance()) as run:
         run.log(1, {"reward/mean": 1.0})
     with pytest.raises(ValueError, match="holds a run already") as caught:
-        Run.create(config, provenance={})
+        Run.create(config, provenance=Provenance())
     for way_out in (f"rlft resume {run.path}", "--restart", "name="):
         assert way_out in str(caught.value)
     assert len(read_metrics(run.path)) == 1
@@ -181,7 +182,7 @@ def test_an_existing_run_is_refused_with_three_ways_out(make_config: MakeConfig)
 def test_restart_moves_the_old_run_aside_as_often_as_asked(make_config: MakeConfig) -> None:
     config = make_config()
     for value in range(4):  # within one second
-        with Run.create(config, provenance={}, restart=True) as run:
+        with Run.create(config, provenance=Provenance(), restart=True) as run:
             run.log(1, {"value": value})
     runs = sorted(path for path in run.path.parent.iterdir() if path != run.path)
     assert sorted(read_metrics(path)[0]["value"] for path in runs) == [0, 1, 2]

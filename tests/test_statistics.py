@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rlft.curves.statistics import Interval, accuracy_interval, mean_interval, paired_difference, proportion_interval
+from rlft.curves.statistics import accuracy_interval, mean_interval, paired_difference, proportion_interval
+from rlft.run.records import Interval
 
 
 def test_mean_interval_by_hand() -> None:

@@ -109,17 +109,30 @@ def chaos(
 
 
 @app.command()
-def resume(run: RunFolder) -> None:
-    """Continue an interrupted run from its newest whole checkpoint."""
+def resume(
+    run: RunFolder,
+    overrides: Overrides = None,
+    fork: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Continue as a new run of this name: with other settings, rewards, data."),
+    ] = "",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse to use an older checkpoint than the newest.")
+    ] = False,
+) -> None:
+    """Continue an interrupted run from its newest whole checkpoint, or fork it there."""
+    from rlft.run.resume import How
+
+    how = How(fork=fork, overrides=overrides or (), strict=strict)
     _refuse_reward_model(run, "resume", "it is short and starts over: rlft reward-model CONFIG --restart")
     if _is_preference_run(run):
         from rlft.train.preference import launch as launch_dpo
 
-        _show_summary(run, launch_dpo.resume(run))
+        _show_summary(*launch_dpo.resume(run, how))
         return
     from rlft.train.rl import launch
 
-    _show_summary(run, launch.resume(run))
+    _show_summary(*launch.resume(run, how))
 
 
 @app.command()

@@ -102,7 +102,8 @@ def protect() -> None:
             "ray was imported before rlft could protect its cluster; set RAY_AUTH_MODE=token before importing it"
         )
     os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if not os.environ.get("RAY_AUTH_TOKEN"):  # an empty one makes Ray write a token into a file that all can read
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -115,6 +116,7 @@ def _start(address: str, processes: int) -> None:
         options |= {"address": address}
     else:
         options |= {
+            "address": "local",  # never one that runs on this machine already, nor that of RAY_ADDRESS
             "num_cpus": processes,
             "include_dashboard": False,
             "object_store_memory": 512 * 2**20,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -19,6 +21,42 @@ def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""Endings of the files that decide what a model or an adapter computes."""
+_REMEMBERED_BYTES = 1 << 20
+"""Size from which on a file's hash is remembered, since reading it takes noticeable time."""
+
+
+def folder_sha256(folder: Path) -> str:
+    """Hex digest over names and contents of a model's or an adapter's files (`MODEL_FILES`, no subfolders).
+
+    Of large files the hash is remembered until their size or one of their times changes.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in MODEL_FILES and path.is_file() and path.name != "source.json":
+            digest.update(f"{path.name}\0{_remembered_sha256(path)}\0".encode())
+    return digest.hexdigest()
+
+
+def _remembered_sha256(path: Path) -> str:
+    status = path.stat()
+    if status.st_size < _REMEMBERED_BYTES:
+        return sha256(path)
+    name, memory = str(path.resolve()), cache_root() / "sha256.json"
+    facts = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):  # not there yet, or of a write that was cut off: it is only a memory
+        known = {}
+    if isinstance(known, dict) and known.get(name, [None])[:-1] == facts:
+        return str(known[name][-1])
+    digest = sha256(path)
+    with suppress(OSError):  # a cache that cannot be written costs the time of hashing again
+        write_file(memory, json.dumps({**(known if isinstance(known, dict) else {}), name: [*facts, digest]}))
+    return digest
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:

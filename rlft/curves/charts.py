@@ -24,7 +24,7 @@ from rlft.curves.plotly_traces import (
     event_rail,
     interval_points,
 )
-from rlft.curves.reading import Evaluation, Event
+from rlft.run.records import Evaluation, Event
 
 Rows: TypeAlias = Sequence[Mapping[str, float]]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlft.curves.reading import Evaluation
-from rlft.curves.statistics import MIN_CHANGED, Interval, paired_difference
+from rlft.curves.statistics import MIN_CHANGED, paired_difference
 from rlft.curves.text import interval_text, number, percent
+from rlft.run.records import Evaluation, Interval
 
 WASTE_COLUMNS = ("step", "group_index", "outcome", "reward", "advantage", "completion_tokens")
 """Columns of the rollouts that `waste` needs."""

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from rlft.curves.reading import Evaluation, Event
 from rlft.curves.text import interval_text, visible
+from rlft.run.records import Evaluation, Event
 
 Trace: TypeAlias = dict[str, Any]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from rlft.curves.charts import step_range
 from rlft.curves.plotly_traces import BLUE, GREY, ORANGE
-from rlft.curves.reading import Evaluation
 from rlft.curves.text import interval_text, visible
+from rlft.run.records import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

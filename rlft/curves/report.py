@@ -20,6 +20,8 @@ from typing import Any
 from rlft.curves import charts, digest, reading
 from rlft.curves.samples import Showcase, showcase
 from rlft.curves.text import duration, interval_text, number, percent, shortened, visible
+from rlft.run import logs
+from rlft.run.records import CONFIG, SUMMARY, Evaluation, Event, Provenance
 
 _PAGE = Path(__file__).with_name("page")
 
@@ -31,10 +33,10 @@ class _Run:
     folder: Path
     config: Mapping[str, Any]
     rows: Sequence[Mapping[str, float]]
-    evals: Sequence[reading.Evaluation]
-    events: Sequence[reading.Event]
+    evals: Sequence[Evaluation]
+    events: Sequence[Event]
     summary: Mapping[str, Any]
-    provenance: Mapping[str, Any]
+    provenance: Provenance
     waste: digest.Waste | None
     samples: Showcase | None
     notes: Sequence[str]
@@ -75,8 +77,8 @@ def write_report(run: Path) -> Path:
         uses=_uses(data.waste),
         sections=sections,
         figures=Markup(_figures(sections, charts.step_range(data.rows, data.evals))),
-        provenance=json.dumps(data.provenance, indent=2, ensure_ascii=False),
-        config_text=(data.folder / "config.yaml").read_text(encoding="utf-8"),
+        provenance=_shown(data.provenance),
+        config_text=(data.folder / CONFIG).read_text(encoding="utf-8"),
         style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
         library=Markup(library),
         script=Markup(script),
@@ -110,12 +112,18 @@ def _load(run: Path) -> _Run:
         rows=reading.read_metrics(run, notes),
         evals=reading.read_evals(run),
         events=reading.read_events(run, notes),
-        summary=reading.read_json(run / "summary.json"),
-        provenance=reading.read_json(run / "provenance.json"),
+        summary=logs.read_json(run / SUMMARY),
+        provenance=logs.read_provenance(run, notes),
         waste=digest.waste(reading.read_rollouts(run, digest.WASTE_COLUMNS)) if stored else None,
         samples=showcase(run) if stored else None,
         notes=notes,
     )
+
+
+def _shown(provenance: Provenance) -> str:
+    """What the page prints of it: all that is known, but the config, which has a place of its own."""
+    known = {name: value for name, value in provenance.as_dict().items() if value and name not in ("config", "format")}
+    return json.dumps(known, indent=2, ensure_ascii=False) if known else ""
 
 
 def _facts(run: _Run) -> list[tuple[str, str]]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
+
+from rlft.run.records import Interval
 
 Clusters: TypeAlias = Mapping[str, Sequence[float]] | Sequence[Sequence[float]]
 """Values by task: a mapping from task id to its values, or just the values of each task."""
@@ -20,39 +22,6 @@ Clusters: TypeAlias = Mapping[str, Sequence[float]] | Sequence[Sequence[float]]
 MIN_CHANGED = 6
 """Fewest changed tasks from which a paired difference can be told from chance at 95 %: the exact test that
 flips the signs of n differences has no two-sided p-value below 2 / 2^n, which is below 0.05 from n = 6."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean with the bounds of its confidence interval; a bound is nan where the data cannot give one."""
-
-    mean: float
-    """The estimate; nan without any value."""
-    low: float
-    """Lower bound."""
-    high: float
-    """Upper bound."""
-    n: int
-    """How many independent units (tasks) are behind it."""
-
-    @property
-    def bounded(self) -> bool:
-        """Whether there are bounds at all."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Plain data for JSON, which has no nan: what is not known is None."""
-        numbers = {"mean": self.mean, "low": self.low, "high": self.high}
-        return {**{k: v if math.isfinite(v) else None for k, v in numbers.items()}, "n": self.n}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Interval:
-        """The inverse of `as_dict`. Raises ValueError on a missing key or a value that is not a number."""
-        try:
-            mean, low, high = (math.nan if data[key] is None else float(data[key]) for key in ("mean", "low", "high"))
-            return cls(mean, low, high, int(data["n"]))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"expected mean, low, high and n as numbers, got {data!r}") from error
 
 
 @dataclass(frozen=True, slots=True)

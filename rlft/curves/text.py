@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from rlft.curves.statistics import Interval
+from rlft.run.records import Interval
 
 
 def number(value: float) -> str:

@@ -8,6 +8,7 @@ runs/NAME/
   adapters/          sft, v000012: PEFT folders    checkpoints/     what `rlft resume` starts from
   summary.json       at the end                    logs/            what scoring processes printed
   skipped/           batches whose update was not finite
+  aside/             records of steps that were made again after a resume
 """
 
 from __future__ import annotations
@@ -15,13 +16,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +33,20 @@ from typing_extensions import TypeVar
 from rlft import config_file
 from rlft.common.files import write_file
 from rlft.config import BaseRunConfig, RunConfig
-from rlft.run.checkpoint import Snapshot, load_latest, save
+from rlft.run.checkpoint import Snapshot, save
+from rlft.run.records import (
+    CHECKPOINTS,
+    CONFIG,
+    EVALS,
+    EVENTS,
+    METRICS,
+    PROVENANCE,
+    ROLLOUTS,
+    SUMMARY,
+    Event,
+    MetricsLine,
+    Provenance,
+)
 from rlft.run.rollout_table import to_parquet
 from rlft.types import Batch, Group, Metrics
 
@@ -69,7 +80,7 @@ class Run(Generic[C]):
             ) from None
 
     @classmethod
-    def create(cls, config: C, *, provenance: dict[str, Any], restart: bool = False) -> Self:
+    def create(cls, config: C, *, provenance: Provenance, restart: bool = False) -> Self:
         """A new run.
 
         Args:
@@ -79,7 +90,7 @@ class Run(Generic[C]):
             ValueError: a run of that name exists.
         """
         path = config.run_dir
-        if (path / "config.yaml").exists():
+        if (path / CONFIG).exists():
             if not restart:
                 raise ValueError(
                     f"{path} holds a run already: continue it with `rlft resume {path}`, start over with --restart "
@@ -88,8 +99,8 @@ class Run(Generic[C]):
             with cls(config):  # refuses when another driver is at work there
                 _move_aside(path)
         run = cls(config)
-        write_file(run.path / "provenance.json", json.dumps({**provenance, **_machine()}, indent=1))
-        write_file(run.path / "config.yaml", config_file.dump(config))
+        run.write_provenance(provenance)
+        write_file(run.path / CONFIG, config_file.dump(config))
         return run
 
     @overload
@@ -107,9 +118,9 @@ class Run(Generic[C]):
         Raises:
             ValueError: there is no run at `path`.
         """
-        if not (path / "config.yaml").is_file():
+        if not (path / CONFIG).is_file():
             raise ValueError(f"{path} is not a run directory: it has no config.yaml")
-        return Run(config_file.load(path / "config.yaml", (), kind), path=path)
+        return Run(config_file.load(path / CONFIG, (), kind), path=path)
 
     def __enter__(self) -> Self:
         return self
@@ -126,24 +137,20 @@ class Run(Generic[C]):
         bad = sorted(name for name, value in metrics.items() if not math.isfinite(value))
         if bad:
             self.event("not_finite", f"{', '.join(bad)} not finite, left out of metrics.jsonl", step=step)
-        row = {"step": step} | {name: metrics[name] for name in sorted(metrics) if name not in bad}
-        _append(self.path / "metrics.jsonl", json.dumps(row))
+        line = MetricsLine(step=step, metrics={name: value for name, value in metrics.items() if name not in bad})
+        _append(self.path / METRICS, line.line())
 
     def event(self, kind: str, message: str, *, step: int | None = None) -> None:
         """Append something that happened; with a step it is marked on the curves."""
-        row: dict[str, Any] = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "kind": kind,
-            "message": message,
-        }
-        _append(self.path / "events.jsonl", json.dumps(row if step is None else {**row, "step": step}))
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        _append(self.path / EVENTS, Event(time=now, kind=kind, message=message, step=step).line())
 
     def write_rollouts(
         self, step: int, groups: Sequence[Group], advantages: Sequence[float] = (), *, kind: str = "step"
     ) -> None:
         """Keep every sample of a step; `kind` names the file, `greedy` for the answers that only make a baseline."""
         write_file(
-            self.path / "rollouts" / f"{kind}-{step:06d}.parquet",
+            self.path / ROLLOUTS / f"{kind}-{step:06d}.parquet",
             to_parquet(groups, step=step, advantages=advantages),
         )
 
@@ -178,66 +185,27 @@ class Run(Generic[C]):
         """Keep an evaluation and its samples, where it has any."""
         name = result["name"]
         if groups:
-            write_file(self.path / "evals" / f"{name}.parquet", to_parquet(groups, step=result["step"]))
-        write_file(self.path / "evals" / f"{name}.json", json.dumps(result, indent=1))
+            write_file(self.path / EVALS / f"{name}.parquet", to_parquet(groups, step=result["step"]))
+        write_file(self.path / EVALS / f"{name}.json", json.dumps(result, indent=1))
 
     def evaluation(self, name: str) -> dict[str, Any] | None:
         """An evaluation that was made before, or None."""
-        path = self.path / "evals" / f"{name}.json"
+        path = self.path / EVALS / f"{name}.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
     def checkpoint(self, snapshot: Snapshot) -> None:
         """Save what `rlft resume` needs."""
-        save(self.path / "checkpoints", snapshot, keep=KEPT_CHECKPOINTS)
-
-    def restore(self) -> Snapshot | None:
-        """The newest whole snapshot, after cutting the records back to its step; None restarts RL from step 1.
-
-        The steps after it are made again, and on a CPU they come out the same.
-        """
-        self._clear_torn_writes()
-        snapshot, problems = load_latest(self.path / "checkpoints")
-        for problem in problems:
-            self.event("checkpoint_skipped", problem)
-        step = snapshot.step if snapshot else 0
-        self._cut_back(step)
-        self.event("resumed", f"continuing after step {step}", step=step)
-        return snapshot
+        save(self.path / CHECKPOINTS, snapshot, keep=KEPT_CHECKPOINTS)
 
     def write_summary(self, summary: dict[str, Any]) -> Path:
         """The run's result."""
-        path = self.path / "summary.json"
+        path = self.path / SUMMARY
         write_file(path, json.dumps(summary, indent=1) + "\n")
         return path
 
-    def _clear_torn_writes(self) -> None:
-        """What a killed driver was in the middle of: temporary files, half a line of events."""
-        for path in self.path.rglob(".*.tmp"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        events = self.path / "events.jsonl"
-        if events.exists() and (data := events.read_bytes()) and not data.endswith(b"\n"):
-            write_file(events, data[: data.rfind(b"\n") + 1])
-
-    def _cut_back(self, step: int) -> None:
-        metrics = self.path / "metrics.jsonl"
-        if metrics.exists():
-            kept = []
-            for line in metrics.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    break  # the line that was being written when the run was killed
-                if row["step"] > step:
-                    break
-                kept.append(line + "\n")
-            write_file(metrics, "".join(kept))
-        for path in [*self.path.glob("rollouts/step-*"), *self.path.glob("evals/step-*")]:
-            if int(path.stem.removeprefix("step-")) > step:
-                path.unlink()
-        for path in self.path.glob("adapters/v*"):
-            if int(path.name.removeprefix("v")) > step:
-                shutil.rmtree(path)
-        (self.path / "summary.json").unlink(missing_ok=True)
+    def write_provenance(self, provenance: Provenance) -> None:
+        """Keep what makes the run's numbers."""
+        write_file(self.path / PROVENANCE, json.dumps(provenance.as_dict(), indent=1))
 
 
 def _append(path: Path, line: str) -> None:
@@ -248,23 +216,6 @@ def _append(path: Path, line: str) -> None:
 
 
 def _move_aside(path: Path) -> None:
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime((path / "config.yaml").stat().st_mtime))
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime((path / CONFIG).stat().st_mtime))
     names = (f"{path.name}.{stamp}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(2))))
     path.rename(next(target for name in names if not (target := path.with_name(name)).exists()))
-
-
-def _machine() -> dict[str, Any]:
-    packages = {}
-    for name in ("rlft", "torch", "transformers", "peft", "trl", "datasets", "ray"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "not installed"
-    return {
-        "packages": packages,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cpus": os.cpu_count(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

@@ -9,39 +9,16 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rlft.run.records import ROLLOUT_COLUMNS
 from rlft.types import Abstain, Failed, Group, Score, Trajectory, whole_text
 
+_LISTS = {
+    "list<int32>": pa.list_(pa.int32()),
+    "list<bool>": pa.list_(pa.bool_()),
+    "list<float32>": pa.list_(pa.float32()),
+}
 SCHEMA = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("task_id", pa.string()),
-        ("group_index", pa.int64()),
-        ("sample_index", pa.int64()),
-        ("seed", pa.uint64()),
-        ("prompt", pa.string()),
-        ("messages", pa.string()),
-        ("completion", pa.string()),
-        ("conversation", pa.string()),
-        ("turns", pa.int64()),
-        ("stop_reason", pa.string()),
-        ("environment_reward", pa.float64()),
-        ("answer", pa.string()),
-        ("outcome", pa.string()),
-        ("reward", pa.float64()),
-        ("parts", pa.string()),
-        ("failure_kind", pa.string()),
-        ("failure_message", pa.string()),
-        ("reproduce", pa.string()),
-        ("advantage", pa.float64()),
-        ("finish_reason", pa.string()),
-        ("prompt_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("action_mask", pa.list_(pa.bool_())),
-        ("logprobs", pa.list_(pa.float32())),
-        ("adapter_version", pa.int64()),
-        ("adapter_hash", pa.string()),
-    ]
+    [(name, _LISTS.get(column.type) or pa.type_for_alias(column.type)) for name, column in ROLLOUT_COLUMNS.items()]
 )
 
 

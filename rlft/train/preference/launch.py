@@ -7,7 +7,6 @@ runs/NAME/reference/ holds the reference's log-probs, where they are computed be
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -25,11 +24,13 @@ from rlft.curves.live_panel import View
 from rlft.curves.text import format_accuracy
 from rlft.model import chat
 from rlft.model.context import model_context
-from rlft.model.kernels import library
 from rlft.model.memory import keep_freed_memory
 from rlft.model.starting_point import reference_source, resolve_model, save_adapter, start_tensors
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
+from rlft.run.records import Provenance
+from rlft.run.resume import PLAIN, How, config_of, continued
+from rlft.train import provenance
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.preference.data import Example, PreferenceData, load
 from rlft.train.preference.group import make_preference_learner
@@ -51,23 +52,33 @@ def train(config: PreferenceConfig, *, restart: bool = False) -> dict[str, Any]:
     """
     with View(config.name, steps=0, unit="update") as view:
         data, model_folder = _prepare(config, view)
-        provenance = {"sha256": {config.data.source: data.hash}, "kernels": library.description()}
-        with Run.create(config, provenance=provenance, restart=restart) as run:
-            return _execute(run, data, model_folder, view, is_resumed=False)
+        with Run.create(config, provenance=_provenance(config, data, model_folder), restart=restart) as run:
+            return _execute(run, data, model_folder, view)
 
 
-def resume(path: Path) -> dict[str, Any]:
+def resume(path: Path, how: How = PLAIN) -> tuple[Path, dict[str, Any]]:
     """Continue a preference run from its newest whole checkpoint; on a CPU it ends as it would have without a break.
 
+    Returns:
+        (the run's directory, which is another one of a fork; its summary).
+
     Raises:
-        ValueError: `path` holds no such run, another process is working on it, or its data has changed since.
+        ValueError: see `run.resume.continued`.
     """
     with Run.reopen(path, PreferenceConfig) as run, View(run.config.name, steps=0, unit="update") as view:
-        data, model_folder = _prepare(run.config, view)
-        source = run.config.data.source
-        if json.loads((run.path / "provenance.json").read_text())["sha256"][source] != data.hash:
-            raise ValueError(f"{source} has changed since {run.path} began; restore it, or start a run of another name")
-        return _execute(run, data, model_folder, view, is_resumed=True)
+        config = config_of(run, how)
+        data, model_folder = _prepare(config, view)
+        now = _provenance(config, data, model_folder)
+        with continued(run, config, now, how, every=config.checkpoint.every) as going_on:
+            for remark in going_on.remarks:
+                view.note(remark)
+            return going_on.run.path, _execute(going_on.run, data, model_folder, view, going_on.snapshot)
+
+
+def _provenance(config: PreferenceConfig, data: PreferenceData, model_folder: str) -> Provenance:
+    return provenance.present(
+        config, model_folder, sha256={config.data.source: data.hash}, tasks=data.hash, reference=config.reference
+    )
 
 
 def _prepare(config: PreferenceConfig, view: View) -> tuple[PreferenceData, str]:
@@ -102,21 +113,20 @@ def _prepare(config: PreferenceConfig, view: View) -> tuple[PreferenceData, str]
 
 
 def _execute(
-    run: Run[PreferenceConfig], data: PreferenceData, model_folder: str, view: View, *, is_resumed: bool
+    run: Run[PreferenceConfig], data: PreferenceData, model_folder: str, view: View, saved: Snapshot | None = None
 ) -> dict[str, Any]:
     keep_freed_memory()
     try:
-        return _stages(run, data, model_folder, view, is_resumed=is_resumed)
+        return _stages(run, data, model_folder, view, saved)
     except BaseException:
         view.note(f"the run stopped before its end; `rlft resume {run.path}` continues from the last checkpoint")
         raise
 
 
 def _stages(
-    run: Run[PreferenceConfig], data: PreferenceData, model_folder: str, view: View, *, is_resumed: bool
+    run: Run[PreferenceConfig], data: PreferenceData, model_folder: str, view: View, saved: Snapshot | None
 ) -> dict[str, Any]:
     config, total = run.config, num_updates(run.config, data)
-    saved = run.restore() if is_resumed else None
     view.stage("loading the model")
     source = reference_source(config.reference)
     learner = make_preference_learner(

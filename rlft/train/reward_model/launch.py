@@ -19,10 +19,10 @@ from transformers.utils import logging as transformers_logging
 from rlft.curves.live_panel import View
 from rlft.curves.text import format_accuracy
 from rlft.model import base as models
-from rlft.model.kernels import library
 from rlft.model.memory import keep_freed_memory
 from rlft.model.starting_point import resolve_model
 from rlft.run.directory import Run
+from rlft.train import provenance
 from rlft.train.preference.data import PreferenceData, load
 from rlft.train.reward_model import train as train_reward
 from rlft.train.reward_model.config import RewardModelConfig
@@ -56,8 +56,8 @@ def train(config: RewardModelConfig, *, restart: bool = False) -> dict[str, Any]
             view.note(f"{data.dropped} pairs of more than {data.max_length} tokens were left out")
         view.stage("loading the model")
         model = train_reward.load_model(config, model_folder, tokenizer)
-        provenance = {"sha256": {config.data.source: data.hash}, "kernels": library.description()}
-        with Run.create(config, provenance=provenance, restart=restart) as run:
+        origin = provenance.present(config, model_folder, sha256={config.data.source: data.hash}, tasks=data.hash)
+        with Run.create(config, provenance=origin, restart=restart) as run:
             return _stages(run, view, model, tokenizer, data)
 
 

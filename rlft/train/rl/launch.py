@@ -5,7 +5,6 @@ A stage that is complete on disk is not done again, which is what makes resuming
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from rlft.learner.rl import Learner
 from rlft.model import chat
 from rlft.model.adapter import bare_base, make_adapter, read_folder
 from rlft.model.base import resolve_dtype
-from rlft.model.kernels import library
 from rlft.model.starting_point import (
     reference_source,
     refuse_other_scale,
@@ -40,7 +38,11 @@ from rlft.reward.scoring import Scorer
 from rlft.rollout.engines.by_name import refuse_training
 from rlft.rollout.pool import MakePool, RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
+from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
+from rlft.run.records import Provenance
+from rlft.run.resume import PLAIN, Continued, How, config_of, continued
+from rlft.train import provenance
 from rlft.train.rl.evaluate import evaluate
 from rlft.train.rl.loop import train_rl
 from rlft.train.rl.services import make_scorer, services
@@ -77,19 +79,26 @@ def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = 
         RuntimeError: the run had to stop; `resume` continues it.
     """
     environment, model_folder, dropped = _prepare(config)
-    with Run.create(config, provenance=_provenance(config), restart=restart) as run:
-        return _execute(run, environment, model_folder, dropped, is_resumed=False, pools=pools)
+    origin = _provenance(config, environment, model_folder)
+    with Run.create(config, provenance=origin, restart=restart) as run:
+        return _execute(run, environment, model_folder, dropped, pools=pools)
 
 
-def resume(path: Path) -> dict[str, Any]:
+def resume(path: Path, how: How = PLAIN) -> tuple[Path, dict[str, Any]]:
     """Continue a run from its newest whole checkpoint; on a CPU it ends as it would have without the interruption.
 
+    Returns:
+        (the run's directory, which is another one of a fork; its summary).
+
     Raises:
-        ValueError: `path` holds no run, or another process is working on it.
+        ValueError: `path` holds no run, or another process is working on it; or see `run.resume.continued`.
     """
     with Run.reopen(path) as run:
-        environment, model_folder, dropped = _prepare(run.config)
-        return _execute(run, environment, model_folder, dropped, is_resumed=True)
+        config = config_of(run, how)
+        environment, model_folder, dropped = _prepare(config)
+        now = _provenance(config, environment, model_folder)
+        with continued(run, config, now, how, every=config.checkpoint.every) as going_on:
+            return going_on.run.path, _execute(going_on.run, environment, model_folder, dropped, going_on=going_on)
 
 
 def sft(config: RunConfig, *, restart: bool = False) -> Path:
@@ -102,7 +111,8 @@ def sft(config: RunConfig, *, restart: bool = False) -> Path:
         ValueError: see `train`; or the config has no `sft` section.
     """
     environment, model_folder, _ = _prepare(config)
-    with Run.create(config, provenance=_provenance(config), restart=restart) as run:
+    origin = _provenance(config, environment, model_folder)
+    with Run.create(config, provenance=origin, restart=restart) as run:
         with View(config.name, steps=0) as view:
             _warm_start(run, view, environment, model_folder)
         return run.path / "adapters" / "sft"
@@ -153,6 +163,7 @@ def _prepare(config: RunConfig) -> tuple[Environment, str, str]:
     if config.sft is not None:
         check_demonstrations(config.sft, environment.demonstrations)
     make_scorer(config, environment, log_dir=None).close()
+    start_tensors(config)
     model_folder = str(resolve_model(config))
     environment, dropped = prompt_lengths.fit(config, environment, model_folder)
     tasks_of_step(
@@ -168,7 +179,7 @@ def _execute(
     model_folder: str,
     dropped: str,
     *,
-    is_resumed: bool,
+    going_on: Continued[RunConfig] | None = None,
     pools: MakePool | None = None,
 ) -> dict[str, Any]:
     config = run.config
@@ -180,16 +191,17 @@ def _execute(
             run.event("overlong", dropped)
             view.note(dropped)
         parts = _Parts(run=run, view=view, environment=environment, model_folder=model_folder, pool=pool, scorer=scorer)
+        for remark in going_on.remarks if going_on else ():
+            view.note(remark)
         try:
-            return _stages(parts, is_resumed=is_resumed)
+            return _stages(parts, going_on.snapshot if going_on else None)
         except BaseException:
             view.note(f"the run stopped before its end; `rlft resume {run.path}` continues from the last checkpoint")
             raise
 
 
-def _stages(parts: _Parts, *, is_resumed: bool) -> dict[str, Any]:
+def _stages(parts: _Parts, saved: Snapshot | None) -> dict[str, Any]:
     run, view, config = parts.run, parts.view, parts.run.config
-    saved = run.restore() if is_resumed else None
     base = bare_base()
     if not config.learner_rewards:  # else when the learner is there
         _evaluate_once(parts, base, name="base", step=0, publish=True)
@@ -303,7 +315,8 @@ def _summarize(run: Run) -> dict[str, Any]:
     return summary
 
 
-def _provenance(config: RunConfig) -> dict[str, Any]:
+def _provenance(config: RunConfig, environment: Environment, model_folder: str) -> Provenance:
     rewards = {r.path: folder_hash(r.folder) if r.folder else source_hash(r.path) for r in config.rewards}
     hashes = {config.environment.path: loading.identity(config.environment.path), **rewards}
-    return {"sha256": hashes, "cwd": os.getcwd(), "kernels": library.description()}
+    tasks = provenance.tasks_sha256(environment)
+    return provenance.present(config, model_folder, sha256=hashes, tasks=tasks, reference=config.reference)

@@ -1,0 +1,166 @@
+"""Bringing a run directory back to its newest whole checkpoint, and copying one up to there.
+
+Nothing is deleted: records of steps after the checkpoint, which are made again, are moved into `aside/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from rlft.common.files import write_file
+from rlft.run import logs
+from rlft.run.checkpoint import Snapshot, load_latest
+from rlft.run.records import (
+    ADAPTERS,
+    CHECKPOINTS,
+    EVALS,
+    EVENTS,
+    METRICS,
+    ROLLOUTS,
+    SUMMARY,
+    MetricsLine,
+    step_name,
+    step_of,
+)
+
+ASIDE = "aside"
+"""Folder of what was moved away."""
+
+
+def clear_torn_writes(path: Path) -> None:
+    """Remove what a killed driver was in the middle of: temporary files, half a line at the end of a log."""
+    for temporary in path.rglob(".*.tmp"):
+        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+    for log in (path / EVENTS, path / METRICS):
+        if log.exists() and (data := log.read_bytes()) and not data.endswith(b"\n"):
+            whole = data.rfind(b"\n") + 1
+            # A line is whole if only its end is missing: it was written, and what follows must not continue it.
+            write_file(log, data + b"\n" if _is_json(data[whole:]) else data[:whole])
+
+
+def newest_checkpoint(path: Path, *, every: int, strict: bool) -> tuple[Snapshot | None, list[str]]:
+    """The newest whole checkpoint and what is wrong with newer ones; None where the run had not reached its first.
+
+    Args:
+        every: steps between checkpoints.
+        strict: refuse to fall back to an older one.
+
+    Raises:
+        ValueError: `strict` and the newest is damaged; or there must have been checkpoints and none is whole; or the
+            metrics do not hold every step up to it.
+    """
+    snapshot, problems = load_latest(path / CHECKPOINTS)
+    if problems and strict:
+        raise ValueError(f"{problems[0]}; without --strict `rlft resume` continues from an older checkpoint")
+    last = max((line.step for line in _metrics(path)), default=0)
+    if snapshot is None:
+        if problems or last > every or (path / SUMMARY).exists():
+            reasons = f" ({'; '.join(problems)})" if problems else ""
+            raise ValueError(
+                f"{path} has {last} steps behind it and no whole checkpoint to continue from{reasons}. Restore one of "
+                f"{path / CHECKPOINTS} from a copy, or start over with `rlft train CONFIG --restart`, which moves this "
+                "run aside"
+            )
+        return None, problems
+    known = {line.step for line in _metrics(path)}
+    if missing := [step for step in range(1, snapshot.step + 1) if step not in known]:
+        raise ValueError(
+            f"{path / METRICS} lacks step {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}, which "
+            f"lies before the checkpoint of step {snapshot.step}; restore the file from a copy, or continue without "
+            f"those steps as a run of its own: rlft resume {path} --fork NAME"
+        )
+    return snapshot, problems
+
+
+def set_aside_after(path: Path, step: int) -> Path | None:
+    """Move the records of later steps, and a summary, into a folder of `aside/`; that folder, if there were any."""
+    later = [line for line in _metrics(path) if line.step > step]
+    moved = [each for each, number in _numbered(path) if number > step]
+    moved += [path / SUMMARY] if (path / SUMMARY).exists() else []
+    if not later and not moved:
+        return None
+    names = (f"after-{step_name(step)}{f'-{n}' if n > 1 else ''}" for n in count(1))
+    target = next(folder for name in names if not (folder := path / ASIDE / name).exists())
+    target.mkdir(parents=True)
+    if later:
+        write_file(target / METRICS, "".join(line.line() + "\n" for line in later))
+        kept = [line for line in _metrics(path) if line.step <= step]
+        write_file(path / METRICS, "".join(line.line() + "\n" for line in kept))
+    for each in moved:
+        to = target / each.relative_to(path)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        each.rename(to)
+    return target
+
+
+def copy_until(path: Path, step: int, target: Path) -> None:
+    """Fill the new folder `target` with what a run at `path` had after `step`, whose checkpoint is whole.
+
+    Files that nobody changes are shared by hard links where the disk can.
+    """
+    for each in [path / CHECKPOINTS / step_name(step), *(each for each, number in _numbered(path) if number <= step)]:
+        _share(each, target / each.relative_to(path))
+    for name in ("base", "sft"):
+        for each in [*path.glob(f"{EVALS}/{name}.*"), *path.glob(f"{ADAPTERS}/{name}")]:
+            _share(each, target / each.relative_to(path))
+    lines = [line for line in _readable(path / METRICS) if line.step <= step]
+    write_file(target / METRICS, "".join(line.line() + "\n" for line in lines))
+    events = [event for event in logs.read_events(path, []).rows if event.step is None or event.step <= step]
+    write_file(target / EVENTS, "".join(event.line() + "\n" for event in events))
+
+
+def _metrics(path: Path) -> Sequence[MetricsLine]:
+    """The lines of the metrics; a torn last one is left out. Raises ValueError on a damaged one, with a way out."""
+    try:
+        return logs.read_metrics(path, []).rows
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Restore it from a copy, or continue without that line as a run of its own: rlft resume {path} "
+            "--fork NAME"
+        ) from None
+
+
+def _readable(path: Path) -> Iterator[MetricsLine]:
+    """The lines of metrics that can be read, whatever lies between them."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            yield MetricsLine.from_dict(json.loads(line))
+        except (ValueError, AttributeError):
+            continue
+
+
+def _numbered(path: Path) -> Iterator[tuple[Path, int]]:
+    """(file or folder, its step) of all that belongs to one step, but for checkpoints."""
+    for folder in (ROLLOUTS, EVALS, ADAPTERS):
+        for each in sorted((path / folder).glob("[!.]*")):
+            if (step := step_of(each.stem)) is not None:
+                yield each, step
+
+
+def _share(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link)
+    elif source.exists():
+        _link(source, target)
+
+
+def _link(source: Any, target: Any) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,123 @@
+"""Reading the records of a run directory: metrics, events, evaluations, provenance.
+
+A reader may go on from where it stopped, as a live viewer does. What does not exist yet is empty; a torn last line, as
+after a crash, is left out and said.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from rlft.run.records import EVENTS, FORMAT, METRICS, PROVENANCE, Evaluation, Event, MetricsLine, Provenance
+
+_LOG = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Lines(Generic[R]):
+    """Records read from a log."""
+
+    rows: list[R]
+    """In the order in which they were written."""
+    end: int
+    """Bytes of the file behind them: where a later call goes on."""
+
+
+def read_metrics(run: Path, notes: list[str] | None = None, *, start: int = 0) -> Lines[MetricsLine]:
+    """The lines of metrics.jsonl from byte `start` on, each as it was written.
+
+    A torn last line is left out, and read by a later call once it is whole; that is said in `notes` if given, else
+    logged. Raises ValueError with file and line for any other bad line.
+    """
+    return _read(Path(run) / METRICS, MetricsLine.from_dict, notes, start)
+
+
+def read_events(run: Path, notes: list[str] | None = None, *, start: int = 0) -> Lines[Event]:
+    """The lines of events.jsonl from byte `start` on; torn last line and errors as in `read_metrics`."""
+    return _read(Path(run) / EVENTS, Event.from_dict, notes, start)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """One evaluation. Raises ValueError naming the file if it cannot be read or lacks a field."""
+    data = read_json(path)
+    try:
+        return Evaluation.from_dict(data)
+    except KeyError as error:
+        raise ValueError(f"{path} has no field {error.args[0]!r}; run the evaluation again") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not an evaluation: {error}") from error
+
+
+def read_provenance(run: Path, notes: list[str] | None = None) -> Provenance:
+    """provenance.json; empty if there is none. One of a newer rlft is read as far as it is known, and that is said."""
+    provenance = Provenance.from_dict(read_json(Path(run) / PROVENANCE))
+    if isinstance(provenance.format, int) and provenance.format > FORMAT:
+        say(
+            f"{run} was written by a newer rlft (format {provenance.format}, this one knows {FORMAT}): what it has "
+            "besides is passed over",
+            notes,
+        )
+    return provenance
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, `{}` if there is no such file. Raises ValueError with the path if it is no object."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(data).__name__}")
+    return data
+
+
+def _read(path: Path, parse: Callable[[Mapping[str, Any]], R], notes: list[str] | None, start: int) -> Lines[R]:
+    rows, end = [], start
+    for where, row, end_of_line in _objects(path, notes, start):
+        try:
+            rows.append(parse(row))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        end = end_of_line
+    return Lines(rows, end)
+
+
+def _objects(path: Path, notes: list[str] | None, start: int) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """(file:line, object, where its line ends) of a JSON-lines file; nothing if it does not exist."""
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    number, end = data.count(b"\n", 0, start), start
+    while end < len(data):
+        begin, end = end, data.find(b"\n", end) + 1 or len(data)
+        number, line = number + 1, data[begin:end]
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if data[end:].strip():
+                raise ValueError(f"{where}: not readable as JSON ({error}); the file was edited or damaged") from error
+            say(f"{where}: the last line is torn, as after a crash, and was left out", notes)
+            return
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        yield where, row, end
+
+
+def say(message: str, notes: list[str] | None) -> None:
+    """Add a remark about what was read to `notes` if given, else to the log."""
+    if notes is None:
+        _LOG.warning("%s", message)
+    else:
+        notes.append(message)

@@ -1,0 +1,162 @@
+"""What made a run's numbers, and whether it is still there when the run is resumed.
+
+What decides the numbers (config, reward and environment files, tasks or preferences, the model's weights) may not
+change within a run: resuming it then is refused, and `fork` continues as a run of its own. What only rounds otherwise
+(kernels, device, versions of packages, another machine) may change, and is said at the step where it did.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rlft.config import BaseRunConfig
+from rlft.run.records import Provenance
+
+PACKAGES = ("rlft", "torch", "transformers", "peft", "trl", "datasets", "ray")
+"""Those whose versions are written down; a tokenizer's or a kernel's change comes with them."""
+
+NO_NUMBERS = (
+    "name",
+    "output_dir",
+    "backend",
+    "ray_address",
+    "scoring.workers",
+    "scoring.deadline_s",
+    "scoring.max_failed",
+    "rollout.workers",
+    "rollout.threads",
+    "rollout.gpus_per_worker",
+    "rollout.max_restarts",
+    "rollout.deadline_s",
+    "rollout.hedge_after",
+    "rollout.max_mismatch",
+    "learner.workers",
+    "learner.gpus_per_worker",
+    "learner.threads",
+    "learner.tokens_per_microbatch",
+    "learner.activations",
+    "evaluation.every",
+    "checkpoint.every",
+)
+"""Settings that decide where and how fast a run computes, what it keeps and when it stops, but not what is learnt."""
+
+_MACHINE = ("kernels", "device", "python", "machine", "system")
+
+
+def describe(
+    config: BaseRunConfig, *, sha256: Mapping[str, str], tasks: str, model: str, kernels: str, device: str
+) -> Provenance:
+    """What makes the numbers of a run that starts here and now; the arguments are fields of `Provenance`."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    return Provenance(
+        config=config.model_dump(mode="json"),
+        sha256=sha256,
+        tasks=tasks,
+        model=model,
+        kernels=kernels,
+        device=device,
+        packages=packages,
+        python=platform.python_version(),
+        machine=platform.machine(),
+        system=platform.system(),
+        cpus=os.cpu_count() or 0,
+        cwd=os.getcwd(),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def changed_numbers(then: Provenance, now: Provenance) -> list[str]:
+    """What decides the numbers and is another than when the run began: a line each, empty where nothing is.
+
+    What format 1 did not write down cannot be compared.
+    """
+    lines = [
+        f"{key}: {_shown(old)} -> {_shown(new)}"
+        for key, old, new in _differences(then.config, now.config)
+        if then.config and key not in NO_NUMBERS and not _extends(key, then.config, now.config)
+    ]
+    for path in sorted({*then.sha256} & {*now.sha256}):
+        if then.sha256[path] != now.sha256[path]:
+            lines.append(f"{path}: sha256 {then.sha256[path][:12]} -> {now.sha256[path][:12]}")
+    for name, what in (("tasks", "the tasks"), ("model", "the model's files")):
+        old, new = getattr(then, name), getattr(now, name)
+        if old and new and old != new:
+            lines.append(f"{what}: sha256 {old[:12]} -> {new[:12]}")
+    return lines
+
+
+def changed_computing(then: Provenance, now: Provenance) -> list[str]:
+    """What computes the numbers and is another than when the run was last started: a line each."""
+    lines = [
+        f"{name}: {old} -> {new}"
+        for name in _MACHINE
+        if (old := getattr(then, name)) and (new := getattr(now, name)) and old != new
+    ]
+    lines += [
+        f"{name}: {then.packages[name]} -> {now.packages[name]}"
+        for name in sorted({*then.packages} & {*now.packages})
+        if then.packages[name] != now.packages[name]
+    ]
+    if then.config:
+        lines += [
+            f"{key}: {_shown(old)} -> {_shown(new)}"
+            for key, old, new in _differences(then.config, now.config)
+            if key in NO_NUMBERS or _extends(key, then.config, now.config)
+        ]
+    return lines
+
+
+def succeeded_by(then: Provenance, now: Provenance) -> Provenance:
+    """The provenance of a run that goes on under what `now` says, with what it was before among `earlier`."""
+    kept = {name: getattr(then, name) for name in (*_MACHINE, "packages", "cpus", "started")}
+    return replace(
+        now, lineage=then.lineage, earlier=[{**kept, "packages": dict(then.packages)}, *then.earlier], extra=then.extra
+    )
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of every leaf that differs; a key that one lacks is None there."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted({*then, *now}):
+        old, new = then.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append((prefix + key, old, new))
+    return found
+
+
+def _extends(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether it is the number of steps, and steps that are done come out the same under another one."""
+    schedules = (config.get("learner", {}).get("schedule") for config in (then, now))
+    return key == "steps" and all(schedule == "constant" for schedule in schedules)
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def refuse_changed(path: object, changes: Sequence[str]) -> None:
+    """Refuse to resume a run whose numbers would be others from here on.
+
+    Raises:
+        ValueError: lists the changes and what to do.
+    """
+    if changes:
+        listed = "\n".join(f"  {line}" for line in changes)
+        raise ValueError(
+            f"{path} cannot be resumed as the same run, since what makes its numbers has changed:\n{listed}\n"
+            f"Restore it, or continue from the last checkpoint as a run of its own: rlft resume {path} --fork NAME"
+        )

@@ -1,0 +1,359 @@
+"""The formats of a run directory: what each record holds, in which units, and how it is written and read.
+
+    runs/NAME/  config.yaml  provenance.json  summary.json  metrics.jsonl  events.jsonl
+                rollouts/step-000012.parquet   evals/base.json, sft.json, step-000010.json, each with a .parquet
+                adapters/sft, v000012          checkpoints/step-000010
+
+Whoever writes a run directory and whoever reads one uses this file. A run that is still going, or that was killed, has
+to be readable: what does not exist yet is empty, and the last line of a log may be torn. Everything else that is not as
+expected is a ValueError that says where it is and what to do. What a record has beyond its fields, as one of a newer
+rlft may, is kept and handed on.
+
+Two kinds of values are kept apart: numbers, which may be averaged over samples and steps, and texts for people.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, TypedDict
+
+FORMAT = 2
+"""Number of these formats, written into provenance.json; a directory without one has format 1."""
+
+CONFIG, PROVENANCE, SUMMARY = "config.yaml", "provenance.json", "summary.json"
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
+ROLLOUTS, EVALS, ADAPTERS, CHECKPOINTS = "rollouts", "evals", "adapters", "checkpoints"
+
+_NUMBERED = re.compile(r"(?:step-|greedy-|v)(\d+)")
+
+
+def step_name(step: int) -> str:
+    """`step-000012`: name of a step's rollouts, evaluation or checkpoint."""
+    return f"step-{step:06d}"
+
+
+def adapter_name(step: int) -> str:
+    """`v000012`: folder of the adapter after a step."""
+    return f"v{step:06d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step in a name such as `step-000012`, `greedy-000012` or `v000012`; None in others."""
+    match = _NUMBERED.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with the bounds of its confidence interval; a bound is nan where the data cannot give one."""
+
+    mean: float
+    """The estimate; nan without any value."""
+    low: float
+    """Lower bound."""
+    high: float
+    """Upper bound."""
+    n: int
+    """How many independent units (tasks) are behind it."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are bounds at all."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Plain data for JSON, which has no nan: what is not known is None."""
+        numbers = {"mean": self.mean, "low": self.low, "high": self.high}
+        return {**{k: v if math.isfinite(v) else None for k, v in numbers.items()}, "n": self.n}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Interval:
+        """The inverse of `as_dict`. Raises ValueError on a missing key or a value that is not a number."""
+        try:
+            mean, low, high = (math.nan if data[key] is None else float(data[key]) for key in ("mean", "low", "high"))
+            return cls(mean, low, high, int(data["n"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected mean, low, high and n as numbers, got {data!r}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsLine:
+    """One line of metrics.jsonl: what was measured in a step."""
+
+    step: int
+    """RL steps, or updates of a preference run, behind it."""
+    metrics: Mapping[str, float]
+    """Numbers by `group/name`: seconds in `time/`, tokens in lengths, nats per token in KL and entropy."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Texts for people by name; they are never averaged."""
+
+    def line(self) -> str:
+        """The line as JSON. Names come in alphabetical order, so that equal steps are equal bytes."""
+        texts = {"texts": dict(sorted(self.texts.items()))} if self.texts else {}
+        return json.dumps({"step": self.step, **dict(sorted(self.metrics.items())), **texts})
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> MetricsLine:
+        """The inverse of `line`; a metric that is null is absent. Raises ValueError on anything else."""
+        step = row.get("step")
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise ValueError(f"expected an integer 'step', got {step!r}")
+        texts = row.get("texts", {})
+        if not isinstance(texts, dict):
+            raise ValueError(f"'texts' is not a mapping of texts but {texts!r}")
+        metrics = {}
+        for name, value in row.items():
+            if name in ("step", "texts") or value is None:
+                continue
+            if not isinstance(value, int | float):
+                raise ValueError(f"metric {name!r} is not a number but {value!r}")
+            metrics[name] = value
+        return cls(step=step, metrics=metrics, texts={name: str(text) for name, text in texts.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line of events.jsonl: something that happened to the run."""
+
+    time: str
+    """ISO 8601, UTC."""
+    kind: str
+    """Short name, such as `resumed`."""
+    message: str
+    """One sentence."""
+    step: int | None = None
+    """Step that it is marked at on the curves, where it has one."""
+
+    def line(self) -> str:
+        """The line as JSON."""
+        row: dict[str, Any] = {"time": self.time, "kind": self.kind, "message": self.message}
+        return json.dumps(row if self.step is None else {**row, "step": self.step})
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Event:
+        """The inverse of `line`; what is missing is empty."""
+        step = row.get("step")
+        texts = {key: str(row.get(key, "")) for key in ("time", "kind", "message")}
+        return cls(**texts, step=step if isinstance(step, int) else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """`evals/NAME.json`: one measurement on held-out tasks or preferences."""
+
+    name: str
+    """`base`, `sft` or `step-000010`."""
+    step: int
+    """RL steps behind the evaluated policy; 0 for `base` and `sft`."""
+    adapter_version: int
+    """Version of the evaluated adapter."""
+    adapter_hash: str
+    """Content hash of the evaluated adapter."""
+    metric: str
+    """Name of the reward or part that `accuracy` is the mean of."""
+    accuracy: Interval
+    """Mean over tasks, with its 95 % interval."""
+    failed: int
+    """Samples that could not be scored and are in no number."""
+    length: float
+    """Mean completion length in tokens; nan if there was none."""
+    truncated: float
+    """Share of completions that were cut at the length limit."""
+    by_task: Mapping[str, Sequence[float]]
+    """Values of each task's scored samples."""
+    stage: str = "RL"
+    """What trains the policy: RL, or a preference loss such as DPO."""
+    loss: float = math.nan
+    """Mean loss of held-out preferences; nan in RL."""
+    margin: float = math.nan
+    """Mean margin of held-out preferences; nan in RL."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What else the file says."""
+
+    @property
+    def label(self) -> str:
+        """What to call it in a sentence or a table."""
+        return {"base": "base", "sft": "SFT"}.get(self.name, f"{self.stage}, step {self.step}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, of RL without what only preferences have."""
+        of_preferences = {"stage": self.stage, "loss": self.loss, "margin": self.margin}
+        named = {each.name: getattr(self, each.name) for each in fields(self)}
+        kept = {name: value for name, value in named.items() if name != "extra" and name not in of_preferences}
+        if self.stage != "RL":
+            kept |= of_preferences
+        kept["accuracy"] = self.accuracy.as_dict()
+        kept["by_task"] = {task: list(values) for task, values in self.by_task.items()}
+        return {**{key: None if value is math.nan else value for key, value in kept.items()}, **self.extra}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `as_dict`. Raises KeyError on a missing field, ValueError on one of another type."""
+        try:
+            return cls(
+                name=str(data["name"]),
+                step=int(data["step"]),
+                adapter_version=int(data["adapter_version"]),
+                adapter_hash=str(data["adapter_hash"]),
+                metric=str(data["metric"]),
+                accuracy=Interval.from_dict(data["accuracy"]),
+                failed=int(data["failed"]),
+                length=_number(data["length"]),
+                truncated=_number(data["truncated"]),
+                by_task={str(task): [float(v) for v in values] for task, values in data["by_task"].items()},
+                stage=str(data.get("stage", "RL")),
+                loss=_number(data.get("loss")),
+                margin=_number(data.get("margin")),
+                extra=_beyond(cls, data),
+            )
+        except (TypeError, AttributeError) as error:
+            raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """provenance.json: what made a run's numbers, so that resuming can tell whether that is still there."""
+
+    format: int = FORMAT
+    """Number of the directory's formats."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved config that the run was started with, as config.yaml holds it; empty in format 1."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Hash of each file that the config names: rewards, environment, data; for a package its name and version."""
+    tasks: str = ""
+    """Hash of all tasks, or of the preferences; empty in format 1."""
+    model: str = ""
+    """Hash of the model's weights and tokenizer; empty in format 1."""
+    kernels: str = ""
+    """What computes the operations between matrix products."""
+    device: str = ""
+    """What the learner computes on and in which type, such as `cpu, bfloat16`; empty in format 1."""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    """Versions by name."""
+    python: str = ""
+    """Version."""
+    machine: str = ""
+    """Kind of processor."""
+    system: str = ""
+    """Operating system."""
+    cpus: int = 0
+    """Cores."""
+    cwd: str = ""
+    """Working directory that relative paths in the config start from."""
+    started: str = ""
+    """ISO 8601, UTC."""
+    lineage: Sequence[Mapping[str, Any]] = ()
+    """Runs that this one continues, the nearest first: `run`, `step`, `changes` (texts)."""
+    earlier: Sequence[Mapping[str, Any]] = ()
+    """What computed the run before it was last resumed with other versions, the latest first."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What else the file says."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "extra"}
+        return {**named, **self.extra}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Provenance:
+        """The inverse of `as_dict`; what is missing is empty, and a missing format is 1."""
+        known = {each.name for each in fields(cls)} - {"extra"}
+        given = {name: value for name, value in data.items() if name in known}
+        return cls(**{"format": 1, **given}, extra=_beyond(cls, data))
+
+
+class Column(NamedTuple):
+    """A column of the rollout table."""
+
+    type: str
+    """Name of the Arrow type."""
+    meaning: str
+    """What it holds, with its unit."""
+
+
+ROLLOUT_COLUMNS = {
+    "step": Column("int64", "RL step that the sample was made for"),
+    "task_id": Column("string", "task that it answers"),
+    "group_index": Column("int64", "its group within the step"),
+    "sample_index": Column("int64", "its position within the group"),
+    "seed": Column("uint64", "seed of its random stream"),
+    "prompt": Column("string", "content of the prompt's last message"),
+    "messages": Column("string", "the whole prompt, JSON list of messages"),
+    "completion": Column("string", "the last completion as text, without special tokens"),
+    "conversation": Column("string", "an episode from its first message to its last, JSON; null for a single turn"),
+    "turns": Column("int64", "actions of the policy"),
+    "stop_reason": Column("string", "why the episode ended, `types.StopReason`"),
+    "environment_reward": Column("float64", "what the environment gave, summed; null where it gave nothing"),
+    "answer": Column("string", "the task's answer, JSON"),
+    "outcome": Column("string", "`score`, `abstain` or `failed`"),
+    "reward": Column("float64", "weighted sum of the rewards; null unless scored"),
+    "parts": Column("string", "unweighted value of each reward and named part, JSON object"),
+    "failure_kind": Column("string", "`types.FailureKind`; null unless failed"),
+    "failure_message": Column("string", "why there is no score; null unless failed"),
+    "reproduce": Column("string", "Python that repeats the failed call; null unless failed"),
+    "advantage": Column("float64", "mean over the sample's actions; null where none was computed"),
+    "finish_reason": Column("string", "how the last action ended, `types.FinishReason`"),
+    "prompt_tokens": Column("int64", "tokens of the first prompt"),
+    "completion_tokens": Column("int64", "tokens that the policy sampled"),
+    "token_ids": Column("list<int32>", "everything after the first prompt"),
+    "action_mask": Column("list<bool>", "true on tokens that the policy sampled"),
+    "logprobs": Column("list<float32>", "log-probability of each token when it was sampled, nats; 0 on others"),
+    "adapter_version": Column("int64", "adapter that made the last action"),
+    "adapter_hash": Column("string", "content hash of that adapter"),
+}
+"""A row of `rollouts/step-000012.parquet` and `evals/NAME.parquet`: one sample, failed ones too. Files of other
+versions may have fewer or further columns."""
+
+
+class RLSummary(TypedDict):
+    """summary.json of `rlft train`; it is there once the run has ended well. Accuracies are `Interval.as_dict`."""
+
+    name: str
+    metric: str
+    steps: int
+    accuracy_base: dict[str, float | int | None] | None
+    accuracy_sft: dict[str, float | int | None] | None
+    accuracy_rl: dict[str, float | int | None] | None
+    adapter: str
+
+
+class PreferenceSummary(TypedDict):
+    """summary.json of `rlft dpo`: held-out preferences before and after; losses in nats, margins in units of beta."""
+
+    name: str
+    stage: str
+    metric: str
+    steps: int
+    train_examples: int
+    heldout_examples: int
+    dropped_rows: int
+    adapter: str
+    accuracy_base: dict[str, float | int | None] | None
+    loss_base: float | None
+    margin_base: float | None
+    accuracy_trained: dict[str, float | int | None] | None
+    loss_trained: float | None
+    margin_trained: float | None
+
+
+class RewardModelSummary(TypedDict):
+    """summary.json of `rlft reward-model`: held-out pairs in the right order before and after."""
+
+    name: str
+    accuracy_before: dict[str, float | int | None]
+    accuracy_after: dict[str, float | int | None]
+    n: int
+    reward_model: str
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _beyond(kind: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    known = {each.name for each in fields(kind)}
+    return {name: value for name, value in data.items() if name not in known}

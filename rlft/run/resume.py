@@ -1,0 +1,133 @@
+"""Continuing a run: as itself, if what makes its numbers is still there, or as a fork with lineage if it is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from rlft import config_file
+from rlft.common.files import write_file
+from rlft.config import BaseRunConfig
+from rlft.run import cut_back, logs, provenance
+from rlft.run.checkpoint import Snapshot, load_latest
+from rlft.run.directory import Run
+from rlft.run.records import CHECKPOINTS, CONFIG, PROVENANCE, Provenance
+
+C = TypeVar("C", bound=BaseRunConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """What a user may ask of `rlft resume`."""
+
+    fork: str = ""
+    """Name of a new run that continues from the checkpoint; empty continues the run itself."""
+    overrides: Sequence[str] = ()
+    """`key.sub=value` settings of the fork."""
+    strict: bool = False
+    """Refuse to continue from an older checkpoint because the newest is damaged."""
+
+
+PLAIN = How()
+"""Continue the run itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continued(Generic[C]):
+    """A run that goes on."""
+
+    run: Run[C]
+    snapshot: Snapshot | None
+    """Where it stands; None at its beginning, if it was stopped before its first checkpoint."""
+    remarks: Sequence[str]
+    """What the user should see of it on the terminal."""
+
+
+def config_of(run: Run[C], how: How) -> C:
+    """The config that it goes on with: its own, or the fork's.
+
+    Raises:
+        ValueError: overrides without a fork, or a setting that is wrong.
+    """
+    if not how.fork:
+        if how.overrides:
+            raise ValueError(
+                f"{how.overrides[0]!r} would make other numbers; give the run that goes on with it a name: --fork NAME"
+            )
+        return run.config
+    place = [f"name={how.fork}", f"output_dir={json.dumps(str(run.path.parent))}"]
+    return config_file.load(run.path / CONFIG, [*how.overrides, *place], type(run.config))
+
+
+@contextmanager
+def continued(run: Run[C], config: C, now: Provenance, how: How, *, every: int) -> Iterator[Continued[C]]:
+    """Bring an open run back to its newest whole checkpoint, or fork it there; the fork is open meanwhile.
+
+    Args:
+        config: see `config_of`.
+        now: what makes its numbers if it goes on here.
+        every: steps between checkpoints.
+
+    Raises:
+        ValueError: what makes the numbers has changed (the changes, and how to fork); or the run's records are damaged
+            (where, and what to do).
+    """
+    if how.fork:
+        with _fork(run, config, now) as forked:
+            snapshot, problems = load_latest(forked.path / CHECKPOINTS)
+            yield Continued(run=forked, snapshot=snapshot, remarks=problems)
+        return
+    changes = _accept(run, now)
+    cut_back.clear_torn_writes(run.path)
+    snapshot, problems = cut_back.newest_checkpoint(run.path, every=every, strict=how.strict)
+    for problem in problems:
+        run.event("checkpoint_skipped", problem)
+    step = snapshot.step if snapshot else 0
+    aside = cut_back.set_aside_after(run.path, step)
+    moved = f"; the records of later steps are in {aside}" if aside else ""
+    run.event("resumed", f"continuing after step {step}{moved}", step=step)
+    if changes:
+        run.event("computing_changed", "; ".join(changes), step=step)
+    fallback = [f"{problem}; going on from step {step}" for problem in problems]
+    yield Continued(run=run, snapshot=snapshot, remarks=[*fallback, *changes])
+
+
+def _accept(run: Run[C], now: Provenance) -> list[str]:
+    """Refuse what would change the numbers; write down what only computes them, and return it, a line each."""
+    then = logs.read_provenance(run.path)
+    provenance.refuse_changed(run.path, provenance.changed_numbers(then, now))
+    changes = provenance.changed_computing(then, now)
+    if changes or then.format != now.format:
+        run.write_provenance(provenance.succeeded_by(then, now))
+    return changes
+
+
+def _fork(run: Run[C], config: C, now: Provenance) -> Run[C]:
+    """A new run with the records up to the newest whole checkpoint: its folder appears whole or not at all."""
+    then, target = logs.read_provenance(run.path), config.run_dir
+    if target.exists():
+        raise ValueError(f"{target} exists already; give the fork another name")
+    snapshot, problems = load_latest(run.path / CHECKPOINTS)
+    if snapshot is None:
+        raise ValueError(f"{run.path} has no whole checkpoint to fork from{''.join(f'; {p}' for p in problems)}")
+    changes = provenance.changed_numbers(then, now) + provenance.changed_computing(then, now)
+    origin = {"run": str(run.path), "step": snapshot.step, "changes": changes}
+    made = replace(now, lineage=[origin, *then.lineage])
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        cut_back.copy_until(run.path, snapshot.step, temporary)
+        write_file(temporary / PROVENANCE, json.dumps(made.as_dict(), indent=1))
+        write_file(temporary / CONFIG, config_file.dump(config))
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    forked = Run(config)
+    what = f"; changed: {'; '.join(changes)}" if changes else ""
+    forked.event("forked", f"continues {run.path} after step {snapshot.step}{what}", step=snapshot.step)
+    return forked

@@ -1,0 +1,56 @@
+"""What makes a run's numbers, as it is here and now: for the records of a new run, and to resume an earlier one by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rlft.common.files import folder_sha256
+from rlft.config import BaseRunConfig
+from rlft.environment.contract import Environment
+from rlft.model.base import default_device, resolve_dtype
+from rlft.model.kernels import library
+from rlft.model.starting_point import reference_source
+from rlft.run import provenance
+from rlft.run.records import Provenance
+
+
+def present(
+    config: BaseRunConfig, model_folder: str, *, sha256: Mapping[str, str], tasks: str, reference: str = ""
+) -> Provenance:
+    """What makes the numbers of a run of this config.
+
+    Args:
+        sha256: of the files that the config names, by their path in it; the folders of `adapter.start` and of the
+            reference are added.
+        tasks: hash of the tasks or preferences.
+        reference: the config's `reference`, if it has one.
+    """
+    folders = {config.adapter.start: config.adapter.start}
+    if (source := reference_source(reference)) is not None:
+        folders[reference] = source.folder
+    hashes = {name: folder_sha256(Path(folder)) for name, folder in folders.items() if name}
+    dtype = str(resolve_dtype(config.model)).removeprefix("torch.")
+    return provenance.describe(
+        config,
+        sha256={**sha256, **hashes},
+        tasks=tasks,
+        model=folder_sha256(Path(model_folder)),
+        kernels=library.description(),
+        device=f"{default_device().type}, {dtype}",
+    )
+
+
+def tasks_sha256(environment: Environment) -> str:
+    """Hash of everything that an environment gives to train, to measure and to show, in order."""
+    digest = hashlib.sha256()
+    for part in (environment.train, environment.heldout):
+        for task in part:
+            row = [task.id, list(task.messages), task.answer, dict(task.columns)]
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+        digest.update(b"\0")
+    for messages in environment.demonstrations:
+        digest.update(json.dumps(list(messages), sort_keys=True, default=str).encode())
+    return digest.hexdigest()
