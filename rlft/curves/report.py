@@ -149,6 +149,7 @@ def _facts(run: _Run) -> list[tuple[str, str]]:
         "Loss": value("preference", "loss"),
         "Preferences": value("data", "source"),
         "Seed": value("seed"),
+        "Continues": "; ".join(f"{origin['run']}, after step {origin['step']}" for origin in run.provenance.lineage),
     }
     return [(label, str(fact)) for label, fact in facts.items() if fact not in (None, "")]
 
