@@ -8,7 +8,6 @@ that the seed of the run decides is compared: metrics, rollouts, evaluations, ad
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from rlft.config import RunConfig
 from rlft.rollout.ray_pool import RayPool, WorkerSlot
 from rlft.rollout.work_queue import Job
 from rlft.rollout.worker import Reply
+from rlft.run import logs
 from rlft.train.rl import launch
 from rlft.train.rl.metrics import OF_THE_MACHINE
 
@@ -99,8 +99,7 @@ def chaos(config: RunConfig, *, kills: int, seed: int) -> Outcome:
             paths.append(named.run_dir)
     finally:
         cluster.close()
-    events = [json.loads(line) for line in (paths[1] / "events.jsonl").read_text().splitlines()]
-    replaced = sum(event["kind"] == "worker_restarted" for event in events)
+    replaced = sum(event.kind == "worker_restarted" for event in logs.read_events(paths[1]).rows)
     return Outcome(
         undisturbed=paths[0],
         disturbed=paths[1],
@@ -189,17 +188,14 @@ def _count_replaced(kills: int, replaced: int) -> Comparison:
 
 
 def _compare_metrics(one: Path, other: Path) -> Comparison:
-    mine, theirs = [
-        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)
-    ]
+    mine, theirs = (logs.read_metrics(run).rows for run in (one, other))
     difference = "" if len(mine) == len(theirs) else f"{len(mine)} and {len(theirs)} steps"
-    for row, its in zip(mine, theirs, strict=False):
+    for line, its_line in zip(mine, theirs, strict=False):
+        row, its = line.metrics, its_line.metrics
         names = [n for n in sorted({*row, *its}) if not n.startswith(OF_THE_MACHINE) and row.get(n) != its.get(n)]
         if names and not difference:
             name = "reward/mean" if "reward/mean" in names else names[0]
-            difference = (
-                f"step {row['step']}: {name} is {row.get(name)} and {its.get(name)}; {len(names)} numbers differ"
-            )
+            difference = f"step {line.step}: {name} is {row.get(name)} and {its.get(name)}; {len(names)} numbers differ"
     return Comparison(what="metrics", files=len(mine), difference=difference)
 
 
