@@ -1,11 +1,21 @@
-"""What actors reserve of a cluster, and what a private one offers. No Ray is started."""
+"""What actors reserve of a cluster, and what a private one offers to its driver, to other users and after its end."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from rlft.common import ray_guard
 from rlft.common.cluster import Cluster, protect
 from tests.conftest import MakeConfig
 
@@ -29,7 +39,72 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     return calls
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process with a private cluster, whose first line is the cluster's folder and which waits for its input's end."""
+    program = (
+        "import json, sys; from rlft.common.cluster import Cluster; import psutil\n"
+        "cluster = Cluster('', processes=1)\n"
+        "class Actor:\n    def address(self): return cluster_address()\n"
+        "from rlft.common.cluster import node_address as cluster_address\n"
+        "actor = cluster.actor(Actor, threads=1, gpus=0).remote()\n"
+        "assert cluster.ray.get(actor.address.remote()) == '127.0.0.1'\n"
+        "print(cluster._guard.folder, flush=True)\n"
+        "sys.stdin.read()\n"
+        "cluster.close()\n"
+    )
+    environment = {**os.environ, "RAY_ADDRESS": "192.0.2.1:6379", "RAY_AUTH_TOKEN": ""}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in environment.items() if name != "RAY_AUTH_MODE"},
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+def marked(folder: str) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if ray_guard._is_marked(process, folder)]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("ending", ["close", "SIGKILL", "SIGHUP"])
+def test_a_private_cluster_is_private_and_leaves_nothing(driver: subprocess.Popen[str], ending: str) -> None:
+    assert driver.stdin is not None
+    assert driver.stdout is not None
+    folder = driver.stdout.readline().strip()
+    assert folder, "the driver did not start"
+    assert Path(folder).stat().st_mode & 0o777 == 0o700
+    processes = marked(folder)
+    assert len(processes) >= 5
+    for process in processes:
+        with suppress(psutil.AccessDenied, psutil.NoSuchProcess):
+            listening = [each.laddr.ip for each in process.net_connections() if each.status == psutil.CONN_LISTEN]
+            assert [ip for ip in listening if ip.rpartition(":")[2] != "127.0.0.1"] == [], process.name()
+    if ending == "close":
+        driver.stdin.close()
+        assert driver.wait(30) == 0
+        assert marked(folder) == []  # at once: the driver waits for it
+    else:
+        driver.send_signal(getattr(signal, ending))
+        driver.wait(30)
+        until = time.monotonic() + 15
+        while (marked(folder) or Path(folder).exists()) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert marked(folder) == []
+    assert not Path(folder).exists()
+
+
+def test_a_private_cluster_is_not_one_that_runs_already(started: list[dict[str, Any]]) -> None:
+    Cluster("", processes=1).close()
+    assert started[0]["address"] == "local"
 
 
 def reserved(cluster: Cluster, threads: int) -> int:

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from rlft.common.ray_guard import MARK, Guard
+
 
 class Cluster:
     """This process's connection; one that is open already is used and left open."""
@@ -28,8 +30,13 @@ class Cluster:
         self.ray: Any = ray
         self._is_joined = bool(address)
         self._is_owner = not ray.is_initialized()
+        self._guard = Guard() if self._is_owner and not address else None
         if self._is_owner:
-            _start(address, processes)
+            try:
+                _start(address, processes, self._guard)
+            except BaseException:
+                self.close()
+                raise
 
     def cpus(self, threads: int) -> int:
         """CPUs that Ray reserves for an actor with so many threads.
@@ -73,6 +80,8 @@ class Cluster:
         """End the private cluster, or leave the joined one, with all actors of this process."""
         if self._is_owner:
             self.ray.shutdown()
+        if self._guard is not None:
+            self._guard.close()
 
 
 def node_address() -> str:
@@ -104,15 +113,17 @@ def protect() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     if not os.environ.get("RAY_AUTH_TOKEN"):  # an empty one makes Ray write a token into a file that all can read
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # The switch by which Ray keeps to the loopback interface where it makes no clusters of several machines.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-def _start(address: str, processes: int) -> None:
+def _start(address: str, processes: int, guard: Guard | None) -> None:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address:
+    if guard is None:
         options |= {"address": address}
     else:
         options |= {
@@ -120,8 +131,14 @@ def _start(address: str, processes: int) -> None:
             "num_cpus": processes,
             "include_dashboard": False,
             "object_store_memory": 512 * 2**20,
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": str(guard.folder / "r"),
         }
+        os.environ[MARK] = str(guard.folder)
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    finally:
+        os.environ.pop(MARK, None)  # only Ray's processes carry it
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which exits with another code
