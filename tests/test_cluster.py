@@ -45,7 +45,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process with a private cluster, whose first line is the cluster's folder and which waits for its input's end."""
+    """A process with a private cluster; it prints its folder and waits for the end of its input."""
     program = (
         "import json, sys; from rlft.common.cluster import Cluster; import psutil\n"
         "cluster = Cluster('', processes=1)\n"
@@ -67,6 +67,9 @@ def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     )
     yield process
     process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
     process.wait()
 
 
@@ -127,5 +130,6 @@ def test_a_private_cluster_has_room_for_all_whatever_the_machine_has(
 ) -> None:
     config = make_config("backend=ray", "rollout.workers=2", "rollout.threads=64", "learner.workers=3")
     cluster = Cluster("", processes=config.processes)
+    cluster.close()
     needed = 2 * reserved(cluster, config.rollout.threads) + 3 * reserved(cluster, config.learner.threads)
     assert started[0]["num_cpus"] == needed == 5

@@ -93,9 +93,7 @@ def _is_marked(process: psutil.Process, folder: str) -> bool:
     try:
         if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
             return False
-        if (
-            system := Path("/proc")
-        ).is_dir():  # psutil stops where a process has written its title over the first variables
+        if (system := Path("/proc")).is_dir():  # psutil reads nothing under a title written over the first variables
             return f"{MARK}={folder}".encode() in (system / str(process.pid) / "environ").read_bytes().split(b"\0")
         return process.environ().get(MARK) == folder
     except (psutil.Error, OSError):  # gone meanwhile, or another user's
