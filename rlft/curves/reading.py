@@ -15,8 +15,8 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class Evaluation:
     """Mean loss of held-out preferences; nan in RL."""
     margin: float = math.nan
     """Mean margin of held-out preferences; nan in RL."""
+    failed_parts: Mapping[str, int] = field(default_factory=dict)
+    """Samples on which each reward failed, whatever its weight; rewards that never failed are absent."""
 
     @property
     def label(self) -> str:
@@ -213,6 +215,7 @@ def _evaluation(path: Path) -> Evaluation:
             stage=str(data.get("stage", "RL")),
             loss=_number(data.get("loss")),
             margin=_number(data.get("margin")),
+            failed_parts={str(name): int(count) for name, count in data.get("failed_parts", {}).items()},
         )
     except KeyError as error:
         raise ValueError(f"{path} has no field {error.args[0]!r}; run the evaluation again") from error

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from rlft.curves import charts, digest, reading
-from rlft.curves.samples import Showcase, showcase
+from rlft.curves.samples import ObservedFailure, Showcase, observed_failures, showcase
 from rlft.curves.text import duration, interval_text, number, percent, shortened, visible
+from rlft.types import RewardSpec
 
 _PAGE = Path(__file__).with_name("page")
 
@@ -37,6 +38,7 @@ class _Run:
     provenance: Mapping[str, Any]
     waste: digest.Waste | None
     samples: Showcase | None
+    observed: Sequence[ObservedFailure]
     notes: Sequence[str]
 
 
@@ -73,6 +75,7 @@ def write_report(run: Path) -> Path:
         trends=digest.trends(data.rows),
         steps_text="step" if (width := digest.window(data.rows)) == 1 else f"{width} steps",
         uses=_uses(data.waste),
+        observed_in_evals=_observed_in_evals(data.config, data.evals),
         sections=sections,
         figures=Markup(_figures(sections, charts.step_range(data.rows, data.evals))),
         provenance=json.dumps(data.provenance, indent=2, ensure_ascii=False),
@@ -114,8 +117,24 @@ def _load(run: Path) -> _Run:
         provenance=reading.read_json(run / "provenance.json"),
         waste=digest.waste(reading.read_rollouts(run, digest.WASTE_COLUMNS)) if stored else None,
         samples=showcase(run) if stored else None,
+        observed=observed_failures(run, _observed_rewards(config)) if stored else (),
         notes=notes,
     )
+
+
+def _observed_rewards(config: Mapping[str, Any]) -> set[str]:
+    """Names of the rewards that have no weight."""
+    return {
+        RewardSpec(path=str(reward.get("path")), name=str(reward.get("name") or "")).label
+        for reward in config.get("rewards") or []
+        if isinstance(reward, dict) and reward.get("weight") == 0
+    }
+
+
+def _observed_in_evals(config: Mapping[str, Any], evals: Sequence[reading.Evaluation]) -> list[tuple[str, int, str]]:
+    """(observed reward, held-out samples on which it failed, evaluation), where there are any."""
+    rewards = sorted(_observed_rewards(config))
+    return [(name, count, e.label) for e in evals for name in rewards if (count := e.failed_parts.get(name, 0))]
 
 
 def _facts(run: _Run) -> list[tuple[str, str]]:
