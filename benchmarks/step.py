@@ -61,12 +61,12 @@ def serve_rlft(model_folder: str, steps: int) -> None:
     from rlft.learner.rl import Learner
     from rlft.model.chat import load_tokenizer
     from rlft.model.memory import keep_freed_memory
-    from rlft.reward.contract import RewardSpec
     from rlft.reward.scoring import Scorer
     from rlft.rollout.pool import make_pool
     from rlft.rollout.weight_proof import CanaryMaker
     from rlft.run.directory import Run
     from rlft.train.rl.loop import train_rl
+    from rlft.types import RewardSpec
 
     keep_freed_memory()
     reward = f"{Path(__file__)}:vowels"

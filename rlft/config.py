@@ -14,9 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from rlft.common.by_path import did_you_mean
 from rlft.objectives.algorithm import Algorithm, Correction
 from rlft.objectives.presets import PRESETS, preset_fields, refuse_unused
-
-ADAPTER = "adapter:"
-"""What the path of a reward model on the learner's base begins with; its folder follows."""
+from rlft.types import RewardSpec
 
 
 class Strict(BaseModel):
@@ -65,36 +63,6 @@ class EnvironmentConfig(Strict):
     order: Literal["shuffle", "listed", "easy_first"] = "shuffle"
     """Order of the training tasks: a new permutation each epoch, as listed, or first the easy ones by the measured
     `difficulty` (`rlft env measure`), shuffled among their like."""
-
-
-class RewardConfig(Strict):
-    """One reward function, or a reward model on the learner's base, and its weight."""
-
-    path: str
-    """`package.module:function`, `file.py:function`, or `adapter:FOLDER`: a reward model that `rlft reward-model` made
-    on the model of this run, scored on the learner's copy of it."""
-    name: str = ""
-    """Label in metrics; empty means the function's name, or the folder's."""
-    weight: float = 1.0
-    """Factor in the total; 0 only observes."""
-    args: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments passed to the function besides those taken from the sample; a folder takes `normalize`."""
-
-    @model_validator(mode="after")
-    def _check(self) -> RewardConfig:
-        if self.folder and self.args.keys() - {"normalize"}:
-            raise ValueError(f"args of {self.path} can only be `normalize`, got {', '.join(self.args)}")
-        return self
-
-    @property
-    def folder(self) -> str:
-        """Folder of a reward model on the learner's base; empty for a function."""
-        return self.path.removeprefix(ADAPTER) if self.path.startswith(ADAPTER) else ""
-
-    @property
-    def label(self) -> str:
-        """Name in metrics."""
-        return self.name or (Path(self.folder).name if self.folder else self.path.rpartition(":")[2])
 
 
 class ScoringConfig(Strict):
@@ -281,7 +249,7 @@ class RunConfig(BaseRunConfig):
     """Address of a Ray cluster to join; empty starts a private one on this machine."""
     environment: EnvironmentConfig
     """The tasks."""
-    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    rewards: tuple[RewardSpec, ...] = Field(min_length=1)
     """The reward functions; the mean of the first one on held-out tasks is the accuracy."""
     scoring: ScoringConfig = ScoringConfig()  # type: ignore[call-arg]
     """How rewards are run."""
@@ -395,6 +363,6 @@ class RunConfig(BaseRunConfig):
         return self.rollout.workers + self.learner.processes
 
     @property
-    def learner_rewards(self) -> tuple[RewardConfig, ...]:
+    def learner_rewards(self) -> tuple[RewardSpec, ...]:
         """The reward models that are scored on the learner's base."""
         return tuple(reward for reward in self.rewards if reward.folder)

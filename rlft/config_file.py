@@ -125,8 +125,11 @@ def _plain(node: Any) -> Any:
 
 
 def _explain(error: ValidationError, tree: Any, path: str, kind: type[BaseModel]) -> str:
-    lines = []
-    for problem in error.errors():
+    lines, problems = [], error.errors()
+    for problem in problems:
+        depth = len(problem["loc"])
+        if problem["type"] == "too_short" and any(p["loc"][:depth] == problem["loc"] != p["loc"] for p in problems):
+            continue  # pydantic counts the entries without those that are wrong themselves
         loc = tuple(part for part in problem["loc"] if not str(part).startswith("function-"))
         where = ".".join(map(str, loc)) or "config"
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")

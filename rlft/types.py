@@ -11,14 +11,16 @@ trajectories of one task are a `Group`. A reward turns a trajectory into an `Out
 Convention fixed here and nowhere else: `logprobs[t]` is the log-probability OF `token_ids[t]`, in nats, under the
 distribution that sampled it. Nothing outside `learner.batch` shifts anything by one.
 
-Importing this module costs no torch and no ray: rewards and environments depend on it.
+Importing this module costs no torch, no ray and no pydantic: rewards and environments depend on it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, TypedDict, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NotRequired, TypeAlias, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +40,8 @@ def whole_text(text: str) -> str:
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 FailureKind: TypeAlias = Literal["error", "timeout", "crash", "not_finite", "type", "length"]
+ON_LEARNER = "adapter:"
+"""Prefix of the path of a reward model on the learner's base; its folder follows."""
 StopReason: TypeAlias = Literal["done", "length", "turns", "tokens", "error"]
 """Why an episode ended: it was over; an action was cut at `max_new_tokens`; the environment's budget of turns or the
 budget of tokens (the environment's or the model's context) was used up; the environment raised."""
@@ -129,6 +133,42 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSpec:
+    """One reward function, or a reward model on the learner's base, and its weight."""
+
+    # Read by pydantic, since this is also a section of the config.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    path: str
+    """`package.module:function`, `file.py:function`, or `adapter:FOLDER`: a reward model that `rlft reward-model` made
+    on the model of this run, scored on the learner's copy of it."""
+    name: str = ""
+    """Label in metrics; empty means the function's name, or the folder's."""
+    weight: float = 1.0
+    """Factor in the total; 0 only observes."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments passed to the function besides those taken from the sample; a folder takes `normalize`."""
+
+    def __post_init__(self) -> None:
+        if self.folder and self.args.keys() - {"normalize"}:
+            raise ValueError(f"args of {self.path} can only be `normalize`, got {', '.join(self.args)}")
+        if "/" in self.name:  # `name/part` is how named parts are labelled
+            raise ValueError(f"reward name {self.name!r} contains '/'; give the reward a plain name")
+        if not math.isfinite(self.weight):
+            raise ValueError(f"reward {self.label!r}: weight must be a finite number, got {self.weight}")
+
+    @property
+    def folder(self) -> str:
+        """Folder of a reward model on the learner's base; empty for a function."""
+        return self.path.removeprefix(ON_LEARNER) if self.path.startswith(ON_LEARNER) else ""
+
+    @property
+    def label(self) -> str:
+        """Name in metrics."""
+        return self.name or (Path(self.folder).name if self.folder else self.path.rpartition(":")[2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """A reward that could be computed."""
 
@@ -178,6 +218,9 @@ class Trajectory:
     """Why it ended."""
     outcome: Outcome | None = None
     """None until it has been scored; `Failed` before that when the environment raised."""
+    failed_parts: Mapping[str, Failed] = field(default_factory=dict)
+    """The rewards that failed on this sample, by name. One with a weight makes `outcome` a `Failed`; one of weight 0 is
+    only absent from its parts."""
 
     @property
     def conversation(self) -> tuple[Message, ...]:

@@ -106,7 +106,7 @@ def rollout(step: int = 1, group: int = 0, sample: int = 0, **changes: Any) -> d
         **{"prompt": prompt, "completion": "17 + 25 = 42\n<answer>42</answer>", "answer": '"42"'},
         "messages": json.dumps([{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}]),
         **{"outcome": "score", "reward": 1.0, "parts": '{"math_answer": 1.0, "brevity": 0.8}'},
-        **{"failure_kind": None, "failure_message": None, "reproduce": None, "advantage": 0.5},
+        **{"failure_kind": None, "failure_message": None, "reproduce": None, "failed_parts": None, "advantage": 0.5},
         **{"finish_reason": "stop", "prompt_tokens": 30, "completion_tokens": 12, "token_ids": [1, 2, 3]},
         **{"turns": 1, "conversation": None, "stop_reason": "done", "environment_reward": None},
         **{"action_mask": [True, True, True]},

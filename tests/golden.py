@@ -70,14 +70,19 @@ def differences(one: Path, other: Path, ignore: Sequence[str] = ()) -> Iterator[
                 yield f"step {mine['step']}: {metric} is {mine.get(metric)} and {theirs.get(metric)}"
     for pattern in ("**/*.parquet", "**/*.safetensors", "evals/*.json"):
         for file in sorted({str(path.relative_to(run)) for run in (one, other) for path in run.glob(pattern)}):
-            if _content(one / file) != _content(other / file):
+            if _content(one / file) != _content(other / file, like=one / file):
                 yield file
 
 
-def _content(path: Path) -> Any:
+def _content(path: Path, *, like: Path | None = None) -> Any:
+    """A file's bytes, or its table, without the columns that the earlier one (`like`) does not have."""
     if not path.is_file():
         return None
-    return pq.read_table(path) if path.suffix == ".parquet" else path.read_bytes()
+    if path.suffix != ".parquet":
+        return path.read_bytes()
+    table = pq.read_table(path)
+    known = pq.read_schema(like).names if like and like.is_file() else table.column_names
+    return table.select([name for name in table.column_names if name in known])
 
 
 def main() -> None:

@@ -128,6 +128,7 @@ def test_a_missing_file_suggests_its_neighbour(write: Any, tmp_path: Path) -> No
         ("samples_per_task: 1\n", "samples_per_task is 1.*use at least 2"),
         ("tasks_per_step: 8\nupdates_per_step: 3\n", r"updates_per_step \(3\) must divide tasks_per_step \(8\)"),
         ("    name: exact_answer\n", "'exact_answer' stands twice"),
+        ("    name: a/b\n", "rewards.1: reward name 'a/b' contains '/'"),
         ("algorithm: {kl: none}\n", "algorithm.kl_coef is set but algorithm.kl is 'none'"),
         ("algorithm: {kl: k1}\n", "expected gradient of 0"),  # grpo's row has its KL in the loss
         ("algorithm: {ratio: sequence, surrogate: score_function}\n", "needs a ratio"),
@@ -158,6 +159,12 @@ def test_contradictions_are_refused_with_a_way_out(write: Any, more: str, says: 
     with pytest.raises(ValueError, match=says) as caught:
         load(write(more))
     assert re.match(r".*run\.yaml:\d+: ", str(caught.value))
+
+
+def test_the_only_reward_being_wrong_is_one_problem(write: Any) -> None:
+    with pytest.raises(ValueError, match="reward 'r': weight must be a finite number") as caught:
+        load(write(), ["rewards=[{path: 'm:r', weight: .inf}]"])
+    assert str(caught.value).count("run.yaml:") == 1
 
 
 def test_one_sample_per_task_is_fine_with_a_critic(write: Any) -> None:

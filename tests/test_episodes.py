@@ -22,14 +22,13 @@ from rlft.learner.roles import Role, add_policy, read_role, write_role
 from rlft.model import base as models
 from rlft.model import chat
 from rlft.model.adapter import POLICY, make_adapter
-from rlft.reward.contract import RewardSpec
 from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.engines.scripted import ScriptedEngine
 from rlft.rollout.engines.transformers import TransformersEngine
 from rlft.rollout.episodes import run_episodes
 from rlft.rollout.generate import run_chunk
-from rlft.types import Failed, Group, Message, SamplingParams, Score, Task, Trajectory
+from rlft.types import Failed, Group, Message, RewardSpec, SamplingParams, Score, Task, Trajectory
 from tests.fakes import byte_tokenizer
 
 TASKS = tuple(Task(id=name, messages=({"role": "user", "content": name},)) for name in ("left", "right"))

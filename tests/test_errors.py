@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -120,7 +124,6 @@ def test_an_environment_that_cannot_work_is_refused(make_config: MakeConfig, tmp
         (("rewards.0.path=exact_answer",), "must be package.module:function.*'rewards.exact_answer:exact_answer'"),
         (("rewards.0.args.letter=a",), "args.letter is not a parameter"),
         (("rewards.0.weight=0",), "no reward has a weight other than 0"),
-        (("rewards.0.weight=.inf",), "weight must be a finite number"),
         (("model.source=/no/such/model",), "/no/such/model"),
         (("model.source=smollm2-135m-instrct",), "[Dd]id you mean 'smollm2-135m-instruct'"),
         (("sft.examples=17",), "sft.examples is 17, but the environment offers 16 demonstrations"),
@@ -145,6 +148,78 @@ def test_a_setting_that_cannot_work_is_refused(make_config: MakeConfig, override
 )
 def test_a_reward_that_cannot_be_called_is_refused(make_config: MakeConfig, reward: str, says: str) -> None:
     refused(make_config(*QUICK, reward=reward), says)
+
+
+# The scoring processes: started once, before the run exists, and ended on every way out.
+
+COUNTED_REWARD = """
+import os
+from pathlib import Path
+
+with open(Path(__file__).with_name("imports"), "a") as file:
+    file.write(f"{os.getpid()}\\n")
+print("imported", flush=True)
+
+def odd(completion):
+    return sum(ord(character) % 2 for character in completion) / max(1, len(completion))
+"""
+
+
+def importers(folder: Path) -> list[int]:
+    """The processes that have imported COUNTED_REWARD, all of which have to be gone."""
+    pids = [int(pid) for pid in (folder / "imports").read_text().split()]
+    assert os.getpid() not in pids
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    (folder / "imports").unlink()
+    return pids
+
+
+def test_scoring_processes_are_started_once(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(*QUICK, "scoring.workers=2", "checkpoint.every=1", reward=COUNTED_REWARD)
+    launch.train(config)
+    assert len(importers(tmp_path)) == 2
+    logs = sorted((config.run_dir / "logs").iterdir())
+    assert [(log.name, log.read_text()) for log in logs] == [
+        ("scoring-0.log", "imported\n"),
+        ("scoring-1.log", "imported\n"),
+    ]
+    assert [path.name for path in config.run_dir.parent.iterdir()] == ["tiny"]
+    launch.resume(config.run_dir)
+    assert len(importers(tmp_path)) == 2
+    assert logs[0].read_text() == "imported\n" * 2
+    launch.measure(config, None)
+    assert len(importers(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("resolve_model", KeyboardInterrupt),
+        ("Run.create", ValueError),
+        ("Run.create", KeyboardInterrupt),
+        ("View", KeyboardInterrupt),
+        ("make_learner", RuntimeError),
+    ],
+)
+def test_scoring_processes_end_whatever_happens(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: type[BaseException]
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    config = make_config(*QUICK, reward=COUNTED_REWARD)
+    monkeypatch.setattr(f"rlft.train.rl.launch.{place}", fail)
+    with pytest.raises(error):
+        launch.train(config)
+    assert len(importers(tmp_path)) == 1
+    assert not [path.name for path in config.run_dir.parent.iterdir() if path.name != "tiny"]
+
+
+def test_a_reward_whose_import_crashes_is_refused_and_the_driver_lives(make_config: MakeConfig) -> None:
+    crash = "import ctypes\nprint('loading the library')\nctypes.string_at(0)\ndef odd(completion):\n    return 1.0"
+    message = refused(make_config(*QUICK, reward=crash), "killed by SIGSEGV while it imported the rewards")
+    assert "loading the library" in message
+    assert "reward.py" in message  # where, as faulthandler printed it
 
 
 def test_modules_that_the_model_lacks_are_named(make_config: MakeConfig) -> None:
@@ -271,6 +346,58 @@ def odd(completions, task_id):
     assert metrics["reward/failed"] == 4
     assert metrics["policy/updates"] == 1
     assert "expected 4 values, got 1" in next(row["failure_message"] for row in rows if row["failure_message"])
+
+
+# A reward of weight 0 that fails: it stops nothing, and it is told.
+
+OBSERVED_REWARD = """
+def odd(completion):
+    return sum(ord(character) % 2 for character in completion) / max(1, len(completion))
+
+def style(completion, trajectory, task_id):
+    if trajectory.sample_index == 0 and task_id != "train-0":
+        raise KeyError(f"no style in {task_id}")
+    return 1.0
+"""
+
+
+def test_an_observed_reward_that_fails_is_told_and_stops_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
+    rewards = f"rewards=[{{path: {tmp_path}/reward.py:odd}}, {{path: {tmp_path}/reward.py:style, weight: 0}}]"
+    plain = make_config(*QUICK, "checkpoint.every=1", "name=plain", reward=OBSERVED_REWARD)
+    config = make_config(*QUICK, "checkpoint.every=1", rewards, reward=OBSERVED_REWARD)
+    launch.train(plain)
+    launch.train(config)
+    own = [name for name in read_metrics(config.run_dir)[0] if name.endswith("style")]
+    assert own == ["reward/failed/style", "reward/part/style"]
+    assert [
+        {name: value for name, value in row.items() if name not in own} for row in read_metrics(config.run_dir)
+    ] == read_metrics(plain.run_dir)
+    for step, metrics in enumerate(read_metrics(config.run_dir), start=1):
+        rows = read_rollouts(config.run_dir, step)
+        failed = {row["task_id"]: json.loads(row["failed_parts"])["style"] for row in rows if row["failed_parts"]}
+        assert failed.keys() == {row["task_id"] for row in rows} - {"train-0"}
+        assert metrics["reward/failed/style"] == len(failed)
+        assert {row["outcome"] for row in rows} == {"score"}
+        for task, failure in failed.items():
+            assert failure["kind"] == "error"
+            assert f"no style in {task}" in failure["message"]
+            assert "reward.py:style" in failure["reproduce"]
+    for name in ("base", "step-000002"):
+        assert json.loads((config.run_dir / "evals" / f"{name}.json").read_text())["failed_parts"] == {"style": 2}
+    assert "failed_parts" not in json.loads((plain.run_dir / "evals" / "base.json").read_text())
+
+    shutil.rmtree(config.run_dir / "checkpoints" / "step-000002")
+    launch.resume(config.run_dir)
+    events = read_lines(config.run_dir / "events.jsonl")
+    (event,) = [event for event in events if event["kind"] == "observed_reward_failed"]
+    assert event["step"] == 0  # in the base evaluation
+    said = event["message"]
+    assert said.startswith("observed reward style failed on 2 of 2 samples")
+    assert "no style in heldout-" in said
+    program = said.partition("Reproduce it with:\n")[2]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "KeyError: 'no style in heldout-" in done.stderr
+    assert "observed reward style failed on" in (config.run_dir / "report.html").read_text()
 
 
 # Too many failures: the run stops, everything that it made is on the disk, and it goes on once the reward is mended.

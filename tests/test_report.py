@@ -175,6 +175,35 @@ def test_an_episode_of_several_turns_is_shown_whole(tmp_path: Path) -> None:
     assert "ended:" not in Page(write_report(tmp_path)).text
 
 
+def test_where_an_observed_reward_failed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=2, sft=False)
+    config = (run / "config.yaml").read_text().replace("weight: 0.1", "weight: 0")
+    (run / "config.yaml").write_text(config)
+    failure = {"kind": "timeout", "message": f"no result {EVIL}", "reproduce": "load('brevity')()"}
+    rows = [
+        rollout(3, sample=0),
+        rollout(3, sample=1, task_id="slow", failed_parts=json.dumps({"brevity": failure})),
+        rollout(3, sample=2, failed_parts=json.dumps({"brevity": failure, "math_answer": failure}), outcome="failed"),
+    ]
+    write_rollouts(run / "rollouts" / "step-000003.parquet", rows)
+    base = json.loads((run / "evals" / "base.json").read_text())
+    write_json(run / "evals" / "base.json", {**base, "failed_parts": {"brevity": 7, "math_answer": 8}})
+    text = Page(write_report(run)).text
+    assert f"observed reward brevity failed on 2 of {2 * 16 * 6 + 3} samples" in text
+    assert "First, in step 3 on slow (timeout)" in text
+    assert f"no result {EVIL}".replace("\x1b", "\u241b") in text
+    assert "load('brevity')()" in text
+    assert "observed reward brevity failed on 7 samples of base" in text
+    assert "observed reward math_answer" not in text
+
+    import pyarrow.parquet as pq
+
+    for file in (run / "rollouts").iterdir():  # as older runs have it
+        pq.write_table(pq.read_table(file).drop_columns(["failed_parts"]), file)
+    assert "observed reward brevity failed on 7 samples of base" in (text := Page(write_report(run)).text)
+    assert text.count("observed reward") == 1
+
+
 def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
     page = Page(write_report(make_run(tmp_path / "run", steps=2)))
     assert {name for _, name, _ in page.attributes} & {"src", "href", "srcset", "action", "data"} == set()

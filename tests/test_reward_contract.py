@@ -13,16 +13,16 @@ import torch
 
 from rlft.reward.contract import (
     MESSAGE_LIMIT,
-    RewardSpec,
     call_arguments,
     check_columns,
     combine,
+    failures,
     plan_call,
     read,
     read_many,
 )
 from rlft.reward.worker import run
-from rlft.types import Abstain, Completion, Failed, Group, Outcome, Score, Task, Trajectory, Turn
+from rlft.types import Abstain, Completion, Failed, Group, Outcome, RewardSpec, Score, Task, Trajectory, Turn
 
 SPEC = RewardSpec(path="mine.py:reward", weight=1.0)
 
@@ -392,6 +392,8 @@ def test_combine_failures() -> None:
     failed = combine(specs(1.0, 0.5), [Score(value=1.0), FAILED])
     assert failed == Failed(kind="error", message="r1: boom", reproduce="print()")
     assert combine(specs(1.0, 0.0), [Score(value=1.0), FAILED]) == Score(value=1.0, parts={"r0": 1.0})
+    assert failures(specs(1.0, 0.0, 0.0), [Score(value=1.0), FAILED, ABSTAIN]) == {"r1": FAILED}
+    assert failures(specs(1.0, 0.5), [FAILED, FAILED]) == {"r0": FAILED, "r1": FAILED}
     overflow = combine(specs(1e308, 1e308), [Score(value=1.0), Score(value=1.0)])
     assert isinstance(overflow, Failed)
     assert overflow.kind == "not_finite"
@@ -406,9 +408,12 @@ def test_combine_abstentions() -> None:
 
 
 def test_spec_defaults_and_refusals() -> None:
-    assert RewardSpec(path="rewards.exact_answer:exact_answer", weight=1.0).name == "exact_answer"
-    assert RewardSpec(path="a/b.py:c", weight=1.0, name="d").name == "d"
+    assert RewardSpec(path="rewards.exact_answer:exact_answer").label == "exact_answer"
+    assert RewardSpec(path="a/b.py:c", name="d").label == "d"
+    assert RewardSpec(path="adapter:a/b").label == "b"
     with pytest.raises(ValueError, match="finite"):
         RewardSpec(path="m:r", weight=float("nan"))
     with pytest.raises(ValueError, match="contains '/'"):
-        RewardSpec(path="m:r", weight=1.0, name="a/b")
+        RewardSpec(path="m:r", name="a/b")
+    with pytest.raises(ValueError, match="can only be `normalize`, got x"):
+        RewardSpec(path="adapter:a/b", args={"x": 1})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlft.common.by_path import available
-from rlft.reward.loading import load, reproduce, source_hash
+from rlft.reward.loading import function_hash, load, reproduce
 
 ROOT = Path(__file__).parents[1]
 
@@ -153,17 +153,21 @@ def test_a_sibling_import_says_what_to_do(tmp_path: Path) -> None:
     assert "helper.py lies beside it" in refusal(f"{path}:reward")
 
 
-def test_source_hash_is_of_the_defining_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_functions_hash_is_of_the_defining_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "def reward(completion):\n    return 1\n"
     defining = write(tmp_path / "rlft_test_package/inner.py", text)
     write(tmp_path / "rlft_test_package/__init__.py", "from rlft_test_package.inner import reward\n")
     monkeypatch.syspath_prepend(tmp_path)
     expected = hashlib.sha256(text.encode()).hexdigest()
-    assert source_hash(f"{defining}:reward") == expected
-    assert source_hash("rlft_test_package:reward") == expected  # re-exported: its own file counts
+    assert function_hash(load(f"{defining}:reward")) == expected
+    assert function_hash(load("rlft_test_package:reward")) == expected  # re-exported: its own file counts
     wrapped = "import functools\n@functools.cache\ndef reward(completion): ...\npart = functools.partial(reward)\n"
     path = write(tmp_path / "wrapped.py", wrapped)
-    assert source_hash(f"{path}:reward") == source_hash(f"{path}:part") == hashlib.sha256(wrapped.encode()).hexdigest()
+    assert (
+        function_hash(load(f"{path}:reward"))
+        == function_hash(load(f"{path}:part"))
+        == hashlib.sha256(wrapped.encode()).hexdigest()
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,10 @@ from rlft.config import RunConfig
 from rlft.learner import reward_model as folders
 from rlft.learner.batch import collate
 from rlft.learner.rl import Learner
-from rlft.reward.contract import RewardSpec
 from rlft.reward.scoring import Scorer
 from rlft.train.reward_model import launch as launch_reward
 from rlft.train.rl import launch
-from rlft.types import Abstain, Failed, Group, Message, Score, Task, Trajectory
+from rlft.types import Abstain, Failed, Group, Message, RewardSpec, Score, Task, Trajectory
 from tests.fakes import made_up_group, read_metrics, read_rollouts, save_tiny_model, tiny_config
 from tests.fakes_reward import reward_model_config
 
@@ -271,8 +270,8 @@ def test_training_the_policy_leaves_the_reward_model_alone(tiny_model: Path, rm:
 def score(*specs: RewardSpec, values: list[float], **on: float) -> list[Any]:
     """Outcomes of one group under functions, and under a learner that gives `values`."""
     rewards = [RewardSpec(path="adapter:x", name=name, weight=weight) for name, weight in on.items()]
-    scorer = Scorer(specs, workers=0, deadline_s=1, log_dir=None, on_learner=rewards)
-    scorer.learner = lambda groups: [[values for _ in groups] for _ in rewards]
+    scores = lambda groups: [[values for _ in groups] for _ in rewards]  # noqa: E731
+    scorer = Scorer([*specs, *rewards], workers=0, deadline_s=1, log_dir=None, learner=scores)
     task = Task(id="t", messages=({"role": "user", "content": "q"},), answer="a")
     trajectories = tuple(Trajectory(task=task, sample_index=i, seed=i, turns=(), text="ab") for i in range(len(values)))
     (group,) = scorer.score([Group(task=task, trajectories=trajectories)])

@@ -15,9 +15,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlft.reward.contract import RewardSpec
-from rlft.reward.scoring import Scorer
-from rlft.types import Abstain, Completion, Failed, Group, Outcome, Score, Task, Trajectory, Turn
+from rlft.reward.scoring import LearnerScores, Scorer
+from rlft.types import (
+    Abstain,
+    Completion,
+    Failed,
+    Group,
+    Outcome,
+    RewardSpec,
+    Score,
+    Task,
+    Trajectory,
+    Turn,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -204,19 +214,15 @@ def test_every_misbehaviour_is_typed_and_siblings_are_scored(reward: Callable[..
         assert failures["error"].message.startswith("behave: ")
         assert failures["timeout"].message == "behave: no result within 0.5 s"
         assert "killed by SIGSEGV" in failures["crash"].message
+        for trajectory in group.trajectories:  # the outcome says whose failure it is, the part whose name it has
+            assert [f"behave: {failure.message}" for failure in trajectory.failed_parts.values()] == [
+                o.message for o in [trajectory.outcome] if isinstance(o, Failed)
+            ]
         stats = scorer.stats
-        assert (stats.trajectories, stats.failed, stats.abstained, stats.restarts) == (16, 11, 1, 3)
-        assert stats.failures == {
-            "behave/error": 2,
-            "behave/not_finite": 2,
-            "behave/type": 4,
-            "behave/crash": 2,
-            "behave/timeout": 1,
-        }
+        assert stats.restarts == 3
         assert stats.slowest is not None
         assert (stats.slowest.task_id, stats.slowest.sample_index) == ("t", list(replies).index("sleep"))
         assert stats.slowest.seconds == pytest.approx(0.5, abs=0.3)
-        assert stats.metrics()["scoring/behave/timeout"] == 1.0
         # The processes that replaced the dead ones are as good.
         assert kinds(scorer.score([make_group("fine")])[0]) == ["Score"]
         assert scorer.stats.restarts == 0
@@ -272,9 +278,9 @@ def test_results_do_not_depend_on_the_number_of_workers(reward: Callable[..., Re
     results = []
     for workers in (1, 2, 3):
         with Scorer(specs, workers=workers, deadline_s=0.4, log_dir=None, columns=()) as scorer:
-            results.append((scorer.score(groups), scorer.stats.failures, scorer.stats.examples))
+            results.append(scorer.score(groups))
     assert results[0] == results[1] == results[2]
-    scored = results[0][0]
+    scored = results[0]
     assert [group.task.id for group in scored] == [group.task.id for group in groups]
     first = outcomes(scored[1])  # group t1, replies "", "x", "xx", "xxx"
     hashes = [o.parts["hashed"] for o in first if isinstance(o, Score)]
@@ -317,7 +323,7 @@ def test_the_deadline_of_a_group_grows_with_its_size(reward: Callable[..., Rewar
         assert scorer.stats.slowest.sample_index is None
 
 
-def test_an_observing_reward_that_fails_is_counted(reward: Callable[..., RewardSpec]) -> None:
+def test_the_failure_of_an_observing_reward_is_beside_the_score(reward: Callable[..., RewardSpec]) -> None:
     specs = [reward("length"), reward("behave", weight=0.0)]
     with Scorer(specs, workers=1, deadline_s=5.0, log_dir=None) as scorer:
         (group,) = scorer.score([make_group("fine", "raise", "none")])
@@ -326,11 +332,21 @@ def test_an_observing_reward_that_fails_is_counted(reward: Callable[..., RewardS
             Score(value=5.0, parts={"length": 5.0}),
             Score(value=4.0, parts={"length": 4.0}),
         ]
-        assert scorer.stats.failed == 0
-        assert scorer.stats.failures == {"behave/error": 1}
-        assert "KeyError" in scorer.stats.examples["behave/error"].message
-        assert scorer.stats.examples["behave/error"].reproduce
-        assert scorer.stats.abstentions == {"behave": 1}
+        assert [list(t.failed_parts) for t in group.trajectories] == [[], ["behave"], []]
+        failure = group.trajectories[1].failed_parts["behave"]
+        assert failure.kind == "error"
+        assert "KeyError" in failure.message
+        assert "their_rewards.py:behave" in failure.reproduce
+
+
+def test_the_failure_of_an_observing_reward_is_beside_an_abstention_and_a_failure(
+    reward: Callable[..., RewardSpec],
+) -> None:
+    specs = [reward("behave"), reward("short_list", weight=0.0)]
+    with Scorer(specs, workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        (group,) = scorer.score([make_group("none", "raise")])
+    assert kinds(group) == ["Abstain", "error"]
+    assert [sorted(t.failed_parts) for t in group.trajectories] == [["short_list"], ["behave", "short_list"]]
 
 
 def test_processes_import_neither_torch_nor_ray(reward: Callable[..., RewardSpec]) -> None:
@@ -356,6 +372,20 @@ def test_what_rewards_print_goes_to_a_log(
     assert sorted(path.name for path in logs.iterdir()) == ["scoring-0.log", "scoring-1.log"]
     text = "".join(path.read_text() for path in logs.iterdir())
     assert (text.count("to stdout"), text.count("to stderr")) == (4, 4)
+
+
+def test_moved_logs_lose_no_line(tmp_path: Path) -> None:
+    path, first, second = tmp_path / "talks.py", tmp_path / "first", tmp_path / "second" / "logs"
+    path.write_text(
+        "import os\nprint('imported')\ndef talk(completion):\n    print(completion)\n    "
+        "os._exit(1) if completion == 'die' else None\n    return 1\n"
+    )
+    with Scorer([RewardSpec(path=f"{path}:talk")], workers=1, deadline_s=5.0, log_dir=first) as scorer:
+        scorer.score([make_group("one")])
+        scorer.move_logs(second)
+        scorer.score([make_group("two", "die", "three")])
+    assert list(first.iterdir()) == []
+    assert (second / "scoring-0.log").read_text().split() == ["imported", "one", "two", "die", "imported", "three"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -388,6 +418,21 @@ def test_a_module_that_kills_its_process_is_refused(tmp_path: Path) -> None:
     path.write_text("import os\nos._exit(5)\n")
     with pytest.raises(ValueError, match="ended with exit code 5 while it imported the rewards"):
         Scorer([RewardSpec(path=f"{path}:r", weight=1.0)], workers=1, deadline_s=5.0, log_dir=None)
+    path.write_text("import os\nprint('no licence found')\nos._exit(5)\n")
+    with pytest.raises(ValueError, match=r"imported the rewards\. The last that it printed:\nno licence found"):
+        Scorer([RewardSpec(path=f"{path}:r", weight=1.0)], workers=1, deadline_s=5.0, log_dir=tmp_path)
+
+
+def test_rewards_on_a_learner_need_one() -> None:
+    spec = RewardSpec(path="adapter:some/folder", weight=1.0)
+    with pytest.raises(ValueError, match="adapter:some/folder is scored on a learner, which is not there"):
+        Scorer([spec], workers=0, deadline_s=5.0, log_dir=None)
+    scores = LearnerScores()
+    scorer = Scorer([spec], workers=0, deadline_s=5.0, log_dir=None, learner=scores)
+    with pytest.raises(ValueError, match="before there is a learner"):
+        scorer.score([make_group("a")])
+    scores.bind(lambda groups: [[[2.0] for _ in groups]])
+    assert scorer.score([make_group("a")])[0].scores == [2.0]
 
 
 def test_columns_are_checked_with_the_first_groups_at_the_latest(reward: Callable[..., RewardSpec]) -> None:
@@ -489,8 +534,8 @@ def test_reproduce_runs(reward: Callable[..., RewardSpec], function: str, reply:
 DRIVER = """
 import sys, threading
 sys.path.insert(0, {root!r})
-from rlft.reward.contract import RewardSpec
 from rlft.reward.scoring import Scorer
+from rlft.types import RewardSpec
 from tests.test_scoring import make_group
 scorer = Scorer([RewardSpec(path={path!r}, weight=1.0)], workers=2, deadline_s=60.0, log_dir=None)
 print(*(p._process.pid for p in scorer._pool._processes), flush=True)
@@ -546,5 +591,4 @@ def test_abstaining_everywhere_abstains(reward: Callable[..., RewardSpec]) -> No
     with Scorer([reward("behave")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
         (group,) = scorer.score([make_group("none", "none")])
         assert outcomes(group) == [Abstain(reason="behave returned None")] * 2
-        assert scorer.stats.abstained == 2
         assert group.scores == []

@@ -160,6 +160,15 @@ def test_parts_are_averaged_where_they_are_given() -> None:
     assert metrics["reward/part/extra"] == 7.0
 
 
+def test_failures_are_counted_by_reward_whatever_its_weight() -> None:
+    group = made_up_group([scored(1, right=1.0), FAILED, ABSTAINED, 0.0])
+    failed = [{"style": FAILED}, {"right": FAILED, "style": FAILED}, {"style": FAILED}, {}]
+    trajectories = [replace(t, failed_parts=f) for t, f in zip(group.trajectories, failed, strict=True)]
+    metrics = describe([replace(group, trajectories=tuple(trajectories))])
+    assert (metrics["reward/failed/style"], metrics["reward/failed/right"], metrics["reward/failed"]) == (3, 1, 1)
+    assert not [name for name in describe([group]) if name.startswith("reward/failed/")]
+
+
 def test_the_mean_is_clustered_by_task() -> None:
     # A task whose other samples failed keeps its weight: (0 + 1) / 2, not the mean 2/3 of the three scores.
     groups = [made_up_group([0.0, FAILED], task_id="a"), made_up_group([1.0, 1.0], task_id="b")]

@@ -18,10 +18,10 @@ from ruamel.yaml import YAML
 from rlft.curves.text import visible
 
 if TYPE_CHECKING:
-    from rlft.config import EnvironmentConfig, RewardConfig
+    from rlft.config import EnvironmentConfig
     from rlft.environment.contract import Environment
     from rlft.reward.scoring import Scorer
-    from rlft.types import Message, Task
+    from rlft.types import Message, RewardSpec, Task
 
 app = typer.Typer(help="Play, check and measure environments.", no_args_is_help=True)
 
@@ -130,10 +130,11 @@ def measure(
 
 def _resolve(
     target: str, args: list[str] | None, rewards: list[str] | None
-) -> tuple[EnvironmentConfig, list[RewardConfig]]:
+) -> tuple[EnvironmentConfig, list[RewardSpec]]:
     """The environment and the rewards that are meant."""
-    from rlft.config import EnvironmentConfig, RewardConfig
+    from rlft.config import EnvironmentConfig
     from rlft.config_file import load
+    from rlft.types import RewardSpec
 
     yaml, given = YAML(typ="safe"), {}
     for item in args or []:
@@ -141,7 +142,7 @@ def _resolve(
         if not found:
             raise ValueError(f"--args {item!r}: write key=value")
         given[key] = yaml.load(value)
-    named = [RewardConfig.model_validate({"path": path}) for path in rewards or []]
+    named = [RewardSpec(path=path) for path in rewards or []]
     if target.endswith((".yaml", ".yml")):
         config = load(Path(target), [])
         environment = config.environment
@@ -163,15 +164,13 @@ def _find(environment: Environment, task_id: str) -> Task:
     return tasks[task_id]
 
 
-def _scorer(rewards: list[RewardConfig]) -> Any:
-    from rlft.reward.contract import RewardSpec
+def _scorer(rewards: list[RewardSpec]) -> Any:
     from rlft.reward.scoring import Scorer
 
-    specs = [RewardSpec(path=r.path, weight=r.weight, args=r.args, name=r.label) for r in rewards]
-    return Scorer(specs, workers=0, deadline_s=60, log_dir=None) if specs else nullcontext()
+    return Scorer(rewards, workers=0, deadline_s=60, log_dir=None) if rewards else nullcontext()
 
 
-def _play(console: Console, environment: Environment, task: Task, seed: int, rewards: list[RewardConfig]) -> None:
+def _play(console: Console, environment: Environment, task: Task, seed: int, rewards: list[RewardSpec]) -> None:
     from rlft.environment.contract import Step
     from rlft.types import Message, Turn
 
@@ -227,6 +226,9 @@ def _score(
     elif outcome is not None:
         said = outcome.message if isinstance(outcome, Failed) else f"abstained: {outcome.reason}"
         console.print(Text(visible(said), style="red"))
+    for name, failure in scored.failed_parts.items():
+        if not isinstance(outcome, Failed):  # else it is said already
+            console.print(Text(visible(f"observed reward {name} failed: {failure.message}"), style="red"))
 
 
 def _typed() -> Any:

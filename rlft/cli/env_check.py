@@ -198,12 +198,18 @@ def _rewards(environment: Environment, groups: Sequence[Group], scorer: Scorer |
         given = [t.environment_reward for t in _trajectories(groups)]
         findings.append(Finding(name="environment's reward", is_fine=True, detail=_range(given)))
     if scorer is not None:
-        outcomes = [t.outcome for group in scorer.score(groups) for t in group.trajectories]
+        scored = _trajectories(scorer.score(groups))
+        outcomes = [t.outcome for t in scored]
         failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+        observed = [(name, failure) for t in scored for name, failure in t.failed_parts.items()]
         detail = _range([outcome.value if isinstance(outcome, Score) else None for outcome in outcomes])
         if failed:
             detail = f"{len(failed)} of {len(outcomes)} could not be scored: {failed[0].message}"
-        findings.append(Finding(name="config's rewards", is_fine=not failed, detail=detail))
+        elif observed:
+            (name, failure), count = observed[0], sum(name == observed[0][0] for name, _ in observed)
+            detail = f"observed reward {name} failed on {count} of {len(outcomes)}: {failure.message}"
+        is_fine = not failed and not observed
+        findings.append(Finding(name="config's rewards", is_fine=is_fine, detail=detail))
     return findings
 
 

@@ -17,7 +17,7 @@ from rlft.model.starting_point import resolve_model, start_tensors
 from rlft.rollout.chunk import make_chunks
 from rlft.train.rl.evaluate import accuracies
 from rlft.train.rl.rollouts import sampling_params
-from rlft.train.rl.services import services
+from rlft.train.rl.services import make_scorer, services
 from rlft.types import Group
 
 
@@ -49,9 +49,10 @@ def measure(config: RunConfig, *, samples: int, tasks: int, out: Path) -> dict[s
     environment, _ = prompt_lengths.fit(config, environment, model_folder, is_trained=False)
     start = start_tensors(config)
     adapter = bare_base() if start is None else make_adapter(0, start)
+    scorer = make_scorer(config, environment, log_dir=None)
     with (
         View(config.name, steps=0) as view,
-        services(config, environment, model_folder, None, view) as (pool, scorer),
+        services(config, model_folder, scorer, None, view) as pool,
     ):
         pool.publish(adapter)
         view.stage("measuring the training tasks")

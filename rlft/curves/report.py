@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from rlft.curves import charts, digest, reading
-from rlft.curves.samples import Showcase, showcase
+from rlft.curves.samples import ObservedFailure, Showcase, observed_failures, showcase
 from rlft.curves.text import duration, interval_text, number, percent, shortened, visible
 from rlft.run import logs
 from rlft.run.records import CONFIG, SUMMARY, Evaluation, Event, Provenance
+from rlft.types import RewardSpec
 
 _PAGE = Path(__file__).with_name("page")
 
@@ -39,6 +40,7 @@ class _Run:
     provenance: Provenance
     waste: digest.Waste | None
     samples: Showcase | None
+    observed: Sequence[ObservedFailure]
     notes: Sequence[str]
 
 
@@ -75,6 +77,7 @@ def write_report(run: Path) -> Path:
         trends=digest.trends(data.rows),
         steps_text="step" if (width := digest.window(data.rows)) == 1 else f"{width} steps",
         uses=_uses(data.waste),
+        observed_in_evals=_observed_in_evals(data.config, data.evals),
         sections=sections,
         figures=Markup(_figures(sections, charts.step_range(data.rows, data.evals))),
         provenance=_shown(data.provenance),
@@ -116,6 +119,7 @@ def _load(run: Path) -> _Run:
         provenance=logs.read_provenance(run, notes),
         waste=digest.waste(reading.read_rollouts(run, digest.WASTE_COLUMNS)) if stored else None,
         samples=showcase(run) if stored else None,
+        observed=observed_failures(run, _observed_rewards(config)) if stored else (),
         notes=notes,
     )
 
@@ -124,6 +128,21 @@ def _shown(provenance: Provenance) -> str:
     """What the page prints of it: all that is known, but the config, which has a place of its own."""
     known = {name: value for name, value in provenance.as_dict().items() if value and name not in ("config", "format")}
     return json.dumps(known, indent=2, ensure_ascii=False) if known else ""
+
+
+def _observed_rewards(config: Mapping[str, Any]) -> set[str]:
+    """Names of the rewards that have no weight."""
+    return {
+        RewardSpec(path=str(reward.get("path")), name=str(reward.get("name") or "")).label
+        for reward in config.get("rewards") or []
+        if isinstance(reward, dict) and reward.get("weight") == 0
+    }
+
+
+def _observed_in_evals(config: Mapping[str, Any], evals: Sequence[Evaluation]) -> list[tuple[str, int, str]]:
+    """(observed reward, held-out samples on which it failed, evaluation), where there are any."""
+    rewards = sorted(_observed_rewards(config))
+    return [(name, count, e.label) for e in evals for name in rewards if (count := e.failed_parts.get(name, 0))]
 
 
 def _facts(run: _Run) -> list[tuple[str, str]]:

@@ -1,11 +1,12 @@
-"""Which stored rollouts are worth reading: the best, the worst, and those that could not be scored."""
+"""Which stored rollouts are worth reading: the best, the worst, those that could not be scored, and where an observed
+reward failed."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,53 @@ class Showcase:
     """The latest samples of the whole run that could not be scored."""
     failures: Mapping[str, int]
     """Number of such samples in the whole run by kind, most frequent first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedFailure:
+    """A reward of weight 0 that failed on some of a run's rollouts, which have a score without it."""
+
+    reward: str
+    """Its name."""
+    failed: int
+    """Rollouts on which it failed."""
+    rollouts: int
+    """Stored rollouts."""
+    first_step: int
+    """Step of the first failure."""
+    first_task: str
+    """Task of the first failure."""
+    kind: str
+    """What went wrong in it, such as `timeout`."""
+    message: str
+    """What it says."""
+    reproduce: str
+    """Python that calls the reward on that rollout."""
+
+
+def observed_failures(run: Path, rewards: Collection[str]) -> list[ObservedFailure]:
+    """How often each of `rewards` failed in the stored rollouts, and its first failure; in the order of the names.
+
+    Rollouts of runs that did not store such failures have none. Raises ValueError as `read_rollouts` does.
+    """
+    rows = read_rollouts(run, ("step", "task_id"), optional=("failed_parts",)).to_pylist()
+    failures: dict[str, list[tuple[int, str, Mapping[str, Any]]]] = {}
+    for row in rows:
+        parts = _json(row.get("failed_parts"))
+        for name, failure in parts.items() if isinstance(parts, dict) else ():
+            if name in rewards and isinstance(failure, dict):
+                failures.setdefault(name, []).append((row["step"], row["task_id"], failure))
+    return [
+        ObservedFailure(
+            reward=name,
+            failed=len(found),
+            rollouts=len(rows),
+            first_step=found[0][0],
+            first_task=found[0][1],
+            **{key: str(found[0][2].get(key, "")) for key in ("kind", "message", "reproduce")},
+        )
+        for name, found in sorted(failures.items())
+    ]
 
 
 def showcase(run: Path, count: int = 3) -> Showcase:

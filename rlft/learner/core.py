@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rlft.config import AdapterConfig, LearnerConfig, ModelConfig, RewardConfig
+from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
 from rlft.learner import sharding
 from rlft.learner.batch import even_microbatches, pack, select
 from rlft.learner.ranks import ALONE, Ranks
@@ -36,7 +36,7 @@ from rlft.model.adapter import make_adapter
 from rlft.model.layers.decoder_layer import lay_out_weights
 from rlft.model.starting_point import ReferenceSource
 from rlft.objectives.preference import kto_reference_point, sequence_sums
-from rlft.types import Adapter, Batch, Message, Metrics
+from rlft.types import Adapter, Batch, Message, Metrics, RewardSpec
 
 T = TypeVar("T")
 PolicyLoss = Callable[[Batch, Tensor, Tensor], tuple[Tensor, Metrics]]
@@ -67,7 +67,7 @@ class Roles:
         with_reference: bool = False,
         reference: ReferenceSource | None = None,
         with_critic: bool = False,
-        reward_models: Sequence[RewardConfig] = (),
+        reward_models: Sequence[RewardSpec] = (),
         ranks: Ranks = ALONE,
     ) -> None:
         """Load the base and make the roles.

@@ -24,13 +24,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rlft.common.files import sha256
-from rlft.config import RewardConfig, RunConfig
+from rlft.config import RunConfig
 from rlft.learner.roles import Role, write_role
 from rlft.model import chat
 from rlft.model.adapter import POLICY, is_adapter_folder, read_folder
 from rlft.model.base import quiet_libraries
 from rlft.model.layers.lora import use_lean_lora
-from rlft.types import Batch, Message
+from rlft.types import Batch, Message, RewardSpec
 
 FACTS = "reward_model.json"
 HEAD = "base_model.model.score.weight"
@@ -69,7 +69,7 @@ def check(config: RunConfig, model_folder: str) -> None:
             raise ValueError(f"reward {reward.path}: {problem}")
 
 
-def _problem(reward: RewardConfig, source: str, model_folder: str) -> str:
+def _problem(reward: RewardSpec, source: str, model_folder: str) -> str:
     folder = Path(reward.folder)
     if not folder.is_dir():
         return "there is no such folder; make one with `rlft reward-model`"
@@ -104,7 +104,7 @@ def folder_hash(folder: str) -> str:
     return sha256(Path(folder) / "adapter_model.safetensors")
 
 
-def add_reward_model(policy: Role, reward: RewardConfig, *, name: str, device: torch.device) -> RewardModel:
+def add_reward_model(policy: Role, reward: RewardSpec, *, name: str, device: torch.device) -> RewardModel:
     """Put the adapter of a checked folder on the policy's base, under `name`; `policy` stays active.
 
     Args:

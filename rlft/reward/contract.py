@@ -29,12 +29,12 @@ import inspect
 import math
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 from rlft.common.by_path import did_you_mean
-from rlft.types import Abstain, Failed, FailureKind, Group, Outcome, Score, Trajectory
+from rlft.types import Abstain, Failed, FailureKind, Group, Outcome, RewardSpec, Score, Trajectory
 
 RewardFunction: TypeAlias = Callable[..., Any]
 Kind: TypeAlias = Literal["sample", "batch", "group"]
@@ -50,28 +50,6 @@ _SAMPLE_MARKS = frozenset({"completion", "messages", "trajectory"})
 
 MESSAGE_LIMIT = 2000
 """Longest failure message in characters; the middle of a longer one is cut out."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardSpec:
-    """One entry of the config's list of rewards. Raises ValueError for a bad name or weight."""
-
-    path: str
-    """`package.module:function` or `path/to/file.py:function`; `adapter:FOLDER` on the learner's base."""
-    weight: float
-    """Factor in the weighted sum; 0 observes: the value is recorded and trains nothing."""
-    args: Mapping[str, Any] = field(default_factory=dict)
-    """Fixed arguments, passed by name with every call."""
-    name: str = ""
-    """Label in metrics; the function's name when left empty."""
-
-    def __post_init__(self) -> None:
-        name = self.name or self.path.rpartition(":")[2]
-        if "/" in name:  # `name/part` is how named parts are labelled
-            raise ValueError(f"reward name {name!r} contains '/'; give the reward a plain name")
-        if not math.isfinite(self.weight):
-            raise ValueError(f"reward {name!r}: weight must be a finite number, got {self.weight}")
-        object.__setattr__(self, "name", name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,26 +243,31 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome
     """One trajectory's outcome from what each reward gave: the weighted sum.
 
     A failure of a reward with a weight fails the trajectory. A failure of an observing reward (weight 0)
-    leaves its part out; `ScoringStats.failures` counts it. Rewards that abstain contribute nothing; if all
-    that have a weight abstain, so does the trajectory.
+    leaves its part out; `failures` has it. Rewards that abstain contribute nothing; if all that have a weight
+    abstain, so does the trajectory.
     """
     pairs = list(zip(specs, outcomes, strict=True))
     for spec, outcome in pairs:
         if spec.weight and isinstance(outcome, Failed):
-            return replace(outcome, message=f"{spec.name}: {outcome.message}")
+            return replace(outcome, message=f"{spec.label}: {outcome.message}")
     scored = [(spec, outcome) for spec, outcome in pairs if isinstance(outcome, Score)]
     if not any(spec.weight for spec, _ in scored):
-        reasons = [f"{spec.name} {o.reason}" for spec, o in pairs if spec.weight and isinstance(o, Abstain)]
+        reasons = [f"{spec.label} {o.reason}" for spec, o in pairs if spec.weight and isinstance(o, Abstain)]
         return Abstain(reason="; ".join(reasons) or "no reward has a weight")
     parts: dict[str, float] = {}
     for spec, outcome in scored:
-        parts[spec.name] = outcome.value
-        parts |= {f"{spec.name}/{part}": value for part, value in outcome.parts.items()}
+        parts[spec.label] = outcome.value
+        parts |= {f"{spec.label}/{part}": value for part, value in outcome.parts.items()}
     value = sum(spec.weight * outcome.value for spec, outcome in scored)
     if not math.isfinite(value):
         terms = " + ".join(f"{spec.weight} * {outcome.value}" for spec, outcome in scored)
         return replace(failed("not_finite", f"weighted sum {terms} is {value}"), reproduce=f"print({terms})")
     return Score(value=value, parts=parts)
+
+
+def failures(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> dict[str, Failed]:
+    """The rewards that failed on one trajectory, by name, whatever their weight."""
+    return {spec.label: outcome for spec, outcome in zip(specs, outcomes, strict=True) if isinstance(outcome, Failed)}
 
 
 def failed(kind: FailureKind, message: str) -> Failed:

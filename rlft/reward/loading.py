@@ -48,11 +48,6 @@ def absolute(path: str) -> str:
     return by_path.absolute(path, shipped=SHIPPED)
 
 
-def source_hash(path: str) -> str:
-    """sha256 of the file that defines a reward; loads it, and raises ValueError as `load` does."""
-    return function_hash(load(path))
-
-
 def function_hash(function: RewardFunction) -> str:
     """sha256 of the file that defines a function, looking through decorators and `partial`.
 

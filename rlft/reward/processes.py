@@ -27,9 +27,9 @@ from typing import Any, NoReturn, TypeAlias
 
 import psutil
 
-from rlft.reward.contract import RewardSpec, failed
+from rlft.reward.contract import failed
 from rlft.reward.worker import Invalid, Loaded
-from rlft.types import Outcome
+from rlft.types import Outcome, RewardSpec
 
 STARTUP_LIMIT_S = 120.0
 """Time that a process may take to import the rewards; no sample is charged for it."""
@@ -37,6 +37,8 @@ TRANSFER_LIMIT_S = 10
 """Time that the system may take to pass one message; only a stuck process needs more than milliseconds."""
 FINISH_LIMIT_S = 1.0
 """Time that an idle process has for its exit handlers."""
+SHOWN_OUTPUT = 2000
+"""Longest end of a process's output, in bytes, in the error that its rewards cannot be imported."""
 
 # The import path is passed as arguments: in PYTHONPATH it would leak into the programs that a reward starts.
 _BOOT = "import sys; sys.path[:] = sys.argv[3:]; from rlft.reward.worker import main; main()"
@@ -222,6 +224,15 @@ class ScoringPool:
                 process.kill()
                 self._replace(process)
 
+    def move_logs(self, folder: Path) -> None:
+        """Move the logs to a folder on the same disk; what is printed from here on arrives there, too."""
+        if self._log_dir is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(len(self._processes)):  # a renamed file stays open, so no line is lost
+            (self._log_dir / _log_name(index)).rename(folder / _log_name(index))
+        self._log_dir = folder
+
     def close(self) -> None:
         """End the processes and everything that they started."""
         self._finalizer()
@@ -243,11 +254,11 @@ class ScoringPool:
         job, process.job, process.expires = process.job, None, math.inf
         if answer is None:
             ending = process.kill()
-            printed = f"; what it printed is in {self._log_dir}" if self._log_dir else ""
             if not process.ready:
-                self._give_up(f"a scoring process {ending} while it imported the rewards{printed}")
+                self._give_up(f"a scoring process {ending} while it imported the rewards{self._printed_by(process)}")
             self._replace(process)
             if job:
+                printed = f"; what it printed is in {self._log_dir}" if self._log_dir else ""
                 yield job, [failed("crash", f"its process {ending}{printed}")] * job.size, seconds
         elif isinstance(answer, Invalid):
             self._give_up(answer.message)
@@ -265,18 +276,27 @@ class ScoringPool:
         seconds, job = time.monotonic() - process.started, process.job
         process.kill()
         if job is None:
-            self._give_up(f"importing the rewards took longer than {STARTUP_LIMIT_S:g} s")
+            printed = self._printed_by(process)
+            self._give_up(f"importing the rewards took longer than {STARTUP_LIMIT_S:g} s{printed}")
         else:
             self._replace(process)
             yield job, [failed("timeout", f"no result within {job.limit_s:g} s")] * job.size, seconds
 
     def _start(self, index: int) -> ScoringProcess:
-        return ScoringProcess(self._specs, self._log_dir and self._log_dir / f"scoring-{index}.log")
+        return ScoringProcess(self._specs, self._log_dir and self._log_dir / _log_name(index))
 
     def _replace(self, process: ScoringProcess) -> None:
         index = self._processes.index(process)
         self._processes[index] = self._start(index)
         self.restarts += 1
+
+    def _printed_by(self, process: ScoringProcess) -> str:
+        """The end of what a process printed, to follow a sentence; empty where it is not kept."""
+        if self._log_dir is None:
+            return ""
+        log = self._log_dir / _log_name(self._processes.index(process))
+        text = log.read_bytes()[-SHOWN_OUTPUT:].decode(errors="replace").strip()
+        return f". The last that it printed:\n{text}" if text else "; it printed nothing"
 
     def _give_up(self, problem: str) -> NoReturn:
         self.close()
@@ -290,6 +310,10 @@ def _stop(processes: list[ScoringProcess], owner: int) -> None:
         for process in processes:
             process.kill()
         processes.clear()
+
+
+def _log_name(index: int) -> str:
+    return f"scoring-{index}.log"
 
 
 def _exit_handle(pid: int) -> int | None:

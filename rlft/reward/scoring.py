@@ -2,7 +2,8 @@
 
     with Scorer(specs, workers=4, deadline_s=10, log_dir=run / "logs", columns=("difficulty",)) as scorer:
         groups = scorer.score(groups)
-        scorer.stats.failures    # {"exact_answer/timeout": 1}
+        groups[0].trajectories[0].outcome         # Score(value=1.2, parts={"exact_answer": 1.0, ...})
+        groups[0].trajectories[0].failed_parts    # {"brevity": Failed(kind="timeout", ...)}
 
 A unit of work is one call of one reward: one trajectory for a per-sample reward, one group for a batched or
 comparative one. Each process has one unit at a time. The driver watches the clock: when the deadline passes
@@ -10,7 +11,7 @@ or the process dies, the unit is `Failed`, the process is killed with everything
 one takes the next unit. Results are placed by position, so they depend neither on the number of processes nor
 on who finishes first.
 
-Reward models on the learner's base are scored there, not in these processes (`Scorer.learner`); their scores
+Reward models on the learner's base are scored there, not in these processes (`LearnerScores`); their scores
 stand in the same sums.
 
 `workers=0` calls the rewards in the driver, so that breakpoints work; nothing can be killed there, so there
@@ -21,19 +22,18 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from rlft.common.by_path import describe_error
-from rlft.reward.contract import RewardSpec, call_arguments, check_columns, combine, failed, read
+from rlft.reward.contract import call_arguments, check_columns, combine, failed, failures, read
 from rlft.reward.loading import absolute, reproduce
 from rlft.reward.processes import Done, Job, ScoringPool
 from rlft.reward.worker import open_rewards, run
-from rlft.types import Abstain, Failed, Group, Metrics, Outcome
+from rlft.types import Failed, Group, Outcome, RewardSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,37 +52,14 @@ class Slowest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringStats:
-    """What happened in one call of `Scorer.score`."""
+    """How the processes did in one call of `Scorer.score`; how the rewards did is in the trajectories."""
 
-    trajectories: int = 0
-    """How many were scored."""
-    failed: int = 0
-    """Trajectories whose outcome is `Failed`."""
-    abstained: int = 0
-    """Trajectories whose outcome is `Abstain`."""
-    failures: Mapping[str, int] = field(default_factory=dict)
-    """`reward/kind` -> number of trajectories on which this reward failed, observing rewards included."""
-    examples: Mapping[str, Failed] = field(default_factory=dict)
-    """`reward/kind` -> the first of these failures."""
-    abstentions: Mapping[str, int] = field(default_factory=dict)
-    """Reward -> number of trajectories on which it abstained."""
     restarts: int = 0
     """Processes that died or were killed, and were replaced."""
     seconds: float = 0.0
     """Duration of the whole call."""
     slowest: Slowest | None = None
     """None if nothing was called."""
-
-    def metrics(self) -> Metrics:
-        """The counts as metrics: `scoring/failed`, `scoring/exact_answer/timeout`, `time/scoring`, ..."""
-        return {
-            "scoring/failed": float(self.failed),
-            "scoring/abstained": float(self.abstained),
-            "scoring/restarts": float(self.restarts),
-            "scoring/slowest_s": self.slowest.seconds if self.slowest else 0.0,
-            "time/scoring": self.seconds,
-            **{f"scoring/{name}": float(count) for name, count in self.failures.items()},
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +72,33 @@ class _Unit:
     """Positions of the trajectories in their group."""
 
 
-LearnerScores: TypeAlias = Callable[[Sequence[Group]], list[list[list[float]]]]
-"""Scores by reward, group and trajectory."""
+ScoreGroups: TypeAlias = Callable[[Sequence[Group]], list[list[list[float]]]]
+"""Gives the scores of the reward models on the learner's base, by reward, group and trajectory."""
 _Table: TypeAlias = dict[tuple[int, int, int], Outcome]  # by group, trajectory, reward
+
+
+class LearnerScores:
+    """A `ScoreGroups` for a scorer that is made before the learner: `bind` gives it the learner's."""
+
+    def __init__(self) -> None:
+        self._score: ScoreGroups | None = None
+
+    def bind(self, score: ScoreGroups) -> None:
+        """Let the learner score from here on."""
+        self._score = score
+
+    def __call__(self, groups: Sequence[Group]) -> list[list[list[float]]]:
+        """The learner's scores.
+
+        Raises:
+            ValueError: there is no learner yet.
+        """
+        if self._score is None:
+            raise ValueError(
+                "rewards on the learner's base cannot be scored before there is a learner; load it, and hand its "
+                "scores to LearnerScores.bind first"
+            )
+        return self._score(groups)
 
 
 class Scorer:
@@ -111,7 +112,7 @@ class Scorer:
         deadline_s: float,
         log_dir: Path | None,
         columns: Collection[str] | None = None,
-        on_learner: Sequence[RewardSpec] = (),
+        learner: ScoreGroups | None = None,
     ) -> None:
         """Start the processes and check that every reward can be loaded and called.
 
@@ -121,22 +122,23 @@ class Scorer:
             deadline_s: seconds that one trajectory may take; a call for a whole group may take their sum.
             log_dir: what the rewards print is appended to `scoring-N.log` there; None drops it.
             columns: the tasks' columns, to check parameters right away; None waits for the first groups.
-            on_learner: further rewards, whose scores come from `learner`.
+            learner: scores the reward models on the learner's base, in the order of `specs`.
 
         Raises:
-            ValueError: if a reward cannot be loaded, or has a parameter that nothing supplies.
+            ValueError: if a reward cannot be loaded, has a parameter that nothing supplies, or needs a learner
+                where there is none.
         """
-        _check([*specs, *on_learner], workers, deadline_s)
+        _check(specs, workers, deadline_s)
         # A process that starts later must find the same files, wherever the driver has moved in the meantime.
-        self._called = [replace(spec, path=absolute(spec.path)) for spec in specs]
+        self._called = [replace(spec, path=absolute(spec.path)) for spec in specs if not spec.folder]
+        on_learner = [spec for spec in specs if spec.folder]
         self._specs = [*self._called, *on_learner]
-        self.learner: LearnerScores | None = None
-        """Gives the scores of the rewards `on_learner`; to be set before the first call of `score` when there are."""
+        self._learner = _needed(learner, on_learner)
         self._deadline_s, self._columns_checked, self._closed = deadline_s, columns is not None, False
         self._pool: ScoringPool | None = None
         self.stats = ScoringStats()
         """Of the last call of `score`."""
-        if workers and specs:
+        if workers and self._called:
             self._pool = ScoringPool(self._called, workers=workers, log_dir=log_dir)
             self._loaded = self._pool.loaded
         else:
@@ -159,7 +161,12 @@ class Scorer:
     @property
     def source_hashes(self) -> dict[str, str]:
         """Reward -> sha256 of the file that defines it, as it was loaded."""
-        return {spec.name: loaded.source_hash for spec, loaded in zip(self._called, self._loaded, strict=True)}
+        return {spec.label: loaded.source_hash for spec, loaded in zip(self._called, self._loaded, strict=True)}
+
+    def move_logs(self, folder: Path) -> None:
+        """Move `scoring-N.log` to another folder on the same disk; what is printed from here on arrives there, too."""
+        if self._pool:
+            self._pool.move_logs(folder)
 
     def close(self) -> None:
         """End the processes and everything that they started; also happens when the driver exits."""
@@ -192,8 +199,7 @@ class Scorer:
                 slowest = seconds, job.key
         self._score_on_learner(groups, table)
         scored = [self._combined(table, index, group) for index, group in enumerate(groups)]
-        self.stats = replace(
-            _count(self._specs, scored, table),
+        self.stats = ScoringStats(
             slowest=self._describe(slowest, groups),
             restarts=self._pool.restarts - restarts if self._pool else 0,
             seconds=time.monotonic() - began,
@@ -201,10 +207,9 @@ class Scorer:
         return [_with_failed(group, own) for group, own in zip(whole, scored, strict=True)]
 
     def _score_on_learner(self, groups: Sequence[Group], table: _Table) -> None:
-        if len(self._called) == len(self._specs):
+        if self._learner is None:
             return
-        assert self.learner is not None, "rewards on the learner's base need the learner"
-        for reward, by_group in enumerate(self.learner(groups), start=len(self._called)):
+        for reward, by_group in enumerate(self._learner(groups), start=len(self._called)):
             for g, values in enumerate(by_group):
                 for member, value in enumerate(values):
                     outcome = read(value)
@@ -217,9 +222,8 @@ class Scorer:
         """The same reward model as a function, which loads a base of its own."""
         reply = {"role": "assistant", "content": group.trajectories[member].text}
         arguments = {"prompts": [[*map(dict, group.task.messages)]], "completions": [[reply]]}
-        folder = spec.path.partition(":")[2]
         path = "rewards.reward_model:reward_model"
-        return reproduce(path, {**arguments, **spec.args, "folder": folder}, is_async=False)
+        return reproduce(path, {**arguments, **spec.args, "folder": spec.folder}, is_async=False)
 
     def _jobs(self, groups: Sequence[Group], table: _Table) -> Iterator[Job]:
         """The calls to make; one that cannot be made is entered in the table as failed."""
@@ -270,14 +274,12 @@ class Scorer:
         return reproduce(self._specs[unit.reward].path, arguments, is_async=is_async)
 
     def _combined(self, table: _Table, index: int, group: Group) -> Group:
-        rewards = range(len(self._specs))
-        return replace(
-            group,
-            trajectories=tuple(
-                replace(trajectory, outcome=combine(self._specs, [table[index, member, r] for r in rewards]))
-                for member, trajectory in enumerate(group.trajectories)
-            ),
-        )
+        scored = []
+        for member, trajectory in enumerate(group.trajectories):
+            outcomes = [table[index, member, reward] for reward in range(len(self._specs))]
+            outcome = combine(self._specs, outcomes)
+            scored.append(replace(trajectory, outcome=outcome, failed_parts=failures(self._specs, outcomes)))
+        return replace(group, trajectories=tuple(scored))
 
     def _describe(self, slowest: tuple[float, _Unit] | None, groups: Sequence[Group]) -> Slowest | None:
         if slowest is None:
@@ -285,7 +287,7 @@ class Scorer:
         seconds, unit = slowest
         group, alone = groups[unit.group], self._loaded[unit.reward].plan.kind == "sample"
         return Slowest(
-            reward=self._specs[unit.reward].name,
+            reward=self._specs[unit.reward].label,
             task_id=group.task.id,
             sample_index=group.trajectories[unit.members[0]].sample_index if alone else None,
             seconds=seconds,
@@ -309,29 +311,17 @@ def _with_failed(group: Group, scored: Group) -> Group:
     )
 
 
-def _count(specs: Sequence[RewardSpec], scored: Sequence[Group], table: _Table) -> ScoringStats:
-    outcomes = [trajectory.outcome for group in scored for trajectory in group.trajectories]
-    failures, abstentions = Counter[str](), Counter[str]()
-    examples: dict[str, Failed] = {}
-    for (_, _, reward), outcome in sorted(table.items(), key=lambda item: item[0]):
-        name = specs[reward].name
-        if isinstance(outcome, Failed):
-            failures[f"{name}/{outcome.kind}"] += 1
-            examples.setdefault(f"{name}/{outcome.kind}", outcome)
-        elif isinstance(outcome, Abstain):
-            abstentions[name] += 1
-    return ScoringStats(
-        trajectories=len(outcomes),
-        failed=sum(isinstance(outcome, Failed) for outcome in outcomes),
-        abstained=sum(isinstance(outcome, Abstain) for outcome in outcomes),
-        failures=dict(failures),
-        examples=examples,
-        abstentions=dict(abstentions),
-    )
+def _needed(learner: ScoreGroups | None, on_learner: Sequence[RewardSpec]) -> ScoreGroups | None:
+    if on_learner and learner is None:
+        raise ValueError(
+            f"reward {on_learner[0].path} is scored on a learner, which is not there; use the reward "
+            "rewards.reward_model:reward_model with args.folder"
+        )
+    return learner if on_learner else None
 
 
 def _check(specs: Sequence[RewardSpec], workers: int, deadline_s: float) -> None:
-    names = [spec.name for spec in specs]
+    names = [spec.label for spec in specs]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two rewards are named {doubled[0]!r}; give one of them another `name`")
     if not any(spec.weight for spec in specs):

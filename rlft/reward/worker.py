@@ -27,9 +27,9 @@ from typing import Any
 
 from rlft.common.by_path import describe_error
 from rlft.common.child_process import end_with_parent
-from rlft.reward.contract import CallPlan, RewardFunction, RewardSpec, failed, plan_call, read, read_many
+from rlft.reward.contract import CallPlan, RewardFunction, failed, plan_call, read, read_many
 from rlft.reward.loading import function_hash, load
-from rlft.types import Outcome
+from rlft.types import Outcome, RewardSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,6 +171,8 @@ class Evaluation:
     """Mean loss of held-out preferences; nan in RL."""
     margin: float = math.nan
     """Mean margin of held-out preferences; nan in RL."""
+    failed_parts: Mapping[str, int] = field(default_factory=dict)
+    """Samples on which each reward failed, whatever its weight; rewards that never failed are absent."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What else the file says."""
 
@@ -184,6 +186,8 @@ class Evaluation:
         of_preferences = {"stage": self.stage, "loss": self.loss, "margin": self.margin}
         named = {each.name: getattr(self, each.name) for each in fields(self)}
         kept = {name: value for name, value in named.items() if name != "extra" and name not in of_preferences}
+        if not self.failed_parts:
+            del kept["failed_parts"]
         if self.stage != "RL":
             kept |= of_preferences
         kept["accuracy"] = self.accuracy.as_dict()
@@ -208,6 +212,7 @@ class Evaluation:
                 stage=str(data.get("stage", "RL")),
                 loss=_number(data.get("loss")),
                 margin=_number(data.get("margin")),
+                failed_parts={str(name): int(count) for name, count in data.get("failed_parts", {}).items()},
                 extra=_beyond(cls, data),
             )
         except (TypeError, AttributeError) as error:
@@ -295,6 +300,7 @@ ROLLOUT_COLUMNS = {
     "failure_kind": Column("string", "`types.FailureKind`; null unless failed"),
     "failure_message": Column("string", "why there is no score; null unless failed"),
     "reproduce": Column("string", "Python that repeats the failed call; null unless failed"),
+    "failed_parts": Column("string", "each reward that failed on it, whatever its weight, JSON; null where none did"),
     "advantage": Column("float64", "mean over the sample's actions; null where none was computed"),
     "finish_reason": Column("string", "how the last action ended, `types.FinishReason`"),
     "prompt_tokens": Column("int64", "tokens of the first prompt"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,6 +63,9 @@ def _row(trajectory: Trajectory, *, step: int, group_index: int, advantage: floa
         "failure_kind": outcome.kind if isinstance(outcome, Failed) else None,
         "failure_message": outcome.message if isinstance(outcome, Failed) else None,
         "reproduce": outcome.reproduce if isinstance(outcome, Failed) else None,
+        "failed_parts": json.dumps({name: asdict(failure) for name, failure in trajectory.failed_parts.items()})
+        if trajectory.failed_parts
+        else None,
         "advantage": advantage,
         "finish_reason": trajectory.finish_reason,
         "prompt_tokens": len(trajectory.prompt_ids),

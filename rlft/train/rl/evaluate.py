@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +31,8 @@ def evaluate(
     The samples' seeds do not depend on the step, so that two evaluations differ by the policy alone.
 
     Returns:
-        (the result as `evals/NAME.json` holds it, the scored groups). Failed samples are counted and absent from the
-        mean.
+        (the result as `evals/NAME.json` holds it, the scored groups). Failed samples are counted (`failed`) and absent
+        from the mean; `failed_parts` counts the failures of each reward, also of one that has no weight.
 
     Raises:
         ValueError: no held-out tasks, or none of the samples has a score.
@@ -57,21 +58,25 @@ def evaluate(
         version=adapter.version,
     )
     groups = scorer.score(pool.run(chunks, on_chunk))
-    values = {group.task.id: accuracies(group, config.rewards[0].label) for group in groups}
+    metric = config.rewards[0].label
+    values = {group.task.id: accuracies(group, metric) for group in groups}
     scored = [v for v in values.values() if v]
     trajectories = [t for group in groups for t in group.trajectories]
     failures = [t.outcome for t in trajectories if isinstance(t.outcome, Failed)]
+    failed_parts = Counter(name for t in trajectories for name in t.failed_parts)
     if not scored:
-        reason = f": {failures[0].message}" if failures else ""
+        of_metric = [t.failed_parts[metric] for t in trajectories if metric in t.failed_parts]
+        reason = "".join(f": {failure.message}" for failure in [*failures, *of_metric][:1])
         raise ValueError(f"none of the {len(trajectories)} evaluation samples has a score{reason}")
     return {
         "name": name,
         "step": step,
         "adapter_version": adapter.version,
         "adapter_hash": adapter.hash,
-        "metric": config.rewards[0].label,
+        "metric": metric,
         "accuracy": accuracy_interval(scored).as_dict(),
         "failed": len(failures),
+        **({"failed_parts": dict(sorted(failed_parts.items()))} if failed_parts else {}),
         "length": sum(t.num_actions for t in trajectories) / len(trajectories),
         "truncated": sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
         "by_task": values,

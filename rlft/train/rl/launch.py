@@ -5,8 +5,9 @@ A stage that is complete on disk is not done again, which is what makes resuming
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,8 +34,7 @@ from rlft.model.starting_point import (
     save_adapter,
     start_tensors,
 )
-from rlft.reward.loading import source_hash
-from rlft.reward.scoring import Scorer
+from rlft.reward.scoring import LearnerScores, Scorer
 from rlft.rollout.engines.by_name import refuse_training
 from rlft.rollout.pool import MakePool, RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
@@ -45,11 +45,26 @@ from rlft.run.resume import PLAIN, Continued, How, config_of, continued
 from rlft.train import provenance
 from rlft.train.rl.evaluate import evaluate
 from rlft.train.rl.loop import train_rl
+from rlft.train.rl.observed import note_observed_failures
 from rlft.train.rl.services import make_scorer, services
 from rlft.train.rl.state import restore, snapshot
 from rlft.train.sft import check_demonstrations, train_sft
 from rlft.train.task_order import tasks_of_step
 from rlft.types import Adapter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """What a run is made of, checked before its directory exists."""
+
+    environment: Environment
+    model_folder: str
+    dropped: str
+    """The training tasks that are left out for their length, in words."""
+    scorer: Scorer
+    """Its processes have loaded the rewards."""
+    learner_scores: LearnerScores
+    """Where the scorer gets the scores of the rewards on the learner's base."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +77,7 @@ class _Parts:
     model_folder: str
     pool: RolloutPool
     scorer: Scorer
+    learner_scores: LearnerScores
 
 
 def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = None) -> dict[str, Any]:
@@ -78,10 +94,12 @@ def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = 
         ValueError: something in the config, the environment, the rewards or the model cannot work; nothing was started.
         RuntimeError: the run had to stop; `resume` continues it.
     """
-    environment, model_folder, dropped = _prepare(config)
-    origin = _provenance(config, environment, model_folder)
-    with Run.create(config, provenance=origin, restart=restart) as run:
-        return _execute(run, environment, model_folder, dropped, pools=pools)
+    with (
+        _prepare(config) as prepared,
+        Run.create(config, provenance=_provenance(config, prepared), restart=restart) as run,
+    ):
+        prepared.scorer.move_logs(run.path / "logs")
+        return _execute(run, prepared, pools=pools)
 
 
 def resume(path: Path, how: How = PLAIN) -> tuple[Path, dict[str, Any]]:
@@ -95,10 +113,13 @@ def resume(path: Path, how: How = PLAIN) -> tuple[Path, dict[str, Any]]:
     """
     with Run.reopen(path) as run:
         config = config_of(run, how)
-        environment, model_folder, dropped = _prepare(config)
-        now = _provenance(config, environment, model_folder)
-        with continued(run, config, now, how, every=config.checkpoint.every) as going_on:
-            return going_on.run.path, _execute(going_on.run, environment, model_folder, dropped, going_on=going_on)
+        with (
+            _prepare(config, log_dir=None if how.fork else run.path / "logs") as prepared,
+            continued(run, config, _provenance(config, prepared), how, every=config.checkpoint.every) as going_on,
+        ):
+            if how.fork:
+                prepared.scorer.move_logs(going_on.run.path / "logs")
+            return going_on.run.path, _execute(going_on.run, prepared, going_on=going_on)
 
 
 def sft(config: RunConfig, *, restart: bool = False) -> Path:
@@ -110,11 +131,14 @@ def sft(config: RunConfig, *, restart: bool = False) -> Path:
     Raises:
         ValueError: see `train`; or the config has no `sft` section.
     """
-    environment, model_folder, _ = _prepare(config)
-    origin = _provenance(config, environment, model_folder)
-    with Run.create(config, provenance=origin, restart=restart) as run:
+    with (
+        _prepare(config) as prepared,
+        Run.create(config, provenance=_provenance(config, prepared), restart=restart) as run,
+    ):
+        prepared.scorer.move_logs(run.path / "logs")
+        prepared.scorer.close()  # the rewards were only checked
         with View(config.name, steps=0) as view:
-            _warm_start(run, view, environment, model_folder)
+            _warm_start(run, view, prepared.environment, prepared.model_folder)
         return run.path / "adapters" / "sft"
 
 
@@ -131,10 +155,12 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
     if adapter_folder is not None:
         refuse_other_scale(adapter_folder, config)
         adapter = make_adapter(0, read_folder(adapter_folder))
-    with View(config.name, steps=0) as view, services(config, environment, model_folder, None, view) as (pool, scorer):
+    learner_scores = LearnerScores()
+    scorer = make_scorer(config, environment, log_dir=None, learner=learner_scores)
+    with View(config.name, steps=0) as view, services(config, model_folder, scorer, None, view) as pool:
         if config.learner_rewards:
             reward_model.check(config, model_folder)
-            scorer.learner = partial(Learner(config, model_folder).scores, tools=environment.tools)
+            learner_scores.bind(partial(Learner(config, model_folder).scores, tools=environment.tools))
         pool.publish(adapter)
         view.stage("held-out evaluation")
         result, _ = evaluate(
@@ -152,8 +178,14 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
         return result
 
 
-def _prepare(config: RunConfig) -> tuple[Environment, str, str]:
-    """The environment, the model's folder and what was dropped; refuses what could not work, before a run exists."""
+@contextmanager
+def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Prepared]:
+    """Start the scoring processes and refuse what could not work, before a run exists.
+
+    Args:
+        log_dir: where the scoring processes print; if not given, `Scorer.move_logs` has to move what they printed
+            before the end, which deletes it.
+    """
     refuse_training(config)
     environment = loading.load(config.environment)
     if not environment.heldout:
@@ -162,37 +194,52 @@ def _prepare(config: RunConfig) -> tuple[Environment, str, str]:
         )
     if config.sft is not None:
         check_demonstrations(config.sft, environment.demonstrations)
-    make_scorer(config, environment, log_dir=None).close()
     start_tensors(config)
-    model_folder = str(resolve_model(config))
-    environment, dropped = prompt_lengths.fit(config, environment, model_folder)
-    tasks_of_step(
-        environment.train, step=1, count=config.tasks_per_step, seed=config.seed, order=config.environment.order
-    )
-    reward_model.check(config, model_folder)
-    return environment, model_folder, dropped
+    learner_scores = LearnerScores()
+    with ExitStack() as stack:
+        if log_dir is None:
+            config.run_dir.parent.mkdir(parents=True, exist_ok=True)
+            # On the run's own disk, where open files can be moved.
+            folder = tempfile.TemporaryDirectory(prefix=f".{config.name}.", dir=config.run_dir.parent)
+            log_dir = Path(stack.enter_context(folder))
+        scorer = stack.enter_context(make_scorer(config, environment, log_dir=log_dir, learner=learner_scores))
+        model_folder = str(resolve_model(config))
+        environment, dropped = prompt_lengths.fit(config, environment, model_folder)
+        tasks_of_step(
+            environment.train, step=1, count=config.tasks_per_step, seed=config.seed, order=config.environment.order
+        )
+        reward_model.check(config, model_folder)
+        yield _Prepared(
+            environment=environment,
+            model_folder=model_folder,
+            dropped=dropped,
+            scorer=scorer,
+            learner_scores=learner_scores,
+        )
 
 
 def _execute(
-    run: Run,
-    environment: Environment,
-    model_folder: str,
-    dropped: str,
-    *,
-    going_on: Continued[RunConfig] | None = None,
-    pools: MakePool | None = None,
+    run: Run, prepared: _Prepared, *, going_on: Continued[RunConfig] | None = None, pools: MakePool | None = None
 ) -> dict[str, Any]:
-    config = run.config
+    config, model_folder, scorer = run.config, prepared.model_folder, prepared.scorer
     with (
         View(config.name, steps=config.steps) as view,
-        services(config, environment, model_folder, run, view, pools) as (pool, scorer),
+        services(config, model_folder, scorer, run, view, pools) as pool,
     ):
-        if dropped:
-            run.event("overlong", dropped)
-            view.note(dropped)
-        parts = _Parts(run=run, view=view, environment=environment, model_folder=model_folder, pool=pool, scorer=scorer)
+        if prepared.dropped:
+            run.event("overlong", prepared.dropped)
+            view.note(prepared.dropped)
         for remark in going_on.remarks if going_on else ():
             view.note(remark)
+        parts = _Parts(
+            run=run,
+            view=view,
+            environment=prepared.environment,
+            model_folder=model_folder,
+            pool=pool,
+            scorer=scorer,
+            learner_scores=prepared.learner_scores,
+        )
         try:
             return _stages(parts, going_on.snapshot if going_on else None)
         except BaseException:
@@ -211,7 +258,7 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> dict[str, Any]:
     view.stage("loading the learner")
     source = reference_source(config.reference)
     with closing(make_learner(config, parts.model_folder, warm_start=warm_start, reference=source)) as learner:
-        parts.scorer.learner = partial(learner.scores, tools=parts.environment.tools)
+        parts.learner_scores.bind(partial(learner.scores, tools=parts.environment.tools))
         if config.learner_rewards:
             _evaluate_once(parts, base, name="base", step=0, publish=True)
         if config.sft is not None and warm_start is not None:
@@ -289,6 +336,7 @@ def _evaluate_once(parts: _Parts, adapter: Adapter, *, name: str, step: int, pub
         on_chunk=view.progress,
     )
     run.write_evaluation(result, groups)
+    note_observed_failures(run, view, groups, step=step)
     accuracy = result["accuracy"]
     view.note(f"held-out {result['metric']}, {name}: {format_accuracy(accuracy)}")
 
@@ -315,8 +363,10 @@ def _summarize(run: Run) -> dict[str, Any]:
     return summary
 
 
-def _provenance(config: RunConfig, environment: Environment, model_folder: str) -> Provenance:
-    rewards = {r.path: folder_hash(r.folder) if r.folder else source_hash(r.path) for r in config.rewards}
+def _provenance(config: RunConfig, prepared: _Prepared) -> Provenance:
+    # The scoring processes have hashed what they loaded: the driver imports no reward.
+    functions = prepared.scorer.source_hashes
+    rewards = {r.path: folder_hash(r.folder) if r.folder else functions[r.label] for r in config.rewards}
     hashes = {config.environment.path: loading.identity(config.environment.path), **rewards}
-    tasks = provenance.tasks_sha256(environment)
-    return provenance.present(config, model_folder, sha256=hashes, tasks=tasks, reference=config.reference)
+    tasks = provenance.tasks_sha256(prepared.environment)
+    return provenance.present(config, prepared.model_folder, sha256=hashes, tasks=tasks, reference=config.reference)

@@ -10,7 +10,7 @@ from rlft.curves.statistics import mean_interval
 from rlft.types import Abstain, Failed, Group, Metrics, Score
 
 OF_THE_MACHINE = ("time/", "rollout/worker_rss_mb")
-"""How the names of the metrics begin that no two runs of a config share; all others follow from it."""
+"""Prefixes of metrics that differ between identical runs."""
 
 
 class Clock:
@@ -38,13 +38,19 @@ class Clock:
 
 
 def describe(groups: Sequence[Group]) -> Metrics:
-    """Reward with its interval clustered by task, parts, outcomes, signal, lengths."""
+    """Reward with its interval clustered by task, parts, outcomes, signal, lengths.
+
+    `reward/failed` counts samples without a score, `reward/failed/NAME` those on which the reward NAME failed,
+    whatever its weight.
+    """
     trajectories = [t for group in groups for t in group.trajectories]
     outcomes = [t.outcome for t in trajectories]
+    failed_parts = Counter(name for t in trajectories for name in t.failed_parts)
     lengths = [t.num_actions for t in trajectories]
     metrics: Metrics = {
         "reward/failed": float(sum(isinstance(o, Failed) for o in outcomes)),
         "reward/abstained": float(sum(isinstance(o, Abstain) for o in outcomes)),
+        **{f"reward/failed/{name}": float(count) for name, count in sorted(failed_parts.items())},
         "groups/total": float(len(groups)),
         "rollout/length": sum(lengths) / len(lengths),
         "rollout/tokens": float(sum(lengths)),

@@ -18,6 +18,7 @@ from rlft.rollout.chunk import Chunk, make_chunks
 from rlft.rollout.pool import RolloutPool
 from rlft.run.directory import Run
 from rlft.train.rl.metrics import Clock, has_signal
+from rlft.train.rl.observed import note_observed_failures
 from rlft.train.task_order import tasks_of_step
 from rlft.types import Adapter, Failed, Group, SamplingParams, Task
 
@@ -145,6 +146,7 @@ class StepRollouts:
         self._clock.lap("score")
         refuse_wrong_stamps(groups, self._allowed(version))
         refuse_failures(self._run, step, groups)
+        note_observed_failures(self._run, self._view, groups, step=step)
         return groups
 
     def _allowed(self, version: int) -> dict[int, str]:

@@ -1,0 +1,44 @@
+"""Failures of observed rewards, those of weight 0: they stop nothing, so a run says once that there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlft.curves.live_panel import View
+from rlft.curves.reading import read_events
+from rlft.run.directory import Run
+from rlft.types import Failed, Group
+
+EVENT = "observed_reward_failed"
+
+
+def note_observed_failures(run: Run, view: View, groups: Sequence[Group], *, step: int) -> None:
+    """Enter an event for each observed reward that fails for the first time in the run; later ones are only counted.
+
+    The event says on how many of these samples it failed, and has the first failure with the program that repeats it.
+    """
+    trajectories = [t for group in groups for t in group.trajectories]
+    for spec in run.config.rewards:
+        failures = [t.failed_parts[spec.label] for t in trajectories if spec.label in t.failed_parts]
+        if spec.weight or not failures or _is_noted(run, spec.label):
+            continue
+        text = _sentence(spec.label, failures, len(trajectories))
+        run.event(EVENT, f"{text}\nReproduce it with:\n{failures[0].reproduce}", step=step)
+        view.note(text)
+
+
+def _sentence(name: str, failures: Sequence[Failed], samples: int) -> str:
+    first = failures[0]
+    return (
+        f"{_beginning(name)}{len(failures)} of {samples} samples and is missing there; it has weight 0, so the run "
+        f"goes on. First failure ({first.kind}): {first.message}"
+    )
+
+
+def _beginning(name: str) -> str:
+    return f"observed reward {name} failed on "
+
+
+def _is_noted(run: Run, name: str) -> bool:
+    """Whether an event says it already, also one from before the run was resumed."""
+    return any(e.kind == EVENT and e.message.startswith(_beginning(name)) for e in read_events(run.path))
