@@ -115,3 +115,59 @@ def test_python_that_a_page_shows_imports_public_names_only(page: Path) -> None:
         for name in names.split(",")
     }
     assert shown - public_names() == set()
+
+
+# Docstrings.
+
+REFERENCE = re.compile(r"(?:See |Likewise|The same(?:\b)|As `|As with |Of this )")
+MAY_REFER = {
+    "learner/group.py",
+    "learner/rl.py",
+    "model/layers/decoder_layer.py",
+    "reward/loading.py",
+    "reward/scoring.py",
+    "rollout/engines/kv_cache.py",
+    "rollout/engines/llama_forward.py",
+    "rollout/engines/openai.py",
+    "rollout/engines/scripted.py",
+    "rollout/engines/transformers.py",
+    "rollout/engines/vllm.py",
+    "rollout/pool.py",
+    "rollout/ray_pool.py",
+    "rollout/weight_proof.py",
+    "rollout/worker.py",
+    "train/preference/group.py",
+}
+"""Files below rlft/ whose docstrings may still begin with nothing but a reference."""
+
+
+def docstrings(source: str) -> list[tuple[str, int, str]]:
+    """(name, line, first line of the docstring) of the module and of every public class and function in it."""
+    tree = ast.parse(source)
+    found = [("module", 1, _first_line(tree))]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and (
+            not node.name.startswith("_") or node.name == "__init__"
+        ):
+            found.append((node.name, node.lineno, _first_line(node)))
+    return found
+
+
+def _first_line(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    text = ast.get_docstring(node)
+    return text.splitlines()[0] if text else ""
+
+
+def only_references(source: str) -> list[str]:
+    return [f"{name}, line {line}: {first}" for name, line, first in docstrings(source) if REFERENCE.match(first)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "rlft").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT / "rlft")))
+def test_the_first_line_of_a_docstring_says_something(path: Path) -> None:
+    if str(path.relative_to(ROOT / "rlft")) not in MAY_REFER:
+        assert only_references(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_docstring_that_only_refers_would_be_found() -> None:
+    source = 'class A:\n    """See the module."""\n    def f(self):\n        """Seed of the run."""'
+    assert only_references(source) == ["A, line 1: See the module."]

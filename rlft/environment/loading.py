@@ -1,4 +1,4 @@
-"""From the config's path to an environment.
+"""Loading the environment that a config names, and adding measured difficulties to its tasks.
 
 `args.difficulty_file` is for every environment whose function has no such parameter: a JSON-lines file with `id` and
 `difficulty`, as `rlft env measure` writes it. The difficulties become a column of the training tasks.

@@ -18,9 +18,9 @@ class System:
     """A system that environments are taken from."""
 
     distribution: str
-    """The package that is installed for it; empty where the user's own file is all that it needs."""
+    """The package to install; empty where the user's own file is enough."""
     syntax: str
-    """How a path of it is written."""
+    """How `environment.path` names one of its environments."""
     takes_path: bool = False
     """Whether what follows the prefix may be the path of a class or function."""
 
@@ -37,19 +37,19 @@ SYSTEMS: Mapping[str, System] = {
 
 
 def split(path: str) -> tuple[str, str]:
-    """System and name within it; the system is empty for a function of one's own."""
+    """Split a path into (system, name within it); the system is empty for a user's own function."""
     system, _, name = path.partition(":")
     return (system, name) if system in SYSTEMS else ("", path)
 
 
 def loader(system: str) -> Callable[..., Any]:
-    """The system's `load(name, **args)`."""
+    """The function `load(name, **args)` that makes a system's environments."""
     load: Callable[..., Any] = importlib.import_module(f"{__name__}.{system}").load
     return load
 
 
 def identity(system: str, name: str) -> str:
-    """What an environment of another system is: its package and version.
+    """Package and version of another system's environment, for the run's provenance.
 
     Raises:
         ValueError: the package is not installed.
