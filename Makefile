@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-vllm test-extras check lint type bench-step bench-learner bench-rollout bench-pool clean
+.PHONY: quickstart test test-vllm test-extras check lint type golden bench-step bench-learner bench-rollout bench-pool clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -27,6 +27,10 @@ lint: .venv/installed
 
 type: .venv/installed
 	$(BIN)/mypy
+
+# Whether every debug config gives the same bytes as under an earlier revision: make golden BASE=REVISION
+golden: .venv/installed
+	$(BIN)/python -m tests.golden $(BASE)
 
 bench-step: .venv/installed
 	$(BIN)/python -m benchmarks.step

@@ -33,7 +33,7 @@ class ModelConfig(Strict):
 
 
 class AdapterConfig(Strict):
-    """What is trained of the model."""
+    """Which weights are trained."""
 
     kind: Literal["lora", "dora", "rslora", "qlora", "full", "head"] = "lora"
     """lora (https://arxiv.org/abs/2106.09685), dora (https://arxiv.org/abs/2402.09353), rslora
@@ -210,7 +210,7 @@ def _expand_preset(value: Any) -> Any:
 
 
 class BaseRunConfig(Strict):
-    """What every kind of run says."""
+    """The settings that every kind of run has."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; its folder is output_dir/name."""
@@ -230,7 +230,7 @@ class BaseRunConfig(Strict):
 
 
 class RunConfig(BaseRunConfig):
-    """A whole run."""
+    """The config of an RL run."""
 
     steps: int = Field(ge=1)
     """RL steps; each makes rollouts, scores them and updates the adapter."""

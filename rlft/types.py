@@ -250,7 +250,7 @@ class Trajectory:
 
     @property
     def policy_logprobs(self) -> tuple[float, ...]:
-        """The same under the policy, see `Completion.policy_logprobs`."""
+        """Log-probability of each token under the policy, before top-p, top-k and min-p; 0 where none was sampled."""
         return self._flat(
             lambda completion: (
                 completion.logprobs if completion.policy_logprobs is None else completion.policy_logprobs

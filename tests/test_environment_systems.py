@@ -62,24 +62,24 @@ def test_wrong_arguments_are_named() -> None:
         load_environment("gymnasium:FrozenLake-v1", optionss={})
 
 
-def test_every_adapter_has_its_module() -> None:
-    assert all(callable(systems.loader(system)) for system in systems.ADAPTERS)
+def test_every_system_has_its_module() -> None:
+    assert all(callable(systems.loader(system)) for system in systems.SYSTEMS)
 
 
 def test_the_examples_of_the_docs_name_what_there_is() -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "adapters.md").read_text(), re.DOTALL)
-    systems = set()
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "systems.md").read_text(), re.DOTALL)
+    named = set()
     for block in blocks:
         tree = YAML(typ="safe").load(block)
         environment = EnvironmentConfig.model_validate(tree["environment"])
         system, _ = systems.split(environment.path)
-        systems.add(system)
+        named.add(system)
         parameters = inspect.signature(systems.loader(system)).parameters
         assert "config" in parameters or set(environment.args) <= set(parameters)
         for reward in tree["rewards"]:
             function = import_function(reward["path"], shipped="rewards")
             assert set(reward.get("args", {})) <= set(inspect.signature(function).parameters)
-    assert systems == set(systems.ADAPTERS)
+    assert named == set(systems.SYSTEMS)
 
 
 def test_identity_is_a_version_or_the_hash_of_the_file(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The command line, a file for each group of commands."""
+"""The commands of `rlft`, one file for each group of them."""

@@ -34,7 +34,7 @@ LATEST = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
-    """When a worker is to die."""
+    """A planned kill: which chunk's worker, and how far into the chunk."""
 
     step: int
     chunk: int
@@ -45,7 +45,7 @@ class Kill:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One kind of result of both runs."""
+    """The comparison of one kind of result (metrics, rollouts, ...) between the two runs."""
 
     what: str
     files: int
@@ -56,7 +56,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of it."""
+    """The result of a chaos test: both runs, the kills, the comparisons."""
 
     undisturbed: Path
     """Run directory."""
@@ -170,7 +170,7 @@ class KillingPool(RayPool):
 
 
 def compare(one: Path, other: Path) -> list[Comparison]:
-    """What two finished runs have in common, by kind of result."""
+    """Compare two finished runs, one kind of result at a time."""
     return [
         _compare_metrics(one, other),
         _compare_files("rollouts", one, other, "rollouts/*.parquet"),

@@ -30,7 +30,7 @@ from rlft.types import Failed, Group, SamplingParams, Score, Task, Trajectory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     """What it is."""
@@ -51,7 +51,7 @@ def check_environment(
     max_new_tokens: int = 256,
     seed: int = 0,
 ) -> list[Finding]:
-    """Look at everything that can be told without a model.
+    """Run all checks of an environment that need no model.
 
     Args:
         scorer: rewards that score the episodes too.

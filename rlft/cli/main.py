@@ -184,7 +184,7 @@ def list_(
     """List what a config can name."""
     from rlft.common import by_path
     from rlft.config import RolloutConfig
-    from rlft.environment.systems import ADAPTERS
+    from rlft.environment.systems import SYSTEMS
     from rlft.objectives.presets import PRESETS
 
     engines = get_args(RolloutConfig.model_fields["engine"].annotation)
@@ -192,7 +192,7 @@ def list_(
         "rewards": by_path.available("rewards"),
         "environments": {
             **by_path.available("environments"),
-            **{adapter.syntax: f"of {system}; docs/adapters.md" for system, adapter in ADAPTERS.items()},
+            **{found.syntax: f"of {system}; docs/systems.md" for system, found in SYSTEMS.items()},
         },
         "presets": {name: _preset_line(algorithm) for name, algorithm in PRESETS.items()},
         "engines": dict.fromkeys(engines, ""),

@@ -1,1 +1,1 @@
-"""What has nothing to do with language models: files, tables, imports by path, child processes, the Ray cluster."""
+"""Helpers that know nothing of language models: functions by path, files, tables, child processes, Ray, chats."""

@@ -50,7 +50,7 @@ def _value(node: ast.expr, written: str, numbers: list[Fraction]) -> Fraction:
 
 
 def show(value: Fraction) -> str:
-    """`7`, `0.5`, or `1/3` where the decimals never end."""
+    """A value as text: `7`, `0.5`, or `1/3` where the decimals never end."""
     if value.denominator == 1:
         return str(value.numerator)
     rest = value.denominator

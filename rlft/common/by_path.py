@@ -57,7 +57,7 @@ def import_class(path: str, *, shipped: str) -> type:
 
 
 def import_object(path: str, *, shipped: str, kind: Literal["function", "class"] = "function") -> object:
-    """What `path` names, whatever it is.
+    """The object of any kind that `path` names.
 
     Args:
         kind: what should be there, for the error message.
@@ -79,7 +79,7 @@ def import_object(path: str, *, shipped: str, kind: Literal["function", "class"]
 
 
 def absolute(path: str, *, shipped: str) -> str:
-    """The same function, named independently of the working directory."""
+    """The path with a file in it made absolute, so that it means the same in any working directory."""
     target, name = split(path, shipped=shipped)
     return f"{target.expanduser().absolute()}:{name}" if isinstance(target, Path) else path
 

@@ -60,7 +60,7 @@ def ask(
     top_p: float = 1.0,
     extra: Mapping[str, Any] | None = None,
 ) -> Reply:
-    """One reply.
+    """Send messages to the server and return its reply.
 
     Args:
         seed: its lowest 31 bits are sent, which every server takes.

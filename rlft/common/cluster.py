@@ -14,7 +14,7 @@ from rlft.common.ray_guard import MARK, Guard
 
 
 class Cluster:
-    """This process's connection; one that is open already is used and left open."""
+    """A connection to a Ray cluster; one that this process has open already is shared and left open."""
 
     def __init__(self, address: str, *, processes: int) -> None:
         """Join the cluster at `address`, or start a private one with a CPU for each of the run's processes.
@@ -47,7 +47,7 @@ class Cluster:
         return threads if self._is_joined else 1
 
     def actor(self, cls: type, *, threads: int, gpus: float, env: Mapping[str, str] | None = None) -> Any:
-        """What makes an actor of `cls` when its `remote` is called with the constructor's arguments.
+        """A Ray actor class for `cls`; calling its `remote` with the constructor's arguments starts an actor.
 
         Args:
             threads: CPU threads of its libraries; see `cpus`.
@@ -63,7 +63,7 @@ class Cluster:
         )
 
     def kill_process(self, process_id: int, node: str) -> None:
-        """SIGKILL a process of this cluster, from outside of it.
+        """Send SIGKILL to a process on any node of this cluster.
 
         Args:
             node: Ray's id of its node; on another one than this process's a task of Ray does it.
@@ -101,7 +101,7 @@ def node_id() -> str:
 
 
 def protect() -> None:
-    """A private cluster: nobody without the token may run code in it. Ray reads this when it is imported.
+    """Turn on token authentication for the cluster that Ray starts. Ray reads this when it is imported.
 
     Raises:
         RuntimeError: Ray was imported before without it, so that its cluster would be open to every local user.

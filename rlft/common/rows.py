@@ -21,7 +21,7 @@ FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 def read_rows(
     source: str, *, subset: str = "", split: str = "train", name: str = "source"
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every row with its place, `file:line` or `source, row number`.
+    """Read a table: every row with its place, `file:line` or `source, row number`.
 
     Args:
         source: a file of `FORMATS`; `package.module:function` or `file.py:function`, called without arguments; else a
@@ -46,7 +46,7 @@ def read_rows(
 
 
 def row_hash(text: str, seed: int) -> str:
-    """Hex digest of what tells a row from others, and of a seed; for its id, and for `is_heldout`."""
+    """Hex digest of a row's identifying text and a seed: its id, and what `is_heldout` decides by."""
     return hashlib.sha256(f"{seed}\x1f{text}".encode(errors="surrogatepass")).hexdigest()
 
 

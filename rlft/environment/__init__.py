@@ -1,1 +1,1 @@
-"""Where tasks come from: the environment contract and its loading."""
+"""Where tasks come from: the environment contract, its loading, tools, and the environments of other systems."""

@@ -46,7 +46,7 @@ class Episode(Protocol):
     """
 
     def start(self, task: Task, seed: int) -> Sequence[Message]:
-        """The first messages; all samples of a task get the same seed and have to return the same."""
+        """Begin the episode and return its first messages; the same task and seed give the same messages."""
         ...
 
     def step(self, message: Message) -> Step | Awaitable[Step]:

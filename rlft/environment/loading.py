@@ -1,4 +1,4 @@
-"""From the config's path to an environment.
+"""Loading the environment that a config names, and adding measured difficulties to its tasks.
 
 `args.difficulty_file` is for every environment whose function has no such parameter: a JSON-lines file with `id` and
 `difficulty`, as `rlft env measure` writes it. The difficulties become a column of the training tasks.
@@ -67,7 +67,7 @@ def identity(path: str) -> str:
         ValueError: there is no such file or package.
     """
     system, name = systems.split(path)
-    if system and not (systems.ADAPTERS[system].takes_path and ":" in name):
+    if system and not (systems.SYSTEMS[system].takes_path and ":" in name):
         return systems.identity(system, name)
     found: Any = import_object(name, shipped="environments")
     file = inspect.getsourcefile(inspect.unwrap(found))
@@ -77,7 +77,7 @@ def identity(path: str) -> str:
 
 def _check_name(system: str, name: str, path: str) -> None:
     if not name:
-        raise ValueError(f"environment.path: {path!r} names no environment; write {systems.ADAPTERS[system].syntax}")
+        raise ValueError(f"environment.path: {path!r} names no environment; write {systems.SYSTEMS[system].syntax}")
 
 
 def with_difficulty(environment: Environment, file: str) -> Environment:

@@ -39,7 +39,7 @@ MAX_RESULT = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function and its description."""
+    """A Python function that the policy may call, with its JSON schema."""
 
     function: Callable[..., Any]
     """May be `async`."""
@@ -54,7 +54,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """What a policy asked for."""
+    """A call that the policy wrote: the tool's name and its arguments."""
 
     name: str
     """The tool's."""
@@ -64,7 +64,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadCall:
-    """A call that cannot be read, and what the policy is told."""
+    """A call that cannot be read, and the message that tells the policy so."""
 
     message: str
 
@@ -92,7 +92,7 @@ def make_tools(*functions: Callable[..., Any]) -> tuple[Tool, ...]:
 
 
 def schemas(tools: Sequence[Tool]) -> tuple[Mapping[str, Any], ...]:
-    """What `Environment.tools` takes."""
+    """The tools' JSON schemas, as `Environment.tools` takes them."""
     return tuple(tool.schema for tool in tools)
 
 
@@ -166,12 +166,12 @@ class ToolEpisode:
         self._tools, self._score = tools, score
 
     def start(self, task: Task, seed: int) -> Sequence[Message]:
-        """The task's messages."""
+        """Begin with the task's own messages."""
         self._task = task
         return task.messages
 
     async def step(self, message: Message) -> Step:
-        """The tools' answers, or the end."""
+        """Answer the message's tool calls; a message without a call ends the episode and is scored."""
         calls = read_calls(message["content"])
         if not calls:
             return Step(reward=self._score and self._score(self._task, message["content"]), done=True)

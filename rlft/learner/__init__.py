@@ -1,1 +1,1 @@
-"""Batches, the roles on one base, the optimizer, and the processes that share an update."""
+"""From scored groups to a better policy: batches, roles on one base, the optimizer, processes that share updates."""

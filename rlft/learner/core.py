@@ -52,7 +52,7 @@ BETA2 = 0.99
 
 
 class Roles:
-    """See the module."""
+    """The policy and the frozen or trained models beside it, with the passes and updates that algorithms share."""
 
     def __init__(
         self,
@@ -228,7 +228,7 @@ class Roles:
     # State
 
     def adapter(self, version: int) -> Adapter:
-        """A stamped copy of what the policy learnt."""
+        """A copy of the policy's adapter with its version and content hash."""
         return make_adapter(version, read_role(self.policy))
 
     def state(self) -> dict[str, Tensor]:

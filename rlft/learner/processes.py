@@ -32,7 +32,7 @@ GRACE_S = 5.0
 
 
 class HasLearner(Protocol):
-    """What the processes need of a run's config, be it of RL or of preferences."""
+    """The part of a run's config that the processes read; RL and preference configs have it."""
 
     @property
     def ray_address(self) -> str: ...
@@ -46,7 +46,7 @@ class HasLearner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one process answers to a call."""
+    """One process's answer to a call."""
 
     result: Any
     """What the learner's method returned, in the first process."""
@@ -55,10 +55,10 @@ class Answer:
 
 
 class LearnerWorker:
-    """One process of the group."""
+    """The Ray actor of one learner process."""
 
     def open_store(self, *, is_private: bool) -> tuple[str, int]:
-        """In the first process: where the others meet it."""
+        """Open, in the first process, the store that the others connect to; return its (host, port)."""
         host = "127.0.0.1" if is_private else node_address()
         listener = socket.create_server((host, 0))
         port = listener.getsockname()[1]
@@ -93,7 +93,7 @@ class LearnerWorker:
 
 
 class LearnerProcesses:
-    """`learner.workers` processes."""
+    """The `learner.workers` processes of a learner, called together from the driver."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class LearnerProcesses:
         return first.result
 
     def adapter(self, version: int) -> Adapter:
-        """A stamped copy of what the policy learnt."""
+        """A copy of the policy's adapter with its version and content hash."""
         result: Adapter = self.call("adapter", version)
         return result
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """One of `size` processes of torch.distributed's default group."""
+    """This process's rank among the `size` processes of torch.distributed's default group."""
 
     rank: int = 0
     size: int = 1

@@ -93,7 +93,7 @@ def make_reference(
     start: Mapping[str, Tensor] | None,
     source: ReferenceSource | None,
 ) -> Role:
-    """What the policy is held to: where it starts, or the adapter or model that `source` names.
+    """The frozen reference: a copy of the policy's start, or the adapter or model that `source` names.
 
     Raises:
         ValueError: a reference model with another vocabulary, or an adapter that does not fit the base.
@@ -189,7 +189,7 @@ def _tensors(role: Role) -> dict[str, Tensor]:
 
 
 def refuse_other_vocabulary(folder: Path | str, other: Path | str) -> None:
-    """Refuse a teacher whose log-probs of the policy's tokens mean nothing.
+    """Refuse a reference model whose vocabulary is not the policy's.
 
     Raises:
         ValueError: the vocabularies differ.

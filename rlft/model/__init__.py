@@ -1,1 +1,1 @@
-"""A model's folder, its tokenizer and chat format, packed forward passes, adapter tensors, export."""
+"""A language model: its folder, tokenizer and chat format, packed forward passes, and adapter tensors."""

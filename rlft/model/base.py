@@ -102,7 +102,7 @@ def _keep_gradients(model: PreTrainedModel) -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Without the deprecation notices that transformers gives to peft and trl, which a user of rlft cannot act on."""
+    """Silence the deprecation notices that transformers gives to peft and trl, which a user of rlft cannot act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|trl")
         yield
@@ -110,7 +110,7 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Global random state from `seed` inside, as it was outside: for libraries that take no generator."""
+    """Seed the global random state inside and restore it afterwards, for libraries that take no generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         yield

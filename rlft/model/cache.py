@@ -80,5 +80,5 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """A line on standard error."""
+    """Print a line on standard error."""
     Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)

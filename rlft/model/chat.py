@@ -15,7 +15,7 @@ from rlft.types import Completion, Message
 
 
 def load_tokenizer(folder: str | Path, *, for_chat: bool = True) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
+    """Load the model's tokenizer.
 
     Raises:
         ValueError: it has no chat template, so there is no right way to ask the model anything.

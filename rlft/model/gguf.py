@@ -114,11 +114,11 @@ def _smollm_tokenizer(facts: Mapping[str, Any]) -> Any:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
 def edit_json(path: Path, values: Mapping[str, object], drop: tuple[str, ...] = ()) -> None:
-    """Set these values in a JSON file and take those keys out."""
+    """Set values in a JSON file and remove keys from it."""
     kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in drop}
     path.write_text(json.dumps({**kept, **values}, indent=2, ensure_ascii=False) + "\n")

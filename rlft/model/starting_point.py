@@ -25,7 +25,7 @@ def resolve_model(config: BaseRunConfig) -> Path:
 
 
 def save_adapter(folder: Path, config: BaseRunConfig, model_folder: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write what was learnt, whole or not at all; plain `peft` (for `full`: transformers) loads it."""
+    """Write an adapter folder, whole or not at all; plain `peft` (for `full`: transformers) loads it."""
 
     def write(temporary: Path) -> None:
         save_tensors(temporary, config.adapter, model_folder, tensors)
@@ -66,7 +66,7 @@ def start_tensors(config: BaseRunConfig) -> dict[str, Tensor] | None:
 
 
 def reference_source(reference: str) -> ReferenceSource | None:
-    """What a config's `reference` names, fetched where needed; None, for where training starts, if it is empty."""
+    """The reference that a config names, fetched where needed; None if it is where training starts."""
     if not reference:
         return None
     if is_adapter_folder(Path(reference)):
@@ -76,7 +76,7 @@ def reference_source(reference: str) -> ReferenceSource | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceSource:
-    """A reference other than the policy's start."""
+    """The frozen model that the policy is compared with, where it is not the policy's start."""
 
     folder: str
     """An adapter folder in PEFT's layout, or a model folder."""

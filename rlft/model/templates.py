@@ -20,7 +20,7 @@ def write(
     *,
     opened: bool = True,
 ) -> str:
-    """A conversation as the template writes it.
+    """Render a conversation as text with the tokenizer's chat template.
 
     Args:
         tools: JSON schemas of tools; a template that does not take any has them in the system message instead.
@@ -43,7 +43,7 @@ def write(
 def fit(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[list[Message], dict[str, Any]]:
-    """(the conversation as the template can write it, what else it takes).
+    """Prepare a conversation for the template: (its messages, further arguments for the template).
 
     A template without tools has them in the system message; one without `tool` messages has the user say them.
 

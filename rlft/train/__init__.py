@@ -1,1 +1,1 @@
-"""The loops, and the runs around them."""
+"""The training loops and the runs around them: RL, preferences, reward models, the supervised warm start."""

@@ -1,4 +1,4 @@
-"""What the stages that TRL trains share: its settings here, its progress, and silence."""
+"""Helpers of the stages that TRL trains: trainer settings, progress, quiet libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OnLog = Callable[[int, int, dict[str, float]], None]
 
 
 def be_quiet() -> None:
-    """No notices and progress bars of the libraries; call it before TRL is imported, which takes seconds."""
+    """Turn off the libraries' notices and progress bars; call it before TRL is imported, which takes seconds."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from datasets import disable_progress_bars
 
@@ -48,7 +48,7 @@ def settings(
 
 
 def train(trainer: Any, on_log: OnLog) -> None:
-    """Train to the end; `on_log` takes the place of the callback that prints every log line."""
+    """Run a TRL trainer to its end; `on_log` replaces the callback that prints log lines."""
     from transformers import PrinterCallback, TrainerCallback
 
     class Progress(TrainerCallback):

@@ -14,47 +14,47 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
+class System:
     """A system that environments are taken from."""
 
     distribution: str
-    """The package that is installed for it; empty where the user's own file is all that it needs."""
+    """The package to install; empty where the user's own file is enough."""
     syntax: str
-    """How a path of it is written."""
+    """How `environment.path` names one of its environments."""
     takes_path: bool = False
     """Whether what follows the prefix may be the path of a class or function."""
 
 
-ADAPTERS: Mapping[str, Adapter] = {
-    "reasoning_gym": Adapter(distribution="reasoning-gym", syntax="reasoning_gym:NAME"),
-    "gymnasium": Adapter(distribution="gymnasium", syntax="gymnasium:ID"),
-    "textarena": Adapter(distribution="textarena", syntax="textarena:ID"),
-    "verifiers": Adapter(distribution="verifiers", syntax="verifiers:ENV or verifiers:FILE.py:NAME", takes_path=True),
-    "openenv": Adapter(distribution="openenv", syntax="openenv:FILE.py:CLASS", takes_path=True),
-    "trl": Adapter(distribution="", syntax="trl:FILE.py:CLASS", takes_path=True),
-    "skyrl_gym": Adapter(distribution="", syntax="skyrl_gym:FILE.py:CLASS", takes_path=True),
+SYSTEMS: Mapping[str, System] = {
+    "reasoning_gym": System(distribution="reasoning-gym", syntax="reasoning_gym:NAME"),
+    "gymnasium": System(distribution="gymnasium", syntax="gymnasium:ID"),
+    "textarena": System(distribution="textarena", syntax="textarena:ID"),
+    "verifiers": System(distribution="verifiers", syntax="verifiers:ENV or verifiers:FILE.py:NAME", takes_path=True),
+    "openenv": System(distribution="openenv", syntax="openenv:FILE.py:CLASS", takes_path=True),
+    "trl": System(distribution="", syntax="trl:FILE.py:CLASS", takes_path=True),
+    "skyrl_gym": System(distribution="", syntax="skyrl_gym:FILE.py:CLASS", takes_path=True),
 }
 
 
 def split(path: str) -> tuple[str, str]:
-    """System and name within it; the system is empty for a function of one's own."""
+    """Split a path into (system, name within it); the system is empty for a user's own function."""
     system, _, name = path.partition(":")
-    return (system, name) if system in ADAPTERS else ("", path)
+    return (system, name) if system in SYSTEMS else ("", path)
 
 
 def loader(system: str) -> Callable[..., Any]:
-    """The system's `load(name, **args)`."""
+    """The function `load(name, **args)` that makes a system's environments."""
     load: Callable[..., Any] = importlib.import_module(f"{__name__}.{system}").load
     return load
 
 
 def identity(system: str, name: str) -> str:
-    """What an environment of another system is: its package and version.
+    """Package and version of another system's environment, for the run's provenance.
 
     Raises:
         ValueError: the package is not installed.
     """
-    distribution = ADAPTERS[system].distribution
+    distribution = SYSTEMS[system].distribution
     try:
         return f"{distribution} {importlib.metadata.version(distribution)}"
     except importlib.metadata.PackageNotFoundError:

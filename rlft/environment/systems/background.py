@@ -23,7 +23,7 @@ _RANDOM: ContextVar[EpisodeRandom] = ContextVar("random")
 
 
 class Conversation:
-    """One run of a coroutine that asks the policy, started and answered from outside."""
+    """A coroutine that asks the policy, run in the background and answered message by message."""
 
     def __init__(self, run: Callable[[Ask], Coroutine[Any, Any, Any]], seed: int) -> None:
         """Args: run: gets `ask`; seed: of the global random numbers that its code sees."""

@@ -1,4 +1,4 @@
-"""What several adapters need: packages that may be missing, rows of data, random numbers that stay in an episode."""
+"""Helpers for other systems' environments: optional packages, rows of data, random numbers of one episode."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def tasks_of(
 
 
 def accepted(function: Callable[..., Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a row a function takes by name."""
+    """The columns of a row that a function takes by name."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return dict(row)

@@ -90,7 +90,10 @@ class _Episode:
         self._invalid = 0
 
     def start(self, task: Task, seed: int) -> list[Message]:
-        """The rules and the first observation. The task's own seed decides it, so that its prompt is what is asked."""
+        """Begin with the rules and the first observation.
+
+        They follow from the task's own seed, not from the sample's, so that they are what the task's prompt says.
+        """
         return self.reset(task.columns["seed"])
 
     def reset(self, seed: int) -> list[Message]:

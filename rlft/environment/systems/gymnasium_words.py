@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """How an environment is told to a reader."""
+    """A text description of an environment: its rules, actions and observations."""
 
     rules: str = ""
     """What it is about."""

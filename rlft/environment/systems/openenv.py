@@ -86,7 +86,7 @@ class _Episode:
         self._field = _only_field(action)
 
     def start(self, task: Task, seed: int) -> list[Message]:
-        """The first observation."""
+        """Reset the environment and begin with its first observation."""
         return self.open(task.columns, seed)
 
     def open(self, row: Mapping[str, Any], seed: int) -> list[Message]:
@@ -102,7 +102,7 @@ class _Episode:
         return [Message(role="user", content="\n\n".join(filter(None, parts)))]
 
     def step(self, message: Message) -> Step:
-        """Take the action that the message is."""
+        """Read the message as an action and take it; return the observation and the reward."""
         try:
             action = self._read(message["content"])
         except (ValidationError, ValueError) as error:

@@ -65,7 +65,7 @@ class _Episode:
         self._class, self._config = cls, config
 
     def start(self, task: Task, seed: int) -> tuple[Message, ...]:
-        """What the environment makes of the prompt."""
+        """Begin with the prompt as the environment's `init` returns it."""
         self._random = EpisodeRandom(seed)
         given = {"env_config": self._config, "extras": dict(task.columns)}
         with self._random:
@@ -74,7 +74,7 @@ class _Episode:
         return as_messages(conversation, "init()")
 
     def step(self, message: Message) -> Step:
-        """What the environment answers."""
+        """Pass the policy's text to the environment; return its observations and reward."""
         with self._random:
             output = self._environment.step(message["content"])
         return Step(

@@ -85,7 +85,7 @@ def load(
 
 
 def random_move(observation: str, random_: random.Random) -> str:
-    """One of the moves that the game has listed last.
+    """A random one of the moves that the game listed last.
 
     Raises:
         ValueError: it lists none.
@@ -116,7 +116,10 @@ class _Game:
         self._left, self._unfinished_reward = limit, unfinished_reward
 
     def start(self, task: Task, seed: int) -> list[Message]:
-        """The rules and what stands. The task's own seed decides it, so that its prompt is what is asked."""
+        """Begin with the rules and the game's state.
+
+        They follow from the task's own seed, not from the sample's, so that they are what the task's prompt says.
+        """
         return self.open(task.columns["seed"], task.columns["seat"])
 
     def open(self, seed: int, seat: int) -> list[Message]:

@@ -75,7 +75,7 @@ class _Episode:
         self._tools = _tools(environment)
 
     def start(self, task: Task, seed: int) -> list[Message]:
-        """The prompt with what `reset` returned."""
+        """Begin with the prompt and what `reset` returned."""
         row = {**task.columns, "answer": task.answer} if task.answer is not None else dict(task.columns)
         return self.open(row, seed)
 
@@ -96,7 +96,7 @@ class _Episode:
         return [*before, {**last, "content": last["content"] + (told or "")}]
 
     async def step(self, message: Message) -> Step:
-        """The tools' answers; after a message without a call the reward."""
+        """Answer the message's tool calls; a message without a call ends the episode, with `get_reward()`."""
         self._left -= 1
         return await self._random.run(self._step(message["content"]))
 

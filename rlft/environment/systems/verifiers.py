@@ -85,7 +85,7 @@ class _Episode:
         self._tools: dict[str, str] = {}
 
     def start(self, task: Task, seed: int) -> tuple[Message, ...]:
-        """The environment's first prompt, after its setup."""
+        """Set the environment up and begin with its first prompt."""
         self._conversation = Conversation(lambda ask: self._run(self._rows[task.id], ask), seed)
         prompt = self._conversation.start()
         if prompt is None:
@@ -94,7 +94,7 @@ class _Episode:
         return tuple(_message(message, self._tools) for message in prompt)
 
     async def step(self, message: Message) -> Step:
-        """What the environment answers; at its end the rubric's reward."""
+        """Pass the policy's message on; return the environment's answer, and at the end the rubric's reward."""
         from verifiers.types import AssistantMessage, ToolCall
 
         text, calls = read_tool_calls(message["content"]) if self._env.tool_defs else (message["content"], ())

@@ -17,13 +17,13 @@ from rlft.types import Message, Task
 
 
 def is_taskset_class(found: object) -> bool:
-    """Whether it is a class of tasksets; no verifiers, no such class."""
+    """Whether an object is a subclass of `verifiers.v1.Taskset`; False where verifiers has none."""
     v1 = sys.modules.get("verifiers.v1")
     return v1 is not None and inspect.isclass(found) and issubclass(found, v1.Taskset)
 
 
 def is_taskset(found: object) -> bool:
-    """Whether it is a taskset."""
+    """Whether an object is a `verifiers.v1.Taskset`."""
     return is_taskset_class(type(found))
 
 
@@ -36,7 +36,7 @@ def make(cls: Any, config: Mapping[str, Any]) -> Any:
 
 
 def load(taskset: Any, *, size: int | None, heldout: float, seed: int) -> Environment:
-    """See `verifiers.load`.
+    """An environment of a taskset: each task is asked once and scored by the taskset's rewards.
 
     Raises:
         ValueError: it has no end and no size is given; or a task needs what only a harness has.
@@ -64,12 +64,12 @@ class _Episode:
         self._tasks = tasks
 
     def start(self, task: Task, seed: int) -> tuple[Message, ...]:
-        """The task's prompt."""
+        """Begin with the task's prompt."""
         self._task = task
         return task.messages
 
     async def step(self, message: Message) -> Step:
-        """The task's reward."""
+        """Score the reply with the taskset's rewards; it ends the episode."""
         from verifiers.v1.configs.agent import AgentConfig
         from verifiers.v1.graph import MessageNode
         from verifiers.v1.trace import AgentInfo, Trace, TraceTask

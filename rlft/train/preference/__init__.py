@@ -1,1 +1,1 @@
-"""Training on preference data: DPO and its relatives."""
+"""Training on preference data: DPO, its relatives, and KTO."""

@@ -11,7 +11,7 @@ from rlft.objectives.algorithm import Preference
 
 
 class PreferenceDataConfig(Strict):
-    """Where the preferences come from. The columns are those of TRL, see `rows`."""
+    """Where the preferences come from; the columns are those that TRL documents."""
 
     source: str
     """A .jsonl, .json, .csv or .parquet file, a folder of such files, or a data set's hub id."""

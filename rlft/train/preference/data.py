@@ -49,12 +49,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceData:
-    """What a run trains and measures on."""
+    """A run's preferences as tokens, split into training and held-out examples."""
 
     train: list[Example]
-    """In the order of the source."""
+    """Examples to train on, in the order of the source."""
     heldout: list[Example]
-    """Likewise; empty if nothing is held out."""
+    """Examples to measure on, in the order of the source; empty if nothing is held out."""
     dropped: int
     """Rows left out because they are too long."""
     max_length: int

@@ -37,7 +37,7 @@ SAME = "chosen and rejected are the same, so there is nothing to prefer; remove 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A prompt and what was said to it."""
+    """A prompt with its rated completions, as text or messages."""
 
     prompt: Text
     """Text, or messages."""

@@ -1,0 +1,27 @@
+"""Rewards for tests of settings; a file that imports next to nothing, since scoring processes load it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+
+def stripes(completion: str, scale: float = 1.0) -> float:
+    """A reward with an argument."""
+    return scale * completion.count("a")
+
+
+def first(completion: str) -> float:
+    """Another reward."""
+    return float(completion.startswith("b"))
+
+
+def in_driver(completion: str, driver: int) -> float:
+    """1 where the reward runs in the process `driver`."""
+    return float(os.getpid() == driver)
+
+
+def slow(completion: str) -> float:
+    """A reward that takes its time."""
+    time.sleep(0.5)
+    return 1.0
