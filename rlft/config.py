@@ -73,7 +73,7 @@ class ScoringConfig(Strict):
     deadline_s: float = Field(10.0, gt=0)
     """Seconds that one sample may take before its process is killed."""
     max_failed: float = Field(0.1, ge=0, le=1)
-    """Share of a step's samples that may fail to be scored before the run stops."""
+    """Share of a step's or an evaluation's samples that may fail to be scored before the run stops."""
 
 
 class SamplingConfig(Strict):

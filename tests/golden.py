@@ -74,14 +74,17 @@ def differences(one: Path, other: Path, ignore: Sequence[str] = ()) -> Iterator[
                 yield file
 
 
-def _content(path: Path, *, like: Path | None = None) -> Any:
-    """A file's bytes, or its table, without the columns that the earlier one (`like`) does not have."""
+def _content(path: Path, *, like: Path) -> Any:
+    """A file's bytes, its table or its JSON object, without columns and fields that the earlier one (`like`) lacks."""
     if not path.is_file():
         return None
+    if path.suffix == ".json":
+        known = json.loads(like.read_text()) if like.is_file() else {}
+        return {name: value for name, value in json.loads(path.read_text()).items() if name in known}
     if path.suffix != ".parquet":
         return path.read_bytes()
     table = pq.read_table(path)
-    known = pq.read_schema(like).names if like and like.is_file() else table.column_names
+    known = pq.read_schema(like).names if like.is_file() else table.column_names
     return table.select([name for name in table.column_names if name in known])
 
 

@@ -154,7 +154,7 @@ def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path: Path, mon
         written.append(path.read_text())
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync", full)
+    monkeypatch.setattr("rlft.common.files._sync", full)
     with pytest.raises(OSError, match="No space left"):
         write_file(target, "new")
     assert written == ["new"]

@@ -14,21 +14,24 @@ from statistics import fmean, stdev
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from rlft.config import RunConfig
-from rlft.model.adapter import make_adapter, read_folder
+from rlft.curves.reading import read_evals
+from rlft.model.adapter import bare_base, make_adapter, read_folder
 from rlft.rollout import worker
 from rlft.rollout.engines.transformers import TransformersEngine
 from rlft.rollout.pool import InlinePool
 from rlft.run.checkpoint import load_latest
 from rlft.train.rl import launch
+from rlft.train.rl.evaluate import evaluation
 from rlft.train.rl.loop import refuse_mismatch
 from rlft.train.rl.rollouts import refuse_wrong_stamps
-from rlft.types import Adapter, Group
+from rlft.types import Adapter, Failed, Group, Score
 from tests.conftest import MakeConfig
-from tests.fakes import read_lines, read_metrics, read_result, read_rollouts
+from tests.fakes import made_up_group, read_lines, read_metrics, read_result, read_rollouts
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -448,7 +451,7 @@ def test_a_step_without_any_score_is_a_clear_end_and_nothing_is_lost(
 
 def test_an_evaluation_without_any_score_names_the_failure(make_config: MakeConfig) -> None:
     config = make_config(*QUICK, reward="def odd(completion):\n    raise OSError('service is down')")
-    with pytest.raises(ValueError, match=r"(?s)none of the 2 evaluation samples has a score.*service is down"):
+    with pytest.raises(RuntimeError, match=r"(?s)evaluation base: 2 of 2 samples could not be scored.*service is down"):
         launch.train(config)
 
 
@@ -581,3 +584,61 @@ def test_the_bound_on_the_mismatch(make_config: MakeConfig, mismatch: float, top
             refuse_mismatch(config, 1, metrics)
     else:
         refuse_mismatch(config, 1, metrics)
+
+
+# Failures on held-out tasks
+
+RAISES_ON_HELDOUT = """
+def odd(completion, task_id):
+    if task_id in {0}:
+        raise KeyError("cannot read this answer")
+    return 1.0
+"""
+
+
+def test_failures_on_heldout_tasks_are_in_every_number_a_reader_sees(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reward that raises on what it does not understand would otherwise end as an accuracy of 1.000."""
+    reward = RAISES_ON_HELDOUT.format(("heldout-1", "heldout-2", "heldout-3"))
+    settings = ("steps=1", "evaluation.tasks=4")
+    strict = make_config(*settings, "scoring.max_failed=0.7", reward=reward)
+    with pytest.raises(
+        RuntimeError, match=r"evaluation base: 3 of 4 samples could not be scored.*max_failed=0\.7"
+    ) as caught:
+        launch.train(strict)
+    assert "cannot read this answer" in str(caught.value)
+    assert len(pq.read_table(strict.run_dir / "evals" / "base.parquet")) == 4
+    assert not (strict.run_dir / "evals" / "base.json").exists()
+
+    lenient = make_config(*settings, "scoring.max_failed=0.75", "name=lenient", reward=reward)
+    summary = launch.train(lenient)
+    assert (summary["failed_base"], summary["failed_sft"], summary["failed_rl"]) == (3, None, 3)
+    assert "n=1, 3 of 4 samples failed" in capsys.readouterr().err
+    page = (lenient.run_dir / "report.html").read_text()
+    assert "(base; 3 of 4 samples failed and are missing)" in page
+    assert read_evals(lenient.run_dir)[0].samples == 4
+
+
+def test_an_observed_metric_that_fails_counts_as_failed_in_evaluations() -> None:
+    """The accuracy is the first reward's mean, also where that reward has no weight."""
+    config = RunConfig.model_validate(
+        {
+            "name": "n",
+            "steps": 1,
+            "model": {"source": "m"},
+            "environment": {"path": "e"},
+            "rewards": [{"path": "a:f", "weight": 0}, {"path": "b:g"}],
+        }
+    )
+    group = made_up_group([1.0, 1.0])
+    failed = Failed(kind="error", message="m", reproduce="r")
+    good, bad = group.trajectories
+    good = replace(good, outcome=Score(value=1.0, parts={"f": 0.5, "g": 1.0}))
+    bad = replace(bad, outcome=Score(value=1.0, parts={"g": 1.0}), failed_parts={"f": failed})
+    groups = [replace(group, trajectories=(good, bad))]
+    with pytest.raises(RuntimeError, match=r"1 of 2 samples could not be scored"):
+        evaluation(config, groups, adapter=bare_base(), name="base", step=0, samples_file=None)
+    config = config.model_copy(update={"scoring": config.scoring.model_copy(update={"max_failed": 0.5})})
+    result = evaluation(config, groups, adapter=bare_base(), name="base", step=0, samples_file=None)
+    assert (result.failed, result.samples, result.accuracy.mean) == (1, 2, 0.5)

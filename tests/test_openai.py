@@ -162,8 +162,8 @@ def test_a_served_model_is_evaluated_and_never_trained_on(tiny_model: Path, tmp_
             rollout={"engine": "openai", "engine_args": {"base_url": server.base_url, "model": "served"}},
         )
         result = launch.measure(config, None)
-        assert result["accuracy"]["mean"] == pytest.approx((7 * 1.0 + 0.5) / 8)
-        assert result["served"] == {"model": "served", "base_url": server.base_url}
+        assert result.accuracy.mean == pytest.approx((7 * 1.0 + 0.5) / 8)
+        assert result.extra["served"] == {"model": "served", "base_url": server.base_url}
         asked = len(server.asked)
         with pytest.raises(ValueError, match=r"rollout\.engine: openai cannot train"):
             launch.train(config)

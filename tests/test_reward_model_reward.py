@@ -208,7 +208,7 @@ def test_a_run_may_have_no_other_reward(tmp_path: Path, tiny_model: Path, rm: Pa
     assert read_metrics(path) == expected
     measured = launch.measure(RunConfig.model_validate({**config.model_dump(), "name": "m"}), path / "adapters/v000002")
     last = json.loads((path / "evals" / "step-000002.json").read_text())
-    assert measured["accuracy"] == last["accuracy"]
+    assert measured.accuracy.as_dict() == last["accuracy"]
 
 
 def test_the_function_runs_in_scoring_processes(tiny_model: Path, rm: Path) -> None:

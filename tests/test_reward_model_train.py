@@ -106,7 +106,7 @@ def test_an_equal_score_is_half_right(tmp_path: Path, tiny_model: Path) -> None:
         for name, parameter in model.named_parameters():
             if "score" in name:
                 parameter.zero_()
-    assert train_reward.measure(config, model, pairs, pad=0)["accuracy"]["mean"] == 0.5
+    assert train_reward.measure(config, model, pairs, pad=0).accuracy.mean == 0.5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,7 +125,7 @@ def test_the_base_is_bfloat16_and_what_is_trained_float32(tmp_path: Path, tiny_m
     assert any("score" in name for name in changed)
     result = train_reward.measure(config, model, pairs[:8], pad=0)
     # The output layer's products are not rounded to bfloat16, whose numbers have 8 bits.
-    assert any(float(torch.tensor(score).bfloat16()) != score for score in result["scores"])
+    assert any(float(torch.tensor(score).bfloat16()) != score for score in result.scores)
 
 
 # What is refused

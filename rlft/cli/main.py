@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args
@@ -160,7 +161,7 @@ def evaluate(
         loaded = load(target, overrides or [])
     from rlft.train.rl import launch
 
-    result = launch.measure(loaded, adapter)
+    result = launch.measure(loaded, adapter).as_dict()
     del result["by_task"]
     print(json.dumps({"adapter": str(adapter) if adapter else "base", **result}, indent=1))
 
@@ -287,15 +288,23 @@ def _preset_line(algorithm: Any) -> str:
     return ", ".join(f"{field.name}={getattr(algorithm, field.name)}" for field in fields(algorithm)[1:10])
 
 
-def _show_summary(run: Path, summary: dict[str, Any]) -> None:
+def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
     table = Table(title=Text(visible(f"Held-out {summary['metric']}")), title_justify="left")
-    for heading in ("policy", "accuracy", "95 % interval", "tasks"):
+    stages = [("base model", "base"), ("after SFT", "sft"), ("after RL", "rl")]
+    stages.append((f"after {summary.get('stage')}", "trained"))  # a preference run names its loss
+    failed = {key: summary.get(f"failed_{key}") or 0 for _, key in stages}
+    for heading in (
+        "policy",
+        "accuracy",
+        "95 % interval",
+        "tasks",
+        *(["samples failed"] if any(failed.values()) else []),
+    ):
         table.add_column(heading, justify="left" if heading == "policy" else "right")
-    stages = [("base model", "accuracy_base"), ("after SFT", "accuracy_sft"), ("after RL", "accuracy_rl")]
-    stages.append((f"after {summary.get('stage')}", "accuracy_trained"))  # a preference run names its loss
     for label, key in stages:
-        if accuracy := summary.get(key):
-            table.add_row(label, f"{accuracy['mean']:.3f}", _interval(accuracy), str(accuracy["n"]))
+        if accuracy := summary.get(f"accuracy_{key}"):
+            row = (label, f"{accuracy['mean']:.3f}", _interval(accuracy), str(accuracy["n"]), str(failed[key]))
+            table.add_row(*row[: len(table.columns)])
     console = Console()
     if table.row_count:
         console.print(table)
@@ -304,7 +313,7 @@ def _show_summary(run: Path, summary: dict[str, Any]) -> None:
         console.print(Text(f"  {run / name}"))
 
 
-def _show_reward_model(run: Path, summary: dict[str, Any]) -> None:
+def _show_reward_model(run: Path, summary: Mapping[str, Any]) -> None:
     table = Table(title="Held-out pairs in the right order", title_justify="left")
     for heading in ("training", "accuracy", "95 % interval", "pairs"):
         table.add_column(heading, justify="left" if heading == "training" else "right")

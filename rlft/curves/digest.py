@@ -68,6 +68,7 @@ class Waste:
 class _Stage:
     label: str
     accuracy: Interval
+    missing: str = ""
     by_task: Mapping[str, Sequence[float]] = field(default_factory=dict)
     trainer: str = "RL"
 
@@ -141,10 +142,13 @@ def _stages(evals: Sequence[Evaluation], summary: Mapping[str, Any]) -> dict[str
     stages: dict[str, _Stage] = {}
     for name, label in (("base", "base"), ("sft", "SFT"), ("rl", "RL")):
         if isinstance(stored := summary.get(f"accuracy_{name}"), dict):
-            stages[name] = _Stage(label, Interval.from_dict(stored))
+            failed = summary.get(f"failed_{name}")
+            stages[name] = _Stage(label, Interval.from_dict(stored), f"{failed} samples failed" if failed else "")
     for evaluation in evals:  # ordered, so the last step's evaluation is the one that stays
         key = evaluation.name if evaluation.name in ("base", "sft") else "rl"
-        stages[key] = _Stage(evaluation.label, evaluation.accuracy, evaluation.by_task, evaluation.stage)
+        stages[key] = _Stage(
+            evaluation.label, evaluation.accuracy, evaluation.missing, evaluation.by_task, evaluation.stage
+        )
     return stages
 
 
@@ -200,7 +204,8 @@ def _open_sentence(stages: Sequence[_Stage], trained: _Stage | None, rows: Seque
 
 
 def _with_label(stage: _Stage) -> str:
-    return f"{interval_text(stage.accuracy)} ({stage.label})"
+    missing = f"; {stage.missing} and are missing" if stage.missing else ""
+    return f"{interval_text(stage.accuracy)} ({stage.label}{missing})"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping
-from typing import Any
 
 from rlft.run.records import Interval
 
@@ -73,8 +71,7 @@ def _shown(char: str) -> str:
     return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"<U+{code:04X}>"
 
 
-def format_accuracy(accuracy: Mapping[str, Any]) -> str:
-    """`0.412 [0.345, 0.482]  n=200`"""
-    if accuracy["low"] is None:
-        return f"{accuracy['mean']:.3f}  n={accuracy['n']}"
-    return f"{accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]  n={accuracy['n']}"
+def format_accuracy(accuracy: Interval, missing: str = "") -> str:
+    """`0.412 [0.345, 0.482]  n=200`, and what is missing in it, as `Evaluation.missing` says."""
+    bounds = f" [{accuracy.low:.3f}, {accuracy.high:.3f}]" if accuracy.bounded else ""
+    return f"{accuracy.mean:.3f}{bounds}  n={accuracy.n}{f', {missing}' if missing else ''}"

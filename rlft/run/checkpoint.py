@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlft.common.files import sha256, write_folder
+from rlft.run.records import step_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ def save(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     Raises:
         OSError: the disk is full or not writable; earlier snapshots are untouched.
     """
-    target = folder / f"step-{snapshot.step:06d}"
+    target = folder / step_name(snapshot.step)
 
     def write(temporary: Path) -> None:
         save_file(dict(snapshot.tensors), temporary / "tensors.safetensors")

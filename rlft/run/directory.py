@@ -17,7 +17,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import chain, count
@@ -34,6 +34,7 @@ from rlft import config_file
 from rlft.common.files import write_file
 from rlft.config import BaseRunConfig, RunConfig
 from rlft.run.checkpoint import Snapshot, save
+from rlft.run.logs import read_evaluation
 from rlft.run.records import (
     CHECKPOINTS,
     CONFIG,
@@ -43,9 +44,11 @@ from rlft.run.records import (
     PROVENANCE,
     ROLLOUTS,
     SUMMARY,
+    Evaluation,
     Event,
     MetricsLine,
     Provenance,
+    step_name,
 )
 from rlft.run.rollout_table import to_parquet
 from rlft.types import Batch, Group, Metrics
@@ -158,7 +161,7 @@ class Run(Generic[C]):
         """Keep a batch whose update was skipped: tensors by field, and its tokens as JSON in the file's metadata."""
         folder = self.path / "skipped"
         folder.mkdir(exist_ok=True)
-        path = folder / f"step-{step:06d}-{len(list(folder.iterdir()))}.safetensors"
+        path = folder / f"{step_name(step)}-{len(list(folder.iterdir()))}.safetensors"
         values = {field.name: getattr(batch, field.name) for field in fields(batch)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         rows = {name: json.dumps(value) for name, value in values.items() if isinstance(value, tuple)}
@@ -181,23 +184,26 @@ class Run(Generic[C]):
                 "model.dtype=float32, or look at the batches for very large rewards."
             )
 
-    def write_evaluation(self, result: dict[str, Any], groups: Sequence[Group] = ()) -> None:
-        """Keep an evaluation and its samples, where it has any."""
-        name = result["name"]
-        if groups:
-            write_file(self.path / EVALS / f"{name}.parquet", to_parquet(groups, step=result["step"]))
-        write_file(self.path / EVALS / f"{name}.json", json.dumps(result, indent=1))
+    def write_evaluation(self, evaluation: Evaluation) -> None:
+        """Keep an evaluation; one that is there is not made again by `rlft resume`."""
+        write_file(self.path / EVALS / f"{evaluation.name}.json", json.dumps(evaluation.as_dict(), indent=1))
 
-    def evaluation(self, name: str) -> dict[str, Any] | None:
-        """An evaluation that was made before, or None."""
+    def write_evaluation_samples(self, name: str, step: int, groups: Sequence[Group]) -> Path:
+        """Keep every sample of an evaluation; returns the file."""
+        path = self.path / EVALS / f"{name}.parquet"
+        write_file(path, to_parquet(groups, step=step))
+        return path
+
+    def evaluation(self, name: str) -> Evaluation | None:
+        """An evaluation that was made before, or None. Raises ValueError if its file is damaged."""
         path = self.path / EVALS / f"{name}.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_evaluation(path) if path.is_file() else None
 
     def checkpoint(self, snapshot: Snapshot) -> None:
         """Save what `rlft resume` needs."""
         save(self.path / CHECKPOINTS, snapshot, keep=KEPT_CHECKPOINTS)
 
-    def write_summary(self, summary: dict[str, Any]) -> Path:
+    def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """The run's result."""
         path = self.path / SUMMARY
         write_file(path, json.dumps(summary, indent=1) + "\n")

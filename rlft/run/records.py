@@ -158,13 +158,15 @@ class Evaluation:
     accuracy: Interval
     """Mean over tasks, with its 95 % interval."""
     failed: int
-    """Samples that could not be scored and are in no number."""
+    """Samples for which the metric has no value because a reward failed; they are in no mean."""
     length: float
     """Mean completion length in tokens; nan if there was none."""
     truncated: float
     """Share of completions that were cut at the length limit."""
     by_task: Mapping[str, Sequence[float]]
     """Values of each task's scored samples."""
+    samples: int = 0
+    """All samples that were made, failed ones too; 0 where the file does not say."""
     stage: str = "RL"
     """What trains the policy: RL, or a preference loss such as DPO."""
     loss: float = math.nan
@@ -181,6 +183,11 @@ class Evaluation:
         """What to call it in a sentence or a table."""
         return {"base": "base", "sft": "SFT"}.get(self.name, f"{self.stage}, step {self.step}")
 
+    @property
+    def missing(self) -> str:
+        """How many samples are missing in the accuracy, such as `29 of 40 samples failed`; empty if none is."""
+        return f"{self.failed}{f' of {self.samples}' if self.samples else ''} samples failed" if self.failed else ""
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, of RL without what only preferences have."""
         of_preferences = {"stage": self.stage, "loss": self.loss, "margin": self.margin}
@@ -192,7 +199,7 @@ class Evaluation:
             kept |= of_preferences
         kept["accuracy"] = self.accuracy.as_dict()
         kept["by_task"] = {task: list(values) for task, values in self.by_task.items()}
-        return {**{key: None if value is math.nan else value for key, value in kept.items()}, **self.extra}
+        return {**{key: None if _is_unknown(value) else value for key, value in kept.items()}, **self.extra}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
@@ -208,6 +215,7 @@ class Evaluation:
                 failed=int(data["failed"]),
                 length=_number(data["length"]),
                 truncated=_number(data["truncated"]),
+                samples=int(data.get("samples", 0)),
                 by_task={str(task): [float(v) for v in values] for task, values in data["by_task"].items()},
                 stage=str(data.get("stage", "RL")),
                 loss=_number(data.get("loss")),
@@ -316,7 +324,8 @@ versions may have fewer or further columns."""
 
 
 class RLSummary(TypedDict):
-    """summary.json of `rlft train`; it is there once the run has ended well. Accuracies are `Interval.as_dict`."""
+    """summary.json of `rlft train`; it is there once the run has ended well. Accuracies are `Interval.as_dict`, and
+    `failed_` counts the samples that are missing in them; None where nothing was evaluated."""
 
     name: str
     metric: str
@@ -324,6 +333,9 @@ class RLSummary(TypedDict):
     accuracy_base: dict[str, float | int | None] | None
     accuracy_sft: dict[str, float | int | None] | None
     accuracy_rl: dict[str, float | int | None] | None
+    failed_base: int | None
+    failed_sft: int | None
+    failed_rl: int | None
     adapter: str
 
 
@@ -358,6 +370,10 @@ class RewardModelSummary(TypedDict):
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
+
+
+def _is_unknown(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _beyond(kind: Any, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
@@ -28,7 +27,7 @@ from rlft.model.memory import keep_freed_memory
 from rlft.model.starting_point import reference_source, resolve_model, save_adapter, start_tensors
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
-from rlft.run.records import Provenance
+from rlft.run.records import PreferenceSummary, Provenance, adapter_name, step_name
 from rlft.run.resume import PLAIN, How, config_of, continued
 from rlft.train import provenance
 from rlft.train.preference.config import PreferenceConfig
@@ -37,7 +36,7 @@ from rlft.train.preference.group import make_preference_learner
 from rlft.train.preference.loop import NAMES, AnyLearner, logprobs, measure, num_updates, train_dpo, updates_per_epoch
 
 
-def train(config: PreferenceConfig, *, restart: bool = False) -> dict[str, Any]:
+def train(config: PreferenceConfig, *, restart: bool = False) -> PreferenceSummary:
     """Start a preference run and bring it to its end.
 
     Args:
@@ -56,7 +55,7 @@ def train(config: PreferenceConfig, *, restart: bool = False) -> dict[str, Any]:
             return _execute(run, data, model_folder, view)
 
 
-def resume(path: Path, how: How = PLAIN) -> tuple[Path, dict[str, Any]]:
+def resume(path: Path, how: How = PLAIN) -> tuple[Path, PreferenceSummary]:
     """Continue a preference run from its newest whole checkpoint; on a CPU it ends as it would have without a break.
 
     Returns:
@@ -114,7 +113,7 @@ def _prepare(config: PreferenceConfig, view: View) -> tuple[PreferenceData, str]
 
 def _execute(
     run: Run[PreferenceConfig], data: PreferenceData, model_folder: str, view: View, saved: Snapshot | None = None
-) -> dict[str, Any]:
+) -> PreferenceSummary:
     keep_freed_memory()
     try:
         return _stages(run, data, model_folder, view, saved)
@@ -125,7 +124,7 @@ def _execute(
 
 def _stages(
     run: Run[PreferenceConfig], data: PreferenceData, model_folder: str, view: View, saved: Snapshot | None
-) -> dict[str, Any]:
+) -> PreferenceSummary:
     config, total = run.config, num_updates(run.config, data)
     view.stage("loading the model")
     source = reference_source(config.reference)
@@ -148,9 +147,9 @@ def _stages(
         def after_update(step: int) -> None:
             is_last = step == total
             if is_last or step % updates_per_epoch(config, data) == 0:
-                _measure_once(run, learner, data, view, name=f"step-{step:06d}", step=step)
+                _measure_once(run, learner, data, view, name=step_name(step), step=step)
             if is_last or step % config.checkpoint.every == 0:
-                folder = run.path / "adapters" / f"v{step:06d}"
+                folder = run.path / "adapters" / adapter_name(step)
                 save_adapter(folder, config, model_folder, learner.adapter(step).tensors)
                 tensors, numbers = learner.state()
                 run.checkpoint(Snapshot(step=step, tensors=tensors, state=numbers))
@@ -169,8 +168,8 @@ def _measure_once(
     view.stage(f"held-out preferences: {name}")
     result = measure(learner, run.config, data, name=name, step=step, on_chunk=view.progress)
     run.write_evaluation(result)
-    accuracy = format_accuracy(result["accuracy"])
-    view.note(f"held-out, {name}: loss {result['loss']:.4f}, margin {result['margin']:.3f}, accuracy {accuracy}")
+    accuracy = format_accuracy(result.accuracy)
+    view.note(f"held-out, {name}: loss {result.loss:.4f}, margin {result.margin:.3f}, accuracy {accuracy}")
 
 
 def _with_reference(
@@ -210,12 +209,12 @@ def _identity(folders: Iterable[str]) -> list[str]:
     return [f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
 
 
-def _summarize(run: Run[PreferenceConfig], data: PreferenceData) -> dict[str, Any]:
+def _summarize(run: Run[PreferenceConfig], data: PreferenceData) -> PreferenceSummary:
     from rlft.curves.report import write_report, write_reward_png
 
     total = num_updates(run.config, data)
-    before, after = run.evaluation("base"), run.evaluation(f"step-{total:06d}")
-    summary: dict[str, Any] = {
+    before, after = run.evaluation("base"), run.evaluation(step_name(total))
+    summary: PreferenceSummary = {
         "name": run.config.name,
         "stage": NAMES[run.config.preference.loss],
         "metric": "preference",
@@ -223,11 +222,14 @@ def _summarize(run: Run[PreferenceConfig], data: PreferenceData) -> dict[str, An
         "train_examples": len(data.train),
         "heldout_examples": len(data.heldout),
         "dropped_rows": data.dropped,
-        "adapter": f"adapters/v{total:06d}",
+        "adapter": f"adapters/{adapter_name(total)}",
+        "accuracy_base": before.accuracy.as_dict() if before else None,
+        "loss_base": before.loss if before else None,
+        "margin_base": before.margin if before else None,
+        "accuracy_trained": after.accuracy.as_dict() if after else None,
+        "loss_trained": after.loss if after else None,
+        "margin_trained": after.margin if after else None,
     }
-    for label, result in (("base", before), ("trained", after)):
-        for key in ("accuracy", "loss", "margin"):
-            summary[f"{key}_{label}"] = result[key] if result else None
     run.write_summary(summary)
     write_report(run.path)
     write_reward_png(run.path)

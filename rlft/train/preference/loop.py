@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from rlft.learner.core import lr_factor
 from rlft.objectives.algorithm import Loss
 from rlft.objectives.preference import example_losses, is_right
 from rlft.run.directory import Run
+from rlft.run.records import Evaluation
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.preference.data import Example, PreferenceData, make_batch
 from rlft.train.preference.group import PreferenceGroup
@@ -96,12 +97,9 @@ def measure(
     name: str,
     step: int,
     on_chunk: OnChunk | None,
-) -> dict[str, Any]:
-    """The held-out examples' mean loss and margin, and the share on whose label the policy's margin sides.
-
-    Returns:
-        The result as `evals/NAME.json` holds it, clustered by prompt.
-    """
+) -> Evaluation:
+    """The held-out examples' mean loss and margin, and the share on whose label the policy's margin sides; the
+    interval is clustered by prompt."""
     preference, examples = config.preference, data.heldout
     batch = make_batch(examples)
     if preference.needs_reference and batch.ref_logprobs is None:
@@ -118,21 +116,22 @@ def measure(
     for example, right in zip(examples, is_right(margins).tolist(), strict=True):
         by_task.setdefault(example.id, []).append(right)
     adapter = learner.adapter(step)
-    return {
-        "name": name,
-        "stage": NAMES[preference.loss],
-        "step": step,
-        "adapter_version": step,
-        "adapter_hash": adapter.hash,
-        "metric": "preference",
-        "accuracy": accuracy_interval(list(by_task.values())).as_dict(),
-        "loss": float(losses.mean()),
-        "margin": float(margins.mean()),
-        "failed": 0,
-        "length": batch.sequence_index.numel() / batch.num_sequences,
-        "truncated": 0.0,
-        "by_task": by_task,
-    }
+    return Evaluation(
+        name=name,
+        stage=NAMES[preference.loss],
+        step=step,
+        adapter_version=step,
+        adapter_hash=adapter.hash,
+        metric="preference",
+        accuracy=accuracy_interval(list(by_task.values())),
+        loss=float(losses.mean()),
+        margin=float(margins.mean()),
+        failed=0,
+        samples=len(examples),
+        length=batch.sequence_index.numel() / batch.num_sequences,
+        truncated=0.0,
+        by_task=by_task,
+    )
 
 
 def logprobs(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +21,7 @@ from rlft.model import base as models
 from rlft.model.memory import keep_freed_memory
 from rlft.model.starting_point import resolve_model
 from rlft.run.directory import Run
+from rlft.run.records import RewardModelSummary
 from rlft.train import provenance
 from rlft.train.preference.data import PreferenceData, load
 from rlft.train.reward_model import train as train_reward
@@ -29,7 +29,7 @@ from rlft.train.reward_model.config import RewardModelConfig
 from rlft.types import Metrics
 
 
-def train(config: RewardModelConfig, *, restart: bool = False) -> dict[str, Any]:
+def train(config: RewardModelConfig, *, restart: bool = False) -> RewardModelSummary:
     """Train a reward model.
 
     Args:
@@ -63,13 +63,13 @@ def train(config: RewardModelConfig, *, restart: bool = False) -> dict[str, Any]
 
 def _stages(
     run: Run[RewardModelConfig], view: View, model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: PreferenceData
-) -> dict[str, Any]:
+) -> RewardModelSummary:
     config = run.config
 
-    def measure(when: str) -> dict[str, Any]:
+    def measure(when: str) -> train_reward.Measured:
         view.stage(f"held-out pairs, {when} training")
         result = train_reward.measure(config, model, data.heldout, pad=tokenizer.pad_token_id)
-        view.note(f"held-out accuracy {when} training: {format_accuracy(result['accuracy'])}")
+        view.note(f"held-out accuracy {when} training: {format_accuracy(result.accuracy)}")
         return result
 
     before = measure("before")
@@ -89,16 +89,16 @@ def _stages(
     facts = {
         "source": config.model.source,
         "dtype": str(models.resolve_dtype(config.model)).removeprefix("torch."),
-        "accuracy": after["accuracy"],
-        "mean": statistics.fmean(after["scores"]),
-        "std": statistics.pstdev(after["scores"]),
+        "accuracy": after.accuracy.as_dict(),
+        "mean": statistics.fmean(after.scores),
+        "std": statistics.pstdev(after.scores),
         "tools": data.shows_tools,
     }
     train_reward.save(run.path / "reward-model", model, tokenizer, facts)
-    summary = {
+    summary: RewardModelSummary = {
         "name": config.name,
-        "accuracy_before": before["accuracy"],
-        "accuracy_after": after["accuracy"],
+        "accuracy_before": before.accuracy.as_dict(),
+        "accuracy_after": after.accuracy.as_dict(),
         "n": len(data.heldout),
         "reward_model": "reward-model",
     }

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -23,6 +23,7 @@ from rlft.model import base as models
 from rlft.model import chat
 from rlft.model.adapter import lora_config
 from rlft.model.layers.lora import use_lean_lora
+from rlft.run.records import Interval
 from rlft.train import trl
 from rlft.train.preference.data import Example
 from rlft.train.reward_model.config import RewardModelConfig
@@ -118,11 +119,17 @@ def fit(
         trl.train(trainer, on_log)
 
 
-def measure(config: RewardModelConfig, model: nn.Module, pairs: Sequence[Example], *, pad: int) -> dict[str, Any]:
-    """How often the chosen conversation scores higher; an equal score counts half.
+class Measured(NamedTuple):
+    """A reward model on held-out pairs."""
 
-    Returns:
-        `accuracy` with its 95 % interval, clustered by prompt, and all `scores`.
+    accuracy: Interval
+    """How often the chosen conversation scores higher, with the 95 % interval, clustered by prompt."""
+    scores: list[float]
+    """The model's output for every conversation, chosen and rejected in turn."""
+
+
+def measure(config: RewardModelConfig, model: nn.Module, pairs: Sequence[Example], *, pad: int) -> Measured:
+    """Score both conversations of every pair; an equal score counts half.
 
     Raises:
         RuntimeError: a score is not finite.
@@ -135,7 +142,7 @@ def measure(config: RewardModelConfig, model: nn.Module, pairs: Sequence[Example
     by_prompt: dict[str, list[float]] = {}
     for pair, (chosen, rejected) in zip(pairs, scores.view(-1, 2).tolist(), strict=True):
         by_prompt.setdefault(pair.id, []).append(float(chosen > rejected) + 0.5 * float(chosen == rejected))
-    return {"accuracy": accuracy_interval(by_prompt).as_dict(), "scores": scores.tolist()}
+    return Measured(accuracy_interval(by_prompt), scores.tolist())
 
 
 def score(model: nn.Module, rows: Sequence[Sequence[int]], *, pad: int, batch_size: int) -> Tensor:

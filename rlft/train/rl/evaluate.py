@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from rlft.config import RunConfig
 from rlft.curves.statistics import accuracy_interval
@@ -12,30 +12,25 @@ from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import make_chunks
 from rlft.rollout.pool import RolloutPool
 from rlft.rollout.work_queue import OnChunk
-from rlft.types import Adapter, Failed, Group, SamplingParams, Score, Task
+from rlft.run.records import Evaluation
+from rlft.types import Adapter, Failed, Group, SamplingParams, Score, Task, Trajectory
 
 
-def evaluate(
+def answer_heldout(
     config: RunConfig,
     pool: RolloutPool,
     scorer: Scorer,
     tasks: Sequence[Task],
     *,
-    adapter: Adapter,
-    name: str,
-    step: int,
+    version: int,
     on_chunk: OnChunk | None = None,
-) -> tuple[dict[str, Any], list[Group]]:
-    """Measure the published adapter on held-out tasks.
+) -> list[Group]:
+    """Sample and score answers to the first `evaluation.tasks` held-out tasks with the published adapter `version`.
 
     The samples' seeds do not depend on the step, so that two evaluations differ by the policy alone.
 
-    Returns:
-        (the result as `evals/NAME.json` holds it, the scored groups). Failed samples are counted (`failed`) and absent
-        from the mean; `failed_parts` counts the failures of each reward, also of one that has no weight.
-
     Raises:
-        ValueError: no held-out tasks, or none of the samples has a score.
+        ValueError: there are no held-out tasks.
     """
     if not tasks:
         raise ValueError("the environment has no held-out tasks to evaluate on")
@@ -55,32 +50,62 @@ def evaluate(
         run_seed=config.seed,
         stream="evaluate",
         step=0,
-        version=adapter.version,
+        version=version,
     )
-    groups = scorer.score(pool.run(chunks, on_chunk))
+    return scorer.score(pool.run(chunks, on_chunk))
+
+
+def evaluation(
+    config: RunConfig, groups: Sequence[Group], *, adapter: Adapter, name: str, step: int, samples_file: Path | None
+) -> Evaluation:
+    """What the scored answers of `answer_heldout` say about the adapter that gave them.
+
+    Args:
+        samples_file: where the samples are kept, for the error; None if they are not.
+
+    Raises:
+        RuntimeError: the metric has no value, or failed on more samples than `scoring.max_failed` allows: a mean over
+            the others alone would be a mean over the samples that the reward happens to understand.
+    """
     metric = config.rewards[0].label
+    trajectories = [t for group in groups for t in group.trajectories]
     values = {group.task.id: accuracies(group, metric) for group in groups}
     scored = [v for v in values.values() if v]
-    trajectories = [t for group in groups for t in group.trajectories]
-    failures = [t.outcome for t in trajectories if isinstance(t.outcome, Failed)]
-    failed_parts = Counter(name for t in trajectories for name in t.failed_parts)
-    if not scored:
-        of_metric = [t.failed_parts[metric] for t in trajectories if metric in t.failed_parts]
-        reason = "".join(f": {failure.message}" for failure in [*failures, *of_metric][:1])
-        raise ValueError(f"none of the {len(trajectories)} evaluation samples has a score{reason}")
-    return {
-        "name": name,
-        "step": step,
-        "adapter_version": adapter.version,
-        "adapter_hash": adapter.hash,
-        "metric": metric,
-        "accuracy": accuracy_interval(scored).as_dict(),
-        "failed": len(failures),
-        **({"failed_parts": dict(sorted(failed_parts.items()))} if failed_parts else {}),
-        "length": sum(t.num_actions for t in trajectories) / len(trajectories),
-        "truncated": sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
-        "by_task": values,
-    }, groups
+    failures = [failure for t in trajectories if (failure := _failure(t, metric))]
+    if not scored or len(failures) > config.scoring.max_failed * len(trajectories):
+        raise RuntimeError(_refusal(config, name, len(trajectories), failures, samples_file))
+    return Evaluation(
+        name=name,
+        step=step,
+        adapter_version=adapter.version,
+        adapter_hash=adapter.hash,
+        metric=metric,
+        accuracy=accuracy_interval(scored),
+        failed=len(failures),
+        samples=len(trajectories),
+        failed_parts=dict(sorted(Counter(part for t in trajectories for part in t.failed_parts).items())),
+        length=sum(t.num_actions for t in trajectories) / len(trajectories),
+        truncated=sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
+        by_task=values,
+    )
+
+
+def _failure(trajectory: Trajectory, metric: str) -> Failed | None:
+    if isinstance(trajectory.outcome, Failed):
+        return trajectory.outcome
+    return trajectory.failed_parts.get(metric)
+
+
+def _refusal(config: RunConfig, name: str, samples: int, failures: Sequence[Failed], samples_file: Path | None) -> str:
+    kept = f" All samples are in {samples_file}." if samples_file else ""
+    if not failures:
+        return f"evaluation {name}: {config.rewards[0].label} abstained on all {samples} samples.{kept}"
+    first = failures[0]
+    return (
+        f"evaluation {name}: {len(failures)} of {samples} samples could not be scored, more than scoring.max_failed="
+        f"{config.scoring.max_failed} allows, so the mean of the others says little about the policy. First failure "
+        f"({first.kind}): {first.message}\nReproduce it with:\n{first.reproduce}\n{kept.strip()}"
+    ).rstrip()
 
 
 def accuracies(group: Group, reward: str) -> list[float]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -40,10 +39,10 @@ from rlft.rollout.pool import MakePool, RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
-from rlft.run.records import Provenance
+from rlft.run.records import Evaluation, Provenance, RLSummary, adapter_name, step_name
 from rlft.run.resume import PLAIN, Continued, How, config_of, continued
 from rlft.train import provenance
-from rlft.train.rl.evaluate import evaluate
+from rlft.train.rl.evaluate import answer_heldout, evaluation
 from rlft.train.rl.loop import train_rl
 from rlft.train.rl.observed import note_observed_failures
 from rlft.train.rl.services import make_scorer, services
@@ -80,7 +79,7 @@ class _Parts:
     learner_scores: LearnerScores
 
 
-def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = None) -> dict[str, Any]:
+def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = None) -> RLSummary:
     """Start a run and bring it to its end.
 
     Args:
@@ -102,7 +101,7 @@ def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = 
         return _execute(run, prepared, pools=pools)
 
 
-def resume(path: Path, how: How = PLAIN) -> tuple[Path, dict[str, Any]]:
+def resume(path: Path, how: How = PLAIN) -> tuple[Path, RLSummary]:
     """Continue a run from its newest whole checkpoint; on a CPU it ends as it would have without the interruption.
 
     Returns:
@@ -142,11 +141,12 @@ def sft(config: RunConfig, *, restart: bool = False) -> Path:
         return run.path / "adapters" / "sft"
 
 
-def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
+def measure(config: RunConfig, adapter_folder: Path | None) -> Evaluation:
     """Held-out accuracy of the base model, or of an adapter folder; nothing is written.
 
     Raises:
         ValueError: see `train`.
+        RuntimeError: too many samples could not be scored, see `evaluation`.
     """
     environment = loading.load(config.environment)
     model_folder = str(resolve_model(config))
@@ -163,18 +163,13 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> dict[str, Any]:
             learner_scores.bind(partial(Learner(config, model_folder).scores, tools=environment.tools))
         pool.publish(adapter)
         view.stage("held-out evaluation")
-        result, _ = evaluate(
-            config,
-            pool,
-            scorer,
-            environment.heldout,
-            adapter=adapter,
-            name="measure",
-            step=0,
-            on_chunk=view.progress,
+        groups = answer_heldout(
+            config, pool, scorer, environment.heldout, version=adapter.version, on_chunk=view.progress
         )
+        result = evaluation(config, groups, adapter=adapter, name="measure", step=0, samples_file=None)
         if config.rollout.engine == "openai":  # not the weights that the result's adapter_hash speaks of
-            result["served"] = {key: config.rollout.engine_args[key] for key in ("model", "base_url")}
+            served = {key: config.rollout.engine_args[key] for key in ("model", "base_url")}
+            return replace(result, extra={"served": served})
         return result
 
 
@@ -220,7 +215,7 @@ def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Pre
 
 def _execute(
     run: Run, prepared: _Prepared, *, going_on: Continued[RunConfig] | None = None, pools: MakePool | None = None
-) -> dict[str, Any]:
+) -> RLSummary:
     config, model_folder, scorer = run.config, prepared.model_folder, prepared.scorer
     with (
         View(config.name, steps=config.steps) as view,
@@ -247,7 +242,7 @@ def _execute(
             raise
 
 
-def _stages(parts: _Parts, saved: Snapshot | None) -> dict[str, Any]:
+def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
     run, view, config = parts.run, parts.view, parts.run.config
     base = bare_base()
     if not config.learner_rewards:  # else when the learner is there
@@ -269,9 +264,9 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> dict[str, Any]:
             adapter = published[-1]
             is_last = step == config.steps
             if is_last or (config.evaluation.every and step % config.evaluation.every == 0):
-                _evaluate_once(parts, adapter, name=f"step-{step:06d}", step=step, publish=False)
+                _evaluate_once(parts, adapter, name=step_name(step), step=step, publish=False)
             if is_last or step % config.checkpoint.every == 0:
-                save_adapter(run.path / "adapters" / f"v{step:06d}", config, parts.model_folder, adapter.tensors)
+                save_adapter(run.path / "adapters" / adapter_name(step), config, parts.model_folder, adapter.tensors)
                 run.checkpoint(snapshot(learner, step, published[:-1]))
 
         train_rl(
@@ -325,37 +320,37 @@ def _evaluate_once(parts: _Parts, adapter: Adapter, *, name: str, step: int, pub
     view.stage(f"held-out evaluation: {name}")
     if publish:
         parts.pool.publish(adapter)
-    result, groups = evaluate(
+    groups = answer_heldout(
         run.config,
         parts.pool,
         parts.scorer,
         parts.environment.heldout,
-        adapter=adapter,
-        name=name,
-        step=step,
+        version=adapter.version,
         on_chunk=view.progress,
     )
-    run.write_evaluation(result, groups)
+    samples = run.write_evaluation_samples(name, step, groups)
+    result = evaluation(run.config, groups, adapter=adapter, name=name, step=step, samples_file=samples)
+    run.write_evaluation(result)
     note_observed_failures(run, view, groups, step=step)
-    accuracy = result["accuracy"]
-    view.note(f"held-out {result['metric']}, {name}: {format_accuracy(accuracy)}")
+    view.note(f"held-out {result.metric}, {name}: {format_accuracy(result.accuracy, result.missing)}")
 
 
-def _summarize(run: Run) -> dict[str, Any]:
+def _summarize(run: Run) -> RLSummary:
     from rlft.curves.report import write_report, write_reward_png
 
     config = run.config
-    evaluations = {
-        "base": run.evaluation("base"),
-        "sft": run.evaluation("sft"),
-        "rl": run.evaluation(f"step-{config.steps:06d}"),
-    }
-    summary: dict[str, Any] = {
+    base, sft, trained = (run.evaluation(name) for name in ("base", "sft", step_name(config.steps)))
+    summary: RLSummary = {
         "name": config.name,
         "metric": config.rewards[0].label,
         "steps": config.steps,
-        **{f"accuracy_{key}": value["accuracy"] if value else None for key, value in evaluations.items()},
-        "adapter": f"adapters/v{config.steps:06d}",
+        "accuracy_base": base.accuracy.as_dict() if base else None,
+        "accuracy_sft": sft.accuracy.as_dict() if sft else None,
+        "accuracy_rl": trained.accuracy.as_dict() if trained else None,
+        "failed_base": base.failed if base else None,
+        "failed_sft": sft.failed if sft else None,
+        "failed_rl": trained.failed if trained else None,
+        "adapter": f"adapters/{adapter_name(config.steps)}",
     }
     run.write_summary(summary)
     write_report(run.path)
