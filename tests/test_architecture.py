@@ -182,6 +182,33 @@ def test_ray_is_imported_in_one_file() -> None:
     assert users == ["rlft.common.cluster"]
 
 
+KERNELS = ("rlft.model.kernels", {"kernel", "Kernel"})
+"""The room that touches memory by address, and what only it may call."""
+FOREIGN_CALLS = {"rlft.common.child_process", "rlft.model.memory"}
+"""Modules besides that call C functions: of the operating system, not of ours."""
+
+
+def addresses(name: str, source: str) -> list[str]:
+    """Uses of pointers, of C functions and of the compiled library in a module outside of the kernels' room."""
+    room_name, inner = KERNELS
+    used = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    found = ["data_ptr"] if "data_ptr" in used else []
+    if "ctypes" in set(map(top, imported(source))) and name not in FOREIGN_CALLS:
+        found.append("ctypes")
+    return found + sorted(imported_names(source) & {f"{room_name}.library.{each}" for each in inner})
+
+
+@pytest.mark.parametrize("path", sources("rlft"), ids=module)
+def test_only_kernels_use_pointers(path: Path) -> None:
+    if room(module(path)) != "model/kernels":
+        assert addresses(module(path), path.read_text(encoding="utf-8")) == []
+
+
+def test_a_pointer_outside_of_the_kernels_would_be_found() -> None:
+    source = "import ctypes\nfrom rlft.model.kernels.library import kernel\nkernel('x')(tensor.data_ptr())"
+    assert addresses("rlft.learner.x", source) == ["data_ptr", "ctypes", "rlft.model.kernels.library.kernel"]
+
+
 @pytest.mark.timeout(60)
 def test_light_modules_bring_no_heavy_ones() -> None:
     # `rlft report` and `rlft schema` answer at once, and a reward's process does not load torch.

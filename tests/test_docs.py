@@ -126,7 +126,6 @@ MAY_REFER = {
     "model/layers/decoder_layer.py",
     "reward/loading.py",
     "reward/scoring.py",
-    "rollout/engines/kv_cache.py",
     "rollout/engines/llama_forward.py",
     "rollout/engines/openai.py",
     "rollout/engines/scripted.py",

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from rlft.model.kernels import elementwise, frozen_linear, library, products
+from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.layers.projected_logprobs import projected_logprobs
-from rlft.rollout.engines import kv_cache
-from rlft.rollout.engines.kv_cache import KVCache
 
 needs_kernels = pytest.mark.skipif(not library.available(), reason=library.description())
 both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -32,8 +31,8 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 0, factor: float = 1.0) 
 @contextmanager
 def without_kernels() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("model.kernels.elementwise", "model.layers.projected_logprobs", "rollout.engines.kv_cache"):
-            patch.setattr(f"rlft.{module}.kernel", lambda *operands: None)
+        for module in ("elementwise", "token_logprobs", "kv_cache"):
+            patch.setattr(f"rlft.model.kernels.{module}.kernel", lambda *operands: None)
         yield
 
 
@@ -48,8 +47,8 @@ def only_kernels() -> Iterator[None]:
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("model.kernels.elementwise", "model.layers.projected_logprobs", "rollout.engines.kv_cache"):
-            patch.setattr(f"rlft.{module}.kernel", required)
+        for module in ("elementwise", "token_logprobs", "kv_cache"):
+            patch.setattr(f"rlft.model.kernels.{module}.kernel", required)
         yield
 
 
@@ -393,7 +392,6 @@ def filled_cache(dtype: torch.dtype, key_heads: int, size: int) -> KVCache:
     cache.age += torch.tensor([0, 40, 3, 15, 16])
     cache.begin(5)
     layer = cache.layers[0]
-    assert isinstance(layer, kv_cache._RowLayer)
     layer.rows.copy_(random(*layer.rows.shape, dtype=dtype, seed=3))
     return cache
 
@@ -411,15 +409,13 @@ def test_attention_of_a_step(heads: int, key_heads: int, size: int, dtype: torch
             output = cache.attention(0, joint[:, :heads], joint[:, heads:].unflatten(1, (2, -1)), size**-0.5)
         outputs.append((output, cache.layers[0]))
     (actual, layer), (expected, plain) = outputs
-    assert isinstance(layer, kv_cache._RowLayer)
-    assert isinstance(plain, kv_cache._RowLayer)
     assert torch.equal(layer.rows, plain.rows)  # the fresh keys and values were kept, and nothing else was touched
     tolerance = 1e-5 if dtype == torch.float32 else 4e-2
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
     agree_exactly(actual, joint[:, :heads], layer, cache, tolerance / 3)
 
 
-def agree_exactly(actual: Tensor, query: Tensor, layer: kv_cache._RowLayer, cache: KVCache, atol: float) -> None:
+def agree_exactly(actual: Tensor, query: Tensor, layer: Any, cache: KVCache, atol: float) -> None:
     """Against the definition, row by row in float64."""
     shared = query.shape[1] // layer.rows.shape[2]
     for row in range(5):
@@ -482,7 +478,6 @@ def test_rows_that_left_and_are_filled_again_read_nothing_that_was_not_written()
         attend(5)
         attend(1)  # four rows leave
         layer = cache.layers[0]
-        assert isinstance(layer, kv_cache._RowLayer)
         layer.rows[:, 1:] = float("nan")  # as fresh memory may hold
         cache.enter_rows([1, 2], [0, 1])  # two of them are filled, the batch is as wide as before
         assert attend(5).isfinite().all()

@@ -94,7 +94,7 @@ def test_block_attention_is_attention_under_the_mask(
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_projected_log_probs_are_those_of_the_logits(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
     monkeypatch.setattr("rlft.model.layers.projected_logprobs.PROJECTED_ROWS", 5)  # blocks of 5 rows in chunks of 2
-    monkeypatch.setattr("rlft.model.layers.logprobs.CHUNK_ELEMENTS", 26)
+    monkeypatch.setattr("rlft.model.kernels.token_logprobs.CHUNK_ELEMENTS", 26)
     hidden, weight = random(11, 4), random(13, 4, seed=1).detach()
     targets = torch.arange(11) % 13
     log_p = (hidden @ weight.T / temperature).log_softmax(dim=-1)

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlft.model.kernels import frozen_linear
+from rlft.model.kernels.decode import LlamaDecode
 from rlft.model.kernels.frozen_linear import FrozenLinear
+from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.layers.packed_attention import NAME
 from rlft.rollout.engines.forward import forward_pass
-from rlft.rollout.engines.kv_cache import KVCache
-from rlft.rollout.engines.llama_decode import LlamaDecode
 from rlft.rollout.engines.llama_forward import LlamaForward, llama_forward_of
 
 SMALL = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlft.model.layers import logprobs as module
+from rlft.model.kernels import token_logprobs as module
 from rlft.model.layers.logprobs import selected_logprobs
 
 

@@ -7,12 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlft.model.kernels.sizes import slices
-
-CHUNK_ELEMENTS = 1 << 19
-"""Elements of the float32 scratch on a CPU: 2 MB, so that a chunk's few passes stay in the cores' caches."""
-LARGE_CHUNK_ELEMENTS = 1 << 24
-"""The same on a GPU, where few large calls are cheaper."""
+from rlft.model.kernels.token_logprobs import chunks, distribution
 
 
 def selected_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -61,24 +56,3 @@ class _SelectedLogprobs(torch.autograd.Function):
             p.mul_(slope).scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
             grad[rows] = p.div_(ctx.temperature)
         return grad, None, None
-
-
-def distribution(x: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of p = softmax(x / temperature): log-probs of the targets, log-normalizers, entropies, all (n,), and p itself.
-
-    Overwrites x with x / temperature minus its row's maximum, which is what the log-normalizers refer to.
-    """
-    if temperature != 1:
-        x.div_(temperature)
-    x.sub_(x.amax(dim=1, keepdim=True))
-    chosen = x.gather(1, targets[:, None]).squeeze(1)
-    p = torch.softmax(x, dim=1)
-    log_total = p.amax(dim=1).log_().neg_()  # the largest p is exp(0) / total
-    # H = log Z - sum p x with x at most 0: no difference of large numbers.
-    return chosen - log_total, log_total, log_total - torch.mul(p, x).sum(dim=1), p
-
-
-def chunks(logits: Tensor) -> list[slice]:
-    """Rows of logits (N, V) that go through several passes together."""
-    elements = CHUNK_ELEMENTS if logits.device.type == "cpu" else LARGE_CHUNK_ELEMENTS
-    return slices(logits.shape[0], max(1, elements // max(1, logits.shape[1])))

@@ -64,9 +64,11 @@ class Layout:
 
 
 class OneTokenAttention(Protocol):
-    """Keys and values of rows that are continued by one token; see `rollout.row_cache`."""
+    """Keys and values of rows that are continued by one token, such as `model.kernels.kv_cache`."""
 
-    def attend(self, layer_index: Any, query: Tensor, scale: float, softcap: float | None) -> Tensor: ...
+    def attend(self, layer_index: Any, query: Tensor, scale: float, softcap: float | None) -> Tensor:
+        """Attend with the queries (R, H, 1, D) of a layer; returns (R, 1, H, D)."""
+        ...
 
 
 def packed_attention(

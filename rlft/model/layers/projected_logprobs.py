@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlft.model.kernels.library import VECTOR, kernel
 from rlft.model.kernels.sizes import TOKENS, slices
-from rlft.model.layers.logprobs import chunks, distribution
+from rlft.model.kernels.token_logprobs import token_logprobs
 
 PROJECTED_ROWS = 256
 """Rows that are projected to the vocabulary together: enough for the products to run at their full rate."""
@@ -49,20 +48,13 @@ class _ProjectedLogprobs(torch.autograd.Function):
             # A last block of any size would need kernels of its own, see `rlft.model.kernels.sizes`.
             logits = F.pad(hidden[block], (0, 0, 0, -count % TOKENS)) @ weight.T
             surprise = torch.zeros_like(logits) if entropy_slopes.numel() else None
-            results = (logprobs[block], entropy[block])
-            if surprise is None and _by_kernel(logits[:count], targets[block], *results, temperature, needs_grad):
-                parts = []
-            else:
-                parts = chunks(logits[:count])
-            for part in parts:
-                rows = slice(block.start + part.start, block.start + part.stop)
-                x = logits[part].to(wide, copy=True)
-                logprobs[rows], log_total, entropy[rows], p = distribution(x, targets[rows], temperature)
-                if surprise is not None:
-                    surprise[part] = x.sub_(log_total[:, None]).add_(entropy[rows, None]).mul_(p)
-                if needs_grad:  # the logits are not needed again: p - onehot(y) takes their place
-                    p.scatter_add_(1, targets[rows, None], torch.full_like(logprobs[rows, None], -1.0))
-                    logits[part] = p
+            logprobs[block], entropy[block] = token_logprobs(
+                logits[:count],
+                targets[block],
+                temperature,
+                with_slopes=needs_grad,  # the logits are not needed again
+                entropy_slopes=None if surprise is None else surprise[:count],
+            )
             if needs_grad:
                 slopes[block] = (logits @ weight)[:count].mul_(-1 / temperature)
             if surprise is not None:
@@ -79,19 +71,3 @@ class _ProjectedLogprobs(torch.autograd.Function):
         if entropy_slopes.numel():
             grad.addcmul_(entropy_slopes, grads[1][:, None])
         return grad.to(slopes.dtype), None, None, None, None
-
-
-def _by_kernel(
-    logits: Tensor, targets: Tensor, logprobs: Tensor, entropy: Tensor, temperature: float, needs_grad: bool
-) -> bool:
-    """Fill log-probs and entropy and, where a gradient is needed, put p - onehot(y) in the logits' place."""
-    num_rows, num_tokens = logits.shape
-    run = kernel("selected_logprobs", logits) if num_tokens % VECTOR == 0 else None
-    if run is None:
-        return False
-    targets = targets.to("cpu", torch.int64).contiguous()
-    if int(targets.min()) < 0 or int(targets.max()) >= num_tokens:
-        raise ValueError(f"targets are from 0 to {num_tokens - 1}, the model's last token")
-    pointers = [x.data_ptr() for x in (logits, targets, logprobs, entropy)]
-    run(*pointers, num_rows, num_tokens, 1 / temperature, needs_grad)
-    return True

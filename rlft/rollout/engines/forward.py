@@ -6,11 +6,13 @@ import inspect
 from collections.abc import Callable, Collection
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
 
+from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.layers.norms_and_mlps import compile_inference_layers, use_inference_layers
-from rlft.rollout.engines.kv_cache import KVCache
 from rlft.rollout.engines.llama_forward import llama_forward_of
 
 
@@ -81,14 +83,53 @@ class _TransformersModel:
         logits: Tensor = self._model(
             input_ids=token_ids[:, None],
             position_ids=positions[:, None],
-            attention_mask=cache.unused_mask(),
+            attention_mask=_unused_mask(cache),
             use_cache=True,
             logits_to_keep=1,
             row_cache=cache,
-            **{self._cache_argument: cache},
+            **{self._cache_argument: _TransformersCache(cache)},
         ).logits[:, -1]
         cache.advance()
         return logits
 
     def logits(self, token_ids: Tensor) -> Tensor:
         return self._model(input_ids=token_ids, use_cache=False).logits
+
+
+def _unused_mask(cache: KVCache) -> Tensor:
+    """An additive mask for transformers' models, which make one otherwise; attention over the cache has its own."""
+    return torch.zeros(cache.width, 1, 1, 1, dtype=cache.layers[0].rows.dtype, device=cache.age.device)
+
+
+class _TransformersCache(Cache):
+    """A cache in a step, as transformers' models take it."""
+
+    def __init__(self, cache: KVCache) -> None:
+        super().__init__(layers=[_CacheLayer(cache, index) for index in range(len(cache.layers))])
+
+
+class _CacheLayer(CacheLayerMixin):
+    def __init__(self, cache: KVCache, index: int) -> None:
+        super().__init__()
+        self._cache, self._index = cache, index
+        self.keys, self.values = cache.layers[index].rows
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        self._cache.write(self._index, torch.stack([key_states[:, :, 0], value_states[:, :, 0]], dim=1))
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        return self._cache.capacity[1] + self._cache.num_columns - 1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + 1, 0
+
+    def get_max_length(self) -> int:
+        return self._cache.capacity[1] + self._cache.new_tokens
+
+    get_max_cache_shape = get_max_length

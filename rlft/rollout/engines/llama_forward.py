@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
+from rlft.model.kernels.decode import LayerOperands, LlamaDecode
 from rlft.model.kernels.elementwise import rms_norm, rotate, signed_sin_of
 from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.joint_projection import joint_bias
-from rlft.rollout.engines.kv_cache import KVCache
-from rlft.rollout.engines.llama_decode import LayerOperands, LlamaDecode
+from rlft.model.kernels.kv_cache import KVCache
 
 
 class Attention(Protocol):

@@ -1,6 +1,7 @@
 """The engine that runs anywhere: a transformers model with the adapter merged into its weights.
 
-What it saves: a prompt is computed once and its keys and values are kept once for all of its samples (`kv_cache`);
+What it saves: a prompt is computed once and its keys and values are kept once for all of its samples
+(`model.kernels.kv_cache`);
 rows that have ended give their place to waiting samples or leave the batch (`batching`); few operations per layer where
 the model allows it (`llama_forward`); one pass over the vocabulary per token (`sampling`).
 """
@@ -20,11 +21,11 @@ from rlft.model import base as models
 from rlft.model import chat
 from rlft.model.adapter import verified_hash
 from rlft.model.context import model_context
+from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.kernels.sizes import LENGTH, rounded_up
 from rlft.rollout.engines.batching import Sampled, sample_all
 from rlft.rollout.engines.contract import Request, refuse_other_version
 from rlft.rollout.engines.forward import ForwardPass, forward_pass
-from rlft.rollout.engines.kv_cache import KVCache
 from rlft.rollout.engines.merging import MergedWeights
 from rlft.types import Adapter, Completion, SamplingParams
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rlft.model.kernels.frozen_linear import FrozenLinear
+from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.kernels.library import VECTOR, kernel
-from rlft.rollout.engines.kv_cache import KVCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +94,16 @@ class LlamaDecode:
             return False
         size, stride = cos.shape[-1], self._first.input.shape[0]
         num_heads, num_key_heads = self._attended // size, (stride - self._attended) // (2 * size)
-        run = kernel("decode", x, cos, signed_sin, *cache.kept(0))
+        run = kernel("decode", x, cos, signed_sin, cache.layers[0].prompts, cache.layers[0].rows)
         are_turned = cos.shape == signed_sin.shape == (len(x), 1, size) and num_heads * size == self._attended
         are_normed = all(
             norm is None or norm.shape == (size,) for norm in (self._first.query_norm, self._first.key_norm)
         )
         if run is None or not (are_turned and are_normed) or size % VECTOR or num_heads % num_key_heads:
             return False
-        kept = _pointers([tensor for layer in range(self._step.layers) for tensor in cache.kept(layer, by_kernel=True)])
+        for layer in cache.layers:
+            layer.is_by_kernel = True
+        kept = _pointers([tensor for layer in cache.layers for tensor in (layer.prompts, layer.rows)])
         room = x.new_empty(len(x) * (self._width + stride + self._attended + self._inner))
         shape = cache.kernel_shape((stride, num_heads, num_key_heads, size))
         operands = (cos, signed_sin, cache.prompt_of_row, cache.prompt_length, cache.age, room)

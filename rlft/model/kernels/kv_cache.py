@@ -1,13 +1,13 @@
 """Keys and values of a batch whose rows continue shared prompts, and attention of one new token per row over them.
 
-A prompt's keys and values stand once, however many samples continue it; each row has its own for what it generated:
+A prompt's keys and values are kept once, however many samples continue it; each row has its own for what it generated:
 
     prompts   [P0 P0 P0 P0]  [P1 P1]          rows   prompt 0: [a0 a1 a2]  [b0 b1]   prompt 1: [c0 c1 c2 c3]
 
-The queries of a prompt's rows meet its keys in one product, and every row's query its own keys in another; one softmax
-runs over both. The products run over buffers as they lie in memory, with what is not there yet masked, since parts of a
-buffer are copied before a product. Rows can be moved and given away, so that finished ones leave the batch and waiting
-ones take their place.
+A compiled kernel reads only what was written. In torch, the queries of a prompt's rows meet its keys in one product,
+and every row's query its own keys in another; one softmax runs over both. These products run over whole buffers, with
+what is not there yet masked, since parts of a buffer are copied before a product. Rows can be moved and given away, so
+that finished ones leave the batch and waiting ones take their place.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from weakref import proxy
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlft.model.kernels.block_attention import scaled_bmm
 from rlft.model.kernels.library import VECTOR, kernel
@@ -29,8 +27,8 @@ _COLUMNS = 16
 """Rows get room for a multiple of so many tokens, when they need it."""
 
 
-class KVCache(Cache):
-    """A cache as transformers' models take it; one token per row and step."""
+class KVCache:
+    """Keys and values of all layers; every row gets one token per step."""
 
     def __init__(self, *, prompts: int, prompt_length: int, rows: int, new_tokens: int, device: torch.device) -> None:
         """Room for `prompts` prompts of at most `prompt_length` tokens and `rows` rows of at most `new_tokens`."""
@@ -42,12 +40,13 @@ class KVCache(Cache):
         self.prompt_length = torch.zeros(prompts, dtype=torch.int64, device=device)
         self.width = 0
         """Rows of the current step."""
+        self.layers: list[_Layer] = []
+        self.num_columns = min(new_tokens, _COLUMNS)
+        """Tokens of its own that each row has room for now."""
         self._is_rearranged = True
-        self._num_columns = min(new_tokens, _COLUMNS)
         self._columns = torch.arange(new_tokens, device=device)
         self._current_groups: _Groups | None = None
         self._current_mask: Tensor | None = None
-        super().__init__(layers=[])
 
     # Rows and prompts
 
@@ -56,11 +55,10 @@ class KVCache(Cache):
     ) -> None:
         """Keep prompts in `slots`, whose lengths are `lengths`: keys and values (prompts, H, T, D) of every layer."""
         if not self.layers:
-            self.layers: list[CacheLayerMixin] = [_RowLayer(self, keys, values) for keys, values in prefill]
+            self.layers = [_Layer(self.capacity, self.new_tokens, self.num_columns, *each) for each in prefill]
         index = torch.tensor(list(slots), device=self.age.device)
         self.prompt_length[index] = torch.tensor(list(lengths), device=self.age.device)
         for own, (keys, values) in zip(self.layers, prefill, strict=True):
-            assert isinstance(own, _RowLayer)
             length = keys.shape[2]
             own.prompts[0, index, :, :length] = keys
             own.prompts[1, index, :, :length] = values
@@ -80,7 +78,6 @@ class KVCache(Cache):
         self._is_rearranged = True
         used = int(self.age.max()) + 1
         for layer in self.layers:
-            assert isinstance(layer, _RowLayer)
             layer.rows[:, target, :, :used] = layer.rows[:, source, :, :used]
 
     # A step
@@ -95,55 +92,33 @@ class KVCache(Cache):
         age, longest = self.age[:width], self.prompt_length[self.prompt_of_row[:width]]
         columns = self._room_for(int(age.max()) + 1)
         for layer in self.layers:
-            assert isinstance(layer, _RowLayer)
             layer.make_room(columns, width)
         self._current_mask = None
         return longest + age
-
-    def _mask(self) -> Tensor:
-        """(R, prompt columns + rows' columns), 0 where there is a key and minus infinity elsewhere."""
-        if self._current_mask is None:
-            age, length = self.age[: self.width, None], self.prompt_length[self.prompt_of_row[: self.width], None]
-            columns = torch.arange(self.capacity[1], device=age.device)
-            hidden = torch.cat([columns >= length, self._columns[: self._num_columns] > age], dim=1)
-            zeros = torch.zeros(hidden.shape, dtype=self._dtype, device=age.device)
-            self._current_mask = zeros.masked_fill_(hidden, float("-inf"))
-        return self._current_mask
-
-    def _groups(self) -> _Groups:
-        if self._current_groups is None:
-            self._current_groups = _Groups(self.prompt_of_row[: self.width].tolist(), self.age.device)
-        return self._current_groups
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.layers[0].keys.dtype
-
-    def _room_for(self, columns: int) -> int:
-        """Columns that the rows' buffers have. Where products run over all of them, few are to spare; a kernel reads
-        only what was written, and then it is moving rows that costs."""
-        if columns > self._num_columns:
-            is_by_kernel = all(layer.is_by_kernel for layer in self.layers if isinstance(layer, _RowLayer))
-            room = max(columns, self._num_columns * 4 if is_by_kernel else self._num_columns * 5 // 4)
-            self._num_columns = min(self.new_tokens, rounded_up(room, _COLUMNS))
-        return self._num_columns
 
     def advance(self) -> None:
         """Count the step's token in."""
         self.age[: self.width] += 1
         self.age.clamp_(max=self.new_tokens - 1)  # rows that have ended stay where they are
 
+    def write(self, layer_index: int, keys_values: Tensor) -> None:
+        """Keep the keys and values of the step's tokens, (R, 2, H_kv, D)."""
+        self.layers[layer_index].rows[:, self._rows, :, self.age[: self.width]] = keys_values
+
     def attention(self, layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
-        """See `llama_forward.Attention`."""
+        """Keep the keys and values of the step's tokens (R, 2, H_kv, D), and attend with their queries (R, H, D).
+
+        Returns:
+            (R, H, D)
+        """
         layer = self.layers[layer_index]
-        assert isinstance(layer, _RowLayer)
-        if (output := self._attend(layer, query[:, :, None], scale, keys_values)) is None:
-            layer.write(keys_values)
+        if (output := self._by_kernel(layer, query[:, :, None], scale, keys_values)) is None:
+            self.write(layer_index, keys_values)
             output = self.attend(layer_index, query[:, :, None], scale)
         return output[:, 0]
 
     def attend(self, layer_index: int, query: Tensor, scale: float, softcap: float | None = None) -> Tensor:
-        """Attention of the step's tokens, after `update` has written their keys and values.
+        """Attention of the step's tokens, after `write` has kept their keys and values.
 
         Args:
             query: (R, H, 1, D).
@@ -152,9 +127,8 @@ class KVCache(Cache):
             (R, 1, H, D)
         """
         layer = self.layers[layer_index]
-        assert isinstance(layer, _RowLayer)
         num_rows, num_heads, _, size = query.shape
-        if softcap is None and (output := self._attend(layer, query, scale)) is not None:
+        if softcap is None and (output := self._by_kernel(layer, query, scale)) is not None:
             return output
         if layer.is_by_kernel:
             raise RuntimeError("attention of earlier steps went by a kernel, which leaves what it masks undefined")
@@ -174,8 +148,8 @@ class KVCache(Cache):
         own_output = torch.bmm(of_row.reshape(num_rows * num_key_heads, shape[2], -1), row_values)
         return own_output.view(*shape, size).add_(output).view(num_rows, 1, num_heads, size)
 
-    def _attend(
-        self, layer: _RowLayer, query: Tensor, scale: float, keys_values: Tensor | None = None
+    def _by_kernel(
+        self, layer: _Layer, query: Tensor, scale: float, keys_values: Tensor | None = None
     ) -> Tensor | None:
         """`attend` by a compiled kernel where there is one, which first keeps `keys_values` (R, 2, H_kv, D)."""
         num_rows, num_heads, _, size = query.shape
@@ -196,29 +170,33 @@ class KVCache(Cache):
 
     def kernel_shape(self, heads: tuple[int, int, int, int]) -> ctypes.Array[ctypes.c_int64]:
         """`Shape` of `kernels.cpp`, given its (row stride, heads, key heads, size)."""
-        prompts, rows = self.kept(0)
+        prompts, rows = self.layers[0].prompts, self.layers[0].rows
         own = (prompts.shape[1], prompts.shape[3], rows.shape[1], rows.shape[3])
         return (ctypes.c_int64 * 9)(self.width, *heads, *own)
 
-    def kept(self, layer_index: int, *, by_kernel: bool = False) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values, of the prompts and of the rows' own tokens, each (2, ..., H_kv, columns, D).
+    def _mask(self) -> Tensor:
+        """(R, prompt columns + rows' columns), 0 where there is a key and minus infinity elsewhere."""
+        if self._current_mask is None:
+            age, length = self.age[: self.width, None], self.prompt_length[self.prompt_of_row[: self.width], None]
+            columns = torch.arange(self.capacity[1], device=age.device)
+            hidden = torch.cat([columns >= length, self._columns[: self.num_columns] > age], dim=1)
+            zeros = torch.zeros(hidden.shape, dtype=self.layers[0].rows.dtype, device=age.device)
+            self._current_mask = zeros.masked_fill_(hidden, float("-inf"))
+        return self._current_mask
 
-        Args:
-            by_kernel: a kernel attends to them from now on, see `attention`.
-        """
-        layer = self.layers[layer_index]
-        assert isinstance(layer, _RowLayer)
-        layer.is_by_kernel |= by_kernel
-        return layer.prompts, layer.rows
+    def _groups(self) -> _Groups:
+        if self._current_groups is None:
+            self._current_groups = _Groups(self.prompt_of_row[: self.width].tolist(), self.age.device)
+        return self._current_groups
 
-    # What transformers asks
-
-    def unused_mask(self) -> Tensor:
-        """An additive mask for transformers' models, which make one otherwise; attention here has its own."""
-        return torch.zeros(self.width, 1, 1, 1, dtype=self._dtype, device=self.age.device)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.capacity[1] + self._num_columns - 1
+    def _room_for(self, columns: int) -> int:
+        """Columns that the rows' buffers have. Where products run over all of them, few are to spare; a kernel reads
+        only what was written, and then it is moving rows that costs."""
+        if columns > self.num_columns:
+            is_by_kernel = all(layer.is_by_kernel for layer in self.layers)
+            room = max(columns, self.num_columns * 4 if is_by_kernel else self.num_columns * 5 // 4)
+            self.num_columns = min(self.new_tokens, rounded_up(room, _COLUMNS))
+        return self.num_columns
 
 
 class _Groups:
@@ -251,11 +229,14 @@ class _Groups:
         return by_row if self._place is None else by_row.index_select(0, self._place)
 
 
-class _RowLayer(CacheLayerMixin):
-    def __init__(self, cache: KVCache, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self._cache = proxy(cache)  # no cycle, so that a batch's memory is free for the next one at once
-        prompts, length, rows = cache.capacity
+class _Layer:
+    """Keys and values of one layer."""
+
+    def __init__(
+        self, capacity: tuple[int, int, int], new_tokens: int, columns: int, keys: Tensor, values: Tensor
+    ) -> None:
+        """Room as `KVCache` has it, of the type of a prompt's `keys` and `values` (prompts, H, T, D)."""
+        prompts, length, rows = capacity
         heads, size = keys.shape[1], keys.shape[3]
         if values.shape[3] != size:
             raise ValueError(
@@ -265,15 +246,11 @@ class _RowLayer(CacheLayerMixin):
         # Zeros, since what is masked is still multiplied.
         self.prompts = keys.new_zeros(2, prompts, heads, length, size)
         """Keys and values of every prompt."""
-        self._storage = keys.new_empty(2 * rows * heads * cache.new_tokens * size)
-        self.rows = self._view((2, rows, heads, cache._num_columns, size)).zero_()
+        self._storage = keys.new_empty(2 * rows * heads * new_tokens * size)
+        self.rows = self._view((2, rows, heads, columns, size)).zero_()
         """Keys and values of every row's own tokens."""
-        self.keys, self.values = self.rows
         self.is_by_kernel = False
         """Whether a kernel attends: it reads only what was written; products run over all, which has to be finite."""
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
 
     def make_room(self, columns: int, width: int) -> None:
         """Let rows have so many columns; the first `width` keep theirs."""
@@ -289,25 +266,3 @@ class _RowLayer(CacheLayerMixin):
     def _view(self, shape: tuple[int, ...]) -> Tensor:
         """The beginning of the storage."""
         return self._storage[: math.prod(shape)].view(shape)
-
-    def write(self, keys_values: Tensor) -> None:
-        """Keep the step's keys and values, (R, 2, H, D)."""
-        cache = self._cache
-        self.rows[:, cache._rows, :, cache.age[: cache.width]] = keys_values
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        self.write(torch.stack([key_states[:, :, 0], value_states[:, :, 0]], dim=1))
-        return key_states, value_states
-
-    def get_seq_length(self) -> int:
-        return self._cache.get_seq_length()
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + 1, 0
-
-    def get_max_length(self) -> int:
-        return self._cache.capacity[1] + self._cache.new_tokens
-
-    get_max_cache_shape = get_max_length
