@@ -538,7 +538,7 @@ from rlft.reward.scoring import Scorer
 from rlft.types import RewardSpec
 from tests.test_scoring import make_group
 scorer = Scorer([RewardSpec(path={path!r}, weight=1.0)], workers=2, deadline_s=60.0, log_dir=None)
-print(*(p._process.pid for p in scorer._pool._processes), flush=True)
+print(*(p._child.pid for p in scorer._pool._processes), flush=True)
 if {reply!r}:
     scorer.score([make_group({reply!r})])
 """

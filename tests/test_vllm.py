@@ -386,15 +386,15 @@ def test_a_process_that_dies_is_named_and_one_whose_worker_dies_ends(vllm_model:
 import sys
 from tests.test_vllm import *
 engine = start(Path({str(vllm_model)!r}))
-print(engine._process._process.pid, flush=True)
+print(engine._process.pid, flush=True)
 sys.stdin.readline()
-os.kill(engine._process._process.pid, signal.SIGKILL)
+os.kill(engine._process.pid, signal.SIGKILL)
 try:
     engine.load_adapter(bare_base())
 except RuntimeError as error:
     print(error, flush=True)
 engine = start(Path({str(vllm_model)!r}))
-print(engine._process._process.pid, flush=True)
+print(engine._process.pid, flush=True)
 sys.stdin.readline()
 """
     with subprocess.Popen(

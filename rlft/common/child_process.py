@@ -1,24 +1,211 @@
-"""Ending a child process when the process that started it is gone, however it went."""
+"""Child processes of this project: a fresh Python interpreter that serves its parent over a socket and dies with it.
+
+Scoring, loading an environment a second time, and vLLM run in one. They are started with `subprocess`, not
+`multiprocessing`: a fork would copy the locks of ray's and torch's threads, and multiprocessing's spawn would run the
+parent's `__main__` again.
+"""
 
 from __future__ import annotations
 
+import importlib
+import math
 import os
+import signal
+import socket
+import struct
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import IO, Any
+
+TRANSFER_LIMIT_S = 10
+"""Time that the system may take to pass one message; only a stuck process needs more than milliseconds."""
+ENDING_LIMIT_S = 1.0
+"""Time that the kernel has to end a child whose socket it has closed."""
+SHOWN_OUTPUT = 3000
+"""Longest end of a child's output, in bytes, that goes into an error."""
 
 
-def end_with_parent(lifeline: int) -> None:
+class ChildProcess:
+    """A child process that runs one function: `main(connection)`.
+
+    It leads its own session, so that one signal reaches its children and the terminal's Ctrl-C does not reach it. On
+    Linux the kernel kills it and its process group when the parent is gone, however that ended. Its parent ends it with
+    `kill`.
+    """
+
+    def __init__(
+        self,
+        main: Callable[[Connection], None],
+        *,
+        log: Path | None = None,
+        threads: int | None = None,
+        defaults: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it.
+
+        It inherits this process's environment variables, but for the key of the Ray cluster: what it runs may be what a
+        model wrote.
+
+        Args:
+            main: a module's function, which the child imports by its name.
+            log: file that what it prints is appended to; if not given, its end is kept for `printed` alone.
+            threads: OpenMP's threads; if not given, what the environment says.
+            defaults: environment variables for the child, where this process has none of that name.
+            environment: environment variables for the child, whatever this process has.
+        """
+        inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+        limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        ours, theirs = socket.socketpair()
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", TRANSFER_LIMIT_S, 0))
+        lifeline, self._lifeline = os.pipe()
+        self._output: IO[bytes] = tempfile.TemporaryFile("ab+") if log is None else open(log, "ab+")  # noqa: SIM115
+        try:
+            self._process = subprocess.Popen(
+                python_command(_serve, f"{main.__module__}:{main.__qualname__}", str(theirs.fileno()), str(lifeline)),
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                pass_fds=(theirs.fileno(), lifeline),
+                start_new_session=True,
+                env={**(defaults or {}), **inherited, **limits, **(environment or {})},
+            )
+        except BaseException:
+            ours.close()
+            self._output.close()
+            os.close(self._lifeline)
+            raise
+        finally:
+            theirs.close()
+            os.close(lifeline)
+        self.pid = self._process.pid
+        self.connection = Connection(ours.detach())
+        self._exit = _exit_handle(self.pid)
+        self._ending = self._printed = ""
+
+    @property
+    def handles(self) -> list[Connection | int]:
+        """What becomes readable, for `multiprocessing.connection.wait`, when it has sent something or ended."""
+        return [self.connection] if self._exit is None else [self.connection, self._exit]
+
+    def send(self, message: Any) -> None:
+        """Send it a pickled message. Where it is dead nothing happens; `receive` tells."""
+        with suppress(OSError):
+            self.connection.send(message)
+
+    def receive(self, limit_s: float = math.inf) -> Any:
+        """Wait for its next message.
+
+        Raises:
+            EOFError: it ended; `kill` says how.
+            TimeoutError: nothing came within `limit_s` seconds.
+        """
+        try:
+            if not wait(self.handles, None if limit_s == math.inf else max(0.0, limit_s)):
+                raise TimeoutError(f"the child process sent nothing within {limit_s:g} s")
+            # If a child that it forked holds the socket open, its death leaves nothing to read.
+            if self.connection.poll():
+                return self.connection.recv()
+        except TimeoutError:
+            raise
+        except OSError:
+            pass
+        self.wait(ENDING_LIMIT_S)  # the kernel closes its socket first, and to kill it now would hide how it ended
+        raise EOFError("the child process ended")
+
+    def wait(self, limit_s: float) -> None:
+        """Wait until it has ended by itself, for so many seconds at the most."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, limit_s))
+
+    def kill(self) -> str:
+        """Kill it and everything that it started, unless that is done.
+
+        Returns:
+            How it ended, as in "was killed by SIGKILL" or "ended with exit code 1".
+        """
+        if not self._ending:
+            self._ending = self._kill()
+        return self._ending
+
+    def printed(self) -> str:
+        """The end of what it has printed, stripped, also after `kill`; empty where it printed nothing."""
+        if self._output.closed:
+            return self._printed
+        descriptor = self._output.fileno()
+        # At a position of its own: the child writes through the same open file.
+        start = max(0, os.fstat(descriptor).st_size - SHOWN_OUTPUT)
+        return os.pread(descriptor, SHOWN_OUTPUT, start).decode(errors="replace").strip()
+
+    def _kill(self) -> str:
+        import psutil  # which the child, too, would import
+
+        children = []
+        with suppress(psutil.Error):
+            children = psutil.Process(self.pid).children(recursive=True)
+        with suppress(ProcessLookupError, PermissionError):  # no member is left; macOS says it the second way
+            os.killpg(self.pid, signal.SIGKILL)
+        for child in children:  # those that left the session
+            with suppress(psutil.Error):
+                child.kill()
+        code = self._process.wait()
+        self._printed = self.printed()
+        self._output.close()
+        self.connection.close()
+        os.close(self._lifeline)
+        if self._exit is not None:
+            os.close(self._exit)
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def python_command(main: Callable[[], None], *arguments: str) -> list[str]:
+    """The command of a fresh interpreter with this one's import path that calls a module's function.
+
+    The function finds the arguments at `sys.argv[1:]`. The import path stands behind them: in PYTHONPATH it would leak
+    into the programs that the process starts.
+    """
+    boot = f"import sys; sys.path[:] = sys.argv[{1 + len(arguments)}:]; "
+    boot += f"from {main.__module__} import {main.__qualname__} as main; main()"
+    options = ("-P", "-u", "-X", "faulthandler")  # what it printed, or how it crashed, is there when it is killed
+    return [sys.executable, *options, "-c", boot, *arguments, *map(os.path.abspath, sys.path)]
+
+
+def _serve() -> None:
+    """Run in the child: tie it to its parent, then call the function that the parent named."""
+    name, channel, lifeline = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    sys.argv = [name]  # code that reads its arguments must not find ours
+    for descriptor in (channel, lifeline):
+        os.set_inheritable(descriptor, False)
+    os.dup(channel)  # kept open until the kernel closes it: the parent is to see an end when it has come
+    _end_with_parent(lifeline)
+    module, _, function = name.partition(":")
+    getattr(importlib.import_module(module), function)(Connection(channel))
+
+
+def _end_with_parent(lifeline: int) -> None:
     """Have the kernel kill this process group when the parent's end of the pipe `lifeline` closes.
 
     A socket tells an idle process that its parent is gone, but one that is busy or hangs never looks at it.
-    PR_SET_PDEATHSIG is no help: it fires when the thread that started us ends, and it spares our children. The caller
-    leads its own process group (`start_new_session`).
+    PR_SET_PDEATHSIG is no help: it fires when the thread that started us ends, and it spares our children.
     """
     if sys.platform == "linux":
         import fcntl
-        import signal
 
         with suppress(OSError):  # a kernel without it: this process still ends when it next reads the socket
             fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
             fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
             fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def _exit_handle(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends, where the system has one."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            return os.pidfd_open(pid)
+    return None

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from rlft.common.child_process import python_command
+
 MARK = "RLFT_CLUSTER"
 """Environment variable that Ray's processes inherit while the driver starts them: the cluster's folder."""
 LIMIT_S = 20.0
@@ -46,7 +48,7 @@ class Guard:
         self.folder = Path(tempfile.mkdtemp(prefix="rlft-", dir=usable[0]))
         reading, self._writing = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, str(reading), str(self.folder), *map(os.path.abspath, sys.path)],
+            python_command(main, str(reading), str(self.folder)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -61,10 +63,6 @@ class Guard:
             os.close(self._writing)
             self._writing = None  # type: ignore[assignment]
             self._process.wait()
-
-
-# The import path is passed as arguments: in PYTHONPATH it would leak into the programs that others start.
-_BOOT = "import sys; sys.path[:] = sys.argv[3:]; from rlft.common.ray_guard import main; main()"
 
 
 def main() -> None:

@@ -1,9 +1,6 @@
 """Scoring processes as the driver sees them: start, hand out work, watch the clock, kill, replace.
 
-They are started with `subprocess`, not `multiprocessing`: a fork would copy the locks of ray's and torch's
-threads, and multiprocessing's spawn would run the driver's `__main__` again. Each leads its own session, so
-that one signal reaches its children and the terminal's Ctrl-C does not reach it. Their half of the protocol
-is in `worker.py`.
+Their half of the protocol is in `worker.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +8,6 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import signal
-import socket
-import struct
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,23 +17,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-import psutil
-
+from rlft.common.child_process import ChildProcess
 from rlft.reward.contract import failed
-from rlft.reward.worker import Invalid, Loaded
+from rlft.reward.worker import Invalid, Loaded, main
 from rlft.types import Outcome, RewardSpec
 
 STARTUP_LIMIT_S = 120.0
 """Time that a process may take to import the rewards; no sample is charged for it."""
-TRANSFER_LIMIT_S = 10
-"""Time that the system may take to pass one message; only a stuck process needs more than milliseconds."""
 FINISH_LIMIT_S = 1.0
 """Time that an idle process has for its exit handlers."""
-SHOWN_OUTPUT = 2000
-"""Longest end of a process's output, in bytes, in the error that its rewards cannot be imported."""
-
-# The import path is passed as arguments: in PYTHONPATH it would leak into the programs that a reward starts.
-_BOOT = "import sys; sys.path[:] = sys.argv[3:]; from rlft.reward.worker import main; main()"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +48,6 @@ Done: TypeAlias = tuple[Job, list[Outcome], float]
 """A job, its outcomes, and the seconds that it took."""
 
 
-def _environment() -> dict[str, str]:
-    """The driver's environment, without the key to its Ray cluster: rewards may run what a model wrote."""
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
-    # The order of a set of strings must not depend on which process looks at it.
-    return {"PYTHONHASHSEED": "0", **kept}
-
-
 class ScoringProcess:
     """One process, working on one job at a time; after `kill` it is not used any more."""
 
@@ -87,42 +64,16 @@ class ScoringProcess:
         """Start it and send the specs; what it prints is appended to `log`, or dropped."""
         if log:
             log.parent.mkdir(parents=True, exist_ok=True)
-        ours, theirs = socket.socketpair()
-        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", TRANSFER_LIMIT_S, 0))
-        lifeline, self._lifeline = os.pipe()
-        try:
-            with open(log or os.devnull, "ab") as output:
-                self._process = subprocess.Popen(
-                    [
-                        *(sys.executable, "-P", "-u", "-X", "faulthandler", "-c", _BOOT),
-                        *(str(theirs.fileno()), str(lifeline), *map(os.path.abspath, sys.path)),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    pass_fds=(theirs.fileno(), lifeline),
-                    start_new_session=True,
-                    env=_environment(),
-                )
-        except BaseException:
-            ours.close()
-            os.close(self._lifeline)
-            raise
-        finally:
-            theirs.close()
-            os.close(lifeline)
-        self._connection = Connection(ours.detach())
-        self._exit = _exit_handle(self._process.pid)
+        # The order of a set of strings must not depend on which process looks at it.
+        self._child = ChildProcess(main, log=log or Path(os.devnull), defaults={"PYTHONHASHSEED": "0"})
         self.started = time.monotonic()
         self.expires = self.started + STARTUP_LIMIT_S
-        with suppress(OSError):  # it died at once; that shows when it is waited for
-            self._connection.send(list(specs))
+        self._child.send(list(specs))
 
     @property
     def handles(self) -> list[Connection | int]:
         """What becomes readable when it has answered or died."""
-        return [self._connection] if self._exit is None else [self._connection, self._exit]
+        return self._child.handles
 
     @property
     def idle(self) -> bool:
@@ -132,48 +83,33 @@ class ScoringProcess:
     def send(self, job: Job) -> None:
         """Give it a job and start the clock."""
         with suppress(OSError):  # it died while idle; that shows when it is waited for
-            self._connection.send_bytes(pickle.dumps((job.reward, job.size, job.arguments)))
+            self._child.connection.send_bytes(pickle.dumps((job.reward, job.size, job.arguments)))
         self.job, self.started = job, time.monotonic()
         self.expires = self.started + job.limit_s
 
     def receive(self) -> Any:
         """Its answer, after one of `handles` became readable; None if it died."""
         try:
-            # If a child that it forked holds the socket open, its death leaves nothing to read.
-            return self._connection.recv() if self._connection.poll() else None
-        except (EOFError, OSError):
+            return self._child.receive(0.0)
+        except (EOFError, TimeoutError):
             return None
 
     def ask_to_finish(self) -> None:
         """Let an idle process run its exit handlers; `kill` follows."""
         if self.idle:
             with suppress(OSError):
-                self._connection.send_bytes(b"")
+                self._child.connection.send_bytes(b"")
                 self.expires = time.monotonic() + FINISH_LIMIT_S
 
     def kill(self) -> str:
         """Kill it and everything that it started, and say how it ended. Waits if it was asked to finish."""
-        if self._process.returncode is None:
-            self._kill()
-        code = self._process.returncode
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
-    def _kill(self) -> None:
         if self.idle and self.expires < math.inf:
-            wait(self.handles, max(0.0, self.expires - time.monotonic()))
-        children = []
-        with suppress(psutil.Error):
-            children = psutil.Process(self._process.pid).children(recursive=True)
-        with suppress(ProcessLookupError, PermissionError):  # no member is left; macOS says it the second way
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for child in children:  # those that left the session
-            with suppress(psutil.Error):
-                child.kill()
-        self._process.wait()
-        self._connection.close()
-        os.close(self._lifeline)
-        if self._exit is not None:
-            os.close(self._exit)
+            self._child.wait(self.expires - time.monotonic())
+        return self._child.kill()
+
+    def printed(self) -> str:
+        """The end of what it printed; empty where that is dropped."""
+        return self._child.printed()
 
 
 class ScoringPool:
@@ -294,8 +230,7 @@ class ScoringPool:
         """The end of what a process printed, to follow a sentence; empty where it is not kept."""
         if self._log_dir is None:
             return ""
-        log = self._log_dir / _log_name(self._processes.index(process))
-        text = log.read_bytes()[-SHOWN_OUTPUT:].decode(errors="replace").strip()
+        text = process.printed()
         return f". The last that it printed:\n{text}" if text else "; it printed nothing"
 
     def _give_up(self, problem: str) -> NoReturn:
@@ -314,11 +249,3 @@ def _stop(processes: list[ScoringProcess], owner: int) -> None:
 
 def _log_name(index: int) -> str:
     return f"scoring-{index}.log"
-
-
-def _exit_handle(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends, where the system has one."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            return os.pidfd_open(pid)
-    return None

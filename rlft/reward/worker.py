@@ -18,7 +18,6 @@ import functools
 import inspect
 import os
 import pickle
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from rlft.common.by_path import describe_error
-from rlft.common.child_process import end_with_parent
 from rlft.reward.contract import CallPlan, RewardFunction, failed, plan_call, read, read_many
 from rlft.reward.loading import function_hash, load
 from rlft.types import Outcome, RewardSpec
@@ -90,14 +88,9 @@ def _event_loop() -> Any:
     return runner
 
 
-def main() -> None:
-    """Serve the driver whose socket and lifeline are the first two command line arguments."""
-    socket, lifeline = int(sys.argv[1]), int(sys.argv[2])
-    sys.argv = ["rlft-scoring"]  # a reward module that reads its arguments must not find ours
-    for descriptor in (socket, lifeline):
-        os.set_inheritable(descriptor, False)
-    end_with_parent(lifeline)  # a reward that hangs never looks at the socket
-    connection, process_id = Connection(socket), os.getpid()
+def main(connection: Connection) -> None:
+    """Load the rewards that the driver names and answer its calls, until it says to finish or is gone."""
+    process_id = os.getpid()
     specs = connection.recv()
     try:
         functions, loaded = open_rewards(specs)

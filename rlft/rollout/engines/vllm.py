@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
+from rlft.common.child_process import ChildProcess
 from rlft.config import AdapterConfig, ModelConfig
 from rlft.model import base as models
 from rlft.model import chat
 from rlft.model.adapter import adapter_shapes, refuse_misfit, save_tensors, verified_hash
+from rlft.rollout.engines import vllm_process
 from rlft.rollout.engines.contract import EngineLostError, Request, refuse_other_version
 from rlft.rollout.engines.vllm_process import Answer
 from rlft.types import Adapter, Completion, FinishReason, SamplingParams
@@ -38,8 +34,6 @@ when a sample with a seed has its prompt computed in parts."""
 MIN_TEMPERATURE = 0.01
 """vLLM raises lower temperatures to this one."""
 
-# The import path is passed as arguments: in PYTHONPATH it would leak into what vLLM starts.
-_BOOT = "import sys; sys.path[:] = sys.argv[3:]; from rlft.rollout.engines.vllm_process import main; main()"
 _OURS = {"model", "tokenizer", "dtype", "enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras", "logprobs_mode"}
 _OURS |= {"enable_sleep_mode", "lora_target_modules"}
 
@@ -84,9 +78,10 @@ class VllmEngine:
         arguments["lora_target_modules"] = sorted({key.split(".lora_")[0].rpartition(".")[2] for key in self._shapes})
         self._end_ids = tuple(sorted(chat.end_token_ids(tokenizer, _generation_config(self._folder))))
         self._loads = 0
-        self._process = _Process(threads)
+        self._process = _start_process(threads)
+        self._finalizer = weakref.finalize(self, _end, self._process, os.getpid())
         self._process.send({"sleep": bool(engine_args.get("sleep")), "arguments": arguments})
-        self.context: int = self._process.answer("rollout.engine_args: vLLM does not start with them")
+        self.context: int = self._answer("rollout.engine_args: vLLM does not start with them")
 
     def load_adapter(self, adapter: Adapter) -> None:
         """See `contract.Engine`."""
@@ -140,11 +135,31 @@ class VllmEngine:
 
     def close(self) -> None:
         """End the process of vLLM."""
-        self._process.close()
+        self._finalizer()
 
     def _call(self, method: str, *arguments: Any) -> Any:
         self._process.send((method, arguments))
-        return self._process.answer("vLLM refuses")
+        return self._answer("vLLM refuses")
+
+    def _answer(self, refused: str) -> Any:
+        """The next answer of vLLM's process.
+
+        Raises:
+            ValueError: vLLM refuses; `refused` and its own words.
+            EngineLostError: the process died.
+            RuntimeError: vLLM failed.
+        """
+        try:
+            answer: Answer = self._process.receive()
+        except EOFError:
+            how = f"the process of vLLM {self._process.kill()}"
+            raise EngineLostError(f"{how}. The last that it printed:\n{self._process.printed() or 'nothing'}") from None
+        if answer.refusal:
+            raise ValueError(f"{refused}: {answer.refusal}")
+        if answer.failure:
+            printed = self._process.printed() or "nothing"
+            raise RuntimeError(f"vLLM failed:\n{answer.failure}\nThe last that it printed:\n{printed}")
+        return answer.value
 
     def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         if 0 < params.temperature < MIN_TEMPERATURE:
@@ -168,78 +183,8 @@ class VllmEngine:
                 )
 
 
-class _Process:
-    """The process of vLLM as the worker sees it."""
-
-    def __init__(self, threads: int) -> None:
-        ours, theirs = socket.socketpair()
-        lifeline, keep = os.pipe()
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-c", _BOOT, str(theirs.fileno()), str(lifeline)),
-                *map(os.path.abspath, sys.path),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            pass_fds=(theirs.fileno(), lifeline),
-            start_new_session=True,
-            env=_environment(threads),
-        )
-        theirs.close()
-        os.close(lifeline)
-        self._process, self._connection = process, Connection(ours.detach())
-        self._finalizer = weakref.finalize(self, _end, process, self._connection, self._log, keep, os.getpid())
-
-    def send(self, message: Any) -> None:
-        with suppress(OSError):  # it died; `answer` tells
-            self._connection.send(message)
-
-    def answer(self, refused: str) -> Any:
-        """Its next answer.
-
-        Raises:
-            ValueError: vLLM refuses; `refused` and its own words.
-            RuntimeError: it died or failed.
-        """
-        try:
-            while not self._connection.poll(1.0):
-                if self._process.poll() is not None and not self._connection.poll(0):
-                    raise EOFError
-            answer: Answer = self._connection.recv()
-        except (EOFError, OSError):
-            code = self._process.wait()
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise EngineLostError(f"the process of vLLM {how}. The last that it printed:\n{self._printed()}") from None
-        if answer.refusal:
-            raise ValueError(f"{refused}: {answer.refusal}")
-        if answer.failure:
-            raise RuntimeError(f"vLLM failed:\n{answer.failure}\nThe last that it printed:\n{self._printed()}")
-        return answer.value
-
-    def close(self) -> None:
-        self._finalizer()
-
-    def _printed(self, limit: int = 3000) -> str:
-        self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, self._log.tell() - limit))
-        return self._log.read().decode(errors="replace").strip() or "nothing"
-
-
-def _end(process: subprocess.Popen[bytes], connection: Connection, log: IO[bytes], lifeline: int, owner: int) -> None:
-    if os.getpid() != owner:  # a fork of the worker that exits
-        return
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    connection.close()
-    log.close()
-    os.close(lifeline)
-
-
-def _environment(threads: int) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+def _start_process(threads: int) -> ChildProcess:
+    """The process that vLLM runs in; `vllm_process.main` is its other half."""
     defaults = {
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
@@ -249,9 +194,13 @@ def _environment(threads: int) -> dict[str, str]:
     ours = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # it has a process of its own
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "OMP_NUM_THREADS": str(threads),
     }
-    return {**defaults, **kept, **ours}
+    return ChildProcess(vllm_process.main, threads=threads, defaults=defaults, environment=ours)
+
+
+def _end(process: ChildProcess, owner: int) -> None:
+    if os.getpid() == owner:  # not in a fork of the worker that exits
+        process.kill()
 
 
 def _arguments(

@@ -11,14 +11,12 @@ It is a fresh interpreter that serves one rollout worker over an inherited socke
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
 
 from rlft.common.by_path import describe_error
-from rlft.common.child_process import end_with_parent
 from rlft.types import SamplingParams
 
 Sample: TypeAlias = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...] | None, str]
@@ -150,13 +148,8 @@ class Server:
             self._llm.sleep(level=1)
 
 
-def main() -> None:
-    """Serve the worker whose socket and lifeline are the first two command line arguments."""
-    socket, lifeline = int(sys.argv[1]), int(sys.argv[2])
-    for descriptor in (socket, lifeline):
-        os.set_inheritable(descriptor, False)
-    end_with_parent(lifeline)
-    connection = Connection(socket)
+def main(connection: Connection) -> None:
+    """Load the model that the worker names and answer its calls, until it is gone."""
     answer = _try(Server, **connection.recv())
     server: Server | None = answer.value
     if server is None:
