@@ -150,7 +150,7 @@ def open_pool(settings: RunConfig) -> RayPool:
     """A pool whose workers are ready."""
     pool = LentPool(settings, "fake", make_worker=SleepingWorker)
     pool.publish(adapter(0, 1000))
-    while not all(place.is_ready for place in pool._places):
+    while not all(slot.is_ready for slot in pool.slots):
         time.sleep(0.05)
     pool.run(chunks(settings.rollout.workers, 0))
     return pool

@@ -43,7 +43,7 @@ def process_ids(pool: RayPool) -> list[int]:
     """Process ids of a pool's idle workers, in order."""
     import ray
 
-    return ray.get([place.actor.__ray_call__.remote(lambda self: os.getpid()) for place in pool._places])
+    return ray.get([slot.actor.__ray_call__.remote(lambda self: os.getpid()) for slot in pool.slots])
 
 
 class FakeWorker:

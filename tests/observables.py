@@ -311,14 +311,14 @@ def supervised(config: RunConfig) -> Any:
         cluster.return_value.actor.return_value.remote.return_value = actor
         with closing(ray_pool.RayPool(config, "")) as pool:
             pool.publish(Adapter(version=0, hash="", tensors={}))
-            handle = pool.submit([_chunk(f"t{index}") for index in range(4)])
+            pending = pool.submit([_chunk(f"t{index}") for index in range(4)])
             if actor.trouble == "publish":
                 while not actor.log:
                     time.sleep(0.001)
                 pool.publish(Adapter(version=1, hash="", tensors={}))
                 actor.published.set()
             try:
-                groups = pool.collect(handle)
+                groups = pending.collect()
             except RuntimeError:
                 return "stopped"
             return len(groups), sorted(actor.log)

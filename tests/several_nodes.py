@@ -38,7 +38,7 @@ def main(folder: Path, model: Path) -> None:
         return pools[-1]
 
     def wait_for_all() -> None:
-        while not all(place.is_ready for place in pools[0]._places):
+        while not all(slot.is_ready for slot in pools[0].slots):
             time.sleep(0.05)
 
     def disturb(view: View, done: int, total: int) -> None:
@@ -47,7 +47,7 @@ def main(folder: Path, model: Path) -> None:
         if (step, done) == (1, total):
             wait_for_all()
         if done == total:
-            seen.append(sorted({place.node_id for place in pools[0]._places if place.is_ready}))
+            seen.append(sorted({slot.node_id for slot in pools[0].slots if slot.is_ready}))
         if (step, done) == (2, 1):
             cluster.remove_node(second, allow_graceful=False)
         if (step, done) == (3, total):

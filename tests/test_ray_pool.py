@@ -83,7 +83,7 @@ def test_groups_come_in_the_order_of_the_chunks(make_pool: Any, script: Any) -> 
     script("t0", "sleep 0.5")
     pool = make_pool()
     seen: list[tuple[int, int]] = []
-    groups = pool.collect(pool.submit(fake_chunks(NAMES)), lambda done, total: seen.append((done, total)))
+    groups = pool.submit(fake_chunks(NAMES)).collect(lambda done, total: seen.append((done, total)))
     assert tokens(groups) == EXPECTED
     assert seen == [(n, 8) for n in range(1, 9)]
 
@@ -219,8 +219,8 @@ def test_what_was_submitted_keeps_its_adapter_and_earlier_steps_come_first(
     refill = pool.submit(fake_chunks(["r0"], step=1, version=1))
     evaluation = pool.submit(fake_chunks(["e0"], step=0, version=1))
     versions = [
-        {t.turns[0].completion.adapter_version for group in pool.collect(handle) for t in group.trajectories}
-        for handle in (second, evaluation, refill, first)
+        {t.turns[0].completion.adapter_version for group in pending.collect() for t in group.trajectories}
+        for pending in (second, evaluation, refill, first)
     ]
     assert versions == [{0}, {1}, {1}, {0}]
     assert [task for _, task, _ in log()] == ["warm", "s0", "e0", "s1", "r0", "u0", "u1"]
@@ -230,11 +230,11 @@ def test_updates_in_flight_take_the_newest_adapter_between_chunks(make_pool: Any
     script("t1", "sleep 1")
     overrides = ("rollout.workers=1", "max_staleness=1", "algorithm.correction=token_truncate")
     pool = make_pool(*overrides, "rollout.update_in_flight=true")
-    handle = pool.submit(fake_chunks(NAMES[:4]))
+    pending = pool.submit(fake_chunks(NAMES[:4]))
     while not pool._queue.running or next(iter(pool._queue.running)).number < 1:
         time.sleep(0.01)
     pool.publish(adapter(1))
-    groups = pool.collect(handle)
+    groups = pending.collect()
     assert [g.trajectories[0].turns[0].completion.adapter_version for g in groups] == [0, 0, 1, 1]
     assert groups[3].trajectories[0].turns[0].completion.adapter_hash == adapter(1).hash
 
@@ -245,10 +245,10 @@ def test_workers_are_at_work_while_the_driver_is_not_waiting(make_pool: Any, scr
     pool = make_pool()
     pool.run(fake_chunks(["warm"]))
     busy = pool.busy_s
-    handle = pool.submit(fake_chunks(NAMES))
+    pending = pool.submit(fake_chunks(NAMES))
     time.sleep(1.0)  # the driver learns meanwhile
     began = time.monotonic()
-    assert tokens(pool.collect(handle)) == EXPECTED
+    assert tokens(pending.collect()) == EXPECTED
     assert time.monotonic() - began < 0.1  # nothing was left to wait for
     assert 0.35 < pool.busy_s - busy < 0.9
 

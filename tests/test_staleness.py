@@ -242,9 +242,9 @@ def test_inline_work_is_done_before_another_adapter_is_loaded(make_config: MakeC
     config = make_config()
     pool = InlinePool(config, config.model.source)
     pool.publish(bare_base())
-    handle = pool.submit(base_chunks(config))
+    pending = pool.submit(base_chunks(config))
     pool.publish(make_adapter(3, {}))
-    assert {t.turns[0].completion.adapter_version for group in pool.collect(handle) for t in group.trajectories} == {-1}
+    assert {t.turns[0].completion.adapter_version for group in pending.collect() for t in group.trajectories} == {-1}
 
 
 # Configs that make no sense.

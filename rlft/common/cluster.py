@@ -8,9 +8,29 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from rlft.common.ray_guard import MARK, Guard
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class Ref(Protocol[T]):
+    """Ray's reference to a value in the object store, which may still have to be computed."""
+
+    def future(self) -> Future[T]:
+        """The value as a future of this process."""
+        ...
+
+
+class RemoteMethod(Protocol[P, T]):
+    """A method of an actor."""
+
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Ref[T]:
+        """Have the actor run it; where an argument is a reference the actor gets the value."""
+        ...
 
 
 class Cluster:

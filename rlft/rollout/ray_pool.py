@@ -15,16 +15,16 @@ import asyncio
 import json
 import shlex
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol, TypeVar
 
-from rlft.common.cluster import Cluster
+from rlft.common.cluster import Cluster, Ref, RemoteMethod
 from rlft.config import RunConfig
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.engines.contract import EngineLostError
-from rlft.rollout.work_queue import Job, OnChunk, Submission, WorkQueue
+from rlft.rollout.work_queue import Job, OnChunk, Publication, Submission, WorkQueue
 from rlft.rollout.worker import MakeWorker, Reply, RolloutWorker, WorkerProcess
 from rlft.types import Adapter, Group
 
@@ -41,14 +41,16 @@ NAMED = 8
 """Tasks of a chunk that an error names."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Publication:
-    """An adapter in the object store."""
+T = TypeVar("T")
 
-    serial: int
-    """Which publication it is; a version may be published again."""
-    version: int
-    ref: Any
+
+class WorkerActor(Protocol):
+    """Ray's handle of an actor that runs a `WorkerProcess`."""
+
+    where: RemoteMethod[[], tuple[int, str]]
+    load: RemoteMethod[[MakeWorker, RunConfig, str], None]
+    load_adapter: RemoteMethod[[Ref[Adapter]], int]
+    run_chunk: RemoteMethod[[Chunk], Reply]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,14 +58,17 @@ class WorkerSlot:
     """A slot among the workers, and the actor that has it."""
 
     number: int
-    actor: Any
+    actor: WorkerActor
     process_id: int = 0
     """0 until it has its resources."""
     node_id: str = ""
+    """Ray's id of the node that it runs on."""
     is_ready: bool = False
+    """Whether it has loaded its model."""
     holds: int | None = None
     """Serial number of the publication that the actor has loaded."""
     rss_mb: float = 0.0
+    """Resident memory in MB of 10^6 bytes, as it was after its last chunk."""
 
 
 class RayPool:
@@ -94,11 +99,12 @@ class RayPool:
         self._newest: Publication | None = None
         self._published = self._restarts = 0
         self._queue = WorkQueue(hedge_after=config.rollout.hedge_after)
-        self._slots = [WorkerSlot(number=n, actor=self._start_actor()) for n in range(config.rollout.workers)]
+        self.slots = [WorkerSlot(number=n, actor=self._start_actor()) for n in range(config.rollout.workers)]
+        """The workers, in an order that stays."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout supervisor", daemon=True)
         self._thread.start()
-        for slot in self._slots:
+        for slot in self.slots:
             asyncio.run_coroutine_threadsafe(self._guard(self._serve(slot)), self._loop)
 
     def publish(self, adapter: Adapter) -> None:
@@ -110,23 +116,23 @@ class RayPool:
         """See `RolloutPool`.
 
         Raises:
-            ValueError: a chunk names another version than the one that was published last.
+            ValueError: a chunk names another version than the one that was published last, or none was.
         """
-        newest = self._newest.version if self._newest else None
+        newest = self._newest
+        if newest is None:
+            raise ValueError("no adapter was published, so nothing can generate these chunks; publish one first")
         for chunk in chunks:
-            if chunk.version != newest:
-                raise ValueError(f"a chunk asks for adapter version {chunk.version}, but {newest} was published last")
-        submission = Submission(chunks, self._newest)
+            if chunk.version != newest.version:
+                raise ValueError(
+                    f"a chunk asks for adapter version {chunk.version}, but {newest.version} was published last"
+                )
+        submission = Submission(chunks, newest)
         self._loop.call_soon_threadsafe(self._queue.add, submission)
         return submission
 
-    def collect(self, handle: Submission, on_chunk: OnChunk | None = None) -> list[Group]:
-        """See `RolloutPool`. An exception of the engine or the environment is raised as if it had run here."""
-        return handle.collect(on_chunk)
-
     def run(self, chunks: Sequence[Chunk], on_chunk: OnChunk | None = None) -> list[Group]:
         """See `RolloutPool`."""
-        return self.collect(self.submit(chunks), on_chunk)
+        return self.submit(chunks).collect(on_chunk)
 
     @property
     def busy_s(self) -> float:
@@ -136,7 +142,7 @@ class RayPool:
     @property
     def worker_rss_mb(self) -> float:
         """See `RolloutPool`."""
-        return max(slot.rss_mb for slot in self._slots)
+        return max(slot.rss_mb for slot in self.slots)
 
     def close(self) -> None:
         """See `RolloutPool`."""
@@ -144,23 +150,25 @@ class RayPool:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        for slot in self._slots:
+        for slot in self.slots:
             self._release(slot.actor)
-        self._slots = []
+        self.slots = []
         self._newest = None
         self._cluster.close()
 
-    def _start_actor(self) -> Any:
+    def _start_actor(self) -> WorkerActor:
         rollout = self._config.rollout
-        return self._cluster.actor(WorkerProcess, threads=rollout.threads, gpus=rollout.gpus_per_worker).remote()
+        cls = self._cluster.actor(WorkerProcess, threads=rollout.threads, gpus=rollout.gpus_per_worker)
+        actor: WorkerActor = cls.remote()
+        return actor
 
-    def _release(self, actor: Any) -> None:
+    def _release(self, actor: WorkerActor) -> None:
         self._ray.kill(actor)
 
-    async def _guard(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, serving: Awaitable[None]) -> None:
         """What ends a slot ends the pool, by name and not in silence."""
         try:
-            await coroutine
+            await serving
         except self._ray.exceptions.RayError as error:
             broken = RuntimeError(f"the Ray cluster no longer answers; `rlft resume` continues the run: {error}")
             broken.__cause__ = error
@@ -223,14 +231,14 @@ class RayPool:
         needs = f"{'a CPU' if cpus == 1 else f'rollout.threads={cpus} CPUs'} and "
         needs += f"rollout.gpus_per_worker={rollout.gpus_per_worker:g} GPUs"
         message = f"rollout worker {slot.number} waits for {needs}, for {waited:.0f} s now"
-        if waited >= LIMIT_S and self._queue.has_waiting and not any(p.process_id for p in self._slots):
+        if waited >= LIMIT_S and self._queue.has_waiting and not any(p.process_id for p in self.slots):
             raise RuntimeError(f"{message}, and there is no other worker; the cluster must offer that for each of them")
         if waited == PATIENCE_S:
             self._on_event("worker_waiting", f"{message}; the others go on without it")
 
     async def _attempt(self, slot: WorkerSlot, job: Job) -> Reply:
         """One chunk on one worker, within the deadline; first the adapter that it needs, if the worker has another."""
-        needed: Publication = job.adapter
+        needed = job.adapter
         if self._config.rollout.update_in_flight and self._newest is not None:
             needed = self._newest
         deadline_s = self._config.rollout.deadline_s
@@ -240,10 +248,9 @@ class RayPool:
                 await self._answer(slot.actor.load_adapter.remote(needed.ref))
                 slot.holds = needed.serial
             chunk = replace(job.chunk, version=needed.version)
-            reply: Reply = await self._answer(slot.actor.run_chunk.remote(chunk))
-            return reply
+            return await self._answer(slot.actor.run_chunk.remote(chunk))
 
-    async def _answer(self, ref: Any) -> Any:
+    async def _answer(self, ref: Ref[T]) -> T:
         """What a call answers.
 
         Raises:

@@ -1,6 +1,7 @@
 """The queue that chunks wait in: which one a worker takes next, which one is redone, which one is given out twice.
 
-It knows nothing of Ray. All of it happens in one event loop, but for `Submission.collect`, which another thread calls.
+It knows nothing of Ray but the type of a reference. All of it happens in one event loop, but for `Submission.collect`,
+which another thread calls.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from queue import SimpleQueue
 from statistics import median
-from typing import Any
 
+from rlft.common.cluster import Ref
 from rlft.rollout.chunk import Chunk
-from rlft.types import Group
+from rlft.types import Adapter, Group
 
 OnChunk = Callable[[int, int], None]
 """Called with (chunks done, chunks in all)."""
@@ -25,16 +26,28 @@ MIN_FINISHED = 3
 """Chunks of a stream that must have finished before their median says which one is late."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Publication:
+    """An adapter in the object store."""
+
+    serial: int
+    """Which publication it is; a version may be published again."""
+    version: int
+    """The adapter's version."""
+    ref: Ref[Adapter]
+    """Where workers fetch it; Ray keeps it for as long as somebody has this."""
+
+
 class Submission:
     """Chunks that were handed in together, and what came of them."""
 
-    def __init__(self, chunks: Sequence[Chunk], adapter: Any) -> None:
+    def __init__(self, chunks: Sequence[Chunk], adapter: Publication) -> None:
         """Args: adapter: the publication that the chunks name."""
         self.jobs = [Job(chunk=chunk, number=n, adapter=adapter, submission=self) for n, chunk in enumerate(chunks)]
         self._answers: SimpleQueue[tuple[int, list[Group]] | BaseException] = SimpleQueue()
 
     def collect(self, on_chunk: OnChunk | None = None) -> list[Group]:
-        """Wait for all groups; they come in the order of the chunks, whoever finished first."""
+        """Wait for all groups; see `pool.PendingGroups`."""
         results: dict[int, list[Group]] = {}
         while len(results) < len(self.jobs):
             answer = self._answers.get()
@@ -62,8 +75,8 @@ class Job:
     chunk: Chunk
     number: int
     """Position among the chunks of its submission."""
-    adapter: Any
-    """The publication that it needs; held here so that it lives as long as somebody may need it."""
+    adapter: Publication
+    """What it needs; held here so that it lives as long as somebody may need it."""
     submission: Submission
     attempts: int = 0
     """Workers that have it now."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
 from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import Chunk, make_chunks
-from rlft.rollout.pool import RolloutPool
+from rlft.rollout.pool import PendingGroups, RolloutPool
 from rlft.run.directory import Run
 from rlft.train.rl.metrics import Clock, has_signal
 from rlft.train.rl.observed import note_observed_failures
@@ -30,10 +29,10 @@ class _InFlight:
     step: int
     version: int
     """Adapter version that they were submitted under."""
-    samples: Any
-    """Handle of the pool."""
-    greedy: Any
-    """The same for the greedy answers; None without such a baseline."""
+    samples: PendingGroups
+    """The groups that are trained on."""
+    greedy: PendingGroups | None
+    """Groups of one greedy answer to each task; None without such a baseline."""
 
 
 class StepRollouts:
@@ -85,7 +84,7 @@ class StepRollouts:
         if self._run.config.algorithm.max_refills:
             groups, unused = self._with_signal(step, groups)
         if flying.greedy is not None:
-            groups, unused = self._with_greedy(step, groups, flying)
+            groups, unused = self._with_greedy(step, groups, flying.greedy, flying.version)
         return groups, unused
 
     def measure(self, clock: Clock) -> dict[str, float]:
@@ -123,9 +122,11 @@ class StepRollouts:
             return groups, []
         return useful, [group for group in groups if not has_signal(group)]
 
-    def _with_greedy(self, step: int, groups: Sequence[Group], flying: _InFlight) -> tuple[list[Group], list[Group]]:
+    def _with_greedy(
+        self, step: int, groups: Sequence[Group], pending: PendingGroups, version: int
+    ) -> tuple[list[Group], list[Group]]:
         """(the groups with the reward of the greedy answer, those whose greedy answer could not be scored)."""
-        greedy = self._scored(step, flying.greedy, flying.version)
+        greedy = self._scored(step, pending, version)
         self._run.write_rollouts(step, greedy, kind="greedy")
         scores = [answer.scores[0] if answer.scores else None for answer in greedy]
         paired = [replace(group, greedy_score=score) for group, score in zip(groups, scores, strict=True)]
@@ -136,10 +137,10 @@ class StepRollouts:
             )
         return [g for g in paired if g.greedy_score is not None], [g for g in paired if g.greedy_score is None]
 
-    def _scored(self, step: int, handle: Any, version: int) -> list[Group]:
-        """The groups of a handle, collected, scored and checked."""
+    def _scored(self, step: int, pending: PendingGroups, version: int) -> list[Group]:
+        """Wait for groups, score them and check who made them."""
         busy_s = self._pool.busy_s
-        groups = self._pool.collect(handle, self._view.rollout)
+        groups = pending.collect(self._view.rollout)
         self._waited_s += self._clock.lap("rollout")
         self._busy_while_waiting_s += self._pool.busy_s - busy_s
         groups = self._scorer.score(groups)
