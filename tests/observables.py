@@ -31,6 +31,7 @@ from rlft.rollout.chunk import Chunk
 from rlft.rollout.engines.by_name import make_engine
 from rlft.rollout.pool import make_pool
 from rlft.run.directory import Run
+from rlft.run.records import Provenance
 from rlft.train.preference import data as preference_data
 from rlft.train.preference import launch as launch_preference
 from rlft.train.preference.config import PreferenceConfig

@@ -20,6 +20,7 @@ from rlft.cli import main
 from rlft.config import RunConfig
 from rlft.model.starting_point import save_adapter
 from rlft.run.directory import Run
+from rlft.run.records import Provenance
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.reward_model.config import RewardModelConfig
 from tests import observables as see

@@ -102,8 +102,12 @@ class Run(Generic[C]):
             with cls(config):  # refuses when another driver is at work there
                 _move_aside(path)
         run = cls(config)
-        run.write_provenance(provenance)
-        write_file(run.path / CONFIG, config_file.dump(config))
+        try:
+            run.write_provenance(provenance)
+            write_file(run.path / CONFIG, config_file.dump(config))
+        except BaseException:
+            run._lock.release()
+            raise
         return run
 
     @overload
