@@ -61,7 +61,7 @@ class _SeenError(Exception):
 
 def place(config: BaseRunConfig) -> Any:
     """Where the run directory lies."""
-    with Run.create(config, provenance={}, restart=True) as run:
+    with Run.create(config, provenance=Provenance(), restart=True) as run:
         return str(run.path), sorted(path.name for path in run.path.iterdir())
 
 

@@ -356,7 +356,7 @@ def test_the_kind_says_which_command_a_run_directory_is_of(
     kind: type[BaseModel], folder: Path, tiny_model: Path
 ) -> None:
     config = make(kind, base(kind, folder, tiny_model), {"name": "kind"})
-    with Run.create(config, provenance={}, restart=True) as run:
+    with Run.create(config, provenance=Provenance(), restart=True) as run:
         assert main._kind(run.path) == config.kind
 
 
