@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 
 from rlft.common.arithmetic import evaluate
+from rlft.common.rows import refuse_negative
 from rlft.environment.contract import Environment
 from rlft.types import Task
 
@@ -30,6 +31,7 @@ def load(
     Raises:
         ValueError: no such operator, or too few problems.
     """
+    refuse_negative(heldout=heldout)
     if not operators or set(operators) - set("+-*") or terms < 2 or high < low:
         raise ValueError("operators are some of + - *, terms are 2 or more, and low is not above high")
     random_ = random.Random(seed)

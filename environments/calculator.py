@@ -10,6 +10,7 @@ import random
 import re
 
 from rlft.common.arithmetic import evaluate, show
+from rlft.common.rows import refuse_negative
 from rlft.environment.contract import Environment
 from rlft.environment.tools import ToolEpisode, make_tools, schemas
 from rlft.types import Message, Task
@@ -27,6 +28,7 @@ def load(
     Raises:
         ValueError: too few problems.
     """
+    refuse_negative(tasks=tasks, heldout=heldout, demonstrations=demonstrations)
     if heldout + demonstrations >= tasks or tasks > (high - low + 1) ** 3:
         raise ValueError(
             f"{tasks} problems from {low} to {high} do not leave any beside {heldout} and {demonstrations}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 
+from rlft.common.rows import refuse_negative
 from rlft.environment.contract import Environment
 from rlft.types import Message, Task
 
@@ -28,6 +29,7 @@ def load(
     Raises:
         ValueError: too few games.
     """
+    refuse_negative(tasks=tasks, heldout=heldout, demonstrations=demonstrations)
     if numbers < 2 or high < 2:
         raise ValueError("countdown needs at least two numbers, and a high of at least 2")
     if heldout + demonstrations >= tasks:

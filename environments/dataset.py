@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from string import Formatter
+from typing import Any, Literal
 
-from rlft.common.rows import is_heldout, read_rows, row_hash
+from rlft.common.rows import canonical_text, is_heldout, read_rows, refuse_negative, row_hash
 from rlft.environment.contract import Environment
 from rlft.types import Message, Task
 
@@ -24,6 +25,7 @@ def load(
     subset: str = "",
     split: str = "train",
     seed: int = 0,
+    conflicts: Literal["error", "first"] = "error",
 ) -> Environment:
     """Tasks from jsonl, json, csv, parquet, a hub id, or a function that returns rows.
 
@@ -42,27 +44,39 @@ def load(
         limit: rows that are read; 0 reads all.
         subset: of a hub id.
         split: of a hub id.
+        conflicts: what to do with a row whose prompt stood before with another answer: refuse it, or keep the first.
 
     Raises:
         ValueError: a row that cannot be used, with its place: file and line, or file and row.
     """
+    refuse_negative(shots=shots, limit=limit)
     if shots and not reply:
         raise ValueError("shots need a `reply` template, which says how the shown examples are answered")
     tasks: list[tuple[Task, tuple[Message, ...]]] = []
     held_out: list[Task] = []
-    seen: set[str] = set()
+    seen: dict[str, tuple[str, Any]] = {}  # where a prompt stood first, and its answer
+    repeated = conflicting = 0
     for number, (where, row) in enumerate(read_rows(source, subset=subset, split=split)):
         if limit and number == limit:
             break
         asked = _messages(row, messages, where) if messages else _prompt(row, prompt, system, where)
-        key = json.dumps(asked, sort_keys=True) if messages else asked[-1]["content"]
-        if key in seen:
-            continue  # the same prompt twice would stand on both sides of the split
-        seen.add(key)
+        read = [{**message, "content": canonical_text(message["content"])} for message in asked]
+        key = json.dumps(read, sort_keys=True) if messages else str(read[-1]["content"])
         if answer and answer not in row:
             raise ValueError(f"{where}: no column {answer!r}; it has {', '.join(map(str, row))}")
+        expected = row[answer] if answer else None
+        if key in seen:  # the same prompt twice would count twice, or stand on both sides of the split
+            first, earlier = seen[key]
+            if expected != earlier and conflicts == "error":
+                raise ValueError(
+                    f"{where}: the prompt of {first} again with another answer, {expected!r} instead of {earlier!r}; "
+                    "mend the data, or keep the first answer with conflicts: first"
+                )
+            repeated, conflicting = repeated + 1, conflicting + (expected != earlier)
+            continue
+        seen[key] = (where, expected)
         digest = row_hash(key, seed)
-        task = Task(id=digest[:16], messages=asked, answer=row[answer] if answer else None, columns=dict(row))
+        task = Task(id=digest[:16], messages=asked, answer=expected, columns=dict(row))
         if is_heldout(digest, heldout):
             held_out.append(task)
         else:
@@ -74,10 +88,12 @@ def load(
         raise ValueError(f"shots is {shots}, but there are {len(tasks)} training rows")
     examples = [message for task, shown in tasks[:shots] for message in (task.messages[-1], *shown)]
     train = [(_after(examples, task), shown) for task, shown in tasks[shots:]]
+    note = f"{source}: left out {repeated} rows with the prompt of an earlier row, {conflicting} with another answer"
     return Environment(
         train=[task for task, _ in train],
         heldout=[_after(examples, task) for task in held_out],
         demonstrations=[(*task.messages, *shown) for task, shown in train if shown],
+        notes=(note,) if repeated else (),
     )
 
 
@@ -102,6 +118,12 @@ def _after(examples: Sequence[Message], task: Task) -> Task:
 
 
 def _fill(template: str, row: Mapping[str, Any], where: str) -> str:
+    empty = sorted({name for _, name, _, _ in _parsed(template) if name and row.get(name, "") is None})
+    if empty:
+        raise ValueError(
+            f"{where}: the template {template!r} names {empty[0]!r}, which is null there; give it text, or leave out "
+            "the row"
+        )
     try:
         return template.format_map(row)
     except KeyError as error:
@@ -110,3 +132,10 @@ def _fill(template: str, row: Mapping[str, Any], where: str) -> str:
         raise ValueError(
             f"the template {template!r} is not usable: {error}; write {{{{ and }}}} for braces that are text"
         ) from None
+
+
+def _parsed(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
+    try:
+        return list(Formatter().parse(template))
+    except ValueError:  # told with the row, when it is filled in
+        return []

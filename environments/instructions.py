@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from rlft.common.rows import refuse_negative
 from rlft.environment.contract import Environment
 from rlft.types import Task
 
@@ -61,6 +62,7 @@ def load(
     Raises:
         ValueError: an unknown kind, or too few different tasks.
     """
+    refuse_negative(heldout=heldout)
     chosen = list(KINDS) if kinds == "all" else [kind.strip() for kind in kinds.split(",")]
     if unknown := [kind for kind in chosen if kind not in KINDS]:
         raise ValueError(f"no kind {unknown[0]!r}; there is {', '.join(KINDS)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 
+from rlft.common.rows import refuse_negative
 from rlft.environment.contract import Environment, Step
 from rlft.types import Message, Task
 
@@ -47,6 +48,7 @@ def load(high: int = 9, max_turns: int = 4, cost: float = 0.1, heldout: int = 8,
     Raises:
         ValueError: too few pairs of bounds.
     """
+    refuse_negative(heldout=heldout)
     bounds = [(low, top) for low in range(1, high) for top in range(low + 2, high + 1)]
     if heldout >= len(bounds):
         raise ValueError(f"there are {len(bounds)} pairs of bounds up to {high}, too few to hold out {heldout}")

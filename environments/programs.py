@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from rlft.common.rows import is_heldout, read_rows, row_hash
+from rlft.common.rows import is_heldout, read_rows, refuse_negative, row_hash
 from rlft.environment.contract import Environment
 from rlft.types import Message, Task
 
@@ -30,6 +30,7 @@ def load(source: str = "", heldout: float = 0.2, demonstrations: int = 0, cases:
     Raises:
         ValueError: a row that cannot be used, with its place; or too few problems.
     """
+    refuse_negative(heldout=heldout, demonstrations=demonstrations)
     random_ = random.Random(seed)
     if source and demonstrations:
         raise ValueError("demonstrations are for the built-in problems: the table holds no solutions")

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlft.common.rows import is_heldout, read_rows, row_hash
+from rlft.common.rows import is_heldout, read_rows, refuse_negative, row_hash
 from rlft.environment.contract import Environment
 from rlft.environment.tools import ToolEpisode, make_tools, schemas
 from rlft.types import Message, Task
@@ -63,6 +63,7 @@ def load(
     Raises:
         ValueError: a table lacks a column, or only one of the two is given.
     """
+    refuse_negative(heldout=heldout, demonstrations=demonstrations)
     random_ = random.Random(seed)
     if bool(corpus) != bool(questions):
         raise ValueError("give both `corpus` and `questions`, or neither")

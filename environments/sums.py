@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from rlft.common.rows import refuse_negative
 from rlft.environment.contract import Environment
 from rlft.types import Message, Task
 
@@ -19,6 +20,7 @@ def load(seed: int = 0, low: int = 1, high: int = 99, heldout: int = 500, demons
     Raises:
         ValueError: the range holds too few problems.
     """
+    refuse_negative(heldout=heldout, demonstrations=demonstrations)
     problems = [(a, b) for a in range(low, high + 1) for b in range(low, high + 1)]
     if heldout + demonstrations >= len(problems):
         raise ValueError(

@@ -20,7 +20,7 @@ from rlft.types import RewardSpec
 class Strict(BaseModel):
     """A frozen section of a config that refuses unknown keys; what stands under a field documents it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelConfig(Strict):
@@ -87,7 +87,7 @@ class SamplingConfig(Strict):
     """Only the k most probable tokens are drawn; 0 is off."""
     min_p: float = Field(0.0, ge=0, le=1)
     """Only tokens with this share of the most probable one's probability are drawn; 0 is off."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end a completion."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest completion in tokens."""

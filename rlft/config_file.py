@@ -6,16 +6,20 @@ Unknown keys are errors with file, line and a suggestion.
 from __future__ import annotations
 
 import io
+import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSet, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rlft.common.by_path import did_you_mean
@@ -23,6 +27,8 @@ from rlft.config import RunConfig
 from rlft.objectives.presets import PRESETS
 
 C = TypeVar("C", bound=BaseModel)
+
+_PLAIN_DATA = "Arguments are texts, finite numbers, true, false, null, lists and mappings of them"
 
 
 @overload
@@ -57,18 +63,36 @@ def load(path: str | Path, overrides: Sequence[str] = (), kind: type[BaseModel] 
         raise ValueError(f"{path}: expected a mapping of keys to values, found {type(tree).__name__}")
     for override in overrides:
         _apply(tree, override)
+    problems = {f"{path}:{_line(tree, loc)}: {'.'.join(map(str, loc))}": what for loc, what in _not_kept(tree)}
+    config = None
     try:
-        return kind.model_validate(_plain(tree))
+        config = kind.model_validate(_plain(tree))
     except ValidationError as error:
-        raise ValueError(_explain(error, tree, str(path), kind)) from None
+        problems = {**_explain(error, tree, str(path), kind), **problems}
+    if config is None or problems:
+        raise ValueError("\n".join(f"{where}: {what}" for where, what in problems.items()))
+    return config
 
 
 def dump(config: BaseModel) -> str:
-    """The resolved config as YAML; `load` of it gives an equal config."""
+    """The resolved config as YAML; `load` of it gives an equal config.
+
+    Raises:
+        ValueError: it would not, as some argument is not plain data: `rlft resume` would go on with another one.
+    """
     stream = io.StringIO()
     yaml = YAML()
     yaml.default_flow_style = False
-    yaml.dump(config.model_dump(mode="json"), stream)
+    try:
+        yaml.dump(config.model_dump(mode="json"), stream)
+        kept = type(config).model_validate(_plain(YAML(typ="rt").load(stream.getvalue())))
+    except (PydanticSerializationError, ValidationError, YAMLError) as error:
+        raise ValueError(f"this config cannot be kept in a config.yaml: {error}. {_PLAIN_DATA}") from error
+    if kept != config:
+        given, read = config.model_dump(), kept.model_dump()
+        names = [name for name in given if given[name] != read[name]]
+        shown = "; ".join(f"{name}: {given[name]!r} would come back as {read[name]!r}" for name in names)
+        raise ValueError(f"this config does not survive being kept in a config.yaml: {shown}. {_PLAIN_DATA}")
     return stream.getvalue()
 
 
@@ -115,17 +139,42 @@ def _index(part: str, node: list[Any], override: str) -> int:
     return int(part)
 
 
+def _not_kept(node: Any, loc: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """(location, what is wrong) of every value that a run's config.yaml would not give back as it is."""
+    if isinstance(node, CommentedSet | TaggedScalar) or ((tag := getattr(node, "tag", None)) and tag.value):
+        yield loc, f"a value with a YAML tag. {_PLAIN_DATA}"
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if not isinstance(key, str):
+                yield (*loc, str(key)), f"the key {key!r} is not text; write it in quotes: '{key}'"
+            yield from _not_kept(value, (*loc, str(key)))
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from _not_kept(value, (*loc, position))
+    elif isinstance(node, float) and not math.isfinite(node):
+        yield loc, f"{float(node)} is not a number that a config can keep; write a finite one, or leave the key out"
+    elif isinstance(node, date):
+        yield loc, f"{node} is read as a date; write it in quotes to keep it as text"
+    elif not isinstance(node, str | int | float | None):
+        yield loc, f"a value of the type {type(node).__name__}. {_PLAIN_DATA}"
+
+
 def _plain(node: Any) -> Any:
-    """ruamel's round-trip containers as plain dicts and lists."""
+    """The parsed file as Python's own dicts, lists, texts and numbers."""
     if isinstance(node, dict):
         return {str(key): _plain(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
     return node
 
 
-def _explain(error: ValidationError, tree: Any, path: str, kind: type[BaseModel]) -> str:
-    lines, problems = [], error.errors()
+def _explain(error: ValidationError, tree: Any, path: str, kind: type[BaseModel]) -> dict[str, str]:
+    """What is wrong by `file:line: key`."""
+    found: dict[str, str] = {}
+    problems = error.errors()
     for problem in problems:
         depth = len(problem["loc"])
         if problem["type"] == "too_short" and any(p["loc"][:depth] == problem["loc"] != p["loc"] for p in problems):
@@ -139,8 +188,9 @@ def _explain(error: ValidationError, tree: Any, path: str, kind: type[BaseModel]
             message = "this key is required"
         elif not isinstance(problem["input"], dict | list) and message != str(problem["input"]):
             message += f" (got {problem['input']!r})"
-        lines.append(f"{path}:{_line(tree, loc)}: {where}: {message}")
-    return "\n".join(lines)
+        place = f"{path}:{_line(tree, loc)}: {where}"
+        found[place] = f"{found[place]}; {message}" if place in found else message
+    return found
 
 
 def _line(tree: Any, loc: tuple[Any, ...]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML
 
 from rlft import config_file as configs
-from rlft.config import RunConfig
+from rlft.config import EnvironmentConfig, RunConfig
 from rlft.config_file import dump, load
 from rlft.objectives.presets import PRESETS
 from rlft.train.preference.config import PreferenceConfig
@@ -162,8 +163,8 @@ def test_contradictions_are_refused_with_a_way_out(write: Any, more: str, says: 
 
 
 def test_the_only_reward_being_wrong_is_one_problem(write: Any) -> None:
-    with pytest.raises(ValueError, match="reward 'r': weight must be a finite number") as caught:
-        load(write(), ["rewards=[{path: 'm:r', weight: .inf}]"])
+    with pytest.raises(ValueError, match="reward name 'a/b' contains '/'") as caught:
+        load(write(), ["rewards=[{path: 'm:r', name: a/b}]"])
     assert str(caught.value).count("run.yaml:") == 1
 
 
@@ -244,6 +245,44 @@ def test_what_is_dumped_loads_to_the_same_config(write: Any, tmp_path: Path) -> 
     again.write_text(dump(config), encoding="utf-8")
     assert load(again) == config
     assert load(again).environment.args == {"seed": 3, "words": ["a", "on", "1e3"], "deep": {"x": None}}
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (".inf", "inf is not a number"),
+        ("{a: [1, {b: .nan}]}", "nan is not a number"),
+        ("2024-01-02", "is read as a date; write it in quotes"),
+        ("2024-01-02 10:00:00", "is read as a date"),
+        ("!!binary aGVsbG8=", "a value of the type bytes"),
+        ("!!set {a, b}", "a value"),
+        ("!mine 3", "not valid YAML"),
+        ("{1: x}", "the key 1 is not text; write it in quotes: '1'"),
+    ],
+)
+def test_an_argument_that_a_config_yaml_would_not_give_back_is_refused(write: Any, value: str, says: str) -> None:
+    """A resumed run reads config.yaml, where these would have become null, text or a list."""
+    with pytest.raises(ValueError, match=says):
+        load(write(), [f"environment.args={{x: {value}}}"])
+    if "!mine" in value:  # in a file, a tag that nothing knows can be read
+        says = "a value with a YAML tag"
+    path = write(base=BASE.replace("environment:", f"environment:\n  args: {{x: {value}}}"))
+    with pytest.raises(ValueError, match=rf"{path}:\d+: environment\.args\.x.*: .*{says}"):
+        load(path)
+
+
+@pytest.mark.parametrize("value", [float("inf"), {1, 2}, b"bytes", (1, 2), {3: "x"}, date(2024, 1, 2), object()])
+def test_a_config_made_in_python_is_not_kept_in_a_form_that_reads_otherwise(write: Any, value: object) -> None:
+    config = load(write())
+    changed = config.model_copy(update={"environment": EnvironmentConfig(path="a:b", args={"x": value})})
+    with pytest.raises(ValueError, match=r"config\.yaml.*Arguments are texts, finite numbers"):
+        dump(changed)
+
+
+@pytest.mark.parametrize("setting", ["sampling.temperature=.inf", "learner.lr=.nan", "sampling.stop=['']"])
+def test_settings_that_mean_nothing_are_refused(write: Any, setting: str) -> None:
+    with pytest.raises(ValueError, match=setting.partition("=")[0].replace(".", r"\.")):
+        load(write(), [setting])
 
 
 def test_a_config_is_frozen(write: Any) -> None:

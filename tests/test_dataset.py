@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from environments import dataset
+from environments import arithmetic, dataset, number_guessing, programs, sums
 from rlft.common.rows import read_rows
 from rlft.config import EnvironmentConfig
 from rlft.environment.contract import Environment, check
@@ -223,3 +224,80 @@ def test_a_difficulty_file_is_for_every_environment(tmp_path: Path) -> None:
         from_config(difficulty_file=write_lines(tmp_path / "wrong.jsonl", '{"id": "1+1", "difficulty": "easy"}'))
     with pytest.raises(ValueError, match=r"environment\.args\.difficulty_file: no file"):
         from_config(difficulty_file="nowhere.jsonl")
+
+
+# What a table can hold that would be read as something else.
+
+
+def test_a_null_is_not_the_word_none(tmp_path: Path) -> None:
+    source = write(tmp_path, ".jsonl", [{"question": "q?", "answer": "1"}, {"question": None, "answer": "2"}])
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: the template '\{question\}' names 'question', which is null"):
+        dataset.load(source)
+
+
+def test_the_same_prompt_with_another_answer_is_refused_or_counted(tmp_path: Path) -> None:
+    rows = [{"question": q, "answer": a} for q, a in (("a", "1"), ("b", "2"), ("a", "1"), ("b ", "3"), ("c", "4"))]
+    source = write(tmp_path, ".jsonl", rows)
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl:4: the prompt of .*:2 again with another answer, '3' instead of '2'"
+    ):
+        dataset.load(source, heldout=0)
+    environment = dataset.load(source, heldout=0, conflicts="first")
+    assert [task.answer for task in environment.train] == ["1", "2", "4"]
+    assert environment.notes == (f"{source}: left out 2 rows with the prompt of an earlier row, 1 with another answer",)
+
+
+@pytest.mark.parametrize("twin", ["cafe\u0301 {} costs?", "caf\u00e9 {} costs? ", "caf\u00e9 {} costs?\n"])
+def test_prompts_that_nobody_can_tell_apart_are_on_one_side_of_the_split(tmp_path: Path, twin: str) -> None:
+    prompts = [form.format(i) for i in range(40) for form in ("caf\u00e9 {} costs?", twin)]
+    source = write(tmp_path, ".jsonl", [{"question": prompt, "answer": "1"} for prompt in prompts])
+    environment = dataset.load(source, heldout=0.5)
+    assert len(environment.train) + len(environment.heldout) == 40
+    check(environment)
+    apart = Environment(train=[_asks("a", prompts[0])], heldout=[_asks("b", prompts[1])])
+    with pytest.raises(ValueError, match="training task 'a' asks the same as held-out task 'b'"):
+        check(apart)
+
+
+def _asks(task_id: str, prompt: str) -> Task:
+    return Task(id=task_id, messages=({"role": "user", "content": prompt},))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, suffix: str) -> None:
+    path = Path(write(tmp_path, suffix, ROWS))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    environment = dataset.load(str(path), heldout=0)
+    assert [dict(task.columns) for task in environment.train] == ROWS
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_text_in_another_encoding_is_refused_with_how_to_convert_it(tmp_path: Path, suffix: str) -> None:
+    path = Path(write(tmp_path, suffix, ROWS))
+    path.write_bytes(path.read_bytes().replace(b"q1?", "é?".encode("latin1")))
+    with pytest.raises(ValueError, match=rf"rows\{suffix}:\d: not UTF-8 text \(byte 0xe9.*iconv -f latin1"):
+        dataset.load(str(path))
+    path.write_bytes(path.read_text("latin1").encode("utf-16"))
+    with pytest.raises(ValueError, match=rf"rows\{suffix}:1: not UTF-8 text .*iconv -f utf-16"):
+        dataset.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("load", "arguments"),
+    [
+        (sums.load, {"heldout": -1}),
+        (arithmetic.load, {"heldout": -1}),
+        (number_guessing.load, {"heldout": -1}),
+        (programs.load, {"heldout": -0.1}),
+        (dataset.load, {"source": "rows.jsonl", "limit": -1}),
+    ],
+)
+def test_counts_below_0_are_refused(load: Callable[..., Environment], arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"is -\d.*; use 0 or more"):
+        load(**arguments)
+
+
+def test_a_share_outside_of_0_to_1_is_refused(tmp_path: Path) -> None:
+    for share in (-1, 1, 1.5):
+        with pytest.raises(ValueError, match="heldout is a share of the rows, at least 0 and below 1"):
+            dataset.load(write(tmp_path, ".jsonl", ROWS), heldout=share)

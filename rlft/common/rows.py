@@ -6,9 +6,11 @@ looks like a date or a number into one.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,15 +47,40 @@ def read_rows(
     return _number(source, _from_hub(source, subset, split, name))
 
 
+def canonical_text(text: str) -> str:
+    """The text without differences that nobody sees: in Unicode form NFC, without white space at the ends of lines.
+
+    Two prompts with equal canonical texts are the same prompt, and must not stand on both sides of a split.
+    """
+    return "\n".join(line.rstrip() for line in unicodedata.normalize("NFC", text).split("\n")).strip("\n")
+
+
 def row_hash(text: str, seed: int) -> str:
-    """Hex digest of a row's identifying text and a seed: its id, and what `is_heldout` decides by."""
-    return hashlib.sha256(f"{seed}\x1f{text}".encode(errors="surrogatepass")).hexdigest()
+    """Hex digest of a row's identifying text (as `canonical_text`) and a seed: its id, and what `is_heldout` asks."""
+    return hashlib.sha256(f"{seed}\x1f{canonical_text(text)}".encode(errors="surrogatepass")).hexdigest()
 
 
 def is_heldout(digest: str, share: float) -> bool:
     """Whether a row with this `row_hash` is held out, when a share of the rows is: wherever it stands, and whatever
-    other rows there are."""
+    other rows there are.
+
+    Raises:
+        ValueError: the share is not at least 0 and below 1.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"heldout is a share of the rows, at least 0 and below 1, got {share}")
     return int(digest[:8], 16) < share * 16**8
+
+
+def refuse_negative(**counts: float) -> None:
+    """Refuse arguments that count something and are below 0.
+
+    Raises:
+        ValueError: names the first one.
+    """
+    for name, value in counts.items():
+        if value < 0:
+            raise ValueError(f"{name} is {value}, but counts something; use 0 or more")
 
 
 def _file(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -71,11 +98,28 @@ def _number(source: str, rows: Iterable[Any]) -> Iterator[tuple[str, Mapping[str
         yield where, _object(where, row)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file in UTF-8, with or without a byte order mark; line breaks stay.
+
+    Raises:
+        ValueError: file and line of what is not UTF-8, and how to convert it.
+    """
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                is_wide = line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+                raise ValueError(
+                    f"{path}:{number}: not UTF-8 text (byte 0x{line[error.start]:02x} at position {error.start}); "
+                    f"convert the file, perhaps with: iconv -f {'utf-16' if is_wide else 'latin1'} -t utf-8 "
+                    f"{path.name} > utf8{path.suffix}"
+                ) from None
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
             where = f"{path}:{number}"
             try:
                 row = json.loads(line)
@@ -91,15 +135,14 @@ def _object(where: str, row: Any) -> Mapping[str, Any]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        for number, row in enumerate(reader, start=1):
-            where = f"{path}, row {number}"
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"{where}: it has another number of fields than the header, {len(reader.fieldnames or ())}"
-                )
-            yield where, row
+    reader = csv.DictReader(_lines(path))
+    for number, row in enumerate(reader, start=1):
+        where = f"{path}, row {number}"
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{where}: it has another number of fields than the header, {len(reader.fieldnames or ())}"
+            )
+        yield where, row
 
 
 def _whole_file(path: Path) -> list[Any]:
@@ -112,7 +155,7 @@ def _whole_file(path: Path) -> list[Any]:
         except pa.ArrowException as error:
             raise ValueError(f"{path}: not readable as parquet: {error}") from None
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads("".join(_lines(path)))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON: {error}; one object a line goes into a .jsonl file") from None
     if not isinstance(rows, list):

@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rlft.common.rows import canonical_text
 from rlft.types import Message, Task
 
 
@@ -71,6 +72,8 @@ class Environment:
     max_tokens: int | None = None
     """Tokens of an episode after its first prompt, actions and observations, at the most; None leaves it to the model's
     context."""
+    notes: tuple[str, ...] = ()
+    """What a run says about the data when it starts, such as how many rows were left out."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of tools (see `tools.schemas`): shown by the chat template, or in the system message where it takes
     none; empty where the prompt itself describes what can be called."""
@@ -132,4 +135,6 @@ def check_messages(messages: Sequence[Message], where: str) -> None:
 
 
 def _key(messages: Sequence[Message], rest: Any = None) -> str:
-    return json.dumps([list(messages), rest], sort_keys=True, default=str)
+    """What tells a prompt from others: two that nobody can tell apart when reading have the same."""
+    read = [{**message, "content": canonical_text(message["content"])} for message in messages]
+    return json.dumps([read, rest], sort_keys=True, default=str)

@@ -223,7 +223,11 @@ def _execute(
     ):
         if prepared.dropped:
             run.event("overlong", prepared.dropped)
-            view.note(prepared.dropped)
+        for note in (prepared.dropped, *prepared.environment.notes):
+            if note:
+                view.note(note)
+        for note in prepared.environment.notes:
+            run.event("data", note)
         for remark in going_on.remarks if going_on else ():
             view.note(remark)
         parts = _Parts(
