@@ -290,8 +290,8 @@ class Group:
 
     task: Task
     trajectories: tuple[Trajectory, ...]
-    greedy_score: float | None = None
-    """Reward of the greedy answer, where the algorithm uses it as a baseline."""
+    baseline_score: float | None = None
+    """What the scores are compared with, where the algorithm takes a baseline that is not made of them."""
 
     @property
     def scores(self) -> list[float]:
@@ -354,8 +354,8 @@ class Batch:
     policy_logprobs: Tensor | None = None
     """(A,) float32, the engine's log-probabilities of the policy, before top-p, top-k and min-p; None where these are
     off and both are one."""
-    greedy_rewards: Tensor | None = None
-    """(S,) float32, the reward of the greedy answer to the sequence's task; None unless it is the baseline."""
+    baseline_rewards: Tensor | None = None
+    """(S,) float32, the `baseline_score` of the sequence's group; None where its groups have none."""
     old_logprobs: Tensor | None = None
     """(A,) float32, the learner's log-probabilities before this step's first update; None when on-policy."""
     ref_logprobs: Tensor | None = None

@@ -127,7 +127,7 @@ def made_up_group(
     lengths: Sequence[int] | None = None,
     finish_reason: FinishReason = "stop",
     vocab: int = 260,
-    greedy_score: float | None = 0.25,
+    baseline_score: float | None = 0.25,
 ) -> Group:
     """A group with made-up tokens and log-probs, one trajectory per outcome; a plain number becomes a score.
 
@@ -156,7 +156,7 @@ def made_up_group(
                 outcome=Score(value=outcome) if isinstance(outcome, int | float) else outcome,
             )
         )
-    return Group(task=task, trajectories=tuple(trajectories), greedy_score=greedy_score)
+    return Group(task=task, trajectories=tuple(trajectories), baseline_score=baseline_score)
 
 
 DENSE_REWARD = '''

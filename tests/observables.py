@@ -167,29 +167,29 @@ class _Pool:
     busy_s = 0.0
 
     def __init__(self) -> None:
-        self.submitted: list[Sequence[Chunk]] = []
+        self.submitted: list[Chunk] = []
 
     def publish(self, adapter: Adapter) -> None: ...
 
     def submit(self, chunks: Sequence[Chunk]) -> SimpleNamespace:
-        self.submitted.append(chunks)
+        self.submitted += chunks
         groups = [made_up_group([1.0, 1.0], task_id=task.id) for chunk in chunks for task in chunk.tasks]
         return SimpleNamespace(collect=lambda on_chunk=None: groups)
 
     def run(self, chunks: Sequence[Chunk], on_chunk: Any = None) -> list[Group]:
-        raise _SeenError(self._plain([chunks]))
+        raise _SeenError(_plain(chunks))
 
-    def _plain(self, submitted: Sequence[Sequence[Chunk]]) -> Any:
-        chunks = [chunk for each in submitted for chunk in each]
-        return [
-            (c.step, c.version, c.params, [task.id for task in c.tasks], [c.seeds(t) for t in c.tasks]) for c in chunks
-        ]
 
-    def seen(self) -> Any:
-        return self._plain(self.submitted)
+def _plain(chunks: Sequence[Chunk]) -> Any:
+    return [(c.step, c.version, c.params, [task.id for task in c.tasks], [c.seeds(t) for t in c.tasks]) for c in chunks]
 
 
 def requested(config: RunConfig) -> Any:
+    """What the first step asks for."""
+    return _plain(requested_chunks(config))
+
+
+def requested_chunks(config: RunConfig) -> list[Chunk]:
     """The chunks of rollouts that the first step asks for, refills among them."""
     pool, run = _Pool(), SimpleNamespace(config=config, event=print, write_rollouts=print)
     scorer: Any = SimpleNamespace(score=list)
@@ -198,8 +198,9 @@ def requested(config: RunConfig) -> Any:
     rollouts = StepRollouts(run, pool, scorer, environment.train, start=0, view=view)  # type: ignore[arg-type]
     rollouts.publish(Adapter(version=0, hash="", tensors={}))
     rollouts.submit_ahead()
-    rollouts.collect(1, mock.MagicMock())
-    return pool.seen()
+    if config.algorithm.baseline != "greedy":  # whose answers would have to be stored
+        rollouts.collect(1, mock.MagicMock())
+    return pool.submitted
 
 
 def evaluated(config: RunConfig) -> Any:

@@ -368,7 +368,7 @@ PAIR = {
 
 def pair_advantages(algorithm: Algorithm, *, kl_coef: float | None = None, greedy: float = 0.0) -> list[float]:
     coefficient = algorithm.kl_coef if kl_coef is None else kl_coef
-    advantages, _ = token_advantages(algorithm, kl_coef=coefficient, greedy_rewards=double([greedy, greedy]), **PAIR)
+    advantages, _ = token_advantages(algorithm, kl_coef=coefficient, baseline_rewards=double([greedy, greedy]), **PAIR)
     return advantages.tolist()
 
 
@@ -441,7 +441,7 @@ def test_the_reward_coefficient_weighs_the_outcome(changes: dict[str, object], e
     row = {"baseline": "none", "scale": "none", "kl": "k1", "kl_coef": 0.5, "reward_coef": 2.0, **changes}
     algorithm = replace(PRESETS["reinforce"], **row)
     values = torch.zeros(3, dtype=torch.float64) if algorithm.needs_critic else None
-    tensors = {**PAIR, "values": values, "greedy_rewards": double([1, 1])}
+    tensors = {**PAIR, "values": values, "baseline_rewards": double([1, 1])}
     advantages, _ = token_advantages(algorithm, kl_coef=0.5, **tensors)
     assert advantages.tolist() == pytest.approx(expected, abs=1e-6)
 

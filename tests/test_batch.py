@@ -82,15 +82,15 @@ def test_collate_leaves_out_what_has_no_score() -> None:
 
 def test_collate_keeps_which_answers_were_cut_and_what_the_greedy_one_got() -> None:
     failed = Failed(kind="crash", message="", reproduce="")
-    whole = made_up_group([1.0, failed], task_id="a", greedy_score=0.75)
-    cut = made_up_group([failed, 0.0, 0.5], task_id="b", finish_reason="length", greedy_score=-1.0)
+    whole = made_up_group([1.0, failed], task_id="a", baseline_score=0.75)
+    cut = made_up_group([failed, 0.0, 0.5], task_id="b", finish_reason="length", baseline_score=-1.0)
     batch = collate([whole, cut])
     assert batch.is_truncated.tolist() == [False, True, True]
-    assert batch.greedy_rewards is not None
-    assert batch.greedy_rewards.tolist() == [0.75, -1, -1]
+    assert batch.baseline_rewards is not None
+    assert batch.baseline_rewards.tolist() == [0.75, -1, -1]
     # A group without any score is not in the batch, nor is what its greedy answer got.
-    assert collate([made_up_group([failed], greedy_score=None), whole]).greedy_rewards is not None
-    assert collate([whole, replace(cut, greedy_score=None)]).greedy_rewards is None
+    assert collate([made_up_group([failed], baseline_score=None), whole]).baseline_rewards is not None
+    assert collate([whole, replace(cut, baseline_score=None)]).baseline_rewards is None
 
 
 def test_collate_refuses_a_step_without_scores() -> None:
@@ -115,7 +115,7 @@ def numbered(batch: Batch) -> Batch:
     return replace(
         batch,
         is_truncated=torch.arange(batch.num_sequences) % 2 == 1,
-        greedy_rewards=torch.arange(batch.num_sequences) + 0.5,
+        baseline_rewards=torch.arange(batch.num_sequences) + 0.5,
         **{name: torch.arange(count) + 1000.0 * i for i, name in enumerate(names, start=1)},
     )
 
@@ -129,8 +129,8 @@ def test_select_keeps_every_field_with_its_token(sequences: list[int]) -> None:
     assert part.action_mask == tuple(batch.action_mask[s] for s in sequences)
     assert part.rewards.tolist() == [batch.rewards[s].item() for s in sequences]
     assert part.is_truncated.tolist() == [s % 2 == 1 for s in sequences]
-    assert part.greedy_rewards is not None
-    assert part.greedy_rewards.tolist() == [s + 0.5 for s in sequences]
+    assert part.baseline_rewards is not None
+    assert part.baseline_rewards.tolist() == [s + 0.5 for s in sequences]
     assert part.sequence_index.tolist() == [n for n, s in enumerate(sequences) for _ in batch.token_ids[s]]
     groups = [int(batch.group_index[s]) for s in sequences]
     assert part.group_index.tolist() == [sorted(set(groups)).index(group) for group in groups]
@@ -142,8 +142,8 @@ def test_select_keeps_every_field_with_its_token(sequences: list[int]) -> None:
 
 
 def test_select_leaves_absent_fields_absent() -> None:
-    part = select(replace(made_up_batch(RAGGED), greedy_rewards=None), [0, 1])
-    assert part.old_logprobs is part.values is part.advantages is part.greedy_rewards is None
+    part = select(replace(made_up_batch(RAGGED), baseline_rewards=None), [0, 1])
+    assert part.old_logprobs is part.values is part.advantages is part.baseline_rewards is None
 
 
 @pytest.mark.parametrize("updates", [1, 2, 3, 4])
@@ -490,7 +490,7 @@ def annotated(algorithm: Algorithm, groups: list[Group]) -> Batch:
             signs[best], signs[worst] = 1, -1
         batch = replace(batch, advantages=signs[batch.sequence_index])
         return select(batch, signs.nonzero().squeeze(1).tolist())
-    assert batch.greedy_rewards is not None
+    assert batch.baseline_rewards is not None
     advantages, _ = token_advantages(
         algorithm,
         kl_coef=algorithm.kl_coef,
@@ -500,7 +500,7 @@ def annotated(algorithm: Algorithm, groups: list[Group]) -> Batch:
         policy_logprobs=old,
         ref_logprobs=ref,
         values=0.1 * torch.sin(2 * ids) if algorithm.needs_critic else None,
-        greedy_rewards=batch.greedy_rewards.double(),
+        baseline_rewards=batch.baseline_rewards.double(),
     )
     included = ~batch.is_truncated[batch.sequence_index] if algorithm.overlong == "mask" else None
     weights = aggregation_weights(algorithm.aggregate, batch.sequence_index, max_new_tokens=6, included=included)

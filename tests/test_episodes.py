@@ -155,12 +155,11 @@ def test_a_group_shares_its_first_prompt_and_starts_alike() -> None:
     assert len(starts) > 1
 
 
-def test_a_greedy_answer_meets_what_the_samples_met() -> None:
-    seeds = {
-        stream: replace(chunk(), stream=stream).environment_seed(TASKS[0]) for stream in ("train", "greedy", "evaluate")
-    }
-    assert seeds["greedy"] == seeds["train"] != seeds["evaluate"]
-    assert replace(chunk(), stream="greedy").seeds(TASKS[0]) != chunk().seeds(TASKS[0])
+def test_a_stream_has_an_environment_of_its_own_or_shares_that_of_another() -> None:
+    train, other = chunk(), replace(chunk(), stream="other")
+    sharing = replace(other, environment_stream="train")
+    assert sharing.environment_seed(TASKS[0]) == train.environment_seed(TASKS[0]) != other.environment_seed(TASKS[0])
+    assert sharing.seeds(TASKS[0]) == other.seeds(TASKS[0]) != train.seeds(TASKS[0])
 
 
 def test_tools_stand_in_the_first_prompt() -> None:

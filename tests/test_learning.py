@@ -86,7 +86,7 @@ def train(config: RunConfig, folder: Path, reference: ReferenceSource | None = N
         metrics = describe(groups)
         if config.algorithm.baseline == "greedy":
             greedy = [group.scores[0] for group in sample(step, "greedy", 1, 0.0)]
-            groups = [replace(group, greedy_score=score) for group, score in zip(groups, greedy, strict=True)]
+            groups = [replace(group, baseline_score=score) for group, score in zip(groups, greedy, strict=True)]
         for minibatch in minibatches(learner.annotate(collate(groups)), config.updates_per_step):
             if learner.has_gradient(minibatch):
                 metrics |= learner.update(minibatch)

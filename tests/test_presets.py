@@ -297,7 +297,7 @@ def our_loss(algorithm: Algorithm, made: Made) -> tuple[Tensor, float]:
         policy_logprobs=made.old,
         ref_logprobs=made.ref if algorithm.needs_reference else None,
         values=made.values if algorithm.needs_critic else None,
-        greedy_rewards=torch.tensor(GREEDY) if algorithm.baseline == "greedy" else None,
+        baseline_rewards=torch.tensor(GREEDY) if algorithm.baseline == "greedy" else None,
     )
     loss, sums = policy_loss(
         algorithm,
@@ -385,7 +385,7 @@ def test_only_group_relative_rows_do_not_see_a_shift_of_a_group_s_rewards() -> N
                 policy_logprobs=zeros,
                 ref_logprobs=zeros,
                 values=None,
-                greedy_rewards=torch.tensor(GREEDY),
+                baseline_rewards=torch.tensor(GREEDY),
             )[0]
             for r in (rewards, rewards + shift)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from rlft.train.rl import launch
 from rlft.types import Batch
 from tests.conftest import MakeConfig
 from tests.fakes import read_lines, read_metrics, read_result, read_rollouts
+from tests.observables import requested_chunks
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -83,6 +85,20 @@ def test_when_no_group_ever_has_signal_no_update_is_made(make_config: MakeConfig
     assert [row["policy/updates"] for row in rows] == [0, 0]
     assert [row["groups/total"] for row in rows] == [12, 12]  # 3 rounds of 4
     assert {event["kind"] for event in read_lines(config.run_dir / "events.jsonl")} >= {"no_signal"}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "streams"),
+    [("remax", {"train", "greedy"}), ("{preset: dapo, max_refills: 2}", {"train", "refill-1", "refill-2"})],
+)
+def test_all_samples_of_a_task_meet_the_same_environment(
+    make_config: MakeConfig, algorithm: str, streams: set[str]
+) -> None:
+    chunks = requested_chunks(make_config(*QUICK, f"algorithm={algorithm}"))
+    assert {chunk.stream for chunk in chunks} == streams
+    for chunk in chunks:
+        for task in chunk.tasks:
+            assert chunk.environment_seed(task) == replace(chunk, stream="train").environment_seed(task)
 
 
 # The greedy baseline
@@ -234,12 +250,12 @@ def test_an_adaptive_coefficient_is_steered(make_config: MakeConfig) -> None:
     assert coefficients == pytest.approx([0.04 * 0.9, 0.04 * 0.9 * 1.1, 0.04 * 0.9 * 1.1 * 1.1])
 
 
-def test_collate_keeps_the_greedy_scores(finished_run: Path) -> None:
+def test_collate_keeps_the_baseline_scores(finished_run: Path) -> None:
     from tests.fakes import made_up_group
 
-    groups = [made_up_group([1.0, 0.0], task_id="a", greedy_score=0.5), made_up_group([0.0], greedy_score=None)]
-    assert collate(groups).greedy_rewards is None
-    greedy = collate(groups[:1]).greedy_rewards
+    groups = [made_up_group([1.0, 0.0], task_id="a", baseline_score=0.5), made_up_group([0.0], baseline_score=None)]
+    assert collate(groups).baseline_rewards is None
+    greedy = collate(groups[:1]).baseline_rewards
     assert greedy is not None
     assert greedy.tolist() == [0.5, 0.5]
 

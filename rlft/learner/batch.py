@@ -22,7 +22,7 @@ from torch import Tensor
 from rlft.model.layers.packed import Packed, PackedGroup
 from rlft.types import Batch, Group, Score
 
-_PER_SEQUENCE = ("group_index", "rewards", "is_truncated", "greedy_rewards")
+_PER_SEQUENCE = ("group_index", "rewards", "is_truncated", "baseline_rewards")
 
 
 def collate(groups: Sequence[Group]) -> Batch:
@@ -59,7 +59,7 @@ def collate(groups: Sequence[Group]) -> Batch:
         rollout_logprobs=rollout_logprobs,
         is_truncated=torch.tensor([t.finish_reason == "length" for _, t, _ in kept]),
         policy_logprobs=_of_actions(policy_logprobs) if is_truncating else None,
-        greedy_rewards=_greedy_rewards(groups, [index for index, _, _ in kept]),
+        baseline_rewards=_baseline_rewards(groups, [index for index, _, _ in kept]),
     )
 
 
@@ -124,8 +124,8 @@ def _of_actions(sequences: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> 
     return torch.tensor(flat, dtype=torch.float32)
 
 
-def _greedy_rewards(groups: Sequence[Group], kept: Sequence[int]) -> Tensor | None:
-    scores = [groups[index].greedy_score for index in kept]
+def _baseline_rewards(groups: Sequence[Group], kept: Sequence[int]) -> Tensor | None:
+    scores = [groups[index].baseline_score for index in kept]
     return None if None in scores else torch.tensor(scores, dtype=torch.float32)
 
 
@@ -152,7 +152,7 @@ def select(batch: Batch, sequences: Sequence[int]) -> Batch:
         group_index=torch.unique(batch.group_index[chosen], return_inverse=True)[1],
         rewards=batch.rewards[chosen],
         is_truncated=batch.is_truncated[chosen],
-        greedy_rewards=None if batch.greedy_rewards is None else batch.greedy_rewards[chosen],
+        baseline_rewards=None if batch.baseline_rewards is None else batch.baseline_rewards[chosen],
         sequence_index=number[batch.sequence_index[action]],
         **per_action,
     )

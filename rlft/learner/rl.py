@@ -113,7 +113,7 @@ class Learner:
             policy_logprobs=batch.rollout_logprobs if batch.old_logprobs is None else batch.old_logprobs,
             ref_logprobs=batch.ref_logprobs,
             values=batch.values,
-            greedy_rewards=batch.greedy_rewards,
+            baseline_rewards=batch.baseline_rewards,
         )
         return replace(batch, advantages=advantages, returns=returns)
 

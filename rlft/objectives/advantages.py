@@ -18,7 +18,7 @@ STD_EPSILON = 1e-4
 
 
 def group_baseline(
-    rewards: Tensor, group_index: Tensor, baseline: Baseline, greedy_rewards: Tensor | None = None
+    rewards: Tensor, group_index: Tensor, baseline: Baseline, baseline_rewards: Tensor | None = None
 ) -> Tensor:
     """What each sequence's reward is compared with.
 
@@ -28,7 +28,7 @@ def group_baseline(
         baseline: `group_mean` (https://arxiv.org/abs/2402.03300), `leave_one_out` = mean of the others
             (https://arxiv.org/abs/2402.14740; 0 for a sequence that is alone), `greedy` = the greedy answer's reward
             (https://arxiv.org/abs/2310.10505), or `none`.
-        greedy_rewards: (S,) float, the reward of the greedy answer to each sequence's task; needed by `greedy`.
+        baseline_rewards: (S,) float, the `baseline_score` of each sequence's group; needed by `greedy`.
 
     Returns:
         (S,) float.
@@ -36,8 +36,8 @@ def group_baseline(
     if baseline == "none":
         return torch.zeros_like(rewards)
     if baseline == "greedy":
-        assert greedy_rewards is not None
-        return greedy_rewards
+        assert baseline_rewards is not None
+        return baseline_rewards
     sums, counts = _group_sums(rewards, group_index)
     if baseline == "group_mean":
         return (sums / counts)[group_index]
@@ -61,7 +61,7 @@ def sequence_advantages(
     group_index: Tensor,
     baseline: Baseline,
     scale: Scale,
-    greedy_rewards: Tensor | None = None,
+    baseline_rewards: Tensor | None = None,
 ) -> Tensor:
     """(reward - baseline) / scale for scales within a group; `batch_std` is left to `whiten`.
 
@@ -87,7 +87,7 @@ def sequence_advantages(
         # The advantage does not depend on a constant added to a group's rewards, so take away the group's first one:
         # equal rewards then cancel to exactly 0, which `0.1 - mean([0.1, 0.1, 0.1])` does not.
         rewards = rewards - rewards[_first_of_group(group_index)]
-    return (rewards - group_baseline(rewards, group_index, baseline, greedy_rewards)) / divisor
+    return (rewards - group_baseline(rewards, group_index, baseline, baseline_rewards)) / divisor
 
 
 def whiten(advantages: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def token_advantages(
     policy_logprobs: Tensor,
     ref_logprobs: Tensor | None,
     values: Tensor | None,
-    greedy_rewards: Tensor | None = None,
+    baseline_rewards: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Advantages of every action token under `algorithm`, and the critic's targets where there is one.
 
@@ -177,7 +177,7 @@ def token_advantages(
         kl_coef: weight of a KL in the reward; `algorithm.kl_coef`, or what it was adapted to.
         rewards: (S,). group_index: (S,). sequence_index: (A,).
         policy_logprobs: (A,) log-probs of the policy that made the rollouts; used by a KL in the reward.
-        ref_logprobs: (A,) or None. values: (A,) or None. greedy_rewards: (S,) or None.
+        ref_logprobs: (A,) or None. values: (A,) or None. baseline_rewards: (S,) or None.
 
     Returns:
         (advantages (A,), returns (A,) or None)
@@ -198,14 +198,14 @@ def token_advantages(
             token_rewards, values, sequence_index, gamma=algorithm.gamma, lam=algorithm.gae_lambda
         )
     elif algorithm.kl_in == "reward_to_go":
-        outcomes = sequence_advantages(rewards, group_index, algorithm.baseline, algorithm.scale, greedy_rewards)
+        outcomes = sequence_advantages(rewards, group_index, algorithm.baseline, algorithm.scale, baseline_rewards)
         token_rewards = token_rewards.index_add(0, last_actions(sequence_index), weight * outcomes)
         advantages = rewards_to_go(token_rewards, sequence_index, algorithm.gamma)
     else:
         # The KL penalty of a whole sequence is part of its reward, as in RLOO.
         totals = (weight * rewards).index_add(0, sequence_index, token_rewards)
-        greedy = None if greedy_rewards is None else weight * greedy_rewards
-        outcomes = sequence_advantages(totals, group_index, algorithm.baseline, algorithm.scale, greedy)
+        given = None if baseline_rewards is None else weight * baseline_rewards
+        outcomes = sequence_advantages(totals, group_index, algorithm.baseline, algorithm.scale, given)
         advantages = outcomes[sequence_index]
     if algorithm.scale == "batch_std":
         advantages = whiten(advantages)

@@ -23,6 +23,9 @@ class Chunk:
     """Step that the seeds are made from; 0 for evaluations, so that they are comparable sample by sample."""
     version: int
     """Adapter version that must generate."""
+    environment_stream: str = ""
+    """Stream whose environment the episodes meet, where samples are compared with those of another stream; empty: its
+    own."""
 
     def seeds(self, task: Task) -> tuple[int, ...]:
         """One seed for each sample of a task."""
@@ -31,12 +34,8 @@ class Chunk:
         )
 
     def environment_seed(self, task: Task) -> int:
-        """The seed that all episodes of a task start with.
-
-        A step's refills and greedy answers meet what its samples meet: they are compared with each other.
-        """
-        is_training = self.stream == "greedy" or self.stream.startswith("refill")
-        return episode_seed(self.run_seed, "train" if is_training else self.stream, self.step, task.id)
+        """The seed that all episodes of a task start with."""
+        return episode_seed(self.run_seed, self.environment_stream or self.stream, self.step, task.id)
 
 
 def make_chunks(
@@ -49,6 +48,7 @@ def make_chunks(
     stream: str,
     step: int,
     version: int,
+    environment_stream: str = "",
 ) -> list[Chunk]:
     """Cut tasks into chunks of a fixed number, in order."""
     return [
@@ -60,6 +60,7 @@ def make_chunks(
             stream=stream,
             step=step,
             version=version,
+            environment_stream=environment_stream,
         )
         for start in range(0, len(tasks), tasks_per_chunk)
     ]

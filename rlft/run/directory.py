@@ -155,7 +155,7 @@ class Run(Generic[C]):
     def write_rollouts(
         self, step: int, groups: Sequence[Group], advantages: Sequence[float] = (), *, kind: str = "step"
     ) -> None:
-        """Keep every sample of a step; `kind` names the file, `greedy` for the answers that only make a baseline."""
+        """Keep every sample of a step; `kind` names the file, of samples that are not trained on another one."""
         write_file(
             self.path / ROLLOUTS / f"{kind}-{step:06d}.parquet",
             to_parquet(groups, step=step, advantages=advantages),

@@ -28,7 +28,7 @@ CONFIG, PROVENANCE, SUMMARY = "config.yaml", "provenance.json", "summary.json"
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 ROLLOUTS, EVALS, ADAPTERS, CHECKPOINTS = "rollouts", "evals", "adapters", "checkpoints"
 
-_NUMBERED = re.compile(r"(?:step-|greedy-|v)(\d+)")
+_NUMBERED = re.compile(r"(?:[a-z]+-|v)(\d+)")
 
 
 def step_name(step: int) -> str:
@@ -42,7 +42,7 @@ def adapter_name(step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """The step in a name such as `step-000012`, `greedy-000012` or `v000012`; None in others."""
+    """The step in a name such as `step-000012` or `v000012`; None in others."""
     match = _NUMBERED.fullmatch(name)
     return int(match[1]) if match else None
 

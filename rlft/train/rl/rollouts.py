@@ -32,7 +32,7 @@ class _InFlight:
     samples: PendingGroups
     """The groups that are trained on."""
     greedy: PendingGroups | None
-    """Groups of one greedy answer to each task; None without such a baseline."""
+    """One greedy answer to each of their tasks, whose score is their baseline; None where the algorithm has another."""
 
 
 class StepRollouts:
@@ -84,7 +84,7 @@ class StepRollouts:
         if self._run.config.algorithm.max_refills:
             groups, unused = self._with_signal(step, groups)
         if flying.greedy is not None:
-            groups, unused = self._with_greedy(step, groups, flying.greedy, flying.version)
+            groups, unused = self._with_baseline_scores(step, groups, flying.greedy, flying.version)
         return groups, unused
 
     def measure(self, clock: Clock) -> dict[str, float]:
@@ -122,20 +122,24 @@ class StepRollouts:
             return groups, []
         return useful, [group for group in groups if not has_signal(group)]
 
-    def _with_greedy(
+    def _with_baseline_scores(
         self, step: int, groups: Sequence[Group], pending: PendingGroups, version: int
     ) -> tuple[list[Group], list[Group]]:
-        """(the groups with the reward of the greedy answer, those whose greedy answer could not be scored)."""
+        """Give every group the score of the greedy answer to its task (ReMax, https://arxiv.org/abs/2310.10505).
+
+        Returns:
+            (the groups with that score, those whose greedy answer could not be scored)
+        """
         greedy = self._scored(step, pending, version)
         self._run.write_rollouts(step, greedy, kind="greedy")
         scores = [answer.scores[0] if answer.scores else None for answer in greedy]
-        paired = [replace(group, greedy_score=score) for group, score in zip(groups, scores, strict=True)]
+        paired = [replace(group, baseline_score=score) for group, score in zip(groups, scores, strict=True)]
         if all(score is None for score in scores):
             raise RuntimeError(
                 f"step {step}: no greedy answer could be scored, and they are the baseline; see "
                 f"{self._run.path / 'rollouts'} for what the rewards said"
             )
-        return [g for g in paired if g.greedy_score is not None], [g for g in paired if g.greedy_score is None]
+        return [g for g in paired if g.baseline_score is not None], [g for g in paired if g.baseline_score is None]
 
     def _scored(self, step: int, pending: PendingGroups, version: int) -> list[Group]:
         """Wait for groups, score them and check who made them."""
@@ -178,6 +182,7 @@ class StepRollouts:
         samples_per_task: int = 0,
         stream: str = "train",
     ) -> list[Chunk]:
+        """Chunks of a step. Those of all its streams meet the same environment: they are compared with each other."""
         config = self._run.config
         return make_chunks(
             tasks,
@@ -188,6 +193,7 @@ class StepRollouts:
             stream=stream,
             step=step,
             version=version,
+            environment_stream="train",
         )
 
 
