@@ -83,7 +83,11 @@ def _load(folder: str, device: str) -> tuple[Any, Any, dict[str, Any]]:
     logging.set_verbosity_error()  # it would report that the base has no output layer, which the adapter brings
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            base, num_labels=1, dtype=dtype if adapter else torch.float32
+            base,
+            num_labels=1,
+            dtype=dtype if adapter else torch.float32,
+            trust_remote_code=False,  # no code from a model's folder is run
+            use_safetensors=True,
         )
     finally:
         logging.set_verbosity(verbosity)
@@ -92,7 +96,8 @@ def _load(folder: str, device: str) -> tuple[Any, Any, dict[str, Any]]:
     model.score.float().register_forward_pre_hook(_in_float32)
     if adapter:
         model = PeftModel.from_pretrained(model, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder if (path / "tokenizer_config.json").is_file() else base)
+    named = folder if (path / "tokenizer_config.json").is_file() else base
+    tokenizer = AutoTokenizer.from_pretrained(named, trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer, facts

@@ -37,11 +37,12 @@ def folder_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in MODEL_FILES and path.is_file() and path.name != "source.json":
-            digest.update(f"{path.name}\0{_remembered_sha256(path)}\0".encode())
+            digest.update(f"{path.name}\0{remembered_sha256(path)}\0".encode())
     return digest.hexdigest()
 
 
-def _remembered_sha256(path: Path) -> str:
+def remembered_sha256(path: Path) -> str:
+    """`sha256`, of a large file remembered until its size or one of its times changes."""
     status = path.stat()
     if status.st_size < _REMEMBERED_BYTES:
         return sha256(path)

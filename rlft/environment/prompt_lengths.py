@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlft.common.by_path import describe_error
 from rlft.config import RunConfig
 from rlft.environment.contract import Environment, check_messages
-from rlft.model import chat
+from rlft.model import chat, pretrained
 from rlft.model.context import Context, _positions, model_context
 from rlft.types import Message, Task
 
@@ -60,7 +60,7 @@ def fit(
     Raises:
         ValueError: see `fit_context`; or a demonstration or the canary is too long.
     """
-    model_config = AutoConfig.from_pretrained(model_folder)
+    model_config = pretrained.load_config(model_folder)
     context = run_context(config, model_config, is_trained=is_trained)
     tokenizer = chat.load_tokenizer(model_folder)
     if config.sft is not None:

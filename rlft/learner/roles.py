@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlft.config import AdapterConfig, ModelConfig
 from rlft.learner.sharding import whole
@@ -24,6 +24,7 @@ from rlft.model.base import load_base, quiet_libraries, resolve_dtype, seeded
 from rlft.model.layers.decoder_layer import use_lean_decoders
 from rlft.model.layers.lora import use_lean_lora
 from rlft.model.layers.norms_and_mlps import use_lean_layers
+from rlft.model.pretrained import load_adapter, load_tokenizer
 from rlft.model.starting_point import ReferenceSource
 
 REFERENCE, CRITIC = "reference", "critic"
@@ -116,7 +117,7 @@ def make_reference(
     frozen = Role(model=load_base(folder, resolve_dtype(model), device), adapter=None)
     if source is not None:
         with quiet_libraries():
-            frozen = Role(model=PeftModel.from_pretrained(frozen.model, source.folder, REFERENCE), adapter=REFERENCE)
+            frozen = Role(model=load_adapter(frozen.model, source.folder, REFERENCE), adapter=REFERENCE)
     elif start is not None:
         write_role(frozen, start)
     return frozen
@@ -194,7 +195,7 @@ def refuse_other_vocabulary(folder: Path | str, other: Path | str) -> None:
     Raises:
         ValueError: the vocabularies differ.
     """
-    vocabulary, others = (AutoTokenizer.from_pretrained(path).get_vocab() for path in (folder, other))
+    vocabulary, others = (load_tokenizer(path).get_vocab() for path in (folder, other))
     if vocabulary != others:
         raise ValueError(
             f"reference {other} has another vocabulary ({len(others)} tokens) than the policy ({len(vocabulary)}): "

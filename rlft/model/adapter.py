@@ -10,9 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from rlft.config import AdapterConfig
+from rlft.model import pretrained
 from rlft.model.base import quiet_libraries
 from rlft.types import Adapter
 
@@ -60,7 +61,7 @@ def merged_weight(weight: Tensor, parts: Mapping[str, Tensor], scale: float, *, 
 def adapter_shapes(folder: Path | str, config: AdapterConfig) -> dict[str, torch.Size]:
     """Names and shapes of an adapter's tensors, without the memory of the model."""
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        base = AutoModelForCausalLM.from_config(pretrained.load_config(folder))
         with quiet_libraries():
             model = get_peft_model(base, lora_config(config), adapter_name=POLICY)
         return {key: value.shape for key, value in get_peft_model_state_dict(model, adapter_name=POLICY).items()}
@@ -106,12 +107,10 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 def save_tensors(folder: Path, config: AdapterConfig, model_folder: str, tensors: Mapping[str, Tensor]) -> None:
     """Write what was learnt into an existing folder: an adapter in PEFT's layout, or a whole model for `full`."""
     if config.kind == "full":
-        from transformers import GenerationConfig
-
-        AutoConfig.from_pretrained(model_folder).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+        pretrained.load_config(model_folder).save_pretrained(folder)
+        pretrained.load_tokenizer(model_folder).save_pretrained(folder)
         if (Path(model_folder) / "generation_config.json").is_file():
-            GenerationConfig.from_pretrained(model_folder).save_pretrained(folder)
+            pretrained.load_generation_config(model_folder).save_pretrained(folder)
         save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
         return
     lora = lora_config(config)

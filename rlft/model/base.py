@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlft.config import ModelConfig
@@ -27,6 +27,7 @@ from rlft.model.layers.packed_attention import NAME as PACKED_ATTENTION
 from rlft.model.layers.packed_attention import Layout
 from rlft.model.layers.projected_logprobs import projected_logprobs
 from rlft.model.memory import own_weights
+from rlft.model.pretrained import load_causal_lm
 
 
 def default_device() -> torch.device:
@@ -57,9 +58,7 @@ def load_base(
     """
     options: dict[str, Any] = {"quantization_config": _four_bits(dtype)} if quantize else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=PACKED_ATTENTION, local_files_only=Path(folder).is_dir(), **options
-        )
+        model = load_causal_lm(folder, dtype=dtype, attn_implementation=PACKED_ATTENTION, **options)
     except KeyError as error:
         if PACKED_ATTENTION not in str(error):
             raise

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from rlft.common.files import sha256
+from rlft.common.files import remembered_sha256, sha256
 
 
 class SourceError(ValueError):
@@ -47,11 +47,18 @@ def cached_folder(folder: Path, build: Callable[[Path], dict[str, object]]) -> P
 
 
 def _is_complete(folder: Path) -> bool:
+    """Whether the folder holds what was put there; damage is said, and the folder is then made again."""
+    if not folder.exists():
+        return False
     try:
         files = json.loads((folder / "source.json").read_text())["files"]
-        return all((folder / name).stat().st_size == facts["bytes"] for name, facts in files.items())
-    except (OSError, ValueError, KeyError):
+        changed = [name for name, facts in files.items() if remembered_sha256(folder / name) != facts["sha256"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        say(f"The cached model {folder} is damaged ({type(error).__name__}: {error}) and is made again.")
         return False
+    if changed:
+        say(f"The cached model {folder} is damaged ({', '.join(changed)} changed since it was made) and is made again.")
+    return not changed
 
 
 def _seal(folder: Path, record: dict[str, object]) -> None:

@@ -8,8 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from rlft.model import pretrained
 from rlft.model.templates import refuse_halves, write
 from rlft.types import Completion, Message
 
@@ -18,9 +19,9 @@ def load_tokenizer(folder: str | Path, *, for_chat: bool = True) -> PreTrainedTo
     """Load the model's tokenizer.
 
     Raises:
-        ValueError: it has no chat template, so there is no right way to ask the model anything.
+        ValueError: it has no chat template, so there is no right way to ask the model anything; or see `pretrained`.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=Path(folder).is_dir())
+    tokenizer = pretrained.load_tokenizer(folder)
     if for_chat and not tokenizer.chat_template:
         raise ValueError(
             f"the tokenizer of {folder} has no chat template (a base model?); use an instruct model, or put a "

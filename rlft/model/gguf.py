@@ -53,7 +53,7 @@ def _convert_weights(gguf: Path, folder: Path) -> None:
     options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.bfloat16}
     if hasattr(transformers, "GgufConfig"):  # older releases always dequantise
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, trust_remote_code=False, **options)
     # What was loaded may remember that it was quantised and refuse to be saved. A model built from the config
     # alone does not: it takes over the tensors, without a copy. That unties the embeddings: tie them again.
     with torch.device("meta"):
@@ -73,7 +73,7 @@ def _convert_tokenizer(gguf: Path, folder: Path) -> str:
     if pre == "smollm":
         tokenizer = _smollm_tokenizer(facts)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     length = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
     tokenizer.model_max_length = length or tokenizer.model_max_length
     tokenizer.save_pretrained(folder, save_jinja_files=False)

@@ -39,6 +39,7 @@ _HUB_SECONDS = 6.0  # the hub counts as unreachable when one small request takes
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]  # never pickled weights
 
 
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _CONVERTING = "Converting {} to a transformers model (once, the result is cached) ..."
 
 
@@ -121,6 +122,7 @@ def resolve(source: str, *, revision: str | None = None, cache: Path | None = No
     if revision and (is_folder or is_gguf):
         raise SourceError(f"model {source!r} is a local path and has no revision: leave `revision` empty")
     if is_folder:
+        refuse_pickles(path)
         return path
     if is_gguf:
         return _resolve_gguf(path, root)
@@ -138,6 +140,25 @@ def resolve(source: str, *, revision: str | None = None, cache: Path | None = No
         f"unknown model {source!r}: no such folder, and not a catalogue name ({', '.join(CATALOGUE)}). "
         f"A hub model is written org/name, a GGUF file ends in .gguf{_did_you_mean(source)}"
     )
+
+
+def refuse_pickles(folder: str | Path) -> None:
+    """Refuse a local folder whose weights are pickled only.
+
+    Raises:
+        ValueError: names a file, and says how to convert it.
+    """
+    path = Path(folder)
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return
+    pickles = sorted(file for pattern in _PICKLES for file in path.glob(pattern))
+    if pickles:
+        raise SourceError(
+            f"{pickles[0]} is a pickle, which can run code when it is opened, and {path} has no *.safetensors. If you "
+            'trust where it comes from, convert it once and name the new folder: python -c "import transformers as t; '
+            f"t.AutoModelForCausalLM.from_pretrained('{path}', use_safetensors=False).save_pretrained('NEW'); "
+            f"t.AutoTokenizer.from_pretrained('{path}').save_pretrained('NEW')\""
+        )
 
 
 def _resolve_gguf(path: Path, root: Path) -> Path:

@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlft.common.child_process import ChildProcess
 from rlft.config import AdapterConfig, ModelConfig
 from rlft.model import base as models
 from rlft.model import chat
 from rlft.model.adapter import adapter_shapes, refuse_misfit, save_tensors, verified_hash
+from rlft.model.pretrained import load_generation_config
 from rlft.rollout.engines import vllm_process
 from rlft.rollout.engines.contract import EngineLostError, Request, refuse_other_version
 from rlft.rollout.engines.vllm_process import Answer
@@ -76,7 +77,7 @@ class VllmEngine:
         arguments = _arguments(self._folder, model, adapter, engine_args)
         # Without a list it also prepares the output layer for updates, which costs time for every token.
         arguments["lora_target_modules"] = sorted({key.split(".lora_")[0].rpartition(".")[2] for key in self._shapes})
-        self._end_ids = tuple(sorted(chat.end_token_ids(tokenizer, _generation_config(self._folder))))
+        self._end_ids = tuple(sorted(chat.end_token_ids(tokenizer, load_generation_config(self._folder))))
         self._loads = 0
         self._process = _start_process(threads)
         self._finalizer = weakref.finalize(self, _end, self._process, os.getpid())
@@ -232,9 +233,3 @@ def _arguments(
 def _memory_folder() -> str | None:
     """A folder in memory, where there is one."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
-def _generation_config(folder: str) -> GenerationConfig:
-    if (Path(folder) / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder)
-    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))

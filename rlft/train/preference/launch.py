@@ -15,7 +15,6 @@ from pathlib import Path
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from rlft.common.files import write_file
@@ -24,6 +23,7 @@ from rlft.curves.text import format_accuracy
 from rlft.model import chat
 from rlft.model.context import model_context
 from rlft.model.memory import keep_freed_memory
+from rlft.model.pretrained import load_config, load_generation_config
 from rlft.model.starting_point import reference_source, resolve_model, save_adapter, start_tensors
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
@@ -85,12 +85,9 @@ def _prepare(config: PreferenceConfig, view: View) -> tuple[PreferenceData, str]
     transformers_logging.disable_progress_bar()
     start_tensors(config)
     model_folder = str(resolve_model(config))
-    model_config = AutoConfig.from_pretrained(model_folder)
+    model_config = load_config(model_folder)
     tokenizer = chat.load_tokenizer(model_folder, for_chat=False)
-    try:
-        generation = GenerationConfig.from_pretrained(model_folder)
-    except OSError:  # it has none
-        generation = GenerationConfig.from_model_config(model_config)
+    generation = load_generation_config(model_folder)
     view.stage("reading preferences")
     data = load(
         config.data,

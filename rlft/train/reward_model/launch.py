@@ -12,13 +12,14 @@ import time
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rlft.curves.live_panel import View
 from rlft.curves.text import format_accuracy
 from rlft.model import base as models
 from rlft.model.memory import keep_freed_memory
+from rlft.model.pretrained import load_config
 from rlft.model.starting_point import resolve_model
 from rlft.run.directory import Run
 from rlft.run.records import RewardModelSummary
@@ -50,7 +51,7 @@ def train(config: RewardModelConfig, *, restart: bool = False) -> RewardModelSum
         model_folder = str(resolve_model(config))
         tokenizer = train_reward.load_tokenizer(model_folder)
         view.stage("reading preferences")
-        context = AutoConfig.from_pretrained(model_folder).get_text_config().max_position_embeddings
+        context = load_config(model_folder).get_text_config().max_position_embeddings
         data = load(config.data, tokenizer, None, context=context, paired=True, on_row=view.progress)
         if data.dropped:
             view.note(f"{data.dropped} pairs of more than {data.max_length} tokens were left out")

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rlft.common.files import write_folder
@@ -23,6 +23,7 @@ from rlft.model import base as models
 from rlft.model import chat
 from rlft.model.adapter import lora_config
 from rlft.model.layers.lora import use_lean_lora
+from rlft.model.pretrained import load_classifier
 from rlft.run.records import Interval
 from rlft.train import trl
 from rlft.train.preference.data import Example
@@ -55,12 +56,8 @@ def load_model(config: RewardModelConfig, model_folder: str, tokenizer: PreTrain
     is_full = config.adapter.kind == "full"
     with models.seeded(config.seed), _quiet():
         try:
-            base = AutoModelForSequenceClassification.from_pretrained(
-                model_folder,
-                num_labels=1,
-                dtype=torch.float32 if is_full else models.resolve_dtype(config.model),
-                local_files_only=Path(model_folder).is_dir(),
-            )
+            dtype = torch.float32 if is_full else models.resolve_dtype(config.model)
+            base = load_classifier(model_folder, num_labels=1, dtype=dtype)
         except ValueError as error:
             raise ValueError(f"{config.model.source} cannot be a reward model: {error}") from error
         if not isinstance(getattr(base, "score", None), nn.Linear):
