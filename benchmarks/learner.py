@@ -162,7 +162,7 @@ def _rlft_dpo(folder: str) -> Callable[[], object]:
     def update() -> None:
         roles.optimizer.zero_grad(set_to_none=True)
         roles.backward_policy(batch, loss, whole_groups=True, entropy_gradient=False)
-        roles.step(factor=1.0, is_finite=True)
+        roles.step({}, factor=1.0, is_finite=True)
 
     return update
 

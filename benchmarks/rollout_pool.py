@@ -28,10 +28,11 @@ from rich.table import Table
 
 from rlft.config import RunConfig
 from rlft.environment.contract import Environment
+from rlft.learner.update import Update
 from rlft.model.adapter import make_adapter
 from rlft.rollout.chunk import Chunk, make_chunks
 from rlft.rollout.ray_pool import RayPool
-from rlft.types import Adapter, Batch, Completion, Group, Metrics, SamplingParams, Task, Trajectory, Turn
+from rlft.types import Adapter, Batch, Completion, Group, SamplingParams, Task, Trajectory, Turn
 
 TASKS, SAMPLES, TOKENS = 8, 8, 64
 LATENCY_S = 0.5
@@ -209,12 +210,12 @@ class SleepingLearner:
         """Always."""
         return True
 
-    def update(self, batch: Batch) -> Metrics:
+    def update(self, batch: Batch) -> Update:
         """Sleep."""
         time.sleep(self._seconds)
         self.spent += self._seconds
         self.num_updates += 1
-        return {"policy/skipped": 0.0, "policy/mismatch": 0.0}
+        return Update(measures={})
 
     def adapter(self, version: int) -> Adapter:
         """A new one each time, hashed as the real one is."""

@@ -232,7 +232,7 @@ def stops_on_failures(config: RunConfig) -> bool:
 
 def stops_on_mismatch(config: RunConfig) -> bool:
     """Whether a difference of 0.3 nats between engine and learner stops the run."""
-    return _raises(RuntimeError, lambda: refuse_mismatch(config, 1, {"policy/mismatch": 0.3}))
+    return _raises(RuntimeError, lambda: refuse_mismatch(config, 1, 0.3))
 
 
 def engine(config: RunConfig) -> Any:

@@ -19,7 +19,6 @@ from rlft.objectives.advantages import (
     STD_EPSILON,
     above_or_below,
     best_and_worst,
-    explained_variance,
     gae,
     group_baseline,
     group_std,
@@ -508,15 +507,3 @@ def test_best_and_worst_are_pairs_of_one_group_with_its_extreme_rewards(nested: 
 
 def test_last_actions() -> None:
     assert last_actions(torch.tensor([0, 0, 0, 1, 2, 2])).tolist() == [2, 3, 5]
-
-
-def test_explained_variance_by_hand() -> None:
-    returns = double([0, 2, 4, 6])  # variance (9 + 1 + 1 + 9) / 4 = 5
-    assert explained_variance(returns, returns) == 1
-    assert explained_variance(returns + 7, returns) == 1  # an offset is no lack of explanation
-    assert explained_variance(double([3, 3, 3, 3]), returns) == 0
-    # Errors 0, 2, 2, 0 around their mean 1: variance 1, so 1 - 1 / 5.
-    assert explained_variance(double([0, 0, 2, 6]), returns) == pytest.approx(0.8)
-    # Twice the returns with the sign turned: errors 3 * returns, variance 9 * 5, so 1 - 9.
-    assert explained_variance(-2 * returns, returns) == pytest.approx(-8)
-    assert explained_variance(returns, double([1, 1, 1, 1])) == 0  # nothing to explain

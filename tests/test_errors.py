@@ -578,12 +578,11 @@ def test_an_engine_that_runs_other_weights_stops_the_run(
 @pytest.mark.parametrize(("mismatch", "top_p", "is_refused"), [(0.6, 1.0, True), (0.4, 1.0, False), (0.6, 0.9, True)])
 def test_the_bound_on_the_mismatch(make_config: MakeConfig, mismatch: float, top_p: float, is_refused: bool) -> None:
     config = make_config(f"sampling.top_p={top_p}", "rollout.max_mismatch=0.5")
-    metrics: dict[str, Any] = {"policy/mismatch": mismatch}
     if is_refused:
         with pytest.raises(RuntimeError, match=r"0\.600 nats.*rollout\.max_mismatch=0\.5"):
-            refuse_mismatch(config, 1, metrics)
+            refuse_mismatch(config, 1, mismatch)
     else:
-        refuse_mismatch(config, 1, metrics)
+        refuse_mismatch(config, 1, mismatch)
 
 
 # Failures on held-out tasks

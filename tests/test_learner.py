@@ -110,7 +110,7 @@ def test_the_overlong_penalty_is_of_one_action(tiny_model: Path) -> None:
     mean = (1.0 + 0.5 - 1.0) / 3
     expected = torch.tensor([1.0 - mean] * 24 + [0.5 - mean] * 12 + [-1.0 - mean] * 10)
     assert torch.allclose(batch.advantages, expected)
-    assert learner.update(batch)["reward/overlong_penalty"] == pytest.approx(-0.5)
+    assert learner.update(batch).metrics["reward/overlong_penalty"] == pytest.approx(-0.5)
 
 
 def test_cut_completions_are_out_of_the_loss_when_masked(tiny_model: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_steered_coefficient_is_restored(tiny_model: Path) -> None:
     resumed = make_learner(tiny_model, algorithm=algorithm)
     resumed.load_state(*learner.state())
     assert resumed.kl_coef == learner.kl_coef
-    one, other = (each.update(each.annotate(made_up_batch(2))) for each in (learner, resumed))
+    one, other = (each.update(each.annotate(made_up_batch(2))).metrics for each in (learner, resumed))
     assert one == other
     assert one["policy/kl_coef"] != PRESETS["grpo"].kl_coef
 
@@ -172,7 +172,7 @@ def test_pairs_are_compared_with_the_policy_that_sampled_them(tiny_model: Path, 
     batch = made_up_batch()
     exact = learner.roles.logprobs(batch, learner.roles.policy)
     batch = learner.annotate(replace(batch, rollout_logprobs=exact))
-    metrics = [learner.update(part) for part in minibatches(batch, 2)]
+    metrics = [learner.update(part).metrics for part in minibatches(batch, 2)]
     assert [m["policy/mismatch"] for m in metrics] == pytest.approx([0.0, 0.0], abs=1e-6)
     assert metrics[0]["policy/loss"] > 0
     assert differing(learner.adapter(1).tensors, make_learner(tiny_model).adapter(0).tensors)
@@ -198,7 +198,7 @@ def test_ranked_samples_enter_kto_by_its_formula(tiny_model: Path) -> None:
     ]
     batch = collate(groups)
     prompts, ids = batch.prompt_ids, batch.token_ids
-    metrics = learner.update(learner.annotate(batch))
+    metrics = learner.update(learner.annotate(batch)).metrics
 
     learner = Learner(config, tiny_model, warm_start=random_tensors(tiny_model, seed=4), reference=base)
     labels = {0: 1, 1: -1, 5: -1, 6: -1, 7: 1}
@@ -226,7 +226,7 @@ def test_ranked_pairs_enter_cdpo_by_its_formula(tiny_model: Path) -> None:
     prompt, ids = batch.prompt_ids[0], batch.token_ids
     delta = 0.1 * (sums_of(learner, prompt, ids[2]) - sums_of(learner, prompt, ids[1]))
     expected = 0.8 * math.log1p(math.exp(-delta)) + 0.2 * math.log1p(math.exp(delta))
-    assert learner.update(learner.annotate(batch))["policy/loss"] == pytest.approx(expected, abs=1e-5)
+    assert learner.update(learner.annotate(batch)).metrics["policy/loss"] == pytest.approx(expected, abs=1e-5)
 
 
 # Microbatches
@@ -246,7 +246,7 @@ def test_an_update_does_not_depend_on_the_microbatches(tiny_model: Path, algorit
         )
         scored = made_up_batch()
         batch = widen(learner).annotate(replace(scored, rewards=scored.rewards.double()))
-        metrics = [learner.update(part) for part in minibatches(batch, 2)]
+        metrics = [learner.update(part).metrics for part in minibatches(batch, 2)]
         results.append((batch, metrics, gradients(learner), learner.adapter(1).tensors))
     batch, metrics, grads, tensors = results[0]
     assert batch.old_logprobs is not None
@@ -291,10 +291,10 @@ def test_the_loss_of_an_update_is_that_of_the_formula(tiny_model: Path) -> None:
     # group c: std 0.577350 + 0.0001: (-0.5 * 1 + 0.5 * 2 - 0.5 * 4 + 0.5 * 4) / 0.577450 = 0.865876
     # loss = -(0.960585 + 2.826824 + 0.865876) / 9 = -0.517032
     plain = make_learner(tiny_model, algorithm=GRPO)
-    metrics = plain.update(plain.annotate(made_up_batch()))
+    metrics = plain.update(plain.annotate(made_up_batch())).metrics
     assert metrics["policy/loss"] == pytest.approx(0, abs=1e-6)
     summed = make_learner(tiny_model, algorithm={**GRPO, "aggregate": "sequence_sum"})
-    metrics = summed.update(summed.annotate(made_up_batch()))
+    metrics = summed.update(summed.annotate(made_up_batch())).metrics
     assert metrics["policy/loss"] == pytest.approx(-0.517032, abs=1e-5)
     assert metrics["policy/ratio_max"] == pytest.approx(1.0, abs=1e-6)
     assert metrics["policy/clip_fraction"] == 0
@@ -329,8 +329,8 @@ def test_the_first_of_two_updates_is_on_policy(tiny_model: Path) -> None:
     # With old log-probs from their own pass: the ratio is 1 and nothing is clipped; in the second update it has moved.
     learner = make_learner(tiny_model, updates_per_step=2, learner={"threads": 1, "lr": 0.05})
     first, second = minibatches(learner.annotate(made_up_batch()), 2)
-    assert learner.update(first)["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5)
-    assert learner.update(second)["policy/ratio_max"] > 1.05
+    assert learner.update(first).metrics["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5)
+    assert learner.update(second).metrics["policy/ratio_max"] > 1.05
 
 
 # Updates that are not made
@@ -358,13 +358,13 @@ def test_an_update_that_is_not_finite_changes_nothing(
     changed = {name: getattr(batch, name).clone() for name in poison}
     for name, value in poison.items():
         changed[name][1 if name != "old_logprobs" else slice(None)] = value
-    metrics = learner.update(replace(batch, **changed))
+    metrics = learner.update(replace(batch, **changed)).metrics
     assert metrics["policy/skipped"] == 1
     after = learner.state()
     assert_same_bits(before[0], after[0])
     assert before[1] == after[1]
     # And it leaves nothing behind that the next update would feel.
-    metrics = learner.update(batch)
+    metrics = learner.update(batch).metrics
     assert metrics["policy/skipped"] == 0
     untouched.update(batch)
     assert_same_bits(learner.state()[0], untouched.state()[0])
@@ -397,7 +397,7 @@ def test_a_restored_learner_goes_on_bit_for_bit(
     restored.load_state(tensors, json.loads(json.dumps(numbers)))
     assert_same_bits(restored.state()[0], kept)
     for step in range(3, 6):
-        metrics = [other.update(other.annotate(made_up_batch(step))) for other in (learner, restored)]
+        metrics = [other.update(other.annotate(made_up_batch(step))).metrics for other in (learner, restored)]
         assert metrics[0] == metrics[1]
     assert_same_bits(restored.state()[0], learner.state()[0])
     assert restored.adapter(6).hash == learner.adapter(6).hash
@@ -410,12 +410,12 @@ def test_a_learner_can_go_back_to_its_beginning(tiny_model: Path, algorithm: dic
     # The optimizer had no state then; what it has now must go.
     learner = make_learner(tiny_model, algorithm=algorithm)
     beginning = learner.state()
-    first = learner.update(learner.annotate(made_up_batch()))
+    first = learner.update(learner.annotate(made_up_batch())).metrics
     after, _ = learner.state()
     learner.update(learner.annotate(made_up_batch(1)))
     learner.load_state(*beginning)
     assert_same_bits(learner.state()[0], beginning[0])
-    assert learner.update(learner.annotate(made_up_batch())) == first
+    assert learner.update(learner.annotate(made_up_batch())).metrics == first
     assert_same_bits(learner.state()[0], after)
 
 
@@ -452,11 +452,11 @@ def test_the_reference_is_the_warm_start_and_stays_it(tiny_model: Path, algorith
     learner = make_learner(tiny_model, warm_start=warm_start, algorithm=algorithm, learner={"threads": 1, "lr": 0.02})
     assert_same_bits(learner.adapter(0).tensors, warm_start)  # RL goes on from it
     batch = learner.annotate(made_up_batch())
-    first = learner.update(batch)
+    first = learner.update(batch).metrics
     assert first["policy/kl_ref"] == pytest.approx(0, abs=1e-7)
     for _ in range(3):
         again = learner.annotate(made_up_batch())
-        metrics = learner.update(again)
+        metrics = learner.update(again).metrics
         assert again.ref_logprobs is not None
         assert batch.ref_logprobs is not None
         assert torch.equal(again.ref_logprobs, batch.ref_logprobs)
@@ -477,10 +477,10 @@ def test_without_a_warm_start_the_reference_is_the_base(tiny_model: Path) -> Non
             for prompt, tokens in zip(batch.prompt_ids, batch.token_ids, strict=True)
             for t, token in enumerate(tokens)
         ]
-    assert learner.update(batch)["policy/kl_ref"] == pytest.approx(0, abs=1e-7)
+    assert learner.update(batch).metrics["policy/kl_ref"] == pytest.approx(0, abs=1e-7)
     for _ in range(3):
         batch = learner.annotate(made_up_batch())
-        metrics = learner.update(batch)
+        metrics = learner.update(batch).metrics
     assert batch.ref_logprobs is not None
     assert torch.allclose(batch.ref_logprobs, torch.stack(expected), rtol=0, atol=1e-5)
     assert metrics["policy/kl_ref"] > 1e-4
@@ -540,7 +540,9 @@ def test_the_critic_learns_what_can_be_known(tiny_model: Path) -> None:
         learner={"threads": 1, "lr": 1e-5, "critic_lr": 0.02},
     )
     groups = [made_up_group([float(reward)] * 3, task_id=f"task-{reward}", prompt_length=6) for reward in range(4)]
-    explained = [learner.update(learner.annotate(collate(groups)))["critic/explained_variance"] for _ in range(25)]
+    explained = [
+        learner.update(learner.annotate(collate(groups))).metrics["critic/explained_variance"] for _ in range(25)
+    ]
     assert explained[0] == 0  # the values are all 0
     assert explained[-1] > 0.5
 
@@ -581,14 +583,14 @@ def test_the_rate_follows_the_updates_that_were_made(tiny_model: Path) -> None:
     batch = learner.annotate(made_up_batch())
     assert batch.advantages is not None
     broken = replace(batch, advantages=batch.advantages * math.nan)
-    rates = [learner.update(part)["policy/lr"] for part in (batch, broken, batch, batch)]
+    rates = [learner.update(part).metrics["policy/lr"] for part in (batch, broken, batch, batch)]
     # The second update is skipped, so the third has its rate.
     assert rates == pytest.approx([0.01, 0.0075, 0.0075, 0.005])
 
 
 def test_the_gradient_is_clipped_to_its_norm(tiny_model: Path) -> None:
     learner = make_learner(tiny_model, learner={"threads": 1, "max_grad_norm": 0.001})
-    metrics = learner.update(learner.annotate(made_up_batch()))
+    metrics = learner.update(learner.annotate(made_up_batch())).metrics
     assert metrics["policy/grad_norm"] > 0.001
     norm = math.sqrt(sum(float(grad.square().sum()) for grad in gradients(learner).values()))
     assert norm == pytest.approx(0.001, rel=1e-3)
@@ -633,7 +635,7 @@ def test_every_preset_makes_an_update(tiny_model: Path, tmp_path: Path, name: st
     before = learner.adapter(0).hash
     batch = learner.annotate(made_up_batch())
     assert learner.has_gradient(batch)
-    metrics = learner.update(batch)
+    metrics = learner.update(batch).metrics
     assert metrics["policy/skipped"] == 0
     assert all(math.isfinite(value) for value in metrics.values())
     assert learner.adapter(1).hash != before

@@ -25,6 +25,7 @@ from rlft.learner.batch import collate
 from rlft.learner.group import LearnerGroup
 from rlft.learner.reward_model import HEAD
 from rlft.learner.rl import Learner
+from rlft.learner.update import step_metrics
 from rlft.model.adapter import save_tensors
 from rlft.rollout.pool import InlinePool
 from rlft.run.directory import Run
@@ -122,13 +123,13 @@ def one_pair() -> Batch:
 
 
 def train(learner: Learner | LearnerGroup, *, dtype: torch.dtype = torch.float32) -> list[Metrics]:
-    """Three updates, each on a step of its own."""
-    metrics = []
+    """Three updates, each on a step of its own, and all of them together as one step's."""
+    updates = []
     for scored in (made_up_batch(0), one_pair(), made_up_batch(1)):
         batch = learner.annotate(replace(scored, rewards=scored.rewards.to(dtype)))
         assert learner.has_gradient(batch)
-        metrics.append(learner.update(batch))
-    return metrics
+        updates.append(learner.update(batch))
+    return [*(update.metrics for update in updates), step_metrics(updates)]
 
 
 def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -229,7 +230,7 @@ def test_an_update_that_is_not_finite_is_skipped_by_all(tiny_model: Path) -> Non
     assert batch.advantages is not None
     broken = batch.advantages.clone()
     broken[-1] = torch.nan  # in one process's share
-    assert group.update(replace(batch, advantages=broken))["policy/skipped"] == 1
+    assert group.update(replace(batch, advantages=broken)).skipped == "the loss is not finite"
     assert_same_bits(group.state()[0], before[0])
     assert group.state()[1] == before[1]
     group.close()
@@ -312,7 +313,7 @@ def _nudge(worker: Any, key: str) -> None:
 
 
 def _sleep_instead(worker: Any) -> None:
-    worker.learner.roles.step = lambda **_: time.sleep(600)
+    worker.learner.roles.step = lambda *_, **__: time.sleep(600)
 
 
 def _pid(worker: Any) -> int:

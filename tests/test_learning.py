@@ -89,7 +89,7 @@ def train(config: RunConfig, folder: Path, reference: ReferenceSource | None = N
             groups = [replace(group, baseline_score=score) for group, score in zip(groups, greedy, strict=True)]
         for minibatch in minibatches(learner.annotate(collate(groups)), config.updates_per_step):
             if learner.has_gradient(minibatch):
-                metrics |= learner.update(minibatch)
+                metrics |= learner.update(minibatch).metrics
         history.append(metrics)
     return history, learner.adapter(config.steps)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlft.objectives.measures import Measures, join, numbers
 from rlft.objectives.policy import (
     adapted_kl_coef,
     aggregation_weights,
@@ -20,12 +21,10 @@ from rlft.objectives.policy import (
     importance_ratio,
     kl_penalty,
     policy_loss,
-    policy_metrics,
     surrogate_loss,
     value_loss,
 )
 from rlft.objectives.presets import PRESETS
-from rlft.types import Metrics
 
 GRPO, PPO = PRESETS["grpo"], PRESETS["ppo"]
 E = math.e
@@ -284,7 +283,7 @@ def test_policy_loss_by_hand() -> None:
     # The engine gave both tokens log-prob -2.5, that is e^0.5 = 1.648721 times too little.
     algorithm = replace(GRPO, entropy_coef=0.01)
     index = torch.tensor([0, 0])
-    loss, sums = policy_loss(
+    loss, measures = policy_loss(
         algorithm,
         kl_coef=0.1,
         logprobs=double([-1.0, -2.0]),
@@ -297,17 +296,16 @@ def test_policy_loss_by_hand() -> None:
         sequence_index=index,
     )
     assert loss.item() == pytest.approx(-1.119673, abs=1e-6)
-    assert sums == pytest.approx(
+    assert numbers(measures) == pytest.approx(
         {
-            "policy/entropy": 5.0,  # 2 + 3
-            "policy/clip_fraction": 1.0,  # token 0
+            "policy/entropy": 2.5,  # of 2 and 3
+            "policy/clip_fraction": 0.5,  # token 0
             "policy/ratio_max": E,
-            "policy/kl_ref": 0.106531,
-            "policy/mismatch": 1.0,  # 0.5 + 0.5
-            "policy/mismatch_kl": 0.297443,  # twice e^0.5 - 1 - 0.5
-            "policy/correction": 2.0,  # no correction: 1 each
-            "sum/factor": 3.297443,  # e^0.5 twice
-            "sum/factor_squared": 5.436564,  # e twice
+            "policy/kl_ref": 0.0532655,
+            "policy/mismatch": 0.5,
+            "policy/mismatch_kl": 0.148721,  # e^0.5 - 1 - 0.5
+            "policy/correction": 1.0,  # no correction
+            "policy/ess": 1.0,  # both have the factor e^0.5
         },
         abs=1e-6,
     )
@@ -318,7 +316,7 @@ def test_a_correction_weighs_the_surrogate_and_neither_the_kl_nor_the_entropy() 
     # loss = ((0.5 * -1.2 + 0.0106531 - 0.02) + (2 * -1 + 0 - 0.03)) / 2 = -1.319673
     algorithm = replace(GRPO, entropy_coef=0.01, correction="token_truncate")
     logprobs = double([-1.0, -2.0], grad=True)
-    loss, sums = policy_loss(
+    loss, measures = policy_loss(
         algorithm,
         kl_coef=0.1,
         logprobs=logprobs,
@@ -331,25 +329,10 @@ def test_a_correction_weighs_the_surrogate_and_neither_the_kl_nor_the_entropy() 
         sequence_index=torch.tensor([0, 0]),
     )
     assert loss.item() == pytest.approx(-1.319673, abs=1e-6)
-    assert sums["policy/correction"] == pytest.approx(2.5)
+    assert measures["policy/correction"].value == pytest.approx(1.25)
     # Token 0 is clipped and keeps the KL's slope, 0.1 (1 - 0.606531) / 2; token 1 has its factor, -2 * 1 / 2.
     (slope,) = torch.autograd.grad(loss, logprobs)
     assert slope.tolist() == pytest.approx([0.0196735, -1.0], abs=1e-6)
-
-
-def test_metrics_are_means_over_the_tokens_of_all_parts() -> None:
-    def part(**sums: float) -> Metrics:
-        names = {"factor": "sum/factor", "squared": "sum/factor_squared", "ratio": "policy/ratio_max"}
-        return {names.get(name, f"policy/{name}"): value for name, value in sums.items()}
-
-    # 3 tokens with pi_old / pi_rollout = 1, 2 | 3: ESS = (1 + 2 + 3)^2 / (3 * (1 + 4 + 9)) = 36 / 42.
-    parts = [part(entropy=4, ratio=1.5, factor=3, squared=5), part(entropy=5, ratio=1.2, factor=3, squared=9)]
-    metrics = policy_metrics(parts, 3)
-    assert metrics == pytest.approx({"policy/entropy": 3.0, "policy/ratio_max": 1.5, "policy/ess": 36 / 42})
-    # All tokens alike: every sample counts in full, whatever the factor.
-    assert policy_metrics([part(ratio=1, factor=6, squared=12)], 3)["policy/ess"] == pytest.approx(1)
-    # One token out of 100 has all the weight: one effective sample.
-    assert policy_metrics([part(ratio=1, factor=5, squared=25)], 100)["policy/ess"] == pytest.approx(0.01)
 
 
 def test_what_a_correction_masks_is_counted_with_its_length() -> None:
@@ -359,7 +342,7 @@ def test_what_a_correction_masks_is_counted_with_its_length() -> None:
     index = torch.tensor([0, 1, 1, 1, 2, 2])
     gap = double([0.0, 5.0, 5.0, 5.0, 0.0, 5.0])
 
-    def sums(chosen: slice) -> Metrics:
+    def measures(chosen: slice) -> Measures:
         logprobs = double([-1.0] * 6)[chosen]
         return policy_loss(
             algorithm,
@@ -376,11 +359,14 @@ def test_what_a_correction_masks_is_counted_with_its_length() -> None:
 
     expected = {"policy/masked": 4 / 6, "policy/length_masked": 4 / 1.5, "policy/length_kept": 2 / 1.5}
     for parts in ([slice(0, 6)], [slice(0, 4), slice(4, 6)]):
-        metrics = policy_metrics([sums(part) for part in parts], 6)
+        metrics = numbers(join([measures(part) for part in parts]))
         assert {name: metrics.get(name) for name in expected} == pytest.approx(expected)
-    nothing = policy_metrics([sums(slice(0, 1))], 1)
-    assert nothing["policy/masked"] == 0
+    nothing = numbers(measures(slice(0, 1)))
+    assert (nothing["policy/masked"], nothing["policy/length_kept"]) == (0, 1)
     assert "policy/length_masked" not in nothing
+    everything = numbers(measures(slice(1, 4)))
+    assert (everything["policy/masked"], everything["policy/length_masked"]) == (1, 3)
+    assert "policy/length_kept" not in everything
 
 
 def test_the_kl_coefficient_is_steered_to_its_target() -> None:
@@ -401,7 +387,7 @@ def test_clip_fraction_counts_only_tokens_whose_gradient_is_gone() -> None:
     ratios, advantages = [1.3, 1.3, 0.7, 0.7, 1.25], [1.0, -1.0, 1.0, -1.0, 1.0]
     logprobs = double([math.log(ratio) for ratio in ratios], grad=True)
     algorithm = replace(GRPO, kl="none", kl_coef=0.0, clip_high=0.28)
-    loss, sums = policy_loss(
+    loss, measures = policy_loss(
         algorithm,
         kl_coef=0.0,
         logprobs=logprobs,
@@ -413,7 +399,7 @@ def test_clip_fraction_counts_only_tokens_whose_gradient_is_gone() -> None:
         weights=torch.ones(5, dtype=torch.float64),
         sequence_index=torch.zeros(5, dtype=torch.int64),
     )
-    assert sums["policy/clip_fraction"] == 2
+    assert measures["policy/clip_fraction"].value == pytest.approx(2 / 5)
     (slope,) = torch.autograd.grad(loss, logprobs)
     assert (slope == 0).tolist() == [True, False, False, True, False]
 
@@ -438,8 +424,8 @@ def test_loss_and_metrics_do_not_depend_on_how_the_tokens_are_split(name: str) -
     old, new, ref, advantages, noise = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(5))
     weights = aggregation_weights("sequence_mean", index, max_new_tokens=8)
 
-    def part(rows: slice) -> tuple[float, Metrics]:
-        value, sums = policy_loss(
+    def part(rows: slice) -> tuple[float, Measures]:
+        value, measures = policy_loss(
             SPLIT[name],
             kl_coef=0.1,
             logprobs=new[rows],
@@ -451,12 +437,12 @@ def test_loss_and_metrics_do_not_depend_on_how_the_tokens_are_split(name: str) -
             weights=weights[rows],
             sequence_index=index[rows] - index[rows][0],
         )
-        return value.item(), sums
+        return value.item(), measures
 
     whole, parts = part(slice(0, 6)), [part(slice(0, 3)), part(slice(3, 4)), part(slice(4, 6))]
     assert sum(value for value, _ in parts) == pytest.approx(whole[0], abs=1e-12)
-    metrics = policy_metrics([sums for _, sums in parts], 6)
-    assert metrics == pytest.approx(policy_metrics([whole[1]], 6), abs=1e-12)
+    metrics = numbers(join([measures for _, measures in parts]))
+    assert metrics == pytest.approx(numbers(whole[1]), abs=1e-12)
 
 
 # The critic's loss

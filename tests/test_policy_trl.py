@@ -19,6 +19,7 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from rlft.objectives.advantages import token_advantages
 from rlft.objectives.algorithm import Algorithm
+from rlft.objectives.measures import numbers
 from rlft.objectives.policy import DUAL_CLIP, aggregation_weights, policy_loss
 from rlft.objectives.presets import PRESETS
 
@@ -76,7 +77,7 @@ def make(*, is_on_policy: bool = False, spread: float = 0.4, seed: int = 0) -> C
 
 
 def our_loss(algorithm: Algorithm, case: Case) -> tuple[Tensor, dict[str, float], Tensor]:
-    """(loss, sums of the metrics, advantages) from rewards, as the learner puts them together."""
+    """(loss, metrics, advantages) from rewards, as the learner puts them together."""
     ref = case.ref if algorithm.needs_reference else None
     advantages, _ = token_advantages(
         algorithm,
@@ -89,7 +90,7 @@ def our_loss(algorithm: Algorithm, case: Case) -> tuple[Tensor, dict[str, float]
         values=None,
     )
     included = ~case.is_truncated[INDEX] if algorithm.overlong == "mask" else None
-    loss, sums = policy_loss(
+    loss, measures = policy_loss(
         algorithm,
         kl_coef=algorithm.kl_coef,
         logprobs=case.new,
@@ -101,7 +102,7 @@ def our_loss(algorithm: Algorithm, case: Case) -> tuple[Tensor, dict[str, float]
         weights=aggregation_weights(algorithm.aggregate, INDEX, max_new_tokens=MAX_NEW_TOKENS, included=included),
         sequence_index=INDEX,
     )
-    return loss, sums, advantages
+    return loss, numbers(measures), advantages
 
 
 def trainer_for(algorithm: Algorithm, loss_type: str, case: Case, *, has_old: bool) -> SimpleNamespace:
@@ -236,7 +237,7 @@ def test_advantages_loss_and_gradient_equal_those_of_trl(row: str, is_on_policy:
     loss_type, algorithm = ROWS[row]
     # A wide spread holds ratios beyond the bounds of the dual clip (3) and of CISPO (5).
     case = make(is_on_policy=is_on_policy, spread=1.2 if row in ("dual clip", "cispo") else 0.4, seed=len(row))
-    ours, sums, advantages = our_loss(algorithm, case)
+    ours, own, advantages = our_loss(algorithm, case)
     theirs, metrics, their_advantages = trl_loss(algorithm, loss_type, case, has_old=not is_on_policy)
     assert torch.allclose(advantages, their_advantages[INDEX], rtol=0, atol=1e-9)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-9)
@@ -244,9 +245,9 @@ def test_advantages_loss_and_gradient_equal_those_of_trl(row: str, is_on_policy:
     if algorithm.entropy_coef:
         assert_same_gradient(ours, theirs, case.entropy)
     if algorithm.kl != "none":
-        assert sums["policy/kl_ref"] / len(INDEX) == pytest.approx(metrics["kl"][0], abs=1e-9)
+        assert own["policy/kl_ref"] == pytest.approx(metrics["kl"][0], abs=1e-9)
     if loss_type != "cispo" and algorithm.ratio == "token":
-        share = sums["policy/clip_fraction"] / len(INDEX)
+        share = own["policy/clip_fraction"]
         assert share == pytest.approx(metrics["clip_ratio/region_mean"][0], abs=1e-6)
         assert is_on_policy or share > 0  # the case holds clipped tokens
     if row == "dual clip" and not is_on_policy:
@@ -298,7 +299,7 @@ def test_correction_equals_that_of_trl(correction: Any, bounds: tuple[float, flo
     loss_type, algorithm = ROWS[row]
     algorithm = replace(algorithm, correction=correction, correction_range=bounds)
     case = make(seed=1)
-    ours, sums, _ = our_loss(algorithm, case)
+    ours, own, _ = our_loss(algorithm, case)
     theirs, metrics, _ = trl_loss(algorithm, loss_type, case)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-9)
     if algorithm.ratio == "token" or correction.startswith("sequence"):
@@ -306,10 +307,10 @@ def test_correction_equals_that_of_trl(correction: Any, bounds: tuple[float, flo
         # has its own in its slope (GSPO-token, https://arxiv.org/abs/2507.18071, equation 14).
         assert_same_gradient(ours, theirs, case.new)
     mismatch = metrics["sampling/sampling_logp_difference/mean"][0]
-    assert sums["policy/mismatch"] / len(INDEX) == pytest.approx(mismatch, abs=1e-9)
+    assert own["policy/mismatch"] == pytest.approx(mismatch, abs=1e-9)
     if correction.startswith("token"):  # TRL averages a factor per sequence over sequences, we over tokens
         mean = metrics["sampling/importance_sampling_ratio/mean"][0]
-        assert sums["policy/correction"] / len(INDEX) == pytest.approx(mean, abs=1e-9)
+        assert own["policy/correction"] == pytest.approx(mean, abs=1e-9)
     # The case holds factors inside and outside of the bounds.
     plain, _, _ = our_loss(replace(algorithm, correction="none"), case)
     unbounded, _, _ = our_loss(replace(algorithm, correction_range=(0.0, 1e9)), case)

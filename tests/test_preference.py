@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from trl import DPOTrainer, KTOTrainer
 
 from rlft.objectives.algorithm import Preference
+from rlft.objectives.measures import Measures, join, numbers
 from rlft.objectives.preference import (
     _log1mexp,
     example_losses,
@@ -29,7 +30,6 @@ from rlft.objectives.preference import (
     preference_loss,
     sequence_sums,
 )
-from rlft.types import Metrics
 
 PAIRED = {
     "dpo": Preference(beta=0.3),
@@ -70,7 +70,7 @@ def loss_of(
     labels: list[int] = LABELS,
     num_examples: int | None = None,
     kl: float = Z0,
-) -> tuple[Tensor, Metrics]:
+) -> tuple[Tensor, Measures]:
     return preference_loss(
         preference,
         logprobs=logprobs,
@@ -120,13 +120,13 @@ def test_kto_by_hand() -> None:
     # mean of 0.925140 and 1.387710 = 1.156425
     logprobs, ref = double([-0.5, -0.7, -0.3], grad=True), double([-0.6, -1.0, -0.1])
     preference = Preference(loss="kto", beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
-    loss, sums = loss_of(preference, logprobs, ref, lengths=[2, 1], labels=[1, 0], kl=0.1)
+    loss, measures = loss_of(preference, logprobs, ref, lengths=[2, 1], labels=[1, 0], kl=0.1)
     assert loss.item() == pytest.approx(1.156425, abs=1e-6)
     # Rewards 0.5 * 0.4 and 0.5 * -0.2; margins 0.15 and 0.15, both on the right side.
-    assert sums == pytest.approx(
+    assert numbers(measures) == pytest.approx(
         {
-            "preference/margin": 0.3,
-            "preference/accuracy": 2.0,
+            "preference/margin": 0.15,
+            "preference/accuracy": 1.0,
             "preference/reward_chosen": 0.2,
             "preference/reward_rejected": -0.1,
             "preference/logprob_chosen": -1.2,  # of the whole completion, -0.5 - 0.7
@@ -138,15 +138,15 @@ def test_kto_by_hand() -> None:
 def test_metrics_of_pairs_by_hand() -> None:
     # Two pairs of one token each: s = 0.4, -0.2 | -0.5 (rejected), -0.7 (chosen). beta 0.5: margins 0.3 and -0.1.
     logprobs, ref = double([-0.6, -1.2, -1.5, -1.7], grad=True), double([-1.0, -1.0, -1.0, -1.0])
-    _, sums = loss_of(Preference(beta=0.5), logprobs, ref, lengths=[1, 1, 1, 1], labels=[1, 0, 0, 1])
-    assert sums == pytest.approx(
+    _, measures = loss_of(Preference(beta=0.5), logprobs, ref, lengths=[1, 1, 1, 1], labels=[1, 0, 0, 1])
+    assert numbers(measures) == pytest.approx(
         {
-            "preference/margin": 0.2,
-            "preference/accuracy": 1.0,
-            "preference/reward_chosen": -0.15,  # 0.5 * (0.4 - 0.7)
-            "preference/reward_rejected": -0.35,  # 0.5 * (-0.2 - 0.5)
-            "preference/logprob_chosen": -2.3,  # -0.6 - 1.7
-            "preference/logprob_rejected": -2.7,  # -1.2 - 1.5
+            "preference/margin": 0.1,
+            "preference/accuracy": 0.5,
+            "preference/reward_chosen": -0.075,  # 0.5 * (0.4 - 0.7) / 2
+            "preference/reward_rejected": -0.175,  # 0.5 * (-0.2 - 0.5) / 2
+            "preference/logprob_chosen": -1.15,  # (-0.6 - 1.7) / 2
+            "preference/logprob_rejected": -1.35,  # (-1.2 - 1.5) / 2
         }
     )
 
@@ -249,13 +249,11 @@ def test_a_loss_raises_the_chosen_and_lowers_the_rejected(name: str) -> None:
 @pytest.mark.parametrize("name", ["dpo", "cdpo", "ipo", "hinge"])
 def test_a_policy_that_is_the_reference_has_no_margin(name: str) -> None:
     logprobs, _ = made_up()
-    loss, sums = loss_of(ALL[name], logprobs, logprobs.detach())
-    assert (sums["preference/margin"], sums["preference/reward_chosen"], sums["preference/reward_rejected"]) == (
-        0,
-        0,
-        0,
-    )
-    assert sums["preference/accuracy"] == 1.5  # three pairs, and it sides with neither
+    loss, measures = loss_of(ALL[name], logprobs, logprobs.detach())
+    metrics = numbers(measures)
+    for of in ("margin", "reward_chosen", "reward_rejected"):
+        assert metrics[f"preference/{of}"] == 0
+    assert metrics["preference/accuracy"] == 0.5  # it sides with neither
     # log 2; log 2; (1 / 0.8)^2; 1
     assert loss.item() == pytest.approx({"dpo": math.log(2), "cdpo": math.log(2), "ipo": 1.5625, "hinge": 1}[name])
 
@@ -264,12 +262,12 @@ def test_a_policy_that_is_the_reference_has_no_margin(name: str) -> None:
 def test_the_parts_of_an_update_add_up(name: str) -> None:
     # Parts of one pair each (two completions for KTO), divided by the examples of the whole update.
     logprobs, ref = made_up()
-    whole, whole_sums = loss_of(ALL[name], logprobs, ref)
+    whole, measures = loss_of(ALL[name], logprobs, ref)
     num_examples = 3 if ALL[name].is_paired else 6
-    total, total_sums = 0.0, dict.fromkeys(whole_sums, 0.0)
+    total, parts = 0.0, []
     for first in (0, 2, 4):
         tokens = torch.isin(INDEX, torch.tensor([first, first + 1]))
-        part, sums = loss_of(
+        part, of_part = loss_of(
             ALL[name],
             logprobs[tokens],
             ref[tokens],
@@ -278,9 +276,9 @@ def test_the_parts_of_an_update_add_up(name: str) -> None:
             num_examples=num_examples,
         )
         total += part.item()
-        total_sums = {key: total_sums[key] + value for key, value in sums.items()}
+        parts.append(of_part)
     assert total == pytest.approx(whole.item(), abs=1e-12)
-    assert total_sums == pytest.approx(whole_sums, abs=1e-12)
+    assert numbers(join(parts)) == pytest.approx(numbers(measures), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", PAIRED)
@@ -290,10 +288,10 @@ def test_the_labels_say_which_one_is_chosen_not_the_order(name: str) -> None:
     tokens = torch.arange(len(INDEX)).split(LENGTHS)
     order = torch.cat([tokens[sequence] for sequence in (1, 0, 3, 2, 5, 4)])
     turned = {"lengths": [5, 3, 4, 1, 7, 2], "labels": [-label for label in LABELS]}
-    loss, sums = loss_of(PAIRED[name], logprobs, ref)
-    turned_loss, turned_sums = loss_of(PAIRED[name], logprobs[order], ref[order], **turned)
+    loss, measures = loss_of(PAIRED[name], logprobs, ref)
+    turned_loss, turned_measures = loss_of(PAIRED[name], logprobs[order], ref[order], **turned)
     assert turned_loss.item() == pytest.approx(loss.item(), abs=1e-12)
-    assert turned_sums == pytest.approx(sums, abs=1e-12)
+    assert numbers(turned_measures) == pytest.approx(numbers(measures), abs=1e-12)
     own, other = (torch.autograd.grad(value, logprobs)[0] for value in (loss, turned_loss))
     assert torch.allclose(own, other, rtol=0, atol=1e-12)
 
@@ -412,7 +410,7 @@ def assert_same(ours: Tensor, theirs: Tensor, leaf: Tensor, tolerance: float = 1
 def test_dpo_and_relatives_equal_those_of_trl(name: str) -> None:
     preference = PAIRED[name]
     logprobs, ref = made_up()
-    ours, sums = loss_of(preference, logprobs, ref)
+    ours, measures = loss_of(preference, logprobs, ref)
     trainer = trainer_for(
         preference,
         loss_types=[preference.loss],
@@ -429,14 +427,14 @@ def test_dpo_and_relatives_equal_those_of_trl(name: str) -> None:
         # TRL's means over tokens are divided by its mask's counts, as ours.
         assert inputs["completion_mask"].sum(1).tolist() == [3, 4, 2, 5, 1, 7]
     assert_same(ours, DPOTrainer._compute_loss(trainer, model, inputs, return_outputs=False), logprobs)
-    metrics = trainer._metrics["train"]
+    metrics, own = trainer._metrics["train"], numbers(measures)
     if name != "ipo":  # whose margin is per token here and per completion there
-        assert sums["preference/margin"] / 3 == pytest.approx(metrics["rewards/margins"][0], abs=1e-9)
-        assert sums["preference/reward_chosen"] / 3 == pytest.approx(metrics["rewards/chosen"][0], abs=1e-9)
-        assert sums["preference/reward_rejected"] / 3 == pytest.approx(metrics["rewards/rejected"][0], abs=1e-9)
-        assert sums["preference/accuracy"] / 3 == pytest.approx(metrics["rewards/accuracies"][0], abs=1e-6)
+        assert own["preference/margin"] == pytest.approx(metrics["rewards/margins"][0], abs=1e-9)
+        assert own["preference/reward_chosen"] == pytest.approx(metrics["rewards/chosen"][0], abs=1e-9)
+        assert own["preference/reward_rejected"] == pytest.approx(metrics["rewards/rejected"][0], abs=1e-9)
+        assert own["preference/accuracy"] == pytest.approx(metrics["rewards/accuracies"][0], abs=1e-6)
     for side in ("chosen", "rejected"):
-        assert sums[f"preference/logprob_{side}"] / 3 == pytest.approx(metrics[f"logps/{side}"][0], abs=1e-9)
+        assert own[f"preference/logprob_{side}"] == pytest.approx(metrics[f"logps/{side}"][0], abs=1e-9)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.33, 0.7)])
@@ -445,7 +443,7 @@ def test_kto_equals_that_of_trl(weights: tuple[float, float]) -> None:
     logprobs, ref = made_up()
     # Log-probs of mismatched completions, from which z0 comes; here the caller makes it, there the trainer.
     kl_logprobs, kl_ref = double([-3.0, -2.0, -5.0, -4.0, -2.5, -6.0]), double([-4.0, -2.5, -4.5, -4.0, -3.5, -6.5])
-    ours, sums = loss_of(preference, logprobs, ref, kl=kto_reference_point(kl_logprobs - kl_ref))
+    ours, measures = loss_of(preference, logprobs, ref, kl=kto_reference_point(kl_logprobs - kl_ref))
     trainer = trainer_for(
         preference,
         loss_type="kto",
@@ -461,10 +459,10 @@ def test_kto_equals_that_of_trl(weights: tuple[float, float]) -> None:
         "ref_KL_logps": kl_ref,
     }
     assert_same(ours, KTOTrainer._compute_loss(trainer, model, inputs, return_outputs=False), logprobs)
-    metrics = trainer._metrics["train"]
+    metrics, own = trainer._metrics["train"], numbers(measures)
     assert metrics["kl"][0] == pytest.approx(0.416667, abs=1e-6)  # (1 + 0.5 - 0.5 + 0 + 1 + 0.5) / 6
-    assert sums["preference/reward_chosen"] / 3 == pytest.approx(metrics["rewards/chosen"][0], abs=1e-9)
-    assert sums["preference/reward_rejected"] / 3 == pytest.approx(metrics["rewards/rejected"][0], abs=1e-9)
+    assert own["preference/reward_chosen"] == pytest.approx(metrics["rewards/chosen"][0], abs=1e-9)
+    assert own["preference/reward_rejected"] == pytest.approx(metrics["rewards/rejected"][0], abs=1e-9)
 
 
 def experimental(name: str) -> Any:

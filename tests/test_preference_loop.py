@@ -142,7 +142,7 @@ def own_update(
     settings = LearnerConfig(threads=1, tokens_per_microbatch=60, max_grad_norm=1e9)
     reference = ReferenceSource(folder=str(base))
     learner = learner_of(policy, preference, AdapterConfig(kind="full"), settings, reference=reference)
-    metrics = learner.update(*learner.annotate(make_batch(data.train)), 1.0)
+    metrics = learner.update(*learner.annotate(make_batch(data.train)), 1.0).metrics
     gradients = {name: p.grad.clone() for name, p in learner.roles.model.named_parameters() if p.grad is not None}
     return metrics, gradients
 
@@ -438,7 +438,7 @@ def test_the_microbatch_budget_does_not_change_the_update(tiny_model: Path, tmp_
         config = LearnerConfig(threads=1, tokens_per_microbatch=tokens, lr=1e-2)
         learner = learner_of(tiny_model, preference, AdapterConfig(rank=4), config)  # type: ignore[call-arg]
         for _ in range(2):
-            metrics = learner.update(*learner.annotate(make_batch(data.train)), 1.0)
+            metrics = learner.update(*learner.annotate(make_batch(data.train)), 1.0).metrics
         found.append(metrics)
     for metrics in found[1:]:
         assert metrics == pytest.approx(found[0], rel=1e-4, abs=1e-5)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlft.objectives.advantages import best_and_worst, overlong_penalty, token_advantages
 from rlft.objectives.algorithm import Algorithm
+from rlft.objectives.measures import numbers
 from rlft.objectives.policy import aggregation_weights, policy_loss
 from rlft.objectives.preference import preference_loss
 from rlft.objectives.presets import PRESETS, preset_fields
@@ -299,7 +300,7 @@ def our_loss(algorithm: Algorithm, made: Made) -> tuple[Tensor, float]:
         values=made.values if algorithm.needs_critic else None,
         baseline_rewards=torch.tensor(GREEDY) if algorithm.baseline == "greedy" else None,
     )
-    loss, sums = policy_loss(
+    loss, measures = policy_loss(
         algorithm,
         kl_coef=algorithm.kl_coef,
         logprobs=made.new,
@@ -311,7 +312,7 @@ def our_loss(algorithm: Algorithm, made: Made) -> tuple[Tensor, float]:
         weights=aggregation_weights(algorithm.aggregate, index, max_new_tokens=MAX_NEW_TOKENS),
         sequence_index=index,
     )
-    return loss, sums["policy/clip_fraction"] / len(index)
+    return loss, numbers(measures)["policy/clip_fraction"]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -48,7 +48,7 @@ def test_an_update_is_that_of_lora_on_what_the_four_bits_stand_for(
         learner = Learner(config, folder, warm_start=warm_start)
         # Passes without gradient come first, as in a step.
         batch = learner.annotate(made_up_batch())
-        metrics = learner.update(batch)
+        metrics = learner.update(batch).metrics
         results.append((metrics, gradients(learner)))
     (metrics, grads), (expected_metrics, expected) = results
     assert metrics == pytest.approx(expected_metrics, rel=1e-4, abs=1e-5)

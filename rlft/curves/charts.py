@@ -108,7 +108,7 @@ _PREFERENCES: tuple[_Spec, ...] = (
     ("Reference point", "KTO's z0, nats", _FROM_ZERO, (_Line("preference/z0", "z0", GREY),)),
 )
 _LEARNER: tuple[_Spec, ...] = (
-    ("Gradient norm", "before clipping", {}, (_Line("policy/grad_norm", "norm"),)),
+    ("Gradient norm", "before clipping; the largest of a step's updates", {}, (_Line("policy/grad_norm", "norm"),)),
     (
         "Clip fraction",
         "share of tokens",

@@ -31,16 +31,18 @@ from rlft.learner.roles import (
     read_role,
     write_role,
 )
+from rlft.learner.update import Update
 from rlft.model import base as models
 from rlft.model.adapter import make_adapter
 from rlft.model.layers.decoder_layer import lay_out_weights
 from rlft.model.starting_point import ReferenceSource
+from rlft.objectives.measures import Largest, Last, Measure, Measures, join
 from rlft.objectives.preference import kto_reference_point, sequence_sums
-from rlft.types import Adapter, Batch, Message, Metrics, RewardSpec
+from rlft.types import Adapter, Batch, Message, RewardSpec
 
 T = TypeVar("T")
-PolicyLoss = Callable[[Batch, Tensor, Tensor], tuple[Tensor, Metrics]]
-"""From a microbatch on the device, its log-probs (A,) and entropies (A,): the loss, and sums for the metrics."""
+PolicyLoss = Callable[[Batch, Tensor, Tensor], tuple[Tensor, Measures]]
+"""From a microbatch on the device, its log-probs (A,) and entropies (A,): the loss, and what is measured beside it."""
 ValueLoss = Callable[[Batch, Tensor], Tensor]
 """From a microbatch on the device and its values (A,): the loss."""
 
@@ -168,7 +170,7 @@ class Roles:
 
     def backward_policy(
         self, batch: Batch, loss: PolicyLoss, *, whole_groups: bool = False, entropy_gradient: bool = True
-    ) -> tuple[float, list[Metrics]]:
+    ) -> tuple[float, dict[str, Measure]]:
         """Add the gradient of the policy's loss, microbatch by microbatch.
 
         Args:
@@ -176,19 +178,19 @@ class Roles:
             entropy_gradient: False where the loss does not depend on the entropy, which saves a product.
 
         Returns:
-            (the loss, the sums of every microbatch), of all processes.
+            (the loss, what was measured), of all microbatches and processes.
         """
 
-        def one(part: Batch, weight: float) -> tuple[float, Metrics]:
+        def one(part: Batch, weight: float) -> tuple[float, Measures]:
             with self._saved_tensors():
                 logprobs, entropy = self._token_logprobs(self.policy, part, entropy_gradient=entropy_gradient)
-                value, sums = loss(part, logprobs, entropy)
+                value, measures = loss(part, logprobs, entropy)
             (weight * value).backward()
-            return value.item(), sums
+            return value.item(), measures
 
         with active(self.policy):
             done = self._each(batch, one, whole_groups=whole_groups)
-        return sum(value for value, _ in done), [sums for _, sums in done]
+        return sum(value for value, _ in done), join([measures for _, measures in done])
 
     def backward_critic(self, batch: Batch, loss: ValueLoss) -> float:
         """Add the gradient of the critic's loss; returns the loss, of all processes."""
@@ -203,27 +205,31 @@ class Roles:
         with active(critic):
             return sum(self._each(batch, one))
 
-    def step(self, *, factor: float, is_finite: bool) -> Metrics:
+    def step(self, measures: Measures, *, factor: float, is_finite: bool) -> Update:
         """One optimizer step with the gradients that were added.
 
         Args:
+            measures: what the backward passes measured; gradient norms and the learning rate are added.
             factor: on the peak learning rates.
             is_finite: whether the losses were; if not, or if a gradient is not, parameters and optimizer stay.
         """
         policy, critic = self._parameters()
         self.ranks.sum_gradients([*policy, *critic])
-        metrics: Metrics = {}
+        problem = "" if is_finite else "the loss is not finite"
+        measured: dict[str, Measure] = {}
         for name, parameters in (("policy", policy), ("critic", critic)):
             if parameters:
                 norm = sharding.total_norm([p.grad for p in parameters if p.grad is not None])
                 nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
-                is_finite = is_finite and bool(torch.isfinite(norm))
-                metrics[f"{name}/grad_norm"] = float(norm)
+                if not torch.isfinite(norm):
+                    problem = problem or f"the gradient of the {name} is not finite"
+                measured[f"{name}/grad_norm"] = Largest(float(norm))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        if is_finite:
+        if not problem:
             self.optimizer.step()
-        return metrics | {"policy/lr": self.config.lr * factor, "policy/skipped": float(not is_finite)}
+        measured["policy/lr"] = Last(self.config.lr * factor)
+        return Update(measures={**measures, **measured}, skipped=problem)
 
     # State
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from rlft.config import RunConfig
 from rlft.learner.processes import LIMIT, LearnerProcesses
 from rlft.learner.rl import Learner, has_gradient
+from rlft.learner.update import Update
 from rlft.model.starting_point import ReferenceSource
-from rlft.types import Batch, Group, Metrics
+from rlft.types import Batch, Group
 
 
 class LearnerGroup(LearnerProcesses):
@@ -56,10 +57,10 @@ class LearnerGroup(LearnerProcesses):
         result: Batch = self.call("annotate", batch)
         return result
 
-    def update(self, batch: Batch) -> Metrics:
+    def update(self, batch: Batch) -> Update:
         """See `Learner`."""
-        result: Metrics = self.call("update", batch)
-        self.num_updates += not result["policy/skipped"]
+        result: Update = self.call("update", batch)
+        self.num_updates += not result.skipped
         return result
 
     def has_gradient(self, batch: Batch) -> bool:

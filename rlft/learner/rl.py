@@ -21,18 +21,25 @@ from rlft.config import RunConfig
 from rlft.learner.batch import mismatched, select, single
 from rlft.learner.core import Roles, lr_factor
 from rlft.learner.ranks import ALONE, Ranks
+from rlft.learner.update import Update
 from rlft.model.starting_point import ReferenceSource
 from rlft.objectives.advantages import (
     above_or_below,
     best_and_worst,
-    explained_variance,
     overlong_penalty,
     token_advantages,
 )
 from rlft.objectives.algorithm import Algorithm, Preference
-from rlft.objectives.policy import adapted_kl_coef, aggregation_weights, policy_loss, policy_metrics, value_loss
-from rlft.objectives.preference import preference_loss, preference_metrics
-from rlft.types import Adapter, Batch, Group, Metrics
+from rlft.objectives.measures import ExplainedVariance, Last, Mean, Measure, Measures, Weighted
+from rlft.objectives.policy import (
+    adapted_kl_coef,
+    aggregation_count,
+    aggregation_weights,
+    policy_loss,
+    value_loss,
+)
+from rlft.objectives.preference import preference_loss
+from rlft.types import Adapter, Batch, Group
 
 
 class Learner:
@@ -117,37 +124,34 @@ class Learner:
         )
         return replace(batch, advantages=advantages, returns=returns)
 
-    def update(self, batch: Batch) -> Metrics:
-        """One optimizer update on an annotated batch.
-
-        Returns:
-            Metrics of the update. With a non-finite loss or gradient the step is skipped, parameters and optimizer
-            stay as they were, and `policy/skipped` is 1.
-        """
+    def update(self, batch: Batch) -> Update:
+        """One optimizer update on an annotated batch; it is skipped if a loss or a gradient is not finite."""
         assert batch.advantages is not None
         self.roles.optimizer.zero_grad(set_to_none=True)
         preference = self.algorithm.preference
-        losses, metrics = self._policy(batch) if preference is None else self._compare(batch, preference)
+        losses, measures = self._policy(batch) if preference is None else self._compare(batch, preference)
         if self.algorithm.overlong == "penalize":
-            metrics["reward/overlong_penalty"] = float((self._shaped(batch) - batch.rewards).mean())
+            penalty = self._shaped(batch) - batch.rewards
+            measures["reward/overlong_penalty"] = Weighted(float(penalty.mean()), batch.num_sequences)
         if self.algorithm.needs_critic:
-            critic_loss, critic_metrics = self._critic(batch)
+            critic_loss, critic_measures = self._critic(batch)
             losses.append(critic_loss)
-            metrics |= critic_metrics
+            measures |= critic_measures
         factor = lr_factor(
             self.config.learner,
             update=self.num_updates,
             total=self.config.steps * self.config.updates_per_step,
             warmup=self.config.learner.warmup_steps * self.config.updates_per_step,
         )
-        metrics |= self.roles.step(factor=factor, is_finite=all(map(math.isfinite, losses)))
-        if not metrics["policy/skipped"]:
+        update = self.roles.step(measures, factor=factor, is_finite=all(map(math.isfinite, losses)))
+        if not update.skipped:
             self.num_updates += 1
             if self.algorithm.kl_target:
-                self.kl_coef = adapted_kl_coef(self.kl_coef, metrics["policy/kl_ref"], self.algorithm.kl_target)
+                kl = update.metrics["policy/kl_ref"]
+                self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.algorithm.kl_target)
         if self.algorithm.kl_target:
-            metrics["policy/kl_coef"] = self.kl_coef
-        return metrics
+            update = replace(update, measures={**update.measures, "policy/kl_coef": Last(self.kl_coef)})
+        return update
 
     def has_gradient(self, batch: Batch) -> bool:
         """See the function."""
@@ -189,16 +193,14 @@ class Learner:
             return batch.rewards
         return batch.rewards + overlong_penalty(_longest_actions(batch), max_new_tokens=self._max_new_tokens)
 
-    def _policy(self, batch: Batch) -> tuple[list[float], Metrics]:
+    def _policy(self, batch: Batch) -> tuple[list[float], dict[str, Measure]]:
         algorithm = self.algorithm
+        included = _included(batch, algorithm.overlong == "mask")
         weights = aggregation_weights(
-            algorithm.aggregate,
-            batch.sequence_index,
-            max_new_tokens=self._max_new_tokens,
-            included=_included(batch, algorithm.overlong == "mask"),
+            algorithm.aggregate, batch.sequence_index, max_new_tokens=self._max_new_tokens, included=included
         )
 
-        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Metrics]:
+        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Measures]:
             return policy_loss(
                 algorithm,
                 kl_coef=self.kl_coef,
@@ -213,12 +215,13 @@ class Learner:
                 sequence_index=part.sequence_index,
             )
 
-        total, sums = self.roles.backward_policy(
+        total, measures = self.roles.backward_policy(
             replace(batch, weights=weights), loss, entropy_gradient=algorithm.entropy_coef > 0
         )
-        return [total], {"policy/loss": total, **policy_metrics(sums, batch.sequence_index.numel())}
+        count = aggregation_count(algorithm.aggregate, batch.sequence_index, included)
+        return [total], {"policy/loss": Weighted(total, count), **measures}
 
-    def _compare(self, batch: Batch, preference: Preference) -> tuple[list[float], Metrics]:
+    def _compare(self, batch: Batch, preference: Preference) -> tuple[list[float], dict[str, Measure]]:
         """The preference loss of the labelled samples."""
         # A real sample is within the context, so no mismatched one may be longer than the longest of them.
         longest = max(len(prompt) + len(ids) for prompt, ids in zip(batch.prompt_ids, batch.token_ids, strict=True))
@@ -231,10 +234,10 @@ class Learner:
             batch = replace(batch, ref_logprobs=roles.logprobs(batch, roles.reference))
         num_examples = batch.num_sequences // 2 if preference.is_paired else batch.num_sequences
 
-        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Metrics]:
+        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Measures]:
             old = _or(part.old_logprobs, logprobs.detach())
-            mismatch = old - _or(part.policy_logprobs, part.rollout_logprobs)
-            value, sums = preference_loss(
+            mismatch = (old - _or(part.policy_logprobs, part.rollout_logprobs)).abs()
+            value, measures = preference_loss(
                 preference,
                 logprobs=logprobs,
                 ref_logprobs=part.ref_logprobs,
@@ -243,25 +246,15 @@ class Learner:
                 num_examples=num_examples,
                 kl=kl,
             )
-            return value, sums | {
-                "policy/entropy": float(entropy.detach().sum()),
-                "policy/mismatch": float(mismatch.abs().sum()),
-            }
+            return value, measures | {"policy/entropy": Mean.of(entropy.detach()), "policy/mismatch": Mean.of(mismatch)}
 
-        total, parts = roles.backward_policy(batch, loss, whole_groups=preference.is_paired, entropy_gradient=False)
-        num_chosen = int((_present(batch.advantages)[_first_actions(batch)] > 0).sum())
-        metrics = preference_metrics(
-            parts,
-            num_examples=num_examples,
-            num_chosen=num_chosen,
-            num_rejected=batch.num_sequences - num_chosen,
-            num_actions=batch.sequence_index.numel(),
-        )
+        total, measures = roles.backward_policy(batch, loss, whole_groups=preference.is_paired, entropy_gradient=False)
+        measures = {"policy/loss": Weighted(total, num_examples), **measures}
         if mismatches is not None:
-            metrics["preference/z0"] = kl
-        return [total], {"policy/loss": total, **metrics}
+            measures["preference/z0"] = Weighted(kl, mismatches.num_sequences)
+        return [total], measures
 
-    def _critic(self, batch: Batch) -> tuple[float, Metrics]:
+    def _critic(self, batch: Batch) -> tuple[float, dict[str, Measure]]:
         values, returns = _present(batch.values), _present(batch.returns)
         # Every state counts the same for the critic, whatever the policy's aggregation.
         weights = aggregation_weights("token_mean", batch.sequence_index, max_new_tokens=1)
@@ -277,9 +270,9 @@ class Learner:
 
         total = self.roles.backward_critic(replace(batch, weights=weights), loss)
         return total, {
-            "critic/loss": total,
-            "critic/value": float(values.mean()),
-            "critic/explained_variance": explained_variance(values, returns),
+            "critic/loss": Weighted(total, values.numel()),
+            "critic/value": Weighted(float(values.mean()), values.numel()),
+            "critic/explained_variance": ExplainedVariance.of(values, returns),
         }
 
 
@@ -348,7 +341,7 @@ class PolicyLearner(Protocol):
 
     def has_gradient(self, batch: Batch) -> bool: ...
 
-    def update(self, batch: Batch) -> Metrics: ...
+    def update(self, batch: Batch) -> Update: ...
 
     def adapter(self, version: int) -> Adapter: ...
 

@@ -222,14 +222,6 @@ def last_actions(sequence_index: Tensor) -> Tensor:
     return ends.nonzero().squeeze(1)
 
 
-def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns); 1 is a perfect critic, 0 one that knows only the mean."""
-    variance = returns.var(unbiased=False)
-    if variance == 0:
-        return 0.0
-    return float(1 - (returns - values).var(unbiased=False) / variance)
-
-
 def _first_of_group(group_index: Tensor) -> Tensor:
     """Index of the first sequence of each sequence's group, (S,); groups are adjacent."""
     starts = torch.ones_like(group_index, dtype=torch.bool)

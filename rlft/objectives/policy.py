@@ -7,13 +7,11 @@ workers add up to exactly the same gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from rlft.objectives.algorithm import KL, Aggregate, Algorithm, Ratio, Surrogate
-from rlft.types import Metrics
+from rlft.objectives.measures import EffectiveShare, Largest, Mean, Measure
 
 DUAL_CLIP = 3.0
 """Bound on the ratio of actions with a negative advantage; the value of https://arxiv.org/abs/1912.09729."""
@@ -33,17 +31,26 @@ def aggregation_weights(
     """
     if included is None:
         included = torch.ones_like(sequence_index, dtype=torch.bool)
-    lengths = torch.bincount(sequence_index[included], minlength=int(sequence_index.max()) + 1)
-    num_sequences = max(1, int((lengths > 0).sum()))
+    count = aggregation_count(aggregate, sequence_index, included)
     if aggregate == "token_mean":
-        weight = torch.full(sequence_index.shape, 1 / max(1, int(lengths.sum())))
+        weight = torch.full(sequence_index.shape, 1 / count)
     elif aggregate == "sequence_mean":
-        weight = 1 / lengths.clamp(min=1)[sequence_index] / num_sequences
+        lengths = torch.bincount(sequence_index[included], minlength=int(sequence_index.max()) + 1)
+        weight = 1 / lengths.clamp(min=1)[sequence_index] / count
     elif aggregate == "sequence_sum":
-        weight = torch.full(sequence_index.shape, 1 / num_sequences)
+        weight = torch.full(sequence_index.shape, 1 / count)
     else:
-        weight = torch.full(sequence_index.shape, 1 / (num_sequences * max_new_tokens))
+        weight = torch.full(sequence_index.shape, 1 / (count * max_new_tokens))
     return torch.where(included, weight, 0.0)
+
+
+def aggregation_count(aggregate: Aggregate, sequence_index: Tensor, included: Tensor) -> int:
+    """The number of things that a loss is the mean of: included tokens or sequences, at least 1.
+
+    Losses of several updates, weighted by it, add up to the loss of one update over their data.
+    """
+    counted = sequence_index[included]
+    return max(1, counted.numel() if aggregate == "token_mean" else counted.unique().numel())
 
 
 def importance_ratio(logprobs: Tensor, old_logprobs: Tensor, sequence_index: Tensor, ratio: Ratio) -> Tensor:
@@ -135,8 +142,8 @@ def policy_loss(
     advantages: Tensor,
     weights: Tensor,
     sequence_index: Tensor,
-) -> tuple[Tensor, Metrics]:
-    """The loss of the policy as a weighted sum, and sums for the metrics.
+) -> tuple[Tensor, dict[str, Measure]]:
+    """The loss of the policy as a weighted sum, and what is measured beside it.
 
     Args:
         kl_coef: weight of a KL in the loss; `algorithm.kl_coef`, or what it was adapted to.
@@ -149,7 +156,9 @@ def policy_loss(
         advantages, weights: (A,), no gradient.
 
     Returns:
-        (scalar loss, sums over tokens keyed by metric name, see `policy_metrics`)
+        (scalar loss, measures by metric name). Most are means over tokens. `policy/ess` is the effective share of the
+        samples under the learner's policy, with the weights pi_old / pi_rollout: 1 when the engine sampled what the
+        learner trains. For a correction that masks see `_masked`.
     """
     ratio = importance_ratio(logprobs, old_logprobs, sequence_index, algorithm.ratio)
     loss = surrogate_loss(
@@ -174,59 +183,35 @@ def policy_loss(
         mismatch = old_logprobs - (rollout_logprobs if policy_logprobs is None else policy_logprobs)
         # The factor that every token would have: of the samples, pi_old / pi_rollout; its spread gives the ESS.
         sampled = (old_logprobs - rollout_logprobs).exp()
-        sums = {
-            "policy/entropy": float(entropy.sum()),
-            "policy/clip_fraction": float((is_high | is_low).sum()),
-            "policy/ratio_max": float(ratio.max()) if ratio.numel() else 0.0,
-            "policy/mismatch": float(mismatch.abs().sum()),
-            "policy/mismatch_kl": float((mismatch.exp() - 1 - mismatch).sum()),
-            "policy/correction": float(factor.sum()),
-            "sum/factor": float(sampled.sum()),
-            "sum/factor_squared": float(sampled.square().sum()),
+        measures: dict[str, Measure] = {
+            "policy/entropy": Mean.of(entropy),
+            "policy/clip_fraction": Mean.of(is_high | is_low),
+            "policy/ratio_max": Largest(float(ratio.max()) if ratio.numel() else 0.0),
+            "policy/mismatch": Mean.of(mismatch.abs()),
+            "policy/mismatch_kl": Mean.of(mismatch.exp() - 1 - mismatch),
+            "policy/correction": Mean.of(factor),
+            "policy/ess": EffectiveShare(float(sampled.sum()), float(sampled.square().sum()), sampled.numel()),
         }
         if algorithm.correction.endswith("mask"):
-            is_masked = factor == 0
-            lengths = torch.bincount(sequence_index)[sequence_index].double()
-            sums |= {
-                "sum/masked": float(is_masked.sum()),
-                "sum/masked_sequences": float((is_masked / lengths).sum()),
-                "sum/sequences": float((1 / lengths).sum()),
-            }
+            measures |= _masked(factor == 0, sequence_index)
         if ref_logprobs is not None:
-            sums["policy/kl_ref"] = float(kl_penalty(logprobs, ref_logprobs, "k3").sum())
-    return (loss * weights).sum(), sums
+            measures["policy/kl_ref"] = Mean.of(kl_penalty(logprobs, ref_logprobs, "k3"))
+    return (loss * weights).sum(), measures
 
 
-def policy_metrics(parts: Sequence[Metrics], num_tokens: int) -> Metrics:
-    """Means over an update's tokens from the sums of its parts.
-
-    `policy/ratio_max` is a maximum. `policy/ess` is the effective share of the samples under the learner's policy,
-    (sum w)^2 / (A sum w^2) with w = pi_old / pi_rollout: 1 when the engine sampled what the learner trains.
-    With a correction that masks, see `_masked`.
-    """
-    sums = {key: sum(part[key] for part in parts) for key in parts[0]}
-    masked = _masked(sums, num_tokens)
-    ess = sums.pop("sum/factor") ** 2 / max(num_tokens * sums.pop("sum/factor_squared"), 1e-30)
-    means = {key: value / num_tokens for key, value in sums.items()}
-    return means | masked | {"policy/ratio_max": max(part["policy/ratio_max"] for part in parts), "policy/ess": ess}
-
-
-def _masked(sums: dict[str, float], num_tokens: int) -> Metrics:
+def _masked(is_masked: Tensor, sequence_index: Tensor) -> dict[str, Measure]:
     """`policy/masked`: share of the tokens that a correction took out of the loss.
 
-    Where there are any, `policy/length_masked` and `policy/length_kept` are the mean lengths of sequences that are
-    masked and that are not (one that is masked in part counts in parts): a mask that falls on long sequences biases the
-    policy towards short ones.
+    `policy/length_masked` and `policy/length_kept` are the mean lengths of sequences that are masked and that are not
+    (one that is masked in part counts in parts): a mask that falls on long sequences biases the policy towards short
+    ones.
     """
-    if "sum/masked" not in sums:
-        return {}
-    masked, masked_sequences = sums.pop("sum/masked"), sums.pop("sum/masked_sequences")
-    kept, kept_sequences = num_tokens - masked, sums.pop("sum/sequences") - masked_sequences
-    metrics: Metrics = {"policy/masked": masked / num_tokens}
-    if masked and kept:
-        metrics["policy/length_masked"] = masked / masked_sequences
-        metrics["policy/length_kept"] = kept / kept_sequences
-    return metrics
+    lengths = torch.bincount(sequence_index)[sequence_index].double()
+    return {
+        "policy/masked": Mean.of(is_masked),
+        "policy/length_masked": Mean(float(is_masked.sum()), float((is_masked / lengths).sum())),
+        "policy/length_kept": Mean(float((~is_masked).sum()), float((~is_masked / lengths).sum())),
+    }
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:

@@ -6,14 +6,12 @@ pair's two stand next to each other. These losses are fed from a data set, or fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rlft.objectives.algorithm import Preference
-from rlft.types import Metrics
+from rlft.objectives.measures import Mean, Measure
 
 
 def sequence_sums(values: Tensor, sequence_index: Tensor, num_sequences: int) -> Tensor:
@@ -30,16 +28,16 @@ def preference_loss(
     labels: Tensor,
     num_examples: int,
     kl: float = 0.0,
-) -> tuple[Tensor, Metrics]:
-    """The loss of preferences as a sum over examples divided by `num_examples`, and sums for the metrics.
+) -> tuple[Tensor, dict[str, Measure]]:
+    """The loss of preferences as a sum over examples divided by `num_examples`, and what is measured beside it.
 
     Args:
         num_examples: pairs (KTO: completions) of the whole update, of which these may be a part; the other arguments
             are those of `example_losses`.
 
     Returns:
-        (scalar loss, sums keyed by metric name: over the examples, `_chosen` and `_rejected` over the completions so
-        labelled; divide by their number)
+        (scalar loss, measures by metric name: means over the examples, `_chosen` and `_rejected` over the completions
+        so labelled)
     """
     losses, margins, rewards = example_losses(
         preference,
@@ -51,11 +49,14 @@ def preference_loss(
     )
     scores = sequence_sums(logprobs.detach(), sequence_index, labels.numel())
     is_chosen = _is_chosen(preference, labels)
-    sums = {"preference/margin": float(margins.sum()), "preference/accuracy": float(is_right(margins).sum())}
+    measures: dict[str, Measure] = {
+        "preference/margin": Mean.of(margins),
+        "preference/accuracy": Mean.of(is_right(margins)),
+    }
     for name, values in (("reward", rewards), ("logprob", scores)):
-        sums[f"preference/{name}_chosen"] = float(values[is_chosen].sum())
-        sums[f"preference/{name}_rejected"] = float(values[~is_chosen].sum())
-    return losses.sum() / num_examples, sums
+        measures[f"preference/{name}_chosen"] = Mean.of(values[is_chosen])
+        measures[f"preference/{name}_rejected"] = Mean.of(values[~is_chosen])
+    return losses.sum() / num_examples, measures
 
 
 def example_losses(
@@ -109,27 +110,6 @@ def example_losses(
 def is_right(margins: Tensor) -> Tensor:
     """1 where the policy sides with the label, 0 where it does not, and a half where it does not care."""
     return 0.5 * (1 + margins.sign())
-
-
-def preference_metrics(
-    parts: Sequence[Metrics], *, num_examples: int, num_chosen: int, num_rejected: int, num_actions: int
-) -> Metrics:
-    """Means from the sums of an update's parts: `policy/` over actions, the rest over the sequences or pairs it names.
-
-    An update of KTO can be without one of the labels, and is then without its metrics.
-    """
-    metrics: Metrics = {}
-    for name in parts[0]:
-        count = num_examples
-        if name.startswith("policy/"):
-            count = num_actions
-        elif name.endswith("_chosen"):
-            count = num_chosen
-        elif name.endswith("_rejected"):
-            count = num_rejected
-        if count:
-            metrics[name] = sum(part[name] for part in parts) / count
-    return metrics
 
 
 def kto_reference_point(log_ratios: Tensor) -> float:

@@ -172,15 +172,18 @@ class Run(Generic[C]):
         write_file(path, save_tensors(tensors, metadata=rows))
         return path
 
-    def skip(self, step: int, batch: Batch, *, in_a_row: int) -> None:
+    def skip(self, step: int, batch: Batch, reason: str, *, in_a_row: int) -> None:
         """Keep the batch of a skipped update for inspection, and stop when the last `MAX_SKIPPED` were skipped.
+
+        Args:
+            reason: why it was skipped, for people.
+            in_a_row: how many updates were skipped since the last one that was made.
 
         Raises:
             RuntimeError: names the folder with the batches.
         """
         path = self.write_batch(step, batch)
-        message = f"loss or gradient not finite; parameters unchanged; its batch is {path}"
-        self.event("update_skipped", message, step=step)
+        self.event("update_skipped", f"{reason}; parameters unchanged; its batch is {path}", step=step)
         if in_a_row >= MAX_SKIPPED:
             raise RuntimeError(
                 f"step {step}: {in_a_row} updates in a row had a loss or gradient that is not finite; the parameters "

@@ -8,10 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from rlft.learner.processes import LearnerProcesses
+from rlft.learner.update import Update
 from rlft.model.starting_point import ReferenceSource
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.preference.learner import PreferenceLearner, RoleName
-from rlft.types import Batch, Metrics
+from rlft.types import Batch
 
 
 class PreferenceGroup(LearnerProcesses):
@@ -42,9 +43,9 @@ class PreferenceGroup(LearnerProcesses):
         result: tuple[Batch, float] = self.call("annotate", batch)
         return result
 
-    def update(self, batch: Batch, kl: float, factor: float) -> Metrics:
+    def update(self, batch: Batch, kl: float, factor: float) -> Update:
         """See `PreferenceLearner`."""
-        result: Metrics = self.call("update", batch, kl, factor)
+        result: Update = self.call("update", batch, kl, factor)
         return result
 
     def logprobs(self, batch: Batch, role: RoleName) -> Tensor:

@@ -16,10 +16,12 @@ from torch import Tensor
 from rlft.learner.batch import mismatched
 from rlft.learner.core import Roles
 from rlft.learner.ranks import ALONE, Ranks
+from rlft.learner.update import Update
 from rlft.model.starting_point import ReferenceSource
-from rlft.objectives.preference import preference_loss, preference_metrics
+from rlft.objectives.measures import Mean, Measures, Weighted
+from rlft.objectives.preference import preference_loss
 from rlft.train.preference.config import PreferenceConfig
-from rlft.types import Adapter, Batch, Metrics
+from rlft.types import Adapter, Batch
 
 RoleName = Literal["policy", "reference"]
 
@@ -71,23 +73,19 @@ class PreferenceLearner:
             batch = replace(batch, ref_logprobs=self.logprobs(batch, "reference"))
         return batch, self.reference_point(batch)
 
-    def update(self, batch: Batch, kl: float, factor: float) -> Metrics:
-        """One optimizer update on an annotated batch.
+    def update(self, batch: Batch, kl: float, factor: float) -> Update:
+        """One optimizer update on an annotated batch; it is skipped if the loss or the gradient is not finite.
 
         Args:
             kl: KTO's z0.
             factor: on the peak learning rate.
-
-        Returns:
-            Metrics of the update. With a non-finite loss or gradient the step is skipped, parameters and optimizer stay
-            as they were, and `policy/skipped` is 1.
         """
         preference, roles = self.preference, self.roles
         roles.optimizer.zero_grad(set_to_none=True)
         num_examples = batch.num_sequences // 2 if preference.is_paired else batch.num_sequences
 
-        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Metrics]:
-            value, sums = preference_loss(
+        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Measures]:
+            value, measures = preference_loss(
                 preference,
                 logprobs=logprobs,
                 ref_logprobs=part.ref_logprobs,
@@ -96,21 +94,13 @@ class PreferenceLearner:
                 num_examples=num_examples,
                 kl=kl,
             )
-            return value, sums | {"policy/entropy": float(entropy.detach().sum())}
+            return value, measures | {"policy/entropy": Mean.of(entropy.detach())}
 
-        total, parts = roles.backward_policy(batch, loss, whole_groups=preference.is_paired, entropy_gradient=False)
-        num_chosen = int((batch.rewards > 0).sum())
-        metrics: Metrics = {"preference/loss": total}
-        metrics |= preference_metrics(
-            parts,
-            num_examples=num_examples,
-            num_chosen=num_chosen,
-            num_rejected=batch.num_sequences - num_chosen,
-            num_actions=batch.sequence_index.numel(),
-        )
+        total, measures = roles.backward_policy(batch, loss, whole_groups=preference.is_paired, entropy_gradient=False)
+        measures = {"preference/loss": Weighted(total, num_examples), **measures}
         if not preference.is_paired:
-            metrics["preference/z0"] = kl
-        return metrics | roles.step(factor=factor, is_finite=math.isfinite(total))
+            measures["preference/z0"] = Weighted(kl, num_examples)
+        return roles.step(measures, factor=factor, is_finite=math.isfinite(total))
 
     def logprobs(self, batch: Batch, role: RoleName) -> Tensor:
         """(A,) float32 on the CPU, of the batch's actions; no gradient."""

@@ -68,12 +68,12 @@ def train_dpo(
         examples = tasks_of_step(data.train, step=step, count=config.batch_size, seed=config.seed)
         batch, kl = learner.annotate(make_batch(examples))
         factor = lr_factor(config.learner, update=step - 1, total=total, warmup=config.learner.warmup_steps)
-        metrics = learner.update(batch, kl, factor)
-        skipped = skipped + 1 if metrics["policy/skipped"] else 0
-        if skipped:
-            run.skip(step, batch, in_a_row=skipped)
+        update = learner.update(batch, kl, factor)
+        skipped = skipped + 1 if update.skipped else 0
+        if update.skipped:
+            run.skip(step, batch, update.skipped, in_a_row=skipped)
         seconds = time.perf_counter() - started
-        metrics |= {"time/step": seconds, "time/tokens_per_s": packed_length(batch) / seconds}
+        metrics = update.metrics | {"time/step": seconds, "time/tokens_per_s": packed_length(batch) / seconds}
         run.log(step, metrics)
         view.step(step, metrics)
         after_update(step)

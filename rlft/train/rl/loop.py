@@ -14,13 +14,14 @@ from rlft.config import RunConfig
 from rlft.curves.live_panel import View
 from rlft.learner.batch import collate, minibatches
 from rlft.learner.rl import PolicyLearner
+from rlft.learner.update import step_metrics
 from rlft.reward.scoring import Scorer
 from rlft.rollout.pool import RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
 from rlft.run.directory import Run
 from rlft.train.rl.metrics import Clock, describe, describe_dropped, describe_staleness
 from rlft.train.rl.rollouts import StepRollouts
-from rlft.types import Adapter, Batch, Metrics, Task
+from rlft.types import Adapter, Batch, Task
 
 AfterStep = Callable[[int, Sequence[Adapter]], None]
 """Called with (step, the published adapters that later samples may come from, the step's own last)."""
@@ -68,21 +69,23 @@ def train_rl(
         metrics = describe([*groups, *unused]) | {"groups/used": float(len(groups))}
         if config.max_staleness:
             metrics |= describe_staleness([*groups, *unused], version=step - 1) | describe_dropped(groups, unused)
+        is_stale = metrics.get("rollout/staleness_max", 0.0) > 0
 
         batch = learner.annotate(collate(groups))
         run.write_rollouts(step, [*groups, *unused], sequence_means(batch))
+        updates = []
         for minibatch in minibatches(batch, config.updates_per_step):
             if not learner.has_gradient(minibatch):
                 run.event("no_signal", "all groups have equal rewards; no update was made", step=step)
                 continue
             update = learner.update(minibatch)
-            skipped = skipped + 1 if update["policy/skipped"] else 0
-            metrics |= update | {"policy/skipped": max(update["policy/skipped"], metrics.get("policy/skipped", 0.0))}
-            if update["policy/skipped"]:
-                run.skip(step, minibatch, in_a_row=skipped)
-            if not metrics.get("rollout/staleness_max"):
-                refuse_mismatch(config, step, update)
-        metrics["policy/updates"] = float(learner.num_updates)
+            updates.append(update)
+            skipped = skipped + 1 if update.skipped else 0
+            if update.skipped:
+                run.skip(step, minibatch, update.skipped, in_a_row=skipped)
+            if not is_stale:
+                refuse_mismatch(config, step, update.mismatch)
+        metrics |= step_metrics(updates) | {"policy/updates": float(learner.num_updates)}
         clock.lap("learn")
 
         rollouts.publish(canary(learner.adapter(version=step), learner.logprobs_of))
@@ -101,21 +104,22 @@ def sequence_means(batch: Batch) -> list[float]:
     return (sums / torch.bincount(batch.sequence_index, minlength=batch.num_sequences).clamp(min=1)).tolist()
 
 
-def refuse_mismatch(config: RunConfig, step: int, metrics: Metrics) -> None:
+def refuse_mismatch(config: RunConfig, step: int, mismatch: float) -> None:
     """Stop when engine and learner disagree about the log-probs of the same tokens: the engine runs other weights.
 
     It is asked only about steps whose samples all come from the present adapter. Of older samples `policy/mismatch`
     also holds how far the policy has moved since, for which no bound is right: there the hash proves which weights the
     engine got, and the canary that it computes with them.
 
+    Args:
+        mismatch: mean |difference| in nats per token.
+
     Raises:
         RuntimeError: the measured difference and the bound.
     """
-    if metrics["policy/mismatch"] > config.rollout.max_mismatch:
+    if mismatch > config.rollout.max_mismatch:
         raise RuntimeError(
-            f"step {step}: engine and learner differ by {metrics['policy/mismatch']:.3f} nats per token on "
-            "average, more "
-            f"than rollout.max_mismatch={config.rollout.max_mismatch}; the engine does not run the "
-            "learner's adapter, or "
+            f"step {step}: engine and learner differ by {mismatch:.3f} nats per token on average, more than "
+            f"rollout.max_mismatch={config.rollout.max_mismatch}; the engine does not run the learner's adapter, or "
             "bfloat16 rounds too coarsely for this model (try model.dtype=float32)"
         )
