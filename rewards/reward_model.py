@@ -18,10 +18,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
+from rlft.model.chat import conversation
+from rlft.types import Message
+
 
 def reward_model(
-    prompts: list[list[dict[str, str]]],
-    completions: list[list[dict[str, str]]],
+    prompts: list[list[Message]],
+    completions: list[list[Message]],
     folder: str,
     normalize: bool = False,
     threads: int = 1,
@@ -52,7 +55,7 @@ def reward_model(
     context = model.config.get_text_config().max_position_embeddings
     rows: list[Tensor] = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        ids = tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=False)
+        ids = conversation(tokenizer, [*prompt, *completion])
         if len(ids) > context:
             raise ValueError(f"a conversation of {len(ids)} tokens exceeds the reward model's context of {context}")
         rows.append(torch.tensor(ids))

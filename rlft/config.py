@@ -30,6 +30,9 @@ class ModelConfig(Strict):
     """A catalogue name (`rlft models`), a local folder, a GGUF file, or a hub id; names also as name@revision."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the frozen weights; auto is bfloat16 where the machine computes it natively. Adapters are float32."""
+    special_tokens_in_text: Literal["encode", "refuse", "allow"] = "encode"
+    """What becomes of a special token, such as <|im_end|>, that a message spells: encode makes it the tokens of its
+    characters, refuse stops, allow lets it act as that token. Plain text without messages is always taken as it is."""
 
 
 class AdapterConfig(Strict):

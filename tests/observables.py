@@ -24,7 +24,7 @@ from rlft.environment import loading, prompt_lengths
 from rlft.learner import processes
 from rlft.learner.batch import collate, minibatches
 from rlft.learner.group import make_learner
-from rlft.model import chat
+from rlft.model import chat, special_tokens
 from rlft.model.starting_point import reference_source, resolve_model, start_tensors
 from rlft.rollout import ray_pool
 from rlft.rollout.chunk import Chunk
@@ -63,6 +63,18 @@ def place(config: BaseRunConfig) -> Any:
     """Where the run directory lies."""
     with Run.create(config, provenance=Provenance(), restart=True) as run:
         return str(run.path), sorted(path.name for path in run.path.iterdir())
+
+
+def spelling(config: Any) -> Any:
+    """What the tokenizers that read the data are told about special tokens in texts."""
+    with mock.patch.object(special_tokens, "set_policy") as told:
+        if isinstance(config, RunConfig):
+            prompt_lengths.fit(config, loading.load(config.environment), config.model.source)
+        elif isinstance(config, PreferenceConfig):
+            launch_preference._prepare(config, mock.MagicMock())
+        else:
+            reward_model.load_tokenizer(config.model.source, config.model.special_tokens_in_text)
+    return [call.args[1] for call in told.call_args_list]
 
 
 def reserved(config: Any) -> Any:
@@ -402,7 +414,7 @@ def preference_files(config: PreferenceConfig) -> list[str]:
 def rewarding(config: RewardModelConfig) -> Any:
     """The reward model after its training, and how many updates it took; or why it cannot be."""
     updates: list[int] = []
-    tokenizer = reward_model.load_tokenizer(config.model.source)
+    tokenizer = reward_model.load_tokenizer(config.model.source, config.model.special_tokens_in_text)
     data = preference_data.load(config.data, tokenizer, None, context=256, paired=True)
     model = reward_model.load_model(config, config.model.source, tokenizer)
     reward_model.fit(config, model, tokenizer, data.train, lambda done, total, metrics: updates.append(done))

@@ -19,7 +19,7 @@ from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
 from rlft.learner import reward_model
 from rlft.learner.batch import pack
 from rlft.learner.core import Roles
-from rlft.model import chat
+from rlft.model import chat, special_tokens
 from rlft.train.preference import launch as launch_dpo
 from rlft.train.preference.config import PreferenceConfig, PreferenceDataConfig
 from rlft.train.preference.data import Example, PreferenceData, load, make_batch
@@ -419,8 +419,10 @@ def test_a_template_that_closes_a_thought_only_in_the_last_reply_is_refused() ->
 
 def test_an_end_token_inside_an_earlier_reply_is_refused(tmp_path: Path) -> None:
     row = {**PAIR, "chosen": [assistant("a<|im_end|>b"), user("?"), assistant("x")]}
+    tokenizer = tokenizer_of("qwen2.5")
+    special_tokens.set_policy(tokenizer, "allow")
     with pytest.raises(ValueError, match=r"'a<\|im_end\|>b' becomes '<\|im_start\|>assistant\\na', .*end token"):
-        example_of(row, tmp_path, tokenizer_of("qwen2.5"))
+        example_of(row, tmp_path, tokenizer)
 
 
 def test_a_turn_without_an_end_token_is_refused() -> None:

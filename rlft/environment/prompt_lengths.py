@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from rlft.common.by_path import describe_error
 from rlft.config import RunConfig
 from rlft.environment.contract import Environment, check_messages
-from rlft.model import chat, pretrained
+from rlft.model import chat, pretrained, special_tokens
 from rlft.model.context import Context, _positions, model_context
 from rlft.types import Message, Task
 
@@ -62,7 +62,7 @@ def fit(
     """
     model_config = pretrained.load_config(model_folder)
     context = run_context(config, model_config, is_trained=is_trained)
-    tokenizer = chat.load_tokenizer(model_folder)
+    tokenizer = chat.load_tokenizer(model_folder, special_tokens_in_text=config.model.special_tokens_in_text)
     if config.sft is not None:
         shown = environment.demonstrations[: config.sft.examples]
         longest = _positions(model_config)  # SFT runs the model with its window
@@ -74,6 +74,17 @@ def fit(
         context=context,
         overlong=config.environment.overlong,
     )
+    asked = [*environment.train, *environment.heldout]
+    spelled, token = special_tokens.as_text(
+        tokenizer, [*(task.messages for task in asked), *environment.demonstrations]
+    )
+    if spelled:
+        becomes = "act as those tokens" if config.model.special_tokens_in_text == "allow" else "stay text"
+        remark = (
+            f"{spelled} prompts and demonstrations spell special tokens, such as {token!r}; they {becomes} "
+            "(model.special_tokens_in_text)"
+        )
+        environment = replace(environment, notes=(*environment.notes, remark))
     if is_trained and config.rollout.engine != "openai":
         _check_canary(environment.train[0], tokenizer, run_context(config, model_config, is_canary=True))
     return environment, note

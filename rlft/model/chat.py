@@ -10,13 +10,19 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from rlft.model import pretrained
+from rlft.model import pretrained, special_tokens
 from rlft.model.templates import refuse_halves, write
 from rlft.types import Completion, Message
 
 
-def load_tokenizer(folder: str | Path, *, for_chat: bool = True) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    folder: str | Path, *, for_chat: bool = True, special_tokens_in_text: special_tokens.Policy = "encode"
+) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer.
+
+    Args:
+        for_chat: whether it needs a chat template.
+        special_tokens_in_text: what becomes of special tokens that a message spells, see `special_tokens`.
 
     Raises:
         ValueError: it has no chat template, so there is no right way to ask the model anything; or see `pretrained`.
@@ -27,6 +33,7 @@ def load_tokenizer(folder: str | Path, *, for_chat: bool = True) -> PreTrainedTo
             f"the tokenizer of {folder} has no chat template (a base model?); use an instruct model, or put a "
             "chat_template.jinja beside its tokenizer"
         )
+    special_tokens.set_policy(tokenizer, special_tokens_in_text)
     return tokenizer
 
 
@@ -45,8 +52,8 @@ def render(
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Token ids of text that has all special tokens in it that it is to have."""
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Token ids of text that a template wrote, with all special tokens that it is to have."""
+    return special_tokens.token_ids(tokenizer, text)
 
 
 def render_observation(
@@ -186,6 +193,7 @@ def _refuse_cut(tokenizer: PreTrainedTokenizerBase, content: str, written: str, 
     """
     ends = [tokenizer.decode([token]) for token in end_ids]  # nothing, of a token that the tokenizer does not know
     said = written[: min((written.index(end) for end in ends if end and end in written), default=len(written))]
+    said = special_tokens.unmarked(said)
     if _bare(content) not in _bare(said):
         raise ValueError(
             f"a reply loses a part of itself: {content[:200]!r} becomes {said[:200]!r}, by the chat template, which "
@@ -245,6 +253,8 @@ def render_text(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of a plain prompt and of its continuation, with the end token.
 
+    Plain text is taken as it is: the special tokens that it spells act as such, since no template brings any.
+
     Raises:
         ValueError: the tokenizer has no end token, or a text holds half a surrogate pair.
     """
@@ -259,7 +269,7 @@ def render_text(
     if whole[: len(prompt_ids)] == prompt_ids:
         continuation = whole[len(prompt_ids) :]
     else:  # a token across the border, which no sampled completion has
-        continuation = _ids(tokenizer, text)
+        continuation = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     return prompt_ids, _ended(tokenizer, continuation, frozenset([tokenizer.eos_token_id]))
 
 
@@ -280,6 +290,20 @@ def conversation(
         ValueError: the template refuses these messages, or one holds half a surrogate pair.
     """
     return _ids(tokenizer, write(tokenizer, messages, tools, opened=False))
+
+
+def demonstration(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()
+) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Token ids of a conversation that ends with the reply to be learnt, and which of them are that reply.
+
+    Raises:
+        ValueError: the template refuses these messages, or one holds half a surrogate pair.
+    """
+    prompt, whole = render(tokenizer, messages[:-1], tools=tools), conversation(tokenizer, messages, tools=tools)
+    pairs = enumerate(zip(prompt, whole, strict=False))
+    start = next((at for at, (token, other) in pairs if token != other), min(len(prompt), len(whole)))
+    return whole, tuple(at >= start for at in range(len(whole)))
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:

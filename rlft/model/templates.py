@@ -10,6 +10,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlft.model import special_tokens
 from rlft.types import Message, whole_text
 
 
@@ -20,16 +21,17 @@ def write(
     *,
     opened: bool = True,
 ) -> str:
-    """Render a conversation as text with the tokenizer's chat template.
+    """Render a conversation as text with the tokenizer's chat template, marked as `special_tokens` says.
 
     Args:
         tools: JSON schemas of tools; a template that does not take any has them in the system message instead.
         opened: whether the mark that opens the assistant's turn follows the last message.
 
     Raises:
-        ValueError: the template refuses these messages, or one holds half a surrogate pair.
+        ValueError: the template refuses these messages, one holds half a surrogate pair, or a special token that is
+            to be refused.
     """
-    fitted, options = fit(tokenizer, messages, tools)
+    fitted, options = special_tokens.marked(tokenizer, fit(tokenizer, messages, tools))
     try:
         text = tokenizer.apply_chat_template(fitted, tokenize=False, add_generation_prompt=opened, **options)
     except TemplateError as error:

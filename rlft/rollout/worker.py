@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import psutil
@@ -48,7 +47,7 @@ class RolloutWorker:
         """Load the tokenizer and the engine that the config names."""
         keep_freed_memory()
         torch.set_num_threads(config.rollout.threads)
-        self._tokenizer = chat.load_tokenizer(Path(model_folder))
+        self._tokenizer = chat.load_tokenizer(model_folder, special_tokens_in_text=config.model.special_tokens_in_text)
         self._engine: Engine = make_engine(config, model_folder, self._tokenizer)
         self._prove = Prover(self._engine)
         # The driver has loaded it too; here it is needed for its episodes, which never travel.

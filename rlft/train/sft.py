@@ -5,10 +5,8 @@ It is short by design, so an interrupted stage starts over; what it made is kept
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from rlft.config import RunConfig, SFTStageConfig
 from rlft.learner.roles import Role, make_policy, read_role
 from rlft.model import base as models
-from rlft.model import chat, templates
+from rlft.model import chat
 from rlft.model.adapter import lora_config
 from rlft.train import trl
 from rlft.types import Message
@@ -64,13 +62,11 @@ def train_sft(
     else:
         model = models.load_base(model_folder, dtype, device, quantize=config.adapter.kind == "qlora")
         peft_config = lora_config(config.adapter)
-    tokenizer = chat.load_tokenizer(Path(model_folder))
+    tokenizer = chat.load_tokenizer(model_folder, special_tokens_in_text=config.model.special_tokens_in_text)
     rows = []
     for messages in demonstrations[: stage.examples]:
-        fitted, options = templates.fit(tokenizer, messages, tools)
-        rows.append(
-            {"prompt": fitted[:-1], "completion": [fitted[-1]], **{k: json.dumps(v) for k, v in options.items()}}
-        )
+        token_ids, is_reply = chat.demonstration(tokenizer, messages, tools=tools)
+        rows.append({"input_ids": token_ids, "completion_mask": list(map(int, is_reply))})
     with tempfile.TemporaryDirectory() as scratch, models.seeded(config.seed), models.quiet_libraries():
         trainer = SFTTrainer(
             model=model.train(),

@@ -86,7 +86,9 @@ def _prepare(config: PreferenceConfig, view: View) -> tuple[PreferenceData, str]
     start_tensors(config)
     model_folder = str(resolve_model(config))
     model_config = load_config(model_folder)
-    tokenizer = chat.load_tokenizer(model_folder, for_chat=False)
+    tokenizer = chat.load_tokenizer(
+        model_folder, for_chat=False, special_tokens_in_text=config.model.special_tokens_in_text
+    )
     generation = load_generation_config(model_folder)
     view.stage("reading preferences")
     data = load(

@@ -49,7 +49,7 @@ def train(config: RewardModelConfig, *, restart: bool = False) -> RewardModelSum
     torch.set_num_threads(config.threads)
     with View(config.name, steps=0, unit="update") as view:
         model_folder = str(resolve_model(config))
-        tokenizer = train_reward.load_tokenizer(model_folder)
+        tokenizer = train_reward.load_tokenizer(model_folder, config.model.special_tokens_in_text)
         view.stage("reading preferences")
         context = load_config(model_folder).get_text_config().max_position_embeddings
         data = load(config.data, tokenizer, None, context=context, paired=True, on_row=view.progress)

@@ -20,7 +20,7 @@ from rlft.common.files import write_folder
 from rlft.curves.statistics import accuracy_interval
 from rlft.learner.reward_model import FACTS
 from rlft.model import base as models
-from rlft.model import chat
+from rlft.model import chat, special_tokens
 from rlft.model.adapter import lora_config
 from rlft.model.layers.lora import use_lean_lora
 from rlft.model.pretrained import load_classifier
@@ -34,13 +34,18 @@ OnUpdate = Callable[[int, int, Metrics], None]
 """Called with (updates done, updates in all, metrics of the update)."""
 
 
-def load_tokenizer(model_folder: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model_folder: str, special_tokens_in_text: special_tokens.Policy = "encode"
+) -> PreTrainedTokenizerBase:
     """The model's tokenizer with a padding token.
+
+    Args:
+        special_tokens_in_text: see `chat.load_tokenizer`.
 
     Raises:
         ValueError: there is no token to pad with, or no chat template.
     """
-    tokenizer = chat.load_tokenizer(model_folder)
+    tokenizer = chat.load_tokenizer(model_folder, special_tokens_in_text=special_tokens_in_text)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {model_folder} has neither a padding token nor an end token; set one there")

@@ -290,7 +290,8 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
 
 def _canary(config: RunConfig, model_folder: str, environment: Environment) -> CanaryMaker:
     dtype = str(resolve_dtype(config.model)).removeprefix("torch.")
-    return CanaryMaker(chat.load_tokenizer(model_folder), environment.train[0], dtype=dtype)
+    tokenizer = chat.load_tokenizer(model_folder, special_tokens_in_text=config.model.special_tokens_in_text)
+    return CanaryMaker(tokenizer, environment.train[0], dtype=dtype)
 
 
 def _warm_start(run: Run, view: View, environment: Environment, model_folder: str) -> dict[str, Tensor]:
