@@ -136,4 +136,8 @@ def no_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own products also on a processor with a matrix unit, where oneDNN's are faster and taken instead."""
     import torch
 
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    from rlft.model.kernels import library
+
+    if torch.cpu._is_amx_tile_supported():
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        monkeypatch.setattr(library, "_loaded", None)  # it is loaded again, and after the test as it was

@@ -11,10 +11,10 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlft.model.kernels import frozen_linear
-from rlft.model.kernels.decode import LlamaDecode
+from rlft.model.kernels import frozen_linear, library
 from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.kv_cache import KVCache
+from rlft.model.kernels.llama_layers import _OneCall
 from rlft.model.layers.packed_attention import NAME
 from rlft.rollout.engines.forward import forward_pass
 from rlft.rollout.engines.llama_forward import LlamaForward, llama_forward_of
@@ -128,7 +128,7 @@ def test_rows_that_come_move_and_grow_get_the_models_logits(dtype: torch.dtype, 
                 assert error < (1e-4 if dtype == torch.float32 else 5e-2), (step, row)
 
 
-@pytest.mark.skipif(not frozen_linear._in_panels(torch.zeros(2, 2).bfloat16(), None), reason="no products of our own")
+@pytest.mark.usefixtures("no_matrix_unit")
 @pytest.mark.parametrize(
     ("config_class", "changes"),
     [
@@ -142,11 +142,13 @@ def test_a_step_in_one_call_is_that_of_single_ones(
     config_class: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the bit, with rows of several prompts and ages, and with weights that were loaded later."""
+    if "decode bfloat16" not in library.operations():
+        pytest.skip(f"no such kernel here: {library.description()}")
     model = random_model(config_class, torch.bfloat16, head_dim=32, hidden_size=128, **changes)
     lean = llama_forward_of(model)
     assert lean is not None
     scaled = {name: model.get_parameter(name) * 1.5 for name in NAMES}
-    whole = LlamaDecode.__call__
+    whole = _OneCall.__call__
     were_taken: list[bool] = []
 
     def counted(*arguments: Any) -> bool:
@@ -166,9 +168,9 @@ def test_a_step_in_one_call_is_that_of_single_ones(
         return torch.cat([*of_three, *of_five])
 
     with torch.inference_mode():
-        monkeypatch.setattr(LlamaDecode, "__call__", counted)
+        monkeypatch.setattr(_OneCall, "__call__", counted)
         together = logits()
-        monkeypatch.setattr(LlamaDecode, "__call__", lambda *_: False)
+        monkeypatch.setattr(_OneCall, "__call__", lambda *_: False)
         assert torch.equal(logits(), together)
     assert were_taken == [True] * 20
 

@@ -81,12 +81,18 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     _sync(target.parent)
 
 
-def write_file(target: Path, data: str | bytes) -> None:
-    """Make a file appear whole or not at all."""
+def write_file(target: Path, data: str | bytes, *, mode: int | None = None) -> None:
+    """Make a file appear whole or not at all.
+
+    Args:
+        mode: its permissions; without them those that the umask leaves.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
     try:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        if mode is not None:
+            temporary.chmod(mode)
         _sync(temporary)
         temporary.replace(target)
     finally:

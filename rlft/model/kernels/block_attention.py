@@ -187,12 +187,19 @@ def _softmax(block: HeadBlock, rows: Tensor, scale: float) -> Tensor:
     query, key = (_gather(block, rows, index) for index in (block.query_rows, block.key_rows))
     scores = scaled_bmm(query, key.mT, scale)
     num_rows, num_key_heads, num_shared, num_queries, num_keys = block.shape
-    fits = block.bias.shape == (num_rows, 1, 1, num_queries, num_keys)
-    if fits and (run := kernel("biased_softmax", scores, block.bias)) is not None:
-        run(scores.data_ptr(), block.bias.data_ptr(), num_rows, num_key_heads * num_shared, num_queries, num_keys)
+    shape = (num_rows, num_key_heads * num_shared, num_queries, num_keys)
+    return biased_softmax(scores.view(shape), block.bias.view(num_rows, 1, num_queries, num_keys)).view_as(scores)
+
+
+def biased_softmax(scores: Tensor, bias: Tensor) -> Tensor:
+    """softmax(scores + bias) over the last dimension of scores (R, H, W, K), with bias (R, 1, W, K); may overwrite the
+    scores."""
+    num_rows, num_heads, num_queries, num_keys = scores.shape
+    fits = bias.shape == (num_rows, 1, num_queries, num_keys)
+    if fits and (run := kernel("biased_softmax", scores, bias)) is not None:
+        run(scores.data_ptr(), bias.data_ptr(), num_rows, num_heads, num_queries, num_keys)
         return scores
-    scores.view(block.shape).add_(block.bias)  # filling by a mask takes several times as long
-    return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores.add_(bias), dim=-1)  # filling by a mask takes several times as long
 
 
 def scaled_bmm(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:

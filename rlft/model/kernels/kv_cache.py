@@ -159,7 +159,7 @@ class KVCache:
             num_key_heads = keys_values.shape[2]
             is_laid_out &= keys_values.stride() == (stride, num_key_heads * size, size, 1)
         output = query.new_empty(num_rows, 1, num_heads, size)
-        run = kernel("attend", layer.prompts, layer.rows, output)
+        run = kernel("cached_attention", layer.prompts, layer.rows, output)
         if run is None or not is_laid_out or size % VECTOR or num_heads % layer.rows.shape[2]:
             return None
         operands = (query, keys_values, layer.prompts, layer.rows, self.prompt_of_row, self.prompt_length, self.age)
@@ -169,7 +169,7 @@ class KVCache:
         return output
 
     def kernel_shape(self, heads: tuple[int, int, int, int]) -> ctypes.Array[ctypes.c_int64]:
-        """`Shape` of `kernels.cpp`, given its (row stride, heads, key heads, size)."""
+        """`CacheShape` in `native/cached_attention.h`, given its (row stride, heads, key heads, size)."""
         prompts, rows = self.layers[0].prompts, self.layers[0].rows
         own = (prompts.shape[1], prompts.shape[3], rows.shape[1], rows.shape[3])
         return (ctypes.c_int64 * 9)(self.width, *heads, *own)

@@ -1,44 +1,36 @@
-"""Kernels for a CPU that torch has no single operation for, compiled on first use by the system's C++ compiler.
+"""The compiled kernels of this process, and which operations they compute.
 
 Between the products of a small model, time goes into passes over memory: a norm, a rotation or a gate takes torch two
-to five of them, and attention of one token per row hundreds of small products. `kernels.cpp` makes each in one, and
-multiplies with weights that stay while it fetches those that come next. Where there is no compiler, or for other
-devices and types, callers use torch's operations, which give the same up to rounding; `description` says which of both
-it is. `RLFT_KERNELS=0` turns the kernels off.
+to five of them, and attention of one token per row hundreds of small products. The kernels (`native/`) make each in
+one, and multiply with weights that stay while they fetch those that come next. The first use compiles them (`build`)
+and compares each with torch on a small case (`self_test`); what is missing or disagrees is left to torch, as are other
+devices and types.
+
+The environment variable `RLFT_KERNELS` chooses: `0` for torch alone, `required` for an error where a kernel that this
+processor can have is missing or wrong. Only modules of this folder call kernels; others call their tensor functions.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
-from rlft.common.files import cache_root
+from rlft.model.kernels.build import BuildError, load_library
 
+ABI = 1
+"""Number of the library's C interface that this module calls, `rlft_kernels_abi` in `native/kernels.cpp`."""
 VECTOR = 32
 """Widths of gates, sizes of heads and vocabularies that kernels take are multiples of this."""
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
-_FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC"),
-    *("-fno-math-errno", "-fno-trapping-math"),
-)
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
-_ARGUMENTS = {
+_ARGUMENTS: dict[str, list[Any]] = {
     "rms_norm": [_POINTER] * 4 + [_SIZE] * 2 + [ctypes.c_float],
     "normed": [_POINTER] * 4 + [_SIZE] * 2,
     "rms_norm_backward": [_POINTER] * 6 + [_SIZE] * 2,
@@ -47,21 +39,33 @@ _ARGUMENTS = {
     "gated_silu_backward": [_POINTER] * 3 + [_SIZE] * 2,
     "selected_logprobs": [_POINTER] * 4 + [_SIZE] * 2 + [ctypes.c_float, _SIZE],
     "biased_softmax": [_POINTER] * 2 + [_SIZE] * 4,
-    "attend": [_POINTER] * 9 + [ctypes.c_float],
+    "cached_attention": [_POINTER] * 9 + [ctypes.c_float],
+}
+_PRODUCTS: dict[str, list[Any]] = {
     "panels_of": [_POINTER] * 2 + [_SIZE] * 2,
     "panels_of_transposed": [_POINTER] * 2 + [_SIZE] * 2,
     "linear": [_POINTER] * 5 + [_SIZE] * 4,
     "decode": [_POINTER] * 11,
 }
+"""Kernels of bfloat16 that multiply in vector units; where a processor has a matrix unit, oneDNN is faster."""
+_MADE_OF = {"decode": ("rms_norm", "rotate", "cached_attention", "panels_of", "linear")}
+"""Kernels that one contains: it is as wrong as they are."""
 
 Kernel = Callable[..., None]
-"""Takes pointers (`Tensor.data_ptr()`), sizes and numbers as `kernels.cpp` declares them."""
+"""Takes pointers (`Tensor.data_ptr()`), sizes and numbers as `native/kernels.cpp` declares them."""
+Key = tuple[str, torch.dtype]
+"""Name of an operation and the type of its operands."""
 
 
 def kernel(name: str, *tensors: Tensor) -> Kernel | None:
     """The kernel for these operands, or None where torch has to compute them: on another device, of a type other than
     float32 and bfloat16 or of several, not contiguous, to be differentiated, inside torch.compile, or without a
-    compiled library. Whether their shapes fit together is the caller's to check: a kernel believes what it is told."""
+    compiled kernel that is right. Whether their shapes fit together is the caller's to check.
+
+    Raises:
+        RuntimeError: `RLFT_KERNELS=required` and a kernel is missing or wrong.
+        ValueError: `RLFT_KERNELS` has another value.
+    """
     dtype = tensors[0].dtype
     if torch.compiler.is_compiling() or dtype not in _TYPES:
         return None
@@ -72,102 +76,111 @@ def kernel(name: str, *tensors: Tensor) -> Kernel | None:
             return None
         if needs_graph and tensor.requires_grad:
             return None
-    library = _library()[0]
-    if library is None:
-        return None
-    library.use_threads(torch.get_num_threads())
-    return library.kernels.get((name, dtype))
+    library = _library()
+    run = library.kernels.get((name, dtype))
+    if run is not None:
+        library.use_threads(torch.get_num_threads())
+    return run
 
 
-def available() -> bool:
-    """Whether this process has compiled kernels; the first call builds them."""
-    return _library()[0] is not None
+def operations() -> list[str]:
+    """Operations that compiled kernels compute in this process, such as `rms_norm bfloat16`, for a run's records."""
+    return sorted(f"{name} {_TYPES[dtype]}" for name, dtype in _library().kernels)
 
 
 def description() -> str:
-    """What computes these passes in this process, for a run's records."""
-    return _library()[1]
+    """What computes the operations in this process, and why it is torch where it is, for a run's records."""
+    return _library().description
 
 
-class _Library(NamedTuple):
-    kernels: dict[tuple[str, torch.dtype], Kernel]
-    use_threads: Callable[[int], None]
+class Library(NamedTuple):
+    """Kernels that may be called."""
+
+    kernels: dict[Key, Kernel]
+    description: str
+    use_threads: Callable[[int], None] = lambda count: None
     """OpenMP's setting of the calling thread, which torch makes only for the thread that sets it."""
+    error: str = ""
+    """What every call raises."""
 
 
-@cache
-def _library() -> tuple[_Library | None, str]:
-    """(the kernels, None where there are none; a description)"""
-    if os.environ.get("RLFT_KERNELS") == "0":
-        return None, "torch (RLFT_KERNELS=0)"
-    if not (sys.platform == "linux" and platform.machine() == "x86_64"):
-        return None, "torch (kernels were measured on Linux with x86-64 only)"
-    compiler = shutil.which("c++")
-    if compiler is None:
-        return None, "torch (no C++ compiler was found)"
+_lock = threading.RLock()
+_loaded: Library | None = None
+_under_test: Library | None = None
+"""What this thread compares with torch just now, while it holds the lock."""
+
+
+def _library() -> Library:
+    global _loaded
+    if _loaded is None:
+        with _lock:
+            if _under_test is not None:
+                return _under_test
+            if _loaded is None:
+                _loaded = _load()
+    if _loaded.error:
+        raise RuntimeError(_loaded.error)
+    return _loaded
+
+
+def _load() -> Library:
+    wish = os.environ.get("RLFT_KERNELS", "")
+    if wish not in ("", "0", "1", "required"):
+        raise ValueError(f"RLFT_KERNELS is {wish!r}; set it to 0 for torch alone or to required, or leave it unset")
+    if wish == "0":
+        return Library({}, "torch (RLFT_KERNELS=0)")
     try:
-        version = _output(compiler, "--version")
-        loaded = _load(compiler, version)
-    except subprocess.CalledProcessError as error:
-        return None, f"torch ({compiler} failed: {(error.stderr or '').strip()[-400:]})"
-    except (OSError, RuntimeError) as error:  # no place for the cache, or none that is safe
-        return None, f"torch ({error})"
-    kernels = {}
-    for name, arguments in _ARGUMENTS.items():
-        for dtype, suffix in _TYPES.items():
-            function = getattr(loaded, f"{name}_{suffix}", None)
-            if function is None:  # products are there for what the processor multiplies by itself
-                continue
-            function.argtypes, function.restype = arguments, None
-            kernels[name, dtype] = function
-    use_threads = loaded.omp_set_num_threads
-    use_threads.argtypes, use_threads.restype = [ctypes.c_int], None
-    return _Library(kernels, use_threads), f"compiled by {version.splitlines()[0]}"
+        loaded, compiler = load_library()
+        version = _bound(loaded, "rlft_kernels_abi", [], returns=_SIZE)()
+        if version != ABI:
+            raise BuildError(f"{loaded._name} has version {version} of the kernels' interface and rlft calls {ABI}")
+        kernels, missing = _kernels(loaded)
+        use_threads = _bound(loaded, "omp_set_num_threads", [ctypes.c_int])
+        library = Library(kernels, f"compiled by {compiler}", use_threads)
+        problems = [*missing, *_test(library)]
+    except (BuildError, AttributeError) as error:
+        library, problems = Library({}, f"torch ({error})"), [str(error)]
+    if problems and wish == "required":
+        return library._replace(error=f"RLFT_KERNELS=required, but {'; '.join(problems)}")
+    return library._replace(description="; ".join([library.description, *problems])) if library.kernels else library
 
 
-def _load(compiler: str, version: str) -> ctypes.CDLL:
-    """The library, compiled once per source, compiler and kind of processor."""
-    # Torch has an OpenMP of its own under a name of its own; a second one would be a second pool of threads.
-    runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))[:1]
-    command = [compiler, *_FLAGS, str(_SOURCE), *map(str, runtime), "-Wl,--as-needed"]
-    key = "\0".join([*command, version, _processor(), _SOURCE.read_text()])
-    folder = cache_root() / f"kernels-{os.getuid()}"
-    target = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _refuse_foreign(folder)
-    with FileLock(folder / "lock"):
-        for is_again in (False, True):
-            if not target.exists():
-                with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                    built = Path(scratch) / target.name
-                    _output(*command, "-o", str(built))
-                    built.replace(target)  # whole or absent, whenever this is interrupted
-            _refuse_foreign(target)
-            try:
-                return ctypes.CDLL(str(target))
-            except OSError:
-                if is_again:
-                    raise
-                target.unlink()  # a damaged file; build it again
-    raise AssertionError
+def _kernels(loaded: ctypes.CDLL) -> tuple[dict[Key, Kernel], list[str]]:
+    """The library's kernels, and a line for each that it lacks."""
+    wanted = [(name, arguments, dtype) for name, arguments in _ARGUMENTS.items() for dtype in _TYPES]
+    if _bound(loaded, "rlft_kernels_have_products", [], returns=_SIZE)() and not torch.cpu._is_amx_tile_supported():
+        wanted += [(name, arguments, torch.bfloat16) for name, arguments in _PRODUCTS.items()]
+    kernels: dict[Key, Kernel] = {}
+    missing = []
+    for name, arguments, dtype in wanted:
+        try:
+            kernels[name, dtype] = _bound(loaded, f"{name}_{_TYPES[dtype]}", arguments)
+        except AttributeError:
+            missing.append(f"{name} {_TYPES[dtype]} is left to torch: the library does not have it")
+    return kernels, missing
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Code that somebody else could have written is not run."""
-    status = path.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(
-            f"{path} belongs to another user or can be written by others: chmod go-w it, or set RLFT_CACHE"
-        )
+def _bound(loaded: ctypes.CDLL, name: str, arguments: Sequence[Any], returns: Any = None) -> Callable[..., Any]:
+    """A function of the library. Raises AttributeError where it has no such function."""
+    function = getattr(loaded, name)
+    function.argtypes, function.restype = arguments, returns
+    return function
 
 
-def _output(*command: str) -> str:
-    environment = {**os.environ, "LC_ALL": "C"}
-    options: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "env": environment}
-    return str(subprocess.run(command, check=True, **options).stdout)
+def _test(library: Library) -> list[str]:
+    """Take the kernels out that disagree with torch; a line for each."""
+    global _under_test
+    from rlft.model.kernels import self_test  # it calls the tensor functions, which call this module
 
-
-def _processor() -> str:
-    """The instructions that this processor has; a cache may be shared between several kinds."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    _under_test = library
+    try:
+        wrong = self_test.disagreeing(library.kernels)
+    finally:
+        _under_test = None
+    for name, parts in _MADE_OF.items():
+        for dtype in _TYPES:
+            if (name, dtype) in library.kernels and (bad := [part for part in parts if (part, dtype) in wrong]):
+                wrong.setdefault((name, dtype), f"is made of {', '.join(bad)}")
+    for key in wrong:
+        del library.kernels[key]
+    return sorted(f"{name} {_TYPES[dtype]} is left to torch: it {why}" for (name, dtype), why in wrong.items())

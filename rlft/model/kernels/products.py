@@ -1,7 +1,7 @@
 """Products with a frozen weight by a kernel of our own, on a processor that multiplies bfloat16 in its vector units.
 
-The kernel takes weights in panels (`kernels.cpp`). With 64 rows it is 1.4 times as fast as oneDNN's products and twice
-with 8, where the weight stays in panels (`frozen_linear`). With many rows it is 1.2 times as fast and laying the
+The kernel takes weights in panels (`native/products.h`). With 64 rows it is 1.4 times as fast as oneDNN's products and
+twice with 8, where the weight stays in panels (`frozen_linear`). With many rows it is 1.2 times as fast and laying the
 weight out takes 3 % of the product, so that is done each time and no second copy is kept. A processor that has a matrix
 unit is faster with oneDNN.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -52,7 +51,7 @@ def in_panels(weight: Tensor, bias: Tensor | None = None, *, is_transposed: bool
     """
     inputs, outputs = weight.shape if is_transposed else weight.shape[::-1]
     pack = kernel("panels_of_transposed" if is_transposed else "panels_of", weight)
-    if pack is None or inputs % 2 or torch.cpu._is_amx_tile_supported():
+    if pack is None or inputs % 2:
         return None
     if bias is not None and not (bias.dtype == weight.dtype and bias.is_contiguous()):
         return None

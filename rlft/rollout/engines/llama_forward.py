@@ -11,7 +11,7 @@ so that no list of model families has to be kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,20 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
-from rlft.model.kernels.decode import LayerOperands, LlamaDecode
-from rlft.model.kernels.elementwise import rms_norm, rotate, signed_sin_of
+from rlft.model.kernels.elementwise import rms_norm, signed_sin_of
 from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.joint_projection import joint_bias
 from rlft.model.kernels.kv_cache import KVCache
-
-
-class Attention(Protocol):
-    """Attention among the tokens of a pass."""
-
-    def __call__(self, layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
-        """Attend with the queries (N, H, D) to the keys and values (N, 2, H_kv, D) and to earlier ones that the
-        attention keeps; returns (N, H, D)."""
-        ...
+from rlft.model.kernels.llama_layers import LlamaLayer, LlamaLayers, Norm
 
 
 def llama_forward_of(model: PreTrainedModel) -> LlamaForward | None:
@@ -57,7 +48,6 @@ class LlamaForward:
         self._linears = _Linears(model)
         self._layers = [_Layer(layer, self._linears) for layer in self._decoder.layers]
         self._head = self._linears.add([model.get_output_embeddings()])
-        self._decode: LlamaDecode | None = None
         self.reload()
 
     def pristine(self, name: str) -> Tensor:
@@ -66,16 +56,16 @@ class LlamaForward:
 
     def load(self, names: Collection[str], weight: Callable[[str], Tensor]) -> None:
         """See `forward.ForwardPass`."""
-        self._decode = None
         for linear in self._linears.all:
             if any(name in names for name in linear.names):
                 linear.load(weight)
+        self._stack = LlamaLayers([layer.loaded() for layer in self._layers])
 
     def reload(self) -> None:
         """See `forward.ForwardPass`."""
-        self._decode = None
         for linear in self._linears.all:
             linear.load(self._model.get_parameter)
+        self._stack = LlamaLayers([layer.loaded() for layer in self._layers])
 
     def prefill(self, token_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
         """See `forward.ForwardPass`."""
@@ -90,12 +80,8 @@ class LlamaForward:
     def step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
         """See `forward.ForwardPass`."""
         positions = cache.begin(len(token_ids))
-        if self._decode is None:
-            self._decode = LlamaDecode([layer.operands() for layer in self._layers])
-        x, cos, signed_sin = self._embedded(token_ids, positions)
-        if not self._decode(x, cos, signed_sin, cache):
-            x = self._through_layers(x, cos, signed_sin, cache.attention)
-        logits = self._head.linear(_norm(x, self._decoder.norm))
+        x = self._stack.step(*self._embedded(token_ids, positions), cache)
+        logits = self._head.linear(rms_norm(x, *_norm(self._decoder.norm)))
         cache.advance()
         return logits
 
@@ -111,19 +97,14 @@ class LlamaForward:
             return output.transpose(1, 2).flatten(0, 1)
 
         positions = torch.arange(length, device=token_ids.device).repeat(num_sequences)
-        x = self._through_layers(*self._embedded(token_ids.flatten(), positions), causal)
-        return _norm(x, self._decoder.norm)
+        x = self._stack(*self._embedded(token_ids.flatten(), positions), causal)
+        return rms_norm(x, *_norm(self._decoder.norm))
 
     def _embedded(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (N,) at their positions (N,): (what goes into the layers (N, width), cosines, turns)."""
         x = self._decoder.embed_tokens(token_ids)
         cos, sin = (table[0, :, None] for table in self._decoder.rotary_emb(x, positions[None]))
         return x, cos, signed_sin_of(sin)
-
-    def _through_layers(self, x: Tensor, cos: Tensor, signed_sin: Tensor, attention: Attention) -> Tensor:
-        for index, layer in enumerate(self._layers):
-            x = layer(index, x, cos, signed_sin, attention)
-        return x
 
 
 class _Linears:
@@ -153,56 +134,42 @@ class _Linear:
 
 
 class _Layer:
+    """Where a layer's weights are, and how it computes with them."""
+
     def __init__(self, layer: Any, linears: _Linears) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._norms = (layer.input_layernorm, layer.post_attention_layernorm)
         self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
-        self._activation = mlp.act_fn
-        self._is_silu = type(mlp.act_fn) in (nn.SiLU, SiLUActivation)
-        self._size, self._scale = attention.head_dim, attention.scaling
-        self._num_heads = attention.q_proj.out_features // self._size
-        self._num_key_heads = attention.k_proj.out_features // self._size
+        self._activation = None if type(mlp.act_fn) in (nn.SiLU, SiLUActivation) else mlp.act_fn
+        self._scale = attention.scaling
+        self._num_heads = attention.q_proj.out_features // attention.head_dim
+        self._num_key_heads = attention.k_proj.out_features // attention.head_dim
         self._input = linears.add([attention.q_proj, attention.k_proj, attention.v_proj])
         self._output, self._gate = linears.add([attention.o_proj]), linears.add([mlp.gate_proj])
         self._up, self._down = linears.add([mlp.up_proj]), linears.add([mlp.down_proj])
 
-    def __call__(self, index: int, x: Tensor, cos: Tensor, signed_sin: Tensor, attention: Attention) -> Tensor:
-        heads = self._input.linear(_norm(x, self._norms[0])).view(len(x), -1, self._size)
-        num_heads, num_rotated = self._num_heads, self._num_heads + self._num_key_heads
-        for part, norm in zip((heads[:, :num_heads], heads[:, num_heads:num_rotated]), self._head_norms, strict=True):
-            if norm is not None:
-                part.copy_(_norm(part.contiguous(), norm))
-        rotate(heads, num_rotated, cos, signed_sin)
-        keys_values = heads[:, num_heads:].unflatten(1, (2, -1))
-        attended = attention(index, heads[:, :num_heads], keys_values, self._scale)
-        x = self._output.linear.plus(attended.reshape(len(x), -1), x)
-        normed = _norm(x, self._norms[1])
-        gate = self._gate.linear.silu(normed) if self._is_silu else self._activation(self._gate.linear(normed))
-        return self._down.linear.plus(self._up.linear.times(normed, gate), x)
-
-    def operands(self) -> LayerOperands | None:
-        """What `LlamaDecode` computes with, None where it is another kind of layer."""
-        norms = [norm for norm in (*self._norms, *self._head_norms) if norm is not None]
-        epsilons = {norm.variance_epsilon for norm in norms}
-        if not self._is_silu or len(epsilons) > 1:
-            return None
-        return LayerOperands(
-            input_norm=self._norms[0].weight,
+    def loaded(self) -> LlamaLayer:
+        """The layer with the weights that are loaded now."""
+        query_norm, key_norm = (None if norm is None else _norm(norm) for norm in self._head_norms)
+        return LlamaLayer(
+            input_norm=_norm(self._norms[0]),
             input=self._input.linear,
-            query_norm=None if (norm := self._head_norms[0]) is None else norm.weight,
-            key_norm=None if (norm := self._head_norms[1]) is None else norm.weight,
+            query_norm=query_norm,
+            key_norm=key_norm,
             output=self._output.linear,
-            inner_norm=self._norms[1].weight,
+            inner_norm=_norm(self._norms[1]),
             gate=self._gate.linear,
             up=self._up.linear,
             down=self._down.linear,
-            epsilon=epsilons.pop(),
+            activation=self._activation,
+            num_heads=self._num_heads,
+            num_key_heads=self._num_key_heads,
             scale=self._scale,
         )
 
 
-def _norm(x: Tensor, norm: Any) -> Tensor:
-    return rms_norm(x, norm.weight, norm.variance_epsilon)
+def _norm(norm: Any) -> Norm:
+    return norm.weight, norm.variance_epsilon
 
 
 # The probe

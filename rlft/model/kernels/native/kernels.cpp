@@ -1,0 +1,85 @@
+// The kernels' C interface, which the modules beside this folder call through ctypes: one name per kernel and type.
+//
+// Every row is computed by one thread in a fixed order with float32 sums, so that results do not depend on the number
+// of threads or on the other rows. Values are rounded to their type once, when they are written.
+
+#include "cached_attention.h"
+#include "elementwise.h"
+#include "softmax.h"
+#include "vectors.h"
+
+#ifdef __AVX512BF16__
+#include "decode.h"
+#include "products.h"
+#endif
+
+// Number of this interface, `ABI` in library.py: raise both with every change of a name, a parameter or a layout.
+extern "C" int64_t rlft_kernels_abi() { return 1; }
+
+// Whether the kernels below that multiply bfloat16 are there.
+extern "C" int64_t rlft_kernels_have_products() {
+#ifdef __AVX512BF16__
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+#define FOR_TYPE(T, suffix)                                                                                            \
+  extern "C" void rms_norm_##suffix(const T* x, const T* weight, T* y, float* scale, int64_t rows, int64_t width,      \
+                                    float epsilon) {                                                                   \
+    rms_norm(x, weight, y, scale, rows, width, epsilon);                                                               \
+  }                                                                                                                    \
+  extern "C" void normed_##suffix(const T* x, const T* weight, const float* scale, T* y, int64_t rows,                 \
+                                  int64_t width) {                                                                     \
+    normed(x, weight, scale, y, rows, width);                                                                          \
+  }                                                                                                                    \
+  extern "C" void rms_norm_backward_##suffix(const T* grad, const T* x, const T* weight, const float* scale,           \
+                                             const T* residual, T* out, int64_t rows, int64_t width) {                 \
+    rms_norm_backward(grad, x, weight, scale, residual, out, rows, width);                                             \
+  }                                                                                                                    \
+  extern "C" void rotate_##suffix(const T* x, T* y, const T* cosine, const T* signed_sin, int64_t tokens,              \
+                                  int64_t heads, int64_t rotated, int64_t size, int64_t backwards) {                   \
+    rotate(x, y, cosine, signed_sin, tokens, heads, rotated, size, backwards != 0);                                    \
+  }                                                                                                                    \
+  extern "C" void gated_silu_##suffix(const T* inner, T* y, int64_t rows, int64_t width) {                             \
+    gated_silu(inner, y, rows, width);                                                                                 \
+  }                                                                                                                    \
+  extern "C" void gated_silu_backward_##suffix(const T* grad, const T* inner, T* out, int64_t rows, int64_t width) {   \
+    gated_silu_backward(grad, inner, out, rows, width);                                                                \
+  }                                                                                                                    \
+  extern "C" void selected_logprobs_##suffix(T* x, const int64_t* targets, float* logprobs, float* entropies,          \
+                                             int64_t rows, int64_t size, float sharpness, int64_t slopes) {            \
+    selected_logprobs(x, targets, logprobs, entropies, rows, size, sharpness, slopes != 0);                            \
+  }                                                                                                                    \
+  extern "C" void biased_softmax_##suffix(T* scores, const T* bias, int64_t blocks, int64_t repeats, int64_t width,    \
+                                          int64_t count) {                                                             \
+    biased_softmax(scores, bias, blocks, repeats, width, count);                                                       \
+  }                                                                                                                    \
+  extern "C" void cached_attention_##suffix(const T* query, const T* fresh, const T* prompts, T* own,                  \
+                                            const int64_t* prompt_of_row, const int64_t* prompt_length,                \
+                                            const int64_t* age, T* out, const CacheShape* shape, float scale) {        \
+    cached_attention(query, fresh, prompts, own, prompt_of_row, prompt_length, age, out, *shape, scale);               \
+  }
+
+FOR_TYPE(float, float32)
+FOR_TYPE(BFloat16, bfloat16)
+
+#ifdef __AVX512BF16__
+extern "C" void linear_bfloat16(const BFloat16* x, const BFloat16* panels, const BFloat16* bias, const BFloat16* other,
+                                BFloat16* y, int64_t rows, int64_t inputs, int64_t outputs, int64_t operation) {
+  linear(x, panels, bias, other, y, rows, inputs, outputs, Operation(operation));
+}
+extern "C" void panels_of_bfloat16(const BFloat16* weight, BFloat16* panels, int64_t inputs, int64_t outputs) {
+  panels_of(weight, panels, inputs, outputs);
+}
+extern "C" void panels_of_transposed_bfloat16(const BFloat16* weight, BFloat16* panels, int64_t inputs,
+                                             int64_t outputs) {
+  panels_of_transposed(weight, panels, inputs, outputs);
+}
+extern "C" void decode_bfloat16(BFloat16* x, const Layer* layers, const LayerCache* caches, const BFloat16* cosine,
+                                const BFloat16* signed_sin, const int64_t* prompt_of_row, const int64_t* prompt_length,
+                                const int64_t* age, BFloat16* scratch, const CacheShape* shape, const Step* step) {
+  decode(x, layers, caches, cosine, signed_sin, prompt_of_row, prompt_length, age, scratch, *shape, *step);
+}
+#endif

@@ -1,0 +1,189 @@
+"""Comparing each compiled kernel with torch on a small case, before it is used.
+
+Every case calls a tensor function twice: on operands of the kernel's type, and on the same ones in float64, which torch
+computes. A compiler's mistake, or a processor that is not what it says, then makes rlft slower and not wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlft.model.kernels import elementwise, products
+from rlft.model.kernels.block_attention import biased_softmax
+from rlft.model.kernels.frozen_linear import FrozenLinear
+from rlft.model.kernels.kv_cache import KVCache
+from rlft.model.kernels.library import Kernel, Key
+from rlft.model.kernels.llama_layers import LlamaLayer, LlamaLayers
+from rlft.model.kernels.token_logprobs import token_logprobs
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float64: 1e-12}
+"""Norm of the difference over the norm of the result, by the type of the result: a few roundings."""
+
+Case: TypeAlias = tuple[Sequence[tuple[int, ...]], Callable[..., Sequence[Tensor]]]
+"""Shapes of the operands, and what is computed from them."""
+
+
+def disagreeing(kernels: dict[Key, Kernel]) -> dict[Key, str]:
+    """Why each kernel that torch does not agree with is wrong; empty where all are right.
+
+    Args:
+        kernels: what the tensor functions call now; replaced, while each is compared, by one that notes its calls.
+    """
+    wrong: dict[Key, str] = {}
+    with torch.no_grad(), torch.device("cpu"):
+        for (name, dtype), run in list(kernels.items()):
+            calls: list[str] = []
+            kernels[name, dtype] = partial(_counted, run, calls)
+            try:
+                problem = _difference(CASES[name], dtype)
+            except (RuntimeError, ValueError) as error:  # of a tensor function: it did not get a kernel that it needs
+                problem = f"failed ({error})"
+            finally:
+                kernels[name, dtype] = run
+            if problem or not calls:
+                wrong[name, dtype] = problem or "was not called by its tensor function"
+    return wrong
+
+
+def _counted(run: Kernel, calls: list[str], *arguments: Any) -> None:
+    calls.append("")
+    run(*arguments)
+
+
+def _difference(case: Case, dtype: torch.dtype) -> str:
+    """How the results of a type differ from torch's in float64, in words; empty where they agree."""
+    shapes, compute = case
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype) for shape in shapes]
+    expected = compute(*(operand.double() for operand in operands))
+    for actual, exact in zip(compute(*operands), expected, strict=True):
+        error = float((actual.double() - exact).norm() / exact.norm())
+        if not error <= TOLERANCE[actual.dtype]:  # nan is no agreement
+            return f"differs from torch by {error:.1e}"
+    return ""
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _norm(x: Tensor, weight: Tensor) -> Sequence[Tensor]:
+    return elementwise.rms_norm(x, weight, 1e-5), *elementwise.rms_norm_and_scale(x, weight, 1e-5)
+
+
+def _normed(x: Tensor, weight: Tensor, scale: Tensor) -> Sequence[Tensor]:
+    return (elementwise.normed(x, weight, _wide(scale)),)
+
+
+def _norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor) -> Sequence[Tensor]:
+    gradient = partial(elementwise.rms_norm_backward, grad, x, weight, _wide(scale))
+    return gradient(), gradient(residual)
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Sequence[Tensor]:
+    rotated, signed_sin = heads.clone(), elementwise.signed_sin_of(sin)
+    elementwise.rotate(rotated, 3, cos, signed_sin)
+    return rotated, elementwise.rotate_backward(heads, 3, cos, signed_sin)
+
+
+def _logprobs(logits: Tensor) -> Sequence[Tensor]:
+    targets, slopes = torch.tensor([5, 0, 63]), logits.clone()
+    return *token_logprobs(slopes, targets, 0.7, with_slopes=True), slopes, *token_logprobs(logits, targets, 1.0)
+
+
+def _softmax(scores: Tensor, bias: Tensor) -> Sequence[Tensor]:
+    return (biased_softmax(scores.clone(), bias.masked_fill(bias < -1, float("-inf"))),)
+
+
+def _filled_cache(keys: Tensor, values: Tensor) -> KVCache:
+    """Three rows behind two prompts, with keys and values (2, H_kv, 6, D) in every one of two layers."""
+    cache = KVCache(prompts=2, prompt_length=6, rows=3, new_tokens=3, device=keys.device)
+    cache.enter_prompts([0, 1], [6, 4], [(keys, values)] * 2)
+    cache.enter_rows([0, 1, 2], [1, 0, 1])
+    return cache
+
+
+def _cached_attention(heads: Tensor, keys: Tensor, values: Tensor) -> Sequence[Tensor]:
+    cache, outputs = _filled_cache(keys, values), []
+    for joint in heads:
+        cache.begin(len(joint))
+        outputs.append(cache.attention(0, joint[:, :4], joint[:, 4:].unflatten(1, (2, -1)), 0.2))
+        cache.advance()
+    return outputs
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Sequence[Tensor]:
+    linear, plain = FrozenLinear(weight, bias), FrozenLinear(weight)
+    return linear(x), linear.plus(x, other), plain.times(x, other), plain.silu(x)
+
+
+def _panels(weight: Tensor) -> Sequence[Tensor]:
+    outputs = len(weight)
+    panels = products.in_panels(weight)
+    if panels is None:  # as in float64; see `native/products.h`
+        padded = F.pad(weight, (0, 0, 0, -outputs % 32))
+        panels = padded.view(-1, 32, weight.shape[1] // 2, 2).transpose(1, 2).reshape(-1, weight.shape[1], 32)
+    return (panels,)
+
+
+def _panels_of_transposed(weight: Tensor) -> Sequence[Tensor]:
+    panels = products.in_panels(weight, is_transposed=True)
+    return (panels,) if panels is not None else _panels(weight.T.contiguous())
+
+
+def _decode(x: Tensor, angle: Tensor, keys: Tensor, values: Tensor, norm: Tensor, *weights: Tensor) -> Sequence[Tensor]:
+    input_, output, gate, up, down, bias, head_norm = weights
+    layer = LlamaLayer(
+        input_norm=(norm, 1e-5),
+        input=FrozenLinear(input_, bias),
+        query_norm=(head_norm, 1e-5),
+        key_norm=(head_norm, 1e-5),
+        output=FrozenLinear(output),
+        inner_norm=(norm, 1e-5),
+        gate=FrozenLinear(gate),
+        up=FrozenLinear(up),
+        down=FrozenLinear(down),
+        activation=None,
+        num_heads=4,
+        num_key_heads=2,
+        scale=0.2,
+    )
+    layers, cache, outputs = LlamaLayers([layer, layer]), _filled_cache(keys, values), []
+    for token in x:
+        cache.begin(len(token))
+        outputs.append(layers.step(token.clone(), angle.cos(), elementwise.signed_sin_of(angle.sin()), cache))
+        cache.advance()
+    return outputs
+
+
+CASES: dict[str, Case] = {
+    "rms_norm": ([(3, 40), (40,)], _norm),
+    "normed": ([(3, 40), (40,), (3, 1)], _normed),
+    "rms_norm_backward": ([(3, 40), (3, 40), (40,), (3, 1), (3, 40)], _norm_backward),
+    "rotate": ([(3, 4, 32), (3, 1, 32), (3, 1, 32)], _rotate),
+    "gated_silu": ([(3, 128)], lambda inner: (elementwise.gated_silu(inner),)),
+    "gated_silu_backward": (
+        [(3, 64), (3, 128)],
+        lambda grad, inner: (elementwise.gated_silu_backward(grad, inner),),
+    ),
+    "selected_logprobs": ([(3, 64)], _logprobs),
+    "biased_softmax": ([(2, 3, 5, 24), (2, 1, 5, 24)], _softmax),
+    "cached_attention": ([(3, 3, 8, 32), (2, 2, 6, 32), (2, 2, 6, 32)], _cached_attention),
+    "panels_of": ([(40, 34)], _panels),
+    "panels_of_transposed": ([(34, 40)], _panels_of_transposed),
+    "linear": ([(15, 34), (40, 34), (40,), (15, 40)], _linear),
+    "decode": (
+        [
+            *((2, 3, 32), (3, 1, 32), (2, 2, 6, 32), (2, 2, 6, 32), (32,)),
+            *((256, 32), (32, 128), (64, 32), (64, 32), (32, 64), (256,), (32,)),
+        ],
+        _decode,
+    ),
+}
+"""A case for each kernel, by its name."""
