@@ -95,15 +95,20 @@ class SamplingConfig(Strict):
     max_new_tokens: int = Field(64, ge=1)
     """Longest completion in tokens."""
 
+    @property
+    def is_truncating(self) -> bool:
+        """Whether tokens that the policy could draw are never drawn."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
 
 class RolloutConfig(Strict):
     """The engines that generate."""
 
-    engine: Literal["transformers", "vllm", "openai"] = "transformers"
+    engine: str = "transformers"
     """Which engine generates: transformers (any machine), vllm (the extra `vllm`), or openai: a server with that API,
     for evaluation only."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the engine, see docs/rollouts.md."""
+    """Arguments of the engine, each of which has its own, see docs/rollouts.md."""
     workers: int = Field(1, ge=1)
     """Ray actors, each with its own engine; the curve does not depend on their number."""
     threads: int = Field(2, ge=1)
@@ -280,7 +285,6 @@ class RunConfig(BaseRunConfig):
                 f"samples_per_task is {self.samples_per_task}, but preset {self.algorithm.preset!r} compares the "
                 "samples of a group; use at least 2, or algorithm.baseline: critic or none"
             )
-        self._check_engine()
         self._check_off_policy()
         if self.adapter.kind == "head":
             raise ValueError("adapter.kind: head trains no policy, only a reward model's output; use lora or full")
@@ -340,24 +344,6 @@ class RunConfig(BaseRunConfig):
                 f"max_staleness is {self.max_staleness}: samples come from an older policy, and without a correction "
                 "the objective takes them for the present one's; set algorithm.correction to one of "
                 f"{', '.join(get_args(Correction)[1:])} (docs/actors.md), or max_staleness: 0"
-            )
-
-    def _check_engine(self) -> None:
-        """Refuse what the engine could not do; that `openai` cannot train is refused when training starts."""
-        if self.rollout.engine != "vllm":
-            return
-        if self.adapter.kind not in ("lora", "rslora"):
-            raise ValueError(
-                f"rollout.engine: vllm takes adapters as LoRA requests, which adapter.kind: {self.adapter.kind} is "
-                "not; use adapter.kind: lora or rslora, or rollout.engine: transformers"
-            )
-        sampling = self.sampling
-        is_truncating = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
-        if is_truncating and sampling.temperature != 1:
-            raise ValueError(
-                f"rollout.engine: vllm gives no log-probs of the policy at temperature {sampling.temperature:g} before "
-                "top_p, top_k and min_p, which the learner has to compare with; use sampling.temperature: 1, or none "
-                "of them, or rollout.engine: transformers"
             )
 
     @property

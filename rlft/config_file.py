@@ -9,12 +9,12 @@ import io
 import math
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -27,23 +27,34 @@ from rlft.config import RunConfig
 from rlft.objectives.presets import PRESETS
 
 C = TypeVar("C", bound=BaseModel)
+Problem: TypeAlias = tuple[tuple[str | int, ...], str]
+"""(where in the tree, what is wrong there and what to do instead)."""
 
 _PLAIN_DATA = "Arguments are texts, finite numbers, true, false, null, lists and mappings of them"
 
 
 @overload
-def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig: ...
+def load(
+    path: str | Path, overrides: Sequence[str] = (), *, check: Callable[[RunConfig], Iterable[Problem]] | None = None
+) -> RunConfig: ...
 
 
 @overload
 def load(path: str | Path, overrides: Sequence[str], kind: type[C]) -> C: ...
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), kind: type[BaseModel] = RunConfig) -> BaseModel:
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    kind: type[BaseModel] = RunConfig,
+    *,
+    check: Callable[[Any], Iterable[Problem]] | None = None,
+) -> BaseModel:
     """Read a config file, apply `key.sub=value` overrides, validate.
 
     Args:
         kind: the tree that the file holds.
+        check: finds further problems in a tree that is valid by itself.
 
     Raises:
         ValueError: every problem at once, each with file, line, key and what to do instead.
@@ -63,15 +74,22 @@ def load(path: str | Path, overrides: Sequence[str] = (), kind: type[BaseModel] 
         raise ValueError(f"{path}: expected a mapping of keys to values, found {type(tree).__name__}")
     for override in overrides:
         _apply(tree, override)
-    problems = {f"{path}:{_line(tree, loc)}: {'.'.join(map(str, loc))}": what for loc, what in _not_kept(tree)}
-    config = None
+    found = list(_not_kept(tree))
+    config, problems = None, dict[str, str]()
     try:
         config = kind.model_validate(_plain(tree))
+        found += check(config) if check is not None else []
     except ValidationError as error:
-        problems = {**_explain(error, tree, str(path), kind), **problems}
+        problems = _explain(error, tree, str(path), kind)
+    problems |= {f"{path}:{_line(tree, loc)}: {dotted(loc)}": what for loc, what in found}
     if config is None or problems:
         raise ValueError("\n".join(f"{where}: {what}" for where, what in problems.items()))
     return config
+
+
+def dotted(loc: tuple[str | int, ...]) -> str:
+    """A place in the tree as a text, `rewards.0.weight`."""
+    return ".".join(map(str, loc))
 
 
 def dump(config: BaseModel) -> str:
@@ -139,8 +157,8 @@ def _index(part: str, node: list[Any], override: str) -> int:
     return int(part)
 
 
-def _not_kept(node: Any, loc: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """(location, what is wrong) of every value that a run's config.yaml would not give back as it is."""
+def _not_kept(node: Any, loc: tuple[str | int, ...] = ()) -> Iterator[Problem]:
+    """A problem for every value that a run's config.yaml would not give back as it is."""
     if isinstance(node, CommentedSet | TaggedScalar) or ((tag := getattr(node, "tag", None)) and tag.value):
         yield loc, f"a value with a YAML tag. {_PLAIN_DATA}"
     elif isinstance(node, dict):
@@ -180,7 +198,7 @@ def _explain(error: ValidationError, tree: Any, path: str, kind: type[BaseModel]
         if problem["type"] == "too_short" and any(p["loc"][:depth] == problem["loc"] != p["loc"] for p in problems):
             continue  # pydantic counts the entries without those that are wrong themselves
         loc = tuple(part for part in problem["loc"] if not str(part).startswith("function-"))
-        where = ".".join(map(str, loc)) or "config"
+        where = dotted(loc) or "config"
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             message = "unknown key." + did_you_mean(str(loc[-1]), _field_names(kind, loc[:-1]))

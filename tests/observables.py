@@ -20,7 +20,7 @@ from safetensors.torch import save
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlft.config import BaseRunConfig, RunConfig
-from rlft.environment import loading, prompt_lengths
+from rlft.environment import loading
 from rlft.learner import processes
 from rlft.learner.batch import collate, minibatches
 from rlft.learner.group import make_learner
@@ -28,6 +28,7 @@ from rlft.model import chat, special_tokens
 from rlft.model.starting_point import reference_source, resolve_model, start_tensors
 from rlft.rollout import ray_pool
 from rlft.rollout.chunk import Chunk
+from rlft.rollout.context import fit
 from rlft.rollout.engines.by_name import make_engine
 from rlft.rollout.pool import make_pool
 from rlft.run.directory import Run
@@ -69,7 +70,7 @@ def spelling(config: Any) -> Any:
     """What the tokenizers that read the data are told about special tokens in texts."""
     with mock.patch.object(special_tokens, "set_policy") as told:
         if isinstance(config, RunConfig):
-            prompt_lengths.fit(config, loading.load(config.environment), config.model.source)
+            fit(config, loading.load(config.environment), config.model.source)
         elif isinstance(config, PreferenceConfig):
             launch_preference._prepare(config, mock.MagicMock())
         else:
@@ -167,7 +168,7 @@ def tasks(config: RunConfig) -> Any:
     """The tasks that are left once the prompts were measured, or why not."""
     environment = loading.load(config.environment)
     try:
-        fitted, _ = prompt_lengths.fit(config, environment, config.model.source)
+        fitted, _ = fit(config, environment, config.model.source)
     except ValueError as error:
         return str(error)
     return [task.id for task in (*fitted.train, *fitted.heldout)]

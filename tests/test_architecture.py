@@ -221,6 +221,7 @@ for name in sys.argv[1:]:
 """
     light = ["rlft", "rlft.types", "rlft.config", "rlft.cli.main", "rlft.curves.report", "rlft.environment.contract"]
     light += ["rlft.environment.loading", "rlft.reward.scoring", "rlft.reward.worker", "rlft.reward.judge"]
+    light += ["rlft.rollout.engines.by_name", "rlft.cli.run_config"]
     done = subprocess.run([sys.executable, "-c", program, *light], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -16,11 +16,12 @@ from rlft.cli.env_check import Finding, check_environment
 from rlft.cli.env_measure import difficulties
 from rlft.config import EnvironmentConfig
 from rlft.config_file import load
-from rlft.environment import prompt_lengths
 from rlft.environment.loading import load as load_environment
 from rlft.environment.prompt_lengths import fit_context
 from rlft.model import chat
 from rlft.model.context import Context
+from rlft.rollout import context
+from rlft.rollout.weight_proof import CANARY_TOKENS
 from rlft.train.rl import launch
 from rlft.types import Failed
 from tests.conftest import MakeConfig
@@ -282,23 +283,23 @@ def test_the_sliding_window_counts(tmp_path: Path) -> None:
     folder = mistral(tmp_path, 18)
     config = tiny_config(folder)
     with pytest.raises(ValueError, match=r"8 of 16 prompts are too long: .* exceeds the model's sliding window of 18"):
-        prompt_lengths.fit(config, letters(), str(folder))
+        context.fit(config, letters(), str(folder))
     config = tiny_config(folder, environment={"overlong": "drop"})
     with pytest.raises(ValueError, match=r"drop leaves 8 training and 0 held-out .* sliding window of 18"):
-        prompt_lengths.fit(config, letters(), str(folder))
+        context.fit(config, letters(), str(folder))
 
 
 def test_the_canary_has_to_fit_before_the_run(tmp_path: Path) -> None:
-    longest = len(chat.render(byte_tokenizer(), letters().train[0].messages)) + prompt_lengths.CANARY_TOKENS
+    longest = len(chat.render(byte_tokenizer(), letters().train[0].messages)) + CANARY_TOKENS
     folder = mistral(tmp_path, longest - 1)
     words = f"the canary, .* first training task 'train-0', {longest} tokens in all, .* sliding window of {longest - 1}"
     with pytest.raises(ValueError, match=words):
         launch.train(tiny_config(folder, output_dir=str(tmp_path)))
     assert not (tmp_path / "tiny").exists()
     config = tiny_config(folder)
-    assert prompt_lengths.fit(config, letters(), str(folder), is_trained=False)[1] == ""
+    assert context.fit(config, letters(), str(folder), is_trained=False)[1] == ""
     folder = mistral(tmp_path, longest)
-    assert prompt_lengths.fit(tiny_config(folder), letters(), str(folder))[1] == ""
+    assert context.fit(tiny_config(folder), letters(), str(folder))[1] == ""
 
 
 @pytest.mark.parametrize(
@@ -310,18 +311,18 @@ def test_the_canary_has_to_fit_before_the_run(tmp_path: Path) -> None:
         ("vllm", {"max_model_len": 20}, {}, True, (20, "rollout.engine_args.max_model_len=20")),
         (
             *("vllm", {"max_model_len": 20}, {"top_k": 5}, True),
-            (19, "rollout.engine_args.max_model_len=20, of which vLLM keeps one token"),
+            (19, "rollout.engine_args.max_model_len=20, of which vllm keeps one token"),
         ),
         ("vllm", {"max_model_len": 999}, {}, False, (64, "the model's context of 64")),
-        ("openai", {"context": 40}, {}, False, (40, "rollout.engine_args.context=40")),
+        ("openai", {"base_url": "u", "model": "m", "context": 40}, {}, False, (40, "rollout.engine_args.context=40")),
     ],
 )
 def test_each_engine_has_its_bound(
-    engine: str, arguments: dict[str, int], sampling: dict[str, int], is_trained: bool, expected: tuple[int, str]
+    engine: str, arguments: dict[str, Any], sampling: dict[str, int], is_trained: bool, expected: tuple[int, str]
 ) -> None:
     config = tiny_config("x", rollout={"engine": engine, "engine_args": arguments}, sampling=sampling)
     model_config = MistralConfig(max_position_embeddings=64, sliding_window=32)
-    assert prompt_lengths.run_context(config, model_config, is_trained=is_trained) == Context(*expected)
+    assert context.run_context(config, model_config, is_trained=is_trained) == Context(*expected)
 
 
 # Measure

@@ -151,9 +151,6 @@ def test_a_missing_file_suggests_its_neighbour(write: Any, tmp_path: Path) -> No
         ("backend: inline\nlearner: {workers: 2}\n", "learner.workers above 1 .* use backend: ray"),
         ("backend: inline\nlearner: {gpus_per_worker: 1}\n", "learner.gpus_per_worker need .* use backend: ray"),
         ("learner: {workers: 2, gpus_per_worker: 0.5}\n", "the same GPU, .* use more than 0.5, or 0 for CPUs"),
-        ("rollout: {engine: vllm}\nadapter: {kind: dora}\n", "adapter.kind: dora is not; use .* lora or rslora"),
-        ("rollout: {engine: vllm}\nadapter: {kind: full}\n", "adapter.kind: full is not; use .* lora or rslora"),
-        ("rollout: {engine: vllm}\nsampling: {temperature: 0.7, top_k: 5}\n", "use sampling.temperature: 1, or none"),
     ],
 )
 def test_contradictions_are_refused_with_a_way_out(write: Any, more: str, says: str) -> None:

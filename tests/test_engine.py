@@ -25,9 +25,10 @@ from rlft.model.adapter import POLICY, adapter_hash, bare_base, make_adapter
 from rlft.model.chat import ends_with, load_tokenizer
 from rlft.rollout.engines import batching, by_name
 from rlft.rollout.engines import transformers as transformers_engine
-from rlft.rollout.engines.by_name import refuse_training
+from rlft.rollout.engines.by_name import check_engine
 from rlft.rollout.engines.contract import Request
-from rlft.rollout.engines.transformers import TransformersArguments, TransformersEngine
+from rlft.rollout.engines.traits import TransformersArguments
+from rlft.rollout.engines.transformers import TransformersEngine
 from rlft.types import Adapter, Completion, Group, SamplingParams, Score, Task, Trajectory, Turn
 from tests.fakes import byte_tokenizer, tiny_config
 
@@ -322,10 +323,10 @@ def test_a_compiled_model_samples_the_same(engine: TransformersEngine, stopping_
 def test_wrong_arguments_are_refused_before_anything_starts(tiny_model: Path) -> None:
     told = r"rollout\.engine_args\.max_row: unknown key\. Did you mean 'max_rows'\? .* has max_rows, cache_mb, compile"
     with pytest.raises(ValueError, match=told):
-        refuse_training(tiny_config(tiny_model, rollout={"engine_args": {"max_row": 3}}))
+        check_engine(tiny_config(tiny_model, rollout={"engine_args": {"max_row": 3}}), is_trained=True)
     with pytest.raises(ValueError, match=r"rollout\.engine_args\.cache_mb: Input should be greater than 0"):
-        refuse_training(tiny_config(tiny_model, rollout={"engine_args": {"cache_mb": 0}}))
-    refuse_training(tiny_config(tiny_model, rollout={"engine_args": {"max_rows": 3, "cache_mb": 9}}))
+        check_engine(tiny_config(tiny_model, rollout={"engine_args": {"cache_mb": 0}}), is_trained=True)
+    check_engine(tiny_config(tiny_model, rollout={"engine_args": {"max_rows": 3, "cache_mb": 9}}), is_trained=True)
 
 
 def test_arguments_reach_the_engine(tiny_model: Path) -> None:

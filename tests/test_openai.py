@@ -16,9 +16,9 @@ from rlft.config import RolloutConfig
 from rlft.model.adapter import BASE_VERSION, bare_base, make_adapter, torch
 from rlft.model.chat import load_tokenizer
 from rlft.reward.judge import judge, passed, score
-from rlft.rollout.engines.by_name import read_arguments
+from rlft.rollout.engines import by_name
 from rlft.rollout.engines.contract import Request
-from rlft.rollout.engines.openai import OpenAIEngine, ServerArguments
+from rlft.rollout.engines.openai import OpenAIEngine
 from rlft.train.rl import launch
 from rlft.types import SamplingParams
 from tests.fakes import read_metrics, tiny_config
@@ -38,7 +38,7 @@ StartEngine = Callable[..., OpenAIEngine]
 def start(tiny_model: Path) -> StartEngine:
     def make(base_url: str, **arguments: Any) -> OpenAIEngine:
         rollout = RolloutConfig(engine="openai", engine_args={"base_url": base_url, "model": "served", **arguments})
-        engine = OpenAIEngine(load_tokenizer(tiny_model), read_arguments(ServerArguments, rollout))
+        engine = OpenAIEngine(load_tokenizer(tiny_model), by_name.read_arguments(rollout))
         engine.load_adapter(bare_base())
         return engine
 
@@ -141,8 +141,8 @@ def test_wrong_arguments_and_adapters_are_refused(start: StartEngine, tiny_model
     told = r"engine_args\.retires: unknown key\. Did you mean 'retries'\? \(the openai engine has base_url, model, api_"
     with pytest.raises(ValueError, match=told):
         start("http://localhost:1/v1", retires=1)
-    with pytest.raises(ValueError, match=r"rollout\.engine_args\.base_url: Field required"):
-        read_arguments(ServerArguments, RolloutConfig(engine="openai", engine_args={"model": "m"}))
+    with pytest.raises(ValueError, match=r"rollout\.engine_args\.base_url: the openai engine needs this key"):
+        by_name.read_arguments(RolloutConfig(engine="openai", engine_args={"model": "m"}))
     engine = start("http://localhost:1/v1")
     with pytest.raises(ValueError, match="cannot load an adapter into"):
         engine.load_adapter(make_adapter(0, {"x": torch.zeros(1)}))

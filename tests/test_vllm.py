@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from rlft.model import base as models
 from rlft.model.adapter import BASE_VERSION, POLICY, adapter_hash, bare_base, make_adapter, save_tensors
 from rlft.model.chat import load_tokenizer
 from rlft.rollout.engines.contract import Request
+from rlft.rollout.engines.traits import VLLM_TAKEN, VllmArguments
 from rlft.rollout.engines.vllm import VllmEngine
 from rlft.rollout.weight_proof import CanaryMaker, Prover
 from rlft.train.rl import launch
@@ -65,7 +66,7 @@ def start(folder: Path, **arguments: object) -> VllmEngine:
         model=ModelConfig(source=str(folder), dtype="float32"),
         adapter=LORA,
         threads=1,
-        engine_args={**ARGUMENTS, **arguments},
+        engine_args=VllmArguments(**{**ARGUMENTS, **arguments}),
     )
 
 
@@ -371,11 +372,17 @@ def test_requests_that_cannot_be_sampled_are_refused(engine: VllmEngine) -> None
     assert len(tokens(engine.generate(REQUESTS, SAMPLED, version=-1))) == 10
 
 
+def test_the_typed_arguments_are_arguments_of_vllm() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = {field.name for field in fields(EngineArgs)}
+    assert set(VllmArguments.model_fields) - known == {"sleep", "extra_args"}
+    assert set(VLLM_TAKEN) <= known
+
+
 def test_arguments_that_vllm_does_not_know_are_refused_in_its_words(vllm_model: Path) -> None:
     with pytest.raises(ValueError, match=r"engine_args: vLLM does not start with them.*max_modle_len"):
-        start(vllm_model, max_modle_len=3)
-    with pytest.raises(ValueError, match=r"rollout\.engine_args\.dtype follows from"):
-        start(vllm_model, dtype="float16")
+        start(vllm_model, extra_args={"max_modle_len": 3})
 
 
 # The process.

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from rlft.common.cluster import Cluster
 from rlft.config import RunConfig
+from rlft.rollout.engines.by_name import traits_of
 from rlft.rollout.ray_pool import RayPool, WorkerSlot
 from rlft.rollout.work_queue import Job
 from rlft.rollout.worker import Reply
@@ -215,7 +216,7 @@ def _content(path: Path) -> Any:
 def _reason(config: RunConfig) -> str:
     if config.rollout.update_in_flight:
         return "rollout.update_in_flight: which adapter makes a chunk depends on when it runs"
-    if config.rollout.engine != "transformers":
+    if not traits_of(config.rollout).is_exact:
         return f"rollout.engine: {config.rollout.engine} may round otherwise in another batch"
     from rlft.model.base import default_device
 

@@ -108,9 +108,9 @@ def measure(
     out: Annotated[Path, typer.Option(help="JSON lines of id and difficulty.")] = Path("difficulty.jsonl"),
 ) -> None:
     """How often the base model (or `adapter.start`) fails each training task, for `environment.order: easy_first`."""
-    from rlft.config_file import load
+    from rlft.cli.run_config import load
 
-    loaded = load(config, overrides or [])
+    loaded = load(config, overrides, is_trained=False)
     from rlft.cli import env_measure as launch_env  # takes seconds, which a misspelt key should not cost
 
     counts = launch_env.measure(loaded, samples=samples, tasks=tasks, out=out)

@@ -11,10 +11,12 @@ from typing import Any
 from rlft.common.files import write_file
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
-from rlft.environment import loading, prompt_lengths
+from rlft.environment import loading
 from rlft.model.adapter import bare_base, make_adapter
 from rlft.model.starting_point import resolve_model, start_tensors
 from rlft.rollout.chunk import make_chunks
+from rlft.rollout.context import fit
+from rlft.rollout.engines.by_name import check_engine
 from rlft.train.rl.evaluate import accuracies
 from rlft.train.rl.rollouts import sampling_params
 from rlft.train.rl.services import make_scorer, services
@@ -44,9 +46,10 @@ def measure(config: RunConfig, *, samples: int, tasks: int, out: Path) -> dict[s
             f"reward {config.learner_rewards[0].path} is scored on a learner, which is not there; measure with "
             "rewards.reward_model:reward_model instead"
         )
+    check_engine(config, is_trained=False)
     environment = loading.load(config.environment)
     model_folder = str(resolve_model(config))
-    environment, _ = prompt_lengths.fit(config, environment, model_folder, is_trained=False)
+    environment, _ = fit(config, environment, model_folder, is_trained=False)
     start = start_tensors(config)
     adapter = bare_base() if start is None else make_adapter(0, start)
     scorer = make_scorer(config, environment, log_dir=None)

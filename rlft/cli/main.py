@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -44,9 +44,9 @@ Restart = Annotated[bool, typer.Option("--restart", help="Start over; an existin
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
     """Run a config: measure the base model, warm-start by SFT where asked, train by RL, report."""
-    from rlft.config_file import load
+    from rlft.cli.run_config import load
 
-    loaded = load(config, overrides or [])
+    loaded = load(config, overrides)
     from rlft.train.rl import launch  # takes seconds, which a misspelt key should not cost
 
     _show_summary(loaded.run_dir, launch.train(loaded, restart=restart))
@@ -55,9 +55,9 @@ def train(config: ConfigFile, overrides: Overrides = None, restart: Restart = Fa
 @app.command()
 def sft(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
     """Run only the SFT stage of a config and write its adapter in PEFT's layout."""
-    from rlft.config_file import load
+    from rlft.cli.run_config import load
 
-    loaded = load(config, overrides or [])
+    loaded = load(config, overrides)
     from rlft.train.rl import launch
 
     folder = launch.sft(loaded, restart=restart)
@@ -97,9 +97,9 @@ def chaos(
     steps: Annotated[int, typer.Option(min=1, help="Steps of both runs, at most the config's.")] = 5,
 ) -> None:
     """Run a config twice, the second time with rollout workers killed, and show whether the curve is the same."""
-    from rlft.config_file import load
+    from rlft.cli.run_config import load
 
-    loaded = load(config, overrides or [])
+    loaded = load(config, overrides)
     loaded = load(config, [*(overrides or []), f"steps={min(steps, loaded.steps)}"])
     from rlft.cli import chaos as module
 
@@ -146,7 +146,7 @@ def evaluate(
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder (PEFT layout) to measure instead.")] = None,
 ) -> None:
     """Measure held-out accuracy and print it as JSON; nothing is written."""
-    from rlft.config_file import load
+    from rlft.cli.run_config import load
 
     if target.is_dir():
         _refuse_reward_model(target, "evaluate", f"its held-out accuracy is in {target / 'summary.json'}")
@@ -156,9 +156,9 @@ def evaluate(
                 f"measure its adapter on tasks: rlft evaluate CONFIG --adapter {_last_adapter(target)}"
             )
         adapter = adapter or _last_adapter(target)
-        loaded = load(target / "config.yaml", overrides or [])
+        loaded = load(target / "config.yaml", overrides, is_trained=False)
     else:
-        loaded = load(target, overrides or [])
+        loaded = load(target, overrides, is_trained=False)
     from rlft.train.rl import launch
 
     result = launch.measure(loaded, adapter).as_dict()
@@ -184,11 +184,10 @@ def list_(
 ) -> None:
     """List what a config can name."""
     from rlft.common import by_path
-    from rlft.config import RolloutConfig
     from rlft.environment.systems import SYSTEMS
     from rlft.objectives.presets import PRESETS
+    from rlft.rollout.engines.traits import ENGINES
 
-    engines = get_args(RolloutConfig.model_fields["engine"].annotation)
     tables: dict[str, dict[str, str]] = {
         "rewards": by_path.available("rewards"),
         "environments": {
@@ -196,7 +195,7 @@ def list_(
             **{found.syntax: f"of {system}; docs/systems.md" for system, found in SYSTEMS.items()},
         },
         "presets": {name: _preset_line(algorithm) for name, algorithm in PRESETS.items()},
-        "engines": dict.fromkeys(engines, ""),
+        "engines": {name: traits.summary for name, traits in ENGINES.items()},
     }
     if kind and kind not in tables:
         raise ValueError(f"nothing called {kind!r} to list; one of {', '.join(tables)}")
@@ -223,7 +222,7 @@ def schema(
 
         print(json.dumps(PreferenceConfig.model_json_schema(), indent=1))
         return
-    from rlft.config_file import schema as config_schema
+    from rlft.cli.run_config import schema as config_schema
 
     print(json.dumps(config_schema(), indent=1))
 

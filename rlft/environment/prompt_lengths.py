@@ -1,4 +1,4 @@
-"""Whether prompts fit the model, decided before a run starts."""
+"""How long an environment's prompts are, and whether they fit a bound."""
 
 from __future__ import annotations
 
@@ -8,86 +8,16 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlft.common.by_path import describe_error
-from rlft.config import RunConfig
 from rlft.environment.contract import Environment, check_messages
-from rlft.model import chat, pretrained, special_tokens
-from rlft.model.context import Context, _positions, model_context
+from rlft.model import chat
+from rlft.model.context import Context
 from rlft.types import Message, Task
 
 STARTED = 16
 """Tasks of a multi-turn environment, evenly spread, whose first prompt is looked at unless all are."""
-CANARY_TOKENS = 48
-"""Most tokens of the reply in the weight proof, see `rollout.weight_proof`."""
-
-
-def run_context(
-    config: RunConfig, model_config: PretrainedConfig, *, is_trained: bool = True, is_canary: bool = False
-) -> Context:
-    """The context of a config's engine, and of the learner where there is one.
-
-    Args:
-        is_trained: whether the learner gets the samples too.
-        is_canary: whether it is for the canary instead of samples.
-    """
-    rollout, sampling = config.rollout, config.sampling
-    if rollout.engine == "transformers":
-        return model_context(model_config)
-    longest = _positions(model_config)
-    context = Context(longest, f"the model's context of {longest}")
-    name = {"vllm": "max_model_len", "openai": "context"}[rollout.engine]
-    given = rollout.engine_args.get(name)
-    if isinstance(given, int) and 0 < given < longest:  # anything else is for the engine to read, or to refuse
-        context = Context(given, f"rollout.engine_args.{name}={given}")
-    if rollout.engine == "openai":
-        return context
-    if is_canary or sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0:
-        # vLLM then reads the whole as a prompt, and needs a place behind it.
-        context = Context(context.tokens - 1, f"{context.words}, of which vLLM keeps one token")
-    return min(context, model_context(model_config), key=lambda bound: bound.tokens) if is_trained else context
-
-
-def fit(
-    config: RunConfig, environment: Environment, model_folder: str, *, is_trained: bool = True
-) -> tuple[Environment, str]:
-    """`fit_context` for a config and its model; demonstrations of the SFT stage and the canary have to fit too.
-
-    Args:
-        is_trained: whether training follows, else only a measurement.
-
-    Raises:
-        ValueError: see `fit_context`; or a demonstration or the canary is too long.
-    """
-    model_config = pretrained.load_config(model_folder)
-    context = run_context(config, model_config, is_trained=is_trained)
-    tokenizer = chat.load_tokenizer(model_folder, special_tokens_in_text=config.model.special_tokens_in_text)
-    if config.sft is not None:
-        shown = environment.demonstrations[: config.sft.examples]
-        longest = _positions(model_config)  # SFT runs the model with its window
-        chat.check_conversations(tokenizer, shown, context=longest, tools=environment.tools)
-    environment, note = fit_context(
-        environment,
-        tokenizer,
-        max_new_tokens=config.sampling.max_new_tokens,
-        context=context,
-        overlong=config.environment.overlong,
-    )
-    asked = [*environment.train, *environment.heldout]
-    spelled, token = special_tokens.as_text(
-        tokenizer, [*(task.messages for task in asked), *environment.demonstrations]
-    )
-    if spelled:
-        becomes = "act as those tokens" if config.model.special_tokens_in_text == "allow" else "stay text"
-        remark = (
-            f"{spelled} prompts and demonstrations spell special tokens, such as {token!r}; they {becomes} "
-            "(model.special_tokens_in_text)"
-        )
-        environment = replace(environment, notes=(*environment.notes, remark))
-    if is_trained and config.rollout.engine != "openai":
-        _check_canary(environment.train[0], tokenizer, run_context(config, model_config, is_canary=True))
-    return environment, note
 
 
 def fit_context(
@@ -146,16 +76,6 @@ def _prompt_length(environment: Environment, tokenizer: PreTrainedTokenizerBase,
     if environment.episode is None:
         return len(chat.render(tokenizer, task.messages))
     return len(chat.render(tokenizer, first_messages(environment, task, seed=0), tools=environment.tools))
-
-
-def _check_canary(task: Task, tokenizer: PreTrainedTokenizerBase, context: Context) -> None:
-    length = len(chat.render(tokenizer, task.messages)) + CANARY_TOKENS
-    if length > context.tokens:
-        raise ValueError(
-            f"the canary, which proves that the engine has the learner's weights, is a reply of {CANARY_TOKENS} tokens "
-            f"to the first training task {task.id!r}, {length} tokens in all, and that exceeds {context.words}; "
-            "shorten the prompts, or use a model or an engine with a larger context"
-        )
 
 
 def first_messages(environment: Environment, task: Task, *, seed: int) -> list[Message]:

@@ -17,14 +17,15 @@ class Context:
     """What that is, for errors, as in "the model's context of 2048"."""
 
 
-def _positions(config: PretrainedConfig) -> int:
+def max_positions(config: PretrainedConfig) -> int:
+    """Positions that a model has embeddings for, whatever it attends to."""
     longest: int = config.get_text_config().max_position_embeddings
     return longest
 
 
 def model_context(config: PretrainedConfig) -> Context:
     """The context of the transformers engine and of the learner, which both attend to everything before a token."""
-    longest = _positions(config)
+    longest = max_positions(config)
     window: int = getattr(config.get_text_config(), "sliding_window", None) or longest
     if window < longest:
         return Context(window, f"the model's sliding window of {window}")

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from rlft.environment.prompt_lengths import CANARY_TOKENS
 from rlft.model import chat
 from rlft.model.adapter import make_adapter
 from rlft.rollout.engines.contract import Engine
@@ -28,6 +27,8 @@ REPLY = (
     "The answer is 42, because it is written in the book. First I read what was asked, then I wrote down what I knew, "
     "and in the end I looked at every step once more before I gave the result."
 )
+CANARY_TOKENS = 48
+"""Most tokens of that reply."""
 MOVED = 0.02
 """Share of the tolerance that the learner's log-probs have to move by, for an engine that did not to be stale. Seen in
 bfloat16: as soon as any of the learner's bits change, they move by four times that on average."""

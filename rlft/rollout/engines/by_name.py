@@ -1,19 +1,94 @@
-"""Engines by the name that a config gives them."""
+"""Engines by the name that a config gives them: what is wrong with a config for its engine, and the engine itself.
+
+Asking costs no heavy import; `make_engine` loads what the engine runs on.
+"""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
-from transformers import PreTrainedTokenizerBase
 
 from rlft.common.by_path import did_you_mean
-from rlft.config import RolloutConfig, RunConfig, Strict
+from rlft.config import RolloutConfig, RunConfig
+from rlft.config_file import Problem, dotted
 from rlft.rollout.engines.contract import Engine
-from rlft.rollout.engines.openai import OpenAIEngine, ServerArguments
-from rlft.rollout.engines.transformers import TransformersArguments, TransformersEngine
+from rlft.rollout.engines.traits import ENGINES, Arguments, EngineTraits, OpenAIArguments, VllmArguments
 
-Arguments = TypeVar("Arguments", bound=Strict)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ARGS = ("rollout", "engine_args")
+
+
+def traits_of(rollout: RolloutConfig) -> EngineTraits:
+    """What the engine that `rollout.engine` names can do.
+
+    Raises:
+        ValueError: there is no such engine.
+    """
+    if rollout.engine not in ENGINES:
+        near = did_you_mean(rollout.engine, ENGINES)
+        raise ValueError(f"rollout.engine: {rollout.engine!r} is none; one of {', '.join(ENGINES)}.{near}")
+    return ENGINES[rollout.engine]
+
+
+def read_arguments(rollout: RolloutConfig) -> Arguments:
+    """`rollout.engine_args`, of the type that the engine takes.
+
+    Raises:
+        ValueError: no such engine; or names each wrong key, the nearest right one, and all that there are.
+    """
+    traits = traits_of(rollout)
+    if problems := _argument_problems(rollout, traits):
+        raise ValueError(_said(problems))
+    return traits.arguments.model_validate(rollout.engine_args)
+
+
+def engine_problems(config: RunConfig, *, is_trained: bool) -> list[Problem]:
+    """What a config asks of its engine that the engine cannot do.
+
+    Args:
+        is_trained: whether a policy is trained on what it generates, else it is only measured.
+    """
+    rollout, adapter, sampling = config.rollout, config.adapter, config.sampling
+    try:
+        traits = traits_of(rollout)
+    except ValueError as error:
+        return [(("rollout", "engine"), str(error).removeprefix("rollout.engine: "))]
+    problems = _argument_problems(rollout, traits)
+    if is_trained and traits.cannot_train:
+        able = " or ".join(name for name, other in ENGINES.items() if not other.cannot_train)
+        what = f"{rollout.engine} cannot train: {traits.cannot_train}; use {able}. `rlft evaluate` works with it"
+        problems.append((("rollout", "engine"), what))
+    if traits.adapter_kinds and adapter.kind not in traits.adapter_kinds:
+        what = (
+            f"{adapter.kind} is no kind that rollout.engine: {rollout.engine} generates with; use "
+            f"{' or '.join(traits.adapter_kinds)}, or rollout.engine: transformers"
+        )
+        problems.append((("adapter", "kind"), what))
+    if traits.max_rank and adapter.rank > traits.max_rank:
+        what = f"rollout.engine: {rollout.engine} takes adapters up to rank {traits.max_rank}, this is {adapter.rank}"
+        problems.append((("adapter", "rank"), what))
+    if traits.truncates_at_temperature_1_only and sampling.is_truncating and sampling.temperature != 1:
+        what = (
+            f"rollout.engine: {rollout.engine} gives no log-probs of the policy at temperature "
+            f"{sampling.temperature:g} before top_p, top_k and min_p, which the learner has to compare with; use 1, or "
+            "none of them, or rollout.engine: transformers"
+        )
+        problems.append((("sampling", "temperature"), what))
+    return problems
+
+
+def check_engine(config: RunConfig, *, is_trained: bool) -> None:
+    """Refuse a config whose engine cannot do what it asks.
+
+    Raises:
+        ValueError: all `engine_problems`, one a line.
+    """
+    if problems := engine_problems(config, is_trained=is_trained):
+        raise ValueError(_said(problems))
 
 
 def make_engine(config: RunConfig, model_folder: str, tokenizer: PreTrainedTokenizerBase) -> Engine:
@@ -22,10 +97,12 @@ def make_engine(config: RunConfig, model_folder: str, tokenizer: PreTrainedToken
     Raises:
         ValueError: the engine is not installed, or does not take these arguments.
     """
-    rollout = config.rollout
-    if rollout.engine == "openai":
-        return OpenAIEngine(tokenizer, read_arguments(ServerArguments, rollout))
-    if rollout.engine == "vllm":
+    arguments, threads = read_arguments(config.rollout), config.rollout.threads
+    if isinstance(arguments, OpenAIArguments):
+        from rlft.rollout.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(tokenizer, arguments)
+    if isinstance(arguments, VllmArguments):
         from rlft.rollout.engines.vllm import VllmEngine
 
         return VllmEngine(
@@ -33,55 +110,40 @@ def make_engine(config: RunConfig, model_folder: str, tokenizer: PreTrainedToken
             tokenizer,
             model=config.model,
             adapter=config.adapter,
-            threads=rollout.threads,
-            engine_args=rollout.engine_args,
+            threads=threads,
+            engine_args=arguments,
         )
+    from rlft.rollout.engines.transformers import TransformersEngine
+
     return TransformersEngine(
         model_folder,
         tokenizer,
         model=config.model,
         adapter=config.adapter,
-        threads=rollout.threads,
-        engine_args=read_arguments(TransformersArguments, rollout),
+        threads=threads,
+        engine_args=arguments,
     )
 
 
-def read_arguments(kind: type[Arguments], rollout: RolloutConfig) -> Arguments:
-    """`rollout.engine_args`, of the kind that the engine takes.
+def _said(problems: Sequence[Problem]) -> str:
+    return "\n".join(f"{dotted(loc)}: {what}" for loc, what in problems)
 
-    Raises:
-        ValueError: names each wrong key, the nearest right one, and all that there are.
-    """
-    if "api_key" in rollout.engine_args and "api_key_env" in kind.model_fields:
-        raise ValueError(
-            "rollout.engine_args.api_key: a config is saved with its run, so the key has no place in it; put it into "
-            "an environment variable and name that in rollout.engine_args.api_key_env"
-        )
+
+def _argument_problems(rollout: RolloutConfig, traits: EngineTraits) -> list[Problem]:
+    kind, given = traits.arguments, rollout.engine_args
+    refused = {key: why for key, why in traits.refused.items() if key in given}
     try:
-        return kind.model_validate(rollout.engine_args)
+        kind.model_validate({key: value for key, value in given.items() if key not in refused})
+        wrong = []
     except ValidationError as error:
-        problems = []
-        for problem in error.errors():
-            key = ".".join(map(str, problem["loc"]))
-            is_unknown = problem["type"] == "extra_forbidden"
-            said = f"unknown key.{did_you_mean(key, kind.model_fields)}" if is_unknown else problem["msg"]
-            problems.append(f"rollout.engine_args.{key}: {said}")
-        known = ", ".join(kind.model_fields)
-        raise ValueError(f"{'; '.join(problems)} (the {rollout.engine} engine has {known})") from None
-
-
-def refuse_training(config: RunConfig) -> None:
-    """Refuse to train with an engine that can only evaluate, or with arguments that the engine does not take.
-
-    vLLM knows its arguments itself, once it starts.
-
-    Raises:
-        ValueError: what to use instead; see `read_arguments`.
-    """
-    if config.rollout.engine == "openai":
-        raise ValueError(
-            "rollout.engine: openai cannot train: a server returns text without the tokens that were sampled and their "
-            "log-probs, and it does not run the adapter; use transformers or vllm. `rlft evaluate` works with it"
-        )
-    if config.rollout.engine == "transformers":
-        read_arguments(TransformersArguments, config.rollout)
+        wrong = error.errors()
+    problems: list[Problem] = [((*_ARGS, key), why) for key, why in refused.items()]
+    for problem in wrong:
+        what = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            known = f"the {rollout.engine} engine has {', '.join(kind.model_fields)}"
+            what = f"unknown key.{did_you_mean(str(problem['loc'][0]), kind.model_fields)} ({known})"
+        elif problem["type"] == "missing":
+            what = f"the {rollout.engine} engine needs this key"
+        problems.append(((*_ARGS, *problem["loc"]), what))
+    return problems

@@ -9,46 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from rlft.common.chat_server import Reply, ask, connect
-from rlft.config import Strict
 from rlft.model.adapter import adapter_hash
 from rlft.rollout.engines.contract import Request, refuse_other_version
+from rlft.rollout.engines.traits import OpenAIArguments
 from rlft.types import Adapter, Completion, FinishReason, SamplingParams, whole_text
-
-NO_LIMIT = 2**31
-"""Context of a server that does not say its own: it refuses what is too long itself."""
-
-
-class ServerArguments(Strict):
-    """What `rollout.engine_args` can say."""
-
-    base_url: str
-    """Such as http://localhost:8000/v1."""
-    model: str
-    """Name of the model there; for an adapter that the server holds, the name that it was given."""
-    api_key_env: str = ""
-    """Environment variable that holds the key; the key itself has no place in a config."""
-    timeout: float = Field(120.0, gt=0)
-    """Seconds that one request may take."""
-    max_concurrency: int = Field(16, ge=1)
-    """Requests at the same time."""
-    retries: int = Field(4, ge=0)
-    """Further tries after a connection error, 429 or 5xx, with growing pauses."""
-    context: int = Field(NO_LIMIT, ge=1)
-    """Tokens that prompt and completion may have together, for the token budget of episodes."""
-    extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of every request, such as {chat_template_kwargs: {enable_thinking: false}}."""
 
 
 class OpenAIEngine:
     """See `contract.Engine`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, engine_args: ServerArguments) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, engine_args: OpenAIArguments) -> None:
         """Prepare the connections; the server is not asked yet.
 
         Raises:

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlft.config import AdapterConfig, ModelConfig, Strict
+from rlft.config import AdapterConfig, ModelConfig
 from rlft.model import base as models
 from rlft.model import chat
 from rlft.model.adapter import verified_hash
@@ -27,23 +26,13 @@ from rlft.rollout.engines.batching import Sampled, sample_all
 from rlft.rollout.engines.contract import Request, refuse_other_version
 from rlft.rollout.engines.forward import ForwardPass, forward_pass
 from rlft.rollout.engines.merging import MergedWeights
+from rlft.rollout.engines.traits import TransformersArguments
 from rlft.types import Adapter, Completion, SamplingParams
 
 MAX_ROWS = {"cpu": 64, "cuda": 256}
 """Rows of a batch by default. More rows help the products little on a CPU, and waiting samples keep fewer rows full."""
 PREFILL_TOKENS = 4096
 """Prompt tokens, padding included, that are computed together."""
-
-
-class TransformersArguments(Strict):
-    """What `rollout.engine_args` can say."""
-
-    max_rows: int = Field(default=0, ge=0)
-    """Samples that are generated together at the most; 0 chooses by the device."""
-    cache_mb: float = Field(default=2048.0, gt=0)
-    """Bound on keys and values, in MB; fewer samples are generated together where they need more."""
-    compile: bool = False
-    """Transformers' layers, with norms and gated MLPs through torch.compile, which needs a C++ compiler on a CPU."""
 
 
 class TransformersEngine:

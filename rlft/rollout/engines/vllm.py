@@ -10,7 +10,7 @@ import importlib.util
 import os
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,17 @@ from rlft.model.adapter import adapter_shapes, refuse_misfit, save_tensors, veri
 from rlft.model.pretrained import load_generation_config
 from rlft.rollout.engines import vllm_process
 from rlft.rollout.engines.contract import EngineLostError, Request, refuse_other_version
+from rlft.rollout.engines.traits import VllmArguments
 from rlft.rollout.engines.vllm_process import Answer
 from rlft.types import Adapter, Completion, FinishReason, SamplingParams
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's `max_lora_rank` can be."""
+"""What vLLM's `max_lora_rank` can be; see `traits.EngineTraits.max_rank`."""
 CPU_ARGUMENTS = {"kv_cache_memory_bytes": 2 * 2**30, "enable_chunked_prefill": False}
 """On a CPU, unless `engine_args` say otherwise: vLLM would take nearly all memory for keys and values, and it fails
 when a sample with a seed has its prompt computed in parts."""
 MIN_TEMPERATURE = 0.01
 """vLLM raises lower temperatures to this one."""
-
-_OURS = {"model", "tokenizer", "dtype", "enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras", "logprobs_mode"}
-_OURS |= {"enable_sleep_mode", "lora_target_modules"}
 
 
 class VllmEngine:
@@ -54,13 +52,9 @@ class VllmEngine:
         model: ModelConfig,
         adapter: AdapterConfig,
         threads: int,
-        engine_args: Mapping[str, Any],
+        engine_args: VllmArguments,
     ) -> None:
         """Start the process and load the base model into it.
-
-        Args:
-            engine_args: `sleep` (on a GPU: leave its memory to the learner between two calls), and arguments of
-                vllm.LLM.
 
         Raises:
             ValueError: vllm is not installed, does not take these arguments, or cannot run this model or adapter.
@@ -74,14 +68,14 @@ class VllmEngine:
         self._hash = ""
         self._config, self._folder = adapter, str(model_folder)
         self._shapes = adapter_shapes(model_folder, adapter)
-        arguments = _arguments(self._folder, model, adapter, engine_args)
+        arguments = _llm_arguments(self._folder, model, adapter, engine_args)
         # Without a list it also prepares the output layer for updates, which costs time for every token.
         arguments["lora_target_modules"] = sorted({key.split(".lora_")[0].rpartition(".")[2] for key in self._shapes})
         self._end_ids = tuple(sorted(chat.end_token_ids(tokenizer, load_generation_config(self._folder))))
         self._loads = 0
         self._process = _start_process(threads)
         self._finalizer = weakref.finalize(self, _end, self._process, os.getpid())
-        self._process.send({"sleep": bool(engine_args.get("sleep")), "arguments": arguments})
+        self._process.send({"sleep": engine_args.sleep, "arguments": arguments})
         self.context: int = self._answer("rollout.engine_args: vLLM does not start with them")
 
     def load_adapter(self, adapter: Adapter) -> None:
@@ -204,21 +198,16 @@ def _end(process: ChildProcess, owner: int) -> None:
         process.kill()
 
 
-def _arguments(
-    folder: str, model: ModelConfig, adapter: AdapterConfig, engine_args: Mapping[str, Any]
+def _llm_arguments(
+    folder: str, model: ModelConfig, adapter: AdapterConfig, engine_args: VllmArguments
 ) -> dict[str, Any]:
-    """The arguments of vllm.LLM."""
-    arguments = {key: value for key, value in engine_args.items() if key != "sleep"}
-    if taken := sorted(arguments.keys() & _OURS):
-        raise ValueError(f"rollout.engine_args.{taken[0]} follows from model, adapter and `sleep`; remove it")
-    if adapter.rank > RANKS[-1]:
-        raise ValueError(f"vLLM takes adapters up to rank {RANKS[-1]}, adapter.rank is {adapter.rank}")
+    """The arguments of vllm.LLM; see `traits.VLLM_TAKEN`."""
     is_cpu = models.default_device().type == "cpu"
     return {
         "enable_prefix_caching": True,
         "generation_config": "vllm",  # else it takes sampling settings from the model's folder
         **(CPU_ARGUMENTS if is_cpu else {}),
-        **arguments,
+        **engine_args.for_llm(),
         "model": folder,
         "dtype": str(models.resolve_dtype(model)).removeprefix("torch."),
         "enable_lora": True,
@@ -226,7 +215,7 @@ def _arguments(
         "max_loras": 1,
         "max_cpu_loras": 2,  # the new one is read before the old one is forgotten
         "logprobs_mode": "processed_logprobs",
-        "enable_sleep_mode": bool(engine_args.get("sleep")),
+        "enable_sleep_mode": engine_args.sleep,
     }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
 from rlft.curves.text import format_accuracy
-from rlft.environment import loading, prompt_lengths
+from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.learner import reward_model
 from rlft.learner.group import make_learner
@@ -34,7 +34,8 @@ from rlft.model.starting_point import (
     start_tensors,
 )
 from rlft.reward.scoring import LearnerScores, Scorer
-from rlft.rollout.engines.by_name import refuse_training
+from rlft.rollout.context import fit
+from rlft.rollout.engines.by_name import check_engine, traits_of
 from rlft.rollout.pool import MakePool, RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
 from rlft.run.checkpoint import Snapshot
@@ -148,9 +149,10 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> Evaluation:
         ValueError: see `train`.
         RuntimeError: too many samples could not be scored, see `evaluation`.
     """
+    check_engine(config, is_trained=False)
     environment = loading.load(config.environment)
     model_folder = str(resolve_model(config))
-    environment, _ = prompt_lengths.fit(config, environment, model_folder, is_trained=False)
+    environment, _ = fit(config, environment, model_folder, is_trained=False)
     adapter = bare_base()
     if adapter_folder is not None:
         refuse_other_scale(adapter_folder, config)
@@ -167,9 +169,8 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> Evaluation:
             config, pool, scorer, environment.heldout, version=adapter.version, on_chunk=view.progress
         )
         result = evaluation(config, groups, adapter=adapter, name="measure", step=0, samples_file=None)
-        if config.rollout.engine == "openai":  # not the weights that the result's adapter_hash speaks of
-            served = {key: config.rollout.engine_args[key] for key in ("model", "base_url")}
-            return replace(result, extra={"served": served})
+        if names := traits_of(config.rollout).says_what_is_measured:  # not the result's adapter_hash
+            return replace(result, extra={"served": {name: config.rollout.engine_args[name] for name in names}})
         return result
 
 
@@ -181,7 +182,7 @@ def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Pre
         log_dir: where the scoring processes print; if not given, `Scorer.move_logs` has to move what they printed
             before the end, which deletes it.
     """
-    refuse_training(config)
+    check_engine(config, is_trained=True)
     environment = loading.load(config.environment)
     if not environment.heldout:
         raise ValueError(
@@ -199,7 +200,7 @@ def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Pre
             log_dir = Path(stack.enter_context(folder))
         scorer = stack.enter_context(make_scorer(config, environment, log_dir=log_dir, learner=learner_scores))
         model_folder = str(resolve_model(config))
-        environment, dropped = prompt_lengths.fit(config, environment, model_folder)
+        environment, dropped = fit(config, environment, model_folder)
         tasks_of_step(
             environment.train, step=1, count=config.tasks_per_step, seed=config.seed, order=config.environment.order
         )
