@@ -56,6 +56,10 @@ def write(tmp_path: Path) -> Any:
         ("rollout:\n  engine: vllm\n  engine_args:\n    max_model_len: long\n", 9, "max_model_len: .*valid integer"),
         ("rollout:\n  engine: vllm\n  engine_args:\n    dtype: half\n", 9, r"args\.dtype: follows from model, adapter"),
         (
+            "rollout:\n  engine: vllm\n  engine_args:\n    extra_args: {trust_remote_code: true}\n",
+            *(9, "trust_remote_code is refused: no code"),
+        ),
+        (
             "rollout:\n  engine: vllm\n  engine_args:\n    extra_args: {logprobs_mode: raw_logits}\n",
             *(9, r"engine_args\.extra_args: logprobs_mode follows from"),
         ),

@@ -60,8 +60,6 @@ class VllmArguments(Strict):
     """How the weights in the model's folder are quantized."""
     attention_backend: str | None = None
     """Which kernels compute attention."""
-    trust_remote_code: bool | None = None
-    """Whether code in the model's folder may run."""
     extra_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `vllm.LLM`, as its documentation has them; it refuses those that it does not know."""
 
@@ -136,7 +134,10 @@ class EngineTraits:
 
 _FOLLOWS = "follows from model, adapter and rollout.engine_args.sleep; remove it"
 _TAKEN = ("model", "tokenizer", "dtype", "enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras", "logprobs_mode")
-VLLM_TAKEN = dict.fromkeys((*_TAKEN, "enable_sleep_mode", "lora_target_modules"), _FOLLOWS)
+VLLM_TAKEN = {
+    **dict.fromkeys((*_TAKEN, "enable_sleep_mode", "lora_target_modules"), _FOLLOWS),
+    "trust_remote_code": "is refused: no code from a model's folder is run",
+}
 """Arguments of `vllm.LLM` that are not the user's to choose."""
 
 ENGINES: Mapping[str, EngineTraits] = {
