@@ -111,12 +111,14 @@ def test_what_only_computes_may_change_and_is_marked(here: Path, monkeypatch: py
     provenance = json.loads((RUN / "provenance.json").read_text())
     provenance["packages"]["torch"] = "2.0"
     provenance["kernels"] = "made up"
+    provenance["operations"] = ["made_up float32"]
     (RUN / "provenance.json").write_text(json.dumps(provenance))
     shutil.rmtree(RUN / "checkpoints" / "step-000002")
     launch.resume(RUN)
     (event,) = [event for event in read_lines(RUN / "events.jsonl") if event["kind"] == "computing_changed"]
     assert event["step"] == 1
-    for part in ("kernels: made up -> ", "torch: 2.0 -> ", "learner.tokens_per_microbatch: None -> 64"):
+    parts = ("kernels: made up -> ", "operations no longer compiled: made_up float32")
+    for part in (*parts, "torch: 2.0 -> ", "learner.tokens_per_microbatch: None -> 64"):
         assert part in event["message"]
     assert "computing_changed" in write_report(RUN).read_text()
     now = logs.read_provenance(RUN)
@@ -215,7 +217,20 @@ def test_what_was_not_written_down_is_not_compared() -> None:
     full = Provenance(config={"seed": 1}, sha256={"r": "a"}, tasks="t", model="m", packages={"torch": "1"}, kernels="k")
     empty = Provenance()
     assert changed_numbers(empty, full) == changed_computing(empty, full) == []
+    assert changed_computing(full, replace(full, operations=["rms_norm float32"])) == []
     assert changed_numbers(full, replace(full, model="other")) == ["the model's files: sha256 m -> other"]
+
+
+def test_other_compiled_operations_are_a_change() -> None:
+    then = Provenance(operations=["a", "b", "c", "d", "e", "f"])
+    assert changed_computing(then, then) == []
+    assert changed_computing(then, Provenance(operations=["a", "g"])) == [
+        "operations no longer compiled: b, c, d, e and 1 more",
+        "operations compiled now: g",
+    ]
+    assert changed_computing(then, Provenance(operations=[])) == [
+        "operations no longer compiled: a, b, c, d and 2 more"
+    ]
 
 
 # Runs of earlier formats

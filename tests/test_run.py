@@ -19,6 +19,7 @@ from rlft.learner.batch import collate, pack
 from rlft.learner.rl import Learner
 from rlft.model import base as models
 from rlft.model import chat
+from rlft.model.kernels import library
 from rlft.run.checkpoint import load_latest
 from rlft.run.directory import Run
 from rlft.run.records import Provenance
@@ -215,6 +216,7 @@ def test_a_run_says_what_it_was_made_with(finished_run: Path) -> None:
     assert all(len(digest) == 64 for digest in provenance["sha256"].values())
     assert {"torch", "transformers", "peft", "trl", "ray"} <= provenance["packages"].keys()
     assert provenance["kernels"].startswith(("compiled by ", "torch ("))
+    assert provenance["operations"] == library.operations()
 
 
 def test_the_summary_holds_both_accuracies(finished_run: Path) -> None:

@@ -50,7 +50,14 @@ _MACHINE = ("kernels", "device", "python", "machine", "system")
 
 
 def describe(
-    config: BaseRunConfig, *, sha256: Mapping[str, str], tasks: str, model: str, kernels: str, device: str
+    config: BaseRunConfig,
+    *,
+    sha256: Mapping[str, str],
+    tasks: str,
+    model: str,
+    kernels: str,
+    operations: Sequence[str],
+    device: str,
 ) -> Provenance:
     """What makes the numbers of a run that starts here and now; the arguments are fields of `Provenance`."""
     packages = {}
@@ -65,6 +72,7 @@ def describe(
         tasks=tasks,
         model=model,
         kernels=kernels,
+        operations=list(operations),
         device=device,
         packages=packages,
         python=platform.python_version(),
@@ -103,6 +111,10 @@ def changed_computing(then: Provenance, now: Provenance) -> list[str]:
         for name in _MACHINE
         if (old := getattr(then, name)) and (new := getattr(now, name)) and old != new
     ]
+    if then.operations is not None and now.operations is not None:
+        gone, new = {*then.operations} - {*now.operations}, {*now.operations} - {*then.operations}
+        lines += [f"operations no longer compiled: {_listed(gone)}"] if gone else []
+        lines += [f"operations compiled now: {_listed(new)}"] if new else []
     lines += [
         f"{name}: {then.packages[name]} -> {now.packages[name]}"
         for name in sorted({*then.packages} & {*now.packages})
@@ -119,7 +131,7 @@ def changed_computing(then: Provenance, now: Provenance) -> list[str]:
 
 def succeeded_by(then: Provenance, now: Provenance) -> Provenance:
     """The provenance of a run that goes on under what `now` says, with what it was before among `earlier`."""
-    kept = {name: getattr(then, name) for name in (*_MACHINE, "packages", "cpus", "started")}
+    kept = {name: getattr(then, name) for name in (*_MACHINE, "operations", "packages", "cpus", "started")}
     return replace(
         now, lineage=then.lineage, earlier=[{**kept, "packages": dict(then.packages)}, *then.earlier], extra=then.extra
     )
@@ -141,6 +153,11 @@ def _extends(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether it is the number of steps, and steps that are done come out the same under another one."""
     schedules = (config.get("learner", {}).get("schedule") for config in (then, now))
     return key == "steps" and all(schedule == "constant" for schedule in schedules)
+
+
+def _listed(names: set[str]) -> str:
+    few = sorted(names)[:4]
+    return ", ".join(few) + (f" and {len(names) - len(few)} more" if len(names) > len(few) else "")
 
 
 def _shown(value: Any) -> str:

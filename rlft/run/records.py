@@ -243,6 +243,8 @@ class Provenance:
     """Hash of the model's weights and tokenizer; empty in format 1."""
     kernels: str = ""
     """What computes the operations between matrix products."""
+    operations: Sequence[str] | None = None
+    """Operations that compiled kernels compute, such as `rms_norm bfloat16`; None where they were not written down."""
     device: str = ""
     """What the learner computes on and in which type, such as `cpu, bfloat16`; empty in format 1."""
     packages: Mapping[str, str] = field(default_factory=dict)

@@ -39,6 +39,7 @@ def present(
         tasks=tasks,
         model=folder_sha256(Path(model_folder)),
         kernels=library.description(),
+        operations=library.operations(),
         device=f"{default_device().type}, {dtype}",
     )
 
