@@ -201,6 +201,19 @@ class EvaluationConfig(Strict):
     """Evaluate each so many steps; 0 means only at the start and at the end."""
 
 
+class GuardsConfig(Strict):
+    """When a policy counts as diverged: an event on the curves, and where `stop` names it the run's end."""
+
+    max_kl: float = Field(5.0, ge=0)
+    """Largest KL to the policy that RL started from, nats per token; 0 is off. It needs an algorithm with a KL."""
+    min_entropy: float = Field(0.005, ge=0)
+    """Smallest entropy of the policy, nats per token; 0 is off."""
+    steps_without_signal: int = Field(20, ge=0)
+    """Most steps in a row in which all groups have equal rewards; 0 is off."""
+    stop: tuple[Literal["kl", "entropy", "signal"], ...] = ("kl",)
+    """Which of them stop the run; the last adapter from before is named. Parameters that are not finite always do."""
+
+
 class CheckpointConfig(Strict):
     """Snapshots for `rlft resume`."""
 
@@ -275,6 +288,8 @@ class RunConfig(BaseRunConfig):
     """Supervised warm start before RL; null goes straight to RL."""
     evaluation: EvaluationConfig = EvaluationConfig()  # type: ignore[call-arg]
     """Held-out measurements."""
+    guards: GuardsConfig = GuardsConfig()  # type: ignore[call-arg]
+    """What a diverged policy is told by."""
     checkpoint: CheckpointConfig = CheckpointConfig()  # type: ignore[call-arg]
     """Snapshots."""
 

@@ -43,6 +43,7 @@ from rlft.train.reward_model import train as reward_model
 from rlft.train.reward_model.config import RewardModelConfig
 from rlft.train.rl import launch
 from rlft.train.rl.evaluate import answer_heldout
+from rlft.train.rl.guards import Guards
 from rlft.train.rl.loop import refuse_mismatch
 from rlft.train.rl.rollouts import StepRollouts, refuse_failures
 from rlft.train.rl.services import make_scorer
@@ -241,6 +242,19 @@ def stops_on_failures(config: RunConfig) -> bool:
     group = made_up_group([1.0, 0.0, 0.5, Failed(kind="error", message="m", reproduce="r")])
     run: Any = SimpleNamespace(config=config, event=mock.Mock(), write_rollouts=mock.Mock(), path=Path())
     return _raises(RuntimeError, lambda: refuse_failures(run, 1, [group]))
+
+
+def diverged(config: RunConfig) -> Any:
+    """What is told of two steps far from the start, without entropy and updates, and which of them stops the run."""
+    run: Any = mock.MagicMock(config=config, path=Path("nowhere"))
+    guards, stopped = Guards(run, mock.MagicMock(), start=0), None
+    numbers = {"policy/updates": 0.0, "policy/kl_ref": 8.0, "policy/entropy": 0.001}
+    for step in (1, 2):
+        try:
+            guards.check(step, numbers, Adapter(version=step, hash="", tensors={}))
+        except RuntimeError:
+            stopped = stopped or step
+    return sorted(call.args[1].split()[1] for call in run.event.call_args_list), run.log.call_args_list, stopped
 
 
 def stops_on_mismatch(config: RunConfig) -> bool:

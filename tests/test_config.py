@@ -349,10 +349,10 @@ def test_what_a_preset_brings_may_be_without_effect(write: Any, tmp_path: Path) 
     assert load(again) == config
 
 
-def test_there_are_at_most_90_settings() -> None:
+def test_there_are_fewer_than_100_settings() -> None:
     found = leaves(configs.schema(), configs.schema())
     assert {"steps", "learner.lr", "rewards.weight", "sft.epochs", "algorithm.kl_coef"} <= found.keys()
-    assert 40 < len(found) <= 90, sorted(found)
+    assert 40 < len(found) < 100, sorted(found)
 
 
 # The JSON Schema.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from rlft import config_file
 from rlft.config import RunConfig
-from rlft.curves.reading import read_evals
+from rlft.curves.reading import read_evals, read_events
 from rlft.curves.report import write_report
 from rlft.run import logs
 from rlft.run.provenance import NO_NUMBERS, changed_computing, changed_numbers
@@ -163,8 +163,26 @@ def test_a_fork_goes_on_under_another_config_and_says_where_from(here: Path) -> 
 
 
 def test_settings_need_a_fork(here: Path) -> None:
-    with pytest.raises(ValueError, match=r"'learner.lr=0.1' would make other numbers.*--fork NAME"):
+    with pytest.raises(ValueError, match=r"(?s)learner.lr: 0.01 -> 0.1\nRestore it, or .* --fork NAME"):
         launch.resume(RUN, How(overrides=("learner.lr=0.1",)))
+    with pytest.raises(ValueError, match="'name=other' would be another run; to continue as one: --fork NAME"):
+        launch.resume(RUN, How(overrides=("name=other",)))
+    with pytest.raises(ValueError, match="a fork needs a name: --fork NAME"):
+        launch.resume(RUN, How(step=2))
+
+
+def test_settings_that_decide_no_numbers_may_change_within_a_run(here: Path) -> None:
+    launch.resume(RUN, How(overrides=("guards.stop=[]", "checkpoint.every=2")))
+    assert config_file.load(RUN / "config.yaml").guards.stop == ()
+    (event,) = [event for event in read_events(RUN) if event.kind == "computing_changed"]
+    assert "checkpoint.every: 1 -> 2" in event.message
+
+
+def test_a_fork_can_begin_at_an_earlier_checkpoint(here: Path) -> None:
+    with pytest.raises(ValueError, match=r"no whole checkpoint of step 7 \(there are: 1, 2\)"):
+        launch.resume(RUN, How(fork="other", step=7))
+    path, _ = launch.resume(RUN, How(fork="other", step=1))
+    assert logs.read_provenance(path).lineage[0]["step"] == 1
 
 
 def test_a_fork_needs_a_whole_checkpoint(here: Path) -> None:

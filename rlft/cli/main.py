@@ -117,14 +117,20 @@ def resume(
         str,
         typer.Option(metavar="NAME", help="Continue as a new run of this name: with other settings, rewards, data."),
     ] = "",
+    step: Annotated[
+        int | None, typer.Option(min=1, help="Step whose checkpoint a fork continues from; the newest when left out.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse to use an older checkpoint than the newest.")
     ] = False,
 ) -> None:
-    """Continue an interrupted run from its newest whole checkpoint, or fork it there."""
+    """Continue an interrupted run from its newest whole checkpoint, or fork it there or at an earlier one.
+
+    Settings that decide no numbers, such as rollout.workers or guards.stop, may change within a run, others in a fork.
+    """
     from rlft.run.resume import How
 
-    how = How(fork=fork, overrides=overrides or (), strict=strict)
+    how = How(fork=fork, overrides=overrides or (), step=step, strict=strict)
     _refuse_reward_model(run, "resume", "it is short and starts over: rlft reward-model CONFIG --restart")
     if _is_preference_run(run):
         from rlft.train.preference import launch as launch_dpo

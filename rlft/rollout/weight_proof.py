@@ -32,6 +32,8 @@ CANARY_TOKENS = 48
 MOVED = 0.02
 """Share of the tolerance that the learner's log-probs have to move by, for an engine that did not to be stale. Seen in
 bfloat16: as soon as any of the learner's bits change, they move by four times that on average."""
+DIVERGED = 5.0
+"""Nats per token since the first version by which a learner that has diverged has moved."""
 PROBE = 8.0
 """What an adapter's tensors are multiplied by to see whether loading has an effect; LoRA's update grows 64 times."""
 KEPT = 16
@@ -97,7 +99,7 @@ class Prover:
             raise RuntimeError(
                 f"the engine does not compute with adapter version {adapter.version}, though it has received it: the "
                 f"log-probs of the canary differ from the learner's by {difference:.4f} nats per token on average, and "
-                f"{canary.tolerance:.4f} is allowed. They look like {_likeness(canary, found)}. No sample was taken."
+                f"{canary.tolerance:.4f} is allowed. {_cause(canary, found)} No sample was taken."
             )
         if (earlier := self._unmoved(adapter, canary, found)) is not None and not self._takes(adapter, canary, found):
             moved = _distance(canary.logprobs, canary.earlier[earlier])
@@ -128,6 +130,17 @@ class Prover:
         other = self._ask(adapter, canary)
         self._engine.load_adapter(adapter)
         return other != found and self._ask(adapter, canary) == found
+
+
+def _cause(canary: Canary, found: Sequence[float]) -> str:
+    """What probably happened, in a sentence."""
+    moved = _distance(canary.logprobs, next(iter(canary.earlier.values()), canary.logprobs))
+    if not moved <= DIVERGED:
+        return (
+            f"The policy itself has moved by {moved:.1f} nats per token since the first version, so that the learner "
+            "has probably diverged, and its numbers are rounded apart: lower learner.lr, or add a KL."
+        )
+    return f"They look like {_likeness(canary, found)}."
 
 
 def _likeness(canary: Canary, found: Sequence[float]) -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlft.common.files import sha256, write_folder
-from rlft.run.records import step_name
+from rlft.run.records import step_name, step_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,21 +46,35 @@ def save(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
     write_folder(target, write)
-    # Later ones are of a past that this run has left, after a resume from an earlier snapshot: they go first.
-    earlier = sorted(path for path in folder.glob("step-*") if path.name <= target.name)
-    for old in {*folder.glob("step-*")} - {*earlier[-keep:]}:
-        shutil.rmtree(old)
+    prune(folder, keep=keep, last=snapshot.step)
     return target
 
 
-def load_latest(folder: Path) -> tuple[Snapshot | None, list[str]]:
-    """The newest snapshot that verifies, and what is wrong with newer ones.
+def prune(folder: Path, *, keep: int, last: int) -> None:
+    """Remove all snapshots but the newest `keep` up to step `last`.
+
+    Later ones are of a past that the run has left, after a resume from an earlier snapshot.
+    """
+    earlier = sorted(path for path in folder.glob("step-*") if path.name <= step_name(last))
+    for old in {*folder.glob("step-*")} - {*earlier[-keep:]}:
+        doomed = old.with_name(f".{old.name}.tmp")  # half of a snapshot must not look like a damaged one
+        old.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def steps_kept(folder: Path) -> list[int]:
+    """Steps that have a snapshot, ascending; it may be damaged."""
+    return sorted(step for path in folder.glob("step-*") if (step := step_of(path.name)) is not None)
+
+
+def load_latest(folder: Path, *, step: int | None = None) -> tuple[Snapshot | None, list[str]]:
+    """The newest snapshot that verifies, or only the one of `step`, and what is wrong with newer ones.
 
     Returns:
         (None, problems) when there is none.
     """
     problems = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in sorted(folder.glob("step-*" if step is None else step_name(step)), reverse=True):
         if problem := verify(path):
             problems.append(problem)
             continue

@@ -216,6 +216,11 @@ class Run(Generic[C]):
         write_file(path, json.dumps(summary, indent=1) + "\n")
         return path
 
+    def change_config(self, config: C) -> None:
+        """Go on with other settings than the run was started with; whether it may is `run.resume`'s to say."""
+        self.config = config
+        write_file(self.path / CONFIG, config_file.dump(config))
+
     def write_provenance(self, provenance: Provenance) -> None:
         """Keep what makes the run's numbers."""
         write_file(self.path / PROVENANCE, json.dumps(provenance.as_dict(), indent=1))

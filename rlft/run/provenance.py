@@ -29,6 +29,10 @@ NO_NUMBERS = (
     "scoring.workers",
     "scoring.deadline_s",
     "scoring.max_failed",
+    "guards.max_kl",
+    "guards.min_entropy",
+    "guards.steps_without_signal",
+    "guards.stop",
     "rollout.workers",
     "rollout.threads",
     "rollout.gpus_per_worker",
@@ -46,6 +50,8 @@ NO_NUMBERS = (
 )
 """Settings that decide where and how fast a run computes, what it keeps and when it stops, but not what is learnt."""
 
+_ARGUMENTS = ("args", "engine_args")
+"""Settings that hold keys of the user's own."""
 _MACHINE = ("kernels", "device", "python", "machine", "system")
 
 
@@ -138,13 +144,16 @@ def succeeded_by(then: Provenance, now: Provenance) -> Provenance:
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) of every leaf that differs; a key that one lacks is None there."""
+    """(dotted key, old value, new value) of every setting that differs.
+
+    One that the earlier config lacks came with a newer rlft, whose default is what was done before.
+    """
     found: list[tuple[str, Any, Any]] = []
     for key in sorted({*then, *now}):
         old, new = then.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and key not in _ARGUMENTS:
             found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
+        elif key in then and old != new:
             found.append((prefix + key, old, new))
     return found
 

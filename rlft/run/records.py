@@ -195,6 +195,8 @@ class Evaluation:
         kept = {name: value for name, value in named.items() if name != "extra" and name not in of_preferences}
         if not self.failed_parts:
             del kept["failed_parts"]
+        if not self.samples:
+            del kept["samples"]
         if self.stage != "RL":
             kept |= of_preferences
         kept["accuracy"] = self.accuracy.as_dict()

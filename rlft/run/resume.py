@@ -14,8 +14,8 @@ from rlft import config_file
 from rlft.common.files import write_file
 from rlft.config import BaseRunConfig
 from rlft.run import cut_back, logs, provenance
-from rlft.run.checkpoint import Snapshot, load_latest
-from rlft.run.directory import Run
+from rlft.run.checkpoint import Snapshot, load_latest, prune, steps_kept
+from rlft.run.directory import KEPT_CHECKPOINTS, Run
 from rlft.run.records import CHECKPOINTS, CONFIG, PROVENANCE, Provenance
 
 C = TypeVar("C", bound=BaseRunConfig)
@@ -28,7 +28,9 @@ class How:
     fork: str = ""
     """Name of a new run that continues from the checkpoint; empty continues the run itself."""
     overrides: Sequence[str] = ()
-    """`key.sub=value` settings of the fork."""
+    """`key.sub=value` settings of the fork; of the run itself those that do not change its numbers."""
+    step: int | None = None
+    """Step whose checkpoint the fork continues from; None is the newest."""
     strict: bool = False
     """Refuse to continue from an older checkpoint because the newest is damaged."""
 
@@ -49,17 +51,17 @@ class Continued(Generic[C]):
 
 
 def config_of(run: Run[C], how: How) -> C:
-    """The config that it goes on with: its own, or the fork's.
+    """The config that it goes on with: its own, with overrides that `continued` has to accept, or the fork's.
 
     Raises:
-        ValueError: overrides without a fork, or a setting that is wrong.
+        ValueError: a step or a name without a fork, or a setting that is wrong.
     """
     if not how.fork:
-        if how.overrides:
-            raise ValueError(
-                f"{how.overrides[0]!r} would make other numbers; give the run that goes on with it a name: --fork NAME"
-            )
-        return run.config
+        if how.step is not None:
+            raise ValueError("--step says where a fork begins, and a fork needs a name: --fork NAME")
+        if moved := next((o for o in how.overrides if o.partition("=")[0] in ("name", "output_dir")), None):
+            raise ValueError(f"{moved!r} would be another run; to continue as one: --fork NAME")
+        return config_file.load(run.path / CONFIG, how.overrides, type(run.config))
     place = [f"name={how.fork}", f"output_dir={json.dumps(str(run.path.parent))}"]
     return config_file.load(run.path / CONFIG, [*how.overrides, *place], type(run.config))
 
@@ -78,16 +80,17 @@ def continued(run: Run[C], config: C, now: Provenance, how: How, *, every: int) 
             (where, and what to do).
     """
     if how.fork:
-        with _fork(run, config, now) as forked:
+        with _fork(run, config, now, how.step) as forked:
             snapshot, problems = load_latest(forked.path / CHECKPOINTS)
             yield Continued(run=forked, snapshot=snapshot, remarks=problems)
         return
-    changes = _accept(run, now)
+    changes = _accept(run, config, now)
     cut_back.clear_torn_writes(run.path)
     snapshot, problems = cut_back.newest_checkpoint(run.path, every=every, strict=how.strict)
     for problem in problems:
         run.event("checkpoint_skipped", problem)
     step = snapshot.step if snapshot else 0
+    prune(run.path / CHECKPOINTS, keep=KEPT_CHECKPOINTS, last=step)
     aside = cut_back.set_aside_after(run.path, step)
     moved = f"; the records of later steps are in {aside}" if aside else ""
     run.event("resumed", f"continuing after step {step}{moved}", step=step)
@@ -97,24 +100,31 @@ def continued(run: Run[C], config: C, now: Provenance, how: How, *, every: int) 
     yield Continued(run=run, snapshot=snapshot, remarks=[*fallback, *changes])
 
 
-def _accept(run: Run[C], now: Provenance) -> list[str]:
+def _accept(run: Run[C], config: C, now: Provenance) -> list[str]:
     """Refuse what would change the numbers; write down what only computes them, and return it, a line each."""
     then = logs.read_provenance(run.path)
     provenance.refuse_changed(run.path, provenance.changed_numbers(then, now))
     changes = provenance.changed_computing(then, now)
     if changes or then.format != now.format:
         run.write_provenance(provenance.succeeded_by(then, now))
+    if config != run.config:
+        run.change_config(config)
     return changes
 
 
-def _fork(run: Run[C], config: C, now: Provenance) -> Run[C]:
-    """A new run with the records up to the newest whole checkpoint: its folder appears whole or not at all."""
+def _fork(run: Run[C], config: C, now: Provenance, step: int | None) -> Run[C]:
+    """A new run with the records up to a whole checkpoint, the newest if no step is given.
+
+    Its folder appears whole or not at all.
+    """
     then, target = logs.read_provenance(run.path), config.run_dir
     if target.exists():
         raise ValueError(f"{target} exists already; give the fork another name")
-    snapshot, problems = load_latest(run.path / CHECKPOINTS)
+    snapshot, problems = load_latest(run.path / CHECKPOINTS, step=step)
     if snapshot is None:
-        raise ValueError(f"{run.path} has no whole checkpoint to fork from{''.join(f'; {p}' for p in problems)}")
+        kept = ", ".join(map(str, steps_kept(run.path / CHECKPOINTS))) or "none"
+        which = "whole checkpoint" if step is None else f"whole checkpoint of step {step} (there are: {kept})"
+        raise ValueError(f"{run.path} has no {which} to fork from{''.join(f'; {p}' for p in problems)}")
     changes = provenance.changed_numbers(then, now) + provenance.changed_computing(then, now)
     origin = {"run": str(run.path), "step": snapshot.step, "changes": changes}
     made = replace(now, lineage=[origin, *then.lineage])

@@ -19,6 +19,7 @@ from rlft.reward.scoring import Scorer
 from rlft.rollout.pool import RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
 from rlft.run.directory import Run
+from rlft.train.rl.guards import Guards
 from rlft.train.rl.metrics import Clock, describe, describe_dropped, describe_staleness
 from rlft.train.rl.rollouts import StepRollouts
 from rlft.types import Adapter, Batch, Task
@@ -52,8 +53,8 @@ def train_rl(
         after_step: called once a step's adapter is published; evaluates and saves.
 
     Raises:
-        RuntimeError: too many samples failed to be scored, or engine and learner disagree about log-probs: see
-            `refuse_mismatch` and `weight_proof.Prover`.
+        RuntimeError: too many samples failed to be scored, the policy diverged (see `guards`), or engine and learner
+            disagree about log-probs: see `refuse_mismatch` and `weight_proof.Prover`.
     """
     config = run.config
     rollouts = StepRollouts(run, pool, scorer, tasks, start=start, view=view)
@@ -61,7 +62,7 @@ def train_rl(
         rollouts.publish(adapter)
         rollouts.submit_ahead()
     rollouts.publish(canary(learner.adapter(version=start), learner.logprobs_of))
-    skipped = 0
+    guards, skipped = Guards(run, view, start=start), 0
     for step in range(start + 1, config.steps + 1):
         clock = Clock()
         rollouts.submit_ahead()
@@ -86,9 +87,11 @@ def train_rl(
             if not is_stale:
                 refuse_mismatch(config, step, update.mismatch)
         metrics |= step_metrics(updates) | {"policy/updates": float(learner.num_updates)}
+        adapter = learner.adapter(version=step)
+        guards.check(step, metrics, adapter)
         clock.lap("learn")
 
-        rollouts.publish(canary(learner.adapter(version=step), learner.logprobs_of))
+        rollouts.publish(canary(adapter, learner.logprobs_of))
         clock.lap("publish")
         metrics |= rollouts.measure(clock)
         metrics |= clock.metrics(tokens=metrics["rollout/tokens"])
