@@ -126,15 +126,6 @@ MAY_REFER = {
     "model/layers/decoder_layer.py",
     "reward/loading.py",
     "reward/scoring.py",
-    "rollout/engines/llama_forward.py",
-    "rollout/engines/openai.py",
-    "rollout/engines/scripted.py",
-    "rollout/engines/transformers.py",
-    "rollout/engines/vllm.py",
-    "rollout/pool.py",
-    "rollout/ray_pool.py",
-    "rollout/weight_proof.py",
-    "rollout/worker.py",
     "train/preference/group.py",
 }
 """Files below rlft/ whose docstrings may still begin with nothing but a reference."""

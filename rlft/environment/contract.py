@@ -135,6 +135,6 @@ def check_messages(messages: Sequence[Message], where: str) -> None:
 
 
 def _key(messages: Sequence[Message], rest: Any = None) -> str:
-    """What tells a prompt from others: two that nobody can tell apart when reading have the same."""
+    """A text that is the same for two prompts that read the same, and differs otherwise."""
     read = [{**message, "content": canonical_text(message["content"])} for message in messages]
     return json.dumps([read, rest], sort_keys=True, default=str)

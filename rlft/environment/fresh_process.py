@@ -1,7 +1,7 @@
-"""What another process gets when it loads an environment, as rollout workers and resumed runs do.
+"""Loading an environment once more in a fresh process, to see whether it gives the same tasks there.
 
-The other process is a fresh interpreter in which sets of strings have another order. It tells hashes, not tasks: there
-may be many.
+Rollout workers and resumed runs load it in processes of their own. Sets of strings have another order in this one. It
+returns hashes, not tasks, since there may be many.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _hash(value: object) -> str:
 
 
 def load_elsewhere(config: EnvironmentConfig) -> dict[str, list[str]]:
-    """`fingerprints` of the environment in a process with another PYTHONHASHSEED.
+    """Fingerprints of the environment as a process with another PYTHONHASHSEED loads it.
 
     Raises:
         ValueError: it cannot be loaded there, or not in time.
@@ -64,5 +64,5 @@ def load_elsewhere(config: EnvironmentConfig) -> dict[str, list[str]]:
 
 
 def main(connection: Connection) -> None:
-    """Load the environment of the config that the parent sends, and answer with its fingerprints."""
+    """Run in the fresh process: load the environment of the config that is sent and answer with its fingerprints."""
     connection.send(fingerprints(loading.load(connection.recv())))

@@ -60,8 +60,9 @@ def load(config: EnvironmentConfig) -> Environment:
 
 
 def identity(path: str) -> str:
-    """What a run writes down about its environment: sha256 of the file that makes it; of one that another system's
-    package makes, the package and its version.
+    """What identifies an environment in a run's provenance.
+
+    The sha256 of the file that makes it; of one that another system's package makes, the package and its version.
 
     Raises:
         ValueError: there is no such file or package.
@@ -81,7 +82,7 @@ def _check_name(system: str, name: str, path: str) -> None:
 
 
 def with_difficulty(environment: Environment, file: str) -> Environment:
-    """The environment with the measured difficulties in a column of its training tasks.
+    """Add the difficulties that a file holds to the tasks, in the column `difficulty`.
 
     Raises:
         ValueError: the file is not readable, or is about other tasks.

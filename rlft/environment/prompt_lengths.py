@@ -28,10 +28,13 @@ def fit_context(
     context: Context,
     overlong: Literal["error", "drop"],
 ) -> tuple[Environment, str]:
-    """(the environment with tasks whose prompt and completion fit the context, what was left out in words).
+    """Leave out, or refuse, tasks whose prompt and completion do not fit the context.
 
     A multi-turn environment writes its first prompt from a seed, which is another at each step: one episode is started,
     with seed 0, of every task to drop those that are too long, else of a few.
+
+    Returns:
+        (the environment with the tasks that fit, what was left out in words).
 
     Raises:
         ValueError: how many tasks are too long, the longest one, and the bound; nothing is left; or an episode cannot
@@ -79,7 +82,7 @@ def _prompt_length(environment: Environment, tokenizer: PreTrainedTokenizerBase,
 
 
 def first_messages(environment: Environment, task: Task, *, seed: int) -> list[Message]:
-    """What an episode about a task starts with.
+    """Start an episode about a task, close it, and return its first messages.
 
     Raises:
         ValueError: it cannot start.

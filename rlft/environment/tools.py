@@ -48,7 +48,7 @@ class Tool:
 
     @property
     def name(self) -> str:
-        """What the policy calls it."""
+        """The name that the policy calls it by."""
         return str(self.schema["function"]["name"])
 
 
@@ -70,7 +70,7 @@ class BadCall:
 
 
 def make_tools(*functions: Callable[..., Any]) -> tuple[Tool, ...]:
-    """The functions as tools: types from their signatures, descriptions from their docstrings in Google style.
+    """Make tools of functions: types from their signatures, descriptions from their docstrings in Google style.
 
     Raises:
         ValueError: one has no docstring, or an argument without type or description; or two have the same name.
@@ -162,7 +162,12 @@ class ToolEpisode:
     """
 
     def __init__(self, tools: Sequence[Tool], score: Callable[[Task, str], float | None] | None = None) -> None:
-        """Args: score: reward of (the task, the final answer); None leaves it to the config's rewards."""
+        """Make an episode with these tools.
+
+        Args:
+            tools: what the policy may call.
+            score: reward of (the task, the final answer); None leaves it to the config's rewards.
+        """
         self._tools, self._score = tools, score
 
     def start(self, task: Task, seed: int) -> Sequence[Message]:

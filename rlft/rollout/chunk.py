@@ -1,4 +1,4 @@
-"""The unit of rollout work, and cutting tasks into such units."""
+"""Chunks, the unit of rollout work, and cutting tasks into them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from rlft.types import SamplingParams, Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """The unit of work: tasks that are generated together. Its result does not depend on who computes it."""
+    """Tasks whose samples are generated together by one worker. The result does not depend on which worker that is."""
 
     tasks: tuple[Task, ...]
+    """In order."""
     samples_per_task: int
+    """Samples of each, the size of its group."""
     params: SamplingParams
+    """How tokens are drawn."""
     run_seed: int
+    """The run's seed, which all others follow from."""
     stream: str
     """What the samples are for; keeps the randomness of training, refills and evaluation apart."""
     step: int

@@ -42,7 +42,10 @@ def run_context(
 def fit(
     config: RunConfig, environment: Environment, model_folder: str, *, is_trained: bool = True
 ) -> tuple[Environment, str]:
-    """`fit_context` for a config and its model; demonstrations of the SFT stage and the canary have to fit too.
+    """Check that an environment's tasks, the SFT stage's demonstrations and the canary fit a config's model.
+
+    Returns:
+        See `fit_context`.
 
     Args:
         is_trained: whether training follows, else only a measurement.

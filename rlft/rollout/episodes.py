@@ -28,7 +28,7 @@ from rlft.types import Completion, Failed, Group, Message, StopReason, Task, Tra
 
 @dataclass(slots=True, kw_only=True)
 class _Live:
-    """An episode on its way."""
+    """A sample's episode while it runs."""
 
     task: Task
     sample_index: int
@@ -90,7 +90,7 @@ def _start(
     task: Task,
     group: list[_Live],
 ) -> None:
-    """Start the samples of a task, into `group`."""
+    """Start an episode for each sample of a task, and append each to `group` at once, so that it will be closed."""
     seed = chunk.environment_seed(task)
     for index, sample_seed in enumerate(chunk.seeds(task)):
         where = f"task {task.id!r}, sample {index}"
@@ -139,7 +139,7 @@ def _act(
     alive: Sequence[_Live],
     runner: asyncio.Runner,
 ) -> None:
-    """One action of every live episode, and the environment's answers."""
+    """Let every live episode act once and take the environment's answer."""
     requests: list[Request] = []
     acting: list[_Live] = []
     for live in alive:
@@ -179,7 +179,7 @@ def _take(
     completion: Completion,
     answer: Step | Failed,
 ) -> None:
-    """Enter an action's tokens and the environment's answer; the action's message is there already."""
+    """Append an action's tokens and the environment's answer to an episode, which has the action's message already."""
     turn = Turn(
         prompt_ids=live.next_ids,
         completion=completion,
@@ -238,7 +238,7 @@ def _try(live: _Live, call: Callable[[Any], Any], argument: Any) -> Any:
 
 
 def _checked(answer: object) -> Step:
-    """The answer in whole characters; refuses one that makes no sense.
+    """Check an environment's answer; half characters in its texts are replaced.
 
     Raises:
         TypeError, ValueError: says what is wrong with it.

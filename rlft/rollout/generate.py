@@ -1,4 +1,4 @@
-"""From tasks to unscored trajectories: the part of a rollout that needs an engine.
+"""Generating a chunk: from tasks to unscored trajectories.
 
 A single-turn task is one action; `episodes` has the episodes that go on.
 """

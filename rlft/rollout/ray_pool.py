@@ -1,4 +1,4 @@
-"""The pool of Ray actors and their supervisor.
+"""Rollout workers as Ray actors, and the supervisor that feeds and replaces them.
 
 Every slot among the workers is a coroutine: it starts an actor, gives it one chunk at a time, and when the actor is
 lost (killed, hung, its node gone) puts the chunk back and starts the next one. What was finished is kept, and since a
@@ -55,7 +55,7 @@ class WorkerActor(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class WorkerSlot:
-    """A slot among the workers, and the actor that has it."""
+    """One of the pool's workers; it keeps its number when its actor is lost and replaced."""
 
     number: int
     actor: WorkerActor
@@ -72,7 +72,7 @@ class WorkerSlot:
 
 
 class RayPool:
-    """See `pool.RolloutPool`."""
+    """Rollout workers that are Ray actors; a `pool.RolloutPool`."""
 
     def __init__(
         self,
@@ -108,12 +108,12 @@ class RayPool:
             asyncio.run_coroutine_threadsafe(self._guard(self._serve(slot)), self._loop)
 
     def publish(self, adapter: Adapter) -> None:
-        """See `RolloutPool`. Workers load it before their next chunk that was submitted after this."""
+        """Put an adapter into the object store; workers load it before the chunks that are submitted from now on."""
         self._published += 1
         self._newest = Publication(serial=self._published, version=adapter.version, ref=self._ray.put(adapter))
 
     def submit(self, chunks: Sequence[Chunk]) -> Submission:
-        """See `RolloutPool`.
+        """Hand in chunks, which idle workers take at once, while the caller goes on.
 
         Raises:
             ValueError: a chunk names another version than the one that was published last, or none was.
@@ -131,21 +131,21 @@ class RayPool:
         return submission
 
     def run(self, chunks: Sequence[Chunk], on_chunk: OnChunk | None = None) -> list[Group]:
-        """See `RolloutPool`."""
+        """Submit chunks and wait for their groups."""
         return self.submit(chunks).collect(on_chunk)
 
     @property
     def busy_s(self) -> float:
-        """See `RolloutPool`."""
+        """Seconds so far in which at least one worker was at work."""
         return self._queue.busy_s
 
     @property
     def worker_rss_mb(self) -> float:
-        """See `RolloutPool`."""
+        """Resident memory of the largest worker in MB, as it was after its last chunk."""
         return max(slot.rss_mb for slot in self.slots)
 
     def close(self) -> None:
-        """See `RolloutPool`."""
+        """End the workers, whatever they are at, and leave the cluster."""
         asyncio.run_coroutine_threadsafe(_end_all_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -166,7 +166,7 @@ class RayPool:
         self._ray.kill(actor)
 
     async def _guard(self, serving: Awaitable[None]) -> None:
-        """What ends a slot ends the pool, by name and not in silence."""
+        """Serve a slot; an error that ends it ends the pool, and `collect` raises it."""
         try:
             await serving
         except self._ray.exceptions.RayError as error:
@@ -202,11 +202,11 @@ class RayPool:
                 self._replace(slot, job, error)
 
     async def _load(self, slot: WorkerSlot) -> None:
-        """Wait until the actor has found its resources, however long, and loaded its model, which holds up nobody else.
+        """Wait until the actor has found its resources, however long that takes, and has loaded its model.
 
         Raises:
             TimeoutError: it hangs while it loads.
-            RuntimeError: nobody could be started within `LIMIT_S`, and there is work.
+            RuntimeError: no worker could be started within `LIMIT_S`, and there is work.
         """
         starting = asyncio.ensure_future(self._answer(slot.actor.where.remote()))
         waited = 0.0
@@ -237,7 +237,7 @@ class RayPool:
             self._on_event("worker_waiting", f"{message}; the others go on without it")
 
     async def _attempt(self, slot: WorkerSlot, job: Job) -> Reply:
-        """One chunk on one worker, within the deadline; first the adapter that it needs, if the worker has another."""
+        """Run a chunk on a worker within the deadline, after loading its adapter where the worker has another."""
         needed = job.adapter
         if self._config.rollout.update_in_flight and self._newest is not None:
             needed = self._newest
@@ -251,11 +251,11 @@ class RayPool:
             return await self._answer(slot.actor.run_chunk.remote(chunk))
 
     async def _answer(self, ref: Ref[T]) -> T:
-        """What a call answers.
+        """Wait for the result of a call to an actor.
 
         Raises:
             RayError: the worker, or an argument of the call, is lost.
-            EngineLostError: its engine is.
+            EngineLostError: the worker's engine is lost.
             RayTaskError: the call raised anything else, its `cause`.
         """
         try:
@@ -282,7 +282,7 @@ class RayPool:
         slot.holds, slot.rss_mb = None, 0.0
 
     def _last_words(self, slot: WorkerSlot, job: Job | None, happened: str, error: Exception) -> str:
-        """Why the run ends: a chunk that cost several workers, or workers that died for whatever reason."""
+        """The error that ends the run: a chunk that cost several workers, or workers that died for other reasons."""
         last = happened if isinstance(error, TimeoutError) else f"{happened}: {error}"
         allowed = f"more than rollout.max_restarts={self._config.rollout.max_restarts} allows"
         suspect = self._queue.suspect
@@ -315,7 +315,7 @@ def _advice(chunk: Chunk, config: RunConfig) -> str:
 
 @asynccontextmanager
 async def _within(seconds: float, otherwise: str) -> AsyncIterator[None]:
-    """A limit, whose TimeoutError says what did not come to pass."""
+    """Limit what is within to so many seconds; the TimeoutError says `otherwise`."""
     limit = asyncio.timeout(seconds)
     try:
         async with limit:

@@ -1,4 +1,4 @@
-"""Counter-based randomness: every sample has a seed, every token of it a number, whoever computes them and when."""
+"""Counter-based randomness: a sample's seed and the numbers that draw its tokens follow from what the sample is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def episode_seed(run_seed: int, stream: str, step: int, task_id: str) -> int:
 
 
 def uniforms(seeds: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
-    """`count` uniform numbers in [0, 1) for each seed: SplitMix64 (https://doi.org/10.1145/2714064.2660195).
+    """Uniform numbers in [0, 1), `count` for each seed: SplitMix64 (https://doi.org/10.1145/2714064.2660195).
 
     Returns:
         (len(seeds), count); row i depends on seeds[i] only.

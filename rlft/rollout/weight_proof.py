@@ -47,7 +47,7 @@ class CanaryMaker:
     """Puts the canary into every adapter that a learner publishes."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, *, dtype: str) -> None:
-        """The text is a plain reply to a training task: there the policy changes most.
+        """Choose the text: a plain reply to a training task, where the policy changes most.
 
         Args:
             dtype: type of the base's weights, a key of `TOLERANCE`.
@@ -62,7 +62,7 @@ class CanaryMaker:
         self._absolute, self._relative = TOLERANCE[dtype]
 
     def __call__(self, adapter: Adapter, logprobs_of: LogprobsOf) -> Adapter:
-        """The adapter, which the learner holds at this moment, with the canary in it."""
+        """Put the canary into an adapter, which has to be the one that the learner holds at this moment."""
         logprobs = tuple(logprobs_of(self._canary.prompt_ids, self._canary.token_ids))
         mean = -sum(logprobs) / len(logprobs)
         sent = replace(self._canary, logprobs=logprobs, tolerance=max(self._absolute, self._relative * mean))
@@ -72,7 +72,7 @@ class CanaryMaker:
 
 
 class Prover:
-    """Asks one engine for the proof, and remembers what it answered.
+    """Proves after each load that an engine computes with the adapter, and remembers what it answered.
 
     Two tests. The log-probs have to be the learner's within the tolerance. And where they are, to the bit, those that
     the engine found under an earlier version, while the learner's own moved, other weights have to change them: in
@@ -81,7 +81,7 @@ class Prover:
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Of this engine."""
+        """Watch an engine that has loaded nothing yet."""
         self._engine, self._found = engine, dict[int, tuple[str, tuple[float, ...]]]()
 
     def __call__(self, adapter: Adapter) -> None:
@@ -115,7 +115,7 @@ class Prover:
         return tuple(self._engine.logprobs(canary.prompt_ids, canary.token_ids, version=adapter.version))
 
     def _unmoved(self, adapter: Adapter, canary: Canary, found: tuple[float, ...]) -> int | None:
-        """An earlier version under which the engine found the same, and the learner something else."""
+        """An earlier version with which the engine gave the same log-probs and the learner others; None without one."""
         for version, logprobs in canary.earlier.items():
             content_hash, bits = self._found.get(version, (adapter.hash, ()))
             has_moved = _distance(canary.logprobs, logprobs) > canary.tolerance * MOVED
@@ -124,7 +124,7 @@ class Prover:
         return None
 
     def _takes(self, adapter: Adapter, canary: Canary, found: tuple[float, ...]) -> bool:
-        """Whether the engine finds something else under far larger weights, and the same again under the adapter's."""
+        """Whether loading has an effect: far larger weights give other log-probs, and the adapter again the same."""
         larger = {name: PROBE * tensor for name, tensor in adapter.tensors.items()}
         self._engine.load_adapter(make_adapter(adapter.version, larger))
         other = self._ask(adapter, canary)

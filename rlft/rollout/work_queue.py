@@ -1,4 +1,4 @@
-"""The queue that chunks wait in: which one a worker takes next, which one is redone, which one is given out twice.
+"""The queue of chunks: which one an idle worker gets next, also again after a loss or beside a slow worker.
 
 It knows nothing of Ray but the type of a reference. All of it happens in one event loop, but for `Submission.collect`,
 which another thread calls.
@@ -39,15 +39,19 @@ class Publication:
 
 
 class Submission:
-    """Chunks that were handed in together, and what came of them."""
+    """Chunks that were handed in together; a `pool.PendingGroups`."""
 
     def __init__(self, chunks: Sequence[Chunk], adapter: Publication) -> None:
-        """Args: adapter: the publication that the chunks name."""
+        """Make a job of each chunk.
+
+        Args:
+            adapter: the publication that the chunks name.
+        """
         self.jobs = [Job(chunk=chunk, number=n, adapter=adapter, submission=self) for n, chunk in enumerate(chunks)]
         self._answers: SimpleQueue[tuple[int, list[Group]] | BaseException] = SimpleQueue()
 
     def collect(self, on_chunk: OnChunk | None = None) -> list[Group]:
-        """Wait for all groups; see `pool.PendingGroups`."""
+        """Wait for the groups of all chunks and return them in the chunks' order; call it once."""
         results: dict[int, list[Group]] = {}
         while len(results) < len(self.jobs):
             answer = self._answers.get()
@@ -60,24 +64,25 @@ class Submission:
         return [group for number in range(len(self.jobs)) for group in results[number]]
 
     def answer(self, job: Job, groups: list[Group]) -> None:
-        """A chunk's groups are there."""
+        """Hand over a chunk's groups."""
         self._answers.put((job.number, groups))
 
     def fail(self, error: BaseException) -> None:
-        """`collect` raises this."""
+        """End the submission: `collect` raises this error."""
         self._answers.put(error)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
-    """A chunk on its way."""
+    """A chunk in the queue or with a worker, and what has happened to it."""
 
     chunk: Chunk
     number: int
     """Position among the chunks of its submission."""
     adapter: Publication
-    """What it needs; held here so that it lives as long as somebody may need it."""
+    """The adapter that generates it, which Ray keeps as long as this job does."""
     submission: Submission
+    """Where its groups go."""
     attempts: int = 0
     """Workers that have it now."""
     started: float = 0.0
@@ -85,13 +90,14 @@ class Job:
     losses: int = 0
     """Workers that were lost while they had its tasks."""
     is_done: bool = False
+    """Whether its groups are there, or its submission has failed."""
     order: tuple[int, int] = (0, 0)
-    """What is smaller is taken first."""
+    """Priority; the lowest is taken first."""
 
 
 @dataclass(slots=True)
 class WorkQueue:
-    """Hands out jobs.
+    """Jobs that wait for workers or are with them.
 
     The work of an earlier step comes first: a refill is needed before what was submitted ahead, and an evaluation,
     whose chunks are of step 0, before everything.
@@ -121,7 +127,7 @@ class WorkQueue:
 
     @property
     def suspect(self) -> Job | None:
-        """The open job that cost most workers, the last one of several; None when none cost any."""
+        """The unfinished job that most workers were lost with; None where none was lost with one."""
         jobs = [job for job in (*self.running, *(job for _, job in self._waiting)) if job.losses and not job.is_done]
         return max(jobs, key=lambda job: (job.losses, job.started), default=None)
 
@@ -131,7 +137,7 @@ class WorkQueue:
         return self._busy_s + (time.monotonic() - self._busy_since if self.running else 0.0)
 
     def add(self, submission: Submission) -> None:
-        """Put a submission's jobs up."""
+        """Add a submission's jobs to those that wait."""
         if self.error is not None:
             submission.fail(self.error)
             return
@@ -142,7 +148,7 @@ class WorkQueue:
         self._tell()
 
     async def take(self) -> Job:
-        """The next job for an idle worker, as soon as there is one."""
+        """Wait for the next job and give it to an idle worker."""
         while (job := self._next()) is None:
             news = self._news
             try:
@@ -159,7 +165,7 @@ class WorkQueue:
         return job
 
     def finish(self, job: Job, groups: list[Group]) -> None:
-        """An attempt succeeded; the first one counts."""
+        """Enter the groups of a job; of two attempts the first one counts."""
         if not job.is_done:
             job.is_done = True
             if job.attempts == 1:  # of two it is not known whose time it was
@@ -168,7 +174,7 @@ class WorkQueue:
         self._leave(job)
 
     def fail(self, job: Job, error: BaseException) -> None:
-        """The chunk itself cannot be done: its submission ends with the error, and what waits of it is taken down."""
+        """End a job's whole submission with an error that the chunk raised; what waits of it is dropped."""
         if not job.is_done:
             for other in job.submission.jobs:
                 other.is_done = True
@@ -176,7 +182,7 @@ class WorkQueue:
         self._leave(job)
 
     def give_back(self, job: Job, *, is_suspect: bool = True) -> None:
-        """The worker was lost: the job is redone, unless somebody else still has it or had it done.
+        """Take back a job whose worker was lost: it is redone, unless another worker has it or has finished it.
 
         Args:
             is_suspect: the worker had begun with the tasks, so that they may be why.
@@ -188,7 +194,7 @@ class WorkQueue:
             self._tell()
 
     def break_(self, error: BaseException) -> None:
-        """No worker will do anything any more: all open submissions, and later ones, end with the error."""
+        """End all unfinished submissions, and all later ones, with this error."""
         self.error = self.error or error
         jobs = [job for _, job in self._waiting] + list(self.running)
         for submission in {job.submission for job in jobs if not job.is_done}:

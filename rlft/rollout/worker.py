@@ -28,11 +28,11 @@ class Worker(Protocol):
     """What a pool needs of a worker."""
 
     def load_adapter(self, adapter: Adapter) -> int:
-        """See `Engine.load_adapter`; returns the version now held."""
+        """Generate with this adapter from now on; returns its version."""
         ...
 
     def run_chunk(self, chunk: Chunk) -> list[Group]:
-        """See `generate.run_chunk`."""
+        """Generate the groups of a chunk, unscored."""
         ...
 
 
@@ -41,7 +41,7 @@ MakeWorker = Callable[[RunConfig, str], Worker]
 
 
 class RolloutWorker:
-    """Holds an adapter and runs chunks with it."""
+    """An engine, its tokenizer and the environment, which generate chunks with one adapter at a time."""
 
     def __init__(self, config: RunConfig, model_folder: str) -> None:
         """Load the tokenizer and the engine that the config names."""
@@ -54,13 +54,18 @@ class RolloutWorker:
         self._environment = loading.load(config.environment)
 
     def load_adapter(self, adapter: Adapter) -> int:
-        """See `Engine.load_adapter` and `weight_proof.Prover`; returns the version now held."""
+        """Load an adapter into the engine, which has to prove that it computes with it; returns its version.
+
+        Raises:
+            ValueError: see `Engine.load_adapter`.
+            RuntimeError: see `weight_proof.Prover`.
+        """
         self._engine.load_adapter(adapter)
         self._prove(adapter)
         return adapter.version
 
     def run_chunk(self, chunk: Chunk) -> list[Group]:
-        """See `generate.run_chunk`."""
+        """Generate the groups of a chunk, unscored."""
         return run_chunk(self._engine, self._tokenizer, chunk, self._environment)
 
     def close(self) -> None:
@@ -74,17 +79,18 @@ class Reply:
     """What a worker's process sends back for a chunk."""
 
     groups: list[Group]
+    """The chunk's groups, unscored."""
     seconds: float
-    """What it took, without the way there and back."""
+    """How long the worker took, without the transfer."""
     rss_mb: float
     """Resident memory of the process in MB of 10^6 bytes."""
 
 
 class WorkerProcess:
-    """A worker in a Ray actor. It is loaded by a call of its own, whose error is then the worker's and not Ray's."""
+    """A worker in a Ray actor. A call of its own loads it, so that an error there is not one of starting the actor."""
 
     def where(self) -> tuple[int, str]:
-        """Answers as soon as the process has its resources.
+        """Where this process runs; Ray answers as soon as it has found resources for it.
 
         Returns:
             (process id, Ray's id of the node that it runs on)
@@ -92,16 +98,16 @@ class WorkerProcess:
         return os.getpid(), node_id()
 
     def load(self, make_worker: MakeWorker, config: RunConfig, model_folder: str) -> None:
-        """Make the worker."""
+        """Make the worker, which loads its model."""
         self._process = psutil.Process()
         self._worker = make_worker(config, model_folder)
 
     def load_adapter(self, adapter: Adapter) -> int:
-        """See `Worker`."""
+        """Generate with this adapter from now on; returns its version."""
         return self._worker.load_adapter(adapter)
 
     def run_chunk(self, chunk: Chunk) -> Reply:
-        """See `Worker`."""
+        """Generate a chunk, and measure time and memory."""
         began = time.perf_counter()
         groups = self._worker.run_chunk(chunk)
         return Reply(groups=groups, seconds=time.perf_counter() - began, rss_mb=self._process.memory_info().rss / 1e6)

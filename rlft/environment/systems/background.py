@@ -26,7 +26,12 @@ class Conversation:
     """A coroutine that asks the policy, run in the background and answered message by message."""
 
     def __init__(self, run: Callable[[Ask], Coroutine[Any, Any, Any]], seed: int) -> None:
-        """Args: run: gets `ask`; seed: of the global random numbers that its code sees."""
+        """Make a conversation, which does not begin yet.
+
+        Args:
+            run: the other system's code; it gets `ask`.
+            seed: of the global random numbers that it sees.
+        """
         self._run, self._random = run, EpisodeRandom(seed)
         self.result: Any = None
         """What `run` returned, once it has ended."""
@@ -82,7 +87,7 @@ class Conversation:
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """The loop, on a thread that ends with the process."""
+    """The event loop of all conversations, on a thread that ends with the process."""
     loop = asyncio.new_event_loop()
     loop.set_task_factory(_make_task)
     threading.Thread(target=loop.run_forever, name="rlft-conversations", daemon=True).start()

@@ -92,10 +92,10 @@ class _Resumed:
 
 
 def rows_of(data: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows given in the config itself, or of a source of `rows.read_rows`.
+    """Rows that stand in the config itself, or those of a file, hub id or function.
 
     Raises:
-        ValueError: see there; or there are none.
+        ValueError: `rows.read_rows` cannot read them; or there are none.
     """
     rows = [dict(row) for _, row in read_rows(data, name="data")] if isinstance(data, str) else [dict(r) for r in data]
     if not rows:
@@ -128,7 +128,7 @@ def split_rows(
 
 
 def as_messages(prompt: Any, where: str) -> tuple[Message, ...]:
-    """A prompt as other systems write it, text or messages, as ours.
+    """A prompt of another system, which may be a text or messages, as messages.
 
     Raises:
         ValueError: it is neither.

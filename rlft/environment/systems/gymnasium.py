@@ -83,7 +83,7 @@ def load(
 
 
 class _Episode:
-    """See `rlft.environment.contract.Episode`."""
+    """An episode of a Gymnasium environment; an `Episode`."""
 
     def __init__(self, env: Any, words: Words, *, tries: int, invalid_reward: float) -> None:
         self._env, self._words, self._tries, self._invalid_reward = env, words, tries, invalid_reward

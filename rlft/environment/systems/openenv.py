@@ -76,7 +76,7 @@ def load(
 
 
 class _Episode:
-    """See `rlft.environment.contract.Episode`."""
+    """An episode of an OpenEnv environment; an `Episode`."""
 
     def __init__(
         self, environment: Any, action: type[BaseModel], instructions: str, tries: int, invalid_reward: float

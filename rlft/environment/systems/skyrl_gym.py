@@ -59,7 +59,7 @@ def _task(row_id: str, row: dict[str, Any]) -> Task:
 
 
 class _Episode:
-    """See `rlft.environment.contract.Episode`."""
+    """An episode of a SkyRL-gym environment; an `Episode`."""
 
     def __init__(self, cls: Any, config: Any) -> None:
         self._class, self._config = cls, config

@@ -101,7 +101,7 @@ def random_move(observation: str, random_: random.Random) -> str:
 
 
 class _Game:
-    """See `rlft.environment.contract.Episode`."""
+    """A game of TextArena as one player sees it; an `Episode`."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class _Game:
             return Step(messages=(Message(role="user", content=self._observation()),))
 
     def _let_opponent_move(self) -> bool:
-        """Whether the game is over after it."""
+        """Let the opponent move until it is the policy's turn; returns whether the game is over."""
         done = False
         while not done and self._state.current_player_id != self._seat:
             self._seen_by_opponent += f"\n{self._observation()}"

@@ -68,7 +68,7 @@ def load(
 
 
 class _Episode:
-    """See `rlft.environment.contract.Episode`."""
+    """An episode of a TRL environment; an `Episode`."""
 
     def __init__(self, environment: Any, prompt: str, turns: int) -> None:
         self._environment, self._prompt, self._left = environment, prompt, turns

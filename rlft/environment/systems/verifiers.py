@@ -77,7 +77,7 @@ def load(
 
 
 class _Episode:
-    """See `rlft.environment.contract.Episode`."""
+    """An episode of a verifiers environment; an `Episode`."""
 
     def __init__(self, env: Any, rows: Mapping[str, dict[str, Any]]) -> None:
         self._env, self._rows = env, rows

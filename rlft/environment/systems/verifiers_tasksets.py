@@ -58,7 +58,7 @@ def load(taskset: Any, *, size: int | None, heldout: float, seed: int) -> Enviro
 
 
 class _Episode:
-    """See `rlft.environment.contract.Episode`."""
+    """A task of a verifiers taskset, asked once; an `Episode`."""
 
     def __init__(self, tasks: Mapping[str, Any]) -> None:
         self._tasks = tasks

@@ -1,4 +1,4 @@
-"""Continuous batching: which samples are in the batch, what they drew, and who takes the place of those that ended.
+"""Continuous batching: which samples are in the batch, what they drew, and which ones take the rows that ended.
 
 Rows are filled in the order of the requests. A row whose sample has ended is given to the next waiting sample, or, once
 a block of rows is free and nobody waits, the batch becomes narrower. A sample's uniform numbers follow from its seed
@@ -38,7 +38,7 @@ class Decoder(Protocol):
         ...
 
     def move_rows(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Let rows go on in other places."""
+        """Move rows within the batch, with their keys and values."""
         ...
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -75,10 +75,11 @@ def sample_all(
     ends_with_stop: Callable[[Sequence[int]], bool],
     device: torch.device,
 ) -> list[list[Sampled]]:
-    """Complete all requests.
+    """Draw every sample of the requests, with as many rows in the batch as there is room for.
 
     Args:
-        max_rows, max_prompts: rows and prompts that the decoder has room for.
+        max_rows: rows that the decoder has room for.
+        max_prompts: prompts that it has room for.
         ends_with_stop: whether the last token of a completion completes one of `params.stop`.
     """
     batch = _Batch(requests, params, max_rows=max_rows, max_prompts=max_prompts, device=device)
@@ -106,7 +107,7 @@ def sample_all(
 
 
 class _Batch:
-    """Who is in which row and which prompt is in which slot."""
+    """Which sample has which row of the batch, and which prompt which slot of the cache."""
 
     def __init__(
         self,
@@ -144,7 +145,7 @@ class _Batch:
         return torch.tensor(last, device=self._device)
 
     def uniforms(self) -> Tensor:
-        """(R,) each row's next number."""
+        """(R,) the uniform number that each row's next token is drawn with."""
         numbers = [
             self._uniform[e.request][e.sample, len(self.results[e.request][e.sample].token_ids)] if e else 0.5
             for e in self.rows
@@ -152,7 +153,7 @@ class _Batch:
         return torch.tensor(numbers, device=self._device)
 
     def release(self, row: int) -> None:
-        """The row's sample has ended."""
+        """Free a row whose sample has ended."""
         self.rows[row] = None
 
     def admit(self, decoder: Decoder) -> None:
@@ -187,7 +188,7 @@ class _Batch:
         self._fill_block()
 
     def narrow(self, decoder: Decoder) -> None:
-        """Take ended rows out, a block at a time."""
+        """Make the batch narrower once a whole block of rows has ended."""
         num_live = sum(entry is not None for entry in self.rows)
         width = min(len(self.rows), -(-num_live // ROW_BLOCK) * ROW_BLOCK)
         if width == len(self.rows):
@@ -202,7 +203,7 @@ class _Batch:
         del self.rows[width:]
 
     def _fill_block(self) -> None:
-        """Empty rows up to a multiple of the block, where there is room."""
+        """Append empty rows until the width is a multiple of the block, where there is room."""
         width = min(self._max_rows, -(-len(self.rows) // ROW_BLOCK) * ROW_BLOCK)
         self.rows += [None] * (width - len(self.rows))
 
@@ -212,6 +213,6 @@ class _Batch:
 
 
 def _uniform(seeds: Sequence[int], count: int) -> np.ndarray:
-    """(samples, count) float32 in [0, 1)."""
+    """Uniform numbers (samples, count), float32 in [0, 1), one for each token that may be drawn."""
     numbers = uniforms(np.array(seeds, dtype=np.uint64), count).astype(np.float32)
     return np.minimum(numbers, np.float32(1 - 2**-24))  # float32 rounds the largest doubles up to 1

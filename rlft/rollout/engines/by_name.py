@@ -1,4 +1,4 @@
-"""Engines by the name that a config gives them: what is wrong with a config for its engine, and the engine itself.
+"""Engines by the name that a config gives them: checking a config against its engine, and making the engine.
 
 Asking costs no heavy import; `make_engine` loads what the engine runs on.
 """

@@ -11,7 +11,7 @@ from rlft.types import Adapter, Completion, Message, SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt and the samples wanted of it."""
+    """A prompt to complete, and one seed for each sample of it."""
 
     prompt_ids: tuple[int, ...]
     """Templated prompt; never empty."""
@@ -24,7 +24,7 @@ class Request:
 
 
 class EngineLostError(RuntimeError):
-    """What the engine needs outside of its worker is gone: another worker can redo the chunk, this one cannot."""
+    """The engine has lost its process or server, so that another worker has to redo the chunk."""
 
 
 class Engine(Protocol):
@@ -53,7 +53,7 @@ class Engine(Protocol):
 
         Raises:
             ValueError: another adapter version is loaded than the caller asks for, or a request exceeds the context.
-            EngineLostError: see there.
+            EngineLostError: the process or server that generates is gone.
         """
         ...
 
@@ -69,7 +69,7 @@ class Engine(Protocol):
 
 
 def refuse_other_version(asked: int, loaded: int | None) -> None:
-    """The version fence of every engine.
+    """Refuse to generate with another adapter than the caller asks for.
 
     Raises:
         ValueError: another adapter version is loaded than the caller asks for.

@@ -1,4 +1,4 @@
-"""How an engine runs its model forwards: through transformers' layers, or leaner where a model allows it."""
+"""Forward passes of the transformers engine: through transformers' layers, or leaner ones where a model allows it."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class ForwardPass(Protocol):
         ...
 
     def logits(self, token_ids: Tensor) -> Tensor:
-        """(P, T, V) for sequences (P, T)."""
+        """Logits (P, T, V) of sequences (P, T)."""
         ...
 
 
 def forward_pass(model: PreTrainedModel, *, compile: bool) -> ForwardPass:
-    """The fastest that gives the model's results; with `compile` always through transformers' layers."""
+    """The fastest forward pass with the model's results; with `compile` always through transformers' layers."""
     if not compile and (lean := llama_forward_of(model)) is not None:
         return lean
     return _TransformersModel(model, compile=compile)
@@ -97,12 +97,12 @@ class _TransformersModel:
 
 
 def _unused_mask(cache: KVCache) -> Tensor:
-    """An additive mask for transformers' models, which make one otherwise; attention over the cache has its own."""
+    """A mask that nothing reads, since transformers' models would make one; attention over the cache has its own."""
     return torch.zeros(cache.width, 1, 1, 1, dtype=cache.layers[0].rows.dtype, device=cache.age.device)
 
 
 class _TransformersCache(Cache):
-    """A cache in a step, as transformers' models take it."""
+    """The engine's cache behind the interface that transformers' models expect, for one step."""
 
     def __init__(self, cache: KVCache) -> None:
         super().__init__(layers=[_CacheLayer(cache, index) for index in range(len(cache.layers))])

@@ -36,10 +36,10 @@ def llama_forward_of(model: PreTrainedModel) -> LlamaForward | None:
 
 
 class LlamaForward:
-    """See `forward.ForwardPass`."""
+    """The forward passes of a Llama-like model, computed without transformers' layers; a `forward.ForwardPass`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Take the weights as they are; `llama_forward` says whether the passes are the model's.
+        """Take the model's weights as they are; `llama_forward_of` checks that the results are the model's.
 
         Raises:
             AttributeError, TypeError, ValueError: the model has other parts.
@@ -51,34 +51,34 @@ class LlamaForward:
         self.reload()
 
     def pristine(self, name: str) -> Tensor:
-        """See `forward.ForwardPass`; the model's own parameters stay as they are."""
+        """A parameter of the base model, whose own parameters are never changed here."""
         return self._model.get_parameter(name)
 
     def load(self, names: Collection[str], weight: Callable[[str], Tensor]) -> None:
-        """See `forward.ForwardPass`."""
+        """Replace the weights of the linear layers that these parameters belong to."""
         for linear in self._linears.all:
             if any(name in names for name in linear.names):
                 linear.load(weight)
         self._stack = LlamaLayers([layer.loaded() for layer in self._layers])
 
     def reload(self) -> None:
-        """See `forward.ForwardPass`."""
+        """Take the model's own weights again, which have changed."""
         for linear in self._linears.all:
             linear.load(self._model.get_parameter)
         self._stack = LlamaLayers([layer.loaded() for layer in self._layers])
 
     def prefill(self, token_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """See `forward.ForwardPass`."""
+        """Keys and values (P, H_kv, T, D) of every layer for sequences (P, T)."""
         kept: list[tuple[Tensor, Tensor]] = []
         self._sequences(token_ids, kept)
         return kept
 
     def logits(self, token_ids: Tensor) -> Tensor:
-        """See `forward.ForwardPass`."""
+        """Logits (P, T, V) of sequences (P, T)."""
         return self._head.linear(self._sequences(token_ids)).unflatten(0, token_ids.shape)
 
     def step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
-        """See `forward.ForwardPass`."""
+        """Append a token to each of the first R rows of the cache, (R,); returns their logits (R, V)."""
         positions = cache.begin(len(token_ids))
         x = self._stack.step(*self._embedded(token_ids, positions), cache)
         logits = self._head.linear(rms_norm(x, *_norm(self._decoder.norm)))
@@ -101,7 +101,7 @@ class LlamaForward:
         return rms_norm(x, *_norm(self._decoder.norm))
 
     def _embedded(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (N,) at their positions (N,): (what goes into the layers (N, width), cosines, turns)."""
+        """Tokens (N,) at their positions (N,): (embeddings (N, width), cosines, signed sines)."""
         x = self._decoder.embed_tokens(token_ids)
         cos, sin = (table[0, :, None] for table in self._decoder.rotary_emb(x, positions[None]))
         return x, cos, signed_sin_of(sin)

@@ -19,7 +19,7 @@ class MergedWeights:
     """The weights of a forward pass, which carry one adapter at a time."""
 
     def __init__(self, model: PreTrainedModel, forward: ForwardPass, config: AdapterConfig) -> None:
-        """Nothing is merged yet."""
+        """Take over a forward pass, into which nothing is merged yet."""
         self._model, self._forward = model, forward
         self._kind, self._rank, self._scale = config.kind, config.rank, lora_scale(config)
         self._names = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if config.kind == "dora" else set())
@@ -28,7 +28,7 @@ class MergedWeights:
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> None:
-        """Merge in float32; modules that the adapter does not have get their pristine weights.
+        """Merge an adapter in float32; modules that it does not have get their pristine weights.
 
         Raises:
             ValueError: the tensors are not those of an adapter of this model; no weight has changed then.
@@ -57,7 +57,7 @@ class MergedWeights:
         return wide.addmm_(up, down, alpha=self._scale).to(pristine.dtype, copy=True)
 
     def _check(self, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
-        """An update's tensors by parameter name of the base model; all is checked before a single weight changes."""
+        """The adapter's tensors by parameter of the base model; all are checked before a single weight changes."""
         updates: dict[str, dict[str, Tensor]] = {}
         parameters = dict(self._model.named_parameters())
         for name in sorted(adapter.tensors):
@@ -78,5 +78,5 @@ class MergedWeights:
         return updates
 
     def _is_transposed(self, parameter: str) -> bool:
-        """GPT-2's layers store their weight the other way round."""
+        """Whether the weight is stored as (inputs, outputs), as in GPT-2."""
         return isinstance(self._model.get_submodule(parameter.rpartition(".")[0]), Conv1D)

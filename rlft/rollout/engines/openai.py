@@ -20,7 +20,7 @@ from rlft.types import Adapter, Completion, FinishReason, SamplingParams, whole_
 
 
 class OpenAIEngine:
-    """See `contract.Engine`."""
+    """An engine whose samples a chat server generates, one request for each; a `contract.Engine`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, engine_args: OpenAIArguments) -> None:
         """Prepare the connections; the server is not asked yet.
@@ -40,7 +40,7 @@ class OpenAIEngine:
         )
 
     def load_adapter(self, adapter: Adapter) -> None:
-        """See `contract.Engine`. The server has weights of its own, so only the bare base can be "loaded".
+        """Accept the bare base and refuse everything else, since the server generates with weights of its own.
 
         Raises:
             ValueError: the adapter has tensors.
@@ -54,7 +54,7 @@ class OpenAIEngine:
         self.version, self._hash = adapter.version, adapter_hash({})
 
     def generate(self, requests: Sequence[Request], params: SamplingParams, *, version: int) -> list[list[Completion]]:
-        """See `contract.Engine`. Seeds are passed on; what they mean is the server's affair.
+        """Ask the server for every sample; it gets the sample's seed and decides itself what that means.
 
         Raises:
             RuntimeError: the server cannot be reached, or refuses; see `chat_server.ask`.
@@ -82,10 +82,10 @@ class OpenAIEngine:
         return completions
 
     def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
-        """See `contract.Engine`.
+        """Not possible: chat servers do not compute the log-probs of given tokens.
 
         Raises:
-            ValueError: always, since chat servers do not compute the log-probs of given tokens.
+            ValueError: always.
         """
         raise ValueError("rollout.engine: openai has no log-probs of given tokens, so no weights can be proved by it")
 

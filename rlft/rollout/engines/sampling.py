@@ -72,7 +72,7 @@ def _sample_rows(logits: Tensor, uniform: Tensor, params: SamplingParams) -> Dra
 
 
 def _draw(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """(tokens, their entries) of rows that need not add up to 1.
+    """Draw a token of each row: (tokens, their entries); rows need not add up to 1.
 
     The cumulative sum runs over block sums first and then inside one block per row, so that the vocabulary is passed
     over once.

@@ -18,12 +18,12 @@ _TEMPLATE = (
 
 
 class ScriptedEngine:
-    """See `contract.Engine`."""
+    """An engine whose completions a function writes; a `contract.Engine`."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, say: Callable[[str, int, int], str], *, context: int = 8192
     ) -> None:
-        """Script it.
+        """Make the engine.
 
         Args:
             say: gets the whole prompt as text, special tokens included, the sample's position in its request, and its
@@ -37,16 +37,16 @@ class ScriptedEngine:
         """Tokens."""
 
     def load_adapter(self, adapter: Adapter) -> None:
-        """See `contract.Engine`; an adapter changes nothing."""
+        """Take the adapter's version; the adapter changes nothing else."""
         self.version = adapter.version
 
     def generate(self, requests: Sequence[Request], params: SamplingParams, *, version: int) -> list[list[Completion]]:
-        """See `contract.Engine`."""
+        """Complete every request with what the function says, and note the requests in `calls`."""
         self.calls.append(list(requests))
         return [[self._complete(request, index, params) for index in range(len(request.seeds))] for request in requests]
 
     def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
-        """See `contract.Engine`; made up like those of its completions."""
+        """Made-up log-probs, the same for every token."""
         return [-1e-3] * len(token_ids)
 
     def _complete(self, request: Request, index: int, params: SamplingParams) -> Completion:

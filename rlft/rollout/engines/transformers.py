@@ -36,7 +36,7 @@ PREFILL_TOKENS = 4096
 
 
 class TransformersEngine:
-    """See `contract.Engine`."""
+    """An engine that runs a transformers model in this process; a `contract.Engine`."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class TransformersEngine:
         self._cache_bytes = arguments.cache_mb * 1e6
 
     def load_adapter(self, adapter: Adapter) -> None:
-        """See `contract.Engine`. Merges in float32 from the pristine base weights, so that nothing accumulates."""
+        """Merge an adapter in float32 into the pristine base weights, so that nothing of earlier ones accumulates."""
         content_hash = verified_hash(adapter)
         torch.set_num_threads(self.threads)
         if self._is_full:
@@ -99,7 +99,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams, *, version: int) -> list[list[Completion]]:
-        """See `contract.Engine`."""
+        """Complete every request; all of them share batches and one cache, which is dropped afterwards."""
         refuse_other_version(version, self.version)
         self._check(requests, params)
         if not any(request.seeds for request in requests):
@@ -127,7 +127,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
-        """See `contract.Engine`."""
+        """Log-probs of these tokens behind the prompt at temperature 1, from one pass over both."""
         refuse_other_version(version, self.version)
         torch.set_num_threads(self.threads)
         ids = torch.tensor([[*prompt_ids, *token_ids]], device=self.device)
@@ -147,7 +147,7 @@ class TransformersEngine:
         )
 
     def _room(self, requests: Sequence[Request], params: SamplingParams) -> tuple[int, int]:
-        """Prompts and rows that are in the cache together, within its bound.
+        """How many prompts and rows the cache holds at a time, within its bound.
 
         Raises:
             ValueError: not even one sample fits.
@@ -180,15 +180,14 @@ class TransformersEngine:
 
 
 class _Decoder:
-    """See `batching.Decoder`."""
+    """A model's forward pass and the cache of one `generate`; a `batching.Decoder`."""
 
     def __init__(self, forward: ForwardPass, cache: KVCache) -> None:
         self._forward, self._cache = forward, cache
         self.enter_rows, self.move_rows = cache.enter_rows, cache.move_rows
 
     def enter_prompts(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Prompts of like length are computed together; padding stands on the right, where causal attention never
-        looks."""
+        """Compute prompts, those of like length together; padding is on the right, which causal attention ignores."""
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         start = 0
         while start < len(order):

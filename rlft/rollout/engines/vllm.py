@@ -38,7 +38,7 @@ MIN_TEMPERATURE = 0.01
 
 
 class VllmEngine:
-    """See `contract.Engine`.
+    """An engine that generates with vLLM, which runs in a process of its own; a `contract.Engine`.
 
     Samples depend on their seeds; that they do not depend on the batch as well is best effort, since the sizes of
     matrix products and so their rounding follow the batch (on GPUs: VLLM_BATCH_INVARIANT=1).
@@ -79,7 +79,7 @@ class VllmEngine:
         self.context: int = self._answer("rollout.engine_args: vLLM does not start with them")
 
     def load_adapter(self, adapter: Adapter) -> None:
-        """See `contract.Engine`."""
+        """Hand an adapter to vLLM as a folder in memory; the bare base takes the LoRA request away instead."""
         content_hash = verified_hash(adapter)
         if adapter.tensors:
             # vLLM fits tensors of other shapes in where it can, and leaves out those of other modules.
@@ -95,9 +95,10 @@ class VllmEngine:
         self.version, self._hash = adapter.version, content_hash
 
     def generate(self, requests: Sequence[Request], params: SamplingParams, *, version: int) -> list[list[Completion]]:
-        """See `contract.Engine`.
+        """Complete every request; vLLM batches all samples itself.
 
         Raises:
+            ValueError: vLLM refuses the request, see `contract.Engine`.
             RuntimeError: the process of vLLM died, or failed.
         """
         refuse_other_version(version, self.version)
@@ -121,7 +122,7 @@ class VllmEngine:
         return completions
 
     def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
-        """See `contract.Engine`: in one pass, as vLLM computes a prompt."""
+        """Log-probs of these tokens behind the prompt at temperature 1, as vLLM computes those of a prompt."""
         refuse_other_version(version, self.version)
         request = Request(prompt_ids=tuple(prompt_ids), seeds=())
         # The pass asks vLLM for one token more, as truncated sampling does.
@@ -179,7 +180,7 @@ class VllmEngine:
 
 
 def _start_process(threads: int) -> ChildProcess:
-    """The process that vLLM runs in; `vllm_process.main` is its other half."""
+    """Start the process that vLLM runs in; `vllm_process.main` is its other half."""
     defaults = {
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",

@@ -1,4 +1,4 @@
-"""vLLM in a process of its own: the half of `vllm_engine` that imports vllm.
+"""The half of the vLLM engine that imports vllm, in a process of its own; `vllm` is the other half.
 
 It is a fresh interpreter that serves one rollout worker over an inherited socket and ends with it:
 
@@ -25,7 +25,7 @@ Sample: TypeAlias = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...] 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a call came to."""
+    """The result of a call, or why there is none."""
 
     value: Any = None
     refusal: str = ""
@@ -60,7 +60,8 @@ class Server:
         """Read an adapter from its folder, which may then be deleted, and forget the one before.
 
         Args:
-            number: never used before. name: likewise; keys and values of prompts are cached under it.
+            number: of the LoRA request; never used before.
+            name: never used before, since keys and values of prompts are cached under it.
         """
         from vllm.lora.request import LoRARequest
 
@@ -84,7 +85,7 @@ class Server:
         params: SamplingParams,
         end_ids: Sequence[int],
     ) -> list[Sample]:
-        """One sample of each prompt, each with its own seed; prompts that stand several times are computed once."""
+        """Draw a sample of each prompt, each with a seed of its own; equal prompts are computed once."""
         from vllm import SamplingParams as Params
 
         options: dict[str, Any] = {
@@ -138,7 +139,7 @@ class Server:
         return self._llm.generate(inputs, list(params), lora_request=self._adapter, use_tqdm=False)
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        """Call one of the methods above, awake."""
+        """Call one of the methods above; a model that sleeps is woken for it."""
         if not self._sleeps:
             return getattr(self, method)(*arguments)
         self._llm.wake_up()
