@@ -6,14 +6,15 @@ optimizer updates. Everything else is derived.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from rlft.common.by_path import did_you_mean
-from rlft.objectives.algorithm import Algorithm, Correction
-from rlft.objectives.presets import PRESETS, preset_fields, refuse_unused
+from rlft.objectives.algorithm import Loss, PolicyObjective, PreferenceObjective
+from rlft.objectives.presets import PRESETS, kind_of, preset_fields, refuse_unused
 from rlft.types import RewardSpec
 
 
@@ -38,18 +39,25 @@ class ModelConfig(Strict):
 class AdapterConfig(Strict):
     """Which weights are trained."""
 
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {"start": "a reward model starts from model.source; leave it out"}
+
     kind: Literal["lora", "dora", "rslora", "qlora", "full", "head"] = "lora"
     """lora (https://arxiv.org/abs/2106.09685), dora (https://arxiv.org/abs/2402.09353), rslora
     (https://arxiv.org/abs/2312.03732), qlora: lora on 4-bit weights (https://arxiv.org/abs/2305.14314; the extra
     `qlora`), full: all weights, head: nothing but a new output layer (reward models)."""
-    start: str = ""
-    """Folder of an adapter (of a model for `full`) that training starts from; empty starts from the model itself."""
     rank: int = Field(16, ge=1)
     """Rank of the update."""
     alpha: float = Field(32.0, gt=0)
     """The update is scaled by alpha / rank."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """`all-linear` (every linear layer but the output projection) or a list of module names."""
+
+
+class PolicyAdapterConfig(AdapterConfig):
+    """Which weights of the policy are trained, and where they start."""
+
+    start: str = ""
+    """Folder of an adapter (of a model for `full`) that training starts from; empty starts from the model itself."""
 
 
 class EnvironmentConfig(Strict):
@@ -134,10 +142,10 @@ class RolloutConfig(Strict):
 class LearnerConfig(Strict):
     """The optimizer and its batches."""
 
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {"critic_lr": "preferences train no critic; leave it out"}
+
     lr: float = Field(2e-4, gt=0)
     """Peak learning rate of the policy adapter."""
-    critic_lr: float = Field(5e-4, gt=0)
-    """Learning rate of the critic adapter and its head."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls over the run's updates after the warm-up."""
     warmup_steps: int = Field(0, ge=0)
@@ -173,6 +181,13 @@ class LearnerConfig(Strict):
     def processes(self) -> int:
         """Actors that it runs in; 0 where it runs in the driver."""
         return self.workers if self.workers > 1 or self.gpus_per_worker > 0 else 0
+
+
+class RLLearnerConfig(LearnerConfig):
+    """The optimizer of policy and critic, and its batches."""
+
+    critic_lr: float = Field(5e-4, gt=0)
+    """Peak learning rate of the critic adapter and its head."""
 
 
 class SFTStageConfig(Strict):
@@ -224,10 +239,24 @@ class CheckpointConfig(Strict):
 def _expand_preset(value: Any) -> Any:
     """Lay the user's choices over the row that they name."""
     choices = {"preset": value} if isinstance(value, str) else value
-    name = choices.get("preset", "grpo") if isinstance(choices, dict) else None
-    if name is not None and name not in PRESETS:
+    if not isinstance(choices, dict):
+        return value
+    name = choices.get("preset", "grpo")
+    if not (isinstance(name, str) and name in PRESETS):
         raise ValueError(f"unknown preset {name!r}; one of {', '.join(PRESETS)}.{did_you_mean(str(name), PRESETS)}")
-    return value if name is None else {**preset_fields(name), **choices}
+    loss = choices.get("surrogate")
+    if isinstance(PRESETS[name], PolicyObjective) and loss in get_args(Loss):
+        raise ValueError(f"surrogate: {loss} is a preference loss; write {{preset: online_dpo, loss: {loss}}}")
+    return {**preset_fields(name), **choices}
+
+
+_Algorithm = Annotated[
+    Annotated[PolicyObjective, Tag(PolicyObjective.__name__)]
+    | Annotated[PreferenceObjective, Tag(PreferenceObjective.__name__)],
+    Discriminator(kind_of),
+    BeforeValidator(_expand_preset),
+    AfterValidator(refuse_unused),
+]
 
 
 class BaseRunConfig(Strict):
@@ -250,7 +279,14 @@ class BaseRunConfig(Strict):
         return Path(self.output_dir) / self.name
 
 
-class RunConfig(BaseRunConfig):
+class PolicyRunConfig(BaseRunConfig):
+    """The settings that runs share which train a policy."""
+
+    adapter: PolicyAdapterConfig = PolicyAdapterConfig()  # type: ignore[call-arg]
+    """What is trained of it."""
+
+
+class RunConfig(PolicyRunConfig):
     """The config of an RL run."""
 
     steps: int = Field(ge=1)
@@ -280,9 +316,9 @@ class RunConfig(BaseRunConfig):
     """Who generates them."""
     reference: str = ""
     """Adapter folder or model that the KL compares with (for opd the teacher); empty is where RL starts."""
-    algorithm: Annotated[Algorithm, BeforeValidator(_expand_preset), AfterValidator(refuse_unused)] = PRESETS["grpo"]
+    algorithm: _Algorithm = PRESETS["grpo"]
     """A preset, and any of its choices replaced."""
-    learner: LearnerConfig = LearnerConfig()  # type: ignore[call-arg]
+    learner: RLLearnerConfig = RLLearnerConfig()  # type: ignore[call-arg]
     """The optimizer."""
     sft: SFTStageConfig | None = None
     """Supervised warm start before RL; null goes straight to RL."""
@@ -298,9 +334,16 @@ class RunConfig(BaseRunConfig):
         if self.algorithm.is_group_relative and self.samples_per_task < 2:
             raise ValueError(
                 f"samples_per_task is {self.samples_per_task}, but preset {self.algorithm.preset!r} compares the "
-                "samples of a group; use at least 2, or algorithm.baseline: critic or none"
+                "samples of a group; use at least 2, or a preset without a group's baseline, such as ppo"
             )
-        self._check_off_policy()
+        problem = self.algorithm.misfit(
+            has_reference=bool(self.reference),
+            tasks_per_update=self.tasks_per_step / self.updates_per_step,
+            updates_per_step=self.updates_per_step,
+            max_staleness=self.max_staleness,
+        )
+        if problem:
+            raise ValueError(problem)
         if self.adapter.kind == "head":
             raise ValueError("adapter.kind: head trains no policy, only a reward model's output; use lora or full")
         if self.adapter.kind == "full" and self.algorithm.needs_critic:
@@ -308,22 +351,10 @@ class RunConfig(BaseRunConfig):
                 "adapter.kind: full leaves no frozen base that the critic could share; use adapter.kind: lora, or an "
                 "algorithm without a critic"
             )
-        if self.reference and not self.algorithm.needs_reference:
-            raise ValueError(f"reference is set, but preset {self.algorithm.preset!r} has no KL; set algorithm.kl")
-        if not self.reference and self.algorithm.reward_coef == 0:
-            raise ValueError(
-                "algorithm.reward_coef is 0, so the policy learns from the reference alone, which is itself; name the "
-                "teacher in `reference`"
-            )
         if self.tasks_per_step % self.updates_per_step:
             raise ValueError(
                 f"updates_per_step ({self.updates_per_step}) must divide tasks_per_step ({self.tasks_per_step}): "
                 "each update uses an equal share of the tasks"
-            )
-        if self.algorithm.surrogate == "kto" and self.tasks_per_step < 2 * self.updates_per_step:
-            raise ValueError(
-                f"tasks_per_step {self.tasks_per_step} gives each of {self.updates_per_step} updates one task, but kto "
-                "estimates its KL from other tasks' completions; use at least 2 for each update"
             )
         if self.adapter.kind == "full" and (folders := self.learner_rewards):
             raise ValueError(
@@ -341,25 +372,6 @@ class RunConfig(BaseRunConfig):
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"rewards: the name {doubled[0]!r} stands twice; give one of them another `name`")
         return self
-
-    def _check_off_policy(self) -> None:
-        """Refuse samples of another policy than the updated one where the objective has nothing against that."""
-        if self.updates_per_step > 1 and self.algorithm.surrogate == "score_function":
-            raise ValueError(
-                "after its first update the policy is not the one that sampled, and surrogate: score_function has no "
-                "ratio for that; use algorithm.surrogate: clipped, or updates_per_step: 1"
-            )
-        if self.max_staleness and self.algorithm.preference:
-            raise ValueError(
-                f"max_staleness is {self.max_staleness}, but preset {self.algorithm.preset!r} compares whole samples "
-                "and has no correction for those of an older policy; use max_staleness: 0"
-            )
-        if self.max_staleness and self.algorithm.correction == "none":
-            raise ValueError(
-                f"max_staleness is {self.max_staleness}: samples come from an older policy, and without a correction "
-                "the objective takes them for the present one's; set algorithm.correction to one of "
-                f"{', '.join(get_args(Correction)[1:])} (docs/actors.md), or max_staleness: 0"
-            )
 
     @property
     def processes(self) -> int:

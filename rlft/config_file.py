@@ -40,7 +40,14 @@ def load(
 
 
 @overload
-def load(path: str | Path, overrides: Sequence[str], kind: type[C]) -> C: ...
+def load(
+    path: str | Path,
+    overrides: Sequence[str],
+    kind: type[C],
+    *,
+    amend: Callable[[Any], None] | None = None,
+    check: Callable[[C], Iterable[Problem]] | None = None,
+) -> C: ...
 
 
 def load(
@@ -48,12 +55,14 @@ def load(
     overrides: Sequence[str] = (),
     kind: type[BaseModel] = RunConfig,
     *,
+    amend: Callable[[Any], None] | None = None,
     check: Callable[[Any], Iterable[Problem]] | None = None,
 ) -> BaseModel:
     """Read a config file, apply `key.sub=value` overrides, validate.
 
     Args:
         kind: the tree that the file holds.
+        amend: called with the parsed file, which it may change in place, before the overrides are applied.
         check: finds further problems in a tree that is valid by itself.
 
     Raises:
@@ -72,6 +81,8 @@ def load(
         raise ValueError(f"{path}: not UTF-8 text in YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a mapping of keys to values, found {type(tree).__name__}")
+    if amend:
+        amend(tree)
     for override in overrides:
         _apply(tree, override)
     found = list(_not_kept(tree))
@@ -117,13 +128,17 @@ def dump(config: BaseModel) -> str:
 def schema() -> dict[str, Any]:
     """JSON Schema of a config file, for editors."""
     tree = RunConfig.model_json_schema()
-    algorithm = tree["$defs"]["Algorithm"]
-    del algorithm["required"]  # what a config leaves out comes from the preset
-    algorithm["properties"]["preset"]["enum"] = list(PRESETS)
-    field = tree["properties"]["algorithm"]
+    kinds: dict[str, list[str]] = {}
+    for name, algorithm in PRESETS.items():
+        kinds.setdefault(type(algorithm).__name__, []).append(name)
+    for kind, names in kinds.items():
+        section = tree["$defs"][kind]
+        # What a config leaves out comes from the preset; the preset itself is GRPO's if it is left out.
+        section["required"] = [] if RunConfig.model_fields["algorithm"].default.preset in names else ["preset"]
+        section["properties"]["preset"]["enum"] = names
     tree["properties"]["algorithm"] = {
-        "description": field.get("description", ""),
-        "anyOf": [{"enum": list(PRESETS)}, {"$ref": "#/$defs/Algorithm"}],
+        "description": tree["properties"]["algorithm"].get("description", ""),
+        "anyOf": [{"enum": list(PRESETS)}, *({"$ref": f"#/$defs/{kind}"} for kind in kinds)],
     }
     return tree
 
@@ -137,10 +152,15 @@ def _apply(tree: Any, override: str) -> None:
     for part in parents:
         if isinstance(node, list):
             node = node[_index(part, node, override)]
-        else:
-            if not isinstance(node.get(part), dict | list):
-                node[part] = {}
-            node = node[part]
+            continue
+        given = node.get(part)
+        if part == "algorithm" and isinstance(given, str):
+            node[part] = {"preset": given}
+        elif given is None:
+            node[part] = {}
+        elif not isinstance(given, dict | list):
+            raise ValueError(f"override {override!r}: {part} is {given!r}, which has no settings of its own")
+        node = node[part]
     try:
         value = YAML(typ="safe").load(text) if text else ""
     except YAMLError as error:
@@ -197,11 +217,11 @@ def _explain(error: ValidationError, tree: Any, path: str, kind: type[BaseModel]
         depth = len(problem["loc"])
         if problem["type"] == "too_short" and any(p["loc"][:depth] == problem["loc"] != p["loc"] for p in problems):
             continue  # pydantic counts the entries without those that are wrong themselves
-        loc = tuple(part for part in problem["loc"] if not str(part).startswith("function-"))
+        loc, section = _section(kind, [part for part in problem["loc"] if not str(part).startswith("function-")])
         where = dotted(loc) or "config"
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            message = "unknown key." + did_you_mean(str(loc[-1]), _field_names(kind, loc[:-1]))
+            message = _unknown(str(loc[-1]), section)
         elif problem["type"] == "missing":
             message = "this key is required"
         elif not isinstance(problem["input"], dict | list) and message != str(problem["input"]):
@@ -224,17 +244,31 @@ def _line(tree: Any, loc: tuple[Any, ...]) -> int:
     return line
 
 
-def _field_names(kind: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """Names of the fields that may stand at `loc`."""
+def _section(kind: type[BaseModel], parts: Sequence[str | int]) -> tuple[tuple[str | int, ...], Any]:
+    """(location as the file has it, class of the section that its last part stands in).
+
+    Args:
+        parts: location as pydantic has it, in which the class that was chosen of several stands, too.
+    """
+    loc: list[str | int] = []
     node: Any = kind
-    for part in loc:
-        if isinstance(part, int):
-            node = typing.get_args(node)[0]
-        else:
-            hints = typing.get_type_hints(node)
-            node = hints.get(part)
+    for number, part in enumerate(parts):
+        members = [arg for arg in typing.get_args(node) if arg is not type(None)]
         if typing.get_origin(node) in (typing.Union, types.UnionType):
-            node = next(arg for arg in typing.get_args(node) if arg is not type(None))
-    if is_dataclass(node):
-        return [field.name for field in dataclass_fields(node)]
-    return list(getattr(node, "model_fields", {}))
+            chosen = [member for member in members if getattr(member, "__name__", "") == part]
+            node = (chosen or members)[0]
+            if chosen:
+                continue
+        loc.append(part)
+        if number + 1 < len(parts):
+            hints = typing.get_type_hints(node) if isinstance(node, type) else {}
+            node = members[0] if isinstance(part, int) and members else hints.get(str(part))
+    return tuple(loc), node
+
+
+def _unknown(key: str, section: Any) -> str:
+    """What to say of a key that a section does not have."""
+    names = [field.name for field in dataclass_fields(section)] if is_dataclass(section) else [*section.model_fields]
+    if key in (elsewhere := getattr(section, "ELSEWHERE", {})):
+        return f"this key has no place here: {elsewhere[key]}"
+    return "unknown key." + did_you_mean(key, names)

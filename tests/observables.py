@@ -212,7 +212,7 @@ def requested_chunks(config: RunConfig) -> list[Chunk]:
     rollouts = StepRollouts(run, pool, scorer, environment.train, start=0, view=view)  # type: ignore[arg-type]
     rollouts.publish(Adapter(version=0, hash="", tensors={}))
     rollouts.submit_ahead()
-    if config.algorithm.baseline != "greedy":  # whose answers would have to be stored
+    if not config.algorithm.needs_greedy:  # whose answers would have to be stored
         rollouts.collect(1, mock.MagicMock())
     return pool.submitted
 

@@ -29,7 +29,7 @@ from rlft.objectives.advantages import (
     token_advantages,
     whiten,
 )
-from rlft.objectives.algorithm import Algorithm, Baseline, Scale
+from rlft.objectives.algorithm import Baseline, PolicyObjective, Scale
 from rlft.objectives.presets import PRESETS
 from rlft.types import Abstain, Failed
 from tests.fakes import made_up_group
@@ -49,7 +49,9 @@ def ragged(seed: int, sizes: list[int]) -> tuple[Tensor, Tensor, list[list[float
     return double([value for group in nested for value in group]), index, nested
 
 
-def advantages_of(algorithm: Algorithm, rewards: list[float], group_index: list[int], lengths: list[int]) -> Tensor:
+def advantages_of(
+    algorithm: PolicyObjective, rewards: list[float], group_index: list[int], lengths: list[int]
+) -> Tensor:
     """Advantage of every action token without KL and critic, float64."""
     sequence_index = torch.repeat_interleave(torch.tensor(lengths))
     advantages, returns = token_advantages(
@@ -365,7 +367,7 @@ PAIR = {
 }
 
 
-def pair_advantages(algorithm: Algorithm, *, kl_coef: float | None = None, greedy: float = 0.0) -> list[float]:
+def pair_advantages(algorithm: PolicyObjective, *, kl_coef: float | None = None, greedy: float = 0.0) -> list[float]:
     coefficient = algorithm.kl_coef if kl_coef is None else kl_coef
     advantages, _ = token_advantages(algorithm, kl_coef=coefficient, baseline_rewards=double([greedy, greedy]), **PAIR)
     return advantages.tolist()

@@ -31,7 +31,7 @@ from rlft.model.base import token_logprobs
 from rlft.model.layers.packed import PackedGroup
 from rlft.model.layers.packed_attention import NAME as PACKED_ATTENTION
 from rlft.objectives.advantages import best_and_worst, token_advantages
-from rlft.objectives.algorithm import Algorithm
+from rlft.objectives.algorithm import Algorithm, PreferenceObjective
 from rlft.objectives.policy import aggregation_weights, policy_loss
 from rlft.objectives.preference import preference_loss
 from rlft.objectives.presets import PRESETS
@@ -484,7 +484,7 @@ def annotated(algorithm: Algorithm, groups: list[Group]) -> Batch:
         old_logprobs=old,
         ref_logprobs=ref,
     )
-    if algorithm.preference:
+    if isinstance(algorithm, PreferenceObjective):
         signs = torch.zeros(batch.num_sequences, dtype=torch.float64)
         for best, worst in best_and_worst(batch.rewards, batch.group_index):
             signs[best], signs[worst] = 1, -1
@@ -514,10 +514,10 @@ def loss_and_gradients(
     batch = annotated(algorithm, groups)
     model.zero_grad()
     total = 0.0
-    for sequences in microbatches(batch, tokens, whole_groups=algorithm.preference is not None):
+    for sequences in microbatches(batch, tokens, whole_groups=isinstance(algorithm, PreferenceObjective)):
         part = select(batch, sequences)
         logprobs, entropy = token_logprobs(model, pack(part), 1.0)
-        if algorithm.preference:
+        if isinstance(algorithm, PreferenceObjective):
             loss, _ = preference_loss(
                 algorithm.preference,
                 logprobs=logprobs,
@@ -556,8 +556,8 @@ LOSSES = {
         for name in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
     },
     "sequence ratio and correction": replace(GRPO, ratio="sequence", correction="sequence_truncate"),
-    "ipo": replace(PRESETS["online_dpo"], surrogate="ipo"),
-    "hinge": replace(PRESETS["online_dpo"], surrogate="hinge"),
+    "ipo": replace(PRESETS["online_dpo"], loss="ipo"),
+    "hinge": replace(PRESETS["online_dpo"], loss="hinge"),
 }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -143,8 +146,17 @@ def test_a_missing_file_suggests_its_neighbour(write: Any, tmp_path: Path) -> No
         ("algorithm: {preset: grpo, gae_lambda: 0.9}\n", "algorithm.gae_lambda is 0.9, .* goes with baseline: critic"),
         ("algorithm: {preset: grpo, gamma: 0.9}\n", "goes with baseline: critic or kl_in: reward_to_go"),
         ("algorithm: {preset: rloo, clip_high: 0.3}\n", "goes with surrogate: clipped"),
-        ("algorithm: {preset: online_dpo, surrogate: kto}\ntasks_per_step: 1\n", "kto estimates its KL from other"),
-        ("algorithm: {preset: online_dpo, aggregate: token_mean}\n", "goes with an objective of tokens"),
+        ("algorithm: {preset: online_dpo, loss: kto}\ntasks_per_step: 1\n", "kto estimates its KL from other"),
+        (
+            "algorithm: {preset: online_dpo, loss: simpo}\nreference: x\n",
+            "loss: simpo compares with none; leave it out",
+        ),
+        ("algorithm: {preset: online_dpo, beta: 0}\n", "algorithm: beta must be above 0, got 0.0; 0.1 is usual"),
+        ("algorithm: {preset: online_dpo, loss: kto, label_smoothing: 0.1}\n", "goes with loss: sigmoid, not kto"),
+        ("algorithm: {preset: online_dpo, overlong: mask}\n", "algorithm.overlong: .*'count' or 'penalize'"),
+        ("algorithm: {preset: online_dpo, loss: sigmoyd}\n", "algorithm.loss: .*'sigmoid', 'ipo', .*got 'sigmoyd'"),
+        ("algorithm: {surrogate: kto, kl: none}\n", "write {preset: online_dpo, loss: kto}"),
+        ("algorithm: {preset: [grpo]}\n", r"unknown preset \['grpo'\]"),
         ("algorithm: {preset: dapo, kl_in: reward}\n", "goes with kl: k1, k2 or k3"),
         ("algorithm: {preset: grpo, correction_range: [0.5, 5]}\n", "goes with a `correction`"),
         ("algorithm: rloo\nupdates_per_step: 2\n", "use algorithm.surrogate: clipped, or updates_per_step: 1"),
@@ -227,7 +239,70 @@ def test_a_preset_is_named_by_a_bare_word_or_changed_in_part(write: Any) -> None
     assert changed == replace(PRESETS["ppo"], kl_coef=0.2)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "key", "says"),
+    [
+        # Of the objective that the preset names, and of no other.
+        ("{preset: online_dpo, betta: 0.2}", "betta", "unknown key. Did you mean 'beta'?"),
+        ("{preset: online_dpo, clip_hihg: 0.3}", "clip_hihg", "unknown key."),
+        ("{preset: grpo, clip_hihg: 0.3}", "clip_hihg", "unknown key. Did you mean 'clip_high'?"),
+        # Of the other one: what to write instead.
+        (
+            "{preset: online_dpo, kl_coef: 0.2}",
+            "kl_coef",
+            "this key has no place here: a preference loss has no KL term; how strongly it holds to the reference is "
+            "`beta`",
+        ),
+        (
+            "{preset: online_dpo, surrogate: kto}",
+            "surrogate",
+            "this key has no place here: a preference loss is named by `loss`: sigmoid, ipo, hinge, simpo, orpo or kto",
+        ),
+        (
+            "{preset: online_dpo, baseline: none}",
+            "baseline",
+            "this key has no place here: a preference loss compares whole samples and has no such choice; leave it out",
+        ),
+        (
+            "{preset: grpo, beta: 0.2}",
+            "beta",
+            "this key has no place here: it belongs to {preset: online_dpo}; the weight of a KL term is `kl_coef`",
+        ),
+        (
+            "{loss: kto}",
+            "loss",
+            "this key has no place here: a preference loss is chosen by {preset: online_dpo, loss: sigmoid}",
+        ),
+        (
+            "{preset: ppo, margin: 0.5}",
+            "margin",
+            "this key has no place here: it is a choice of preference losses; use it with {preset: online_dpo}",
+        ),
+    ],
+)
+def test_a_key_of_another_objective_is_one_mistake(write: Any, algorithm: str, key: str, says: str) -> None:
+    path = write(f"algorithm: {algorithm}\n")
+    with pytest.raises(ValueError, match="algorithm") as caught:
+        load(path)
+    assert str(caught.value) == f"{path}:11: algorithm.{key}: {says}"
+
+
+def test_a_choice_on_the_command_line_keeps_the_preset_of_the_file(write: Any) -> None:
+    config = load(write("algorithm: online_dpo\n"), ["algorithm.beta=0.2", "algorithm.loss=ipo"])
+    assert config.algorithm == replace(PRESETS["online_dpo"], beta=0.2, loss="ipo")
+    with pytest.raises(ValueError, match=r"'name.first=x': name is 'run', which has no settings of its own"):
+        load(write(), ["name.first=x"])
+
+
 # The resolved config.
+
+
+def test_a_preference_objective_is_dumped_whole(write: Any, tmp_path: Path) -> None:
+    config = load(write("algorithm: {preset: online_dpo, loss: kto, undesirable_weight: 2}\n"))
+    again = tmp_path / "config.yaml"
+    again.write_text(dump(config), encoding="utf-8")
+    assert load(again) == config
+    assert YAML(typ="safe").load(again.read_text())["algorithm"] == asdict(config.algorithm)
 
 
 def test_what_is_dumped_loads_to_the_same_config(write: Any, tmp_path: Path) -> None:
@@ -298,18 +373,21 @@ def leaves(schema: dict[str, Any], node: dict[str, Any], path: str = "") -> dict
     found = {}
     for name, value in node["properties"].items():
         where = f"{path}{name}"
-        found |= leaves(schema, section, f"{where}.") if (section := _section(schema, value)) else {where: value}
+        sections = list(_sections(schema, value))
+        for section in sections:
+            found |= leaves(schema, section, f"{where}.")
+        if not sections:
+            found[where] = value
     return found
 
 
-def _section(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any] | None:
-    """The section that a setting holds, also where it may be null or is a list of sections."""
+def _sections(schema: dict[str, Any], node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The sections that a setting may hold, also where it may be null or is a list of sections."""
     for candidate in (node, node.get("items", {}), *node.get("anyOf", ()), *node.get("allOf", ())):
         if "$ref" in candidate:
             candidate = schema["$defs"][candidate["$ref"].rpartition("/")[2]]
         if "properties" in candidate:
-            return candidate
-    return None
+            yield candidate
 
 
 def undocumented(schema: dict[str, Any]) -> list[str]:
@@ -351,7 +429,14 @@ def test_what_a_preset_brings_may_be_without_effect(write: Any, tmp_path: Path) 
 
 def test_there_are_fewer_than_100_settings() -> None:
     found = leaves(configs.schema(), configs.schema())
-    assert {"steps", "learner.lr", "rewards.weight", "sft.epochs", "algorithm.kl_coef"} <= found.keys()
+    assert {
+        "steps",
+        "learner.lr",
+        "rewards.weight",
+        "sft.epochs",
+        "algorithm.kl_coef",
+        "algorithm.beta",
+    } <= found.keys()
     assert 40 < len(found) < 100, sorted(found)
 
 
@@ -369,11 +454,26 @@ def test_the_schema_is_valid_and_refuses_what_load_refuses() -> None:
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["ppo", {"preset": "ppo"}, {"preset": "grpo", "kl_coef": 0.1}], ids=["word", "preset", "changed"]
+    ("algorithm", "is_right"),
+    [
+        ("ppo", True),
+        ("online_dpo", True),
+        ("gppo", False),
+        ({"preset": "ppo"}, True),
+        ({"preset": "grpo", "kl_coef": 0.1}, True),
+        ({"kl_coef": 0.1}, True),
+        ({"preset": "grpo", "beta": 0.1}, False),
+        ({"preset": "online_dpo", "loss": "kto", "beta": 0.2}, True),
+        ({"loss": "kto"}, False),
+        ({"preset": "online_dpo", "kl_coef": 0.2}, False),
+    ],
+    ids=str,
 )
-def test_the_schema_accepts_an_algorithm_as_users_write_it(algorithm: Any) -> None:
+def test_the_schema_accepts_an_algorithm_as_users_write_it(write: Any, algorithm: Any, is_right: bool) -> None:
     tree = {**YAML(typ="safe").load(BASE), "algorithm": algorithm}
-    assert [error.message for error in jsonschema.Draft202012Validator(configs.schema()).iter_errors(tree)] == []
+    assert jsonschema.Draft202012Validator(configs.schema()).is_valid(tree) == is_right
+    with nullcontext() if is_right else pytest.raises(ValueError, match="algorithm"):
+        load(write(), [f"algorithm={json.dumps(algorithm)}"])
 
 
 KINDS = {"dpo": PreferenceConfig, "reward_model": RewardModelConfig}

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from rlft import config_file
 from rlft.cli import main
 from rlft.config import RunConfig
 from rlft.model.starting_point import save_adapter
@@ -33,6 +34,8 @@ Row = tuple[str, Any, Callable[[Any], Any], dict[str, Any]]
 PPO = {"algorithm": "ppo"}
 KL = {"algorithm": {"preset": "grpo", "kl": "k2", "kl_coef": 0.5}}
 NO_SCALE = {"algorithm": {"preset": "dr_grpo"}}
+ONLINE = {"algorithm": {"preset": "online_dpo"}}
+ONLINE_KTO = {"algorithm": {"preset": "online_dpo", "loss": "kto"}}
 TWO = {"updates_per_step": 2}
 RAY = {"backend": "ray"}
 GROUP = {**RAY, "learner.workers": 2}
@@ -114,7 +117,6 @@ RL: list[Row] = [
     ("algorithm.advantage_clip", 0.1, see.learnt, {}),
     ("algorithm.kl", "k3", see.learnt, KL),
     ("algorithm.kl_coef", 0.9, see.learnt, KL),
-    ("algorithm.label_smoothing", 0.2, see.learnt, {"algorithm": {"preset": "online_dpo"}}),
     ("algorithm.kl_in", "reward", see.learnt, KL),
     ("algorithm.kl_target", 0.5, see.learnt, KL),
     ("algorithm.entropy_coef", 0.1, see.learnt, {}),
@@ -130,6 +132,15 @@ RL: list[Row] = [
     ),
     ("algorithm.overlong", "mask", see.learnt, {}),
     ("algorithm.max_refills", 2, see.requested, {}),
+    ("algorithm.preset", "online_dpo", see.learnt, {}),
+    ("algorithm.loss", "ipo", see.learnt, ONLINE),
+    ("algorithm.beta", 0.5, see.learnt, ONLINE),
+    ("algorithm.label_smoothing", 0.2, see.learnt, ONLINE),
+    ("algorithm.margin", 0.5, see.learnt, {"algorithm": {"preset": "online_dpo", "loss": "simpo"}}),
+    ("algorithm.desirable_weight", 2.0, see.learnt, ONLINE_KTO),
+    ("algorithm.undesirable_weight", 2.0, see.learnt, ONLINE_KTO),
+    ("algorithm.overlong", "penalize", see.learnt, ONLINE),
+    ("algorithm.max_refills", 2, see.requested, ONLINE),
     ("learner.lr", 0.5, see.learnt, {}),
     ("learner.critic_lr", 0.5, see.learnt, PPO),
     ("learner.schedule", "cosine", see.learnt, {}),
@@ -224,21 +235,19 @@ REWARD_MODEL: list[Row] = [
 KINDS: dict[type[BaseModel], list[Row]] = {RunConfig: RL, PreferenceConfig: PREFERENCE, RewardModelConfig: REWARD_MODEL}
 ONE_VALUE = {(PreferenceConfig, "kind"), (RewardModelConfig, "kind")}
 """They tell run directories apart: see the test below."""
-REFUSED = {(RewardModelConfig, "adapter.start")}
-"""A section is shared, and this command refuses one of its settings."""
-WITHOUT_EFFECT: dict[tuple[type[BaseModel], str], Any] = {(PreferenceConfig, "learner.critic_lr"): 0.5}
-"""A section is shared, and this command has no use for one of its settings, with another value for it."""
+REFUSED = {(RewardModelConfig, "adapter.start"): "somewhere", (PreferenceConfig, "learner.critic_lr"): 0.5}
+"""Settings that another command has in a section of this name, with a value for it."""
 
 
 def leaves(kind: type, path: str = "") -> Iterator[str]:
-    """Dotted names of all settings of a config; a list of sections counts its section once."""
+    """Dotted names of all settings of a config, once each; of several sections that can stand in a place those of all,
+    of a list of sections its section's."""
     hints = typing.get_type_hints(kind)
     names = kind.model_fields if issubclass(kind, BaseModel) else [f.name for f in dataclasses.fields(kind)]
     for name in names:
-        found = [t for t in (hints[name], *typing.get_args(hints[name])) if _is_section(t)]
-        if found:
-            yield from leaves(found[0], f"{path}{name}.")
-        else:
+        sections = [t for t in (hints[name], *typing.get_args(hints[name])) if _is_section(t)]
+        yield from dict.fromkeys(leaf for section in sections for leaf in leaves(section, f"{path}{name}."))
+        if not sections:
             yield f"{path}{name}"
 
 
@@ -354,8 +363,8 @@ def test_without_a_change_nothing_changes(observable: Callable[[Any], Any], fold
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_the_table_has_every_setting(kind: type[BaseModel]) -> None:
-    others = [leaf for each, leaf in (*ONE_VALUE, *REFUSED, *WITHOUT_EFFECT) if each is kind]
-    assert sorted([*(row[0] for row in KINDS[kind]), *others]) == sorted(leaves(kind))
+    others = {leaf for each, leaf in ONE_VALUE if each is kind}
+    assert {row[0] for row in KINDS[kind]} | others == set(leaves(kind))
 
 
 @pytest.mark.parametrize("kind", [kind for kind, _ in ONE_VALUE], ids=lambda kind: kind.__name__)
@@ -367,16 +376,14 @@ def test_the_kind_says_which_command_a_run_directory_is_of(
         assert main._kind(run.path) == config.kind
 
 
-def test_a_setting_that_a_command_refuses(folder: Path, tiny_model: Path) -> None:
-    for kind, leaf in REFUSED:
-        with pytest.raises(ValueError, match=re.escape(leaf)):
-            make(kind, base(kind, folder, tiny_model), {leaf: "somewhere"})
-
-
-def test_a_setting_of_a_shared_section_without_effect(folder: Path, tiny_model: Path) -> None:
-    for (kind, leaf), value in WITHOUT_EFFECT.items():
-        before = seen(see.compared, kind, "{}", folder, tiny_model)
-        assert see.compared(make(kind, base(kind, folder, tiny_model), {leaf: value})) == before
+@pytest.mark.parametrize(("kind", "leaf"), REFUSED, ids=lambda part: getattr(part, "__name__", part))
+def test_a_setting_that_only_another_command_has(
+    kind: type[BaseModel], leaf: str, folder: Path, tiny_model: Path
+) -> None:
+    file = folder / "refused.yaml"
+    file.write_text(json.dumps(base(kind, folder, tiny_model)))
+    with pytest.raises(ValueError, match=rf"^{file}:1: {leaf}: this key has no place here: .*; leave it out$"):
+        config_file.load(file, [f"{leaf}={REFUSED[kind, leaf]}"], kind)
 
 
 def test_the_docs_say_how_many_settings_there_are() -> None:

@@ -149,7 +149,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": {"preset": "grpo", "entropy_coef": 0.01}},
     "ppo": {"algorithm": {"preset": "ppo"}},
     "online_dpo": {"algorithm": {"preset": "online_dpo", "label_smoothing": 0.1}},
-    "kto": {"algorithm": {"preset": "online_dpo", "surrogate": "kto"}, "tasks_per_step": 4},
+    "kto": {"algorithm": {"preset": "online_dpo", "loss": "kto"}, "tasks_per_step": 4},
     "ppo, split base": {"algorithm": {"preset": "ppo"}},
     "grpo, split base": {"algorithm": {"preset": "grpo"}},
     "grpo, full": {"algorithm": {"preset": "grpo"}, "adapter": {"kind": "full"}, "learner": {"lr": 1e-4}},

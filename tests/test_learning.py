@@ -84,7 +84,7 @@ def train(config: RunConfig, folder: Path, reference: ReferenceSource | None = N
         engine.load_adapter(learner.adapter(step - 1))
         groups = sample(step, "train", config.samples_per_task, 1.0)
         metrics = describe(groups)
-        if config.algorithm.baseline == "greedy":
+        if config.algorithm.needs_greedy:
             greedy = [group.scores[0] for group in sample(step, "greedy", 1, 0.0)]
             groups = [replace(group, baseline_score=score) for group, score in zip(groups, greedy, strict=True)]
         for minibatch in minibatches(learner.annotate(collate(groups)), config.updates_per_step):
@@ -96,7 +96,7 @@ def train(config: RunConfig, folder: Path, reference: ReferenceSource | None = N
 
 def config_of(folder: Path, algorithm: str, *, steps: int, updates: int = 1, **changes: Any) -> RunConfig:
     lr, samples = changes.pop("lr", 0.01), changes.pop("samples", 16)
-    choices = {name: changes.pop(name) for name in ("surrogate", "label_smoothing") if name in changes}
+    choices = {name: changes.pop(name) for name in ("loss", "label_smoothing") if name in changes}
     return tiny_config(
         folder,
         algorithm={"preset": algorithm, **choices},
@@ -130,7 +130,7 @@ RUNS: list[tuple[str, dict[str, Any]]] = [
     ("cispo", {"steps": 15, "updates": 2}),
     ("maxrl", {"steps": 20}),
     ("online_dpo", {"steps": 30}),  # two samples of sixteen are used
-    ("online_dpo", {"steps": 30, "surrogate": "kto"}),
+    ("online_dpo", {"steps": 30, "loss": "kto"}),
     ("online_dpo", {"steps": 30, "label_smoothing": 0.1}),
 ]
 

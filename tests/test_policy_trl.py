@@ -18,7 +18,7 @@ from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
 
 from rlft.objectives.advantages import token_advantages
-from rlft.objectives.algorithm import Algorithm
+from rlft.objectives.algorithm import PolicyObjective
 from rlft.objectives.measures import numbers
 from rlft.objectives.policy import DUAL_CLIP, aggregation_weights, policy_loss
 from rlft.objectives.presets import PRESETS
@@ -76,7 +76,7 @@ def make(*, is_on_policy: bool = False, spread: float = 0.4, seed: int = 0) -> C
     )
 
 
-def our_loss(algorithm: Algorithm, case: Case) -> tuple[Tensor, dict[str, float], Tensor]:
+def our_loss(algorithm: PolicyObjective, case: Case) -> tuple[Tensor, dict[str, float], Tensor]:
     """(loss, metrics, advantages) from rewards, as the learner puts them together."""
     ref = case.ref if algorithm.needs_reference else None
     advantages, _ = token_advantages(
@@ -105,7 +105,7 @@ def our_loss(algorithm: Algorithm, case: Case) -> tuple[Tensor, dict[str, float]
     return loss, numbers(measures), advantages
 
 
-def trainer_for(algorithm: Algorithm, loss_type: str, case: Case, *, has_old: bool) -> SimpleNamespace:
+def trainer_for(algorithm: PolicyObjective, loss_type: str, case: Case, *, has_old: bool) -> SimpleNamespace:
     """What TRL's methods read of their trainer, for one process and no gradient accumulation."""
     policy, reference = SimpleNamespace(training=True, is_gradient_checkpointing=False), object()
     has_correction = algorithm.correction != "none"
@@ -197,7 +197,7 @@ def trainer_for(algorithm: Algorithm, loss_type: str, case: Case, *, has_old: bo
 
 
 def trl_loss(
-    algorithm: Algorithm, loss_type: str, case: Case, *, has_old: bool = True
+    algorithm: PolicyObjective, loss_type: str, case: Case, *, has_old: bool = True
 ) -> tuple[Tensor, dict[str, list[float]], Tensor]:
     """(loss, metrics, advantages (S,)) of TRL, from rewards."""
     trainer_class = RLOOTrainer if loss_type == "rloo" else GRPOTrainer

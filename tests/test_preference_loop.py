@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from rlft import config_file
 from rlft.cli import main
-from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
+from rlft.config import LearnerConfig, ModelConfig, PolicyAdapterConfig
 from rlft.curves.live_panel import View
 from rlft.learner.rl import Learner
 from rlft.model.adapter import adapter_hash, read_folder
@@ -118,7 +118,7 @@ def trl_is_quiet() -> Iterator[None]:
 def learner_of(
     folder: Path,
     preference: Preference,
-    adapter: AdapterConfig,
+    adapter: PolicyAdapterConfig,
     settings: LearnerConfig,
     *,
     reference: ReferenceSource | None = None,
@@ -141,7 +141,7 @@ def own_update(
     """(metrics, gradients) of one update of all weights on all of the data, in its order."""
     settings = LearnerConfig(threads=1, tokens_per_microbatch=60, max_grad_norm=1e9)
     reference = ReferenceSource(folder=str(base))
-    learner = learner_of(policy, preference, AdapterConfig(kind="full"), settings, reference=reference)
+    learner = learner_of(policy, preference, PolicyAdapterConfig(kind="full"), settings, reference=reference)
     metrics = learner.update(*learner.annotate(make_batch(data.train)), 1.0).metrics
     gradients = {name: p.grad.clone() for name, p in learner.roles.model.named_parameters() if p.grad is not None}
     return metrics, gradients
@@ -436,7 +436,7 @@ def test_the_microbatch_budget_does_not_change_the_update(tiny_model: Path, tmp_
     found = []
     for tokens in (1, 50, 10_000):
         config = LearnerConfig(threads=1, tokens_per_microbatch=tokens, lr=1e-2)
-        learner = learner_of(tiny_model, preference, AdapterConfig(rank=4), config)  # type: ignore[call-arg]
+        learner = learner_of(tiny_model, preference, PolicyAdapterConfig(rank=4), config)  # type: ignore[call-arg]
         for _ in range(2):
             metrics = learner.update(*learner.annotate(make_batch(data.train)), 1.0).metrics
         found.append(metrics)

@@ -17,6 +17,7 @@ from rlft.config import RunConfig
 from rlft.curves.reading import read_evals, read_events
 from rlft.curves.report import write_report
 from rlft.run import logs
+from rlft.run.directory import read_config
 from rlft.run.provenance import NO_NUMBERS, changed_computing, changed_numbers
 from rlft.run.records import FORMAT, Provenance
 from rlft.run.resume import How
@@ -58,7 +59,7 @@ RUN = Path("runs/tiny")
 
 def set_config(key: str, value: str) -> Callable[[], None]:
     def change() -> None:
-        config = config_file.load(RUN / "config.yaml", [f"{key}={value}"])
+        config = read_config(RUN, RunConfig, [f"{key}={value}"])
         (RUN / "config.yaml").write_text(config_file.dump(config))
 
     return change

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from rlft.config_file import load
 from rlft.learner.batch import collate
 from rlft.learner.rl import Learner
+from rlft.learner.update import Update, step_metrics
 from rlft.objectives.presets import PRESETS
 from rlft.train.rl import launch
 from rlft.types import Batch
@@ -150,6 +151,30 @@ def repeated(trajectory):
     assert {task for task, advantage in advantages.items() if advantage is None} == set(failed)
 
 
+# Several updates in a step
+
+
+def test_a_step_has_the_metrics_of_all_its_updates(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    update, made = Learner.update, []
+
+    def remember(self: Learner, batch: Batch) -> Update:
+        made.append(update(self, batch))
+        return made[-1]
+
+    monkeypatch.setattr(Learner, "update", remember)
+    config = make_config("steps=2", "updates_per_step=2", "evaluation.tasks=2")
+    launch.train(config)
+    rows = read_metrics(config.run_dir)
+    assert len(made) == 4
+    for row, updates in zip(rows, (made[:2], made[2:]), strict=True):
+        expected = step_metrics(updates)
+        assert {name: row[name] for name in expected} == expected
+        for name in ("policy/loss", "policy/clip_fraction", "policy/grad_norm"):
+            assert name in expected
+        assert expected["policy/entropy"] not in [each.metrics["policy/entropy"] for each in updates]
+    assert [row["policy/updates"] for row in rows] == [2, 4]
+
+
 # Updates that are not finite
 
 
@@ -182,8 +207,8 @@ def test_a_batch_whose_update_is_not_finite_is_kept(make_config: MakeConfig, mon
 
 
 def overrides(preset: str, teacher: Path) -> list[str]:
-    extra = [f"reference={teacher}"] if PRESETS[preset].reward_coef == 0 else []
-    updates = 1 if PRESETS[preset].surrogate == "score_function" else 2
+    extra = [f"reference={teacher}"] if preset == "opd" else []
+    updates = 1 if getattr(PRESETS[preset], "surrogate", "") == "score_function" else 2
     return ["steps=4", "evaluation.tasks=2", f"algorithm={preset}", f"updates_per_step={updates}", *extra]
 
 
@@ -234,7 +259,7 @@ def test_every_debug_config_runs(tmp_path: Path, tiny_model: Path, preset: str) 
     overrides = [f"output_dir={tmp_path}", f"model={{source: {tiny_model}, dtype: float32}}", "evaluation.tasks=2"]
     overrides += ["environment.args={high: 20, heldout: 4, demonstrations: 16}", "sft.epochs=0.5"]
     overrides += ["learner.threads=1", "rollout.threads=1"]
-    if PRESETS[preset].reward_coef == 0:
+    if preset == "opd":
         overrides.append(f"reference={tiny_model}")
     config = load(DEBUG_CONFIGS / f"{preset}.yaml", overrides)
     launch.train(config)

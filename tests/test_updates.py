@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
+from rlft.config import LearnerConfig, ModelConfig, PolicyAdapterConfig
 from rlft.learner.batch import minibatches, select
 from rlft.learner.rl import Learner
 from rlft.learner.update import Update, step_metrics
@@ -126,7 +126,7 @@ ALGORITHMS: dict[str, Any] = {
     "masked": {"preset": "grpo", "correction": "sequence_mask", "correction_range": [0.1, 3.0]},
     "ppo": {"preset": "ppo", "overlong": "penalize"},
     "online_dpo": {"preset": "online_dpo"},
-    "simpo": {"preset": "online_dpo", "surrogate": "simpo"},
+    "simpo": {"preset": "online_dpo", "loss": "simpo"},
 }
 
 
@@ -151,7 +151,7 @@ def test_preference_updates_together_measure_what_one_would(tiny_model: Path, lo
     config = PreferenceConfig(
         name="tiny",
         model=ModelConfig(source=str(tiny_model), dtype="float32"),
-        adapter=AdapterConfig(rank=4),  # type: ignore[call-arg]
+        adapter=PolicyAdapterConfig(rank=4),  # type: ignore[call-arg]
         data=PreferenceDataConfig(source=""),  # type: ignore[call-arg]
         preference={"loss": loss},  # type: ignore[arg-type]
         learner=LearnerConfig(threads=1, lr=0.05, tokens_per_microbatch=16),  # type: ignore[call-arg]

@@ -152,7 +152,7 @@ def evaluate(
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder (PEFT layout) to measure instead.")] = None,
 ) -> None:
     """Measure held-out accuracy and print it as JSON; nothing is written."""
-    from rlft.cli.run_config import load
+    from rlft.cli.run_config import load, load_run
 
     if target.is_dir():
         _refuse_reward_model(target, "evaluate", f"its held-out accuracy is in {target / 'summary.json'}")
@@ -162,7 +162,7 @@ def evaluate(
                 f"measure its adapter on tasks: rlft evaluate CONFIG --adapter {_last_adapter(target)}"
             )
         adapter = adapter or _last_adapter(target)
-        loaded = load(target / "config.yaml", overrides, is_trained=False)
+        loaded = load_run(target, overrides, is_trained=False)
     else:
         loaded = load(target, overrides, is_trained=False)
     from rlft.train.rl import launch

@@ -26,6 +26,13 @@ def load(path: Path, overrides: Sequence[str] | None, *, is_trained: bool = True
     return config_file.load(path, overrides or [], check=partial(engine_problems, is_trained=is_trained))
 
 
+def load_run(run: Path, overrides: Sequence[str] | None, *, is_trained: bool = True) -> RunConfig:
+    """Read the config of a run directory, and refuse what its engine cannot do; arguments and errors as of `load`."""
+    from rlft.run.directory import read_config
+
+    return read_config(run, RunConfig, overrides or [], check=partial(engine_problems, is_trained=is_trained))
+
+
 def schema() -> dict[str, Any]:
     """JSON Schema of a config file, for editors, with the engines and their arguments."""
     tree = config_file.schema()

@@ -68,7 +68,7 @@ class Roles:
         start: Mapping[str, Tensor] | None = None,
         with_reference: bool = False,
         reference: ReferenceSource | None = None,
-        with_critic: bool = False,
+        critic_lr: float | None = None,
         reward_models: Sequence[RewardSpec] = (),
         ranks: Ranks = ALONE,
     ) -> None:
@@ -80,7 +80,8 @@ class Roles:
             start: tensors that the policy starts from; without them it starts as the base.
             with_reference: whether a frozen reference is asked for.
             reference: another reference than the policy's start: an adapter folder or a model of its own.
-            with_critic: whether there is a critic, which starts as a copy of the policy with a head of zeros.
+            critic_lr: peak learning rate of a critic, which starts as a copy of the policy with a head of zeros; None
+                is without one.
             reward_models: rewards whose folders `reward_model.check` let pass; they are never trained.
 
         Raises:
@@ -102,7 +103,7 @@ class Roles:
             self.reference = make_reference(self.policy, model_folder, model, start=start, source=reference)
         self.critic: Role | None = None
         self.value_head: nn.Linear | None = None
-        if with_critic:
+        if critic_lr is not None:
             self.critic = make_critic(self.policy)
             self.value_head = nn.Linear(models.hidden_size(self.model), 1).to(self.device)
             nn.init.zeros_(self.value_head.weight)
@@ -122,7 +123,7 @@ class Roles:
                 lay_out_weights(module)
         if config.activations == "offload" and self.device.type == "cpu":
             raise ValueError("learner.activations: offload moves them from the GPU to the CPU; here use recompute")
-        self.optimizer = _make_optimizer(*self._parameters(), config)
+        self.optimizer = _make_optimizer(*self._parameters(), config, critic_lr)
 
     # Passes
 
@@ -360,10 +361,12 @@ def lr_factor(config: LearnerConfig, *, update: int, total: int, warmup: int) ->
     return 1.0
 
 
-def _make_optimizer(policy: list[nn.Parameter], critic: list[nn.Parameter], config: LearnerConfig) -> torch.optim.AdamW:
+def _make_optimizer(
+    policy: list[nn.Parameter], critic: list[nn.Parameter], config: LearnerConfig, critic_lr: float | None
+) -> torch.optim.AdamW:
     groups: list[dict[str, Any]] = [{"params": policy, "peak_lr": config.lr}]
     if critic:
-        groups.append({"params": critic, "peak_lr": config.critic_lr})
+        groups.append({"params": critic, "peak_lr": critic_lr})
     return torch.optim.AdamW(
         groups,
         lr=config.lr,

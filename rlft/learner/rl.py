@@ -18,19 +18,15 @@ import torch
 from torch import Tensor
 
 from rlft.config import RunConfig
-from rlft.learner.batch import mismatched, select, single
+from rlft.learner import preference
+from rlft.learner.batch import select, single
 from rlft.learner.core import Roles, lr_factor
 from rlft.learner.ranks import ALONE, Ranks
 from rlft.learner.update import Update
 from rlft.model.starting_point import ReferenceSource
-from rlft.objectives.advantages import (
-    above_or_below,
-    best_and_worst,
-    overlong_penalty,
-    token_advantages,
-)
-from rlft.objectives.algorithm import Algorithm, Preference
-from rlft.objectives.measures import ExplainedVariance, Last, Mean, Measure, Measures, Weighted
+from rlft.objectives.advantages import overlong_penalty, token_advantages
+from rlft.objectives.algorithm import Algorithm, PolicyObjective, Preference, PreferenceObjective
+from rlft.objectives.measures import ExplainedVariance, Last, Measure, Measures, Weighted
 from rlft.objectives.policy import (
     adapted_kl_coef,
     aggregation_count,
@@ -38,7 +34,6 @@ from rlft.objectives.policy import (
     policy_loss,
     value_loss,
 )
-from rlft.objectives.preference import preference_loss
 from rlft.types import Adapter, Batch, Group
 
 
@@ -81,11 +76,13 @@ class Learner:
             start=warm_start,
             with_reference=self.algorithm.needs_reference,
             reference=reference,
-            with_critic=self.algorithm.needs_critic,
+            critic_lr=config.learner.critic_lr if self.algorithm.needs_critic else None,
             reward_models=config.learner_rewards,
             ranks=ranks,
         )
-        self.kl_coef = self.algorithm.kl_coef
+        self.kl_coef = self._kl_target = 0.0  # a preference loss has no KL term
+        if isinstance(self.algorithm, PolicyObjective):
+            self.kl_coef, self._kl_target = self.algorithm.kl_coef, self.algorithm.kl_target
         self.num_updates = 0
 
     def scores(self, groups: Sequence[Group], tools: Sequence[Mapping[str, Any]] = ()) -> list[list[list[float]]]:
@@ -99,13 +96,12 @@ class Learner:
 
     def annotate(self, batch: Batch) -> Batch:
         """Add what the algorithm needs from frozen passes: old and reference log-probs, values; then advantages."""
-        algorithm = self.algorithm
-        kl_in_reward = algorithm.kl != "none" and algorithm.kl_in != "loss"
-        needs_old = self.config.updates_per_step > 1 or kl_in_reward
-        roles = self.roles
+        algorithm, roles = self.algorithm, self.roles
+        needs_old = self.config.updates_per_step > 1 or algorithm.has_kl_in_reward
         batch = replace(batch, old_logprobs=roles.logprobs(batch, roles.policy) if needs_old else None)
-        if algorithm.preference is not None:
-            return replace(batch, advantages=_labels(algorithm.preference, batch, self._shaped(batch)))
+        if isinstance(algorithm, PreferenceObjective):
+            labels = preference.labels_of(algorithm.preference, self._shaped(batch), batch.group_index)
+            return replace(batch, advantages=labels[batch.sequence_index])
         batch = replace(
             batch,
             ref_logprobs=roles.logprobs(batch, roles.reference) if roles.reference else None,
@@ -128,28 +124,31 @@ class Learner:
         """One optimizer update on an annotated batch; it is skipped if a loss or a gradient is not finite."""
         assert batch.advantages is not None
         self.roles.optimizer.zero_grad(set_to_none=True)
-        preference = self.algorithm.preference
-        losses, measures = self._policy(batch) if preference is None else self._compare(batch, preference)
-        if self.algorithm.overlong == "penalize":
+        algorithm = self.algorithm
+        losses: dict[str, Weighted] = {}
+        if isinstance(algorithm, PreferenceObjective):
+            losses["policy/loss"], measures = self._compare(batch, algorithm.preference)
+        else:
+            losses["policy/loss"], measures = self._policy(batch, algorithm)
+            if algorithm.needs_critic:
+                losses["critic/loss"], critic_measures = self._critic(batch, algorithm)
+                measures |= critic_measures
+        if algorithm.overlong == "penalize":
             penalty = self._shaped(batch) - batch.rewards
             measures["reward/overlong_penalty"] = Weighted(float(penalty.mean()), batch.num_sequences)
-        if self.algorithm.needs_critic:
-            critic_loss, critic_measures = self._critic(batch)
-            losses.append(critic_loss)
-            measures |= critic_measures
         factor = lr_factor(
             self.config.learner,
             update=self.num_updates,
             total=self.config.steps * self.config.updates_per_step,
             warmup=self.config.learner.warmup_steps * self.config.updates_per_step,
         )
-        update = self.roles.step(measures, factor=factor, is_finite=all(map(math.isfinite, losses)))
+        is_finite = all(math.isfinite(loss.value) for loss in losses.values())
+        update = self.roles.step({**losses, **measures}, factor=factor, is_finite=is_finite)
         if not update.skipped:
             self.num_updates += 1
-            if self.algorithm.kl_target:
-                kl = update.metrics["policy/kl_ref"]
-                self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.algorithm.kl_target)
-        if self.algorithm.kl_target:
+            if self._kl_target:
+                self.kl_coef = adapted_kl_coef(self.kl_coef, update.metrics["policy/kl_ref"], self._kl_target)
+        if self._kl_target:
             update = replace(update, measures={**update.measures, "policy/kl_coef": Last(self.kl_coef)})
         return update
 
@@ -193,8 +192,7 @@ class Learner:
             return batch.rewards
         return batch.rewards + overlong_penalty(_longest_actions(batch), max_new_tokens=self._max_new_tokens)
 
-    def _policy(self, batch: Batch) -> tuple[list[float], dict[str, Measure]]:
-        algorithm = self.algorithm
+    def _policy(self, batch: Batch, algorithm: PolicyObjective) -> tuple[Weighted, dict[str, Measure]]:
         included = _included(batch, algorithm.overlong == "mask")
         weights = aggregation_weights(
             algorithm.aggregate, batch.sequence_index, max_new_tokens=self._max_new_tokens, included=included
@@ -219,49 +217,25 @@ class Learner:
             replace(batch, weights=weights), loss, entropy_gradient=algorithm.entropy_coef > 0
         )
         count = aggregation_count(algorithm.aggregate, batch.sequence_index, included)
-        return [total], {"policy/loss": Weighted(total, count), **measures}
+        return Weighted(total, count), measures
 
-    def _compare(self, batch: Batch, preference: Preference) -> tuple[list[float], dict[str, Measure]]:
-        """The preference loss of the labelled samples."""
+    def _compare(self, batch: Batch, loss: Preference) -> tuple[Weighted, dict[str, Measure]]:
         # A real sample is within the context, so no mismatched one may be longer than the longest of them.
         longest = max(len(prompt) + len(ids) for prompt, ids in zip(batch.prompt_ids, batch.token_ids, strict=True))
-        roles = self.roles
-        mismatches = None if preference.is_paired else mismatched(batch, max_length=longest)
-        kl = roles.reference_point(mismatches)
-        is_labelled = _present(batch.advantages)[_first_actions(batch)] != 0
-        batch = select(batch, is_labelled.nonzero().squeeze(1).tolist())
-        if roles.reference is not None:
-            batch = replace(batch, ref_logprobs=roles.logprobs(batch, roles.reference))
-        num_examples = batch.num_sequences // 2 if preference.is_paired else batch.num_sequences
+        kl = preference.reference_point(self.roles, loss, batch, max_length=longest)
+        labels = _present(batch.advantages)[_first_actions(batch)]
+        labelled = select(replace(batch, rewards=labels), labels.nonzero().squeeze(1).tolist())
+        labelled = preference.with_reference(self.roles, labelled)
+        return preference.backward_preference(self.roles, loss, labelled, kl=kl, is_sampled=True)
 
-        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Measures]:
-            old = _or(part.old_logprobs, logprobs.detach())
-            mismatch = (old - _or(part.policy_logprobs, part.rollout_logprobs)).abs()
-            value, measures = preference_loss(
-                preference,
-                logprobs=logprobs,
-                ref_logprobs=part.ref_logprobs,
-                sequence_index=part.sequence_index,
-                labels=_present(part.advantages)[_first_actions(part)],
-                num_examples=num_examples,
-                kl=kl,
-            )
-            return value, measures | {"policy/entropy": Mean.of(entropy.detach()), "policy/mismatch": Mean.of(mismatch)}
-
-        total, measures = roles.backward_policy(batch, loss, whole_groups=preference.is_paired, entropy_gradient=False)
-        measures = {"policy/loss": Weighted(total, num_examples), **measures}
-        if mismatches is not None:
-            measures["preference/z0"] = Weighted(kl, mismatches.num_sequences)
-        return [total], measures
-
-    def _critic(self, batch: Batch) -> tuple[float, dict[str, Measure]]:
+    def _critic(self, batch: Batch, algorithm: PolicyObjective) -> tuple[Weighted, dict[str, Measure]]:
         values, returns = _present(batch.values), _present(batch.returns)
         # Every state counts the same for the critic, whatever the policy's aggregation.
         weights = aggregation_weights("token_mean", batch.sequence_index, max_new_tokens=1)
 
         def loss(part: Batch, new_values: Tensor) -> Tensor:
             return value_loss(
-                self.algorithm,
+                algorithm,
                 values=new_values,
                 old_values=_present(part.values),
                 returns=_present(part.returns),
@@ -269,8 +243,7 @@ class Learner:
             )
 
         total = self.roles.backward_critic(replace(batch, weights=weights), loss)
-        return total, {
-            "critic/loss": Weighted(total, values.numel()),
+        return Weighted(total, values.numel()), {
             "critic/value": Weighted(float(values.mean()), values.numel()),
             "critic/explained_variance": ExplainedVariance.of(values, returns),
         }
@@ -282,25 +255,13 @@ def has_gradient(algorithm: Algorithm, batch: Batch) -> bool:
     Without this Adam's momentum would move the policy on a step that says nothing.
     """
     assert batch.advantages is not None
+    if isinstance(algorithm, PreferenceObjective):
+        return bool(batch.advantages.any())
     included = _included(batch, algorithm.overlong == "mask")
     if not bool(included.any()):
         return False
     in_loss = algorithm.kl != "none" and algorithm.kl_coef > 0 and algorithm.kl_in == "loss"
     return bool(batch.advantages[included].any()) or in_loss or algorithm.entropy_coef > 0 or algorithm.needs_critic
-
-
-def _labels(preference: Preference, batch: Batch, rewards: Tensor) -> Tensor:
-    """1 on the actions of sequences that the rewards prefer, -1 on those they reject, 0 on those left out, (A,).
-
-    Of a group: the best and the worst for losses of pairs, else those above and those below its mean.
-    """
-    if preference.is_paired:
-        labels = torch.zeros(batch.num_sequences)
-        for best, worst in best_and_worst(rewards, batch.group_index):
-            labels[best], labels[worst] = 1.0, -1.0
-    else:
-        labels = above_or_below(rewards, batch.group_index)
-    return labels[batch.sequence_index]
 
 
 def _included(batch: Batch, mask_truncated: bool) -> Tensor:
@@ -321,10 +282,6 @@ def _first_actions(batch: Batch) -> Tensor:
     starts = torch.ones_like(batch.sequence_index, dtype=torch.bool)
     starts[1:] = batch.sequence_index[1:] != batch.sequence_index[:-1]
     return starts.nonzero().squeeze(1)
-
-
-def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
-    return other if tensor is None else tensor
 
 
 def _present(tensor: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rlft.common.files import write_folder
-from rlft.config import BaseRunConfig
+from rlft.config import BaseRunConfig, PolicyRunConfig
 from rlft.model import sources
 from rlft.model.adapter import (
     is_adapter_folder,
@@ -52,7 +52,7 @@ def refuse_other_scale(folder: Path, config: BaseRunConfig) -> None:
             )
 
 
-def start_tensors(config: BaseRunConfig) -> dict[str, Tensor] | None:
+def start_tensors(config: PolicyRunConfig) -> dict[str, Tensor] | None:
     """Tensors of the folder that `adapter.start` names; None when training starts from the model itself.
 
     Raises:

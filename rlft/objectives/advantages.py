@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlft.objectives.algorithm import Algorithm, Baseline, Scale
+from rlft.objectives.algorithm import Baseline, PolicyObjective, Scale
 from rlft.objectives.policy import kl_penalty
 
 STD_EPSILON = 1e-4
@@ -160,7 +160,7 @@ def above_or_below(rewards: Tensor, group_index: Tensor) -> Tensor:
 
 
 def token_advantages(
-    algorithm: Algorithm,
+    algorithm: PolicyObjective,
     *,
     kl_coef: float,
     rewards: Tensor,

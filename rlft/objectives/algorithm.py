@@ -1,20 +1,22 @@
-"""An algorithm is a row of choices, and so is a preference loss. This file needs no torch: the config reads it.
+"""An algorithm is a row of choices: what the rewards become, and which objective they enter. This file needs no torch.
 
-Every axis is a closed set of names; `advantages.py`, `policy.py` and `preference.py` give them their meaning,
-`presets.py` names rows.
-Combinations that contradict themselves are refused when the value is made, with what to do instead.
+There are two kinds of objective. A policy objective weighs the log-prob of every token by an advantage; a preference
+objective compares whole completions. Every axis is a closed set of names; `advantages.py`, `policy.py` and
+`preference.py` give them their meaning, `presets.py` names rows. Combinations that contradict themselves are refused
+when the value is made, with what to do instead.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 Baseline = Literal["none", "group_mean", "leave_one_out", "greedy", "critic"]
 Scale = Literal["none", "group_std", "group_mean", "batch_std"]
 Ratio = Literal["token", "sequence"]
+Surrogate = Literal["score_function", "clipped", "dual_clipped", "clipped_weight"]
 Loss = Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"]
-Surrogate = Literal["score_function", "clipped", "dual_clipped", "clipped_weight", Loss]
 Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
 KL = Literal["none", "k1", "k2", "k3"]
 KLPlace = Literal["loss", "reward", "reward_to_go"]
@@ -44,17 +46,17 @@ class Preference:
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
-            raise ValueError(f"preference.beta must be above 0, got {self.beta}; 0.1 is usual, 2 for simpo")
+            raise ValueError(f"beta must be above 0, got {self.beta}; 0.1 is usual, 2 for simpo")
         if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"preference.label_smoothing must lie in [0, 0.5), got {self.label_smoothing}")
+            raise ValueError(f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing}")
         if self.label_smoothing and self.loss != "sigmoid":
-            raise ValueError(f"preference.label_smoothing goes with loss: sigmoid, not {self.loss}")
+            raise ValueError(f"label_smoothing goes with loss: sigmoid, not {self.loss}")
         if self.margin < 0 or (self.margin and self.loss != "simpo"):
-            raise ValueError("preference.margin is SimPO's gamma: at least 0, and only with loss: simpo")
+            raise ValueError("margin is SimPO's gamma: at least 0, and only with loss: simpo")
         for name in ("desirable_weight", "undesirable_weight"):
             value = getattr(self, name)
             if value < 0 or (value != 1 and self.loss != "kto"):
-                raise ValueError(f"preference.{name} is KTO's: at least 0, and only with loss: kto")
+                raise ValueError(f"{name} is KTO's: at least 0, and only with loss: kto")
 
     @property
     def needs_reference(self) -> bool:
@@ -68,10 +70,19 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Algorithm:
-    """An RL algorithm as a value: how advantages are made and which objective they enter."""
+class PolicyObjective:
+    """An RL algorithm as a value: how advantages are made, and how the policy's tokens are weighed by them."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {
+        "loss": "a preference loss is chosen by {preset: online_dpo, loss: sigmoid}",
+        "beta": "it belongs to {preset: online_dpo}; the weight of a KL term is `kl_coef`",
+        **dict.fromkeys(
+            ("label_smoothing", "margin", "desirable_weight", "undesirable_weight"),
+            "it is a choice of preference losses; use it with {preset: online_dpo}",
+        ),
+    }
+    """Keys that users look for here, and where they are."""
 
     preset: str
     """Name of the row that this started from."""
@@ -85,9 +96,7 @@ class Algorithm:
     """Importance ratio per token, or its geometric mean over the sequence."""
     surrogate: Surrogate
     """score_function: A log pi; clipped: PPO's pessimistic clip; dual_clipped: the same, and the loss of a bad action
-    stops growing at three times its advantage; clipped_weight: the clipped ratio as a constant weight of A log pi;
-    sigmoid, ipo, hinge, simpo, orpo: a preference loss between the best and the worst sample of each group; kto: one of
-    all samples, which are good above the mean reward of their group and bad below it."""
+    stops growing at three times its advantage; clipped_weight: the clipped ratio as a constant weight of A log pi."""
     clip_low: float = 0.2
     """Lower clip distance: the ratio is held above 1 - clip_low."""
     clip_high: float = 0.2
@@ -103,9 +112,7 @@ class Algorithm:
     """Estimator of the KL to the reference: none, k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r, with r =
     pi_ref / pi."""
     kl_coef: float = 0.0
-    """Weight of the KL term; the beta of a preference loss."""
-    label_smoothing: float = 0.0
-    """Probability that the rewards rank a pair wrongly (cDPO); used by surrogate: sigmoid."""
+    """Weight of the KL term."""
     kl_in: KLPlace = "loss"
     """loss: a term of the loss. reward: subtracted from the reward, of each token with a critic, of the whole sequence
     without. reward_to_go: every action pays for the KL from itself on, discounted by gamma."""
@@ -141,25 +148,145 @@ class Algorithm:
         return self.baseline == "critic"
 
     @property
-    def preference(self) -> Preference | None:
-        """The loss that compares samples, if the surrogate is one."""
-        if self.surrogate not in get_args(Loss):
-            return None
-        loss: Loss = self.surrogate  # type: ignore[assignment]
-        return Preference(loss=loss, beta=self.kl_coef, label_smoothing=self.label_smoothing)
+    def needs_greedy(self) -> bool:
+        """Whether a greedy answer to each task is sampled, too."""
+        return self.baseline == "greedy"
 
     @property
     def needs_reference(self) -> bool:
         """Whether log-probs under the frozen reference enter anywhere."""
-        return self.kl != "none" or (self.preference is not None and self.preference.needs_reference)
+        return self.kl != "none"
+
+    @property
+    def has_kl_in_reward(self) -> bool:
+        """Whether the KL to the reference lowers rewards, which asks for the policy's log-probs before the update."""
+        return self.kl != "none" and self.kl_in != "loss"
 
     @property
     def is_group_relative(self) -> bool:
         """Whether a group with equal rewards gives no gradient from them."""
-        return self.baseline in ("group_mean", "leave_one_out") or self.preference is not None
+        return self.baseline in ("group_mean", "leave_one_out")
+
+    def misfit(self, *, has_reference: bool, tasks_per_update: float, updates_per_step: int, max_staleness: int) -> str:
+        """Why a run with these settings cannot have this objective, and what to do instead; empty if it can."""
+        if has_reference and not self.needs_reference:
+            return f"reference is set, but preset {self.preset!r} has no KL; set algorithm.kl"
+        if not has_reference and self.reward_coef == 0:
+            return (
+                "algorithm.reward_coef is 0, so the policy learns from the reference alone, which is itself; name the "
+                "teacher in `reference`"
+            )
+        if updates_per_step > 1 and self.surrogate == "score_function":
+            return (
+                "after its first update the policy is not the one that sampled, and surrogate: score_function has no "
+                "ratio for that; use algorithm.surrogate: clipped, or updates_per_step: 1"
+            )
+        if max_staleness and self.correction == "none":
+            return (
+                f"max_staleness is {max_staleness}: samples come from an older policy, and without a correction "
+                "the objective takes them for the present one's; set algorithm.correction to one of "
+                f"{', '.join(get_args(Correction)[1:])} (docs/actors.md), or max_staleness: 0"
+            )
+        return ""
 
 
-def _contradictions(a: Algorithm) -> list[tuple[bool, str]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceObjective:
+    """An RL algorithm as a value: the policy's own samples, ranked by their rewards, enter a preference loss.
+
+    Losses of pairs compare the best with the worst sample of each group; kto takes all samples, which are good above
+    the mean reward of their group and bad below it.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            (each.name for each in fields(PolicyObjective)),
+            "a preference loss compares whole samples and has no such choice; leave it out",
+        ),
+        "kl_coef": "a preference loss has no KL term; how strongly it holds to the reference is `beta`",
+        "surrogate": "a preference loss is named by `loss`: sigmoid, ipo, hinge, simpo, orpo or kto",
+    }
+    """Keys that users look for here, and what to write instead."""
+
+    preset: str
+    """Name of the row that this started from."""
+    loss: Loss = "sigmoid"
+    """sigmoid: DPO; ipo; hinge: SLiC; simpo and orpo: without a reference; kto: of single samples instead of pairs."""
+    beta: float = 0.1
+    """How strongly the policy is held to the reference (DPO, IPO, hinge, KTO), the reward's scale (SimPO), or the
+    weight of the odds-ratio term (ORPO)."""
+    label_smoothing: float = 0.0
+    """Probability that the rewards rank a pair wrongly (cDPO); used by sigmoid."""
+    margin: float = 0.0
+    """SimPO's gamma: by how much the implicit reward of the best sample should exceed that of the worst."""
+    desirable_weight: float = 1.0
+    """KTO's weight of samples above the mean reward."""
+    undesirable_weight: float = 1.0
+    """KTO's weight of samples below the mean reward."""
+    overlong: Literal["count", "penalize"] = "count"
+    """Completions cut at max_new_tokens: count: as any other; penalize: the reward falls linearly by 1 over the last
+    fifth of max_new_tokens."""
+    max_refills: int = 0
+    """Further rounds of rollouts per step that replace groups whose rewards are all equal; 0 keeps them."""
+
+    def __post_init__(self) -> None:
+        if self.max_refills < 0:
+            raise ValueError(f"max_refills must not be negative, got {self.max_refills}")
+        _ = self.preference  # which refuses what contradicts itself
+
+    @property
+    def preference(self) -> Preference:
+        """The loss alone."""
+        return Preference(**{each.name: getattr(self, each.name) for each in fields(Preference)})
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss asks for the frozen reference's log-probs."""
+        return self.preference.needs_reference
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether a value head is trained and asked: never."""
+        return False
+
+    @property
+    def needs_greedy(self) -> bool:
+        """Whether a greedy answer to each task is sampled, too: never."""
+        return False
+
+    @property
+    def has_kl_in_reward(self) -> bool:
+        """Whether the KL to the reference lowers rewards: never."""
+        return False
+
+    @property
+    def is_group_relative(self) -> bool:
+        """Whether a group with equal rewards gives no gradient from them: always, for it cannot be ranked."""
+        return True
+
+    def misfit(self, *, has_reference: bool, tasks_per_update: float, updates_per_step: int, max_staleness: int) -> str:
+        """Why a run with these settings cannot have this objective, and what to do instead; empty if it can."""
+        if has_reference and not self.needs_reference:
+            return f"reference is set, but algorithm.loss: {self.loss} compares with none; leave it out"
+        if self.loss == "kto" and tasks_per_update < 2:
+            return (
+                f"tasks_per_step / updates_per_step is {tasks_per_update:g}, but kto estimates its KL from other "
+                "tasks' completions; use at least 2 tasks for each update"
+            )
+        if max_staleness:
+            return (
+                f"max_staleness is {max_staleness}, but preset {self.preset!r} compares whole samples and has no "
+                "correction for those of an older policy; use max_staleness: 0"
+            )
+        return ""
+
+
+Algorithm: TypeAlias = PolicyObjective | PreferenceObjective
+"""What the config's `algorithm` is."""
+
+
+def _contradictions(a: PolicyObjective) -> list[tuple[bool, str]]:
     """(whether it holds, what is wrong and what to do instead) of every combination that makes no sense."""
     not_negative: tuple[str, ...] = (
         "clip_low",
@@ -173,7 +300,6 @@ def _contradictions(a: Algorithm) -> list[tuple[bool, str]]:
     not_negative += ("max_refills", "reward_coef")
     low, high = a.correction_range
     is_relative = a.baseline in ("group_mean", "leave_one_out")
-    is_preference = a.surrogate in get_args(Loss)
     return [
         *((getattr(a, n) < 0, f"{n} must not be negative, got {getattr(a, n)}") for n in not_negative),
         *((not 0 <= getattr(a, n) <= 1, f"{n} must lie between 0 and 1") for n in ("gamma", "gae_lambda")),
@@ -186,35 +312,8 @@ def _contradictions(a: Algorithm) -> list[tuple[bool, str]]:
             "ratio: 'sequence' needs aggregate: sequence_mean (one ratio per sequence)",
         ),
         (
-            a.kl == "none" and a.kl_coef != 0 and not is_preference,
+            a.kl == "none" and a.kl_coef != 0,
             "kl_coef is set but algorithm.kl is 'none'; choose k1, k2 or k3, or kl_coef: 0",
-        ),
-        (
-            is_preference and a.kl_coef == 0,
-            "kl_coef is the beta of the preference loss and must be above 0; use 0.1",
-        ),
-        (
-            is_preference and (a.kl != "none" or a.entropy_coef != 0),
-            f"surrogate: {a.surrogate!r} compares whole samples and has no terms of tokens; use kl: none, "
-            "entropy_coef: 0",
-        ),
-        (
-            is_preference and (a.baseline != "none" or a.scale != "none"),
-            f"surrogate: {a.surrogate!r} ranks the samples and has no advantages; use baseline: none, scale: none",
-        ),
-        (
-            is_preference and a.correction != "none",
-            f"correction weights tokens, but surrogate: {a.surrogate!r} compares whole samples; use correction: none",
-        ),
-        (
-            is_preference and (a.overlong == "mask" or a.advantage_clip != 0 or a.reward_coef != 1),
-            f"surrogate: {a.surrogate!r} only ranks the samples; use overlong: penalize (or count), advantage_clip: 0, "
-            "reward_coef: 1",
-        ),
-        (
-            not 0 <= a.label_smoothing < 0.5 or (a.label_smoothing > 0 and a.surrogate != "sigmoid"),
-            f"label_smoothing must lie in [0, 0.5) and goes with surrogate: sigmoid, got {a.label_smoothing} with "
-            f"{a.surrogate!r}",
         ),
         (
             a.kl_in == "loss" and a.kl == "k1",
@@ -260,12 +359,11 @@ def _contradictions(a: Algorithm) -> list[tuple[bool, str]]:
     ]
 
 
-def unused_choices(a: Algorithm) -> dict[str, str]:
+def unused_choices(a: PolicyObjective) -> dict[str, str]:
     """The choices that have no effect beside the others, and what each goes with.
 
     A preset's own may be among them, when another choice was replaced.
     """
-    is_preference = a.preference is not None
     has_ratio = a.surrogate in ("clipped", "dual_clipped", "clipped_weight")
     unused: list[tuple[bool, tuple[str, ...], str]] = [
         (not a.needs_critic, ("gae_lambda", "value_clip"), "baseline: critic"),
@@ -275,7 +373,6 @@ def unused_choices(a: Algorithm) -> dict[str, str]:
             "baseline: critic or kl_in: reward_to_go",
         ),
         (not has_ratio, ("clip_low", "clip_high"), "surrogate: clipped, dual_clipped or clipped_weight"),
-        (is_preference, ("aggregate",), "an objective of tokens, not of preferences"),
         (a.kl == "none", ("kl_in",), "kl: k1, k2 or k3"),
         (a.correction == "none", ("correction_range",), "a `correction`"),
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlft.objectives.algorithm import KL, Aggregate, Algorithm, Ratio, Surrogate
+from rlft.objectives.algorithm import KL, Aggregate, PolicyObjective, Ratio, Surrogate
 from rlft.objectives.measures import EffectiveShare, Largest, Mean, Measure
 
 DUAL_CLIP = 3.0
@@ -69,7 +69,7 @@ def importance_ratio(logprobs: Tensor, old_logprobs: Tensor, sequence_index: Ten
 
 
 def correction_factor(
-    old_logprobs: Tensor, rollout_logprobs: Tensor, sequence_index: Tensor, algorithm: Algorithm
+    old_logprobs: Tensor, rollout_logprobs: Tensor, sequence_index: Tensor, algorithm: PolicyObjective
 ) -> Tensor:
     """Weight pi_old / pi_rollout of every action token, (A,), for samples that another distribution drew.
 
@@ -130,7 +130,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kl: KL) -> Tensor:
 
 
 def policy_loss(
-    algorithm: Algorithm,
+    algorithm: PolicyObjective,
     *,
     kl_coef: float,
     logprobs: Tensor,
@@ -223,7 +223,9 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
     return kl_coef * (1 + 0.5 * min(0.2, max(-0.2, kl / target - 1)))
 
 
-def value_loss(algorithm: Algorithm, *, values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:
+def value_loss(
+    algorithm: PolicyObjective, *, values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor
+) -> Tensor:
     """The critic's loss as a weighted sum: half the squared error, with PPO's pessimistic clip around the old value.
 
     As in the PPO implementation notes, https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, item

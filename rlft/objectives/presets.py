@@ -7,11 +7,11 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import Any
 
-from rlft.objectives.algorithm import Algorithm, unused_choices
+from rlft.objectives.algorithm import Algorithm, PolicyObjective, PreferenceObjective, unused_choices
 
 
-def _row(preset: str, **choices: Any) -> Algorithm:
-    return Algorithm(preset=preset, **choices)
+def _row(preset: str, **choices: Any) -> PolicyObjective:
+    return PolicyObjective(preset=preset, **choices)
 
 
 PRESETS: dict[str, Algorithm] = {
@@ -138,7 +138,7 @@ PRESETS: dict[str, Algorithm] = {
         ),
         # Guo et al. 2024, https://arxiv.org/abs/2402.04792: DPO, https://arxiv.org/abs/2305.18290, on pairs that the
         # policy sampled and the rewards ranked
-        _row("online_dpo", baseline="none", scale="none", surrogate="sigmoid", aggregate="sequence_sum", kl_coef=0.1),
+        PreferenceObjective(preset="online_dpo", loss="sigmoid", beta=0.1),
     )
 }
 """Algorithms by name; `rlft list` shows them."""
@@ -153,13 +153,21 @@ def preset_fields(name: str) -> dict[str, Any]:
     return asdict(PRESETS[name])
 
 
+def kind_of(algorithm: Any) -> str:
+    """Name of the class that an algorithm, or its plain dict, belongs to by its preset; GRPO's for an unknown one."""
+    name = algorithm.get("preset") if isinstance(algorithm, dict) else getattr(algorithm, "preset", None)
+    return type(PRESETS.get(str(name), PRESETS["grpo"])).__name__
+
+
 def refuse_unused(algorithm: Algorithm) -> Algorithm:
     """The algorithm, if what it replaces of its preset has an effect.
 
     Raises:
         ValueError: a choice has none, with what it goes with.
     """
-    row, defaults = PRESETS[algorithm.preset], {field.name: field.default for field in fields(Algorithm)}
+    if isinstance(algorithm, PreferenceObjective):
+        return algorithm  # it refuses them itself
+    row, defaults = PRESETS[algorithm.preset], {field.name: field.default for field in fields(PolicyObjective)}
     for name, needs in unused_choices(algorithm).items():
         if (value := getattr(algorithm, name)) not in (getattr(row, name), defaults[name]):
             raise ValueError(f"algorithm.{name} is {value}, which nothing uses; it goes with {needs}")

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import chain, count
@@ -34,6 +34,7 @@ from rlft import config_file
 from rlft.common.files import write_file
 from rlft.config import BaseRunConfig, RunConfig
 from rlft.run.checkpoint import Snapshot, save
+from rlft.run.earlier_configs import modernise
 from rlft.run.logs import read_evaluation
 from rlft.run.records import (
     CHECKPOINTS,
@@ -60,6 +61,20 @@ KEPT_CHECKPOINTS = 2
 """Newest snapshots that are kept: the last one, and one before it should that be damaged."""
 MAX_SKIPPED = 3
 """Updates in a row that may be skipped for a loss or gradient that is not finite before the run stops."""
+
+
+def read_config(
+    run: Path,
+    kind: type[D],
+    overrides: Sequence[str] = (),
+    *,
+    check: Callable[[D], Iterable[config_file.Problem]] | None = None,
+) -> D:
+    """The config of a run directory, of an earlier rlft too, with `key.sub=value` overrides in the form of today.
+
+    The other arguments and errors are those of `config_file.load`.
+    """
+    return config_file.load(run / CONFIG, overrides, kind, amend=modernise, check=check)
 
 
 class Run(Generic[C]):
@@ -127,7 +142,7 @@ class Run(Generic[C]):
         """
         if not (path / CONFIG).is_file():
             raise ValueError(f"{path} is not a run directory: it has no config.yaml")
-        return Run(config_file.load(path / CONFIG, (), kind), path=path)
+        return Run(read_config(path, kind), path=path)
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from rlft.run.earlier_configs import modernise
 from rlft.run.records import EVENTS, FORMAT, METRICS, PROVENANCE, Evaluation, Event, MetricsLine, Provenance
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +58,10 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def read_provenance(run: Path, notes: list[str] | None = None) -> Provenance:
     """provenance.json; empty if there is none. One of a newer rlft is read as far as it is known, and that is said."""
-    provenance = Provenance.from_dict(read_json(Path(run) / PROVENANCE))
+    data = read_json(Path(run) / PROVENANCE)
+    if isinstance(config := data.get("config"), dict):
+        modernise(config)
+    provenance = Provenance.from_dict(data)
     if isinstance(provenance.format, int) and provenance.format > FORMAT:
         say(
             f"{run} was written by a newer rlft (format {provenance.format}, this one knows {FORMAT}): what it has "

@@ -15,7 +15,7 @@ from rlft.common.files import write_file
 from rlft.config import BaseRunConfig
 from rlft.run import cut_back, logs, provenance
 from rlft.run.checkpoint import Snapshot, load_latest, prune, steps_kept
-from rlft.run.directory import KEPT_CHECKPOINTS, Run
+from rlft.run.directory import KEPT_CHECKPOINTS, Run, read_config
 from rlft.run.records import CHECKPOINTS, CONFIG, PROVENANCE, Provenance
 
 C = TypeVar("C", bound=BaseRunConfig)
@@ -61,9 +61,9 @@ def config_of(run: Run[C], how: How) -> C:
             raise ValueError("--step says where a fork begins, and a fork needs a name: --fork NAME")
         if moved := next((o for o in how.overrides if o.partition("=")[0] in ("name", "output_dir")), None):
             raise ValueError(f"{moved!r} would be another run; to continue as one: --fork NAME")
-        return config_file.load(run.path / CONFIG, how.overrides, type(run.config))
+        return read_config(run.path, type(run.config), how.overrides)
     place = [f"name={how.fork}", f"output_dir={json.dumps(str(run.path.parent))}"]
-    return config_file.load(run.path / CONFIG, [*how.overrides, *place], type(run.config))
+    return read_config(run.path, type(run.config), [*how.overrides, *place])
 
 
 @contextmanager

@@ -18,17 +18,24 @@ from rlft.run.records import Provenance
 
 
 def present(
-    config: BaseRunConfig, model_folder: str, *, sha256: Mapping[str, str], tasks: str, reference: str = ""
+    config: BaseRunConfig,
+    model_folder: str,
+    *,
+    sha256: Mapping[str, str],
+    tasks: str,
+    start: str = "",
+    reference: str = "",
 ) -> Provenance:
     """What makes the numbers of a run of this config.
 
     Args:
-        sha256: of the files that the config names, by their path in it; the folders of `adapter.start` and of the
-            reference are added.
+        sha256: of the files that the config names, by their path in it; the folders of `start` and of the reference
+            are added.
         tasks: hash of the tasks or preferences.
+        start: the config's `adapter.start`, if it has one.
         reference: the config's `reference`, if it has one.
     """
-    folders = {config.adapter.start: config.adapter.start}
+    folders = {start: start}
     if (source := reference_source(reference)) is not None:
         folders[reference] = source.folder
     hashes = {name: folder_sha256(Path(folder)) for name, folder in folders.items() if name}

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlft.config import BaseRunConfig, CheckpointConfig, LearnerConfig, Strict
+from rlft.config import CheckpointConfig, LearnerConfig, PolicyRunConfig, Strict
 from rlft.objectives.algorithm import Preference
 
 
@@ -28,7 +28,7 @@ class PreferenceDataConfig(Strict):
     """What a longer row is: an error, or left out and counted."""
 
 
-class PreferenceConfig(BaseRunConfig):
+class PreferenceConfig(PolicyRunConfig):
     """A whole preference run."""
 
     kind: Literal["dpo"] = "dpo"

@@ -76,7 +76,12 @@ def resume(path: Path, how: How = PLAIN) -> tuple[Path, PreferenceSummary]:
 
 def _provenance(config: PreferenceConfig, data: PreferenceData, model_folder: str) -> Provenance:
     return provenance.present(
-        config, model_folder, sha256={config.data.source: data.hash}, tasks=data.hash, reference=config.reference
+        config,
+        model_folder,
+        sha256={config.data.source: data.hash},
+        tasks=data.hash,
+        start=config.adapter.start,
+        reference=config.reference,
     )
 
 

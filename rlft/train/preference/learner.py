@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from rlft.learner.batch import mismatched
+from rlft.learner import preference
 from rlft.learner.core import Roles
 from rlft.learner.ranks import ALONE, Ranks
 from rlft.learner.update import Update
 from rlft.model.starting_point import ReferenceSource
-from rlft.objectives.measures import Mean, Measures, Weighted
-from rlft.objectives.preference import preference_loss
 from rlft.train.preference.config import PreferenceConfig
 from rlft.types import Adapter, Batch
 
@@ -69,9 +66,7 @@ class PreferenceLearner:
 
     def annotate(self, batch: Batch) -> tuple[Batch, float]:
         """(the batch, with the reference's log-probs if the loss needs them; KTO's z0, else 0)"""
-        if self.preference.needs_reference and batch.ref_logprobs is None:
-            batch = replace(batch, ref_logprobs=self.logprobs(batch, "reference"))
-        return batch, self.reference_point(batch)
+        return preference.with_reference(self.roles, batch), self.reference_point(batch)
 
     def update(self, batch: Batch, kl: float, factor: float) -> Update:
         """One optimizer update on an annotated batch; it is skipped if the loss or the gradient is not finite.
@@ -80,27 +75,11 @@ class PreferenceLearner:
             kl: KTO's z0.
             factor: on the peak learning rate.
         """
-        preference, roles = self.preference, self.roles
-        roles.optimizer.zero_grad(set_to_none=True)
-        num_examples = batch.num_sequences // 2 if preference.is_paired else batch.num_sequences
-
-        def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Measures]:
-            value, measures = preference_loss(
-                preference,
-                logprobs=logprobs,
-                ref_logprobs=part.ref_logprobs,
-                sequence_index=part.sequence_index,
-                labels=part.rewards.to(logprobs.device),
-                num_examples=num_examples,
-                kl=kl,
-            )
-            return value, measures | {"policy/entropy": Mean.of(entropy.detach())}
-
-        total, measures = roles.backward_policy(batch, loss, whole_groups=preference.is_paired, entropy_gradient=False)
-        measures = {"preference/loss": Weighted(total, num_examples), **measures}
-        if not preference.is_paired:
-            measures["preference/z0"] = Weighted(kl, num_examples)
-        return roles.step(measures, factor=factor, is_finite=math.isfinite(total))
+        self.roles.optimizer.zero_grad(set_to_none=True)
+        loss, measures = preference.backward_preference(self.roles, self.preference, batch, kl=kl, is_sampled=False)
+        return self.roles.step(
+            {"preference/loss": loss, **measures}, factor=factor, is_finite=math.isfinite(loss.value)
+        )
 
     def logprobs(self, batch: Batch, role: RoleName) -> Tensor:
         """(A,) float32 on the CPU, of the batch's actions; no gradient."""
@@ -110,9 +89,7 @@ class PreferenceLearner:
 
     def reference_point(self, batch: Batch) -> float:
         """KTO's z0 of the batch's prompts; 0 for the other losses."""
-        if self.preference.is_paired:
-            return 0.0
-        return self.roles.reference_point(mismatched(batch, max_length=self._max_length))
+        return preference.reference_point(self.roles, self.preference, batch, max_length=self._max_length)
 
     def drop_reference(self) -> None:
         """Free the reference, if that frees a model: its log-probs are computed beforehand, and no pass follows."""

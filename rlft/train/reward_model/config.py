@@ -32,8 +32,6 @@ class RewardModelConfig(BaseRunConfig):
             raise ValueError(
                 "adapter.kind: qlora is for policies; a reward model takes lora, dora, rslora, full or head"
             )
-        if self.adapter.start:
-            raise ValueError("adapter.start is for policies; a reward model starts from model.source")
         if not self.data.heldout:
             raise ValueError("data.heldout is 0, but the accuracy is measured on held-out pairs; hold out 0.1, say")
         return self

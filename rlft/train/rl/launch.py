@@ -370,4 +370,11 @@ def _provenance(config: RunConfig, prepared: _Prepared) -> Provenance:
     rewards = {r.path: folder_hash(r.folder) if r.folder else functions[r.label] for r in config.rewards}
     hashes = {config.environment.path: loading.identity(config.environment.path), **rewards}
     tasks = provenance.tasks_sha256(prepared.environment)
-    return provenance.present(config, prepared.model_folder, sha256=hashes, tasks=tasks, reference=config.reference)
+    return provenance.present(
+        config,
+        prepared.model_folder,
+        sha256=hashes,
+        tasks=tasks,
+        start=config.adapter.start,
+        reference=config.reference,
+    )

@@ -98,7 +98,7 @@ class StepRollouts:
         tasks = self._tasks_of(step)
         samples = self._chunks(step, tasks, version, config.sampling.temperature)
         greedy = None
-        if config.algorithm.baseline == "greedy":
+        if config.algorithm.needs_greedy:
             greedy = self._pool.submit(self._chunks(step, tasks, version, 0.0, samples_per_task=1, stream="greedy"))
         return _InFlight(step=step, version=version, samples=self._pool.submit(samples), greedy=greedy)
 

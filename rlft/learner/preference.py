@@ -1,0 +1,93 @@
+"""A preference loss at work on the roles: what online preferences (`rl.py`) and `rlft dpo` share.
+
+Completions come in groups that share a prompt; `Batch.rewards` are their labels, above 0 for chosen or good. In groups
+of two (all losses but kto) the larger label is the chosen one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rlft.learner.batch import mismatched
+from rlft.learner.core import Roles
+from rlft.objectives.advantages import above_or_below, best_and_worst
+from rlft.objectives.algorithm import Preference
+from rlft.objectives.measures import Mean, Measure, Measures, Weighted
+from rlft.objectives.preference import preference_loss
+from rlft.types import Batch
+
+
+def labels_of(preference: Preference, rewards: Tensor, group_index: Tensor) -> Tensor:
+    """Labels of scored samples, (S,): 1 for those that are preferred, -1 for those rejected, 0 for those left out.
+
+    Of a group: the best and the worst for losses of pairs, else those above and those below its mean reward.
+
+    Args:
+        rewards: (S,) float. group_index: (S,) int64.
+    """
+    if not preference.is_paired:
+        return above_or_below(rewards, group_index)
+    labels = torch.zeros(len(rewards))
+    for best, worst in best_and_worst(rewards, group_index):
+        labels[best], labels[worst] = 1.0, -1.0
+    return labels
+
+
+def with_reference(roles: Roles, batch: Batch) -> Batch:
+    """The batch with the reference's log-probs, where there is a reference and it has none yet."""
+    if roles.reference is None or batch.ref_logprobs is not None:
+        return batch
+    return replace(batch, ref_logprobs=roles.logprobs(batch, roles.reference))
+
+
+def reference_point(roles: Roles, preference: Preference, batch: Batch, *, max_length: int) -> float:
+    """KTO's z0 of the batch's prompts, each with a completion of another one; 0 for the other losses.
+
+    Args:
+        max_length: most tokens of a prompt and one completion.
+    """
+    if preference.is_paired:
+        return 0.0
+    return roles.reference_point(mismatched(batch, max_length=max_length))
+
+
+def backward_preference(
+    roles: Roles, preference: Preference, batch: Batch, *, kl: float, is_sampled: bool
+) -> tuple[Weighted, dict[str, Measure]]:
+    """Add the gradient of the loss of labelled completions.
+
+    Args:
+        batch: as in the module's docstring, with the reference's log-probs if the loss needs them.
+        kl: KTO's z0, see `reference_point`.
+        is_sampled: whether an engine sampled the completions, so that its log-probs can be compared with the policy's.
+
+    Returns:
+        (the mean loss of the pairs, for kto of the completions; what was measured beside it), of all microbatches and
+        processes
+    """
+    num_examples = batch.num_sequences // 2 if preference.is_paired else batch.num_sequences
+
+    def loss(part: Batch, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Measures]:
+        value, measures = preference_loss(
+            preference,
+            logprobs=logprobs,
+            ref_logprobs=part.ref_logprobs,
+            sequence_index=part.sequence_index,
+            labels=part.rewards.to(logprobs.device),
+            num_examples=num_examples,
+            kl=kl,
+        )
+        measures["policy/entropy"] = Mean.of(entropy.detach())
+        if is_sampled:
+            old = logprobs.detach() if part.old_logprobs is None else part.old_logprobs
+            engine = part.rollout_logprobs if part.policy_logprobs is None else part.policy_logprobs
+            measures["policy/mismatch"] = Mean.of((old - engine).abs())
+        return value, measures
+
+    total, measures = roles.backward_policy(batch, loss, whole_groups=preference.is_paired, entropy_gradient=False)
+    if not preference.is_paired:
+        measures["preference/z0"] = Weighted(kl, num_examples)
+    return Weighted(total, num_examples), measures
