@@ -135,7 +135,6 @@ def test_the_base_is_bfloat16_and_what_is_trained_float32(tmp_path: Path, tiny_m
     ("changes", "message"),
     [
         ({"adapter": {"kind": "qlora"}}, "qlora is for policies"),
-        ({"adapter": {"start": "runs/x"}}, "a reward model starts from model.source"),
         ({"data": {"heldout": 0}}, "the accuracy is measured on held-out pairs"),
         ({"kind": "dpo"}, "reward-model"),
     ],
