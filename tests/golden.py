@@ -70,7 +70,7 @@ def differences(one: Path, other: Path, ignore: Sequence[str] = ()) -> Iterator[
                 yield f"step {mine['step']}: {metric} is {mine.get(metric)} and {theirs.get(metric)}"
     for pattern in ("**/*.parquet", "**/*.safetensors", "evals/*.json"):
         for file in sorted({str(path.relative_to(run)) for run in (one, other) for path in run.glob(pattern)}):
-            if _content(one / file) != _content(other / file, like=one / file):
+            if _content(one / file, like=one / file) != _content(other / file, like=one / file):
                 yield file
 
 
