@@ -74,6 +74,12 @@ class FakeWorker:
             self.follow(task.id)
         return [self.group(chunk, task) for task in chunk.tasks]
 
+    @property
+    def slow_paths(self) -> tuple[str, ...]:
+        """What the file `slow` says, after every chunk."""
+        file = self.folder / "slow"
+        return (file.read_text(),) if file.exists() else ()
+
     def follow(self, name: str) -> None:
         with suppress(FileNotFoundError):
             self.obey((self.folder / name).read_text(), self.folder / name)

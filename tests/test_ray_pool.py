@@ -136,6 +136,14 @@ def test_a_hang_that_is_one_too_many_names_the_tasks(make_pool: Any, script: Any
     )
 
 
+def test_why_an_engine_is_slow_comes_with_its_chunks(make_pool: Any, script: Any, events: list[str]) -> None:
+    make_pool().run(fake_chunks(NAMES[:2]))
+    assert events == []
+    script("slow", "it is made up")
+    make_pool().run(fake_chunks(NAMES[:3]))
+    assert events == ["slow_path: rollout engine: it is made up"] * 3
+
+
 def wait_for(events: list[str]) -> list[str]:
     """The events, as soon as there are any."""
     until = time.monotonic() + 20

@@ -34,7 +34,7 @@ from rlft.learner.roles import (
 from rlft.learner.update import Update
 from rlft.model import base as models
 from rlft.model.adapter import make_adapter
-from rlft.model.layers.decoder_layer import lay_out_weights
+from rlft.model.layers.slow_paths import slow_paths
 from rlft.model.starting_point import ReferenceSource
 from rlft.objectives.measures import Largest, Last, Measure, Measures, join
 from rlft.objectives.preference import kto_reference_point, sequence_sums
@@ -120,7 +120,6 @@ class Roles:
                 sharding.shard(module, self.device)
             elif loading != self.device:
                 module.to(self.device)
-                lay_out_weights(module)
         if config.activations == "offload" and self.device.type == "cpu":
             raise ValueError("learner.activations: offload moves them from the GPU to the CPU; here use recompute")
         self.optimizer = _make_optimizer(*self._parameters(), config, critic_lr)
@@ -231,6 +230,10 @@ class Roles:
             self.optimizer.step()
         measured["policy/lr"] = Last(self.config.lr * factor)
         return Update(measures={**measures, **measured}, skipped=problem)
+
+    def slow_paths(self) -> list[str]:
+        """Why parts of the models are slower than they could be, as far as that has come up; each once."""
+        return list(dict.fromkeys(reason for model in self._models() for reason in slow_paths(model)))
 
     # State
 

@@ -156,6 +156,11 @@ class LearnerProcesses:
         result: Adapter = self.call("adapter", version)
         return result
 
+    def slow_paths(self) -> list[str]:
+        """Why the first process's models are slower than they could be, see `Roles`."""
+        result: list[str] = self.call("slow_paths")
+        return result
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs: tensors by name, and plain numbers."""
         result: tuple[dict[str, Tensor], dict[str, Any]] = self.call("state")

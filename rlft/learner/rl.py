@@ -156,6 +156,10 @@ class Learner:
         """See the function."""
         return has_gradient(self.algorithm, batch)
 
+    def slow_paths(self) -> list[str]:
+        """Why its models are slower than they could be, see `Roles`."""
+        return self.roles.slow_paths()
+
     def adapter(self, version: int) -> Adapter:
         """A stamped copy of what the policy learnt."""
         return self.roles.adapter(version)

@@ -24,6 +24,7 @@ from rlft.model.base import load_base, quiet_libraries, resolve_dtype, seeded
 from rlft.model.layers.decoder_layer import use_lean_decoders
 from rlft.model.layers.lora import use_lean_lora
 from rlft.model.layers.norms_and_mlps import use_lean_layers
+from rlft.model.layers.slow_paths import note, slow_paths
 from rlft.model.pretrained import load_adapter, load_tokenizer
 from rlft.model.starting_point import ReferenceSource
 
@@ -61,6 +62,7 @@ def make_policy(
     if adapter.kind == "full":
         # Small updates vanish in bfloat16, so the trained weights are float32; products run in `dtype`, see `compute`.
         role = Role(model=load_base(folder, torch.float32, device).requires_grad_(True), adapter=None)
+        note(slow_paths(role.model), "adapter.kind=full trains the layers' own weights, which leaves them as they are")
     else:
         base = load_base(folder, dtype, device, quantize=adapter.kind == "qlora")
         role = Role(model=add_policy(base, adapter, seed=seed), adapter=POLICY)
@@ -102,7 +104,9 @@ def make_reference(
     device = next(policy.model.parameters()).device
     if source is not None and not is_adapter_folder(Path(source.folder)):
         refuse_other_vocabulary(folder, source.folder)
-        return Role(model=load_base(source.folder, resolve_dtype(model), device), adapter=None)
+        role = Role(model=load_base(source.folder, resolve_dtype(model), device), adapter=None)
+        note(slow_paths(role.model), "a reference model of its own is computed by transformers")
+        return role
     if isinstance(policy.model, PeftModel):
         if source is not None:
             with quiet_libraries():

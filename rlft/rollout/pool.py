@@ -10,6 +10,7 @@ from typing import Protocol
 import psutil
 
 from rlft.config import RunConfig
+from rlft.model.layers.slow_paths import SLOW_PATH
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.ray_pool import OnEvent, RayPool
 from rlft.rollout.work_queue import OnChunk
@@ -71,9 +72,10 @@ class InlinePool:
     Work is done when it is collected, or at the latest before another adapter is loaded.
     """
 
-    def __init__(self, config: RunConfig, model_folder: str) -> None:
+    def __init__(self, config: RunConfig, model_folder: str, on_event: OnEvent | None = None) -> None:
         """Load the engine."""
         self._worker = RolloutWorker(config, model_folder)
+        self._on_event = on_event or (lambda kind, message: None)
         self._open: list[_InlineGroups] = []
         self._process = psutil.Process(os.getpid())
         self.busy_s = 0.0
@@ -107,6 +109,8 @@ class InlinePool:
         began = time.monotonic()
         for done, chunk in enumerate(pending.chunks, start=1):
             pending.groups += self._worker.run_chunk(chunk)
+            for reason in self._worker.slow_paths:
+                self._on_event(SLOW_PATH, f"rollout engine: {reason}")
             if on_chunk:
                 on_chunk(done, len(pending.chunks))
         pending.chunks = ()
@@ -130,5 +134,5 @@ class _InlineGroups:
 def make_pool(config: RunConfig, model_folder: str, on_event: OnEvent | None = None) -> RolloutPool:
     """Make the pool that `backend` names: Ray actors, or one worker in this process."""
     if config.backend == "inline":
-        return InlinePool(config, model_folder)
+        return InlinePool(config, model_folder, on_event)
     return RayPool(config, model_folder, on_event)

@@ -22,6 +22,7 @@ from typing import Protocol, TypeVar
 
 from rlft.common.cluster import Cluster, Ref, RemoteMethod
 from rlft.config import RunConfig
+from rlft.model.layers.slow_paths import SLOW_PATH
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.engines.contract import EngineLostError
 from rlft.rollout.work_queue import Job, OnChunk, Publication, Submission, WorkQueue
@@ -29,7 +30,7 @@ from rlft.rollout.worker import MakeWorker, Reply, RolloutWorker, WorkerProcess
 from rlft.types import Adapter, Group
 
 OnEvent = Callable[[str, str], None]
-"""Called with (kind, message) when something noteworthy happens."""
+"""Called with (kind, message) when something noteworthy happens; with `slow_path` after every chunk."""
 
 PATIENCE_S = 60.0
 """How long a worker may take to start before the wait for it is noted."""
@@ -192,6 +193,8 @@ class RayPool:
                         self._queue.fail(job, error.cause)
                     else:
                         slot.rss_mb = reply.rss_mb
+                        for reason in reply.slow_paths:
+                            self._on_event(SLOW_PATH, f"rollout engine: {reason}")
                         self._queue.finish(job, reply.groups)
             except errors.RayTaskError as error:
                 raise error.cause from None  # it could not load: the user's mistake, as if it had been found here

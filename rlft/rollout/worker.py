@@ -68,6 +68,11 @@ class RolloutWorker:
         """Generate the groups of a chunk, unscored."""
         return run_chunk(self._engine, self._tokenizer, chunk, self._environment)
 
+    @property
+    def slow_paths(self) -> tuple[str, ...]:
+        """Why the engine is slower than it could be, as far as that has come up."""
+        return tuple(getattr(self._engine, "slow_paths", ()))
+
     def close(self) -> None:
         """End the engine, where it has processes or connections of its own."""
         if callable(close := getattr(self._engine, "close", None)):
@@ -84,6 +89,8 @@ class Reply:
     """How long the worker took, without the transfer."""
     rss_mb: float
     """Resident memory of the process in MB of 10^6 bytes."""
+    slow_paths: tuple[str, ...] = ()
+    """Why its engine is slower than it could be."""
 
 
 class WorkerProcess:
@@ -110,4 +117,6 @@ class WorkerProcess:
         """Generate a chunk, and measure time and memory."""
         began = time.perf_counter()
         groups = self._worker.run_chunk(chunk)
-        return Reply(groups=groups, seconds=time.perf_counter() - began, rss_mb=self._process.memory_info().rss / 1e6)
+        seconds, rss_mb = time.perf_counter() - began, self._process.memory_info().rss / 1e6
+        slow_paths = tuple(getattr(self._worker, "slow_paths", ()))
+        return Reply(groups=groups, seconds=seconds, rss_mb=rss_mb, slow_paths=slow_paths)

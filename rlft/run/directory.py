@@ -33,6 +33,7 @@ from typing_extensions import TypeVar
 from rlft import config_file
 from rlft.common.files import write_file
 from rlft.config import BaseRunConfig, RunConfig
+from rlft.run import logs
 from rlft.run.checkpoint import Snapshot, save
 from rlft.run.earlier_configs import modernise
 from rlft.run.logs import read_evaluation
@@ -90,6 +91,7 @@ class Run(Generic[C]):
         self.path = path or config.run_dir
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock")
+        self._told: set[tuple[str, str]] | None = None
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -166,6 +168,14 @@ class Run(Generic[C]):
         """Append something that happened; with a step it is marked on the curves."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         _append(self.path / EVENTS, Event(time=now, kind=kind, message=message, step=step).line())
+
+    def event_once(self, kind: str, message: str) -> None:
+        """Append something that is told again and again, unless the run's events have it already."""
+        if self._told is None:
+            self._told = {(event.kind, event.message) for event in logs.read_events(self.path).rows}
+        if (kind, message) not in self._told:
+            self._told.add((kind, message))
+            self.event(kind, message)
 
     def write_rollouts(
         self, step: int, groups: Sequence[Group], advantages: Sequence[float] = (), *, kind: str = "step"

@@ -78,7 +78,12 @@ class LlamaLayers:
     def __init__(self, layers: Sequence[LlamaLayer]) -> None:
         """Take the layers, whose weights do not change as long as this is used."""
         self._layers = layers
-        self._step = _OneCall.of(layers)
+        self._step: _OneCall | None = None
+        self.slow_path = ""
+        """Why a decode step is not one call although this machine has the kernel for it; empty where it is."""
+        if kernel("decode", layers[0].input_norm[0]) is not None:
+            self.slow_path = _why_not_one_call(layers)
+            self._step = None if self.slow_path else _OneCall(layers)
 
     def __call__(self, x: Tensor, cos: Tensor, signed_sin: Tensor, attention: Attention) -> Tensor:
         """Bring tokens x (N, width) through all layers; cos and signed_sin are (N, 1, D)."""
@@ -88,8 +93,10 @@ class LlamaLayers:
 
     def step(self, x: Tensor, cos: Tensor, signed_sin: Tensor, cache: KVCache) -> Tensor:
         """Bring the tokens of a decode step through all layers; x (R, width) may be overwritten."""
-        if self._step is not None and self._step(x, cos, signed_sin, cache):
-            return x
+        if self._step is not None:
+            if self._step(x, cos, signed_sin, cache):
+                return x
+            self.slow_path = "the operands of a step are not laid out as the kernel takes them"
         return self(x, cos, signed_sin, cache.attention)
 
 
@@ -112,22 +119,12 @@ class _OneCall:
         (self._inner, self._width), self._attention_width = first.up.shape, first.output.shape[1]
         self._sizes = _Sizes(len(layers), self._width, self._inner, first.input_norm[1], first.scale)
 
-    @classmethod
-    def of(cls, layers: Sequence[LlamaLayer]) -> _OneCall | None:
-        """None where the kernel does not take these layers."""
-        if not all(map(_is_taken, layers)) or len({_kind(layer) for layer in layers}) != 1:
-            return None
-        tensors = [tensor for layer in layers for tensor in _tensors(layer) if tensor is not None]
-        return None if kernel("decode", *tensors) is None else cls(layers)
-
     def __call__(self, x: Tensor, cos: Tensor, signed_sin: Tensor, cache: KVCache) -> bool:
         """Overwrite x (R, width); False where the kernel does not take these operands, and nothing was done."""
         first, size, stride = self._first, cos.shape[-1], self._first.input.shape[0]
         run = kernel("decode", x, cos, signed_sin, cache.layers[0].prompts, cache.layers[0].rows)
         are_angles = cos.shape == signed_sin.shape == (len(x), 1, size)
-        are_heads = first.num_heads * size == self._attention_width and first.num_heads % first.num_key_heads == 0
-        are_norms = all(norm is None or norm[0].shape == (size,) for norm in (first.query_norm, first.key_norm))
-        if run is None or not (are_angles and are_heads and are_norms) or size % VECTOR:
+        if run is None or not are_angles or first.num_heads * size != self._attention_width:
             return False
         for layer in cache.layers:
             layer.is_by_kernel = True
@@ -158,18 +155,32 @@ def _kind(layer: LlamaLayer) -> tuple[object, ...]:
     return (*shapes, *(each.shape for each in _linears(layer)), *heads)
 
 
-def _is_taken(layer: LlamaLayer) -> bool:
-    """Whether products and norms are those of one residual stream, and the kernel takes their weights."""
+def _why_not_one_call(layers: Sequence[LlamaLayer]) -> str:
+    """Why the kernel does not take these layers; empty where it does."""
+    if len({_kind(layer) for layer in layers}) > 1:
+        return "the layers differ in shapes, epsilon or scale"
+    layer = layers[0]
     (inner, width), attention_width = layer.up.shape, layer.output.shape[1]
-    key_width = attention_width // layer.num_heads * layer.num_key_heads
-    shapes = [(attention_width + 2 * key_width, width), (width, attention_width), (inner, width), (inner, width)]
-    are_linears = [tuple(each.shape) for each in _linears(layer)] == [*shapes, (width, inner)]
-    are_norms = layer.input_norm[0].shape == layer.inner_norm[0].shape == (width,)
-    has_both = (layer.query_norm is None) == (layer.key_norm is None)
-    norms = (layer.input_norm, layer.inner_norm, layer.query_norm, layer.key_norm)
-    has_one_epsilon = len({norm[1] for norm in norms if norm is not None}) == 1
-    in_panels = all(each.panels is not None for each in _linears(layer))
-    return are_linears and are_norms and has_both and has_one_epsilon and in_panels and layer.activation is None
+    size = attention_width // layer.num_heads
+    joint = (layer.num_heads + 2 * layer.num_key_heads) * size
+    shapes = [(joint, width), (width, attention_width), (inner, width), (inner, width), (width, inner)]
+    norms = [
+        norm for norm in (layer.input_norm, layer.inner_norm, layer.query_norm, layer.key_norm) if norm is not None
+    ]
+    head_norms = {None if norm is None else norm[0].shape for norm in (layer.query_norm, layer.key_norm)}
+    tensors = [tensor for layer in layers for tensor in _tensors(layer) if tensor is not None]
+    obstacles = {
+        "the activation is not silu": layer.activation is not None,
+        "a weight has no panels (an odd number of inputs)": any(each.panels is None for each in _linears(layer)),
+        "the projections do not fit together": [tuple(each.shape) for each in _linears(layer)] != shapes,
+        "query heads are no multiple of key heads": layer.num_heads % layer.num_key_heads != 0,
+        f"heads of {size} are no multiple of {VECTOR}": size % VECTOR != 0,
+        "the norms are of other sizes": layer.input_norm[0].shape != (width,) or layer.inner_norm[0].shape != (width,),
+        "the norms of queries and keys are of other sizes": head_norms not in ({None}, {(size,)}),
+        "the norms have several epsilons": len({epsilon for _, epsilon in norms}) > 1,
+        "the weights are not contiguous or not of one type": kernel("decode", *tensors) is None,
+    }
+    return next((why for why, is_true in obstacles.items() if is_true), "")
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:

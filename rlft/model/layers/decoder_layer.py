@@ -34,33 +34,59 @@ from rlft.model.kernels.joint_projection import Update, lay_side_by_side, projec
 from rlft.model.layers.lora import PlainUpdate, projection
 from rlft.model.layers.packed import PackedGroup
 from rlft.model.layers.packed_attention import Layout, packed_heads_attention
+from rlft.model.layers.slow_paths import ON_GPU, is_on_cpu, note, note_all, slow_paths
 
 
 def use_lean_decoders(model: nn.Module) -> None:
     """Replace the forward pass of the decoder layers that agree; of packed rows only, others go the original way."""
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer) and (options := _options(module)) is not None:
-            module.forward = partial(_forward, module, options)
-    lay_out_weights(model)
+    if not is_on_cpu(model):
+        return
+    noted, found = slow_paths(model), []
+    for layer in model.modules():
+        if not isinstance(layer, GradientCheckpointingLayer):
+            continue
+        options = _options(layer)
+        found.append((layer, options if isinstance(options, str) else ""))
+        if not isinstance(options, str):
+            layer.forward = partial(_forward, layer, options, noted)
+            _lay_out_weights(layer)
+    note_all(noted, "decoder layers", found)
 
 
-def lay_out_weights(model: nn.Module) -> None:
-    """Move the weights of replaced layers to where their products are one; again after the model was moved."""
-    for module in model.modules():
-        is_replaced = getattr(module.__dict__.get("forward"), "func", None) is _forward
-        if is_replaced and (parts := _projections(module)) is not None:
-            for together in (parts[:3], parts[4:6]):
-                lay_side_by_side([part.weight for part in together])
+def _lay_out_weights(layer: Any) -> None:
+    """Move the weights of a layer to where products of one input are one."""
+    parts = _projections(layer)
+    assert parts is not None
+    for together in (parts[:3], parts[4:6]):
+        lay_side_by_side([part.weight for part in together])
 
 
-def _forward(self: Any, options: _Options, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    layout, positions = kwargs.get("packed_layout"), kwargs.get("position_embeddings")
-    is_plain = not (args or self.training or torch.is_autocast_enabled(hidden_states.device.type))
-    parts = _projections(self) if is_plain else None
-    if parts is None or layout is None or positions is None:
+def _forward(
+    self: Any, options: _Options, noted: dict[str, None], hidden_states: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    layout = kwargs.get("packed_layout")
+    parts = _projections(self)
+    if why := _obstacle(self, parts, hidden_states, args, kwargs):
+        if layout is not None:  # other passes, which are single ones, are not meant to be fast
+            note(noted, f"decoder layers ({type(self).__name__}) were computed by transformers: {why}")
         return type(self).forward(self, hidden_states, *args, **kwargs)
-    cos, sin = positions
+    assert parts is not None
+    assert layout is not None
+    cos, sin = kwargs["position_embeddings"]
     return _decoder(self, options, parts, hidden_states, cos, sin, layout)
+
+
+def _obstacle(layer: Any, parts: Sequence[PlainUpdate] | None, x: Tensor, args: Sequence[Any], kwargs: Any) -> str:
+    """Why a pass through a replaced layer goes the original way; empty where it does not."""
+    if not x.is_cpu:
+        return ON_GPU
+    if layer.training or torch.is_autocast_enabled("cpu"):
+        return "it is in training mode or under autocast"
+    if parts is None:
+        return "a projection is trained itself, or its active adapter is more than B A x"
+    if args or kwargs.get("position_embeddings") is None:
+        return "it is called with other arguments than rotary positions by name"
+    return "the pass is no packed row" if kwargs.get("packed_layout") is None else ""
 
 
 def _projections(layer: Any) -> list[PlainUpdate] | None:
@@ -207,16 +233,20 @@ class _Recorder(Layout):
         self.options.append((scale, window))
 
 
-def _options(layer: Any) -> _Options | None:
-    """What the layer hands to attention, if the replacement computes what it does on a small packed row, else None.
+def _options(layer: Any) -> _Options | str:
+    """What the layer hands to attention, if the replacement computes what it does on a small packed row, else why not.
 
     Queries and keys are compared themselves, as attention might hardly show a difference between them; and the layer's
     output for small states, beside which its halves count, and for usual ones.
     """
     try:
         parts, norms = _projections(layer), _norms(layer)
-        if parts is None or any(weight.requires_grad for weight, _ in norms) or not _is_silu(layer.mlp.act_fn):
-            return None
+        if parts is None:
+            return "a projection is no frozen linear layer with at most one plain LoRA update"
+        if any(weight.requires_grad for weight, _ in norms):
+            return "its norms are trained"
+        if not _is_silu(layer.mlp.act_fn):
+            return "its activation is not silu"
         weight, head_dim = parts[0].weight, layer.self_attn.head_dim
         generator = torch.Generator().manual_seed(0)
         states = torch.randn(1, 9, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
@@ -234,9 +264,9 @@ def _options(layer: Any) -> _Options | None:
                 actual = _decoder(layer, options, parts, x, cos, sin, own)
                 results = zip((*own.rotated, actual), (*plain.rotated, expected), strict=True)
                 if not all(_is_close(first, second, tolerance) for first, second in results):
-                    return None
-    except (RuntimeError, AttributeError, TypeError, ValueError):
-        return None  # it has other parts or takes other inputs, so it is another kind of layer
+                    return "it computes something else"
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        return f"it is another kind of layer ({error})"  # with other parts, or that takes other inputs
     return options
 
 

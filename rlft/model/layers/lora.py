@@ -9,22 +9,41 @@ float64 base nothing is rounded and the result is peft's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from rlft.model.kernels import products
+from rlft.model.layers.slow_paths import is_on_cpu, note_all, slow_paths
 
 
 def use_lean_lora(model: nn.Module) -> None:
-    """Let every plain LoRA layer of a peft model compute this way; others (DoRA, dropout, GPT-2's Conv1D) stay as
-    they are."""
-    for module in model.modules():
-        if isinstance(module, PeftLinear) and type(module.base_layer) is nn.Linear:
-            module.forward = MethodType(_forward, module)
+    """Let every plain LoRA layer of a peft model compute this way on a CPU; others (DoRA, dropout, GPT-2's Conv1D) stay
+    as they are."""
+    if not is_on_cpu(model):
+        return
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        if _is_linear(layer):
+            layer.forward = partial(_forward, layer)
+    note_all(slow_paths(model), "LoRA layers", ((layer, _why_not_plain(layer)) for layer in layers))
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    return isinstance(layer, PeftLinear) and type(layer.base_layer) is nn.Linear
+
+
+def _why_not_plain(layer: Any) -> str:
+    """Why a layer's update is PEFT's to compute; empty where it is plain."""
+    if isinstance(layer.get_base_layer(), nn.Embedding):
+        return "it updates an embedding"
+    if not _is_linear(layer):
+        return f"its base layer is {type(layer.get_base_layer()).__name__}"
+    return "" if plain_update(layer) else "its active adapter is more than B A x (DoRA, dropout, several at once)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +88,7 @@ def projection(layer: nn.Module) -> PlainUpdate | None:
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if self.disable_adapters:
         return self.base_layer(x)
-    update = plain_update(self)
+    update = plain_update(self) if x.is_cpu else None
     if update is None:
         return type(self).forward(self, x, *args, **kwargs)
     return _LoraLinear.apply(x, update.weight, update.bias, update.down, update.up, update.scale)

@@ -7,7 +7,7 @@ kept: what a family computes otherwise stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rlft.model.kernels.elementwise import rms_norm, rms_norm_and_scale, rms_norm_backward
 from rlft.model.layers.lora import lora_backward, lora_forward, plain_update
+from rlft.model.layers.slow_paths import is_on_cpu, note_all, slow_paths
 
 
 def use_lean_layers(model: nn.Module) -> None:
@@ -24,22 +25,35 @@ def use_lean_layers(model: nn.Module) -> None:
 
 
 def _replace(model: nn.Module, replacement: Callable[[Any], Callable[..., Tensor] | None]) -> None:
-    verdicts: dict[tuple[type, str], bool] = {}
+    if not is_on_cpu(model):
+        return
+    verdicts: dict[tuple[type, str], str] = {}
+    found: list[tuple[Any, str]] = []
     for module in model.modules():
+        if not (_is_rms_norm(module) or _is_gated_mlp(module)):
+            continue
         forward = replacement(module)
         if forward is None:
+            found.append((module, "its own weights are trained"))
             continue
         key = (type(module), str(getattr(module, "act_fn", "")))
         if key not in verdicts:
-            verdicts[key] = _agree(module, forward)
-        if verdicts[key]:
-            module.forward = MethodType(forward, module)
+            verdicts[key] = _disagreement(module, forward)
+        found.append((module, verdicts[key]))
+        if not verdicts[key]:
+            module.forward = partial(_forward, module, forward)
+    note_all(slow_paths(model), "norms and MLPs", found)
+
+
+def _forward(self: Any, forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """The replacement on a CPU; the model may have been moved since."""
+    return forward(self, x) if x.is_cpu else type(self).forward(self, x)
 
 
 def _replacement(module: Any) -> Callable[..., Tensor] | None:
     if _is_rms_norm(module):
         return None if module.weight.requires_grad else _norm_forward
-    return _mlp_forward if _is_gated_mlp(module) else None
+    return _mlp_forward
 
 
 def _is_rms_norm(module: Any) -> bool:
@@ -51,8 +65,8 @@ def _is_gated_mlp(module: Any) -> bool:
     return all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn"))
 
 
-def _agree(module: Any, forward: Callable[..., Tensor]) -> bool:
-    """Whether both forward passes give the same on random input."""
+def _disagreement(module: Any, forward: Callable[..., Tensor]) -> str:
+    """How the forward passes differ on random input; empty where they give the same."""
     weight = next(module.parameters())
     width = module.gate_proj.in_features if hasattr(module, "gate_proj") else weight.shape[-1]
     x = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
@@ -60,9 +74,11 @@ def _agree(module: Any, forward: Callable[..., Tensor]) -> bool:
     with torch.no_grad():
         try:
             expected, actual = module(x), forward(module, x)
-        except (RuntimeError, AttributeError, TypeError):
-            return False  # it takes other inputs, so it is another kind of module
-    return expected.shape == actual.shape and torch.allclose(actual, expected, rtol=tolerance, atol=tolerance)
+        except (RuntimeError, AttributeError, TypeError) as error:
+            return f"it is another kind of module ({error})"
+    if expected.shape == actual.shape and torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):
+        return ""
+    return "it computes something else"
 
 
 def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
@@ -147,10 +163,8 @@ def compile_inference_layers(model: nn.Module) -> None:
             module.compile(dynamic=True)
 
 
-def _inference_replacement(module: Any) -> Callable[..., Tensor] | None:
-    if _is_rms_norm(module):
-        return _fused_norm_forward
-    return _fused_mlp_forward if _is_gated_mlp(module) else None
+def _inference_replacement(module: Any) -> Callable[..., Tensor]:
+    return _fused_norm_forward if _is_rms_norm(module) else _fused_mlp_forward
 
 
 def _fused_norm_forward(self: Any, hidden_states: Tensor) -> Tensor:

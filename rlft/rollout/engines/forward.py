@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.layers.norms_and_mlps import compile_inference_layers, use_inference_layers
+from rlft.model.layers.slow_paths import is_on_cpu, note, slow_paths
 from rlft.rollout.engines.llama_forward import llama_forward_of
 
 
@@ -45,8 +46,13 @@ class ForwardPass(Protocol):
 
 
 def forward_pass(model: PreTrainedModel, *, compile: bool) -> ForwardPass:
-    """The fastest forward pass with the model's results; with `compile` always through transformers' layers."""
-    if not compile and (lean := llama_forward_of(model)) is not None:
+    """The fastest forward pass with the model's results; with `compile` always through transformers' layers.
+
+    Why it is not `llama_forward` is noted on the model, see `slow_paths`.
+    """
+    if compile:
+        note(slow_paths(model), "rollout.engine_args.compile asks for transformers' layers")
+    elif is_on_cpu(model) and (lean := llama_forward_of(model)) is not None:
         return lean
     return _TransformersModel(model, compile=compile)
 

@@ -24,15 +24,25 @@ from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.joint_projection import joint_bias
 from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.kernels.llama_layers import LlamaLayer, LlamaLayers, Norm
+from rlft.model.layers.slow_paths import note, slow_paths
 
 
 def llama_forward_of(model: PreTrainedModel) -> LlamaForward | None:
-    """A model's lean forward pass, or None where it computes something else."""
+    """A model's lean forward pass, or None where it computes something else, which is then noted on the model."""
+    noted = slow_paths(model)
     try:
         lean = LlamaForward(model)
-        return lean if _agrees(lean, model) else None
-    except (RuntimeError, AttributeError, TypeError, ValueError):
-        return None  # it has other parts or takes other inputs, so it is another kind of model
+        if (error := _error(lean, model)) <= (allowed := 1e-4 if model.dtype.itemsize >= 4 else 4e-2):
+            return lean
+        note(
+            noted,
+            f"{type(model).__name__} computes something else than Llama: logits differ by {error:.1e} of their "
+            f"size on a probe, {allowed:.0e} is allowed",
+        )
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        # It has other parts or takes other inputs.
+        note(noted, f"{type(model).__name__} is another kind of model than Llama ({error})")
+    return None
 
 
 class LlamaForward:
@@ -81,6 +91,8 @@ class LlamaForward:
         """Append a token to each of the first R rows of the cache, (R,); returns their logits (R, V)."""
         positions = cache.begin(len(token_ids))
         x = self._stack.step(*self._embedded(token_ids, positions), cache)
+        if self._stack.slow_path:
+            note(slow_paths(self._model), f"a decode step is not one call: {self._stack.slow_path}")
         logits = self._head.linear(rms_norm(x, *_norm(self._decoder.norm)))
         cache.advance()
         return logits
@@ -175,8 +187,8 @@ def _norm(norm: Any) -> Norm:
 # The probe
 
 
-def _agrees(lean: LlamaForward, model: PreTrainedModel) -> bool:
-    """Whether both give the same logits: of sequences, and of tokens that continue them."""
+def _error(lean: LlamaForward, model: PreTrainedModel) -> float:
+    """How much the logits of both differ, over their size: of sequences, and of tokens that continue them."""
     vocabulary, device = model.get_output_embeddings().out_features, model.device
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(vocabulary, (2, 7), generator=generator).to(device)
@@ -192,4 +204,4 @@ def _agrees(lean: LlamaForward, model: PreTrainedModel) -> bool:
         actual = torch.cat([lean.logits(whole)[:, :7], continued], dim=1)
     # Single tokens may differ more in bfloat16, where a model has few states that are far larger than the others.
     error = (actual - expected).float().norm(dim=-1) / expected.float().norm(dim=-1)
-    return bool(error.mean() <= (1e-4 if model.dtype.itemsize >= 4 else 4e-2))
+    return float(error.mean())

@@ -22,6 +22,7 @@ from rlft.model.adapter import verified_hash
 from rlft.model.context import model_context
 from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.kernels.sizes import LENGTH, rounded_up
+from rlft.model.layers.slow_paths import slow_paths
 from rlft.rollout.engines.batching import Sampled, sample_all
 from rlft.rollout.engines.contract import Request, refuse_other_version
 from rlft.rollout.engines.forward import ForwardPass, forward_pass
@@ -69,6 +70,11 @@ class TransformersEngine:
         self.context = self._context.tokens
         self._max_rows = arguments.max_rows or MAX_ROWS[self.device.type]
         self._cache_bytes = arguments.cache_mb * 1e6
+
+    @property
+    def slow_paths(self) -> tuple[str, ...]:
+        """Why parts of the model are computed by transformers, as far as that has come up."""
+        return tuple(slow_paths(self._model))
 
     def load_adapter(self, adapter: Adapter) -> None:
         """Merge an adapter in float32 into the pristine base weights, so that nothing of earlier ones accumulates."""

@@ -34,6 +34,7 @@ from rlft.train.preference.config import PreferenceConfig
 from rlft.train.preference.data import Example, PreferenceData, load
 from rlft.train.preference.group import make_preference_learner
 from rlft.train.preference.loop import NAMES, AnyLearner, logprobs, measure, num_updates, train_dpo, updates_per_epoch
+from rlft.train.slow_paths import tell_slow_paths
 
 
 def train(config: PreferenceConfig, *, restart: bool = False) -> PreferenceSummary:
@@ -140,6 +141,7 @@ def _stages(
         reference=source,
     )
     with closing(learner):
+        tell_slow_paths(run, learner)
         if saved is not None:
             learner.load_state(saved.tensors, saved.state)
         if config.preference.needs_reference and config.reference_logprobs == "precomputed":
@@ -150,6 +152,7 @@ def _stages(
 
         def after_update(step: int) -> None:
             is_last = step == total
+            tell_slow_paths(run, learner)
             if is_last or step % updates_per_epoch(config, data) == 0:
                 _measure_once(run, learner, data, view, name=step_name(step), step=step)
             if is_last or step % config.checkpoint.every == 0:

@@ -97,6 +97,10 @@ class PreferenceLearner:
         if self.preference.is_paired and reference is not None and not reference.is_saved:
             self.roles.reference = None
 
+    def slow_paths(self) -> list[str]:
+        """Why its models are slower than they could be, see `Roles`."""
+        return self.roles.slow_paths()
+
     def adapter(self, version: int) -> Adapter:
         """A stamped copy of what the policy learnt."""
         return self.roles.adapter(version)

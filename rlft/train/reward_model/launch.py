@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from rlft.curves.live_panel import View
 from rlft.curves.text import format_accuracy
 from rlft.model import base as models
+from rlft.model.layers.slow_paths import SLOW_PATH, slow_paths
 from rlft.model.memory import keep_freed_memory
 from rlft.model.pretrained import load_config
 from rlft.model.starting_point import resolve_model
@@ -59,6 +60,8 @@ def train(config: RewardModelConfig, *, restart: bool = False) -> RewardModelSum
         model = train_reward.load_model(config, model_folder, tokenizer)
         origin = provenance.present(config, model_folder, sha256={config.data.source: data.hash}, tasks=data.hash)
         with Run.create(config, provenance=origin, restart=restart) as run:
+            for reason in slow_paths(model):
+                run.event_once(SLOW_PATH, f"learner: {reason}")
             return _stages(run, view, model, tokenizer, data)
 
 

@@ -49,6 +49,7 @@ from rlft.train.rl.observed import note_observed_failures
 from rlft.train.rl.services import make_scorer, services
 from rlft.train.rl.state import restore, snapshot
 from rlft.train.sft import check_demonstrations, train_sft
+from rlft.train.slow_paths import tell_slow_paths
 from rlft.train.task_order import tasks_of_step
 from rlft.types import Adapter
 
@@ -258,6 +259,7 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
     view.stage("loading the learner")
     source = reference_source(config.reference)
     with closing(make_learner(config, parts.model_folder, warm_start=warm_start, reference=source)) as learner:
+        tell_slow_paths(run, learner)
         parts.learner_scores.bind(partial(learner.scores, tools=parts.environment.tools))
         if config.learner_rewards:
             _evaluate_once(parts, base, name="base", step=0, publish=True)
@@ -268,6 +270,7 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
         def after_step(step: int, published: Sequence[Adapter]) -> None:
             adapter = published[-1]
             is_last = step == config.steps
+            tell_slow_paths(run, learner)
             if is_last or (config.evaluation.every and step % config.evaluation.every == 0):
                 _evaluate_once(parts, adapter, name=step_name(step), step=step, publish=False)
             if is_last or step % config.checkpoint.every == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
@@ -12,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
 from rlft.environment.contract import Environment
+from rlft.model.layers.slow_paths import SLOW_PATH
 from rlft.model.memory import keep_freed_memory
 from rlft.reward.scoring import ScoreGroups, Scorer
 from rlft.rollout.pool import MakePool, RolloutPool, make_pool
@@ -32,11 +34,16 @@ def services(
         keep_freed_memory()
         transformers_logging.disable_progress_bar()
         view.stage("starting rollout workers")
-        pool = (pools or make_pool)(config, model_folder, run.event if run else None)
+        pool = (pools or make_pool)(config, model_folder, partial(_enter, run) if run else None)
         try:
             yield pool
         finally:
             pool.close()
+
+
+def _enter(run: Run, kind: str, message: str) -> None:
+    """Enter an event of the workers into the run's; what every chunk tells is entered once."""
+    (run.event_once if kind == SLOW_PATH else run.event)(kind, message)
 
 
 def make_scorer(
