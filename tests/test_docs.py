@@ -121,12 +121,9 @@ def test_python_that_a_page_shows_imports_public_names_only(page: Path) -> None:
 
 REFERENCE = re.compile(r"(?:See |Likewise|The same(?:\b)|As `|As with |Of this )")
 MAY_REFER = {
-    "learner/group.py",
-    "learner/rl.py",
     "model/layers/decoder_layer.py",
     "reward/loading.py",
     "reward/scoring.py",
-    "train/preference/group.py",
 }
 """Files below rlft/ whose docstrings may still begin with nothing but a reference."""
 

@@ -64,7 +64,7 @@ def collate(groups: Sequence[Group]) -> Batch:
 
 
 def single(prompt_ids: Sequence[int], token_ids: Sequence[int]) -> Batch:
-    """One sequence whose log-probs are asked for, all of whose tokens behind the prompt are actions."""
+    """A batch of one sequence, all of whose tokens behind the prompt are actions, to ask for its log-probs."""
     return unscored((tuple(prompt_ids),), (tuple(token_ids),), ((True,) * len(token_ids),), torch.zeros(1).long())
 
 
@@ -74,7 +74,7 @@ def unscored(
     action_mask: tuple[tuple[bool, ...], ...],
     group_index: Tensor,
 ) -> Batch:
-    """Sequences that no engine sampled and no reward scored; the fields are those of `Batch`."""
+    """A batch of sequences that no engine sampled and no reward scored; the arguments are fields of `Batch`."""
     num_actions = torch.tensor([sum(mask) for mask in action_mask], dtype=torch.int64)
     num_sequences = len(token_ids)
     return Batch(
@@ -90,7 +90,7 @@ def unscored(
 
 
 def mismatched(batch: Batch, *, max_length: int) -> Batch | None:
-    """Every prompt with the completion of a sequence of another prompt, as far as it fits into `max_length` tokens.
+    """Pair every prompt with a completion of another prompt, as KTO's KL estimate needs; cut to `max_length` tokens.
 
     With the sequences sorted by their tokens, that is the one as many places before as the most frequent prompt has
     sequences: so each completion is taken once, and the order of the batch does not matter. Where one prompt has more
@@ -172,7 +172,7 @@ def minibatches(batch: Batch, updates: int) -> list[Batch]:
 
 
 def packed_length(batch: Batch) -> int:
-    """Tokens of the whole batch as one row."""
+    """Number of tokens of the whole batch as one packed row, in which each group's prompt stands once."""
     first_of_group = dict(zip(reversed(batch.group_index.tolist()), reversed(batch.prompt_ids), strict=True))
     return sum(_read_lengths(batch)) + sum(map(len, first_of_group.values()))
 
@@ -183,7 +183,7 @@ def _read_lengths(batch: Batch) -> list[int]:
 
 
 def microbatches(batch: Batch, tokens: int, *, whole_groups: bool = False) -> list[list[int]]:
-    """Sequence numbers of consecutive microbatches of at most `tokens` packed tokens each.
+    """Cut a batch into consecutive microbatches of at most `tokens` packed tokens; the sequence numbers of each.
 
     A group is split when it is too long, unless `whole_groups`; its prompt is then repeated. What is longer than the
     budget and cannot be split stands alone.
@@ -207,7 +207,7 @@ def microbatches(batch: Batch, tokens: int, *, whole_groups: bool = False) -> li
 
 
 def even_microbatches(batch: Batch, tokens: int, shares: int, *, whole_groups: bool = False) -> list[list[int]]:
-    """`microbatches` of which `shares` processes get equally many, alike in length as far as the sequences allow.
+    """Cut a batch into microbatches of which `shares` processes get equally many, of about equal length.
 
     Their number is the next multiple of `shares`, under the smallest budget that keeps it; fewer where the batch cannot
     be split that far. Groups are split only where that number needs it.

@@ -1,4 +1,4 @@
-"""Policy, reference and critic on one frozen base, and the optimizer of those that are trained.
+"""Policy, reference, critic and reward models on one frozen base: passes over batches, gradients, the optimizer.
 
 What the algorithms share: passes over a batch in microbatches under a token budget, gradients that are sums, a guarded
 optimizer step, and a state that can be saved. Which loss enters is the caller's choice.
@@ -54,7 +54,7 @@ BETA2 = 0.99
 
 
 class Roles:
-    """The policy and the frozen or trained models beside it, with the passes and updates that algorithms share."""
+    """The policy and the models beside it on one base, with the passes and updates that all algorithms share."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Roles:
         reward_models: Sequence[RewardSpec] = (),
         ranks: Ranks = ALONE,
     ) -> None:
-        """Load the base and make the roles.
+        """Load the base model and put the adapters of all roles on it.
 
         Args:
             model_folder: what `sources.resolve` gave.
@@ -127,7 +127,7 @@ class Roles:
     # Passes
 
     def logprobs(self, batch: Batch, role: Role, *, temperature: float | None = None) -> Tensor:
-        """(A,) float32 on the CPU, of the batch's actions under `role`; no gradient.
+        """Log-probs of the batch's actions under a role, (A,) float32 on the CPU; no gradient.
 
         Args:
             temperature: another one than the roles' own.
@@ -136,15 +136,16 @@ class Roles:
             return self._collect(batch, lambda part: self._token_logprobs(role, part, temperature=temperature)[0])
 
     def values(self, batch: Batch) -> Tensor:
-        """(A,) float32 on the CPU, the critic's value of the state before each action; no gradient."""
+        """The critic's value of the state before each action, (A,) float32 on the CPU; no gradient."""
         critic = self._critic()
         with torch.no_grad(), active(critic):
             return self._collect(batch, lambda part: self._token_values(critic, part))
 
     def reference_point(self, batch: Batch | None) -> float:
-        """KTO's z0 of mismatched sequences (`batch.mismatched`): what the policy gained on them over the reference.
+        """KTO's z0: how much likelier the policy finds mismatched completions than the reference does, nats.
 
-        0, its lowest value, where there are none.
+        Args:
+            batch: what `batch.mismatched` made; None, where nothing could be mismatched, gives 0, the lowest value.
         """
         if batch is None:
             return 0.0
@@ -206,7 +207,7 @@ class Roles:
             return sum(self._each(batch, one))
 
     def step(self, measures: Measures, *, factor: float, is_finite: bool) -> Update:
-        """One optimizer step with the gradients that were added.
+        """Make one optimizer step with the gradients that were added, unless something is not finite.
 
         Args:
             measures: what the backward passes measured; gradient norms and the learning rate are added.
@@ -253,7 +254,7 @@ class Roles:
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state` returned.
+        """Continue from a saved state.
 
         Raises:
             ValueError: the state belongs to another configuration.

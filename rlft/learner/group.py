@@ -1,4 +1,4 @@
-"""Learners in several processes: `processes.py` with the methods of `Learner` and of `PreferenceLearner`."""
+"""The RL learner in several processes that share every update, and the choice between one and several."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from rlft.types import Batch, Group
 
 
 class LearnerGroup(LearnerProcesses):
-    """`Learner`, in `learner.workers` processes; its methods raise what `LearnerProcesses.call` does."""
+    """An RL learner in `learner.workers` processes that work on every batch together.
+
+    Its methods are those of `rl.Learner` with the same results, and raise what `LearnerProcesses.call` does.
+    """
 
     def __init__(
         self,
@@ -29,7 +32,7 @@ class LearnerGroup(LearnerProcesses):
         reference: ReferenceSource | None = None,
         limit: timedelta = LIMIT,
     ) -> None:
-        """See `Learner` and `LearnerProcesses`."""
+        """Start the processes, each of which loads the base; arguments as of `Learner` and `LearnerProcesses`."""
         self._algorithm = config.algorithm
         self.num_updates = 0
         super().__init__(
@@ -43,32 +46,32 @@ class LearnerGroup(LearnerProcesses):
         )
 
     def scores(self, groups: Sequence[Group], tools: Sequence[Mapping[str, Any]] = ()) -> list[list[list[float]]]:
-        """See `Learner`."""
+        """Scores of the reward models on the base for every trajectory: by reward model, group and trajectory."""
         result: list[list[list[float]]] = self.call("scores", groups, tools)
         return result
 
     def logprobs_of(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
-        """See `Learner`."""
+        """The policy's log-probs of these tokens behind the prompt, at temperature 1."""
         result: list[float] = self.call("logprobs_of", prompt_ids, token_ids)
         return result
 
     def annotate(self, batch: Batch) -> Batch:
-        """See `Learner`."""
+        """Add what the algorithm needs of a batch: log-probs under frozen models, values, advantages."""
         result: Batch = self.call("annotate", batch)
         return result
 
     def update(self, batch: Batch) -> Update:
-        """See `Learner`."""
+        """Make one optimizer update on an annotated batch; it is skipped if a loss or a gradient is not finite."""
         result: Update = self.call("update", batch)
         self.num_updates += not result.skipped
         return result
 
     def has_gradient(self, batch: Batch) -> bool:
-        """See `Learner`."""
+        """Whether the loss on an annotated batch depends on the policy, so that an update means something."""
         return has_gradient(self._algorithm, batch)
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """See `Learner`."""
+        """Continue from a saved state, in all processes."""
         self.num_updates = numbers["num_updates"]
         self.call("load_state", tensors, numbers)
 

@@ -1,4 +1,4 @@
-"""A preference loss at work on the roles: what online preferences (`rl.py`) and `rlft dpo` share.
+"""Training on compared completions: what online preferences (`rl.py`) and `rlft dpo` share.
 
 Completions come in groups that share a prompt; `Batch.rewards` are their labels, above 0 for chosen or good. In groups
 of two (all losses but kto) the larger label is the chosen one.
@@ -37,7 +37,7 @@ def labels_of(preference: Preference, rewards: Tensor, group_index: Tensor) -> T
 
 
 def with_reference(roles: Roles, batch: Batch) -> Batch:
-    """The batch with the reference's log-probs, where there is a reference and it has none yet."""
+    """Add the reference's log-probs to a batch, where there is a reference and the batch has none yet."""
     if roles.reference is None or batch.ref_logprobs is not None:
         return batch
     return replace(batch, ref_logprobs=roles.logprobs(batch, roles.reference))

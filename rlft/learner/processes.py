@@ -1,4 +1,4 @@
-"""Processes that share a learner: Ray actors, each with a whole one that takes its share of every batch.
+"""Learners in several processes: Ray actors, each of which takes its share of every batch.
 
 All of them make the same call at the same time and exchange sums (`ranks`); the first one's answer counts. A process
 that dies or stops answering ends the group with an error that names it, since the others cannot go on without it.
@@ -87,7 +87,7 @@ class LearnerWorker:
         self.learner = learner(**arguments, ranks=ranks)
 
     def call(self, method: str, *arguments: Any) -> Answer:
-        """Call a method of the learner, as all processes do now."""
+        """Call a method of this process's learner; all processes are called alike."""
         result = getattr(self.learner, method)(*arguments)
         return Answer(result=result if self._ranks.rank == 0 else None, digest=_digest(method, result))
 
@@ -132,7 +132,7 @@ class LearnerProcesses:
         )
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of all learners; what the first one returned.
+        """Call a method of the learner in all processes at once, and return what the first one answers.
 
         Raises:
             RuntimeError: a process died or failed, by name; or it holds other numbers than the first one.
@@ -167,7 +167,7 @@ class LearnerProcesses:
         return result
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Continue from a saved state, in all processes."""
         self.call("load_state", tensors, numbers)
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ HEAD = "base_model.model.score.weight"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
-    """A reward model on the learner's base."""
+    """A trained reward model as one more adapter on the learner's base, with its output layer."""
 
     role: Role
     """Its adapter, or the bare base where only the output layer was trained."""
@@ -56,7 +56,7 @@ class RewardModel:
 
 
 def check(config: RunConfig, model_folder: str) -> None:
-    """Refuse rewards on the learner's base that do not lie on it.
+    """Refuse reward models that were trained on another base than the learner's.
 
     Args:
         model_folder: what `model.source` resolved to.
@@ -94,7 +94,7 @@ def _problem(reward: RewardSpec, source: str, model_folder: str) -> str:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `rlft reward-model` noted of the model; empty for one that was made elsewhere."""
+    """Read reward_model.json, which `rlft reward-model` writes; empty for a reward model that was made elsewhere."""
     path = folder / FACTS
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -144,7 +144,7 @@ def add_reward_model(policy: Role, reward: RewardSpec, *, name: str, device: tor
 def conversations(
     model: RewardModel, groups: Sequence[Sequence[Sequence[Message]]], *, tools: Sequence[Mapping[str, Any]] = ()
 ) -> Batch:
-    """Groups of conversations as sequences; what all conversations of a group begin with is computed once.
+    """A batch of conversations to score; what all conversations of a group begin with is computed once.
 
     Args:
         tools: the environment's, for models that were trained on conversations that show them.

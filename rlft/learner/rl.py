@@ -1,4 +1,4 @@
-"""The RL learner: annotate a batch, update the policy (and the critic), hand out its adapter, save and restore itself.
+"""The RL learner: computes advantages, updates the policy (and the critic), hands out its adapter, saves itself.
 
 Losses are sums under weights that are fixed before a batch is split, so the numbers do not depend on how many
 microbatches or processes share the work. What is not needed is not computed: no reference pass without a KL term, no
@@ -38,7 +38,7 @@ from rlft.types import Adapter, Batch, Group
 
 
 class Learner:
-    """An algorithm at work on the roles that it needs.
+    """The policy in training, with the models that its algorithm needs: reference, critic, reward models.
 
     With several processes (`ranks`) each has one of these, all are called alike, and all results are those of all
     processes; where weights are split, tensors come whole in the first process only (`sharding.whole`).
@@ -53,7 +53,7 @@ class Learner:
         reference: ReferenceSource | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        """Load the base and make the roles.
+        """Load the base model and put the adapters of all roles on it.
 
         Args:
             model_folder: what `sources.resolve` gave.
@@ -86,7 +86,7 @@ class Learner:
         self.num_updates = 0
 
     def scores(self, groups: Sequence[Group], tools: Sequence[Mapping[str, Any]] = ()) -> list[list[list[float]]]:
-        """What the reward models on this base say of every trajectory: by reward model, group and trajectory.
+        """Scores of the reward models on the base for every trajectory: by reward model, group and trajectory.
 
         Args:
             tools: what the environment's prompts show.
@@ -95,7 +95,7 @@ class Learner:
         return [self.roles.scores(model, replies, tools=tools) for model in self.roles.reward_models]
 
     def annotate(self, batch: Batch) -> Batch:
-        """Add what the algorithm needs from frozen passes: old and reference log-probs, values; then advantages."""
+        """Add what the algorithm needs of a batch: log-probs under frozen models, values, advantages."""
         algorithm, roles = self.algorithm, self.roles
         needs_old = self.config.updates_per_step > 1 or algorithm.has_kl_in_reward
         batch = replace(batch, old_logprobs=roles.logprobs(batch, roles.policy) if needs_old else None)
@@ -121,7 +121,7 @@ class Learner:
         return replace(batch, advantages=advantages, returns=returns)
 
     def update(self, batch: Batch) -> Update:
-        """One optimizer update on an annotated batch; it is skipped if a loss or a gradient is not finite."""
+        """Make one optimizer update on an annotated batch; it is skipped if a loss or a gradient is not finite."""
         assert batch.advantages is not None
         self.roles.optimizer.zero_grad(set_to_none=True)
         algorithm = self.algorithm
@@ -153,7 +153,7 @@ class Learner:
         return update
 
     def has_gradient(self, batch: Batch) -> bool:
-        """See the function."""
+        """Whether the loss on an annotated batch depends on the policy, so that an update means something."""
         return has_gradient(self.algorithm, batch)
 
     def slow_paths(self) -> list[str]:
@@ -161,7 +161,7 @@ class Learner:
         return self.roles.slow_paths()
 
     def adapter(self, version: int) -> Adapter:
-        """A stamped copy of what the policy learnt."""
+        """A copy of the policy's adapter with its version and content hash."""
         return self.roles.adapter(version)
 
     def logprobs_of(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
@@ -174,7 +174,7 @@ class Learner:
         return self.roles.state(), {"num_updates": self.num_updates, "kl_coef": self.kl_coef}
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Take over what `state` returned.
+        """Continue from a saved state.
 
         Raises:
             ValueError: the state belongs to another configuration.
@@ -184,7 +184,7 @@ class Learner:
         self.kl_coef = float(numbers["kl_coef"])
 
     def close(self) -> None:
-        """Nothing to end; a `LearnerGroup` has."""
+        """End nothing: there is no other process, as a `LearnerGroup` has."""
 
     @property
     def _max_new_tokens(self) -> int:
@@ -294,7 +294,7 @@ def _present(tensor: Tensor | None) -> Tensor:
 
 
 class PolicyLearner(Protocol):
-    """What the loop needs of a learner; `Learner` says what the methods do."""
+    """A learner as the RL loop sees it, in this process or in several; `Learner` says what the methods do."""
 
     num_updates: int
 

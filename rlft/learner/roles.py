@@ -1,4 +1,4 @@
-"""Roles on a base: the policy, the frozen reference and the critic, and the tensors that each of them is.
+"""Making policy, frozen reference and critic as adapters of one base, and reading and writing their tensors.
 
 `lora`, `dora`, `rslora` and `qlora` train a PEFT adapter; policy, reference and critic are then adapters of one frozen
 base. `full` trains all weights in float32, and its reference is a second, frozen copy of the model. Either way the
@@ -53,7 +53,7 @@ def make_policy(
     seed: int,
     start: Mapping[str, Tensor] | None,
 ) -> Role:
-    """The base with what is trained of it: a fresh adapter whose random half comes from `seed`, or all its weights.
+    """Load the base with what is trained of it: a fresh adapter whose random half comes from `seed`, or all weights.
 
     Raises:
         ValueError: `start` belongs to an adapter of other modules, rank or kind.
@@ -82,7 +82,7 @@ def add_policy(base: PreTrainedModel, config: AdapterConfig, *, seed: int) -> Pe
 
 
 def make_critic(policy: Role) -> Role:
-    """A second adapter on the policy's base, with the policy's tensors."""
+    """Put a critic on the policy's base: a second adapter, which starts with the policy's tensors."""
     assert isinstance(policy.model, PeftModel)
     add_copy(policy.model, CRITIC, read_role(policy))
     return Role(model=policy.model, adapter=CRITIC)
@@ -96,7 +96,7 @@ def make_reference(
     start: Mapping[str, Tensor] | None,
     source: ReferenceSource | None,
 ) -> Role:
-    """The frozen reference: a copy of the policy's start, or the adapter or model that `source` names.
+    """Make the frozen reference: a copy of the policy's start, or the adapter or model that `source` names.
 
     Raises:
         ValueError: a reference model with another vocabulary, or an adapter that does not fit the base.

@@ -26,7 +26,7 @@ LARGE = 0.5
 
 
 def is_large(models: Iterable[nn.Module], device: torch.device, *, processes: int, gpus: float) -> bool:
-    """Whether the weights of these models leave too little of a process's memory for the rest.
+    """Whether models are too large for every process to hold all of their weights.
 
     Args:
         processes: how many share the machine's memory, on a CPU.

@@ -11,7 +11,7 @@ from rlft.types import Metrics
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What came of one optimizer update."""
+    """The result of one optimizer update: what was measured, and whether it was made."""
 
     measures: Measures
     """What was measured in it."""

@@ -20,7 +20,7 @@ STD_EPSILON = 1e-4
 def group_baseline(
     rewards: Tensor, group_index: Tensor, baseline: Baseline, baseline_rewards: Tensor | None = None
 ) -> Tensor:
-    """What each sequence's reward is compared with.
+    """The baseline that is subtracted from each sequence's reward.
 
     Args:
         rewards: (S,) float.
@@ -63,7 +63,7 @@ def sequence_advantages(
     scale: Scale,
     baseline_rewards: Tensor | None = None,
 ) -> Tensor:
-    """(reward - baseline) / scale for scales within a group; `batch_std` is left to `whiten`.
+    """Advantage of each sequence, (reward - baseline) / scale, for all scales but `batch_std`, which is `whiten`'s.
 
     `group_mean` divides by the group's mean reward (https://arxiv.org/abs/2602.02710, algorithm 1).
 
@@ -123,7 +123,7 @@ def gae(rewards: Tensor, values: Tensor, sequence_index: Tensor, *, gamma: float
 
 
 def rewards_to_go(rewards: Tensor, sequence_index: Tensor, gamma: float) -> Tensor:
-    """R_t = r_t + gamma R_{t+1} within each sequence, (A,): what an action can still influence."""
+    """Discounted sum of each action's and all later rewards, R_t = r_t + gamma R_{t+1} within a sequence, (A,)."""
     returns, sequence = rewards.tolist(), sequence_index.tolist()
     for t in reversed(range(len(returns) - 1)):
         if sequence[t + 1] == sequence[t]:
@@ -132,7 +132,7 @@ def rewards_to_go(rewards: Tensor, sequence_index: Tensor, gamma: float) -> Tens
 
 
 def overlong_penalty(lengths: Tensor, *, max_new_tokens: int) -> Tensor:
-    """0 up to four fifths of max_new_tokens, then falling linearly to -1 at max_new_tokens, (S,).
+    """Penalty on long completions: 0 up to 4/5 of max_new_tokens, then falling linearly to -1 at max_new_tokens, (S,).
 
     Soft overlong punishment, https://arxiv.org/abs/2503.14476, equation 13; its buffer there is a fifth too (4,096 of
     20,480 tokens).
@@ -142,7 +142,7 @@ def overlong_penalty(lengths: Tensor, *, max_new_tokens: int) -> Tensor:
 
 
 def best_and_worst(rewards: Tensor, group_index: Tensor) -> list[tuple[int, int]]:
-    """(best, worst) sequence of every group whose rewards differ; the first of several equal ones."""
+    """Index of the best and of the worst sequence of every group whose rewards differ; of equals the first."""
     pairs = []
     for group in range(int(group_index.max()) + 1):
         members = (group_index == group).nonzero().squeeze(1)
@@ -153,7 +153,7 @@ def best_and_worst(rewards: Tensor, group_index: Tensor) -> list[tuple[int, int]
 
 
 def above_or_below(rewards: Tensor, group_index: Tensor) -> Tensor:
-    """(S,) 1 above the mean reward of the sequence's group, -1 below it, 0 at it: up to the rounding of rewards."""
+    """Sign of each sequence's distance from its group's mean reward, (S,): 1, -1, or 0 within the rewards' rounding."""
     distance = sequence_advantages(rewards.double(), group_index, "group_mean", "none")
     rounding = 2 * torch.finfo(torch.float32).eps * rewards.abs().max()
     return torch.where(distance.abs() <= rounding, 0.0, distance.sign()).to(rewards.dtype)

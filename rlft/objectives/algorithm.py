@@ -360,7 +360,7 @@ def _contradictions(a: PolicyObjective) -> list[tuple[bool, str]]:
 
 
 def unused_choices(a: PolicyObjective) -> dict[str, str]:
-    """The choices that have no effect beside the others, and what each goes with.
+    """Which choices have no effect beside the others, and what each goes with.
 
     A preset's own may be among them, when another choice was replaced.
     """

@@ -45,12 +45,12 @@ class Mean:
 
     @classmethod
     def of(cls, values: Tensor) -> Mean:
-        """That of a tensor's elements."""
+        """The mean of a tensor's elements."""
         return cls(float(values.sum()), values.numel())
 
     @property
     def value(self) -> float | None:
-        """The mean; None of no things."""
+        """The mean; None if nothing was counted."""
         return self.total / self.count if self.count else None
 
     def joined(self, later: Mean) -> Mean:
@@ -73,12 +73,12 @@ class Weighted:
 
 @dataclass(frozen=True, slots=True)
 class Largest:
-    """A maximum."""
+    """The largest of some values."""
 
     value: float
 
     def joined(self, later: Largest) -> Largest:
-        """The larger one."""
+        """The larger of both."""
         return Largest(max(self.value, later.value))
 
 
@@ -89,7 +89,7 @@ class Last:
     value: float
 
     def joined(self, later: Last) -> Last:
-        """The later one."""
+        """The later of both."""
         return later
 
 
@@ -121,11 +121,11 @@ class Moments:
 
     @classmethod
     def of(cls, numbers: Tensor) -> Moments:
-        """Those of a tensor with at least one number."""
+        """Mean and variance of a tensor with at least one number."""
         return cls(float(numbers.mean()), float(numbers.var(unbiased=False)), numbers.numel())
 
     def joined(self, other: Moments) -> Moments:
-        """Those of the numbers of both."""
+        """Mean and variance of the numbers of both together."""
         count = self.count + other.count
         mean = (self.mean * self.count + other.mean * other.count) / count
         squares = sum(m.count * (m.variance + (m.mean - mean) ** 2) for m in (self, other))
@@ -143,13 +143,13 @@ class ExplainedVariance:
 
     @classmethod
     def of(cls, values: Tensor, returns: Tensor) -> ExplainedVariance:
-        """That of a critic's values, (A,), about returns, (A,)."""
+        """The share of the variance of returns, (A,), that a critic's values, (A,), explain."""
         residuals = returns - values
         share = _explained(residuals.var(unbiased=False), returns.var(unbiased=False))
         return cls(share, Moments.of(residuals), Moments.of(returns))
 
     def joined(self, later: ExplainedVariance) -> ExplainedVariance:
-        """That about the returns of both."""
+        """The explained share of the returns of both together."""
         residuals, returns = self.residuals.joined(later.residuals), self.returns.joined(later.returns)
         return ExplainedVariance(_explained(residuals.variance, returns.variance), residuals, returns)
 
@@ -159,7 +159,7 @@ def _explained(unexplained: Tensor | float, variance: Tensor | float) -> float:
 
 
 def join(parts: Sequence[Measures]) -> dict[str, Measure]:
-    """The measures of all parts together, in the order in which the data came."""
+    """Combine the measures of all parts, given in the order in which the data came."""
     whole: dict[str, Measure] = {}
     for part in parts:
         for name, measure in part.items():
@@ -168,5 +168,5 @@ def join(parts: Sequence[Measures]) -> dict[str, Measure]:
 
 
 def numbers(measures: Measures) -> Metrics:
-    """The plain metrics; one that had nothing to measure is absent."""
+    """Make plain metrics of measures; one that had nothing to measure is absent."""
     return {name: value for name, measure in measures.items() if (value := measure.value) is not None}

@@ -1,4 +1,4 @@
-"""The policy objective: ratio, surrogate, KL, aggregation. Tensors in, a sum and its metrics out.
+"""The loss of a policy objective: importance ratio, surrogate, KL, aggregation over tokens.
 
 All per-token tensors are flat over the action tokens of a batch, (A,). Losses are sums weighted by a tensor that
 `aggregation_weights` fixes once per optimizer update, before the batch is split, so that microbatches and data-parallel
@@ -54,7 +54,7 @@ def aggregation_count(aggregate: Aggregate, sequence_index: Tensor, included: Te
 
 
 def importance_ratio(logprobs: Tensor, old_logprobs: Tensor, sequence_index: Tensor, ratio: Ratio) -> Tensor:
-    """pi_new / pi_old of every action token, (A,).
+    """Importance ratio pi_new / pi_old of every action token, (A,).
 
     `sequence` is the geometric mean over the sequence (https://arxiv.org/abs/2507.18071, equation 7), with the gradient
     carried by each token's own log-prob (equation 14, GSPO-token).
@@ -215,7 +215,7 @@ def _masked(is_masked: Tensor, sequence_index: Tensor) -> dict[str, Measure]:
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
-    """The KL coefficient after a step with this mean KL: 10 % up or down at most, less near the target.
+    """Steer the KL coefficient towards a target KL: by at most 10 % in a step, less near the target.
 
     A proportional controller on the relative error, clipped at 20 %, as in https://arxiv.org/abs/1909.08593, section
     2.2, with one step for its horizon.

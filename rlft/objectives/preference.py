@@ -29,7 +29,7 @@ def preference_loss(
     num_examples: int,
     kl: float = 0.0,
 ) -> tuple[Tensor, dict[str, Measure]]:
-    """The loss of preferences as a sum over examples divided by `num_examples`, and what is measured beside it.
+    """The loss of labelled completions, a sum over examples divided by `num_examples`, and what is measured beside it.
 
     Args:
         num_examples: pairs (KTO: completions) of the whole update, of which these may be a part; the other arguments
@@ -68,7 +68,7 @@ def example_losses(
     labels: Tensor,
     kl: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of every example: of a pair, or for KTO of a completion.
+    """Loss, margin and implicit reward of every pair, or for KTO of every completion.
 
     sigmoid: https://arxiv.org/abs/2305.18290, equation 7, with the label smoothing of
     https://ericmitchell.ai/cdpo.pdf. ipo: https://arxiv.org/abs/2310.12036, equation 17, on log-probs per token.
@@ -108,12 +108,12 @@ def example_losses(
 
 
 def is_right(margins: Tensor) -> Tensor:
-    """1 where the policy sides with the label, 0 where it does not, and a half where it does not care."""
+    """Whether the policy sides with the labels, by the margin's sign: 1 if so, 0 if not, 0.5 at a margin of 0."""
     return 0.5 * (1 + margins.sign())
 
 
 def kto_reference_point(log_ratios: Tensor) -> float:
-    """z0: the mean over mismatched (prompt, completion) pairs of log pi - log pi_ref, at least 0.
+    """KTO's z0: the mean of log pi - log pi_ref over mismatched prompts and completions, at least 0, nats.
 
     Equation 9 of https://arxiv.org/abs/2402.01306; no gradient passes through it.
     """

@@ -1,4 +1,4 @@
-"""Named algorithms. A preset is a row, and a config may replace any single choice of it
+"""Named algorithms as rows of choices; a config takes a row by name and may replace any single choice of it
 (`algorithm: {preset: grpo, kl_coef: 0}`). This file needs no torch: the config reads it.
 """
 
@@ -145,7 +145,7 @@ PRESETS: dict[str, Algorithm] = {
 
 
 def preset_fields(name: str) -> dict[str, Any]:
-    """The row `name` as a plain dict, for the config to lay a user's choices over.
+    """The choices of a preset as a plain dict, which a config's own choices are laid over.
 
     Raises:
         KeyError: no such preset.
@@ -160,7 +160,7 @@ def kind_of(algorithm: Any) -> str:
 
 
 def refuse_unused(algorithm: Algorithm) -> Algorithm:
-    """The algorithm, if what it replaces of its preset has an effect.
+    """Refuse an algorithm that replaces choices of its preset without any effect; else return it.
 
     Raises:
         ValueError: a choice has none, with what it goes with.

@@ -29,7 +29,7 @@ class PreferenceDataConfig(Strict):
 
 
 class PreferenceConfig(PolicyRunConfig):
-    """A whole preference run."""
+    """The config of a preference run: DPO, its relatives, or KTO."""
 
     kind: Literal["dpo"] = "dpo"
     """Tells the run directory of a preference run from others."""

@@ -142,7 +142,7 @@ def load(
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:
-    """The examples as groups that share a prompt: the rewards are the labels, nothing was sampled."""
+    """A batch of examples: completions that share a prompt are a group, and the rewards are their labels."""
     counts = torch.tensor([len(example.completions) for example in examples])
     batch = unscored(
         tuple(example.prompt_ids for example in examples for _ in example.completions),

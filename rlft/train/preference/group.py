@@ -1,4 +1,4 @@
-"""The preference learner in several processes."""
+"""The preference learner in several processes that share every update, and the choice between one and several."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from rlft.types import Batch
 
 
 class PreferenceGroup(LearnerProcesses):
-    """`PreferenceLearner`, in `learner.workers` processes; its methods raise what `LearnerProcesses.call` does."""
+    """A preference learner in `learner.workers` processes that work on every batch together.
+
+    Its methods are those of `PreferenceLearner` with the same results, and raise what `LearnerProcesses.call` does.
+    """
 
     def __init__(
         self,
@@ -27,7 +30,7 @@ class PreferenceGroup(LearnerProcesses):
         start: Mapping[str, Tensor] | None = None,
         reference: ReferenceSource | None = None,
     ) -> None:
-        """See `PreferenceLearner` and `LearnerProcesses`."""
+        """Start the processes, each of which loads the base; arguments as of `PreferenceLearner`."""
         super().__init__(
             PreferenceLearner,
             config,
@@ -39,27 +42,27 @@ class PreferenceGroup(LearnerProcesses):
         )
 
     def annotate(self, batch: Batch) -> tuple[Batch, float]:
-        """See `PreferenceLearner`."""
+        """Add the reference's log-probs to a batch, if the loss needs them; returned with KTO's z0, else 0."""
         result: tuple[Batch, float] = self.call("annotate", batch)
         return result
 
     def update(self, batch: Batch, kl: float, factor: float) -> Update:
-        """See `PreferenceLearner`."""
+        """Make one optimizer update on an annotated batch; it is skipped if the loss or the gradient is not finite."""
         result: Update = self.call("update", batch, kl, factor)
         return result
 
     def logprobs(self, batch: Batch, role: RoleName) -> Tensor:
-        """See `PreferenceLearner`."""
+        """Log-probs of the batch's trained tokens under the policy or the reference, (A,) float32 on the CPU."""
         result: Tensor = self.call("logprobs", batch, role)
         return result
 
     def reference_point(self, batch: Batch) -> float:
-        """See `PreferenceLearner`."""
+        """KTO's z0 of the batch's prompts; 0 for the other losses."""
         result: float = self.call("reference_point", batch)
         return result
 
     def drop_reference(self) -> None:
-        """See `PreferenceLearner`."""
+        """Free the reference, if that frees a model: its log-probs are computed beforehand."""
         self.call("drop_reference")
 
 
@@ -71,6 +74,6 @@ def make_preference_learner(
     start: Mapping[str, Tensor] | None,
     reference: ReferenceSource | None,
 ) -> PreferenceLearner | PreferenceGroup:
-    """Likewise for `rlft dpo`."""
+    """The preference learner in this process, or in as many as the config says."""
     kind = PreferenceGroup if config.learner.processes else PreferenceLearner
     return kind(config, model_folder, max_length=max_length, start=start, reference=reference)

@@ -1,4 +1,4 @@
-"""A whole preference run around the loop: data, the reference's pass over it, training, measurements, report.
+"""A whole preference run: reading data, log-probs of the reference, training, held-out measurements, report.
 
 runs/NAME/reference/ holds the reference's log-probs, where they are computed beforehand.
 `run.directory` has the rest.

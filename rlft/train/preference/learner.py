@@ -1,4 +1,4 @@
-"""The preference learner: compare the completions of a batch, update the policy, hand out its adapter, save itself.
+"""The preference learner: compares the completions of a batch, updates the policy, hands out its adapter, saves itself.
 
 The losses are those of `objectives.preference`: DPO and its relatives on pairs, KTO on single completions.
 """
@@ -24,7 +24,7 @@ RoleName = Literal["policy", "reference"]
 
 
 class PreferenceLearner:
-    """A preference loss at work on the policy and, where the loss needs one, a frozen reference.
+    """The policy in training on preferences, with a frozen reference where the loss needs one.
 
     With several processes (`ranks`) each has one of these, as with `learner.rl.Learner`.
     """
@@ -39,7 +39,7 @@ class PreferenceLearner:
         reference: ReferenceSource | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        """Load the base and make the roles.
+        """Load the base model and put the policy's adapter on it, and the reference's if there is one.
 
         Args:
             model_folder: what `sources.resolve` gave.
@@ -65,11 +65,11 @@ class PreferenceLearner:
         )
 
     def annotate(self, batch: Batch) -> tuple[Batch, float]:
-        """(the batch, with the reference's log-probs if the loss needs them; KTO's z0, else 0)"""
+        """Add the reference's log-probs to a batch, if the loss needs them; returned with KTO's z0, else 0."""
         return preference.with_reference(self.roles, batch), self.reference_point(batch)
 
     def update(self, batch: Batch, kl: float, factor: float) -> Update:
-        """One optimizer update on an annotated batch; it is skipped if the loss or the gradient is not finite.
+        """Make one optimizer update on an annotated batch; it is skipped if the loss or the gradient is not finite.
 
         Args:
             kl: KTO's z0.
@@ -82,7 +82,7 @@ class PreferenceLearner:
         )
 
     def logprobs(self, batch: Batch, role: RoleName) -> Tensor:
-        """(A,) float32 on the CPU, of the batch's actions; no gradient."""
+        """Log-probs of the batch's trained tokens under a role, (A,) float32 on the CPU; no gradient."""
         found = self.roles.policy if role == "policy" else self.roles.reference
         assert found is not None
         return self.roles.logprobs(batch, found)
@@ -102,15 +102,15 @@ class PreferenceLearner:
         return self.roles.slow_paths()
 
     def adapter(self, version: int) -> Adapter:
-        """A stamped copy of what the policy learnt."""
+        """A copy of the policy's adapter with its version and content hash."""
         return self.roles.adapter(version)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that a resumed run needs: tensors by name, and no further numbers."""
+        """Everything that a resumed run needs: tensors by name, and plain numbers, of which there are none."""
         return self.roles.state(), {}
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Take over what `state` returned.
+        """Continue from a saved state.
 
         Raises:
             ValueError: the state belongs to another configuration.
@@ -118,4 +118,4 @@ class PreferenceLearner:
         self.roles.load_state(tensors)
 
     def close(self) -> None:
-        """Nothing to end; a `PreferenceGroup` has."""
+        """End nothing: there is no other process, as a `PreferenceGroup` has."""

@@ -51,7 +51,7 @@ def train_dpo(
     view: View,
     after_update: Callable[[int], None],
 ) -> None:
-    """Train from update `start` + 1 to the last one.
+    """Train on preferences from update `start` + 1 to the last one.
 
     Args:
         start: updates that the policy already has behind it.
@@ -80,12 +80,12 @@ def train_dpo(
 
 
 def num_updates(config: PreferenceConfig, data: PreferenceData) -> int:
-    """Updates of the whole run."""
+    """Number of updates of the whole run."""
     return config.epochs * updates_per_epoch(config, data)
 
 
 def updates_per_epoch(config: PreferenceConfig, data: PreferenceData) -> int:
-    """Full updates in one pass over the training examples."""
+    """Number of full updates in one pass over the training examples."""
     return len(data.train) // config.batch_size
 
 
@@ -137,7 +137,7 @@ def measure(
 def logprobs(
     learner: AnyLearner, role: RoleName, examples: Sequence[Example], *, chunk: int, on_chunk: OnChunk | None = None
 ) -> Tensor:
-    """(A,) float32 on the CPU, of all completions under `role`, `chunk` examples at a time; no gradient."""
+    """Log-probs of all completions under a role, (A,) float32 on the CPU, `chunk` examples at a time; no gradient."""
     found = [torch.empty(0)]
     for first in range(0, len(examples), chunk):
         found.append(learner.logprobs(make_batch(examples[first : first + chunk]), role))

@@ -50,7 +50,7 @@ class Row:
 
 
 def read(config: PreferenceDataConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every row with its place; raises ValueError as `read_rows` does."""
+    """Read the rows of the source, each with its place for messages; raises ValueError as `read_rows` does."""
     rows = read_rows(config.source, subset=config.subset, split=config.split, name="data.source")
     if Path(config.source).suffix in (".json", ".jsonl"):
         return rows
@@ -66,7 +66,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def parse(row: Mapping[str, Any], *, paired: bool) -> Row:
-    """What a row says, whichever of the conventions it follows.
+    """Read a row in whichever of the conventions it is written.
 
     Args:
         paired: whether a single completion is of no use.
