@@ -60,7 +60,7 @@ def backward_preference(
     """Add the gradient of the loss of labelled completions.
 
     Args:
-        batch: as in the module's docstring, with the reference's log-probs if the loss needs them.
+        batch: labelled by its rewards, with the reference's log-probs if the loss needs them.
         kl: KTO's z0, see `reference_point`.
         is_sampled: whether an engine sampled the completions, so that its log-probs can be compared with the policy's.
 

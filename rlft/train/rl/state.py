@@ -29,7 +29,7 @@ def snapshot(learner: PolicyLearner, step: int, earlier: Sequence[Adapter] = ())
 
 
 def restore(learner: PolicyLearner, snapshot: Snapshot) -> list[Adapter]:
-    """The other way round.
+    """Continue a learner from a snapshot.
 
     Returns:
         The earlier adapters, ascending.
