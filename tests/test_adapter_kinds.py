@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -18,7 +18,15 @@ from rlft.config import RunConfig
 from rlft.learner.batch import collate
 from rlft.learner.rl import Learner
 from rlft.learner.roles import read_role
-from rlft.model.adapter import bare_base, lora_scale, make_adapter, merged_weight, read_folder, save_tensors
+from rlft.model.adapter import (
+    bare_base,
+    lora_config,
+    lora_scale,
+    make_adapter,
+    merged_weight,
+    read_folder,
+    save_tensors,
+)
 from rlft.model.chat import load_tokenizer
 from rlft.rollout.chunk import make_chunks
 from rlft.rollout.engines.transformers import TransformersEngine
@@ -133,6 +141,32 @@ def test_dora_rows_have_the_learnt_length() -> None:
     assert torch.allclose(merged, torch.tensor([[2.0, 0.0], [15 / 10**0.5, 5 / 10**0.5]]))
     transposed = merged_weight(torch.eye(2), parts, 0.75, is_transposed=True)
     assert torch.allclose(transposed, merged.T)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "rslora"])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_merging_is_what_peft_merges(tiny_model: Path, kind: str, is_transposed: bool) -> None:
+    """Of an independent implementation; the scratch that an engine hands in is used and changes nothing."""
+    config = config_of(tiny_model, kind)
+    tensors = trained(config, tiny_model).adapter(2).tensors
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    peft = get_peft_model(base, lora_config(config.adapter))
+    set_peft_model_state_dict(peft, dict(tensors))
+    name = "model.layers.1.mlp.down_proj"
+    weight = base.get_parameter(f"{name}.base_layer.weight").detach().clone()
+    assert weight.shape[0] != weight.shape[1]
+    merged = peft.merge_and_unload().get_parameter(f"{name}.weight")
+    assert not torch.allclose(merged, weight, atol=1e-3)
+    prefix = f"base_model.model.{name}."
+    parts = {
+        key.removeprefix(prefix).removesuffix(".weight"): t for key, t in tensors.items() if key.startswith(prefix)
+    }
+    given, scratch = (weight.T if is_transposed else weight), torch.full((9000,), torch.nan)
+    own = merged_weight(given, parts, lora_scale(config.adapter), is_transposed=is_transposed, scratch=scratch)
+    assert own.untyped_storage().data_ptr() == scratch.untyped_storage().data_ptr()
+    torch.testing.assert_close(own.T if is_transposed else own, merged, rtol=0, atol=1e-6)
+    again = merged_weight(given, parts, lora_scale(config.adapter), is_transposed=is_transposed)
+    assert torch.equal(own, again)
 
 
 def test_tensors_of_another_kind_are_refused(tiny_model: Path) -> None:

@@ -43,19 +43,26 @@ def lora_scale(config: AdapterConfig) -> float:
     return config.alpha / (config.rank**0.5 if config.kind == "rslora" else config.rank)
 
 
-def merged_weight(weight: Tensor, parts: Mapping[str, Tensor], scale: float, *, is_transposed: bool) -> Tensor:
-    """The weight with a LoRA or DoRA update in it, float32, as the adapter's layer computes.
+def merged_weight(
+    weight: Tensor, parts: Mapping[str, Tensor], scale: float, *, is_transposed: bool, scratch: Tensor | None = None
+) -> Tensor:
+    """The weight with a LoRA or DoRA update in it, float32: the one way in which adapters are merged.
 
     Args:
         weight: (out, in), or (in, out) where `is_transposed` (GPT-2's layers).
         parts: `lora_A` (rank, in), `lora_B` (out, rank), and DoRA's `lora_magnitude_vector` (out).
+        scratch: float32 of at least the weight's size, in which the result then lies.
     """
+    if scratch is None:
+        scratch = torch.empty(weight.numel(), device=weight.device, dtype=torch.float32)
+    merged = scratch[: weight.numel()].view(weight.shape).copy_(weight)
+    wide = merged.T if is_transposed else merged
     down, up = (parts[name].to(weight.device, torch.float32) for name in ("lora_A", "lora_B"))
-    merged = (weight.T if is_transposed else weight).float() + scale * (up @ down)
+    wide.addmm_(up, down, alpha=scale)
     if (magnitude := parts.get("lora_magnitude_vector")) is not None:
         # Weight decomposition, https://arxiv.org/abs/2402.09353, equation 5: rows of the learnt length.
-        merged = merged * (magnitude.to(weight.device, torch.float32) / merged.norm(dim=1))[:, None]
-    return merged.T if is_transposed else merged
+        wide.mul_((magnitude.to(weight.device, torch.float32) / wide.norm(dim=1))[:, None])
+    return merged
 
 
 def adapter_shapes(folder: Path | str, config: AdapterConfig) -> dict[str, torch.Size]:

@@ -17,7 +17,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from rlft.model.kernels import products
+from rlft.model.kernels.joint_projection import project, project_backward
 from rlft.model.layers.slow_paths import is_on_cpu, note_all, slow_paths
 
 
@@ -99,53 +99,14 @@ class _LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
-        a, b = down.to(x.dtype), up.to(x.dtype)
-        y, inner = lora_forward(x, weight, bias, a, b, scale)
-        ctx.save_for_backward(x, inner, weight, a, b)
-        ctx.scale = scale
-        return y
+        ctx.updates = [(scale, len(down))]
+        y, saved = project(x, ctx.updates, [weight, bias, down, up])
+        ctx.save_for_backward(x, *saved)
+        return y.unflatten(0, x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, inner, weight, a, b = ctx.saved_tensors
-        grad_x, grad_down, grad_up = lora_backward(
-            grads[0], x, inner, weight, a, b, ctx.scale, needs_x=ctx.needs_input_grad[0]
-        )
-        return grad_x, None, None, grad_down, grad_up, None
-
-
-def lora_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor | None, b: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor | None]:
-    """(y, x a^T); `a` and `b` are of the type of x."""
-    flat = x.flatten(0, -2)
-    y, inner = products.linear(flat, weight, bias), None
-    if a is not None and b is not None:
-        inner = flat @ a.T
-        y.addmm_(inner, b.T, alpha=scale)
-    return y.unflatten(0, x.shape[:-1]), inner
-
-
-def lora_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    inner: Tensor | None,
-    weight: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    scale: float,
-    *,
-    needs_x: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, and of both halves of the update in the type of their master copies."""
-    grad, grad_x, grad_down, grad_up = grad_y.flatten(0, -2), None, None, None
-    if needs_x:
-        grad_x = products.times(grad, weight)
-    if inner is not None and a is not None and b is not None:
-        master = torch.promote_types(x.dtype, torch.float32)
-        grad_inner = (grad @ b).mul_(scale)
-        grad_down = (grad_inner.T @ x.flatten(0, -2)).to(master)
-        grad_up = (grad.T @ inner).to(master).mul_(scale)
-        if grad_x is not None:
-            grad_x.addmm_(grad_inner, a)
-    return None if grad_x is None else grad_x.unflatten(0, x.shape[:-1]), grad_down, grad_up
+        x, *saved = ctx.saved_tensors
+        needs_x = ctx.needs_input_grad[0]
+        grad_x, of_tensors = project_backward(grads[0].flatten(0, -2), x, ctx.updates, saved, needs_x=needs_x)
+        return None if grad_x is None else grad_x.view(x.shape), *of_tensors, None

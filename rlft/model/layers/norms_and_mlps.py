@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlft.model.kernels.elementwise import rms_norm, rms_norm_and_scale, rms_norm_backward
-from rlft.model.layers.lora import lora_backward, lora_forward, plain_update
+from rlft.model.kernels.joint_projection import project, project_backward
+from rlft.model.layers.lora import plain_update
 from rlft.model.layers.slow_paths import is_on_cpu, note_all, slow_paths
 
 
@@ -135,20 +136,20 @@ class _GatedLoraLinear(torch.autograd.Function):
         lora_up: Tensor,
         scale: float,
     ) -> Tensor:
-        a, b = lora_down.to(gate.dtype), lora_up.to(gate.dtype)
-        y, inner = lora_forward(F.silu(gate).mul_(up), weight, bias, a, b, scale)
-        ctx.save_for_backward(gate, up, inner, weight, a, b)
-        ctx.scale = scale
-        return y
+        ctx.updates = [(scale, len(lora_down))]
+        y, saved = project(F.silu(gate).mul_(up), ctx.updates, [weight, bias, lora_down, lora_up])
+        ctx.save_for_backward(gate, up, *saved)
+        return y.unflatten(0, gate.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up, inner, weight, a, b = ctx.saved_tensors
+        gate, up, *saved = ctx.saved_tensors
         silu = F.silu(gate)
-        grad, grad_down, grad_up = lora_backward(grads[0], silu * up, inner, weight, a, b, ctx.scale, needs_x=True)
+        grad, of_tensors = project_backward(grads[0].flatten(0, -2), silu * up, ctx.updates, saved, needs_x=True)
         assert grad is not None
+        grad = grad.view(gate.shape)
         grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
-        return grad_gate, silu.mul_(grad), None, None, grad_down, grad_up, None
+        return grad_gate, silu.mul_(grad), *of_tensors, None
 
 
 def use_inference_layers(model: nn.Module) -> None:

@@ -42,19 +42,12 @@ class MergedWeights:
         pristine = self._forward.pristine(name)
         if parts is None:
             return pristine
-        if self._kind == "dora" or self._is_transposed(name):
-            is_transposed = self._is_transposed(name)
-            return merged_weight(pristine, parts, self._scale, is_transposed=is_transposed).to(pristine.dtype)
-        return self._sum(pristine, parts)
-
-    def _sum(self, pristine: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
-        """pristine + scale up down, in a float32 scratch that stays in the cache."""
         scratch = self._scratch.get(pristine.device)
         if scratch is None or scratch.numel() < pristine.numel():
             scratch = self._scratch[pristine.device] = torch.empty(pristine.numel(), device=pristine.device)
-        wide = scratch[: pristine.numel()].view_as(pristine).copy_(pristine)
-        down, up = (parts[name].to(pristine.device, torch.float32) for name in ("lora_A", "lora_B"))
-        return wide.addmm_(up, down, alpha=self._scale).to(pristine.dtype, copy=True)
+        is_transposed = self._is_transposed(name)
+        merged = merged_weight(pristine, parts, self._scale, is_transposed=is_transposed, scratch=scratch)
+        return merged.to(pristine.dtype, copy=True)
 
     def _check(self, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
         """The adapter's tensors by parameter of the base model; all are checked before a single weight changes."""
