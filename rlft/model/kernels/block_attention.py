@@ -39,7 +39,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadBlock:
-    """A block for H query heads and H_kv key heads: which rows of (T (H + 2 H_kv), D) make its products."""
+    """A block for H query heads and H_kv key heads, as indices of rows of (T (H + 2 H_kv), D)."""
 
     shape: tuple[int, int, int, int, int]
     """(R, H_kv, H / H_kv, W, K)"""
@@ -50,13 +50,13 @@ class HeadBlock:
     key_rows: Tensor
     """(R H_kv K,), in the order of `shape`."""
     value_rows: Tensor
-    """(R H_kv K,), likewise."""
+    """(R H_kv K,), the rows of their values, in the order of `shape`."""
     key_sums: Tensor
     """(R H_kv K,), the same keys' rows in (T 2 H_kv, D)."""
     value_sums: Tensor
-    """(R H_kv K,), likewise."""
+    """(R H_kv K,), the rows of their values in (T 2 H_kv, D)."""
     padding: Tensor
-    """Where `query_rows` stands for padding."""
+    """Indices into `query_rows` that are padding."""
     bias: Tensor
     """(R, 1, 1, W, K), added to the scores: 0 where a key is visible, else minus infinity."""
 
@@ -69,11 +69,11 @@ class HeadBlocks:
     num_heads: int
     """H"""
     result_rows: Tensor
-    """(T H,) where each token's heads stand in the `query_rows` of all blocks, one block after the other."""
+    """(T H,) index of each token's heads in the `query_rows` of all blocks, one block after the other."""
 
 
 def with_heads(blocks: Sequence[Block], num_heads: int, num_key_heads: int, dtype: torch.dtype) -> HeadBlocks:
-    """The blocks' rows for a layer with these heads, whose scores are of type `dtype`."""
+    """Blocks of positions as blocks of rows, for a layer with these heads and with scores of type `dtype`."""
     width, result, places, offset = num_heads + 2 * num_key_heads, [], [], 0
     for block in blocks:
         num_rows, num_queries = block.queries.shape
@@ -107,7 +107,7 @@ def with_heads(blocks: Sequence[Block], num_heads: int, num_key_heads: int, dtyp
 
 
 def block_attention(heads: Tensor, blocks: HeadBlocks, scale: float) -> Tensor:
-    """Softmax attention of all blocks.
+    """Softmax attention of all blocks, with its gradient.
 
     Args:
         heads: (T, H + 2 H_kv, D), the queries of every token, its keys, each serving H / H_kv query heads, and its

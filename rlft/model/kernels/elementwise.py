@@ -1,6 +1,6 @@
-"""What stands between the products of a Llama-like layer, forwards and its gradient: norms, rotations, gates.
+"""Norms, rotary positions and gated products of a Llama-like layer, with their gradients.
 
-Each is one pass over memory where a compiled kernel takes it, and a few of torch's operations elsewhere.
+Each is one pass over memory where a compiled kernel computes it, and a few of torch's operations elsewhere.
 Weights are frozen: they get no gradient.
 """
 
@@ -20,7 +20,7 @@ _CACHED = 1 << 18
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """w x / rms(x) over the last dimension."""
+    """RMS norm w x / rms(x) over the last dimension."""
     if weight.shape != x.shape[-1:] or (run := kernel("rms_norm", x, weight)) is None:
         return F.rms_norm(x, weight.shape, weight, epsilon)
     y = torch.empty_like(x)
@@ -29,7 +29,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def rms_norm_and_scale(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """(w x / rms(x), 1 / rms(x)); the latter (..., 1), float32 at least."""
+    """RMS norm and the factor of each row: (w x / rms(x), 1 / rms(x)), the latter (..., 1) and float32 at least."""
     if weight.shape != x.shape[-1:] or (run := kernel("rms_norm", x, weight)) is None:
         scale = _norm_scale(x, epsilon)
         return normed(x, weight, scale), scale
@@ -39,7 +39,7 @@ def rms_norm_and_scale(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tenso
 
 
 def normed(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """w x / rms(x), given 1 / rms(x)."""
+    """RMS norm w x / rms(x), given the factor `scale` = 1 / rms(x) of each row, (..., 1)."""
     if not _scales_rows(scale, x, weight) or (run := kernel("normed", x, weight)) is None:
         return _scaled_rows(x, scale).mul_(weight)
     y = torch.empty_like(x)
@@ -50,7 +50,10 @@ def normed(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 def rms_norm_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor | None = None
 ) -> Tensor:
-    """The gradient of x, plus `residual` where given. With h = w g and r = 1 / rms(x):  dx = r (h - x r^2 mean(h x))"""
+    """Gradient of an RMS norm's input x, plus `residual` where given.
+
+    With h = w g and r = 1 / rms(x):  dx = r (h - x r^2 mean(h x))
+    """
     alike = (grad_y,) if residual is None else (grad_y, residual)
     fits = _scales_rows(scale, x, weight) and all(other.shape == x.shape for other in alike)
     if not fits or (run := kernel("rms_norm_backward", x, weight, *alike)) is None:
@@ -93,13 +96,13 @@ def _scaled_rows(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def signed_sin_of(sin: Tensor) -> Tensor:
-    """What the exchanged halves of a head are multiplied with when `rotate` rotates it."""
+    """The sine with its first half negated: `rotate` multiplies the swapped halves of a head with it."""
     half = sin.shape[-1] // 2
     return torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
 
 
 def rotate(heads: Tensor, num_rotated: int, cos: Tensor, signed_sin: Tensor) -> None:
-    """Rotate the first heads of (T, H, D) in place; cos and signed_sin are (T, 1, D)."""
+    """Apply rotary positions to the first heads of (T, H, D) in place; cos and signed_sin are (T, 1, D)."""
     if not _fits_all(cos, signed_sin, heads) or (run := kernel("rotate", heads, cos, signed_sin)) is None:
         x = heads[:, :num_rotated]
         torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed_sin, out=x)
@@ -110,7 +113,7 @@ def rotate(heads: Tensor, num_rotated: int, cos: Tensor, signed_sin: Tensor) -> 
 
 
 def rotate_backward(grad: Tensor, num_rotated: int, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """The gradient of the heads before `rotate`, contiguous."""
+    """Gradient of the heads before `rotate`, contiguous."""
     result = torch.empty_like(grad, memory_format=torch.contiguous_format)
     if not _fits_all(cos, signed_sin, grad) or (run := kernel("rotate", grad, cos, signed_sin)) is None:
         rotated = grad[:, :num_rotated]
@@ -133,7 +136,7 @@ def _fits_all(cos: Tensor, signed_sin: Tensor, heads: Tensor) -> bool:
 
 
 def gated_silu(inner: Tensor) -> Tensor:
-    """silu(g) u of inner = (g, u), (T, 2 I); returns (T, I)."""
+    """Gated product silu(g) u of inner = (g, u), (T, 2 I); returns (T, I)."""
     width = inner.shape[1] // 2
     y = inner.new_empty(len(inner), width)
     is_whole = inner.shape[1] == 2 * width and width % VECTOR == 0
@@ -147,7 +150,7 @@ def gated_silu(inner: Tensor) -> Tensor:
 
 
 def gated_silu_backward(grad: Tensor, inner: Tensor) -> Tensor:
-    """The gradient of `inner` in `gated_silu` from that of its result, (T, I)."""
+    """Gradient of `inner` in `gated_silu` from that of its result, (T, I)."""
     width = grad.shape[1]
     result = torch.empty_like(inner)
     is_whole = inner.shape == (len(grad), 2 * width) and width % VECTOR == 0

@@ -21,11 +21,11 @@ _ROWS = 64
 """Rows for which oneDNN's order is chosen; it serves other numbers as well."""
 
 _Product = Callable[[Tensor, Tensor | None, Operation], Tensor]
-"""From x (R, in) and another operand (R, out) or none: the product, plus the operand or times it, or silu of it."""
+"""From x (R, in) and another operand (R, out) or none: the output, plus the operand or times it, or silu of it."""
 
 
 class FrozenLinear:
-    """x W^T + bias for x (R, in)."""
+    """A linear layer x W^T + bias whose weight does not change."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Keep a copy of `weight` (out, in), laid out, and `bias` (out,) itself."""
@@ -39,19 +39,19 @@ class FrozenLinear:
         return self._product.panels if isinstance(self._product, _InPanels) else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(R, out)"""
+        """The layer's output (R, out) for x (R, in)."""
         return self._product(x, None, "none")
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The product and `residual` (R, out), added up."""
+        """The layer's output plus `residual` (R, out)."""
         return self._product(x, residual, "add")
 
     def times(self, x: Tensor, factor: Tensor) -> Tensor:
-        """The product times `factor` (R, out), elementwise."""
+        """The layer's output times `factor` (R, out), elementwise."""
         return self._product(x, factor, "mul")
 
     def silu(self, x: Tensor) -> Tensor:
-        """silu of the product."""
+        """silu of the layer's output."""
         return self._product(x, None, "silu")
 
 

@@ -24,8 +24,17 @@ Update: TypeAlias = tuple[float, int]
 def project(
     x: Tensor, updates: Sequence[Update], tensors: Sequence[Tensor | None]
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """(the projections of x side by side (T, sum of outputs), what their backward pass needs), from (weight, bias,
-    down, up) of each."""
+    """Several projections of x with their LoRA updates, as one product: rlft's arithmetic of LoRA.
+
+    Args:
+        x: (..., in), T tokens.
+        updates: one for each projection.
+        tensors: weight (out, in), bias (out,), down (rank, in) and up (out, rank) of each projection, one after the
+            other; the last two in the type of their master copies, None where there is no update.
+
+    Returns:
+        (the projections side by side, (T, sum of outputs); what `project_backward` needs)
+    """
     flat, weights = x.flatten(0, -2), [weight for weight in tensors[::4] if weight is not None]
     y = products.linear(flat, side_by_side(weights), joint_bias(weights, tensors[1::4]))
     if not any(rank for _, rank in updates):
@@ -43,7 +52,15 @@ def project(
 def project_backward(
     grad: Tensor, x: Tensor, updates: Sequence[Update], saved: Sequence[Any], *, needs_x: bool
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """(the gradient of x (T, in), those of its `tensors`) from that of the projections, (T, sum of outputs)."""
+    """Gradients of x and of the updates in `project`.
+
+    Args:
+        grad: (T, sum of outputs), of the projections.
+        saved: what `project` returned.
+
+    Returns:
+        (gradient of x (T, in), None where it is not needed; gradients of `tensors`, None for weights and biases)
+    """
     inner, a, b, *weights = saved
     grad_x = products.times(grad, side_by_side(weights)) if needs_x else None
     grads: list[Tensor | None] = [None] * (4 * len(weights))
@@ -62,7 +79,7 @@ def project_backward(
 
 
 def _places(weights: Sequence[Tensor], updates: Sequence[Update]) -> list[tuple[slice, slice]]:
-    """Which outputs and which ranks of all updates belong to each projection."""
+    """The slice of all outputs and the slice of all ranks that each projection has."""
     ends = zip(accumulate(map(len, weights)), accumulate(rank for _, rank in updates), strict=True)
     sizes = zip(weights, updates, strict=True)
     return [
@@ -87,7 +104,7 @@ def lay_side_by_side(weights: Sequence[Tensor]) -> None:
 
 
 def side_by_side(weights: Sequence[Tensor]) -> Tensor:
-    """The weights as one (sum of outputs, in): a view where they are laid so, else a copy."""
+    """The weights as one matrix (sum of outputs, in): a view where they are adjacent in memory, else a copy."""
     first, address = weights[0], weights[0].data_ptr()
     for weight in weights:
         is_next = weight.data_ptr() == address and weight.is_contiguous() and weight.dtype == first.dtype

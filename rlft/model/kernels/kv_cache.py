@@ -4,10 +4,10 @@ A prompt's keys and values are kept once, however many samples continue it; each
 
     prompts   [P0 P0 P0 P0]  [P1 P1]          rows   prompt 0: [a0 a1 a2]  [b0 b1]   prompt 1: [c0 c1 c2 c3]
 
-A compiled kernel reads only what was written. In torch, the queries of a prompt's rows meet its keys in one product,
-and every row's query its own keys in another; one softmax runs over both. These products run over whole buffers, with
-what is not there yet masked, since parts of a buffer are copied before a product. Rows can be moved and given away, so
-that finished ones leave the batch and waiting ones take their place.
+A compiled kernel reads only what was written. In torch, the queries of a prompt's rows are multiplied with its keys in
+one product, and every row's query with its own keys in another; one softmax runs over both. These products run over
+whole buffers, with what is not there yet masked, since parts of a buffer are copied before a product. Rows can be moved
+and given away, so that finished ones leave the batch and waiting ones take their place.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class KVCache:
         self.layers[layer_index].rows[:, self._rows, :, self.age[: self.width]] = keys_values
 
     def attention(self, layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
-        """Keep the keys and values of the step's tokens (R, 2, H_kv, D), and attend with their queries (R, H, D).
+        """Attention of the step's tokens with queries (R, H, D), whose keys and values (R, 2, H_kv, D) are kept first.
 
         Returns:
             (R, H, D)
@@ -151,7 +151,7 @@ class KVCache:
     def _by_kernel(
         self, layer: _Layer, query: Tensor, scale: float, keys_values: Tensor | None = None
     ) -> Tensor | None:
-        """`attend` by a compiled kernel where there is one, which first keeps `keys_values` (R, 2, H_kv, D)."""
+        """Attention by a compiled kernel where there is one, which first keeps `keys_values` (R, 2, H_kv, D)."""
         num_rows, num_heads, _, size = query.shape
         stride = query.stride(0)
         is_laid_out = query.stride()[1::2] == (size, 1)
@@ -250,7 +250,8 @@ class _Layer:
         self.rows = self._view((2, rows, heads, columns, size)).zero_()
         """Keys and values of every row's own tokens."""
         self.is_by_kernel = False
-        """Whether a kernel attends: it reads only what was written; products run over all, which has to be finite."""
+        """Whether a kernel computes attention: it reads only what was written, while products run over all of it, which
+        has to be finite."""
 
     def make_room(self, columns: int, width: int) -> None:
         """Let rows have so many columns; the first `width` keep theirs."""

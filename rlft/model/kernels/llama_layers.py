@@ -2,7 +2,7 @@
 
     x + W_o attention(rotate(W_q n), rotate(W_k n), W_v n) with n = norm(x),   then   x + W_d (silu(W_g n) * W_u n)
 
-Tokens stand in rows (N, width), whichever sequences they belong to; the caller's attention knows which. A decode step,
+Tokens are rows (N, width) of any sequences; the caller's attention knows which token belongs to which. A decode step,
 one token per row over a `KVCache`, is one call of a compiled kernel where that takes the layers: operations that are
 called one by one cost 0.2 ms of Python per layer, as much as they take where rows are few. The kernel does the same
 operations in the same order, so the results are the same to the bit.
@@ -30,8 +30,8 @@ class Attention(Protocol):
     """Attention among the tokens of a pass."""
 
     def __call__(self, layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
-        """Attend with the queries (N, H, D) to the keys and values (N, 2, H_kv, D) and to earlier ones that the
-        attention keeps; returns (N, H, D)."""
+        """Attention of queries (N, H, D) over keys and values (N, 2, H_kv, D) and over earlier ones that it keeps;
+        returns (N, H, D)."""
         ...
 
 

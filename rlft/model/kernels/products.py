@@ -32,7 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def times(x: Tensor, weight: Tensor) -> Tensor:
-    """x W for x (R, out), weight (out, in), likewise."""
+    """x W for x (R, out), weight (out, in); no gradient flows through the kernel."""
     panels = in_panels(weight, is_transposed=True) if _is_worth_it(x) else None
     if panels is None:
         return x @ weight
@@ -44,10 +44,14 @@ def _is_worth_it(x: Tensor) -> bool:
 
 
 def in_panels(weight: Tensor, bias: Tensor | None = None, *, is_transposed: bool = False) -> Tensor | None:
-    """A weight (outputs, inputs), or the other way round, as the kernel takes it; None where it takes none.
+    """Lay a weight (outputs, inputs) out in panels; None where the kernel does not take it.
 
     Args:
         bias: what is to be added to the product, if anything.
+        is_transposed: the weight is (inputs, outputs).
+
+    Returns:
+        (outputs / 32 rounded up, inputs, 32), see `native/products.h`.
     """
     inputs, outputs = weight.shape if is_transposed else weight.shape[::-1]
     pack = kernel("panels_of_transposed" if is_transposed else "panels_of", weight)
@@ -68,7 +72,13 @@ def product(
     other: Tensor | None = None,
     operation: Operation = "none",
 ) -> Tensor:
-    """(R, outputs) from x (R, inputs) and `other` (R, outputs).
+    """Multiply x (R, inputs) with a weight in panels.
+
+    Args:
+        other: (R, outputs), which `operation` adds to the product or multiplies it with.
+
+    Returns:
+        (R, outputs)
 
     Raises:
         ValueError: the operands do not fit.

@@ -222,13 +222,13 @@ _Options: TypeAlias = tuple[float, int | None]
 
 @dataclass(slots=True)
 class _Recorder(Layout):
-    """A layout that notes what attention is given."""
+    """A layout that records the operands of attention."""
 
     rotated: list[Tensor] = field(default_factory=list)
     options: list[_Options] = field(default_factory=list)
 
-    def attended(self, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
-        """See `Layout`."""
+    def count_layer(self, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
+        """Record the rotated queries and keys of a layer, and its options."""
         self.rotated += [query, key]
         self.options.append((scale, window))
 

@@ -9,14 +9,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedGroup:
-    """Where one prompt and its completions stand in the row."""
+    """Positions of one prompt and its completions in the row."""
 
     start: int
     """Row index of the prompt's first token."""
     prompt_length: int
     """Tokens of the prompt."""
     lengths: tuple[int, ...]
-    """Tokens of each completion that stand in the row, after the prompt and one another; may be 0."""
+    """Tokens of each completion in the row, which come after the prompt and one another; may be 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,17 +29,17 @@ NAME = "rlft_packed"
 
 @dataclass(slots=True)
 class Layout:
-    """What attention has to know of a packed row, and how many layers asked."""
+    """Where the sequences of a packed row are, and how many layers have used it."""
 
     groups: tuple[PackedGroup, ...]
     """Where each prompt and its completions stand."""
     layers: int = 0
-    """Layers that attended by this layout so far."""
+    """Layers that have used the layout so far."""
     blocks: dict[tuple[int, int, torch.dtype], HeadBlocks] = field(default_factory=dict)
     """The layout as blocks, by number of heads, of key heads, and type; made when the first such layer asks."""
 
-    def attended(self, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
-        """A layer attends by this layout."""
+    def count_layer(self, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
+        """Count a layer whose attention uses the layout, with these operands."""
         self.layers += 1
 
     def as_blocks(self, num_heads: int, num_key_heads: int, dtype: torch.dtype) -> HeadBlocks:
@@ -57,7 +57,7 @@ class Layout:
         """
         if self.layers != num_layers:
             raise ValueError(
-                f"this model cannot take packed rows: {self.layers} of its {num_layers} layers heeded "
+                f"this model cannot take packed rows: {self.layers} of its {num_layers} layers used "
                 "their layout, so the "
                 "others would mix sequences; use a model whose layers all go through transformers' attention interface"
             )
@@ -67,7 +67,7 @@ class OneTokenAttention(Protocol):
     """Keys and values of rows that are continued by one token, such as `model.kernels.kv_cache`."""
 
     def attend(self, layer_index: Any, query: Tensor, scale: float, softcap: float | None) -> Tensor:
-        """Attend with the queries (R, H, 1, D) of a layer; returns (R, 1, H, D)."""
+        """Attention of a layer's queries (R, H, 1, D); returns (R, 1, H, D)."""
         ...
 
 
@@ -87,7 +87,7 @@ def packed_attention(
 
     Args:
         query: (1, H, T, D). key, value: (1, H_kv, T, D).
-        row_cache: attends instead, for one new token in each of R rows: then query is (R, H, 1, D).
+        row_cache: computes the attention of one new token in each of R rows instead: then query is (R, H, 1, D).
 
     Returns:
         ((1, T, H, D), None)
@@ -106,7 +106,7 @@ def packed_attention(
     if kwargs.get("softcap") is not None:
         raise ValueError("this model soft-caps its attention scores, which packed attention cannot do")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    _attends(packed_layout, query, key, scale, sliding_window)
+    _check_window(packed_layout, query, key, scale, sliding_window)
     if _is_in_blocks(packed_layout, query) and key.shape == value.shape:
         # Under autocast, rotary positions leave queries and keys in float32.
         heads = torch.cat([tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value)], dim=1)
@@ -115,25 +115,29 @@ def packed_attention(
 
 
 def packed_heads_attention(heads: Tensor, num_heads: int, layout: Layout, scale: float, window: int | None) -> Tensor:
-    """`packed_attention` of queries, keys and values that stand side by side, (T, num_heads + 2 H_kv, D).
+    """Scaled dot-product attention over a packed row whose queries, keys and values are one tensor.
+
+    Args:
+        heads: (T, num_heads + 2 H_kv, D), queries, keys and values of each token side by side.
+        window: the model's sliding window, if it has one.
 
     Returns:
         (T, num_heads, D)
 
     Raises:
-        ValueError: see there.
+        ValueError: a packed sequence is longer than the window.
     """
     num_key_heads = (heads.shape[1] - num_heads) // 2
     parts = heads.split([num_heads, num_key_heads, num_key_heads], dim=1)
     query, key, value = (part.transpose(0, 1).unsqueeze(0) for part in parts)
-    _attends(layout, query, key, scale, window)
+    _check_window(layout, query, key, scale, window)
     if _is_in_blocks(layout, query):
         return _in_blocks(layout, heads, num_heads, scale)
     return _by_group(layout.groups, query, key, value, scale)
 
 
-def _attends(layout: Layout, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
-    layout.attended(query, key, scale, window)
+def _check_window(layout: Layout, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
+    layout.count_layer(query, key, scale, window)
     longest = max(group.prompt_length + max(group.lengths, default=0) for group in layout.groups)
     if window is not None and longest > window:
         raise ValueError(f"a sequence of {longest} tokens exceeds the model's sliding window of {window}")
@@ -196,7 +200,7 @@ def as_blocks(groups: tuple[PackedGroup, ...]) -> list[Block]:
         for length in filter(None, group.lengths):
             completions.append(Span(start=start, length=length, prompt=prompt))
             start += length
-    return [_block(spans) for kind in (prompts, completions) if kind for spans in _alike(kind)]
+    return [_block(spans) for kind in (prompts, completions) if kind for spans in _of_similar_length(kind)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +212,7 @@ class Span:
     prompt: Span | None = None
 
 
-def _alike(spans: list[Span]) -> list[list[Span]]:
+def _of_similar_length(spans: list[Span]) -> list[list[Span]]:
     """The spans in blocks, longest first, with the fewest scores when every block costs `BLOCK_COST` of them besides.
 
     All blocks but the last have a multiple of `SEQUENCES` rows.

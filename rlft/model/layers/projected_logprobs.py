@@ -18,15 +18,18 @@ PROJECTED_ROWS = 256
 def projected_logprobs(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, *, entropy_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """`objectives.logprobs.selected_logprobs` of hidden @ weight.T for a frozen weight, block by block.
+    """Log-prob of `targets` and entropy of softmax(hidden @ weight.T / temperature), with gradients of `hidden`.
 
     A token's log-prob depends on its own hidden state alone, so its gradient there, up to the factor that the loss
-    brings, is known in the forward pass: (onehot(y) - p) weight / T. It is computed with the logits at hand, chunk by
-    chunk, and costs what the backward pass would.
+    brings, is known in the forward pass: (onehot(y) - p) weight / T. It is computed with the logits at hand, block by
+    block, and costs what the backward pass would.
 
     Args:
-        hidden: (N, D). weight: (V, D), no gradient.
+        hidden: (N, D). weight: (V, D), no gradient. targets: (N,) int64. temperature: > 0.
         entropy_gradient: whether the entropy is differentiable; it costs one more product.
+
+    Returns:
+        (logprobs (N,), entropy (N,)) in float32 (float64 for float64 hidden states), nats.
     """
     logprobs, entropy = _ProjectedLogprobs.apply(hidden, weight, targets, temperature, entropy_gradient)
     return logprobs, entropy
