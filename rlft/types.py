@@ -39,7 +39,7 @@ def whole_text(text: str) -> str:
 
 
 FinishReason: TypeAlias = Literal["stop", "length"]
-FailureKind: TypeAlias = Literal["error", "timeout", "crash", "not_finite", "type", "length"]
+FailureKind: TypeAlias = Literal["error", "timeout", "crash", "not_finite", "too_large", "type", "length"]
 ON_LEARNER = "adapter:"
 """Prefix of the path of a reward model on the learner's base; its folder follows."""
 StopReason: TypeAlias = Literal["done", "length", "turns", "tokens", "error"]
@@ -190,7 +190,8 @@ class Failed:
     """The reward could not be computed. Never a number: it enters no baseline and no loss."""
 
     kind: FailureKind
-    """What went wrong: it raised, hung, died, or returned NaN, a wrong type or a wrong number of values."""
+    """What went wrong: it raised, hung, died, or returned NaN, a number beyond
+    `reward.contract.LARGEST`, a wrong type or a wrong number of values."""
     message: str
     """The reward's name and the last lines of the traceback, or what it returned."""
     reproduce: str

@@ -21,6 +21,7 @@ import torch
 from rlft.config import RunConfig
 from rlft.curves.reading import read_evals
 from rlft.model.adapter import bare_base, make_adapter, read_folder
+from rlft.reward.contract import LARGEST
 from rlft.rollout import worker
 from rlft.rollout.engines.transformers import TransformersEngine
 from rlft.rollout.pool import InlinePool
@@ -251,7 +252,7 @@ def odd(completion, trajectory, task_id):
             case 5:
                 return float("inf")
             case 6:
-                return [0.5]
+                return 1e308
             case 7:
                 return None
     return sum(ord(character) % 2 for character in completion) / max(1, len(completion))
@@ -264,7 +265,7 @@ KINDS = {
     "train-3": "type",
     "train-4": "crash",
     "train-5": "not_finite",
-    "train-6": "type",
+    "train-6": "too_large",
 }
 
 
@@ -299,6 +300,7 @@ def test_each_failure_is_a_row_with_its_kind_and_a_way_to_see_it(faulty_run: Pat
     assert "no result within 1 s" in failed["train-1"]["failure_message"]
     assert "'0.5'" in failed["train-3"]["failure_message"]
     assert "exit code 7" in failed["train-4"]["failure_message"]
+    assert "returned 1e+308, beyond what a reward may be" in failed["train-6"]["failure_message"]
     assert [row["task_id"] for row in rows if row["outcome"] == "abstain"] == ["train-7"]
 
 
@@ -349,6 +351,26 @@ def odd(completions, task_id):
     assert metrics["reward/failed"] == 4
     assert metrics["policy/updates"] == 1
     assert "expected 4 values, got 1" in next(row["failure_message"] for row in rows if row["failure_message"])
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "ppo"])
+def test_the_largest_rewards_that_are_accepted_can_be_trained_on(make_config: MakeConfig, algorithm: str) -> None:
+    config = make_config(
+        *("steps=2", "evaluation.tasks=2", f"algorithm={algorithm}"),
+        reward=f"""
+def odd(completion):
+    return {LARGEST} * (1 if sum(map(ord, completion)) % 2 else -1)
+""",
+    )
+    launch.train(config)
+    metrics = read_metrics(config.run_dir)
+    assert [row["policy/updates"] for row in metrics] == [1, 2]
+    assert [row["reward/failed"] for row in metrics] == [0, 0]
+    events = config.run_dir / "events.jsonl"
+    assert not [event for event in (read_lines(events) if events.exists() else []) if event["kind"] == "not_finite"]
+    rewards = [row["reward"] for row in read_rollouts(config.run_dir, 1)]
+    assert set(rewards) == {LARGEST, -LARGEST}
+    assert metrics[0]["reward/mean"] == pytest.approx(fmean(rewards))
 
 
 # A reward of weight 0 that fails: it stops nothing, and it is told.

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rlft.reward.contract import (
+    LARGEST,
     MESSAGE_LIMIT,
     call_arguments,
     check_columns,
@@ -228,6 +229,8 @@ def test_fixed_arguments_win_over_columns() -> None:
         (np.array(2.0), 2.0),
         (torch.tensor(0.5, requires_grad=True), 0.5),
         (torch.tensor(4), 4.0),
+        (LARGEST, LARGEST),
+        (-LARGEST, -LARGEST),
     ],
 )
 def test_numbers_are_values(value: Any, expected: float) -> None:
@@ -243,7 +246,9 @@ def test_numbers_are_values(value: Any, expected: float) -> None:
         (float("nan"), "not_finite", "returned nan"),
         (float("-inf"), "not_finite", "returned -inf"),
         (np.float32("nan"), "not_finite", "returned nan"),
-        (10**400, "not_finite", "too large"),
+        (10**400, "too_large", "too large"),
+        (1e308, "too_large", "returned 1e+308, beyond what a reward may be (-1e+09 to 1e+09)"),
+        (-1.001e9, "too_large", "returned -1.001e+09"),
         ("0.5", "type", "got str '0.5'"),
         ([0.5], "type", "got list [0.5]"),
         (np.array([0.5]), "type", "got ndarray"),
@@ -256,7 +261,9 @@ def test_numbers_are_values(value: Any, expected: float) -> None:
         ({1: 0.5}, "type", "names of parts"),
         ({"a": 0.5, "b": "x"}, "type", "part 'b'"),
         ({"a": 0.5, "b": float("nan")}, "not_finite", "part 'b'"),
-        ({"a": 1e308, "b": 1e308}, "not_finite", "add up to inf"),
+        ({"a": 1e308, "b": 1e308}, "too_large", "part 'a': returned 1e+308"),
+        ({"a": 6e8, "b": 6e8}, "too_large", "its parts add up to 1.2e+09"),
+        ({"score": 1.0, "b": 1e10}, "too_large", "part 'b'"),
         ({"score": "high"}, "type", "part 'score'"),
         ({"score": 1.0, "b": float("inf")}, "not_finite", "part 'b'"),
     ],
@@ -396,7 +403,11 @@ def test_combine_failures() -> None:
     assert failures(specs(1.0, 0.5), [FAILED, FAILED]) == {"r0": FAILED, "r1": FAILED}
     overflow = combine(specs(1e308, 1e308), [Score(value=1.0), Score(value=1.0)])
     assert isinstance(overflow, Failed)
-    assert overflow.kind == "not_finite"
+    assert (overflow.kind, overflow.message) == ("not_finite", "weighted sum 1e+308 * 1.0 + 1e+308 * 1.0 is inf")
+    large = combine(specs(2.0, 1.0), [Score(value=LARGEST), Score(value=1.0)])
+    assert isinstance(large, Failed)
+    assert (large.kind, large.reproduce) == ("too_large", "print(2.0 * 1000000000.0 + 1.0 * 1.0)")
+    assert large.message.startswith("weighted sum 2.0 * 1000000000.0 + 1.0 * 1.0 is 2e+09, beyond")
 
 
 def test_combine_abstentions() -> None:

@@ -20,7 +20,7 @@ default is left alone when nothing supplies it. `**kwargs` receives all but `tra
 which have to be named. `async def` is awaited.
 
 A result is a number, a dict of named parts, or None (`read`). An exception or a wrong value never becomes a
-number: it becomes `Failed`.
+number: it becomes `Failed`. So does a number above `LARGEST` in magnitude.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ _TRL_EXTRAS = ("log_extra", "log_metric", "trainer_state")
 _BATCH_MARKS = frozenset({"prompts", "completions", "completion_ids"})
 _SAMPLE_MARKS = frozenset({"completion", "messages", "trajectory"})
 
+LARGEST = 1e9
+"""Largest magnitude of a reward, of each of its parts and of their weighted sum. Means, variances and float32 tensors
+are made of them: the squares of a million such values add up to 1e24, far below what float32 holds (3e38)."""
 MESSAGE_LIMIT = 2000
 """Longest failure message in characters; the middle of a longer one is cut out."""
 
@@ -209,9 +212,7 @@ def _read_parts(value: Mapping[Any, Any]) -> Outcome:
     if not parts or ("score" in value and "score" not in parts):
         return Abstain(reason=f"returned None for {'its score' if 'score' in value else 'every part'}")
     total = parts.pop("score") if "score" in parts else sum(parts.values())
-    if not math.isfinite(total):
-        return failed("not_finite", f"its parts add up to {total}")
-    return Score(value=total, parts=parts)
+    return _refused(total, "its parts add up to") or Score(value=total, parts=parts)
 
 
 def _number(value: Any) -> float | Failed:
@@ -224,8 +225,17 @@ def _number(value: Any) -> float | Failed:
     try:
         number = float(value)
     except OverflowError:
-        return failed("not_finite", "an integer too large for a float")
-    return number if math.isfinite(number) else failed("not_finite", f"returned {number}")
+        return failed("too_large", "returned an integer too large for a float")
+    return _refused(number, "returned") or number
+
+
+def _refused(number: float, said: str) -> Failed | None:
+    """Why a number can be no reward; None if it can."""
+    if not math.isfinite(number):
+        return failed("not_finite", f"{said} {number}")
+    if abs(number) > LARGEST:
+        return failed("too_large", f"{said} {number:g}, beyond what a reward may be (-{LARGEST:g} to {LARGEST:g})")
+    return None
 
 
 def read_many(values: Any, size: int) -> list[Outcome]:
@@ -259,9 +269,9 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome
         parts[spec.label] = outcome.value
         parts |= {f"{spec.label}/{part}": value for part, value in outcome.parts.items()}
     value = sum(spec.weight * outcome.value for spec, outcome in scored)
-    if not math.isfinite(value):
+    if refused := _refused(value, "is"):
         terms = " + ".join(f"{spec.weight} * {outcome.value}" for spec, outcome in scored)
-        return replace(failed("not_finite", f"weighted sum {terms} is {value}"), reproduce=f"print({terms})")
+        return replace(refused, message=f"weighted sum {terms} {refused.message}", reproduce=f"print({terms})")
     return Score(value=value, parts=parts)
 
 
