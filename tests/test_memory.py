@@ -16,7 +16,7 @@ KEEPS = """
 import resource
 from pathlib import Path
 import torch
-from rlft.memory import keep_freed_memory
+from rlft.model.memory import keep_freed_memory
 
 def peak():  # ru_maxrss would begin with what the parent had
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
