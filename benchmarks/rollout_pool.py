@@ -240,6 +240,7 @@ def orchestration(folder: str, steps: int) -> dict[str, float]:
     from rlft.run.records import Provenance
     from rlft.train.rl.loop import train_rl
     from rlft.train.rl.services import make_scorer
+    from rlft.train.standing import Standing
 
     generation_s = learning_s = 4.0
     settings = config(folder, 2, generation_s, steps)
@@ -258,6 +259,7 @@ def orchestration(folder: str, steps: int) -> dict[str, float]:
             start=0,
             canary=lambda made, logprobs_of: made,  # type: ignore[arg-type]
             view=View("bench", steps=steps, console=Console(quiet=True)),
+            standing=Standing(0),
             after_step=lambda step, adapters: None,
         )
         rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]

@@ -66,6 +66,7 @@ def serve_rlft(model_folder: str, steps: int) -> None:
     from rlft.rollout.weight_proof import CanaryMaker
     from rlft.run.directory import Run
     from rlft.train.rl.loop import train_rl
+    from rlft.train.standing import Standing
     from rlft.types import RewardSpec
 
     keep_freed_memory()
@@ -106,7 +107,18 @@ def serve_rlft(model_folder: str, steps: int) -> None:
             wait()
             tasks = environment().train
             canary = CanaryMaker(load_tokenizer(model_folder), tasks[0], dtype="bfloat16")
-            train_rl(run, learner, pool, scorer, tasks, start=0, canary=canary, view=view, after_step=after_step)
+            train_rl(
+                run,
+                learner,
+                pool,
+                scorer,
+                tasks,
+                start=0,
+                canary=canary,
+                view=view,
+                standing=Standing(0),
+                after_step=after_step,
+            )
 
 
 def serve_trl(model_folder: str, steps: int, dtype: str) -> None:

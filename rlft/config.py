@@ -234,6 +234,9 @@ class CheckpointConfig(Strict):
 
     every: int = Field(5, ge=1)
     """Steps between snapshots; the last step is always saved."""
+    adapters: str = Field("all", pattern=r"^(all|(last|every) [1-9][0-9]*)$")
+    """Which adapters stay in `adapters/`, where each snapshot leaves one: `all`, `last K`, or `every N` (of the steps
+    that N divides, and the last one)."""
 
 
 def _expand_preset(value: Any) -> Any:

@@ -48,6 +48,7 @@ from rlft.train.rl.loop import refuse_mismatch
 from rlft.train.rl.rollouts import StepRollouts, refuse_failures
 from rlft.train.rl.services import make_scorer
 from rlft.train.sft import train_sft
+from rlft.train.standing import Standing
 from rlft.types import Adapter, Failed, Group, Task
 from tests.fakes import made_up_group
 
@@ -406,7 +407,7 @@ def compared(config: PreferenceConfig) -> Any:
     )
     with closing(made):
         run: Any = SimpleNamespace(config=config, log=mock.Mock(), skip=mock.Mock())
-        train_dpo(run, made, data, start=0, view=mock.MagicMock(), after_update=steps.append)
+        train_dpo(run, made, data, start=0, view=mock.MagicMock(), standing=Standing(0), after_update=steps.append)
         return _digest(made.state()[0]), steps
 
 

@@ -165,6 +165,7 @@ RL: list[Row] = [
     ("guards.steps_without_signal", 2, see.diverged, {}),
     ("guards.stop", [], see.diverged, {}),
     ("checkpoint.every", 1, see.files, {}),
+    ("checkpoint.adapters", "last 1", see.files, {"checkpoint.every": 1}),
 ]
 SIMPO = {"preference": {"loss": "simpo", "beta": 2.0}}
 KTO = {"preference": {"loss": "kto"}}
@@ -209,6 +210,7 @@ PREFERENCE: list[Row] = [
     ("learner.threads", 3, see.reserved, {"learner.workers": 2}),
     ("ray_address", "somewhere", see.reserved, {"learner.workers": 2}),
     ("checkpoint.every", 1, see.preference_files, {}),
+    ("checkpoint.adapters", "last 1", see.preference_files, {"checkpoint.every": 1}),
 ]
 REWARD_MODEL: list[Row] = [
     ("name", "other", see.place, {}),

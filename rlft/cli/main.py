@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlft.cli import env
+from rlft.common import interrupts
 from rlft.curves.text import visible
 
 app = typer.Typer(
@@ -255,16 +255,12 @@ def models() -> None:
 
 def main() -> None:
     """Entry point: errors that a user can mend are shown without a traceback; exit codes as a shell expects."""
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.install()
     try:
         app()
     except (ValueError, RuntimeError, ConnectionError) as error:
         Console(stderr=True).print(Text(visible(f"error: {error}"), style="red"), soft_wrap=True)
         sys.exit(1)
-
-
-def _terminate(signum: int, frame: Any) -> NoReturn:
-    sys.exit(128 + signum)
 
 
 def _kind(run: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -101,11 +102,17 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     """Tensors of a PEFT adapter folder, or of a model folder that `save_full` wrote.
 
     Raises:
-        ValueError: there is neither at `folder`.
+        ValueError: there is neither at `folder`, or it is damaged.
     """
     for name in ("adapter_model.safetensors", "model.safetensors"):
         if (folder / name).is_file():
-            return dict(sorted(load_file(folder / name).items()))
+            try:
+                return dict(sorted(load_file(folder / name).items()))
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{folder / name} is damaged ({error}); take another adapter of the run, or restore it from a copy "
+                    "(`rlft resume` of its run writes the last adapter again)"
+                ) from error
     raise ValueError(
         f"{folder} is not an adapter folder: it has no adapter_model.safetensors (nor a trained model.safetensors)"
     )

@@ -31,8 +31,8 @@ class Snapshot:
     state: Mapping[str, Any]
 
 
-def save(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
-    """Write `snapshot` below `folder` and remove all but the newest `keep`.
+def save(folder: Path, snapshot: Snapshot, *, keep: int, every: int = 1) -> Path:
+    """Write `snapshot` below `folder` and `prune` the others.
 
     Raises:
         OSError: the disk is full or not writable; earlier snapshots are untouched.
@@ -46,16 +46,18 @@ def save(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
     write_folder(target, write)
-    prune(folder, keep=keep, last=snapshot.step)
+    prune(folder, keep=keep, last=snapshot.step, every=every)
     return target
 
 
-def prune(folder: Path, *, keep: int, last: int) -> None:
-    """Remove all snapshots but the newest `keep` up to step `last`.
+def prune(folder: Path, *, keep: int, last: int, every: int) -> None:
+    """Remove all snapshots but the newest `keep` up to step `last`, which is one of them.
 
-    Later ones are of a past that the run has left, after a resume from an earlier snapshot.
+    Later ones are of a past that the run has left, after a resume from an earlier snapshot. One off the schedule of
+    `every` steps was saved where a run was stopped, and goes once there is a later one.
     """
-    earlier = sorted(path for path in folder.glob("step-*") if path.name <= step_name(last))
+    steps = [step for step in steps_kept(folder) if step == last or (step < last and step % every == 0)]
+    earlier = [folder / step_name(step) for step in steps]
     for old in {*folder.glob("step-*")} - {*earlier[-keep:]}:
         doomed = old.with_name(f".{old.name}.tmp")  # half of a snapshot must not look like a damaged one
         old.rename(doomed)

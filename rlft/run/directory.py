@@ -231,9 +231,9 @@ class Run(Generic[C]):
         path = self.path / EVALS / f"{name}.json"
         return read_evaluation(path) if path.is_file() else None
 
-    def checkpoint(self, snapshot: Snapshot) -> None:
-        """Save what `rlft resume` needs."""
-        save(self.path / CHECKPOINTS, snapshot, keep=KEPT_CHECKPOINTS)
+    def checkpoint(self, snapshot: Snapshot, *, every: int) -> None:
+        """Save what `rlft resume` needs; `every` is the schedule, which a stopped run's last checkpoint is not on."""
+        save(self.path / CHECKPOINTS, snapshot, keep=KEPT_CHECKPOINTS, every=every)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """The run's result."""

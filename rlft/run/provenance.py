@@ -47,6 +47,7 @@ NO_NUMBERS = (
     "learner.activations",
     "evaluation.every",
     "checkpoint.every",
+    "checkpoint.adapters",
 )
 """Settings that decide where and how fast a run computes, what it keeps and when it stops, but not what is learnt."""
 

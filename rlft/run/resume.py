@@ -90,7 +90,7 @@ def continued(run: Run[C], config: C, now: Provenance, how: How, *, every: int) 
     for problem in problems:
         run.event("checkpoint_skipped", problem)
     step = snapshot.step if snapshot else 0
-    prune(run.path / CHECKPOINTS, keep=KEPT_CHECKPOINTS, last=step)
+    prune(run.path / CHECKPOINTS, keep=KEPT_CHECKPOINTS, last=step, every=every)
     aside = cut_back.set_aside_after(run.path, step)
     moved = f"; the records of later steps are in {aside}" if aside else ""
     run.event("resumed", f"continuing after step {step}{moved}", step=step)

@@ -50,7 +50,7 @@ class PreferenceConfig(PolicyRunConfig):
     """The optimizer."""
     ray_address: str = ""
     """Address of a Ray cluster to join with learner.workers; empty starts a private one on this machine."""
-    checkpoint: CheckpointConfig = CheckpointConfig(every=50)
+    checkpoint: CheckpointConfig = CheckpointConfig(every=50)  # type: ignore[call-arg]
     """Snapshots; a step is an update."""
 
     @model_validator(mode="after")

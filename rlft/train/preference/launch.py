@@ -24,7 +24,7 @@ from rlft.model import chat
 from rlft.model.context import model_context
 from rlft.model.memory import keep_freed_memory
 from rlft.model.pretrained import load_config, load_generation_config
-from rlft.model.starting_point import reference_source, resolve_model, save_adapter, start_tensors
+from rlft.model.starting_point import reference_source, resolve_model, start_tensors
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
 from rlft.run.records import PreferenceSummary, Provenance, adapter_name, step_name
@@ -35,6 +35,7 @@ from rlft.train.preference.data import Example, PreferenceData, load
 from rlft.train.preference.group import make_preference_learner
 from rlft.train.preference.loop import NAMES, AnyLearner, logprobs, measure, num_updates, train_dpo, updates_per_epoch
 from rlft.train.slow_paths import tell_slow_paths
+from rlft.train.standing import Standing, keep_adapter
 
 
 def train(config: PreferenceConfig, *, restart: bool = False) -> PreferenceSummary:
@@ -150,20 +151,26 @@ def _stages(
             learner.drop_reference()
         _measure_once(run, learner, data, view, name="base", step=0)
 
+        start, every = saved.step if saved else 0, config.checkpoint.every
+
+        def take(step: int) -> Snapshot:
+            tensors, numbers = learner.state()
+            return Snapshot(step=step, tensors=tensors, state=numbers)
+
         def after_update(step: int) -> None:
             is_last = step == total
             tell_slow_paths(run, learner)
             if is_last or step % updates_per_epoch(config, data) == 0:
                 _measure_once(run, learner, data, view, name=step_name(step), step=step)
-            if is_last or step % config.checkpoint.every == 0:
-                folder = run.path / "adapters" / adapter_name(step)
-                save_adapter(folder, config, model_folder, learner.adapter(step).tensors)
-                tensors, numbers = learner.state()
-                run.checkpoint(Snapshot(step=step, tensors=tensors, state=numbers))
+            if is_last or step % every == 0:
+                keep_adapter(run, step, learner.adapter(step), model_folder, view)
+                if step > start:
+                    run.checkpoint(take(step), every=every)
 
         view.stage("training")
-        start = saved.step if saved else 0
-        train_dpo(run, learner, data, start=start, view=view, after_update=after_update)
+        standing = Standing(start)
+        with standing.saved(run, view, take, every=every):
+            train_dpo(run, learner, data, start=start, view=view, standing=standing, after_update=after_update)
     return _summarize(run, data)
 
 

@@ -26,6 +26,7 @@ from rlft.train.preference.config import PreferenceConfig
 from rlft.train.preference.data import Example, PreferenceData, make_batch
 from rlft.train.preference.group import PreferenceGroup
 from rlft.train.preference.learner import PreferenceLearner, RoleName
+from rlft.train.standing import Standing
 from rlft.train.task_order import tasks_of_step
 
 AnyLearner: TypeAlias = PreferenceLearner | PreferenceGroup
@@ -49,13 +50,15 @@ def train_dpo(
     *,
     start: int,
     view: View,
+    standing: Standing,
     after_update: Callable[[int], None],
 ) -> None:
     """Train on preferences from update `start` + 1 to the last one.
 
     Args:
         start: updates that the policy already has behind it.
-        after_update: called with the number of each update; measures and saves.
+        standing: gets to know when an update is done.
+        after_update: called with the number of each update, also with `start`; measures and saves what is missing.
 
     Raises:
         RuntimeError: too many updates in a row were not finite.
@@ -63,18 +66,21 @@ def train_dpo(
     config = run.config
     total = num_updates(config, data)
     skipped = 0
+    if start:
+        after_update(start)  # what it may have been stopped in
     for step in range(start + 1, total + 1):
         started = time.perf_counter()
         examples = tasks_of_step(data.train, step=step, count=config.batch_size, seed=config.seed)
         batch, kl = learner.annotate(make_batch(examples))
         factor = lr_factor(config.learner, update=step - 1, total=total, warmup=config.learner.warmup_steps)
-        update = learner.update(batch, kl, factor)
-        skipped = skipped + 1 if update.skipped else 0
-        if update.skipped:
-            run.skip(step, batch, update.skipped, in_a_row=skipped)
-        seconds = time.perf_counter() - started
-        metrics = update.metrics | {"time/step": seconds, "time/tokens_per_s": packed_length(batch) / seconds}
-        run.log(step, metrics)
+        with standing.moves_to(step):
+            update = learner.update(batch, kl, factor)
+            skipped = skipped + 1 if update.skipped else 0
+            if update.skipped:
+                run.skip(step, batch, update.skipped, in_a_row=skipped)
+            seconds = time.perf_counter() - started
+            metrics = update.metrics | {"time/step": seconds, "time/tokens_per_s": packed_length(batch) / seconds}
+            run.log(step, metrics)
         view.step(step, metrics)
         after_update(step)
 

@@ -50,6 +50,7 @@ from rlft.train.rl.services import make_scorer, services
 from rlft.train.rl.state import restore, snapshot
 from rlft.train.sft import check_demonstrations, train_sft
 from rlft.train.slow_paths import tell_slow_paths
+from rlft.train.standing import Standing, keep_adapter
 from rlft.train.task_order import tasks_of_step
 from rlft.types import Adapter
 
@@ -266,29 +267,37 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
         if config.sft is not None and warm_start is not None:
             _evaluate_once(parts, make_adapter(0, warm_start), name="sft", step=0, publish=True)
         earlier = restore(learner, saved) if saved else []
+        start, every, in_use = saved.step if saved else 0, config.checkpoint.every, list[Adapter]()
+
+        def take(step: int) -> Snapshot:
+            return snapshot(learner, step, in_use[:-1])
 
         def after_step(step: int, published: Sequence[Adapter]) -> None:
-            adapter = published[-1]
-            is_last = step == config.steps
+            in_use[:] = published
+            adapter, is_last = published[-1], step == config.steps
             tell_slow_paths(run, learner)
             if is_last or (config.evaluation.every and step % config.evaluation.every == 0):
                 _evaluate_once(parts, adapter, name=step_name(step), step=step, publish=False)
-            if is_last or step % config.checkpoint.every == 0:
-                save_adapter(run.path / "adapters" / adapter_name(step), config, parts.model_folder, adapter.tensors)
-                run.checkpoint(snapshot(learner, step, published[:-1]))
+            if is_last or step % every == 0:
+                keep_adapter(run, step, adapter, parts.model_folder, view)
+                if step > start:
+                    run.checkpoint(take(step), every=every)
 
-        train_rl(
-            run,
-            learner,
-            parts.pool,
-            parts.scorer,
-            parts.environment.train,
-            start=saved.step if saved else 0,
-            earlier=earlier,
-            canary=_canary(config, parts.model_folder, parts.environment),
-            view=view,
-            after_step=after_step,
-        )
+        standing = Standing(start)
+        with standing.saved(run, view, take, every=every):
+            train_rl(
+                run,
+                learner,
+                parts.pool,
+                parts.scorer,
+                parts.environment.train,
+                start=start,
+                earlier=earlier,
+                canary=_canary(config, parts.model_folder, parts.environment),
+                view=view,
+                standing=standing,
+                after_step=after_step,
+            )
     return _summarize(run)
 
 

@@ -22,6 +22,7 @@ from rlft.run.directory import Run
 from rlft.train.rl.guards import Guards
 from rlft.train.rl.metrics import Clock, describe, describe_dropped, describe_staleness
 from rlft.train.rl.rollouts import StepRollouts
+from rlft.train.standing import Standing
 from rlft.types import Adapter, Batch, Task
 
 AfterStep = Callable[[int, Sequence[Adapter]], None]
@@ -39,6 +40,7 @@ def train_rl(
     earlier: Sequence[Adapter] = (),
     canary: CanaryMaker,
     view: View,
+    standing: Standing,
     after_step: AfterStep,
 ) -> None:
     """Train from step `start` + 1 to the last one.
@@ -50,7 +52,8 @@ def train_rl(
         start: steps that the learner already has behind it.
         earlier: published adapters that rollouts in flight after `start` come from, see `restore`.
         canary: makes the proof that every published adapter asks of the engines.
-        after_step: called once a step's adapter is published; evaluates and saves.
+        standing: gets to know when a step is done.
+        after_step: called once a step's adapter is published, also for `start`; evaluates and saves what is missing.
 
     Raises:
         RuntimeError: too many samples failed to be scored, the policy diverged (see `guards`), or engine and learner
@@ -62,6 +65,8 @@ def train_rl(
         rollouts.publish(adapter)
         rollouts.submit_ahead()
     rollouts.publish(canary(learner.adapter(version=start), learner.logprobs_of))
+    if start:
+        after_step(start, rollouts.adapters)  # what it may have been stopped in
     guards, skipped = Guards(run, view, start=start), 0
     for step in range(start + 1, config.steps + 1):
         clock = Clock()
@@ -75,27 +80,28 @@ def train_rl(
         batch = learner.annotate(collate(groups))
         run.write_rollouts(step, [*groups, *unused], sequence_means(batch))
         updates = []
-        for minibatch in minibatches(batch, config.updates_per_step):
-            if not learner.has_gradient(minibatch):
-                run.event("no_signal", "all groups have equal rewards; no update was made", step=step)
-                continue
-            update = learner.update(minibatch)
-            updates.append(update)
-            skipped = skipped + 1 if update.skipped else 0
-            if update.skipped:
-                run.skip(step, minibatch, update.skipped, in_a_row=skipped)
-            if not is_stale:
-                refuse_mismatch(config, step, update.mismatch)
-        metrics |= step_metrics(updates) | {"policy/updates": float(learner.num_updates)}
-        adapter = learner.adapter(version=step)
-        guards.check(step, metrics, adapter)
-        clock.lap("learn")
+        with standing.moves_to(step):
+            for minibatch in minibatches(batch, config.updates_per_step):
+                if not learner.has_gradient(minibatch):
+                    run.event("no_signal", "all groups have equal rewards; no update was made", step=step)
+                    continue
+                update = learner.update(minibatch)
+                updates.append(update)
+                skipped = skipped + 1 if update.skipped else 0
+                if update.skipped:
+                    run.skip(step, minibatch, update.skipped, in_a_row=skipped)
+                if not is_stale:
+                    refuse_mismatch(config, step, update.mismatch)
+            metrics |= step_metrics(updates) | {"policy/updates": float(learner.num_updates)}
+            adapter = learner.adapter(version=step)
+            guards.check(step, metrics, adapter)
+            clock.lap("learn")
 
-        rollouts.publish(canary(adapter, learner.logprobs_of))
-        clock.lap("publish")
-        metrics |= rollouts.measure(clock)
-        metrics |= clock.metrics(tokens=metrics["rollout/tokens"])
-        run.log(step, metrics)
+            rollouts.publish(canary(adapter, learner.logprobs_of))
+            clock.lap("publish")
+            metrics |= rollouts.measure(clock)
+            metrics |= clock.metrics(tokens=metrics["rollout/tokens"])
+            run.log(step, metrics)
         view.step(step, metrics)
         after_step(step, rollouts.adapters)
 
