@@ -322,7 +322,7 @@ class _Actor:
             time.sleep(0.4 if self.trouble == "sleep" else 0)
         if self.trouble == "publish":
             self.published.wait(10)
-        return SimpleNamespace(groups=[made_up_group([1.0], task_id=task.id)], rss_mb=1.0)
+        return SimpleNamespace(groups=[made_up_group([1.0], task_id=task.id)], rss_mb=1.0, slow_paths=())
 
 
 def supervised(config: RunConfig) -> Any:
