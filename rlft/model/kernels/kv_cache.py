@@ -48,6 +48,26 @@ class KVCache:
         self._current_groups: _Groups | None = None
         self._current_mask: Tensor | None = None
 
+    @property
+    def num_layers(self) -> int:
+        """Layers whose keys and values are kept; 0 before the first prompts."""
+        return len(self.layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of keys and values."""
+        return self.layers[0].rows.dtype
+
+    @property
+    def length(self) -> int:
+        """Positions that attention of a step covers, masked ones included: of a prompt and of a row's own tokens."""
+        return self.capacity[1] + self.num_columns
+
+    @property
+    def max_length(self) -> int:
+        """Most positions that there can be."""
+        return self.capacity[1] + self.new_tokens
+
     # Rows and prompts
 
     def enter_prompts(

@@ -103,22 +103,21 @@ class _TransformersModel:
 
 
 def _unused_mask(cache: KVCache) -> Tensor:
-    """A mask that nothing reads, since transformers' models would make one; attention over the cache has its own."""
-    return torch.zeros(cache.width, 1, 1, 1, dtype=cache.layers[0].rows.dtype, device=cache.age.device)
+    """An additive mask for transformers' models, which make one otherwise; attention over the cache has its own."""
+    return torch.zeros(cache.width, 1, 1, 1, dtype=cache.dtype, device=cache.age.device)
 
 
 class _TransformersCache(Cache):
-    """The engine's cache behind the interface that transformers' models expect, for one step."""
+    """A cache in a step, as transformers' models take it."""
 
     def __init__(self, cache: KVCache) -> None:
-        super().__init__(layers=[_CacheLayer(cache, index) for index in range(len(cache.layers))])
+        super().__init__(layers=[_CacheLayer(cache, index) for index in range(cache.num_layers)])
 
 
 class _CacheLayer(CacheLayerMixin):
     def __init__(self, cache: KVCache, index: int) -> None:
         super().__init__()
         self._cache, self._index = cache, index
-        self.keys, self.values = cache.layers[index].rows
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
@@ -130,12 +129,12 @@ class _CacheLayer(CacheLayerMixin):
         return key_states, value_states
 
     def get_seq_length(self) -> int:
-        return self._cache.capacity[1] + self._cache.num_columns - 1
+        return self._cache.length - 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + 1, 0
+        return self._cache.length, 0
 
     def get_max_length(self) -> int:
-        return self._cache.capacity[1] + self._cache.new_tokens
+        return self._cache.max_length
 
     get_max_cache_shape = get_max_length
