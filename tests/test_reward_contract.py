@@ -237,7 +237,7 @@ def test_numbers_are_values(value: Any, expected: float) -> None:
     outcome = read(value)
     assert outcome == Score(value=expected)
     assert isinstance(outcome, Score)
-    assert type(outcome.value) is float  # plain data: the driver need not import numpy to unpickle it
+    assert type(outcome.value) is float  # plain data, which JSON carries
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import pickle
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -23,9 +25,11 @@ from pathlib import Path
 from typing import IO, Any
 
 TRANSFER_LIMIT_S = 10
-"""Time that the system may take to pass one message; only a stuck process needs more than milliseconds."""
+"""Time that the child may take to take one message in; only a stuck process needs more than milliseconds."""
 ENDING_LIMIT_S = 1.0
 """Time that the kernel has to end a child whose socket it has closed."""
+READ_SIZE = 2**16
+"""Bytes that are read at a time."""
 SHOWN_OUTPUT = 3000
 """Longest end of a child's output, in bytes, that goes into an error."""
 
@@ -62,8 +66,7 @@ class ChildProcess:
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
         limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         ours, theirs = socket.socketpair()
-        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", TRANSFER_LIMIT_S, 0))
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", TRANSFER_LIMIT_S, 0))
         lifeline, self._lifeline = os.pipe()
         self._output: IO[bytes] = tempfile.TemporaryFile("ab+") if log is None else open(log, "ab+")  # noqa: SIM115
         try:
@@ -87,6 +90,7 @@ class ChildProcess:
         self.pid = self._process.pid
         self.connection = Connection(ours.detach())
         self._exit = _exit_handle(self.pid)
+        self._received = bytearray()
         self._ending = self._printed = ""
 
     @property
@@ -100,24 +104,63 @@ class ChildProcess:
             self.connection.send(message)
 
     def receive(self, limit_s: float = math.inf) -> Any:
-        """Wait for its next message.
+        """Wait for its next pickled message, which may run code here: only for children that run nobody else's code.
 
         Raises:
             EOFError: it ended; `kill` says how.
-            TimeoutError: nothing came within `limit_s` seconds.
+            TimeoutError: nothing whole came within `limit_s` seconds.
         """
-        try:
-            if not wait(self.handles, None if limit_s == math.inf else max(0.0, limit_s)):
+        return pickle.loads(self.receive_bytes(limit_s))
+
+    def receive_bytes(self, limit_s: float = math.inf, largest: int = sys.maxsize) -> bytes:
+        """Wait for its next message as it was sent with `Connection.send_bytes`; nothing of it is read.
+
+        A part that came before the limit is kept for the next call, so that no child can hold this process up.
+
+        Args:
+            limit_s: seconds to wait.
+            largest: most bytes that a message may have.
+
+        Raises:
+            EOFError: it ended; `kill` says how.
+            TimeoutError: nothing whole came within `limit_s` seconds.
+            ValueError: the message is longer than `largest`; then the child cannot be understood any more.
+        """
+        until = time.monotonic() + limit_s
+        while (message := self._message(largest)) is None:
+            if self.connection.closed:
+                raise EOFError("the child process was killed")
+            if not wait(self.handles, None if limit_s == math.inf else max(0.0, until - time.monotonic())):
                 raise TimeoutError(f"the child process sent nothing within {limit_s:g} s")
-            # If a child that it forked holds the socket open, its death leaves nothing to read.
-            if self.connection.poll():
-                return self.connection.recv()
-        except TimeoutError:
-            raise
-        except OSError:
-            pass
-        self.wait(ENDING_LIMIT_S)  # the kernel closes its socket first, and to kill it now would hide how it ended
-        raise EOFError("the child process ended")
+            part = b""
+            with suppress(OSError):
+                # If a child that it forked holds the socket open, its death leaves nothing to read.
+                if self.connection.poll():
+                    part = os.read(self.connection.fileno(), READ_SIZE)
+            if not part:
+                self.wait(ENDING_LIMIT_S)  # the kernel closes its socket first, and to kill it now would hide its end
+                raise EOFError("the child process ended")
+            self._received += part
+        return message
+
+    def _message(self, largest: int) -> bytes | None:
+        """Take the first message from what has been received; None if it is not whole yet."""
+        head = 4  # four bytes of length, or -1 and eight bytes: `Connection.send_bytes`
+        if len(self._received) < head:
+            return None
+        (size,) = struct.unpack_from("!i", self._received)
+        if size == -1:
+            head = 12
+            if len(self._received) < head:
+                return None
+            (size,) = struct.unpack_from("!Q", self._received, 4)
+        if not 0 <= size <= largest:
+            raise ValueError(f"a message of {size} bytes, where {largest} are allowed")
+        if len(self._received) < head + size:
+            return None
+        message = bytes(self._received[head : head + size])
+        del self._received[: head + size]
+        return message
 
     def wait(self, limit_s: float) -> None:
         """Wait until it has ended by itself, for so many seconds at the most."""

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from rlft.common.child_process import ChildProcess
+from rlft.reward.answers import ANSWER_LIMIT, Invalid, Loaded, read_outcomes, read_start
 from rlft.reward.contract import failed
-from rlft.reward.worker import Invalid, Loaded, main
+from rlft.reward.worker import main
 from rlft.types import Outcome, RewardSpec
 
 STARTUP_LIMIT_S = 120.0
@@ -46,6 +47,8 @@ class Job:
 
 Done: TypeAlias = tuple[Job, list[Outcome], float]
 """A job, its outcomes, and the seconds that it took."""
+Start: TypeAlias = list[Loaded] | Invalid
+"""What a process says of its rewards."""
 
 
 class ScoringProcess:
@@ -59,6 +62,8 @@ class ScoringProcess:
     """When it got its job, or was started itself."""
     expires: float
     """When it has to be done with that; infinite while idle."""
+    calls: int = 0
+    """Jobs that it got so far; an answer says which of them it is of."""
 
     def __init__(self, specs: Sequence[RewardSpec], log: Path | None) -> None:
         """Start it and send the specs; what it prints is appended to `log`, or dropped."""
@@ -66,6 +71,7 @@ class ScoringProcess:
             log.parent.mkdir(parents=True, exist_ok=True)
         # The order of a set of strings must not depend on which process looks at it.
         self._child = ChildProcess(main, log=log or Path(os.devnull), defaults={"PYTHONHASHSEED": "0"})
+        self._rewards = len(specs)
         self.started = time.monotonic()
         self.expires = self.started + STARTUP_LIMIT_S
         self._child.send(list(specs))
@@ -82,17 +88,26 @@ class ScoringProcess:
 
     def send(self, job: Job) -> None:
         """Give it a job and start the clock."""
+        self.calls += 1
         with suppress(OSError):  # it died while idle; that shows when it is waited for
-            self._child.connection.send_bytes(pickle.dumps((job.reward, job.size, job.arguments)))
+            self._child.connection.send_bytes(pickle.dumps((self.calls, job.reward, job.size, job.arguments)))
         self.job, self.started = job, time.monotonic()
         self.expires = self.started + job.limit_s
 
-    def receive(self) -> Any:
-        """Its answer, after one of `handles` became readable; None if it died."""
-        try:
-            return self._child.receive(0.0)
-        except (EOFError, TimeoutError):
-            return None
+    def receive(self) -> Start | tuple[list[Outcome], float]:
+        """What it answered, after one of `handles` became readable.
+
+        Raises:
+            EOFError: it died.
+            TimeoutError: a part of the answer is still missing.
+            ValueError: what it sent is no answer to what it was asked.
+        """
+        answer = self._child.receive_bytes(0.0, ANSWER_LIMIT)
+        if not self.ready:
+            return read_start(answer, self._rewards)
+        if self.job is None:
+            raise ValueError("nothing was asked")
+        return read_outcomes(answer, number=self.calls, size=self.job.size)
 
     def ask_to_finish(self) -> None:
         """Let an idle process run its exit handlers; `kill` follows."""
@@ -186,27 +201,45 @@ class ScoringPool:
                 yield from self._expire(process)
 
     def _settle(self, process: ScoringProcess) -> Iterator[Done]:
-        answer, seconds = process.receive(), time.monotonic() - process.started
-        job, process.job, process.expires = process.job, None, math.inf
-        if answer is None:
-            ending = process.kill()
-            if not process.ready:
-                self._give_up(f"a scoring process {ending} while it imported the rewards{self._printed_by(process)}")
-            self._replace(process)
-            if job:
-                printed = f"; what it printed is in {self._log_dir}" if self._log_dir else ""
-                yield job, [failed("crash", f"its process {ending}{printed}")] * job.size, seconds
-        elif isinstance(answer, Invalid):
-            self._give_up(answer.message)
-        elif not process.ready:
-            if self.loaded and answer != self.loaded:
-                self._give_up(
-                    "a reward's file changed while the run used it, so later scores would not compare with "
-                    "earlier ones: restore the file, or start a new run"
-                )
-            self.loaded, process.ready = answer, True
-        elif job:
-            yield job, *answer
+        seconds = time.monotonic() - process.started
+        try:
+            answer = process.receive()
+        except TimeoutError:
+            if process.expires <= time.monotonic():
+                yield from self._expire(process)
+        except EOFError:
+            yield from self._lose(process, process.kill(), seconds)
+        except ValueError as error:
+            process.kill()
+            yield from self._lose(process, f"was killed, since it sent what is no answer: {error}", seconds)
+        else:
+            process.expires = math.inf
+            if isinstance(answer, tuple):
+                outcomes, taken = answer
+                job, process.job = process.job, None
+                assert job
+                yield job, outcomes, min(taken, seconds)
+            else:
+                self._greet(process, answer)
+
+    def _greet(self, process: ScoringProcess, start: Start) -> None:
+        if isinstance(start, Invalid):
+            self._give_up(start.message)
+        if self.loaded and start != self.loaded:
+            self._give_up(
+                "a reward's file changed while the run used it, so later scores would not compare with "
+                "earlier ones: restore the file, or start a new run"
+            )
+        self.loaded, process.ready = start, True
+
+    def _lose(self, process: ScoringProcess, ending: str, seconds: float) -> Iterator[Done]:
+        """Replace a process that has ended; its job, if it had one, has crashed."""
+        if not process.ready:
+            self._give_up(f"a scoring process {ending} while it imported the rewards{self._printed_by(process)}")
+        self._replace(process)
+        if process.job:
+            printed = f"; what it printed is in {self._log_dir}" if self._log_dir else ""
+            yield process.job, [failed("crash", f"its process {ending}{printed}")] * process.job.size, seconds
 
     def _expire(self, process: ScoringProcess) -> Iterator[Done]:
         seconds, job = time.monotonic() - process.started, process.job

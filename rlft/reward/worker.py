@@ -4,12 +4,14 @@ A scoring process is a fresh interpreter that imports `rlft.types`, `rlft.reward
 torch and ray only if a reward does. It serves one driver over an inherited socket (`main`):
 
     driver -> process   the reward specs                    once
-    process -> driver   list[Loaded], or Invalid            once; starting up is not charged to any sample
-    driver -> process   (index of the reward, number of samples, keyword arguments)
-    process -> driver   (outcomes, seconds)
+    process -> driver   the rewards, or what is wrong       once; starting up is not charged to any sample
+    driver -> process   (number of the call, index of the reward, number of samples, keyword arguments)
+    process -> driver   the number of the call, outcomes, seconds
     driver -> process   the empty message: finish
 
-Deadlines are the driver's business (`scoring.py`): a reward stuck in C code cannot be interrupted from here.
+The driver's messages are pickles; the answers are plain data (`answers.py`), since nothing that a reward does may run
+in the driver. Deadlines are the driver's business (`scoring.py`): a reward stuck in C code cannot be interrupted from
+here.
 """
 
 from __future__ import annotations
@@ -20,31 +22,14 @@ import os
 import pickle
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from rlft.common.by_path import describe_error
+from rlft.reward.answers import Invalid, Loaded, write_outcomes, write_start
 from rlft.reward.contract import CallPlan, RewardFunction, failed, plan_call, read, read_many
 from rlft.reward.loading import function_hash, load
 from rlft.types import Outcome, RewardSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """What the driver learns about a reward without importing it."""
-
-    plan: CallPlan
-    """How it is called."""
-    source_hash: str
-    """sha256 of the file that defines it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Invalid:
-    """A reward that cannot be loaded or called, in words for the user."""
-
-    message: str
 
 
 def open_rewards(specs: Sequence[RewardSpec]) -> tuple[list[RewardFunction], list[Loaded]]:
@@ -95,15 +80,16 @@ def main(connection: Connection) -> None:
     try:
         functions, loaded = open_rewards(specs)
     except ValueError as error:
-        connection.send(Invalid(message=str(error)))
+        connection.send_bytes(write_start(Invalid(message=str(error))))
         return
-    connection.send(loaded)
+    connection.send_bytes(write_start(loaded))
     while request := _next_request(connection):
         started = time.monotonic()
-        outcomes = _answer(request, functions, loaded)
+        number, index, size, arguments = pickle.loads(request)
+        outcomes = _call(arguments, size, functions[index], loaded[index].plan)
         if os.getpid() != process_id:  # a child that the reward forked came back out of the reward
             os._exit(1)
-        connection.send((outcomes, time.monotonic() - started))
+        connection.send_bytes(write_outcomes(number, outcomes, time.monotonic() - started))
 
 
 def _next_request(connection: Connection) -> bytes:
@@ -113,10 +99,9 @@ def _next_request(connection: Connection) -> bytes:
         os._exit(0)
 
 
-def _answer(request: bytes, functions: list[RewardFunction], loaded: list[Loaded]) -> list[Outcome]:
-    index, size, pickled = pickle.loads(request)
+def _call(pickled: bytes, size: int, function: RewardFunction, plan: CallPlan) -> list[Outcome]:
     try:
         arguments = pickle.loads(pickled)  # may need a class that only the driver has
     except Exception as error:
         return [failed("error", describe_error(error))] * size
-    return run(loaded[index].plan, functions[index], arguments, size)
+    return run(plan, function, arguments, size)
