@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,3 +134,48 @@ def test_a_private_cluster_has_room_for_all_whatever_the_machine_has(
     cluster.close()
     needed = 2 * reserved(cluster, config.rollout.threads) + 3 * reserved(cluster, config.learner.threads)
     assert started[0]["num_cpus"] == needed == 5
+
+
+LOSES = """
+import os, signal, sys, threading
+from rlft.common import ray_watch
+from rlft.common.cluster import Cluster
+ray_watch.STOPPED_S, ray_watch.DEAF_S = 3.0, 5.0
+cluster = Cluster("", processes=1)
+class Actor:
+    def wait(self):
+        threading.Event().wait()
+waiting = cluster.actor(Actor, threads=1, gpus=0).remote().wait.remote()
+[process] = [p for p, name in cluster._watch._processes.items() if name == sys.argv[1]]
+os.kill(process.pid, getattr(signal, sys.argv[2]))
+try:
+    waiting.future().result() if sys.argv[3] == "future" else cluster.ray.get(waiting)
+except RuntimeError as error:
+    print("TOLD:", error, flush=True)
+finally:
+    cluster.close()
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("name", "number", "waits", "says"),
+    [
+        ("raylet", "SIGKILL", "future", "its raylet .* has died"),
+        ("raylet", "SIGSTOP", "future", "its raylet .* has been stopped for 3 s"),
+        ("control service", "SIGSTOP", "get", "its control service .* has been stopped for 3 s"),
+    ],
+)
+def test_a_cluster_that_lost_a_process_ends_in_a_bounded_time_and_says_so(
+    name: str, number: str, waits: str, says: str
+) -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", LOSES, name, number, waits], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert re.search(f"the run's Ray cluster is lost: {says}", done.stdout + done.stderr)
+    if waits == "future":
+        assert "TOLD: " in done.stdout  # among what Ray prints of it
+    else:  # Ray swallows what a handler raises, so the process ends by itself
+        assert done.returncode == 1
+    assert time.monotonic() - started < 80

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from rlft.common.ray_guard import MARK, Guard
+from rlft.common.ray_watch import Watch
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -41,6 +42,7 @@ class Cluster:
 
         Raises:
             ConnectionError: `address` does not answer.
+            ClusterLostError: later, in the main thread, when a private cluster has lost its raylet or control service.
             RuntimeError: see `protect`.
         """
         if not address:
@@ -51,9 +53,11 @@ class Cluster:
         self._is_joined = bool(address)
         self._is_owner = not ray.is_initialized()
         self._guard = Guard() if self._is_owner and not address else None
+        self._watch: Watch | None = None
         if self._is_owner:
             try:
                 _start(address, processes, self._guard)
+                self._watch = Watch() if self._guard else None
             except BaseException:
                 self.close()
                 raise
@@ -97,11 +101,20 @@ class Cluster:
         self.ray.remote(os.kill).options(num_cpus=0, scheduling_strategy=place).remote(process_id, signal.SIGKILL)
 
     def close(self) -> None:
-        """End the private cluster, or leave the joined one, with all actors of this process."""
-        if self._is_owner:
-            self.ray.shutdown()
-        if self._guard is not None:
-            self._guard.close()
+        """End the private cluster, or leave the joined one, with all actors of this process.
+
+        Raises:
+            ClusterLostError: the private cluster was lost before, and nobody has been told yet.
+        """
+        try:
+            if self._watch is not None:
+                watch, self._watch = self._watch, None
+                watch.close()
+        finally:
+            if self._is_owner:
+                self.ray.shutdown()
+            if self._guard is not None:
+                self._guard.close()
 
 
 def node_address() -> str:
