@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-kernels test-vllm test-extras check lint type golden bench-step bench-learner bench-rollout bench-pool clean
+.PHONY: quickstart test test-kernels test-vllm test-extras check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -32,6 +32,10 @@ lint: .venv/installed
 
 type: .venv/installed
 	$(BIN)/mypy
+
+# What goes wrong and what rlft does then, tried one by one: docs/faults.md
+faults: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults
 
 # Whether every debug config gives the same bytes as under an earlier revision: make golden BASE=REVISION
 golden: .venv/installed
@@ -69,5 +73,17 @@ bench-pool: .venv/installed
 	.venv-extras/bin/python -m pip install --progress-bar on -e '.[dev,qlora,environments,textarena,verifiers,openenv]' skyrl-gym
 	touch $@
 
+# Whether a fresh install works: with the versions that the tests last passed with, and with the newest ones.
+check-pinned: ; $(MAKE) .venv-fresh FRESH="-c .ci/constraints.txt" && $(FRESH_TESTS)
+check-newest: ; $(MAKE) .venv-fresh FRESH="--upgrade --upgrade-strategy eager" && $(FRESH_TESTS)
+FRESH_TESTS = HF_HUB_OFFLINE=1 .venv-fresh/bin/python -m pytest -m "not slow"
+
+.PHONY: .venv-fresh
+.venv-fresh:
+	rm -rf .venv-fresh
+	$(PYTHON) -m venv .venv-fresh
+	.venv-fresh/bin/python -m pip install --quiet --upgrade pip
+	.venv-fresh/bin/python -m pip install --progress-bar on $(FRESH) -e '.[dev]'
+
 clean:
-	rm -rf .venv .venv-vllm .venv-extras .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm .venv-extras .venv-fresh .mypy_cache .ruff_cache .pytest_cache

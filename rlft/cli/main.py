@@ -16,6 +16,7 @@ from rich.text import Text
 
 from rlft.cli import env
 from rlft.common import interrupts
+from rlft.common.files import describe_os_error
 from rlft.curves.text import visible
 
 app = typer.Typer(
@@ -258,8 +259,11 @@ def main() -> None:
     interrupts.install()
     try:
         app()
-    except (ValueError, RuntimeError, ConnectionError) as error:
-        Console(stderr=True).print(Text(visible(f"error: {error}"), style="red"), soft_wrap=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        is_systems = isinstance(error, OSError) and not isinstance(error, ConnectionError)
+        Console(stderr=True).print(
+            Text(visible(f"error: {describe_os_error(error) if is_systems else error}"), style="red"), soft_wrap=True
+        )
         sys.exit(1)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -60,6 +62,33 @@ def remembered_sha256(path: Path) -> str:
     return digest
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of the system name the file that it is about; of a write to an open file it does not.
+
+    Raises:
+        OSError: with a file name, also where a library that wrote the file raises something of its own.
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    except Exception as error:  # safetensors has an error of its own, which quotes the system's number
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
+
+
+def describe_os_error(error: OSError) -> str:
+    """An error of the system in words: what, which file, and of a full disk how many bytes are left."""
+    told = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not error.filename:
+        return told
+    folder = next(folder for folder in Path(os.fsdecode(error.filename)).absolute().parents if folder.exists())
+    return f"{told} ({shutil.disk_usage(folder).free} bytes are free there); make room for what the run keeps"
+
+
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Make a folder appear whole or not at all: `write` fills a temporary one, which is synced and renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,14 +96,15 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        write(temporary)
-        for path in temporary.iterdir():
-            path.chmod(0o644)
-            _sync(path)
-        _sync(temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        with naming(target):
+            write(temporary)
+            for path in temporary.iterdir():
+                path.chmod(0o644)
+                _sync(path)
+            _sync(temporary)
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -90,11 +120,12 @@ def write_file(target: Path, data: str | bytes, *, mode: int | None = None) -> N
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
     try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        if mode is not None:
-            temporary.chmod(mode)
-        _sync(temporary)
-        temporary.replace(target)
+        with naming(target):
+            temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+            if mode is not None:
+                temporary.chmod(mode)
+            _sync(temporary)
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     _sync(target.parent)

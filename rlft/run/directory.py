@@ -31,7 +31,7 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from rlft import config_file
-from rlft.common.files import write_file
+from rlft.common.files import naming, write_file
 from rlft.config import BaseRunConfig, RunConfig
 from rlft.run import logs
 from rlft.run.checkpoint import Snapshot, save
@@ -252,7 +252,7 @@ class Run(Generic[C]):
 
 
 def _append(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlft.common import interrupts
 from rlft.common.by_path import describe_error
+from rlft.common.files import describe_os_error
 from rlft.curves.live_panel import View
 from rlft.model.adapter import adapter_hash, read_folder
 from rlft.model.starting_point import save_adapter
@@ -49,7 +50,7 @@ class Standing:
                 try:
                     run.checkpoint(snapshot(self._step), every=every)
                 except Exception as error:  # what stopped the run is what has to be told
-                    view.note(f"no checkpoint of step {self._step} could be saved: {describe_error(error)}")
+                    view.note(f"no checkpoint of step {self._step} could be saved: {_told(error)}")
             raise
 
 
@@ -75,3 +76,7 @@ def keep_adapter(run: Run[Any], step: int, adapter: Adapter, model_folder: str, 
     for path in earlier:
         if path not in kept or (rule == "every" and steps[path] % int(number)):
             shutil.rmtree(path)
+
+
+def _told(error: Exception) -> str:
+    return describe_os_error(error) if isinstance(error, OSError) else describe_error(error)

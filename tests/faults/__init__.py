@@ -1,0 +1,1 @@
+"""What can go wrong, what rlft does then, and the tests that make it happen."""

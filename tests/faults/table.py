@@ -1,0 +1,375 @@
+"""The table of faults: `make faults` runs it, docs/faults.md shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that goes wrong."""
+
+    what: str
+    """What is done to rlft."""
+    expected: str
+    """What it does then."""
+    tests: tuple[str, ...] = ()
+    """`module::function` of each test that makes it happen, without `tests/test_` and `test_`."""
+    missing: str = ""
+    """Why no test makes it happen, where none does."""
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """What pytest calls the tests."""
+        parts = (test.split("::") for test in self.tests)
+        return tuple(f"tests/test_{module}.py::test_{function}" for module, function in parts)
+
+
+PROCESSES = [
+    Fault(
+        "SIGKILL of rollout workers while they generate",
+        "replaced; exactly their chunks are done again; the same curve",
+        (
+            "backends::killed_workers_are_replaced_and_leave_no_trace_in_the_curve",
+            "ray_pool::lost_workers_are_replaced_and_exactly_their_chunks_redone",
+            "chaos::the_curve_survives",
+        ),
+    ),
+    Fault(
+        "a worker that dies again and again",
+        "the run stops by name after rollout.max_restarts",
+        ("ray_pool::a_crash_loop_ends_with_its_cause", "backends::a_worker_that_dies_too_often_stops_the_run_by_name"),
+    ),
+    Fault(
+        "a worker that hangs, or is stopped (SIGSTOP)",
+        "killed and replaced after rollout.deadline_s; one too many names the tasks",
+        (
+            "ray_pool::a_hang_that_is_one_too_many_names_the_tasks",
+            "ray_pool::a_worker_that_hangs_while_it_loads_is_replaced",
+        ),
+    ),
+    Fault(
+        "a machine of the cluster dies",
+        "its chunks are done elsewhere; the same curve",
+        ("nodes::a_killed_node_leaves_no_trace_in_the_curve",),
+    ),
+    Fault(
+        "SIGKILL of the raylet, SIGSTOP of the raylet or the control service",
+        "a named error in a bounded time; the last whole step is saved",
+        ("cluster::a_cluster_that_lost_a_process_ends_in_a_bounded_time_and_says_so",),
+    ),
+    Fault(
+        "a learner process dies or is silent",
+        "the group ends by name",
+        (
+            "learner_group::a_dead_process_ends_the_group_by_name",
+            "learner_group::a_silent_process_ends_the_group_by_name",
+        ),
+    ),
+    Fault(
+        "SIGKILL of the driver at every file that it writes",
+        "the resumed run ends with the same bytes; no process is left",
+        (
+            "resume::every_moment_at_which_something_was_written_can_be_resumed_from",
+            "resume::a_killed_run_ends_like_one_that_was_not",
+            "resume::a_killed_driver_leaves_no_process",
+            "cluster::a_private_cluster_is_private_and_leaves_nothing",
+        ),
+    ),
+    Fault(
+        "Ctrl-C, SIGTERM, SIGHUP",
+        "a checkpoint of the last whole step, no process left, the resume command; a second one ends it at once",
+        (
+            "resume::a_signal_ends_everything_and_says_how_to_go_on",
+            "interrupts::a_stopped_run_keeps_its_last_whole_step_and_ends_the_same",
+            "interrupts::a_signal_ends_the_program_with_a_shells_exit_code",
+            "interrupts::the_second_signal_ends_it_at_once",
+        ),
+    ),
+    Fault(
+        "two drivers on one run directory",
+        "the second is refused",
+        ("resume::a_second_driver_is_refused", "run::one_driver_at_a_time"),
+    ),
+    Fault(
+        "another number of workers, other backends, a second time",
+        "the same numbers",
+        ("backends::ray_gives_the_run_that_inline_gives",),
+    ),
+    Fault(
+        "an object of Ray's store is lost, or the store is full",
+        "the chunk is done again, or a typed failure",
+        missing="Ray keeps what a chunk returns inside its reply; the store holds adapters only, of a few MB",
+    ),
+    Fault(
+        "the clock jumps while a run waits",
+        "nothing: waits use the monotonic clock",
+        missing="the system's clock cannot be set from a test without taking it from everybody",
+    ),
+]
+FILES = [
+    Fault(
+        "a byte of a checkpoint flipped, its end cut off, a file gone",
+        "named; the one before is used and said; --strict refuses",
+        (
+            "resume::a_damaged_checkpoint_is_passed_over",
+            "resume::strict_refuses_an_older_checkpoint",
+            "checkpoint::a_damaged_snapshot_is_named_and_the_one_before_is_used",
+        ),
+    ),
+    Fault(
+        "all checkpoints damaged or gone, a damaged line in metrics.jsonl",
+        "refused with a way out; nothing is deleted",
+        ("resume::records_that_are_damaged_are_refused_and_not_deleted",),
+    ),
+    Fault(
+        "half a line at the end of metrics.jsonl or events.jsonl",
+        "mended; what is made again is moved aside",
+        ("resume::a_torn_last_line_is_mended", "resume::what_is_made_again_is_moved_aside"),
+    ),
+    Fault(
+        "a full disk",
+        "the last good checkpoint stays; an error with path and free bytes",
+        (
+            "faults::a_full_disk_is_named_with_its_bytes",
+            "checkpoint::a_full_disk_leaves_the_last_snapshot",
+            "checkpoint::a_file_that_could_not_be_written_leaves_the_old_one",
+        ),
+    ),
+    Fault(
+        "a folder that may not be written",
+        "an error with the path",
+        ("faults::a_folder_that_may_not_be_written_is_named",),
+    ),
+    Fault(
+        "a damaged adapter",
+        "a rollout worker refuses it; a resumed run writes its last one again; reading names the file",
+        (
+            "errors::a_damaged_adapter_is_refused_by_the_worker",
+            "faults::a_damaged_adapter_of_a_finished_run_is_noticed",
+        ),
+    ),
+    Fault(
+        "a pickle where weights are expected, a model that brings Python",
+        "refused with how to convert it; no code runs",
+        (
+            "pretrained::a_folder_with_pickled_weights_only_is_refused_with_how_to_convert_it",
+            "pretrained::an_adapter_that_is_pickled_only_is_refused",
+            "pretrained::code_beside_a_model_that_is_known_never_runs",
+            "pretrained::a_model_that_needs_its_own_code_is_refused_without_a_question",
+        ),
+    ),
+    Fault(
+        "a cached model or kernel library that was changed",
+        "said, and made again",
+        (
+            "pretrained::a_cached_model_that_was_changed_is_made_again",
+            "kernel_library::a_library_that_is_not_what_was_written_is_built_again_and_said",
+        ),
+    ),
+    Fault(
+        "no compiler, one that fails, one that hangs",
+        "torch computes, which is said",
+        (
+            "kernel_library::without_a_compiler_torch_computes",
+            "kernel_library::a_compiler_that_fails_is_named",
+            "kernel_library::a_compiler_that_hangs_is_ended_with_its_children",
+        ),
+    ),
+    Fault(
+        "no network",
+        "what the cache holds, or one clear error",
+        ("sources::an_offline_hub_id_says_what_to_do_instead", "sources::a_hub_that_never_answers_costs_seconds"),
+    ),
+]
+CHANGES = [
+    Fault(
+        "rate, seed, adapter, reward file, environment file or model changed between stop and resume",
+        "refused with the differences; --fork NAME goes on as a run of its own",
+        (
+            "provenance::what_decides_the_numbers_may_not_change",
+            "provenance::a_fork_goes_on_under_another_config_and_says_where_from",
+            "provenance::a_changed_reward_can_be_forked",
+        ),
+    ),
+    Fault(
+        "kernels turned off, another version of a package",
+        "an event that the curves mark",
+        ("provenance::what_only_computes_may_change_and_is_marked",),
+    ),
+    Fault(
+        "a setting that config.yaml would not give back (.inf, dates, bytes, sets)",
+        "refused with file, line and key",
+        ("config::an_argument_that_a_config_yaml_would_not_give_back_is_refused",),
+    ),
+    Fault(
+        "a misspelt key, a contradiction",
+        "file, line, key, and what was meant",
+        (
+            "config::an_unknown_key_is_refused_with_its_line_and_what_was_meant",
+            "config::contradictions_are_refused_with_a_way_out",
+        ),
+    ),
+]
+REWARDS = [
+    Fault(
+        "a reward raises, hangs (in C, too), dies, returns NaN, text or too few values",
+        "a typed failure with a program that repeats it; siblings are scored; it enters no mean and no baseline",
+        (
+            "scoring::every_misbehaviour_is_typed_and_siblings_are_scored",
+            "scoring::code_stuck_in_c_is_killed",
+            "scoring::a_list_of_length_one_fails_all_eight",
+            "errors::failures_enter_no_baseline",
+            "errors::a_failure_is_reproduced_by_its_program",
+        ),
+    ),
+    Fault(
+        "too many failures, in a step or on held-out tasks",
+        "the run stops; an accuracy says how many samples are missing in it",
+        (
+            "errors::too_many_failures_stop_the_run_and_nothing_is_lost",
+            "errors::failures_on_heldout_tasks_are_in_every_number_a_reader_sees",
+        ),
+    ),
+    Fault(
+        "rewards of 1e308",
+        "a typed failure: nothing that is made of rewards overflows",
+        ("errors::the_largest_rewards_that_are_accepted_can_be_trained_on",),
+    ),
+    Fault(
+        "a reward that is not deterministic",
+        "`rlft reward check` reports it",
+        missing="the command does not exist yet",
+    ),
+    Fault(
+        "all groups with equal rewards",
+        "no update, not even by momentum; said after guards.steps_without_signal",
+        ("errors::equal_rewards_change_nothing", "guards::steps_without_an_update_are_counted_across_a_resume"),
+    ),
+]
+TRAINING = [
+    Fault(
+        "a loss or gradient that is not finite",
+        "skipped with its batch kept, parameters unchanged; three in a row stop the run",
+        ("learner_group::an_update_that_is_not_finite_is_skipped_by_all",),
+    ),
+    Fault(
+        "a rate far too high: KL, entropy or parameters run away",
+        "an event, a stop, and the last adapter and checkpoint from before",
+        (
+            "guards::a_policy_that_ran_away_stops_the_run_and_a_calm_fork_goes_on",
+            "guards::parameters_that_are_not_finite_always_stop",
+            "guards::bounds",
+        ),
+    ),
+    Fault(
+        "an engine that ignores an adapter, or applies it twice",
+        "found after the publication; the run stops before any sample",
+        (
+            "weight_proof::a_stale_engine_is_named",
+            "weight_proof::an_adapter_that_is_applied_twice_is_found_out",
+            "weight_proof::a_fault_is_found_in_bfloat16",
+        ),
+    ),
+]
+DATA = [
+    Fault(
+        "special tokens in prompts, demonstrations, observations and calls of tools",
+        "they stay text, and are counted",
+        (
+            "special_tokens::what_a_message_spells_stays_text",
+            "special_tokens::no_text_gets_a_special_token_of_its_own",
+            "special_tokens::a_run_says_how_many_prompts_spell_special_tokens",
+        ),
+    ),
+    Fault(
+        "null questions, the same prompt with another answer, look-alike prompts",
+        "refused or counted with file and line; look-alikes stay on one side of the split",
+        (
+            "dataset::a_null_is_not_the_word_none",
+            "dataset::the_same_prompt_with_another_answer_is_refused_or_counted",
+            "dataset::prompts_that_nobody_can_tell_apart_are_on_one_side_of_the_split",
+        ),
+    ),
+    Fault(
+        "byte order marks, Latin-1, UTF-16",
+        "read, or refused with how to convert",
+        (
+            "dataset::a_byte_order_mark_is_no_part_of_the_data",
+            "dataset::text_in_another_encoding_is_refused_with_how_to_convert_it",
+        ),
+    ),
+    Fault(
+        "empty prompts, duplicate ids, prompts that are too long",
+        "refused with the task before anything starts",
+        ("errors::an_environment_that_cannot_work_is_refused",),
+    ),
+    Fault(
+        "HTML, terminal escapes and broken Unicode that a model wrote",
+        "inert on the page, the terminal and in files",
+        ("report::whatever_was_written_by_others_is_inert", "run::text_that_is_no_unicode_costs_no_samples"),
+    ),
+]
+CONTAINMENT = [
+    Fault(
+        "model-written code: fork bomb, memory, disk, daemons, host files, sockets, kill",
+        "contained, with a verdict, soon after the deadline",
+        (
+            "sandbox::resources_are_bounded",
+            "sandbox::disks_are_small",
+            "sandbox::a_fork_bomb_is_small_and_gone",
+            "sandbox::a_daemon_ends_with_the_sandbox",
+            "sandbox::the_host_is_out_of_sight",
+            "sandbox::killing_everybody_kills_nobody_else",
+        ),
+    ),
+    Fault(
+        "model-written code that games its checker",
+        "no reward: expected answers never enter the sandbox",
+        ("sandbox::no_trick_is_a_reward", "sandbox::expected_answers_never_enter"),
+    ),
+    Fault("no sandbox on the machine", "code rewards refuse to start", ("sandbox::without_a_sandbox_code_is_refused",)),
+    Fault(
+        "another user of the machine",
+        "cannot enter the cluster's folder; without the token no client is let in",
+        (
+            "cluster::a_private_cluster_is_private_and_leaves_nothing",
+            "nodes::a_client_without_the_token_is_refused",
+        ),
+    ),
+    Fault(
+        "RAY_ADDRESS set, another cluster on the machine",
+        "a private cluster is private",
+        ("cluster::a_private_cluster_is_not_one_that_runs_already",),
+    ),
+]
+SECTIONS: dict[str, Sequence[Fault]] = {
+    "Processes": PROCESSES,
+    "Files": FILES,
+    "Changes between stop and resume": CHANGES,
+    "Rewards": REWARDS,
+    "Training": TRAINING,
+    "Data": DATA,
+    "Containment": CONTAINMENT,
+}
+ALL = [fault for faults in SECTIONS.values() for fault in faults]
+
+
+def page() -> str:
+    """The tables of docs/faults.md."""
+    parts = []
+    for title, faults in SECTIONS.items():
+        rows = [f"| {f.what} | {f.expected} | {_shown(f)} |" for f in faults]
+        parts.append(
+            "\n".join(
+                [f"## {title}", "", "| what goes wrong | what happens | shown by |", "| --- | --- | --- |", *rows]
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(fault: Fault) -> str:
+    if fault.missing:
+        return f"no test: {fault.missing}"
+    return ", ".join(f"`{node.removeprefix('tests/')}`" for node in fault.nodes)

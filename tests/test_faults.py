@@ -1,0 +1,112 @@
+"""Faults that no other file makes, and the table of all."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlft.model.adapter import read_folder
+from rlft.train.rl import launch
+from tests.conftest import MakeConfig
+from tests.faults.__main__ import results, verdict
+from tests.faults.table import ALL, page
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("node", sorted({node for fault in ALL for node in fault.nodes}))
+def test_each_fault_has_tests_that_exist(node: str) -> None:
+    file, _, function = node.partition("::")
+    assert re.search(rf"^def {function}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), node
+
+
+def test_a_fault_has_a_test_or_a_reason() -> None:
+    assert all(bool(fault.tests) != bool(fault.missing) for fault in ALL)
+    assert len({fault.what for fault in ALL}) == len(ALL)
+
+
+def test_the_page_shows_the_table() -> None:
+    text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    assert text.endswith(page()), "python -c 'from tests.faults.table import page; print(page())' writes its tables"
+
+
+def test_the_verdict_of_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "r.xml").write_text(
+        '<testsuites><testsuite><testcase classname="tests.test_a" name="test_b[1]"/>'
+        '<testcase classname="tests.test_a" name="test_b[2]"><failure/></testcase>'
+        '<testcase classname="tests.test_a" name="test_c"><skipped/></testcase></testsuite></testsuites>'
+    )
+    assert results(tmp_path / "r.xml") == {
+        "tests/test_a.py::test_b": {"passed", "failed"},
+        "tests/test_a.py::test_c": {"skipped"},
+    }
+    assert [verdict(set(kinds)) for kinds in (["passed", "failed"], ["passed", "skipped"], ["skipped"])] == [
+        "failed",
+        "passed",
+        "skipped",
+    ]
+
+
+def _rlft(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, in a shell that runs `before` first."""
+    command = f"{before} exec {sys.executable} -m rlft {' '.join(arguments)}"
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
+
+
+def _can_mount() -> bool:
+    command = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
+
+
+@pytest.mark.skipif(not _can_mount(), reason="a small disk needs the right to mount one")
+@pytest.mark.parametrize("size", ["150k", "700k"])
+def test_a_full_disk_is_named_with_its_bytes(config_file: Path, tmp_path: Path, size: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size={size} tmpfs {disk} &&"
+    command = (
+        f"{mount} {sys.executable} -m rlft train {config_file} steps=40 checkpoint.every=1 output_dir={disk}; code=$?; "
+    )
+    command += f"ls {disk}/tiny/checkpoints >&2; exit $code"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, timeout=100, check=False, cwd=ROOT
+    )
+    told = " ".join(done.stderr.split())
+    assert done.returncode == 1
+    assert re.search(rf"error: No space left on device: {disk}/\S+ \(\d+ bytes are free there\)", told), told
+    assert "Traceback" not in told
+    assert f"rlft resume {disk}/tiny" in told
+
+
+def test_a_folder_that_may_not_be_written_is_named(config_file: Path) -> None:
+    done = _rlft("train", str(config_file), "steps=1", "output_dir=/proc/nowhere")
+    assert done.returncode == 1
+    assert "/proc/nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_adapter_of_a_finished_run_is_noticed(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("steps=2", "evaluation.tasks=2")
+    launch.train(config)
+    file = config.run_dir / "adapters" / "v000002" / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:100]):
+        file.write_bytes(damaged)
+        launch.resume(config.run_dir)
+        assert "is not the adapter of step 2 (damaged?); it is written again" in " ".join(
+            capsys.readouterr().err.split()
+        )
+        assert file.read_bytes() == whole
+    file.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is damaged"):
+        read_folder(file.parent)
