@@ -41,7 +41,7 @@ def rlft(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     def run(*arguments: str | Path) -> Ended:
         monkeypatch.setattr(sys, "argv", ["rlft", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(main.signal, "signal", lambda *_: None)  # the handler would stay in the tests' process
+        monkeypatch.setattr(main.interrupts, "install", lambda: None)  # the handlers would stay in the tests' process
         capfd.readouterr()
         try:
             main.main()

@@ -260,10 +260,9 @@ def main() -> None:
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:
-        is_systems = isinstance(error, OSError) and not isinstance(error, ConnectionError)
-        Console(stderr=True).print(
-            Text(visible(f"error: {describe_os_error(error) if is_systems else error}"), style="red"), soft_wrap=True
-        )
+        is_of_files = isinstance(error, OSError) and not isinstance(error, ConnectionError)
+        told = describe_os_error(error) if is_of_files else str(error)  # type: ignore[arg-type]
+        Console(stderr=True).print(Text(visible(f"error: {told}"), style="red"), soft_wrap=True)
         sys.exit(1)
 
 
