@@ -189,7 +189,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
         "train differs from row 0 on in another process",
     ),
     "another process": (
-        {"load": "import os; assert os.getppid() != MAIN, 'only here'"},
+        {"load": "import os; assert os.getpid() == MAIN, 'only here'"},
         "same arguments, same tasks",
         "AssertionError: only here",
     ),

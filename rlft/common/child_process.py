@@ -1,5 +1,7 @@
 """Child processes of this project: a fresh Python interpreter that serves its parent over a socket and dies with it.
 
+So does everything that it started, daemons included: `child_guard.py`.
+
 Scoring, loading an environment a second time, and vLLM run in one. They are started with `subprocess`, not
 `multiprocessing`: a fork would copy the locks of ray's and torch's threads, and multiprocessing's spawn would run the
 parent's `__main__` again.
@@ -24,6 +26,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any
 
+from rlft.common.child_guard import CLEANING_LIMIT_S, fork_guarded
+
 TRANSFER_LIMIT_S = 10
 """Time that the child may take to take one message in; only a stuck process needs more than milliseconds."""
 ENDING_LIMIT_S = 1.0
@@ -37,9 +41,8 @@ SHOWN_OUTPUT = 3000
 class ChildProcess:
     """A child process that runs one function: `main(connection)`.
 
-    It leads its own session, so that one signal reaches its children and the terminal's Ctrl-C does not reach it. On
-    Linux the kernel kills it and its process group when the parent is gone, however that ended. Its parent ends it with
-    `kill`.
+    It leads its own session, so the terminal's Ctrl-C does not reach it. Its guard ends it and all that it has started
+    when the parent is gone, however that ended. Its parent ends it with `kill`.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class ChildProcess:
         finally:
             theirs.close()
             os.close(lifeline)
-        self.pid = self._process.pid
+        self.pid = self._process.pid  # the guard's; it ends like the child
         self.connection = Connection(ours.detach())
         self._exit = _exit_handle(self.pid)
         self._received = bytearray()
@@ -187,24 +190,29 @@ class ChildProcess:
         return os.pread(descriptor, SHOWN_OUTPUT, start).decode(errors="replace").strip()
 
     def _kill(self) -> str:
-        import psutil  # which the child, too, would import
-
-        children = []
-        with suppress(psutil.Error):
-            children = psutil.Process(self.pid).children(recursive=True)
-        with suppress(ProcessLookupError, PermissionError):  # no member is left; macOS says it the second way
-            os.killpg(self.pid, signal.SIGKILL)
-        for child in children:  # those that left the session
-            with suppress(psutil.Error):
-                child.kill()
-        code = self._process.wait()
+        os.close(self._lifeline)  # its guard ends it, then itself
+        try:
+            code = self._process.wait(CLEANING_LIMIT_S + ENDING_LIMIT_S)
+        except subprocess.TimeoutExpired:  # the child has stopped its guard
+            code = self._kill_tree()
         self._printed = self.printed()
         self._output.close()
         self.connection.close()
-        os.close(self._lifeline)
         if self._exit is not None:
             os.close(self._exit)
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    def _kill_tree(self) -> int:
+        import psutil  # which the child, too, would import
+
+        descendants = []
+        with suppress(psutil.Error):
+            descendants = psutil.Process(self.pid).children(recursive=True)
+        for process in descendants:
+            with suppress(psutil.Error):
+                process.kill()
+        self._process.kill()
+        return self._process.wait()
 
 
 def python_command(main: Callable[[], None], *arguments: str) -> list[str]:
@@ -220,30 +228,15 @@ def python_command(main: Callable[[], None], *arguments: str) -> list[str]:
 
 
 def _serve() -> None:
-    """Run in the child: tie it to its parent, then call the function that the parent named."""
+    """Run in the child: leave a guard behind, then call the function that the parent named."""
     name, channel, lifeline = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     sys.argv = [name]  # code that reads its arguments must not find ours
     for descriptor in (channel, lifeline):
         os.set_inheritable(descriptor, False)
+    fork_guarded(lifeline, channel)
     os.dup(channel)  # kept open until the kernel closes it: the parent is to see an end when it has come
-    _end_with_parent(lifeline)
     module, _, function = name.partition(":")
     getattr(importlib.import_module(module), function)(Connection(channel))
-
-
-def _end_with_parent(lifeline: int) -> None:
-    """Have the kernel kill this process group when the parent's end of the pipe `lifeline` closes.
-
-    A socket tells an idle process that its parent is gone, but one that is busy or hangs never looks at it.
-    PR_SET_PDEATHSIG is no help: it fires when the thread that started us ends, and it spares our children.
-    """
-    if sys.platform == "linux":
-        import fcntl
-
-        with suppress(OSError):  # a kernel without it: this process still ends when it next reads the socket
-            fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-            fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _exit_handle(pid: int) -> int | None:

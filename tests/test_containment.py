@@ -1,0 +1,183 @@
+"""What rewards do besides scoring: it ends with their processes, and reaches neither the run nor the machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlft.common import child_process
+from rlft.reward.scoring import Scorer
+from rlft.types import RewardSpec
+from tests.test_scoring import ROOT, gone, kinds, make_group
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
+
+REWARDS = '''
+import os, signal, subprocess, sys, time
+
+def leave(completion, pid_file):
+    """Leaves a daemon as daemons are made: two forks, a session of its own, no environment, nothing of ours open."""
+    if os.fork() == 0:
+        os.setsid()
+        if daemon := os.fork():
+            with open(pid_file, "a") as file:
+                file.write(f"{daemon}\\n")
+            os._exit(0)
+        os.closerange(0, 256)
+        os.execve("/bin/sleep", ["sleep", "600"], {})
+    os.wait()
+    if completion == "crash":
+        os._exit(3)
+    if completion == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if completion == "hang":
+        time.sleep(60)
+    return 1.0
+
+def orphan(completion):
+    """Leaves processes whose parents have ended, and which soon end, too."""
+    subprocess.run(["sh", "-c", "(sleep 0.05 &); (sleep 0.05 &)"], check=True)
+    return 1.0
+
+def guard(completion):
+    """Does something to the process that watches this one."""
+    if completion in ("SIGKILL", "SIGSTOP"):
+        os.kill(os.getppid(), getattr(signal, completion))
+        time.sleep(60)
+    return 1.0
+'''
+
+
+@pytest.fixture
+def reward(tmp_path: Path) -> Callable[..., RewardSpec]:
+    """Spec of one of the functions above, by name."""
+    (tmp_path / "unruly.py").write_text(REWARDS)
+    return lambda function, **args: RewardSpec(path=f"{tmp_path}/unruly.py:{function}", args=args)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def pids(file: Path) -> list[int]:
+    """The ids in a file."""
+    return [int(pid) for pid in file.read_text().split()]
+
+
+# Daemons.
+
+
+@linux
+def test_daemons_of_a_reward_end_with_its_process(reward: Callable[..., RewardSpec], tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    with Scorer([reward("leave", pid_file=str(file))], workers=2, deadline_s=20.0, log_dir=None) as scorer:
+        assert set(kinds(scorer.score([make_group(*["x"] * 40)])[0])) == {"Score"}
+        daemons = pids(file)
+        assert len(daemons) == 40
+        time.sleep(0.2)  # the last one becomes what it will be
+        assert {(psutil.Process(pid).name(), *psutil.Process(pid).environ()) for pid in daemons} == {("sleep",)}
+    assert [pid for pid in daemons if not gone(pid)] == []
+
+
+@linux
+@pytest.mark.parametrize(("how", "kind"), [("crash", "crash"), ("segfault", "crash"), ("hang", "timeout")])
+def test_daemons_end_when_their_process_is_replaced(
+    reward: Callable[..., RewardSpec], tmp_path: Path, how: str, kind: str
+) -> None:
+    file = tmp_path / "pids"
+    with Scorer([reward("leave", pid_file=str(file))], workers=1, deadline_s=2.0, log_dir=None) as scorer:
+        assert kinds(scorer.score([make_group("x", how, "x")])[0]) == ["Score", kind, "Score"]
+        first, second, third = pids(file)
+        assert [gone(first), gone(second)] == [True, True]
+        assert psutil.pid_exists(third)
+    assert gone(third)
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {root!r})
+from rlft.reward.scoring import Scorer
+from rlft.types import RewardSpec
+from tests.test_scoring import make_group
+spec = RewardSpec(path={path!r}, args={{"pid_file": {file!r}}})
+scorer = Scorer([spec], workers=2, deadline_s=60.0, log_dir=None)
+scorer.score([make_group("x", "x", "x")])
+print("scored", flush=True)
+scorer.score([make_group({reply!r})])
+sys.stdin.read()
+"""
+
+
+@linux
+@pytest.mark.parametrize("reply", ["x", "hang"])
+def test_daemons_end_when_the_driver_is_killed(reward: Callable[..., RewardSpec], tmp_path: Path, reply: str) -> None:
+    file = tmp_path / "pids"
+    code = DRIVER.format(root=str(ROOT), path=reward("leave").path, file=str(file), reply=reply)
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "scored\n"
+        until = time.monotonic() + 20
+        while len(daemons := pids(file)) < 4 and time.monotonic() < until:
+            time.sleep(0.05)
+        tree = psutil.Process(driver.pid).children(recursive=True)
+        assert {process.pid for process in tree} > set(daemons)
+        driver.kill()
+    assert [process for process in tree if not gone(process.pid)] == []
+
+
+# The guard.
+
+
+@linux
+def test_orphans_that_end_are_not_kept_as_zombies(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("orphan")], workers=1, deadline_s=20.0, log_dir=None) as scorer:
+        assert scorer.score([make_group(*"abcde")])[0].scores == [1.0] * 5
+        time.sleep(0.3)
+        (guard,) = [p for p in psutil.Process().children() if "rlft.reward.worker:main" in p.cmdline()]
+        assert len(guard.children(recursive=True)) == 1
+
+
+@linux
+def test_a_reward_that_kills_its_guard_ends_itself(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("guard")], workers=1, deadline_s=20.0, log_dir=None) as scorer:
+        assert kinds(scorer.score([make_group("SIGKILL", "fine")])[0]) == ["crash", "Score"]
+        assert scorer.stats.seconds < 15
+
+
+@linux
+def test_a_reward_that_stops_its_guard_is_killed_nevertheless(
+    reward: Callable[..., RewardSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_process, "CLEANING_LIMIT_S", 0.1)
+    with Scorer([reward("guard")], workers=1, deadline_s=0.5, log_dir=None) as scorer:
+        assert kinds(scorer.score([make_group("SIGSTOP", "fine")])[0]) == ["timeout", "Score"]
+
+
+@linux
+def test_terminating_a_guard_is_left_to_its_parent() -> None:
+    child = child_process.ChildProcess(_answer)
+    try:
+        child.send(1)
+        assert child.receive(60) == 1
+        os.kill(child.pid, signal.SIGTERM)
+        child.send(2)
+        assert child.receive(60) == 2
+    finally:
+        assert child.kill() == "was killed by SIGKILL"
+
+
+def _answer(connection: child_process.Connection) -> None:
+    while True:
+        connection.send(connection.recv())
