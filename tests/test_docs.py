@@ -120,11 +120,6 @@ def test_python_that_a_page_shows_imports_public_names_only(page: Path) -> None:
 # Docstrings.
 
 REFERENCE = re.compile(r"(?:See |Likewise|The same(?:\b)|As `|As with |Of this )")
-MAY_REFER = {
-    "reward/loading.py",
-    "reward/scoring.py",
-}
-"""Files below rlft/ whose docstrings may still begin with nothing but a reference."""
 
 
 def docstrings(source: str) -> list[tuple[str, int, str]]:
@@ -150,8 +145,7 @@ def only_references(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "rlft").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT / "rlft")))
 def test_the_first_line_of_a_docstring_says_something(path: Path) -> None:
-    if str(path.relative_to(ROOT / "rlft")) not in MAY_REFER:
-        assert only_references(path.read_text(encoding="utf-8")) == []
+    assert only_references(path.read_text(encoding="utf-8")) == []
 
 
 def test_a_docstring_that_only_refers_would_be_found() -> None:

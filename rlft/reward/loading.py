@@ -44,7 +44,7 @@ def load(path: str) -> RewardFunction:
 
 
 def absolute(path: str) -> str:
-    """The same reward, named independently of the working directory."""
+    """A reward's path as an absolute one, so that it names the same function from any working directory."""
     return by_path.absolute(path, shipped=SHIPPED)
 
 

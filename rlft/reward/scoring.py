@@ -137,7 +137,7 @@ class Scorer:
         self._deadline_s, self._columns_checked, self._closed = deadline_s, columns is not None, False
         self._pool: ScoringPool | None = None
         self.stats = ScoringStats()
-        """Of the last call of `score`."""
+        """How the processes did in the last call of `score`."""
         if workers and self._called:
             self._pool = ScoringPool(self._called, workers=workers, log_dir=log_dir)
             self._loaded = self._pool.loaded
@@ -175,7 +175,7 @@ class Scorer:
             self._pool.close()
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
-        """The same groups in the same order, with the outcome of every trajectory filled in.
+        """Score every trajectory: the groups in their order, with all outcomes filled in.
 
         A trajectory that has failed already, since its environment raised, stays as it is and no reward sees it.
 
@@ -219,7 +219,7 @@ class Scorer:
                     table[g, member, reward] = outcome
 
     def _reproduce_on_learner(self, spec: RewardSpec, group: Group, member: int) -> str:
-        """The same reward model as a function, which loads a base of its own."""
+        """A reward model on the learner's base as a function that loads a base of its own."""
         reply = {"role": "assistant", "content": group.trajectories[member].text}
         arguments = {"prompts": [[*map(dict, group.task.messages)]], "completions": [[reply]]}
         path = "rewards.reward_model:reward_model"
