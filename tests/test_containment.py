@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlft.common import child_process
+from rlft.common import bounded_log, child_process
+from rlft.common.bounded_log import LOG_LIMIT, BoundedLog
 from rlft.reward.scoring import Scorer
 from rlft.types import RewardSpec
 from tests.test_scoring import ROOT, gone, kinds, make_group
@@ -45,6 +47,15 @@ def leave(completion, pid_file):
 def orphan(completion):
     """Leaves processes whose parents have ended, and which soon end, too."""
     subprocess.run(["sh", "-c", "(sleep 0.05 &); (sleep 0.05 &)"], check=True)
+    return 1.0
+
+def shout(completion):
+    """Prints a megabyte at a time, then one more line."""
+    for _ in range(int(completion)):
+        os.write(1, b"x" * 999_999 + b"\\n")
+    print("the end of", completion, flush=True)
+    if completion == "3":
+        os._exit(1)
     return 1.0
 
 def guard(completion):
@@ -181,3 +192,62 @@ def test_terminating_a_guard_is_left_to_its_parent() -> None:
 def _answer(connection: child_process.Connection) -> None:
     while True:
         connection.send(connection.recv())
+
+
+# Output.
+
+
+def dropped(text: str) -> list[int]:
+    return [
+        int(number) for number in re.findall(r"^\[\.\.\. (\d+) bytes of output were dropped here", text, re.MULTILINE)
+    ]
+
+
+def test_what_rewards_print_is_bounded_and_its_end_is_kept(reward: Callable[..., RewardSpec], tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    with Scorer([reward("shout")], workers=1, deadline_s=60.0, log_dir=logs) as scorer:
+        # 0, 2 and 3 million bytes, the latter twice, since the process dies each time; then 200 million
+        assert kinds(scorer.score([make_group("0", "2", "3", "3", "200", "0")])[0]) == [
+            *("Score", "Score", "crash", "crash", "Score", "Score")
+        ]
+    (log,) = logs.iterdir()
+    text = log.read_text()
+    assert len(text) < LOG_LIMIT + 200
+    assert text.startswith("the end of 0\n")
+    assert text.endswith("the end of 200\nthe end of 0\n")
+    (number,) = dropped(text)
+    # What is missing and what is there is what was printed: 208 times a million, and six lines.
+    notice = next(line for line in text.splitlines(keepends=True) if line.startswith("[..."))
+    printed = 208 * 10**6 + sum(len(f"the end of {reply}\n") for reply in ("0", "2", "3", "3", "200", "0"))
+    assert number + len(text) - len(notice) - 1 == printed
+
+
+def test_printing_much_holds_nobody_up(reward: Callable[..., RewardSpec], tmp_path: Path) -> None:
+    # Half a gigabyte within the deadline of one sample, with and without a log.
+    for log_dir in (tmp_path / "logs", None):
+        with Scorer([reward("shout")], workers=1, deadline_s=60.0, log_dir=log_dir) as scorer:
+            assert kinds(scorer.score([make_group("500")])[0]) == ["Score"]
+    assert sum(file.stat().st_size for file in (tmp_path / "logs").iterdir()) < LOG_LIMIT + 200
+
+
+@pytest.mark.parametrize("sizes", [[7] * 500, [1000, 3], [300, 1, 299, 900], [150, 150, 150, 149]])
+def test_a_log_keeps_its_beginning_its_end_and_the_count(
+    tmp_path: Path, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_log, "KEPT", 100)
+    written = b""
+    for size in sizes:
+        data = bytes(65 + (len(written) + n) % 26 for n in range(size))
+        written += data
+        with (tmp_path / "log").open("ab+") as file:  # by another process each time
+            BoundedLog(file.fileno(), limit=600).write(data)
+        kept = (tmp_path / "log").read_bytes()
+        if len(written) <= 600:
+            assert kept == written
+            continue
+        beginning, notice, end = re.split(rb"\n(\[.*\])\n", kept)
+        assert written.startswith(beginning)
+        assert len(beginning) == 300
+        assert written.endswith(end)
+        assert 100 <= len(end) <= 300
+        assert dropped(notice.decode()) == [len(written) - len(beginning) - len(end)]

@@ -5,6 +5,8 @@ asked for. On Linux the guard is a subreaper: a process whose own parent has end
 session it leads and however often it forked, so nothing slips away. When the child has ended, or the parent is gone,
 however that ended, the guard kills its children until it has none.
 
+What they print goes through the guard into a log that stays small, whatever they print.
+
 What it cannot hold is code that attacks it: processes of one user may kill each other. Elsewhere than on Linux it finds
 only what is in the child's process group, or still has its parents.
 """
@@ -22,8 +24,12 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from rlft.common.bounded_log import BoundedLog
+
 CLEANING_LIMIT_S = 5.0
 """Time to kill what the child has left behind; only a process that the kernel cannot end needs more than a little."""
+READ_SIZE = 2**20
+"""Bytes that are read at a time."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
@@ -31,7 +37,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 def fork_guarded(lifeline: int, channel: int) -> None:
     """Fork, and return in the child alone, which leads a session of its own.
 
-    To be called before anything has started a thread.
+    To be called before anything has started a thread, in a process whose stdout is an open file; see `BoundedLog`.
 
     Args:
         lifeline: a pipe's reading end, whose other end the parent alone holds; the guard's.
@@ -39,22 +45,28 @@ def fork_guarded(lifeline: int, channel: int) -> None:
     """
     guard = os.getpid()
     _control_process(_PR_SET_CHILD_SUBREAPER, 1)
+    printed, printing = os.pipe()
     child = os.fork()
     if child:
         try:
             os.close(channel)
-            _end_like(_guard(child, lifeline))
+            os.close(printing)
+            _end_like(_guard(child, lifeline, printed))
         finally:
             os._exit(1)
-    os.close(lifeline)
+    for stream in (1, 2):
+        os.dup2(printing, stream)
+    for descriptor in (lifeline, printed, printing):
+        os.close(descriptor)
     os.setsid()
     _control_process(_PR_SET_PDEATHSIG, signal.SIGKILL)  # if the guard is killed, this process is, too
     if os.getppid() != guard:
         os._exit(1)
 
 
-def _guard(child: int, lifeline: int) -> int:
+def _guard(child: int, lifeline: int, printed: int) -> int:
     """Wait until the child has ended or the parent is gone, then end the rest; the child's wait status."""
+    log = BoundedLog(1)
     faulthandler.disable()  # the child writes its own
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # its parent's end ends it
         signal.signal(number, signal.SIG_IGN)
@@ -62,16 +74,33 @@ def _guard(child: int, lifeline: int) -> int:
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    events = select.poll()
+    for descriptor in (lifeline, woken, printed):
+        events.register(descriptor, select.POLLIN)
     is_parent_alive = True
     status = _reap(child)[0]
     while status is None and is_parent_alive:
-        ready, _, _ = select.select([lifeline, woken], [], [])
+        ready = {descriptor for descriptor, _ in events.poll()}
         if woken in ready:
             os.read(woken, 4096)
+        if printed in ready and not _pass_on(printed, log):
+            events.unregister(printed)
         is_parent_alive = lifeline not in ready  # nothing is ever written to it
         status = _reap(child)[0]
     ended = _end_children(child)
+    os.set_blocking(printed, False)
+    with contextlib.suppress(BlockingIOError):  # something that could not be killed may print more
+        while _pass_on(printed, log):
+            pass
     return ended if status is None else status
+
+
+def _pass_on(printed: int, log: BoundedLog) -> bool:
+    """Log some of what was printed; whether there can be more."""
+    data = os.read(printed, READ_SIZE)
+    with contextlib.suppress(OSError):  # the disk is full; the child must be able to go on
+        log.write(data)
+    return bool(data)
 
 
 def _end_children(child: int) -> int:

@@ -61,7 +61,8 @@ class ChildProcess:
 
         Args:
             main: a module's function, which the child imports by its name.
-            log: file that what it prints is appended to; if not given, its end is kept for `printed` alone.
+            log: file that what it prints is appended to, and whose size is bounded (`BoundedLog`); if not given, it is
+                kept for `printed` alone.
             threads: OpenMP's threads; if not given, what the environment says.
             defaults: environment variables for the child, where this process has none of that name.
             environment: environment variables for the child, whatever this process has.
@@ -181,7 +182,10 @@ class ChildProcess:
         return self._ending
 
     def printed(self) -> str:
-        """The end of what it has printed, stripped, also after `kill`; empty where it printed nothing."""
+        """The end of what it has printed, stripped, also after `kill`; empty where it printed nothing.
+
+        While it runs, its last lines may still be missing.
+        """
         if self._output.closed:
             return self._printed
         descriptor = self._output.fileno()
