@@ -120,7 +120,7 @@ class Scorer:
             specs: rewards with distinct names, at least one with a weight.
             workers: number of processes; 0 scores in this process, without deadlines.
             deadline_s: seconds that one trajectory may take; a call for a whole group may take their sum.
-            log_dir: what the rewards print is appended to `scoring-N.log` there, files of a bounded size; None drops it.
+            log_dir: what the rewards print is appended to `scoring-N.log` there, up to a bound; None drops it.
             columns: the tasks' columns, to check parameters right away; None waits for the first groups.
             learner: scores the reward models on the learner's base, in the order of `specs`.
 
