@@ -1,4 +1,7 @@
-"""A served model as judge: how well the reply answers, from 0 to 1. Set `scoring.deadline_s` above `deadline_s`."""
+"""A served model as judge: how well the reply answers, from 0 to 1.
+
+Set `scoring.deadline_s` above `deadline_s`, and name the variable of `api_key_env` in `scoring.environment`, too.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from rlft.common.by_path import did_you_mean
+from rlft.common.variables import check_names
 from rlft.objectives.algorithm import Loss, PolicyObjective, PreferenceObjective
 from rlft.objectives.presets import PRESETS, kind_of, preset_fields, refuse_unused
 from rlft.types import RewardSpec
@@ -85,6 +86,9 @@ class ScoringConfig(Strict):
     """Seconds that one sample may take before its process is killed."""
     max_failed: float = Field(0.1, ge=0, le=1)
     """Share of a step's or an evaluation's samples that may fail to be scored before the run stops."""
+    environment: Annotated[tuple[str, ...], AfterValidator(check_names)] = ()
+    """Names of environment variables that scoring processes get besides a list of harmless ones, as in
+    `[OPENAI_API_KEY]`; keys and other secrets do not reach them otherwise."""
 
 
 class SamplingConfig(Strict):

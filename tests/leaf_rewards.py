@@ -21,6 +21,11 @@ def in_driver(completion: str, driver: int) -> float:
     return float(os.getpid() == driver)
 
 
+def sees(completion: str, variable: str) -> float:
+    """1 where the environment has the variable."""
+    return float(variable in os.environ)
+
+
 def slow(completion: str) -> float:
     """A reward that takes its time."""
     time.sleep(0.5)

@@ -47,6 +47,10 @@ def trouble(kind: str) -> dict[str, Any]:
 
 
 LONG = {"environment": {"path": "tests.observables:letters_with", "args": {"long": 300}, "overlong": "drop"}}
+SEES = {
+    "rewards": [{"path": "tests.leaf_rewards:sees", "args": {"variable": "PYTEST_CURRENT_TEST"}}],
+    "scoring.workers": 1,
+}
 STRIPES = {"rewards": [{"path": "tests.leaf_rewards:stripes"}]}
 RL: list[Row] = [
     ("name", "other", see.place, {}),
@@ -78,6 +82,7 @@ RL: list[Row] = [
     ("scoring.workers", 1, see.scored, {"rewards": [{"path": "tests.leaf_rewards:in_driver", "args": "{driver}"}]}),
     ("scoring.deadline_s", 0.1, see.scored, {"rewards": [{"path": "tests.leaf_rewards:slow"}], "scoring.workers": 1}),
     ("scoring.max_failed", 0.3, see.stops_on_failures, {}),
+    ("scoring.environment", ["PYTEST_CURRENT_TEST"], see.scored, SEES),
     ("sampling.temperature", 0.7, see.requested, {}),
     ("sampling.top_p", 0.9, see.requested, {}),
     ("sampling.top_k", 9, see.requested, {}),

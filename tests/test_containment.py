@@ -14,11 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rlft import config_file
 from rlft.common import bounded_log, child_process
 from rlft.common.bounded_log import LOG_LIMIT, BoundedLog
+from rlft.config import RunConfig
 from rlft.reward.scoring import Scorer
-from rlft.types import RewardSpec
-from tests.test_scoring import ROOT, gone, kinds, make_group
+from rlft.types import Failed, RewardSpec, Score
+from tests.fakes_server import reply, serve
+from tests.test_scoring import ROOT, gone, kinds, make_group, outcomes
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
 
@@ -57,6 +60,12 @@ def shout(completion):
     if completion == "3":
         os._exit(1)
     return 1.0
+
+def variables(completion):
+    """1 for each variable that it sees, or a failure for want of the one that the reply names."""
+    if completion != "all":
+        os.environ[completion]
+    return {name: 1.0 for name in os.environ}
 
 def guard(completion):
     """Does something to the process that watches this one."""
@@ -192,6 +201,91 @@ def test_terminating_a_guard_is_left_to_its_parent() -> None:
 def _answer(connection: child_process.Connection) -> None:
     while True:
         connection.send(connection.recv())
+
+
+# Environment variables.
+
+SECRETS = ("OPENAI_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "HF_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_PAT")
+SECRETS += ("RLFT_PASSWORD", "RAY_AUTH_TOKEN", "SSH_AUTH_SOCK", "DATABASE_URL")
+HARMLESS = ("PATH", "HOME", "LANG", "LC_TIME", "TMPDIR", "TZ", "PYTHONWARNINGS", "VIRTUAL_ENV", "HF_HOME")
+HARMLESS += ("HF_HUB_OFFLINE", "RLFT_CACHE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NO_PROXY")
+HARMLESS += ("TOKENIZERS_PARALLELISM", "SSL_CERT_FILE", "LD_LIBRARY_PATH")
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An environment with harmless variables and secrets."""
+    for name in (*SECRETS, *(name for name in HARMLESS if name not in os.environ)):
+        monkeypatch.setenv(name, str(tmp_path) if name == "TMPDIR" else "1")
+    monkeypatch.setenv("HTTPS_PROXY", "http://somebody:password@proxy.example:8080")
+    monkeypatch.setenv("http_proxy", "http://proxy.example:8080")
+
+
+def seen(spec: RewardSpec, environment: tuple[str, ...] = ()) -> set[str]:
+    with Scorer([spec], workers=1, deadline_s=20.0, log_dir=None, environment=environment) as scorer:
+        (outcome,) = outcomes(scorer.score([make_group("all")])[0])
+    assert isinstance(outcome, Score)
+    return {name.partition("/")[2] for name in outcome.parts} - {""}
+
+
+@pytest.mark.usefixtures("variables")
+def test_secrets_reach_a_reward_only_by_name(reward: Callable[..., RewardSpec]) -> None:
+    plain = seen(reward("variables"))
+    assert plain >= {*HARMLESS, "http_proxy", "PYTHONHASHSEED"}
+    assert plain & {*SECRETS, "HTTPS_PROXY"} == set()
+    assert seen(reward("variables"), ("OPENAI_API_KEY", "HTTPS_PROXY")) == plain | {"OPENAI_API_KEY", "HTTPS_PROXY"}
+
+
+@pytest.mark.usefixtures("variables")
+def test_a_secret_is_not_in_the_process_nor_in_its_guard(reward: Callable[..., RewardSpec]) -> None:
+    with Scorer([reward("variables")], workers=1, deadline_s=20.0, log_dir=None):
+        (guard,) = [p for p in psutil.Process().children() if "rlft.reward.worker:main" in p.cmdline()]
+        for process in (guard, *guard.children(recursive=True)):
+            assert process.environ().keys() & set(SECRETS) == set()
+
+
+@pytest.mark.usefixtures("variables")
+def test_a_failure_for_want_of_a_variable_says_what_to_set(reward: Callable[..., RewardSpec], tmp_path: Path) -> None:
+    with Scorer([reward("variables")], workers=1, deadline_s=20.0, log_dir=None) as scorer:
+        told, unset = outcomes(scorer.score([make_group("OPENAI_API_KEY", "NEVER_SET")])[0])
+    assert isinstance(told, Failed)
+    assert told.message.endswith(
+        "KeyError: 'OPENAI_API_KEY'\nOPENAI_API_KEY is set, but scoring processes get it only with "
+        "`scoring: {environment: [OPENAI_API_KEY]}`"
+    )
+    assert isinstance(unset, Failed)
+    assert unset.message.endswith("KeyError: 'NEVER_SET'")
+    (tmp_path / "keyed.py").write_text("import os\nKEY = os.environ['GITHUB_PAT']\ndef r(completion): return 1.0\n")
+    with pytest.raises(ValueError, match=r"(?s)KeyError: 'GITHUB_PAT'.*only with `scoring: .environment: \[GITHUB_PAT"):
+        Scorer([RewardSpec(path=f"{tmp_path}/keyed.py:r")], workers=1, deadline_s=20.0, log_dir=None)
+
+
+@pytest.mark.usefixtures("variables")
+def test_a_judge_without_its_key_says_which_setting_it_needs() -> None:
+    with serve(lambda body, number: reply("Score: 10")) as server:
+        spec = RewardSpec(
+            path="rewards.judge:helpfulness", args={"base_url": server.base_url, "api_key_env": "OPENAI_API_KEY"}
+        )
+        for environment in ((), ("OPENAI_API_KEY",)):
+            with Scorer([spec], workers=1, deadline_s=60.0, log_dir=None, environment=environment) as scorer:
+                (outcome,) = outcomes(scorer.score([make_group("x")])[0])
+            if environment:
+                assert outcome == Score(value=1.0, parts={"helpfulness": 1.0})
+            else:
+                assert isinstance(outcome, Failed)
+                assert "with `scoring.environment: [OPENAI_API_KEY]`" in outcome.message
+                assert outcome.message.count("scoring") == 2  # it is said once
+    assert [headers["authorization"] for headers in server.headers] == ["Bearer 1"]
+
+
+def test_names_are_checked_before_anything_starts(reward: Callable[..., RewardSpec], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"scoring\.environment names NEVER_SET, which is not set here"):
+        Scorer([reward("variables")], workers=1, deadline_s=5.0, log_dir=None, environment=("NEVER_SET",))
+    file = tmp_path / "config.yaml"
+    file.write_text("scoring: {environment: [OPENAI_API_KEY=sk-123]}\n")
+    with pytest.raises(ValueError, match=r"'OPENAI_API_KEY'\.\.\. is no name of an environment variable") as caught:
+        config_file.load(file, [], RunConfig)
+    assert "sk-123" not in str(caught.value)
 
 
 # Output.

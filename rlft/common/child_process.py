@@ -51,23 +51,24 @@ class ChildProcess:
         *,
         log: Path | None = None,
         threads: int | None = None,
+        inherited: Mapping[str, str] | None = None,
         defaults: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Start it.
-
-        It inherits this process's environment variables, but for the key of the Ray cluster: what it runs may be what a
-        model wrote.
 
         Args:
             main: a module's function, which the child imports by its name.
             log: file that what it prints is appended to, and whose size is bounded (`BoundedLog`); if not given, it is
                 kept for `printed` alone.
             threads: OpenMP's threads; if not given, what the environment says.
-            defaults: environment variables for the child, where this process has none of that name.
+            inherited: environment variables that it gets from this process; if not given, all but the key of the Ray
+                cluster.
+            defaults: environment variables for the child, where it inherits none of that name.
             environment: environment variables for the child, whatever this process has.
         """
-        inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+        if inherited is None:
+            inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
         limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         ours, theirs = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", TRANSFER_LIMIT_S, 0))

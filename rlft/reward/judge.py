@@ -37,7 +37,9 @@ def judge(
 
     Args:
         parse: the verdict in a reply, None where there is none; see `score` and `passed`.
-        base_url, model, api_key_env: see `chat_server.connect`.
+        base_url, model: see `chat_server.connect`.
+        api_key_env: environment variable that holds the key, which `scoring.environment` has to name, too; empty for
+            servers that want none.
         deadline_s: seconds for everything; keep it below `scoring.deadline_s`, which kills the process.
         attempts: replies that are asked for until one can be read; from the second on at temperature 1 and with
             another seed, or they would be the same.
@@ -48,6 +50,7 @@ def judge(
         None if no reply could be read.
 
     Raises:
+        ValueError: the environment variable is not set here.
         TimeoutError: the deadline passed.
         RuntimeError: the server cannot be reached or refuses; what it said.
     """
@@ -89,4 +92,9 @@ def passed(reply: str) -> bool | None:
 @functools.cache
 def _client(base_url: str, api_key_env: str, retries: int, process: int) -> Any:
     """Kept between calls; one for each process, since connections do not survive a fork."""
+    if api_key_env and not os.environ.get(api_key_env):
+        raise ValueError(
+            f"the environment variable {api_key_env}, which api_key_env names, is not set here; set it where rlft is "
+            f"started, and let it pass to the scoring processes with `scoring.environment: [{api_key_env}]`"
+        )
     return connect(base_url, api_key_env=api_key_env, timeout_s=60.0, retries=retries)

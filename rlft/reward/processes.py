@@ -10,18 +10,19 @@ import os
 import pickle
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from rlft.common.child_process import ChildProcess
+from rlft.common.variables import mentioned
 from rlft.reward.answers import ANSWER_LIMIT, Invalid, Loaded, read_outcomes, read_start
 from rlft.reward.contract import failed
 from rlft.reward.worker import main
-from rlft.types import Outcome, RewardSpec
+from rlft.types import Failed, Outcome, RewardSpec
 
 STARTUP_LIMIT_S = 120.0
 """Time that a process may take to import the rewards; no sample is charged for it."""
@@ -65,12 +66,18 @@ class ScoringProcess:
     calls: int = 0
     """Jobs that it got so far; an answer says which of them it is of."""
 
-    def __init__(self, specs: Sequence[RewardSpec], log: Path | None) -> None:
-        """Start it and send the specs; what it prints is appended to `log`, or dropped."""
+    def __init__(self, specs: Sequence[RewardSpec], log: Path | None, variables: Mapping[str, str]) -> None:
+        """Start it and send the specs.
+
+        Args:
+            log: what it prints is appended there, or dropped.
+            variables: its environment.
+        """
         if log:
             log.parent.mkdir(parents=True, exist_ok=True)
         # The order of a set of strings must not depend on which process looks at it.
-        self._child = ChildProcess(main, log=log or Path(os.devnull), defaults={"PYTHONHASHSEED": "0"})
+        defaults = {"PYTHONHASHSEED": "0"}
+        self._child = ChildProcess(main, log=log or Path(os.devnull), inherited=variables, defaults=defaults)
         self._rewards = len(specs)
         self.started = time.monotonic()
         self.expires = self.started + STARTUP_LIMIT_S
@@ -130,13 +137,15 @@ class ScoringProcess:
 class ScoringPool:
     """A fixed number of scoring processes; one that dies or is killed is replaced."""
 
-    def __init__(self, specs: Sequence[RewardSpec], *, workers: int, log_dir: Path | None) -> None:
+    def __init__(
+        self, specs: Sequence[RewardSpec], *, workers: int, log_dir: Path | None, variables: Mapping[str, str]
+    ) -> None:
         """Start them and wait until all have loaded the rewards; ValueError if one cannot."""
         self.restarts = 0
         """Processes replaced so far."""
         self.loaded: list[Loaded] = []
         """What the processes reported about the rewards."""
-        self._specs, self._log_dir = specs, log_dir
+        self._specs, self._log_dir, self._variables = specs, log_dir, variables
         self._processes: list[ScoringProcess] = []
         # Also runs when the interpreter exits.
         self._finalizer = weakref.finalize(self, _stop, self._processes, os.getpid())
@@ -218,7 +227,7 @@ class ScoringPool:
                 outcomes, taken = answer
                 job, process.job = process.job, None
                 assert job
-                yield job, outcomes, min(taken, seconds)
+                yield job, [self._explained(outcome) for outcome in outcomes], min(taken, seconds)
             else:
                 self._greet(process, answer)
 
@@ -252,7 +261,8 @@ class ScoringPool:
             yield job, [failed("timeout", f"no result within {job.limit_s:g} s")] * job.size, seconds
 
     def _start(self, index: int) -> ScoringProcess:
-        return ScoringProcess(self._specs, self._log_dir and self._log_dir / _log_name(index))
+        log = self._log_dir and self._log_dir / _log_name(index)
+        return ScoringProcess(self._specs, log, self._variables)
 
     def _replace(self, process: ScoringProcess) -> None:
         index = self._processes.index(process)
@@ -266,9 +276,22 @@ class ScoringPool:
         text = process.printed()
         return f". The last that it printed:\n{text}" if text else "; it printed nothing"
 
+    def _explained(self, outcome: Outcome) -> Outcome:
+        """The outcome, with what to do where it failed for want of a variable."""
+        if isinstance(outcome, Failed) and (hint := self._hint(outcome.message)):
+            return replace(outcome, message=outcome.message + hint)
+        return outcome
+
+    def _hint(self, problem: str) -> str:
+        """What to do about a problem that mentions a variable which is set here alone; else empty."""
+        names = mentioned(problem, os.environ.keys() - self._variables.keys())
+        if not names or "scoring.environment" in problem:
+            return ""
+        return f"\n{names[0]} is set, but scoring processes get it only with `scoring: {{environment: [{names[0]}]}}`"
+
     def _give_up(self, problem: str) -> NoReturn:
         self.close()
-        raise ValueError(problem)
+        raise ValueError(problem + self._hint(problem))
 
 
 def _stop(processes: list[ScoringProcess], owner: int) -> None:

@@ -20,6 +20,7 @@ are no deadlines. A `Scorer` serves one thread.
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -29,6 +30,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from rlft.common.by_path import describe_error
+from rlft.common.variables import passed
 from rlft.reward.contract import call_arguments, check_columns, combine, failed, failures, read
 from rlft.reward.loading import absolute, reproduce
 from rlft.reward.processes import Done, Job, ScoringPool
@@ -111,6 +113,7 @@ class Scorer:
         workers: int,
         deadline_s: float,
         log_dir: Path | None,
+        environment: Collection[str] = (),
         columns: Collection[str] | None = None,
         learner: ScoreGroups | None = None,
     ) -> None:
@@ -121,14 +124,16 @@ class Scorer:
             workers: number of processes; 0 scores in this process, without deadlines.
             deadline_s: seconds that one trajectory may take; a call for a whole group may take their sum.
             log_dir: what the rewards print is appended to `scoring-N.log` there, up to a bound; None drops it.
+            environment: names of environment variables that the processes get besides harmless ones.
             columns: the tasks' columns, to check parameters right away; None waits for the first groups.
             learner: scores the reward models on the learner's base, in the order of `specs`.
 
         Raises:
             ValueError: if a reward cannot be loaded, has a parameter that nothing supplies, or needs a learner
-                where there is none.
+                where there is none; or if a variable of `environment` is not set.
         """
         _check(specs, workers, deadline_s)
+        variables = passed(os.environ, environment)
         # A process that starts later must find the same files, wherever the driver has moved in the meantime.
         self._called = [replace(spec, path=absolute(spec.path)) for spec in specs if not spec.folder]
         on_learner = [spec for spec in specs if spec.folder]
@@ -139,7 +144,7 @@ class Scorer:
         self.stats = ScoringStats()
         """How the processes did in the last call of `score`."""
         if workers and self._called:
-            self._pool = ScoringPool(self._called, workers=workers, log_dir=log_dir)
+            self._pool = ScoringPool(self._called, workers=workers, log_dir=log_dir, variables=variables)
             self._loaded = self._pool.loaded
         else:
             self._functions, self._loaded = open_rewards(self._called)

@@ -63,6 +63,7 @@ def make_scorer(
         workers=config.scoring.workers,
         deadline_s=config.scoring.deadline_s,
         log_dir=log_dir,
+        environment=config.scoring.environment,
         learner=learner,
         columns={column for task in (*environment.train, *environment.heldout) for column in task.columns},
     )
