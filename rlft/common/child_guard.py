@@ -110,13 +110,13 @@ def _end_children(child: int) -> int:
         with contextlib.suppress(OSError):
             os.killpg(child, signal.SIGKILL)
     while time.monotonic() < until:
-        for pid in _children():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
         ended, is_any_left = _reap(child)
         status = status if ended is None else ended
         if not is_any_left:
             break
+        for pid in _children():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.001)
     return status
 
@@ -140,13 +140,19 @@ def _reap(child: int) -> tuple[int | None, bool]:
 
 
 def _children() -> list[int]:
-    """Process ids of this process's children."""
-    try:
-        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    except OSError:  # another system, or a kernel without this list
+    """Process ids of this process's children; elsewhere than on Linux also of theirs."""
+    if sys.platform != "linux":
         import psutil
 
         return [process.pid for process in psutil.Process().children(recursive=True)]
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            # PID (NAME) STATE PARENT ..., where NAME may hold anything
+            stat = Path("/proc", pid, "stat").read_bytes()
+            if int(stat.rpartition(b")")[2].split()[1]) == os.getpid():
+                found.append(int(pid))
+    return found
 
 
 def _end_like(status: int) -> NoReturn:
