@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,13 @@ import pytest
 
 from rlft.common import interrupts
 from rlft.run.checkpoint import steps_kept
+from rlft.run.directory import Run
+from rlft.run.records import numbered
 from rlft.train.preference import loop as preference_loop
 from rlft.train.rl import launch
 from rlft.train.rl.rollouts import StepRollouts
 from tests.conftest import MakeConfig
-from tests.fakes import read_result
+from tests.fakes import read_metrics, read_result
 
 SETTINGS = ("steps=5", "checkpoint.every=3", "evaluation.every=2", "evaluation.tasks=2")
 
@@ -82,8 +82,41 @@ def test_a_stopped_run_keeps_its_last_whole_step_and_ends_the_same(
     assert read_result(config.run_dir) == undisturbed
 
 
+def test_with_staleness_the_adapters_in_use_are_those_of_the_step(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that comes while a step is being finished ends the run behind it, before its evaluation."""
+    settings = (
+        "steps=6",
+        "checkpoint.every=10",
+        "evaluation.tasks=2",
+        "max_staleness=1",
+        "algorithm.correction=token_mask",
+    )
+    whole = make_config(*settings, "name=whole")
+    launch.train(whole)
+    config = make_config(*settings)
+    log = Run.log
+
+    def asked(run: Run, step: int, metrics: Any) -> None:
+        log(run, step, metrics)
+        if step == 3:
+            interrupts._State.asked = signal.SIGTERM
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", asked)
+        patch.setattr(interrupts._State, "asked", 0)
+        with pytest.raises(interrupts.Interrupted):
+            launch.train(config)
+    assert steps_kept(config.run_dir / "checkpoints") == [3]
+    launch.resume(config.run_dir)
+    assert read_metrics(config.run_dir) == read_metrics(whole.run_dir)
+
+
 def test_preference_runs_too(make_dpo_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, train, resume = make_dpo_run
+    whole, train, _ = make_dpo_run("whole")
+    train()
+    config, train, resume = make_dpo_run("dpo")
     with monkeypatch.context() as patch:
         stop_in(patch, preference_loop, "make_batch", call=6, error=interrupts.Interrupted(130))
         with pytest.raises(interrupts.Interrupted):
@@ -92,27 +125,35 @@ def test_preference_runs_too(make_dpo_run: Any, monkeypatch: pytest.MonkeyPatch)
     assert len(kept) == 1
     assert kept[0] % config.checkpoint.every
     resume()
+    result, expected = read_result(config.run_dir), read_result(whole.run_dir)
+    assert {**result.pop("summary.json"), "name": "whole"} == expected.pop("summary.json")
+    assert result == expected
 
 
 @pytest.fixture
 def make_dpo_run(tmp_path: Path, tiny_model: Path) -> Any:
+    """`make_dpo_run(name)`: (a config, a function that trains it, one that resumes it)."""
     from rlft.train.preference import launch as launch_dpo
     from rlft.train.preference.config import PreferenceConfig
 
     rows = [f'{{"prompt": "p{i}", "chosen": "aa{i}", "rejected": "b{i}"}}' for i in range(40)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
-    config = PreferenceConfig.model_validate(
-        {
-            "name": "dpo",
-            "output_dir": str(tmp_path / "runs"),
-            "model": {"source": str(tiny_model), "dtype": "float32"},
-            "data": {"source": str(tmp_path / "pairs.jsonl"), "heldout": 0},
-            "batch_size": 4,
-            "learner": {"threads": 1},
-            "reference_logprobs": "live",
-        }
-    )
-    return config, lambda: launch_dpo.train(config), lambda: launch_dpo.resume(config.run_dir)
+
+    def make(name: str) -> Any:
+        config = PreferenceConfig.model_validate(
+            {
+                "name": name,
+                "output_dir": str(tmp_path / "runs"),
+                "model": {"source": str(tiny_model), "dtype": "float32"},
+                "data": {"source": str(tmp_path / "pairs.jsonl"), "heldout": 0},
+                "batch_size": 4,
+                "learner": {"threads": 1},
+                "reference_logprobs": "live",
+            }
+        )
+        return config, lambda: launch_dpo.train(config), lambda: launch_dpo.resume(config.run_dir)
+
+    return make
 
 
 # The signals themselves.
@@ -123,7 +164,7 @@ from rlft.common import interrupts
 interrupts.LONGEST_S = 1.0
 interrupts.install()
 me = os.getpid()
-def send(*numbers, pause=0.2):
+def send(*numbers, pause=0.8):
     def later():
         for number in numbers:
             time.sleep(pause)
@@ -153,10 +194,11 @@ def test_a_signal_ends_the_program_with_a_shells_exit_code(name: str) -> None:
 
 def test_within_a_held_block_it_waits_for_the_end() -> None:
     done = ran(
-        "send(signal.SIGTERM)\nwith interrupts.held():\n    busy(0.8)\n    print('whole', flush=True)\nprint('never')"
+        "send(signal.SIGTERM, pause=0.2)\nwith interrupts.held():\n    busy(0.8)\n    print('whole', flush=True)\n"
+        "print('never')"
     )
     assert (done.returncode, done.stdout) == (143, "whole\n")
-    assert "stopping after this update; once more to stop at once" in done.stderr
+    assert "stopping after this step, or in its middle after 1 s; once more to stop at once" in done.stderr
 
 
 def test_but_not_for_ever() -> None:
@@ -174,17 +216,37 @@ def test_the_second_signal_ends_it_at_once(held: str) -> None:
 
 def test_under_nohup_a_hangup_is_ignored() -> None:
     done = ran(
-        "send(signal.SIGHUP)\nbusy(0.6)\nprint('on')",
+        "send(signal.SIGHUP, pause=0.2)\nbusy(0.6)\nprint('on')",
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     assert (done.returncode, done.stdout) == (0, "on\n")
 
 
 def test_a_timer_of_an_earlier_block_does_not_end_a_later_one() -> None:
-    assert threading.active_count() < 50
     done = ran(
-        "send(signal.SIGTERM)\ntry:\n    with interrupts.held():\n        busy(0.5)\nexcept SystemExit:\n"
+        "send(signal.SIGTERM, pause=0.2)\ntry:\n    with interrupts.held():\n        busy(0.5)\nexcept SystemExit:\n"
         "    busy(2)\n    print('cleaned up')\n    raise"
     )
     assert (done.returncode, done.stdout) == (143, "cleaned up\n")
-    assert os.getpid()
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.02])
+def test_signals_that_come_together_are_one_request(pause: float) -> None:
+    done = ran(
+        f"send(signal.SIGHUP, signal.SIGTERM, pause={pause})\ntry:\n    busy(20)\nfinally:\n    print('cleaned up')"
+    )
+    assert done.returncode in (129, 143)
+    assert done.stdout == "cleaned up\n"
+
+
+# Adapters that stay.
+
+
+@pytest.mark.parametrize(
+    ("rule", "steps"),
+    [("all", [1, 2, 3, 4, 5, 6]), *((f"last {k}", list(range(7 - k, 7))) for k in (1, 2, 4, 5)), ("every 4", [4, 6])],
+)
+def test_adapters_are_pruned_as_asked(make_config: MakeConfig, rule: str, steps: list[int]) -> None:
+    config = make_config("steps=6", "evaluation.tasks=2", "checkpoint.every=1", f"checkpoint.adapters={rule}")
+    launch.train(config)
+    assert [step for step, _ in numbered(config.run_dir / "adapters")] == steps

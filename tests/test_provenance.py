@@ -179,6 +179,34 @@ def test_settings_that_decide_no_numbers_may_change_within_a_run(here: Path) -> 
     assert "checkpoint.every: 1 -> 2" in event.message
 
 
+def test_fewer_steps_than_there_are_need_a_fork(here: Path) -> None:
+    before = read_result(RUN)
+    with pytest.raises(ValueError, match=r"has 2 steps behind it, more than steps=1; .*--fork NAME --step N"):
+        launch.resume(RUN, How(overrides=("steps=1",)))
+    assert read_result(RUN) == before
+    assert config_file.load(RUN / "config.yaml").steps == 2
+
+
+def test_a_resume_that_is_refused_has_changed_nothing(here: Path) -> None:
+    (RUN / "checkpoints" / "step-000002" / "state.json").write_text("{}")
+    names = ("config.yaml", "provenance.json", "metrics.jsonl", "summary.json")
+    before = [(RUN / name).read_bytes() for name in names]
+    with pytest.raises(ValueError, match="without --strict"):
+        launch.resume(RUN, How(strict=True, overrides=("guards.stop=[]",)))
+    assert [(RUN / name).read_bytes() for name in names] == before
+    assert [event.kind for event in read_events(RUN)] == ["stopped"]
+
+
+def test_a_fork_says_that_it_passes_over_a_damaged_checkpoint(here: Path) -> None:
+    (RUN / "checkpoints" / "step-000002" / "state.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"step-000002: state\.json .*; without --strict the fork continues from step 1"
+    ):
+        launch.resume(RUN, How(fork="other", strict=True))
+    path, _ = launch.resume(RUN, How(fork="other"))
+    assert [event.kind for event in read_events(path)].count("checkpoint_skipped") == 1
+
+
 def test_a_fork_can_begin_at_an_earlier_checkpoint(here: Path) -> None:
     with pytest.raises(ValueError, match=r"no whole checkpoint of step 7 \(there are: 1, 2\)"):
         launch.resume(RUN, How(fork="other", step=7))

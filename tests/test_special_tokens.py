@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers.normalizers import Lowercase
 
 from rlft.config import RunConfig
-from rlft.environment import prompt_lengths
 from rlft.environment.contract import Environment
 from rlft.model import chat, special_tokens
+from rlft.rollout import context
 from rlft.types import Message, Task
 from tests.chat_templates import TEMPLATES, tokenizer_of
-from tests.fakes import tiny_config
+from tests.fakes import byte_tokenizer, tiny_config
 
 FAMILIES = pytest.mark.parametrize("name", TEMPLATES)
 
@@ -135,8 +137,17 @@ def test_a_run_says_how_many_prompts_spell_special_tokens(tiny_model: Path, tmp_
         heldout=[],
     )
     config: RunConfig = tiny_config(tiny_model, output_dir=str(tmp_path))
-    fitted, _ = prompt_lengths.fit(config, environment, str(tiny_model))
+    fitted, _ = context.fit(config, environment, str(tiny_model))
     assert fitted.notes == (
         f"2 prompts and demonstrations spell special tokens, such as {token!r}; they stay text "
         "(model.special_tokens_in_text)",
     )
+
+
+def test_another_case_is_another_text_where_the_tokenizer_tells_them_apart() -> None:
+    tokenizer, end = tokenizer_of("chatml"), TEMPLATES["chatml"][1]
+    assert special_tokens.found(tokenizer, end.upper()) is None
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    tokenizer.add_tokens([AddedToken("<end>", special=True, normalized=True)])
+    assert special_tokens.found(tokenizer, "a <END>") == "<END>"

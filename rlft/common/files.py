@@ -111,6 +111,13 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     _sync(target.parent)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that no half of it is ever seen under its name."""
+    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def write_file(target: Path, data: str | bytes, *, mode: int | None = None) -> None:
     """Make a file appear whole or not at all.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.run import logs
-from rlft.run.records import CONFIG, EVALS, ROLLOUTS, Evaluation, Event, step_name, step_of
+from rlft.run.records import CONFIG, EVALS, ROLLOUTS, Evaluation, Event, numbered, step_name
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -61,8 +61,7 @@ def read_evals(run: Path) -> list[Evaluation]:
 
 def rollout_steps(run: Path) -> list[int]:
     """Steps that have stored rollouts, ascending."""
-    steps = (step_of(path.stem) for path in (Path(run) / ROLLOUTS).glob("step-*.parquet"))
-    return sorted(step for step in steps if step is not None)
+    return [step for step, path in numbered(Path(run) / ROLLOUTS) if path.stem == step_name(step)]
 
 
 def read_rollouts(

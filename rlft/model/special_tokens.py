@@ -100,9 +100,17 @@ def _pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     if size != len(tokenizer):
         added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         spelled = sorted(filter(None, added | set(tokenizer.all_special_tokens)), key=len, reverse=True)
-        pattern = re.compile("|".join(map(re.escape, spelled)), re.IGNORECASE) if spelled else None
+        flags = re.IGNORECASE if any(_is_special_in_any_case(tokenizer, token) for token in spelled) else re.NOFLAG
+        pattern = re.compile("|".join(map(re.escape, spelled)), flags) if spelled else None
         _PATTERNS[tokenizer] = (len(tokenizer), pattern)
     return pattern
+
+
+def _is_special_in_any_case(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
+    """Whether the tokenizer changes the case of its texts before it looks for special tokens."""
+    swapped = token.swapcase()
+    ids = tokenizer(swapped, add_special_tokens=False)["input_ids"] if swapped != token else []
+    return tokenizer.convert_tokens_to_ids(token) in ids
 
 
 def as_text(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Any]]) -> tuple[int, str]:

@@ -9,7 +9,6 @@ folder is renamed and its parent synced. A folder whose manifest does not verify
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlft.common.files import sha256, write_folder
-from rlft.run.records import step_name, step_of
+from rlft.common.files import remove_folder, sha256, write_folder
+from rlft.run.records import numbered, step_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +55,15 @@ def prune(folder: Path, *, keep: int, last: int, every: int) -> None:
     Later ones are of a past that the run has left, after a resume from an earlier snapshot. One off the schedule of
     `every` steps was saved where a run was stopped, and goes once there is a later one.
     """
-    steps = [step for step in steps_kept(folder) if step == last or (step < last and step % every == 0)]
-    earlier = [folder / step_name(step) for step in steps]
-    for old in {*folder.glob("step-*")} - {*earlier[-keep:]}:
-        doomed = old.with_name(f".{old.name}.tmp")  # half of a snapshot must not look like a damaged one
-        old.rename(doomed)
-        shutil.rmtree(doomed)
+    kept = [step for step in steps_kept(folder) if step == last or (step < last and step % every == 0)][-keep:]
+    for step, path in numbered(folder):
+        if step not in kept:
+            remove_folder(path)
 
 
 def steps_kept(folder: Path) -> list[int]:
     """Steps that have a snapshot, ascending; it may be damaged."""
-    return sorted(step for path in folder.glob("step-*") if (step := step_of(path.name)) is not None)
+    return [step for step, _ in numbered(folder)]
 
 
 def load_latest(folder: Path, *, step: int | None = None) -> tuple[Snapshot | None, list[str]]:
@@ -76,7 +73,7 @@ def load_latest(folder: Path, *, step: int | None = None) -> tuple[Snapshot | No
         (None, problems) when there is none.
     """
     problems = []
-    for path in sorted(folder.glob("step-*" if step is None else step_name(step)), reverse=True):
+    for _, path in sorted((each for each in numbered(folder) if step in (None, each[0])), reverse=True):
         if problem := verify(path):
             problems.append(problem)
             continue

@@ -25,8 +25,8 @@ from rlft.run.records import (
     ROLLOUTS,
     SUMMARY,
     MetricsLine,
+    numbered,
     step_name,
-    step_of,
 )
 
 ASIDE = "aside"
@@ -82,6 +82,7 @@ def set_aside_after(path: Path, step: int) -> Path | None:
     """Move the records of later steps, and a summary, into a folder of `aside/`; that folder, if there were any."""
     later = [line for line in _metrics(path) if line.step > step]
     moved = [each for each, number in _numbered(path) if number > step]
+    moved += [each for number, each in numbered(path / CHECKPOINTS) if number > step]
     moved += [path / SUMMARY] if (path / SUMMARY).exists() else []
     if not later and not moved:
         return None
@@ -138,9 +139,7 @@ def _readable(path: Path) -> Iterator[MetricsLine]:
 def _numbered(path: Path) -> Iterator[tuple[Path, int]]:
     """(file or folder, its step) of all that belongs to one step, but for checkpoints."""
     for folder in (ROLLOUTS, EVALS, ADAPTERS):
-        for each in sorted((path / folder).glob("[!.]*")):
-            if (step := step_of(each.stem)) is not None:
-                yield each, step
+        yield from ((each, step) for step, each in numbered(path / folder))
 
 
 def _share(source: Path, target: Path) -> None:

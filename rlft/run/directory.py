@@ -32,6 +32,7 @@ from typing_extensions import TypeVar
 
 from rlft import config_file
 from rlft.common.files import naming, write_file
+from rlft.common.interrupts import Interrupted
 from rlft.config import BaseRunConfig, RunConfig
 from rlft.run import logs
 from rlft.run.checkpoint import Snapshot, save
@@ -153,7 +154,8 @@ class Run(Generic[C]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.event("stopped", f"{type(error).__name__}: {error}")
+            what = f"by {error}" if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
+            self.event("stopped", what)
         self._lock.release()
 
     def log(self, step: int, metrics: Metrics) -> None:

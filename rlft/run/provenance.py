@@ -145,16 +145,13 @@ def succeeded_by(then: Provenance, now: Provenance) -> Provenance:
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) of every setting that differs.
-
-    One that the earlier config lacks came with a newer rlft, whose default is what was done before.
-    """
+    """(dotted key, old value, new value) of every setting that differs; a key that one lacks is None there."""
     found: list[tuple[str, Any, Any]] = []
     for key in sorted({*then, *now}):
         old, new = then.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping) and key not in _ARGUMENTS:
             found += _differences(old, new, f"{prefix}{key}.")
-        elif key in then and old != new:
+        elif old != new:
             found.append((prefix + key, old, new))
     return found
 

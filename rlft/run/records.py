@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 FORMAT = 2
@@ -45,6 +46,12 @@ def step_of(name: str) -> int | None:
     """The step in a name such as `step-000012` or `v000012`; None in others."""
     match = _NUMBERED.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def numbered(folder: Path) -> list[tuple[int, Path]]:
+    """(step, file or folder) of all in `folder` that is named by a step, ascending; empty if it does not exist."""
+    found = ((step_of(path.stem), path) for path in folder.glob("[!.]*"))
+    return sorted((step, path) for step, path in found if step is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +243,7 @@ class Provenance:
     format: int = FORMAT
     """Number of the directory's formats."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved config that the run was started with, as config.yaml holds it; empty in format 1."""
+    """The resolved config that the run was last started or resumed with, as config.yaml holds it; empty in format 1."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Hash of each file that the config names: rewards, environment, data; for a package its name and version."""
     tasks: str = ""

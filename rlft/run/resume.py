@@ -80,44 +80,53 @@ def continued(run: Run[C], config: C, now: Provenance, how: How, *, every: int) 
             (where, and what to do).
     """
     if how.fork:
-        with _fork(run, config, now, how.step) as forked:
-            snapshot, problems = load_latest(forked.path / CHECKPOINTS)
+        forked, problems = _fork(run, config, now, how)
+        with forked:
+            snapshot, _ = load_latest(forked.path / CHECKPOINTS)
             yield Continued(run=forked, snapshot=snapshot, remarks=problems)
         return
-    changes = _accept(run, config, now)
+    then = _comparable(run)
+    provenance.refuse_changed(run.path, provenance.changed_numbers(then, now))
+    changes = provenance.changed_computing(then, now)
     cut_back.clear_torn_writes(run.path)
     snapshot, problems = cut_back.newest_checkpoint(run.path, every=every, strict=how.strict)
+    step = snapshot.step if snapshot else 0
+    if getattr(config, "steps", step) < step:
+        raise ValueError(
+            f"{run.path} has {step} steps behind it, more than steps={config.steps}; for a shorter one: "  # type: ignore[attr-defined]
+            f"rlft resume {run.path} --fork NAME --step N steps=N"
+        )
+    # What is refused has changed nothing so far; the marks on the curves come before what they tell of.
     for problem in problems:
         run.event("checkpoint_skipped", problem)
-    step = snapshot.step if snapshot else 0
-    prune(run.path / CHECKPOINTS, keep=KEPT_CHECKPOINTS, last=step, every=every)
     aside = cut_back.set_aside_after(run.path, step)
+    prune(run.path / CHECKPOINTS, keep=KEPT_CHECKPOINTS, last=step, every=every)
     moved = f"; the records of later steps are in {aside}" if aside else ""
     run.event("resumed", f"continuing after step {step}{moved}", step=step)
     if changes:
         run.event("computing_changed", "; ".join(changes), step=step)
-    fallback = [f"{problem}; going on from step {step}" for problem in problems]
-    yield Continued(run=run, snapshot=snapshot, remarks=[*fallback, *changes])
-
-
-def _accept(run: Run[C], config: C, now: Provenance) -> list[str]:
-    """Refuse what would change the numbers; write down what only computes them, and return it, a line each."""
-    then = logs.read_provenance(run.path)
-    provenance.refuse_changed(run.path, provenance.changed_numbers(then, now))
-    changes = provenance.changed_computing(then, now)
     if changes or then.format != now.format:
         run.write_provenance(provenance.succeeded_by(then, now))
     if config != run.config:
         run.change_config(config)
-    return changes
+    fallback = [f"{problem}; going on from step {step}" for problem in problems]
+    yield Continued(run=run, snapshot=snapshot, remarks=[*fallback, *changes])
 
 
-def _fork(run: Run[C], config: C, now: Provenance, step: int | None) -> Run[C]:
-    """A new run with the records up to a whole checkpoint, the newest if no step is given.
+def _comparable(run: Run[C]) -> Provenance:
+    """What made the run; settings that came with a newer rlft have their defaults, which is what was done before."""
+    then = logs.read_provenance(run.path)
+    if not then.config:
+        return then
+    return replace(then, config=type(run.config).model_validate(then.config).model_dump(mode="json"))
+
+
+def _fork(run: Run[C], config: C, now: Provenance, how: How) -> tuple[Run[C], list[str]]:
+    """(a new run with the records up to a whole checkpoint, what is wrong with newer ones).
 
     Its folder appears whole or not at all.
     """
-    then, target = logs.read_provenance(run.path), config.run_dir
+    then, target, step = _comparable(run), config.run_dir, how.step
     if target.exists():
         raise ValueError(f"{target} exists already; give the fork another name")
     snapshot, problems = load_latest(run.path / CHECKPOINTS, step=step)
@@ -125,6 +134,8 @@ def _fork(run: Run[C], config: C, now: Provenance, step: int | None) -> Run[C]:
         kept = ", ".join(map(str, steps_kept(run.path / CHECKPOINTS))) or "none"
         which = "whole checkpoint" if step is None else f"whole checkpoint of step {step} (there are: {kept})"
         raise ValueError(f"{run.path} has no {which} to fork from{''.join(f'; {p}' for p in problems)}")
+    if problems and how.strict:
+        raise ValueError(f"{problems[0]}; without --strict the fork continues from step {snapshot.step}")
     changes = provenance.changed_numbers(then, now) + provenance.changed_computing(then, now)
     origin = {"run": str(run.path), "step": snapshot.step, "changes": changes}
     made = replace(now, lineage=[origin, *then.lineage])
@@ -140,4 +151,6 @@ def _fork(run: Run[C], config: C, now: Provenance, step: int | None) -> Run[C]:
     forked = Run(config)
     what = f"; changed: {'; '.join(changes)}" if changes else ""
     forked.event("forked", f"continues {run.path} after step {snapshot.step}{what}", step=snapshot.step)
-    return forked
+    for problem in problems:
+        forked.event("checkpoint_skipped", problem)
+    return forked, [f"{problem}; going on from step {snapshot.step}" for problem in problems]

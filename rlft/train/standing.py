@@ -1,21 +1,20 @@
-"""Where a training stands, so that one that is stopped loses no step that it has finished."""
+"""Where a training stands, so that one that is stopped between two steps loses neither."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rlft.common import interrupts
 from rlft.common.by_path import describe_error
-from rlft.common.files import describe_os_error
+from rlft.common.files import describe_os_error, remove_folder
 from rlft.curves.live_panel import View
 from rlft.model.adapter import adapter_hash, read_folder
 from rlft.model.starting_point import save_adapter
 from rlft.run.checkpoint import Snapshot, steps_kept
 from rlft.run.directory import Run
-from rlft.run.records import ADAPTERS, CHECKPOINTS, adapter_name, step_of
+from rlft.run.records import ADAPTERS, CHECKPOINTS, adapter_name, numbered
 from rlft.types import Adapter
 
 
@@ -24,19 +23,23 @@ class Standing:
 
     def __init__(self, step: int) -> None:
         """Begin after `step`, whose checkpoint there is if it is not 0."""
-        self._step: int | None = step
+        self._step, self._is_whole = step, True
+        self.adapters: Sequence[Adapter] = ()
+        """Of RL: the published adapters that samples of later steps may come from, the step's own last."""
 
     @contextmanager
     def moves_to(self, step: int) -> Iterator[None]:
         """The learner changes within the block and is at `step` behind it; signals wait until then."""
-        self._step = None
         with interrupts.held():
+            self._is_whole = False
             yield
-            self._step = step
+            self._step, self._is_whole = step, True
 
     @contextmanager
     def saved(self, run: Run[Any], view: View, snapshot: Callable[[int], Snapshot], *, every: int) -> Iterator[None]:
-        """Save a checkpoint of the last whole step if the block is stopped, by a signal or an error.
+        """Save a checkpoint of the last step if the block is stopped, by a signal or an error, between two steps.
+
+        Within a step the learner's state is half that of the next one: then the last checkpoint stays the last.
 
         Args:
             snapshot: of the step that it gets.
@@ -45,7 +48,12 @@ class Standing:
         try:
             yield
         except BaseException:
-            if self._step and self._step not in steps_kept(run.path / CHECKPOINTS):
+            kept = steps_kept(run.path / CHECKPOINTS)
+            if not self._is_whole:
+                view.note(
+                    f"step {self._step + 1} was half done; a resumed run goes on after step {max(kept, default=0)}"
+                )
+            elif self._step and self._step not in kept:
                 view.note(f"saving a checkpoint of step {self._step}")
                 try:
                     run.checkpoint(snapshot(self._step), every=every)
@@ -70,12 +78,13 @@ def keep_adapter(run: Run[Any], step: int, adapter: Adapter, model_folder: str, 
         view.note(f"{folder} is not the adapter of step {step} (damaged?); it is written again")
     save_adapter(folder, run.config, model_folder, adapter.tensors)
     rule, _, number = run.config.checkpoint.adapters.partition(" ")
-    steps = {path: step_of(path.name) or 0 for path in (run.path / ADAPTERS).glob("v*")}
-    earlier = sorted((path for path in steps if steps[path] < step), key=lambda path: steps[path])
-    kept = set(earlier[len(earlier) + 1 - int(number) :]) if rule == "last" else set(earlier)
-    for path in earlier:
-        if path not in kept or (rule == "every" and steps[path] % int(number)):
-            shutil.rmtree(path)
+    earlier = [(made, path) for made, path in numbered(run.path / ADAPTERS) if made < step]
+    if rule == "last":
+        spare = earlier[: max(0, len(earlier) + 1 - int(number))]
+    else:
+        spare = [(made, path) for made, path in earlier if rule == "every" and made % int(number)]
+    for _, path in spare:
+        remove_folder(path)
 
 
 def _told(error: Exception) -> str:

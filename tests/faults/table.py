@@ -56,7 +56,7 @@ PROCESSES = [
     ),
     Fault(
         "SIGKILL of the raylet, SIGSTOP of the raylet or the control service",
-        "a named error in a bounded time; the last whole step is saved",
+        "a named error in a bounded time",
         ("cluster::a_cluster_that_lost_a_process_ends_in_a_bounded_time_and_says_so",),
     ),
     Fault(
@@ -79,7 +79,8 @@ PROCESSES = [
     ),
     Fault(
         "Ctrl-C, SIGTERM, SIGHUP",
-        "a checkpoint of the last whole step, no process left, the resume command; a second one ends it at once",
+        "a checkpoint of the last step (the one before, if a step takes more than 15 s to end), no process left, the "
+        "resume command; a second one ends it at once",
         (
             "resume::a_signal_ends_everything_and_says_how_to_go_on",
             "interrupts::a_stopped_run_keeps_its_last_whole_step_and_ends_the_same",
@@ -236,11 +237,6 @@ REWARDS = [
         "rewards of 1e308",
         "a typed failure: nothing that is made of rewards overflows",
         ("errors::the_largest_rewards_that_are_accepted_can_be_trained_on",),
-    ),
-    Fault(
-        "a reward that is not deterministic",
-        "`rlft reward check` reports it",
-        missing="the command does not exist yet",
     ),
     Fault(
         "all groups with equal rewards",

@@ -9,7 +9,7 @@ from rlft.curves.live_panel import View
 from rlft.curves.reading import read_metrics
 from rlft.run.checkpoint import steps_kept
 from rlft.run.directory import Run
-from rlft.run.records import ADAPTERS, CHECKPOINTS, step_of
+from rlft.run.records import ADAPTERS, CHECKPOINTS, numbered
 from rlft.types import Adapter, Metrics
 
 EVENT = "diverged"
@@ -21,9 +21,13 @@ class Guards:
     def __init__(self, run: Run, view: View, *, start: int) -> None:
         """Go on after step `start`, of which the run directory holds the numbers."""
         self._run, self._view = run, view
-        # Updates made until each of the last steps, of which the first may be from before the run was resumed.
-        rows = [row for row in read_metrics(run.path) if row["step"] <= start]
-        self._updates = [0.0, *(row.get("policy/updates", 0.0) for row in rows)]
+        self._updates, self._idle = 0.0, 0
+        """Updates so far, and steps since the last one, some of them perhaps from before the run was resumed."""
+        for row in read_metrics(run.path):
+            if row["step"] <= start:
+                made = row.get("policy/updates", 0.0)
+                self._idle = 0 if made > self._updates or row.get("policy/skipped") else self._idle + 1
+                self._updates = made
         self._first = start
         """Version of the first adapter that counts as diverged."""
         self._told = set[str]()
@@ -42,7 +46,9 @@ class Guards:
         if not self._told:
             # A step's numbers are of the policy that its samples come from, which the step before has made.
             self._first = step if found.keys() == {"parameters"} else step - 1
-        self._told = set(found)
+        # What was not measured, as in a step without updates, is neither better nor worse.
+        measured = {"kl": "policy/kl_ref", "entropy": "policy/entropy"}
+        self._told = {*found, *(name for name in self._told if name in measured and measured[name] not in metrics)}
         stopping = [name for name in found if name == "parameters" or name in self._run.config.guards.stop]
         if stopping:
             self._run.log(step, metrics)
@@ -52,8 +58,9 @@ class Guards:
         """What has diverged, by the guard's name."""
         guards, found = self._run.config.guards, {}
         kl, entropy = metrics.get("policy/kl_ref"), metrics.get("policy/entropy")
-        self._updates.append(metrics["policy/updates"])
-        idle = self._updates.count(self._updates[-1]) - 1
+        # A skipped update was made in vain, which is another fault with a limit of its own.
+        self._idle = 0 if metrics["policy/updates"] > self._updates or metrics.get("policy/skipped") else self._idle + 1
+        self._updates = metrics["policy/updates"]
         if bad := next((name for name, tensor in adapter.tensors.items() if not bool(tensor.isfinite().all())), None):
             found["parameters"] = f"the policy's parameters are not finite, first {bad}"
         if guards.max_kl and kl is not None and kl > guards.max_kl and not self._run.config.reference:
@@ -66,17 +73,16 @@ class Guards:
                 f"the policy's entropy is {entropy:.4f} nats per token, less than guards.min_entropy="
                 f"{guards.min_entropy:g}: its samples are nearly always the same"
             )
-        if guards.steps_without_signal and idle >= guards.steps_without_signal:
+        if guards.steps_without_signal and self._idle >= guards.steps_without_signal:
             found["signal"] = (
-                f"no update was made for {idle} steps, as all samples of each task had equal rewards: the tasks are "
-                "solved or out of reach, or the policy collapsed"
+                f"no update was made for {self._idle} steps, as all samples of each task had equal rewards: the tasks "
+                "are solved or out of reach, or the policy collapsed"
             )
         return found
 
     def _way_out(self, guard: str) -> str:
         path, config = self._run.path, self._run.config
-        folders = sorted((path / ADAPTERS).glob("v*"))
-        healthy = [folder for folder in folders if (step_of(folder.name) or 0) < self._first]
+        healthy = [folder for step, folder in numbered(path / ADAPTERS) if step < self._first]
         steps = [step for step in steps_kept(path / CHECKPOINTS) if step < self._first]
         resume = f"rlft resume {shlex.quote(str(path))}"
         calmer = f"learner.lr={config.learner.lr / 10:g}"

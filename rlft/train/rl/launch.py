@@ -267,13 +267,13 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
         if config.sft is not None and warm_start is not None:
             _evaluate_once(parts, make_adapter(0, warm_start), name="sft", step=0, publish=True)
         earlier = restore(learner, saved) if saved else []
-        start, every, in_use = saved.step if saved else 0, config.checkpoint.every, list[Adapter]()
+        start, every = saved.step if saved else 0, config.checkpoint.every
+        standing = Standing(start)
 
         def take(step: int) -> Snapshot:
-            return snapshot(learner, step, in_use[:-1])
+            return snapshot(learner, step, standing.adapters[:-1])
 
         def after_step(step: int, published: Sequence[Adapter]) -> None:
-            in_use[:] = published
             adapter, is_last = published[-1], step == config.steps
             tell_slow_paths(run, learner)
             if is_last or (config.evaluation.every and step % config.evaluation.every == 0):
@@ -283,7 +283,6 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
                 if step > start:
                     run.checkpoint(take(step), every=every)
 
-        standing = Standing(start)
         with standing.saved(run, view, take, every=every):
             train_rl(
                 run,

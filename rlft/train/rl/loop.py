@@ -65,6 +65,7 @@ def train_rl(
         rollouts.publish(adapter)
         rollouts.submit_ahead()
     rollouts.publish(canary(learner.adapter(version=start), learner.logprobs_of))
+    standing.adapters = rollouts.adapters
     if start:
         after_step(start, rollouts.adapters)  # what it may have been stopped in
     guards, skipped = Guards(run, view, start=start), 0
@@ -102,6 +103,7 @@ def train_rl(
             metrics |= rollouts.measure(clock)
             metrics |= clock.metrics(tokens=metrics["rollout/tokens"])
             run.log(step, metrics)
+            standing.adapters = rollouts.adapters
         view.step(step, metrics)
         after_step(step, rollouts.adapters)
 
