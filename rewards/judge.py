@@ -1,7 +1,4 @@
-"""A served model as judge: how well the reply answers, from 0 to 1.
-
-Set `scoring.deadline_s` above `deadline_s`, and name the variable of `api_key_env` in `scoring.environment`, too.
-"""
+"""A served model as judge: how well the reply answers, from 0 to 1. Set `scoring.deadline_s` above `deadline_s`."""
 
 from __future__ import annotations
 
@@ -26,7 +23,11 @@ def helpfulness(
     api_key_env: str = "",
     deadline_s: float = 30.0,
 ) -> float | None:
-    """0 for a score of 1, 1 for 10; abstains when the judge's replies hold no score."""
+    """0 for a score of 1, 1 for 10; abstains when the judge's replies hold no score.
+
+    Args:
+        api_key_env: variable that holds the server's key; name it in `scoring.environment`, too.
+    """
     return judge(
         QUESTION.format(prompt=prompt, completion=completion),
         score,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
 import socket
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 
 from rlft.reward import sandbox
 from rlft.reward.sandbox import Call, Limits
+from rlft.reward.sandbox_memory import memory_inside
 
 pytestmark = pytest.mark.skipif(bool(sandbox._problem()), reason=f"no sandbox: {sandbox._problem()}")
 QUICK = Limits(seconds=3.0)
@@ -118,6 +121,120 @@ for folder in ('/tmp', '/', '/dev', '/dev/shm', '/proc', '/usr', '/python'):
             break
 return total / 2**20"""
     assert one(body).value <= 2 * QUICK.file_mb
+
+
+# Memory of everything inside together
+
+
+FORK = """
+import mmap, os, time
+held = []
+def children(count, act):
+    for _ in range(count):
+        if os.fork() == 0:
+            act()
+            time.sleep(60)
+            os._exit(0)
+def fill():
+    held.append(b"x" * (100 * 2**20))
+def fill_shared():
+    held.append(mmap.mmap(-1, 100 * 2**20))
+    held[-1].write(bytes(100 * 2**20))
+def make_files():
+    while True:
+        open(f"/tmp/{os.getpid()}-{time.time()}", "w").close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "memory_mb"),
+    [("children(6, fill)", 512), ("children(6, fill_shared)", 512), ("children(3, make_files)", 64)],
+    ids=["many-processes", "mappings", "many-files"],
+)
+def test_memory_is_bounded_together(body: str, memory_mb: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def look(init: int, limit: int) -> int:
+        seen.append(memory_inside(init, limit))
+        return seen[-1]
+
+    monkeypatch.setattr(sandbox, "memory_inside", look)
+    limits = Limits(seconds=20.0, memory_mb=memory_mb)
+    started = time.monotonic()
+    assert one(f"{FORK}\n{body}\ntime.sleep(60)", limits=limits) == Call(error="resource: memory")
+    assert time.monotonic() - started < 10
+    assert min(seen[-2:]) > memory_mb * 2**20
+    assert seen[0] <= memory_mb * 2**20
+
+
+def test_memory_that_processes_share_counts_once() -> None:
+    # Six times 200 MB of which there is one.
+    body = f"{FORK}\nfill()\nfill()\nchildren(5, lambda: None)\ntime.sleep(0.3)\nreturn 'done'"
+    for _ in range(3):
+        assert one(body) == Call(value="done")
+
+
+LIBC = """
+import ctypes, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def refused(name, *arguments):
+    ctypes.set_errno(0)
+    return [getattr(libc, name)(*arguments), os.strerror(ctypes.get_errno())]
+"""
+REFUSED = [-1, os.strerror(errno.EPERM)]
+
+
+def test_memory_that_belongs_to_no_process_is_refused() -> None:
+    body = f"""{LIBC}
+def tried(act):
+    try:
+        return repr(act())
+    except OSError as error:
+        return type(error).__name__
+ours, _ = socket.socketpair()
+return {{
+    'shared memory': refused('shmget', 0, 2**30, 0o1600),
+    'queue': refused('msgget', 0, 0o1600),
+    'file in memory': tried(lambda: os.memfd_create('x')),
+    'large buffers': tried(lambda: ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**30)),
+    'POSIX shared memory': tried(lambda: __import__('multiprocessing.shared_memory').shared_memory.SharedMemory(
+        create=True, size=2**20)),
+}}"""
+    seen = one(body).value
+    assert seen.pop("shared memory") == seen.pop("queue") == REFUSED
+    assert seen.pop("POSIX shared memory") in ("OSError", "FileNotFoundError", "PermissionError")
+    assert set(seen.values()) == {"PermissionError"}
+
+
+def test_namespaces_are_not_nested() -> None:
+    clone, clone3 = (56 if platform.machine() == "x86_64" else 220), 435
+    user, mount, child = 0x10000000, 0x00020000, 17
+    body = f"""{LIBC}
+import threading
+thread = threading.Thread(target=lambda: None)  # an ordinary clone is allowed
+thread.start()
+thread.join()
+return [
+    *(refused('unshare', flag) for flag in ({user}, {mount}, {user | mount})),
+    refused('setns', 0, 0),
+    *(refused('syscall', {clone}, flag | {child}, 0, 0, 0, 0) for flag in ({user}, {user | mount})),
+    refused('syscall', {clone3}, 0, 0),
+]"""
+    *seen, by_structure = one(body).value
+    assert seen == [REFUSED] * 6
+    assert by_structure == [-1, os.strerror(errno.ENOSYS)]
+
+
+def test_a_machine_without_a_filter_has_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert sandbox._problem.__wrapped__() == (
+        "there is no filter of system calls for riscv64, only for x86_64 and aarch64"
+    )
+
+
+def test_where_memory_cannot_be_seen_there_is_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "memory_inside", lambda init, limit: 0)
+    assert "how much memory is used inside cannot be read" in sandbox._problem.__wrapped__()
 
 
 def test_a_fork_bomb_is_small_and_gone() -> None:

