@@ -236,7 +236,10 @@ REWARDS = [
     Fault(
         "rewards of 1e308",
         "a typed failure: nothing that is made of rewards overflows",
-        ("errors::the_largest_rewards_that_are_accepted_can_be_trained_on",),
+        (
+            "errors::each_failure_is_a_row_with_its_kind_and_a_way_to_see_it",
+            "errors::the_largest_rewards_that_are_accepted_can_be_trained_on",
+        ),
     ),
     Fault(
         "all groups with equal rewards",
@@ -321,11 +324,63 @@ CONTAINMENT = [
         ),
     ),
     Fault(
+        "model-written code: memory of many processes, shared or in files, of System V, in nested namespaces",
+        "bounded together: killed above the limit; what belongs to no process is refused",
+        (
+            "sandbox::memory_is_bounded_together",
+            "sandbox::memory_that_processes_share_counts_once",
+            "sandbox::memory_that_belongs_to_no_process_is_refused",
+            "sandbox::namespaces_are_not_nested",
+        ),
+    ),
+    Fault(
         "model-written code that games its checker",
         "no reward: expected answers never enter the sandbox",
         ("sandbox::no_trick_is_a_reward", "sandbox::expected_answers_never_enter"),
     ),
-    Fault("no sandbox on the machine", "code rewards refuse to start", ("sandbox::without_a_sandbox_code_is_refused",)),
+    Fault(
+        "no sandbox on the machine, or one that cannot be watched",
+        "code rewards refuse to start",
+        (
+            "sandbox::without_a_sandbox_code_is_refused",
+            "sandbox::a_machine_without_a_filter_has_no_sandbox",
+            "sandbox::where_memory_cannot_be_seen_there_is_no_sandbox",
+        ),
+    ),
+    Fault(
+        "a reward leaves daemons behind (two forks, a session of their own, no environment)",
+        "they end with its process, also when that crashes or the driver is killed",
+        (
+            "containment::daemons_of_a_reward_end_with_its_process",
+            "containment::daemons_end_when_their_process_is_replaced",
+            "containment::daemons_end_when_the_driver_is_killed",
+        ),
+    ),
+    Fault(
+        "a scoring process sends the driver a pickle, nonsense, too much, or never the end",
+        "a typed failure of its sample; nothing of it runs",
+        (
+            "reward_answers::no_answer_harms_the_driver",
+            "reward_answers::an_answer_that_trickles_in_ends_at_the_deadline",
+        ),
+    ),
+    Fault(
+        "a reward prints gigabytes",
+        "nothing waits; its log keeps the beginning and the end, 10 MB, and says how much is missing",
+        (
+            "containment::what_rewards_print_is_bounded_and_its_end_is_kept",
+            "containment::printing_much_holds_nobody_up",
+        ),
+    ),
+    Fault(
+        "keys and other secrets in the environment",
+        "scoring processes get those alone that scoring.environment names",
+        (
+            "containment::secrets_reach_a_reward_only_by_name",
+            "containment::a_failure_for_want_of_a_variable_says_what_to_set",
+            "containment::a_judge_without_its_key_says_which_setting_it_needs",
+        ),
+    ),
     Fault(
         "another user of the machine",
         "cannot enter the cluster's folder; without the token no client is let in",
