@@ -26,6 +26,7 @@ from rlft.rollout.ray_pool import RayPool, WorkerSlot
 from rlft.rollout.work_queue import Job
 from rlft.rollout.worker import Reply
 from rlft.run import logs
+from rlft.run.records import ADAPTERS, EVALS, ROLLOUTS
 from rlft.train.rl import launch
 from rlft.train.rl.metrics import OF_THE_MACHINE
 
@@ -174,9 +175,9 @@ def compare(one: Path, other: Path) -> list[Comparison]:
     """Compare two finished runs, one kind of result at a time."""
     return [
         _compare_metrics(one, other),
-        _compare_files("rollouts", one, other, "rollouts/*.parquet"),
-        _compare_files("evaluations", one, other, "evals/*.parquet"),
-        _compare_files("adapters", one, other, "adapters/*/adapter_model.safetensors"),
+        _compare_files("rollouts", one, other, f"{ROLLOUTS}/*.parquet"),
+        _compare_files("evaluations", one, other, f"{EVALS}/*.parquet"),
+        _compare_files("adapters", one, other, f"{ADAPTERS}/*/adapter_model.safetensors"),
     ]
 
 

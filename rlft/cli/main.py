@@ -282,8 +282,10 @@ def _refuse_reward_model(run: Path, command: str, instead: str) -> None:
 
 
 def _last_adapter(run: Path) -> Path:
-    folders = sorted(run.glob("adapters/v*")) or sorted(run.glob("adapters/sft"))
-    if not folders:
+    from rlft.run.records import ADAPTERS, adapter_folder, numbered
+
+    folders = [folder for _, folder in numbered(run / ADAPTERS)] or [run / adapter_folder(None)]
+    if not folders[-1].exists():
         raise ValueError(f"{run} has no adapter yet; pass a config file to measure the base model")
     return folders[-1]
 

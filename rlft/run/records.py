@@ -37,9 +37,9 @@ def step_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def adapter_name(step: int) -> str:
-    """`v000012`: folder of the adapter after a step."""
-    return f"v{step:06d}"
+def adapter_folder(step: int | None) -> str:
+    """`adapters/v000012`, that after a step, or `adapters/sft`, that of the warm start: folder below the run's own."""
+    return f"{ADAPTERS}/{'sft' if step is None else f'v{step:06d}'}"
 
 
 def step_of(name: str) -> int | None:

@@ -14,7 +14,7 @@ from rlft.model.adapter import adapter_hash, read_folder
 from rlft.model.starting_point import save_adapter
 from rlft.run.checkpoint import Snapshot, steps_kept
 from rlft.run.directory import Run
-from rlft.run.records import ADAPTERS, CHECKPOINTS, adapter_name, numbered
+from rlft.run.records import ADAPTERS, CHECKPOINTS, adapter_folder, numbered
 from rlft.types import Adapter
 
 
@@ -67,7 +67,7 @@ def keep_adapter(run: Run[Any], step: int, adapter: Adapter, model_folder: str, 
 
     One that lies there already is written again if it is not whole, and that is said.
     """
-    folder = run.path / ADAPTERS / adapter_name(step)
+    folder = run.path / adapter_folder(step)
     if folder.exists():
         try:
             found = adapter_hash(read_folder(folder))

@@ -27,7 +27,7 @@ from rlft.model.pretrained import load_config, load_generation_config
 from rlft.model.starting_point import reference_source, resolve_model, start_tensors
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
-from rlft.run.records import PreferenceSummary, Provenance, adapter_name, step_name
+from rlft.run.records import PreferenceSummary, Provenance, adapter_folder, step_name
 from rlft.run.resume import PLAIN, How, config_of, continued
 from rlft.train import provenance
 from rlft.train.preference.config import PreferenceConfig
@@ -236,7 +236,7 @@ def _summarize(run: Run[PreferenceConfig], data: PreferenceData) -> PreferenceSu
         "train_examples": len(data.train),
         "heldout_examples": len(data.heldout),
         "dropped_rows": data.dropped,
-        "adapter": f"adapters/{adapter_name(total)}",
+        "adapter": adapter_folder(total),
         "accuracy_base": before.accuracy.as_dict() if before else None,
         "loss_base": before.loss if before else None,
         "margin_base": before.margin if before else None,

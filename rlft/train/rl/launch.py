@@ -40,7 +40,7 @@ from rlft.rollout.pool import MakePool, RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
-from rlft.run.records import Evaluation, Provenance, RLSummary, adapter_name, step_name
+from rlft.run.records import Evaluation, Provenance, RLSummary, adapter_folder, step_name
 from rlft.run.resume import PLAIN, Continued, How, config_of, continued
 from rlft.train import provenance
 from rlft.train.rl.evaluate import answer_heldout, evaluation
@@ -141,7 +141,7 @@ def sft(config: RunConfig, *, restart: bool = False) -> Path:
         prepared.scorer.close()  # the rewards were only checked
         with View(config.name, steps=0) as view:
             _warm_start(run, view, prepared.environment, prepared.model_folder)
-        return run.path / "adapters" / "sft"
+        return run.path / adapter_folder(None)
 
 
 def measure(config: RunConfig, adapter_folder: Path | None) -> Evaluation:
@@ -308,7 +308,7 @@ def _canary(config: RunConfig, model_folder: str, environment: Environment) -> C
 
 def _warm_start(run: Run, view: View, environment: Environment, model_folder: str) -> dict[str, Tensor]:
     """The SFT adapter: made now, or read where a complete one lies."""
-    folder = run.path / "adapters" / "sft"
+    folder = run.path / adapter_folder(None)
     if not folder.exists():
         view.stage("SFT warm start")
         losses: list[float] = []
@@ -367,7 +367,7 @@ def _summarize(run: Run) -> RLSummary:
         "failed_base": base.failed if base else None,
         "failed_sft": sft.failed if sft else None,
         "failed_rl": trained.failed if trained else None,
-        "adapter": f"adapters/{adapter_name(config.steps)}",
+        "adapter": adapter_folder(config.steps),
     }
     run.write_summary(summary)
     write_report(run.path)
