@@ -1,7 +1,7 @@
 """Comparing each compiled kernel with torch on a small case, before it is used.
 
 Every case calls a tensor function twice: on operands of the kernel's type, and on the same ones in float64, which torch
-computes. A compiler's mistake, or a processor that is not what it says, then makes rlft slower and not wrong.
+computes. A compiler's mistake then makes rlft slower and not wrong.
 """
 
 from __future__ import annotations
