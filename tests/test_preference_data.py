@@ -17,7 +17,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from rlft.learner.batch import microbatches, pack, packed_length
-from rlft.model import chat
+from rlft.model import chat, special_tokens
 from rlft.train.preference.config import PreferenceDataConfig
 from rlft.train.preference.data import Example, PreferenceData, load, make_batch
 from rlft.train.preference.rows import parse
@@ -456,6 +456,7 @@ def test_a_reply_that_loses_a_part_of_itself_is_refused(template: str, reply: st
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = str(tokenizer.chat_template).replace("{{ m.content }}", template)
     assert template in tokenizer.chat_template
+    special_tokens.set_policy(tokenizer, "allow")  # else an end token within a reply is text
     with pytest.raises(ValueError, match=rf"loses a part of itself: '.*' becomes '{kept}', .*take out of the reply"):
         chat.render_completion(tokenizer, [user("Sky?")], [assistant(reply)], END)  # type: ignore[list-item]
 
