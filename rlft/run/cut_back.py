@@ -5,7 +5,6 @@ Nothing is deleted: records of steps after the checkpoint, which are made again,
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -38,10 +37,7 @@ def clear_torn_writes(path: Path) -> None:
     for temporary in path.rglob(".*.tmp"):
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
     for log in (path / EVENTS, path / METRICS):
-        if log.exists() and (data := log.read_bytes()) and not data.endswith(b"\n"):
-            whole = data.rfind(b"\n") + 1
-            # A line is whole if only its end is missing: it was written, and what follows must not continue it.
-            write_file(log, data + b"\n" if _is_json(data[whole:]) else data[:whole])
+        logs.mend_end(log)
 
 
 def newest_checkpoint(path: Path, *, every: int, strict: bool) -> tuple[Snapshot | None, list[str]]:
@@ -58,7 +54,8 @@ def newest_checkpoint(path: Path, *, every: int, strict: bool) -> tuple[Snapshot
     snapshot, problems = load_latest(path / CHECKPOINTS)
     if problems and strict:
         raise ValueError(f"{problems[0]}; without --strict `rlft resume` continues from an older checkpoint")
-    last = max((line.step for line in _metrics(path)), default=0)
+    known = {line.step for line in _metrics(path)}
+    last = max(known, default=0)
     if snapshot is None:
         if problems or last > every or (path / SUMMARY).exists():
             reasons = f" ({'; '.join(problems)})" if problems else ""
@@ -68,7 +65,6 @@ def newest_checkpoint(path: Path, *, every: int, strict: bool) -> tuple[Snapshot
                 "run aside"
             )
         return None, problems
-    known = {line.step for line in _metrics(path)}
     if missing := [step for step in range(1, snapshot.step + 1) if step not in known]:
         raise ValueError(
             f"{path / METRICS} lacks step {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}, which "
@@ -80,7 +76,8 @@ def newest_checkpoint(path: Path, *, every: int, strict: bool) -> tuple[Snapshot
 
 def set_aside_after(path: Path, step: int) -> Path | None:
     """Move the records of later steps, and a summary, into a folder of `aside/`; that folder, if there were any."""
-    later = [line for line in _metrics(path) if line.step > step]
+    lines = _metrics(path)
+    later = [line for line in lines if line.step > step]
     moved = [each for each, number in _numbered(path) if number > step]
     moved += [each for number, each in numbered(path / CHECKPOINTS) if number > step]
     moved += [path / SUMMARY] if (path / SUMMARY).exists() else []
@@ -91,7 +88,7 @@ def set_aside_after(path: Path, step: int) -> Path | None:
     target.mkdir(parents=True)
     if later:
         write_file(target / METRICS, "".join(line.line() + "\n" for line in later))
-        kept = [line for line in _metrics(path) if line.step <= step]
+        kept = [line for line in lines if line.step <= step]
         write_file(path / METRICS, "".join(line.line() + "\n" for line in kept))
     for each in moved:
         to = target / each.relative_to(path)
@@ -110,7 +107,7 @@ def copy_until(path: Path, step: int, target: Path) -> None:
     for name in ("base", "sft"):
         for each in [*path.glob(f"{EVALS}/{name}.*"), *path.glob(f"{ADAPTERS}/{name}")]:
             _share(each, target / each.relative_to(path))
-    lines = [line for line in _readable(path / METRICS) if line.step <= step]
+    lines = [line for line in logs.read_metrics(path, [], skip_damaged=True).rows if line.step <= step]
     write_file(target / METRICS, "".join(line.line() + "\n" for line in lines))
     events = [event for event in logs.read_events(path, []).rows if event.step is None or event.step <= step]
     write_file(target / EVENTS, "".join(event.line() + "\n" for event in events))
@@ -125,15 +122,6 @@ def _metrics(path: Path) -> Sequence[MetricsLine]:
             f"{error}. Restore it from a copy, or continue without that line as a run of its own: rlft resume {path} "
             "--fork NAME"
         ) from None
-
-
-def _readable(path: Path) -> Iterator[MetricsLine]:
-    """The lines of metrics that can be read, whatever lies between them."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            yield MetricsLine.from_dict(json.loads(line))
-        except (ValueError, AttributeError):
-            continue
 
 
 def _numbered(path: Path) -> Iterator[tuple[Path, int]]:
@@ -155,11 +143,3 @@ def _link(source: Any, target: Any) -> None:
         os.link(source, target)
     except OSError:  # another disk, or one without links
         shutil.copy2(source, target)
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from rlft.common.files import write_file
 from rlft.run.earlier_configs import modernise
 from rlft.run.records import EVENTS, FORMAT, METRICS, PROVENANCE, Evaluation, Event, MetricsLine, Provenance
 
@@ -31,18 +32,32 @@ class Lines(Generic[R]):
     """Bytes of the file behind them: where a later call goes on."""
 
 
-def read_metrics(run: Path, notes: list[str] | None = None, *, start: int = 0) -> Lines[MetricsLine]:
+def read_metrics(
+    run: Path, notes: list[str] | None = None, *, start: int = 0, skip_damaged: bool = False
+) -> Lines[MetricsLine]:
     """The lines of metrics.jsonl from byte `start` on, each as it was written.
 
     A torn last line is left out, and read by a later call once it is whole; that is said in `notes` if given, else
-    logged. Raises ValueError with file and line for any other bad line.
+    logged. Raises ValueError with file and line for any other bad line, unless those are to be skipped.
     """
-    return _read(Path(run) / METRICS, MetricsLine.from_dict, notes, start)
+    return _read(Path(run) / METRICS, MetricsLine.from_dict, notes, start, skip_damaged=skip_damaged)
 
 
 def read_events(run: Path, notes: list[str] | None = None, *, start: int = 0) -> Lines[Event]:
     """The lines of events.jsonl from byte `start` on; torn last line and errors as in `read_metrics`."""
     return _read(Path(run) / EVENTS, Event.from_dict, notes, start)
+
+
+def mend_end(log: Path) -> None:
+    """Take half a line off a log's end, which is what a killed driver leaves there."""
+    if log.exists() and (data := log.read_bytes()) and not data.endswith(b"\n"):
+        whole = data.rfind(b"\n") + 1
+        try:
+            json.loads(data[whole:])
+        except ValueError:
+            write_file(log, data[:whole])
+        else:  # only its end is missing: it was written, and what follows must not continue it
+            write_file(log, data + b"\n")
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -84,18 +99,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _read(path: Path, parse: Callable[[Mapping[str, Any]], R], notes: list[str] | None, start: int) -> Lines[R]:
+def _read(
+    path: Path,
+    parse: Callable[[Mapping[str, Any]], R],
+    notes: list[str] | None,
+    start: int,
+    *,
+    skip_damaged: bool = False,
+) -> Lines[R]:
     rows, end = [], start
-    for where, row, end_of_line in _objects(path, notes, start):
+    for where, row, end_of_line in _objects(path, notes, start, skip_damaged=skip_damaged):
         try:
             rows.append(parse(row))
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            if not skip_damaged:
+                raise ValueError(f"{where}: {error}") from error
         end = end_of_line
     return Lines(rows, end)
 
 
-def _objects(path: Path, notes: list[str] | None, start: int) -> Iterator[tuple[str, dict[str, Any], int]]:
+def _objects(
+    path: Path, notes: list[str] | None, start: int, *, skip_damaged: bool
+) -> Iterator[tuple[str, dict[str, Any], int]]:
     """(file:line, object, where its line ends) of a JSON-lines file; nothing if it does not exist."""
     if not path.is_file():
         return
@@ -108,13 +133,17 @@ def _objects(path: Path, notes: list[str] | None, start: int) -> Iterator[tuple[
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode(errors="replace") if skip_damaged else line)
         except ValueError as error:
+            if skip_damaged:
+                continue
             if data[end:].strip():
                 raise ValueError(f"{where}: not readable as JSON ({error}); the file was edited or damaged") from error
             say(f"{where}: the last line is torn, as after a crash, and was left out", notes)
             return
         if not isinstance(row, dict):
+            if skip_damaged:
+                continue
             raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
         yield where, row, end
 

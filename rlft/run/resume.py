@@ -80,10 +80,9 @@ def continued(run: Run[C], config: C, now: Provenance, how: How, *, every: int) 
             (where, and what to do).
     """
     if how.fork:
-        forked, problems = _fork(run, config, now, how)
-        with forked:
-            snapshot, _ = load_latest(forked.path / CHECKPOINTS)
-            yield Continued(run=forked, snapshot=snapshot, remarks=problems)
+        fork = _fork(run, config, now, how)
+        with fork.run:
+            yield fork
         return
     then = _comparable(run)
     provenance.refuse_changed(run.path, provenance.changed_numbers(then, now))
@@ -121,11 +120,8 @@ def _comparable(run: Run[C]) -> Provenance:
     return replace(then, config=type(run.config).model_validate(then.config).model_dump(mode="json"))
 
 
-def _fork(run: Run[C], config: C, now: Provenance, how: How) -> tuple[Run[C], list[str]]:
-    """(a new run with the records up to a whole checkpoint, what is wrong with newer ones).
-
-    Its folder appears whole or not at all.
-    """
+def _fork(run: Run[C], config: C, now: Provenance, how: How) -> Continued[C]:
+    """A new run with the records up to a whole checkpoint: its folder appears whole or not at all."""
     then, target, step = _comparable(run), config.run_dir, how.step
     if target.exists():
         raise ValueError(f"{target} exists already; give the fork another name")
@@ -153,4 +149,5 @@ def _fork(run: Run[C], config: C, now: Provenance, how: How) -> tuple[Run[C], li
     forked.event("forked", f"continues {run.path} after step {snapshot.step}{what}", step=snapshot.step)
     for problem in problems:
         forked.event("checkpoint_skipped", problem)
-    return forked, [f"{problem}; going on from step {snapshot.step}" for problem in problems]
+    fallback = [f"{problem}; going on from step {snapshot.step}" for problem in problems]
+    return Continued(run=forked, snapshot=snapshot, remarks=fallback)
