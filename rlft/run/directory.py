@@ -17,7 +17,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import chain, count
@@ -92,7 +93,7 @@ class Run(Generic[C]):
         self.path = path or config.run_dir
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock")
-        self._told: set[tuple[str, str]] | None = None
+        self._told: defaultdict[str, set[str]] | None = None
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -170,14 +171,21 @@ class Run(Generic[C]):
         """Append something that happened; with a step it is marked on the curves."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         _append(self.path / EVENTS, Event(time=now, kind=kind, message=message, step=step).line())
+        if self._told is not None:
+            self._told[kind].add(message)
 
     def event_once(self, kind: str, message: str) -> None:
         """Append something that is told again and again, unless the run's events have it already."""
-        if self._told is None:
-            self._told = {(event.kind, event.message) for event in logs.read_events(self.path).rows}
-        if (kind, message) not in self._told:
-            self._told.add((kind, message))
+        if message not in self.told(kind):
             self.event(kind, message)
+
+    def told(self, kind: str) -> Collection[str]:
+        """Messages of the events of this kind, also of those from before the run was resumed."""
+        if self._told is None:
+            self._told = defaultdict(set)
+            for event in logs.read_events(self.path).rows:
+                self._told[event.kind].add(event.message)
+        return self._told[kind]
 
     def write_rollouts(
         self, step: int, groups: Sequence[Group], advantages: Sequence[float] = (), *, kind: str = "step"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlft.curves.live_panel import View
-from rlft.curves.reading import read_events
 from rlft.run.directory import Run
 from rlft.types import Failed, Group
 
@@ -20,7 +19,7 @@ def note_observed_failures(run: Run, view: View, groups: Sequence[Group], *, ste
     trajectories = [t for group in groups for t in group.trajectories]
     for spec in run.config.rewards:
         failures = [t.failed_parts[spec.label] for t in trajectories if spec.label in t.failed_parts]
-        if spec.weight or not failures or _is_noted(run, spec.label):
+        if spec.weight or not failures or any(told.startswith(_beginning(spec.label)) for told in run.told(EVENT)):
             continue
         text = _sentence(spec.label, failures, len(trajectories))
         run.event(EVENT, f"{text}\nReproduce it with:\n{failures[0].reproduce}", step=step)
@@ -37,8 +36,3 @@ def _sentence(name: str, failures: Sequence[Failed], samples: int) -> str:
 
 def _beginning(name: str) -> str:
     return f"observed reward {name} failed on "
-
-
-def _is_noted(run: Run, name: str) -> bool:
-    """Whether an event says it already, also one from before the run was resumed."""
-    return any(e.kind == EVENT and e.message.startswith(_beginning(name)) for e in read_events(run.path))
