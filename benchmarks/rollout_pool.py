@@ -260,7 +260,7 @@ def orchestration(folder: str, steps: int) -> dict[str, float]:
             canary=lambda made, logprobs_of: made,  # type: ignore[arg-type]
             view=View("bench", steps=steps, console=Console(quiet=True)),
             standing=Standing(0),
-            after_step=lambda step, adapters: None,
+            after_step=lambda step, adapter: None,
         )
         rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     pool.close()

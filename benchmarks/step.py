@@ -98,7 +98,7 @@ def serve_rlft(model_folder: str, steps: int) -> None:
         ):
             view = View("bench", steps=steps)
 
-            def after_step(step: int, published: object) -> None:
+            def after_step(step: int, adapter: object) -> None:
                 row = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
                 answer(seconds=row["time/step"], tokens=row["rollout/tokens"], parts=row)
                 if step < steps:

@@ -6,7 +6,7 @@ A stage that is complete on disk is not done again, which is what makes resuming
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -273,8 +273,8 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
         def take(step: int) -> Snapshot:
             return snapshot(learner, step, standing.adapters[:-1])
 
-        def after_step(step: int, published: Sequence[Adapter]) -> None:
-            adapter, is_last = published[-1], step == config.steps
+        def after_step(step: int, adapter: Adapter) -> None:
+            is_last = step == config.steps
             tell_slow_paths(run, learner)
             if is_last or (config.evaluation.every and step % config.evaluation.every == 0):
                 _evaluate_once(parts, adapter, name=step_name(step), step=step, publish=False)

@@ -25,8 +25,8 @@ from rlft.train.rl.rollouts import StepRollouts
 from rlft.train.standing import Standing
 from rlft.types import Adapter, Batch, Task
 
-AfterStep = Callable[[int, Sequence[Adapter]], None]
-"""Called with (step, the published adapters that later samples may come from, the step's own last)."""
+AfterStep = Callable[[int, Adapter], None]
+"""Called with (step, the adapter that it published)."""
 
 
 def train_rl(
@@ -67,7 +67,7 @@ def train_rl(
     rollouts.publish(canary(learner.adapter(version=start), learner.logprobs_of))
     standing.adapters = rollouts.adapters
     if start:
-        after_step(start, rollouts.adapters)  # what it may have been stopped in
+        after_step(start, standing.adapters[-1])  # what it may have been stopped in
     guards, skipped = Guards(run, view, start=start), 0
     for step in range(start + 1, config.steps + 1):
         clock = Clock()
@@ -105,7 +105,7 @@ def train_rl(
             run.log(step, metrics)
             standing.adapters = rollouts.adapters
         view.step(step, metrics)
-        after_step(step, rollouts.adapters)
+        after_step(step, standing.adapters[-1])
 
 
 def sequence_means(batch: Batch) -> list[float]:
