@@ -34,6 +34,8 @@ ENDING_LIMIT_S = 1.0
 """Time that the kernel has to end a child whose socket it has closed."""
 READ_SIZE = 2**16
 """Bytes that are read at a time."""
+LAG_S = 0.3
+"""Time that a child's guard has to write down what the child has just printed."""
 SHOWN_OUTPUT = 3000
 """Longest end of a child's output, in bytes, that goes into an error."""
 
@@ -185,10 +187,12 @@ class ChildProcess:
     def printed(self) -> str:
         """The end of what it has printed, stripped, also after `kill`; empty where it printed nothing.
 
-        While it runs, its last lines may still be missing.
+        What a running child has just printed is waited for, `LAG_S` at the most.
         """
         if self._output.closed:
             return self._printed
+        if self._process.poll() is None:
+            time.sleep(LAG_S)
         descriptor = self._output.fileno()
         # At a position of its own: the child writes through the same open file.
         start = max(0, os.fstat(descriptor).st_size - SHOWN_OUTPUT)

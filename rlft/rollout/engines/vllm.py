@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,7 +153,6 @@ class VllmEngine:
         if answer.refusal:
             raise ValueError(f"{refused}: {answer.refusal}")
         if answer.failure:
-            time.sleep(0.3)  # what a living process prints is written down a moment later
             printed = self._process.printed() or "nothing"
             raise RuntimeError(f"vLLM failed:\n{answer.failure}\nThe last that it printed:\n{printed}")
         return answer.value
