@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import psutil
 import pytest
 
 from rlft.common.child_process import SHOWN_OUTPUT, ChildProcess
+from tests.processes import gone
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("RLFT_GIVEN", "RLFT_INHERITED", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAY_AUTH_TOKEN")
@@ -34,19 +34,6 @@ def start() -> Iterator[Start]:
     yield make
     for child in started:
         child.kill()
-
-
-def gone(pid: int) -> bool:
-    """Whether the process ends within ten seconds."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 # What the children do.
@@ -184,7 +171,7 @@ def test_to_kill_one_kills_all_that_it_started(start: Start) -> None:
     child = start(hang_with_children)
     pids = child.receive(60)
     assert child.kill() == "was killed by SIGKILL"
-    assert [gone(pid) for pid in (child.pid, *pids)] == [True, True, True]
+    assert [gone(pid, 10) for pid in (child.pid, *pids)] == [True, True, True]
 
 
 def test_the_end_of_what_it_printed_is_shown(start: Start) -> None:
@@ -237,7 +224,7 @@ def test_children_end_with_their_parent(ending: str) -> None:
         if ending == "killed":
             parent.send_signal(signal.SIGKILL)
     assert len(pids) == 3
-    assert [gone(pid) for pid in pids] == [True, True, True]
+    assert [gone(pid, 10) for pid in pids] == [True, True, True]
 
 
 def test_the_thread_that_started_one_may_end(start: Start) -> None:

@@ -21,7 +21,8 @@ from rlft.config import RunConfig
 from rlft.reward.scoring import Scorer
 from rlft.types import Failed, RewardSpec, Score
 from tests.fakes_server import reply, serve
-from tests.test_scoring import ROOT, gone, kinds, make_group, outcomes
+from tests.processes import gone
+from tests.test_scoring import ROOT, kinds, make_group, outcomes
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
 

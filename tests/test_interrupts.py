@@ -233,7 +233,7 @@ def test_a_timer_of_an_earlier_block_does_not_end_a_later_one() -> None:
 @pytest.mark.parametrize("pause", [0.0, 0.02])
 def test_signals_that_come_together_are_one_request(pause: float) -> None:
     done = ran(
-        f"send(signal.SIGHUP, signal.SIGTERM, pause={pause})\ntry:\n    busy(20)\nfinally:\n    print('cleaned up')"
+        f"try:\n    send(signal.SIGHUP, signal.SIGTERM, pause={pause})\n    busy(20)\nfinally:\n    print('cleaned up')"
     )
     assert done.returncode in (129, 143)
     assert done.stdout == "cleaned up\n"

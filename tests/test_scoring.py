@@ -28,6 +28,7 @@ from rlft.types import (
     Trajectory,
     Turn,
 )
+from tests.processes import gone
 
 ROOT = Path(__file__).parents[1]
 
@@ -160,19 +161,6 @@ def outcomes(group: Group) -> list[Outcome | None]:
 
 def kinds(group: Group) -> list[str]:
     return [o.kind if isinstance(o, Failed) else type(o).__name__ for o in outcomes(group)]
-
-
-def gone(pid: int, limit_s: float = 5.0) -> bool:
-    """Whether a process ends within the limit."""
-    until = time.monotonic() + limit_s
-    while time.monotonic() < until:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 @pytest.fixture(autouse=True)

@@ -301,8 +301,7 @@ def demonstration(
         ValueError: the template refuses these messages, or one holds half a surrogate pair.
     """
     prompt, whole = render(tokenizer, messages[:-1], tools=tools), conversation(tokenizer, messages, tools=tools)
-    pairs = enumerate(zip(prompt, whole, strict=False))
-    start = next((at for at, (token, other) in pairs if token != other), min(len(prompt), len(whole)))
+    start = _shared(prompt, whole, least=0)
     return whole, tuple(at >= start for at in range(len(whole)))
 
 

@@ -48,8 +48,8 @@ def marked(tokenizer: PreTrainedTokenizerBase, content: T) -> T:
     Raises:
         ValueError: the policy is to refuse them, or one has a single character and cannot be cut.
     """
-    policy, token = _POLICIES.get(tokenizer, "encode"), found(tokenizer, content)
-    if token is not None and policy == "refuse":
+    policy = _POLICIES.get(tokenizer, "encode")
+    if policy == "refuse" and (token := found(tokenizer, content)):
         raise ValueError(
             f"a message holds the special token {token!r} as text; take it out of the data, or set "
             "model.special_tokens_in_text to encode (it stays text) or allow (it acts as that token)"
