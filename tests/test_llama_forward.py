@@ -11,10 +11,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlft.model.kernels import frozen_linear, library
+from rlft.model.kernels import frozen_linear
 from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.kv_cache import KVCache
-from rlft.model.kernels.llama_layers import _OneCall
 from rlft.model.layers.packed_attention import NAME
 from rlft.rollout.engines.forward import forward_pass
 from rlft.rollout.engines.llama_forward import LlamaForward, llama_forward_of
@@ -126,53 +125,6 @@ def test_rows_that_come_move_and_grow_get_the_models_logits(dtype: torch.dtype, 
                 expected = model(input_ids=whole, use_cache=False).logits[0, -1]
                 error = (logits[row] - expected).float().norm() / expected.float().norm()
                 assert error < (1e-4 if dtype == torch.float32 else 5e-2), (step, row)
-
-
-@pytest.mark.usefixtures("no_matrix_unit")
-@pytest.mark.parametrize(
-    ("config_class", "changes"),
-    [
-        ("LlamaConfig", {}),
-        ("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
-        ("Qwen2Config", {}),
-        ("Qwen3Config", {}),
-    ],
-)
-def test_a_step_in_one_call_is_that_of_single_ones(
-    config_class: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To the bit, with rows of several prompts and ages, and with weights that were loaded later."""
-    if "decode bfloat16" not in library.operations():
-        pytest.skip(f"no such kernel here: {library.description()}")
-    model = random_model(config_class, torch.bfloat16, head_dim=32, hidden_size=128, **changes)
-    lean = llama_forward_of(model)
-    assert lean is not None
-    scaled = {name: model.get_parameter(name) * 1.5 for name in NAMES}
-    whole = _OneCall.__call__
-    were_taken: list[bool] = []
-
-    def counted(*arguments: Any) -> bool:
-        were_taken.append(whole(*arguments))
-        return were_taken[-1]
-
-    def logits() -> Tensor:
-        cache = KVCache(prompts=2, prompt_length=9, rows=5, new_tokens=20, device=torch.device("cpu"))
-        cache.enter_prompts([0, 1], [9, 4], lean.prefill(tokens(2, 9)))
-        cache.enter_rows([0, 1, 2], [1, 0, 1])
-        drawn = tokens(5, 20, seed=2)
-        of_three = [lean.step(drawn[:3, step], cache) for step in range(3)]
-        cache.enter_rows([3, 4], [0, 0])
-        lean.load(NAMES, lambda name: scaled[name] if name in scaled else model.get_parameter(name))
-        of_five = [lean.step(drawn[:, step], cache) for step in range(3, 20)]
-        lean.reload()
-        return torch.cat([*of_three, *of_five])
-
-    with torch.inference_mode():
-        monkeypatch.setattr(_OneCall, "__call__", counted)
-        together = logits()
-        monkeypatch.setattr(_OneCall, "__call__", lambda *_: False)
-        assert torch.equal(logits(), together)
-    assert were_taken == [True] * 20
 
 
 def test_new_weights_are_used_and_the_models_own_stay() -> None:

@@ -15,7 +15,6 @@ from rlft.learner.batch import pack
 from rlft.learner.roles import add_policy
 from rlft.model import base as models
 from rlft.model.base import token_logprobs
-from rlft.model.kernels import library
 from rlft.model.layers import decoder_layer, lora, norms_and_mlps
 from rlft.model.layers.decoder_layer import use_lean_decoders
 from rlft.model.layers.lora import use_lean_lora
@@ -169,24 +168,6 @@ def test_compiled_layers_were_asked_for() -> None:
     model = random_model("LlamaConfig")
     forward_pass(model, compile=True)
     assert reasons(model) == ["rollout.engine_args.compile asks for transformers' layers"]
-
-
-@pytest.mark.usefixtures("no_matrix_unit")
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({"head_dim": 32}, ""),
-        ({"head_dim": 16}, "heads of 16 are no multiple of 32"),
-        ({"head_dim": 32, "hidden_act": "gelu"}, "the activation is not silu"),
-        ({"head_dim": 32, "intermediate_size": 49}, "a weight has no panels (an odd number of inputs)"),
-    ],
-)
-def test_a_decode_step_that_is_not_one_call_says_why(changes: dict[str, Any], why: str) -> None:
-    if "decode bfloat16" not in library.operations():
-        pytest.skip(f"no such kernel here: {library.description()}")
-    model = random_model("LlamaConfig", torch.bfloat16, **changes)
-    assert isinstance(forward_pass(model, compile=False), LlamaForward)
-    assert reasons(model) == ([f"a decode step is not one call: {why}"] if why else [])
 
 
 # Run

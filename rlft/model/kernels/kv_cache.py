@@ -184,11 +184,11 @@ class KVCache:
             return None
         operands = (query, keys_values, layer.prompts, layer.rows, self.prompt_of_row, self.prompt_length, self.age)
         pointers = [None if x is None else x.data_ptr() for x in (*operands, output)]
-        run(*pointers, self.kernel_shape((stride, num_heads, layer.rows.shape[2], size)), scale)
+        run(*pointers, self._kernel_shape((stride, num_heads, layer.rows.shape[2], size)), scale)
         layer.is_by_kernel = True
         return output
 
-    def kernel_shape(self, heads: tuple[int, int, int, int]) -> ctypes.Array[ctypes.c_int64]:
+    def _kernel_shape(self, heads: tuple[int, int, int, int]) -> ctypes.Array[ctypes.c_int64]:
         """`CacheShape` in `native/cached_attention.h`, given its (row stride, heads, key heads, size)."""
         prompts, rows = self.layers[0].prompts, self.layers[0].rows
         own = (prompts.shape[1], prompts.shape[3], rows.shape[1], rows.shape[3])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from rlft.model.kernels.build import BuildError, load_library
 
-ABI = 1
+ABI = 2
 """Number of the library's C interface that this module calls, `rlft_kernels_abi` in `native/kernels.cpp`."""
 VECTOR = 32
 """Widths of gates, sizes of heads and vocabularies that kernels take are multiples of this."""
@@ -45,11 +45,8 @@ _PRODUCTS: dict[str, list[Any]] = {
     "panels_of": [_POINTER] * 2 + [_SIZE] * 2,
     "panels_of_transposed": [_POINTER] * 2 + [_SIZE] * 2,
     "linear": [_POINTER] * 5 + [_SIZE] * 4,
-    "decode": [_POINTER] * 11,
 }
 """Kernels of bfloat16 that multiply in vector units; where a processor has a matrix unit, oneDNN is faster."""
-_MADE_OF = {"decode": ("rms_norm", "rotate", "cached_attention", "panels_of", "linear")}
-"""Kernels that one contains: it is as wrong as they are."""
 
 Kernel = Callable[..., None]
 """Takes pointers (`Tensor.data_ptr()`), sizes and numbers as `native/kernels.cpp` declares them."""
@@ -177,10 +174,6 @@ def _test(library: Library) -> list[str]:
         wrong = self_test.disagreeing(library.kernels)
     finally:
         _under_test = None
-    for name, parts in _MADE_OF.items():
-        for dtype in _TYPES:
-            if (name, dtype) in library.kernels and (bad := [part for part in parts if (part, dtype) in wrong]):
-                wrong.setdefault((name, dtype), f"is made of {', '.join(bad)}")
     for key in wrong:
         del library.kernels[key]
     return sorted(f"{name} {_TYPES[dtype]} is left to torch: it {why}" for (name, dtype), why in wrong.items())

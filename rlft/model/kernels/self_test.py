@@ -19,7 +19,6 @@ from rlft.model.kernels.block_attention import biased_softmax
 from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.kernels.library import Kernel, Key
-from rlft.model.kernels.llama_layers import LlamaLayer, LlamaLayers
 from rlft.model.kernels.token_logprobs import token_logprobs
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float64: 1e-12}
@@ -137,31 +136,6 @@ def _panels_of_transposed(weight: Tensor) -> Sequence[Tensor]:
     return (panels,) if panels is not None else _panels(weight.T.contiguous())
 
 
-def _decode(x: Tensor, angle: Tensor, keys: Tensor, values: Tensor, norm: Tensor, *weights: Tensor) -> Sequence[Tensor]:
-    input_, output, gate, up, down, bias, head_norm = weights
-    layer = LlamaLayer(
-        input_norm=(norm, 1e-5),
-        input=FrozenLinear(input_, bias),
-        query_norm=(head_norm, 1e-5),
-        key_norm=(head_norm, 1e-5),
-        output=FrozenLinear(output),
-        inner_norm=(norm, 1e-5),
-        gate=FrozenLinear(gate),
-        up=FrozenLinear(up),
-        down=FrozenLinear(down),
-        activation=None,
-        num_heads=4,
-        num_key_heads=2,
-        scale=0.2,
-    )
-    layers, cache, outputs = LlamaLayers([layer, layer]), _filled_cache(keys, values), []
-    for token in x:
-        cache.begin(len(token))
-        outputs.append(layers.step(token.clone(), angle.cos(), elementwise.signed_sin_of(angle.sin()), cache))
-        cache.advance()
-    return outputs
-
-
 CASES: dict[str, Case] = {
     "rms_norm": ([(3, 40), (40,)], _norm),
     "normed": ([(3, 40), (40,), (3, 1)], _normed),
@@ -178,12 +152,5 @@ CASES: dict[str, Case] = {
     "panels_of": ([(40, 34)], _panels),
     "panels_of_transposed": ([(34, 40)], _panels_of_transposed),
     "linear": ([(15, 34), (40, 34), (40,), (15, 40)], _linear),
-    "decode": (
-        [
-            *((2, 3, 32), (3, 1, 32), (2, 2, 6, 32), (2, 2, 6, 32), (32,)),
-            *((256, 32), (32, 128), (64, 32), (64, 32), (32, 64), (256,), (32,)),
-        ],
-        _decode,
-    ),
 }
 """A case for each kernel, by its name."""

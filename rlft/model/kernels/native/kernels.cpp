@@ -9,12 +9,11 @@
 #include "vectors.h"
 
 #ifdef __AVX512BF16__
-#include "decode.h"
 #include "products.h"
 #endif
 
 // Number of this interface, `ABI` in library.py: raise both with every change of a name, a parameter or a layout.
-extern "C" int64_t rlft_kernels_abi() { return 1; }
+extern "C" int64_t rlft_kernels_abi() { return 2; }
 
 // Whether the kernels below that multiply bfloat16 are there.
 extern "C" int64_t rlft_kernels_have_products() {
@@ -76,10 +75,5 @@ extern "C" void panels_of_bfloat16(const BFloat16* weight, BFloat16* panels, int
 extern "C" void panels_of_transposed_bfloat16(const BFloat16* weight, BFloat16* panels, int64_t inputs,
                                              int64_t outputs) {
   panels_of_transposed(weight, panels, inputs, outputs);
-}
-extern "C" void decode_bfloat16(BFloat16* x, const Layer* layers, const LayerCache* caches, const BFloat16* cosine,
-                                const BFloat16* signed_sin, const int64_t* prompt_of_row, const int64_t* prompt_length,
-                                const int64_t* age, BFloat16* scratch, const CacheShape* shape, const Step* step) {
-  decode(x, layers, caches, cosine, signed_sin, prompt_of_row, prompt_length, age, scratch, *shape, *step);
 }
 #endif
