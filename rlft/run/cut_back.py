@@ -17,6 +17,7 @@ from rlft.run import logs
 from rlft.run.checkpoint import Snapshot, load_latest
 from rlft.run.records import (
     ADAPTERS,
+    ASIDE,
     CHECKPOINTS,
     EVALS,
     EVENTS,
@@ -27,9 +28,6 @@ from rlft.run.records import (
     numbered,
     step_name,
 )
-
-ASIDE = "aside"
-"""Folder of what was moved away."""
 
 
 def clear_torn_writes(path: Path) -> None:

@@ -47,6 +47,7 @@ from rlft.run.records import (
     METRICS,
     PROVENANCE,
     ROLLOUTS,
+    SKIPPED,
     SUMMARY,
     Evaluation,
     Event,
@@ -198,7 +199,7 @@ class Run(Generic[C]):
 
     def write_batch(self, step: int, batch: Batch) -> Path:
         """Keep a batch whose update was skipped: tensors by field, and its tokens as JSON in the file's metadata."""
-        folder = self.path / "skipped"
+        folder = self.path / SKIPPED
         folder.mkdir(exist_ok=True)
         path = folder / f"{step_name(step)}-{len(list(folder.iterdir()))}.safetensors"
         values = {field.name: getattr(batch, field.name) for field in fields(batch)}

@@ -28,6 +28,10 @@ FORMAT = 2
 CONFIG, PROVENANCE, SUMMARY = "config.yaml", "provenance.json", "summary.json"
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 ROLLOUTS, EVALS, ADAPTERS, CHECKPOINTS = "rollouts", "evals", "adapters", "checkpoints"
+LOGS, SKIPPED, ASIDE = "logs", "skipped", "aside"
+"""What processes print, updates that were not made, and what a resume moved away instead of deleting it."""
+REFERENCE, REWARD_MODEL = "reference", "reward-model"
+"""Log-probs of the reference over preference data, and a trained reward model."""
 
 _NUMBERED = re.compile(r"(?:[a-z]+-|v)(\d+)")
 

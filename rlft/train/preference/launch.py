@@ -27,7 +27,7 @@ from rlft.model.pretrained import load_config, load_generation_config
 from rlft.model.starting_point import reference_source, resolve_model, start_tensors
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
-from rlft.run.records import PreferenceSummary, Provenance, adapter_folder, step_name
+from rlft.run.records import REFERENCE, PreferenceSummary, Provenance, adapter_folder, step_name
 from rlft.run.resume import PLAIN, How, config_of, continued
 from rlft.train import provenance
 from rlft.train.preference.config import PreferenceConfig
@@ -196,7 +196,7 @@ def _with_reference(
     """
     parts = [data.hash, run.config.model.dtype, *_identity(folders)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    path = run.path / "reference" / f"{key[:16]}.safetensors"
+    path = run.path / REFERENCE / f"{key[:16]}.safetensors"
     if not path.is_file():
         view.stage("reference log-probs")
         passes = {

@@ -23,7 +23,7 @@ from rlft.model.memory import keep_freed_memory
 from rlft.model.pretrained import load_config
 from rlft.model.starting_point import resolve_model
 from rlft.run.directory import Run
-from rlft.run.records import RewardModelSummary
+from rlft.run.records import REWARD_MODEL, RewardModelSummary
 from rlft.train import provenance
 from rlft.train.preference.data import PreferenceData, load
 from rlft.train.reward_model import train as train_reward
@@ -98,13 +98,13 @@ def _stages(
         "std": statistics.pstdev(after.scores),
         "tools": data.shows_tools,
     }
-    train_reward.save(run.path / "reward-model", model, tokenizer, facts)
+    train_reward.save(run.path / REWARD_MODEL, model, tokenizer, facts)
     summary: RewardModelSummary = {
         "name": config.name,
         "accuracy_before": before.accuracy.as_dict(),
         "accuracy_after": after.accuracy.as_dict(),
         "n": len(data.heldout),
-        "reward_model": "reward-model",
+        "reward_model": REWARD_MODEL,
     }
     run.write_summary(summary)
     return summary

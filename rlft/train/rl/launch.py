@@ -40,7 +40,7 @@ from rlft.rollout.pool import MakePool, RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
-from rlft.run.records import Evaluation, Provenance, RLSummary, adapter_folder, step_name
+from rlft.run.records import LOGS, Evaluation, Provenance, RLSummary, adapter_folder, step_name
 from rlft.run.resume import PLAIN, Continued, How, config_of, continued
 from rlft.train import provenance
 from rlft.train.rl.evaluate import answer_heldout, evaluation
@@ -100,7 +100,7 @@ def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = 
         _prepare(config) as prepared,
         Run.create(config, provenance=_provenance(config, prepared), restart=restart) as run,
     ):
-        prepared.scorer.move_logs(run.path / "logs")
+        prepared.scorer.move_logs(run.path / LOGS)
         return _execute(run, prepared, pools=pools)
 
 
@@ -116,11 +116,11 @@ def resume(path: Path, how: How = PLAIN) -> tuple[Path, RLSummary]:
     with Run.reopen(path) as run:
         config = config_of(run, how)
         with (
-            _prepare(config, log_dir=None if how.fork else run.path / "logs") as prepared,
+            _prepare(config, log_dir=None if how.fork else run.path / LOGS) as prepared,
             continued(run, config, _provenance(config, prepared), how, every=config.checkpoint.every) as going_on,
         ):
             if how.fork:
-                prepared.scorer.move_logs(going_on.run.path / "logs")
+                prepared.scorer.move_logs(going_on.run.path / LOGS)
             return going_on.run.path, _execute(going_on.run, prepared, going_on=going_on)
 
 
@@ -137,7 +137,7 @@ def sft(config: RunConfig, *, restart: bool = False) -> Path:
         _prepare(config) as prepared,
         Run.create(config, provenance=_provenance(config, prepared), restart=restart) as run,
     ):
-        prepared.scorer.move_logs(run.path / "logs")
+        prepared.scorer.move_logs(run.path / LOGS)
         prepared.scorer.close()  # the rewards were only checked
         with View(config.name, steps=0) as view:
             _warm_start(run, view, prepared.environment, prepared.model_folder)
