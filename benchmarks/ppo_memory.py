@@ -85,9 +85,9 @@ def serve_trl(folder: str) -> None:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     from benchmarks.step import question
+    from rlft.common.private_names import private
 
     torch.set_num_threads(THREADS)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -107,8 +107,8 @@ def serve_trl(folder: str) -> None:
         "reward_model": AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.bfloat16),
     }
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = PPOTrainer(
-            args=PPOConfig(
+        trainer = private("trl.experimental.ppo.PPOTrainer")(
+            args=private("trl.experimental.ppo.PPOConfig")(
                 output_dir=scratch,
                 total_episodes=TASKS * SAMPLES,
                 per_device_train_batch_size=16,

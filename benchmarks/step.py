@@ -134,7 +134,10 @@ def serve_trl(model_folder: str, steps: int, dtype: str) -> None:
     torch.set_num_threads(THREADS)
     rows = [{"prompt": list(task.messages)} for task in environment().train] * steps
 
-    def reward(completions: list[list[dict[str, str]]], **kwargs: object) -> list[float]:
+    def reward(
+        completions: list[list[dict[str, str]]], completion_ids: list[list[int]], **kwargs: object
+    ) -> list[float]:
+        Alternate.tokens += sum(map(len, completion_ids))
         return [share_of_vowels(messages[-1]["content"]) for messages in completions]
 
     class Alternate(TrainerCallback):
@@ -143,12 +146,12 @@ def serve_trl(model_folder: str, steps: int, dtype: str) -> None:
 
         def on_step_begin(self, *args: object, **kwargs: object) -> None:
             wait()
+            Alternate.tokens = 0.0
             self.started = time.perf_counter()
 
         def on_step_end(self, *args: object, **kwargs: object) -> None:
-            length = trainer._metrics["train"]["completions/mean_length"][-1]
             seconds = time.perf_counter() - self.started
-            answer(seconds=seconds, tokens=length * TASKS * SAMPLES, parts={})
+            answer(seconds=seconds, tokens=Alternate.tokens, parts={})
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(

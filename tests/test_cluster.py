@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
+from rlft.common import cluster as cluster_module
 from rlft.common import ray_guard
 from rlft.common.cluster import Cluster, protect
 from tests.conftest import MakeConfig
@@ -41,6 +43,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster_module, "Watch", Mock)  # there are no processes to watch
     return calls
 
 

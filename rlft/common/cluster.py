@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from rlft.common.private_names import missing
 from rlft.common.ray_guard import MARK, Guard
 from rlft.common.ray_watch import Watch
 
@@ -171,6 +172,11 @@ def _start(address: str, processes: int, guard: Guard | None) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
+    except RuntimeError as error:
+        for option in ("_node_ip_address", "_temp_dir"):
+            if "Unknown keyword" in str(error) and option in str(error):
+                raise missing(f"ray.init({option})") from error
+        raise
     finally:
         os.environ.pop(MARK, None)  # only Ray's processes carry it
     if threading.current_thread() is threading.main_thread():

@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from rlft.common.private_names import missing
+
 NAMES = {"raylet": "raylet", "gcs_server": "control service"}
 """Ray's processes without which nothing goes on."""
 STOPPED_S = 10.0
@@ -33,9 +35,16 @@ class Watch:
     """Watches the cluster that this process has started, and raises in the main thread when it is lost."""
 
     def __init__(self) -> None:
-        """Begin; the processes are children of this one."""
+        """Begin; the processes are children of this one.
+
+        Raises:
+            ImportError: there are none of these names.
+        """
         children = psutil.Process().children(recursive=True)
         self._processes = {process: NAMES[name] for process in children if (name := process.name()) in NAMES}
+        for name, called in NAMES.items():
+            if called not in self._processes.values():
+                raise missing(f"ray: process {name}")
         self._is_over = threading.Event()
         self._lost = ""
         self._is_main = threading.current_thread() is threading.main_thread()

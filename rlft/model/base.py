@@ -16,9 +16,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import GradientCheckpointingLayer, PreTrainedModel
 
+from rlft.common.private_names import private
 from rlft.config import ModelConfig
 from rlft.model.kernels.sizes import TOKENS, rounded_up
 from rlft.model.layers.logprobs import selected_logprobs
@@ -41,7 +41,7 @@ def resolve_dtype(config: ModelConfig) -> torch.dtype:
         return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if private("torch.cpu._is_avx512_bf16_supported")() else torch.float32
 
 
 def load_base(

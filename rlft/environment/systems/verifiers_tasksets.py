@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from rlft.common.private_names import private
 from rlft.environment.contract import Environment, Step
 from rlft.environment.systems.common import as_messages, split_rows
 from rlft.types import Message, Task
@@ -30,9 +31,9 @@ def is_taskset(found: object) -> bool:
 def make(cls: Any, config: Mapping[str, Any]) -> Any:
     """A taskset with the settings of its own config class."""
     from verifiers.v1 import TasksetConfig
-    from verifiers.v1.utils.generic import concrete_type
 
-    return cls((concrete_type(cls, TasksetConfig) or TasksetConfig)(**config))
+    own = private("verifiers.v1.utils.generic.concrete_type")(cls, TasksetConfig)
+    return cls((own or TasksetConfig)(**config))
 
 
 def load(taskset: Any, *, size: int | None, heldout: float, seed: int) -> Environment:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlft.common.private_names import private
 from rlft.model.kernels.library import kernel
 
 KEPT_SCORES = 1 << 20
@@ -154,7 +155,7 @@ class _BlockAttention(torch.autograd.Function):
             grad.view(-1, grad.shape[-1]).index_fill_(0, block.padding, 0.0)
             _add(total, block.value_sums, torch.bmm(softmax.mT, grad), 1.0)
             grad_softmax = torch.bmm(grad, _gather(block, rows, block.value_rows).mT)
-            grad_scores = torch._softmax_backward_data(grad_softmax, softmax, -1, softmax.dtype)
+            grad_scores = private("torch._softmax_backward_data")(grad_softmax, softmax, -1, softmax.dtype)
             scaled_bmm(grad_scores, _gather(block, rows, block.key_rows), scale, out=grad_query.of(block))
             _add(total, block.key_sums, torch.bmm(grad_scores.mT, _gather(block, rows, block.query_rows)), scale)
         grad_heads = torch.empty_like(heads, memory_format=torch.contiguous_format)

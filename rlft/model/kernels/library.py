@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlft.common.private_names import private
 from rlft.model.kernels.build import BuildError, load_library
 
 ABI = 2
@@ -145,7 +146,8 @@ def _load() -> Library:
 def _kernels(loaded: ctypes.CDLL) -> tuple[dict[Key, Kernel], list[str]]:
     """The library's kernels, and a line for each that it lacks."""
     wanted = [(name, arguments, dtype) for name, arguments in _ARGUMENTS.items() for dtype in _TYPES]
-    if _bound(loaded, "rlft_kernels_have_products", [], returns=_SIZE)() and not torch.cpu._is_amx_tile_supported():
+    has_products = _bound(loaded, "rlft_kernels_have_products", [], returns=_SIZE)()
+    if has_products and not private("torch.cpu._is_amx_tile_supported")():
         wanted += [(name, arguments, torch.bfloat16) for name, arguments in _PRODUCTS.items()]
     kernels: dict[Key, Kernel] = {}
     missing = []

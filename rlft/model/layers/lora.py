@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear as PeftLinear
-from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from rlft.model.kernels.joint_projection import project, project_backward

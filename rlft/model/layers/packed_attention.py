@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rlft.model.kernels.block_attention import LARGEST_SCORES, Block, HeadBlocks, block_attention, with_heads
@@ -155,7 +155,7 @@ def _in_blocks(layout: Layout, heads: Tensor, num_heads: int, scale: float) -> T
 def _by_group(groups: tuple[PackedGroup, ...], query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Group by group with torch's own attention; (T, H, D)."""
     num_repeats = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, num_repeats), repeat_kv(value, num_repeats)
+    key, value = key.repeat_interleave(num_repeats, dim=1), value.repeat_interleave(num_repeats, dim=1)
     pieces: list[Tensor] = []
     for group in groups:
         prompt = slice(group.start, group.start + group.prompt_length)

@@ -8,8 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers import Cache, CacheLayerMixin, DynamicCache, PreTrainedModel
 
 from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.layers.norms_and_mlps import compile_inference_layers, use_inference_layers

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.activations import SiLUActivation
 
+from rlft.common.private_names import private
 from rlft.model.kernels.elementwise import rms_norm, signed_sin_of
 from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.joint_projection import joint_bias
@@ -151,7 +151,8 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         self._norms = (layer.input_layernorm, layer.post_attention_layernorm)
         self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
-        self._activation = None if type(mlp.act_fn) in (nn.SiLU, SiLUActivation) else mlp.act_fn
+        is_silu = type(mlp.act_fn) in (nn.SiLU, private("transformers.activations.SiLUActivation"))
+        self._activation = None if is_silu else mlp.act_fn
         self._scale = attention.scaling
         self._num_heads = attention.q_proj.out_features // attention.head_dim
         self._num_key_heads = attention.k_proj.out_features // attention.head_dim

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import Conv1D, PreTrainedModel
 
 from rlft.config import AdapterConfig
 from rlft.model.adapter import lora_scale, merged_weight
