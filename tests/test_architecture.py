@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,18 @@ TOO_LONG = {
 }
 
 
-def sources(*folders: str) -> list[Path]:
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+@cache
+def sources(*folders: str) -> dict[str, str]:
+    """The modules in some folders of the repository, by dotted name."""
+    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return {_module(path): path.read_text(encoding="utf-8") for path in paths}
 
 
-def module(path: Path) -> str:
+def _module(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
 def imported(source: str) -> set[str]:
     """Modules that a source imports anywhere in it; `from rlft import x` counts as `rlft.x`."""
     names: set[str] = set()
@@ -66,6 +71,7 @@ def imported(source: str) -> set[str]:
     return names
 
 
+@cache
 def imported_names(source: str) -> set[str]:
     """Like `imported`, but `from x import y` counts as `x.y` always."""
     names: set[str] = set()
@@ -105,9 +111,8 @@ def wrong_direction(name: str, source: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", sources("rlft"), ids=module)
-def test_no_room_imports_upwards(path: Path) -> None:
-    assert wrong_direction(module(path), path.read_text(encoding="utf-8")) == []
+def test_no_room_imports_upwards() -> None:
+    assert [wrong for name, source in sources("rlft").items() for wrong in wrong_direction(name, source)] == []
 
 
 def test_an_import_that_goes_up_would_be_found() -> None:
@@ -137,27 +142,28 @@ def test_the_listing_shows_the_rooms() -> None:
     assert folders == {each.partition("/")[0] for each in ROOMS} - {"types", "config", "config_file"}
 
 
-@pytest.mark.parametrize("path", sources("rlft/objectives"), ids=module)
-def test_objectives_are_pure_tensor_functions(path: Path) -> None:
-    names = {name for name in imported(path.read_text(encoding="utf-8")) if top(name) not in sys.stdlib_module_names}
+def test_objectives_are_pure_tensor_functions() -> None:
     allowed = ("torch", "rlft.types", "rlft.objectives")
-    assert [
-        name for name in names if name not in allowed and not name.startswith(tuple(f"{a}." for a in allowed))
-    ] == []
+    for module, source in sources("rlft/objectives").items():
+        names = {name for name in imported(source) if top(name) not in sys.stdlib_module_names}
+        inner = tuple(f"{each}." for each in allowed)
+        assert [name for name in names if name not in allowed and not name.startswith(inner)] == [], module
 
 
-@pytest.mark.parametrize("path", sources("rlft/curves"), ids=module)
-def test_curves_read_run_directories_only(path: Path) -> None:
-    names = imported(path.read_text(encoding="utf-8"))
-    assert {name for name in names if name.startswith("rlft.run")} <= {"rlft.run", "rlft.run.logs", "rlft.run.records"}
-    assert {top(name) for name in names} & {"torch", "ray", "transformers", "peft", "trl", "datasets"} == set()
+def test_curves_read_run_directories_only() -> None:
+    for module, source in sources("rlft/curves").items():
+        names = imported(source)
+        of_runs = {name for name in names if name.startswith("rlft.run")}
+        assert of_runs <= {"rlft.run", "rlft.run.logs", "rlft.run.records"}, module
+        assert {top(name) for name in names} & {"torch", "ray", "transformers", "peft", "trl", "datasets"} == set(), (
+            module
+        )
 
 
-@pytest.mark.parametrize("path", sources("rewards", "environments"), ids=module)
-def test_examples_import_public_names_only(path: Path) -> None:
-    names = imported_names(path.read_text(encoding="utf-8"))
-    ours = {name for name in names if top(name) in {"rlft", "rewards", "environments", "tests"}}
-    assert ours - public_names() == set()
+def test_examples_import_public_names_only() -> None:
+    for module, source in sources("rewards", "environments").items():
+        ours = {name for name in imported_names(source) if top(name) in {"rlft", "rewards", "environments", "tests"}}
+        assert ours - public_names() == set(), module
 
 
 def test_an_internal_import_of_an_example_would_be_found() -> None:
@@ -166,19 +172,13 @@ def test_an_internal_import_of_an_example_would_be_found() -> None:
 
 
 def test_rlft_imports_neither_examples_nor_tests() -> None:
-    found = {
-        module(path): names
-        for path in sources("rlft")
-        if (names := {n for n in imported(path.read_text(encoding="utf-8")) if top(n) in _OUTSIDE})
-    }
-    assert found == {}
-
-
-_OUTSIDE = {"rewards", "environments", "tests", "benchmarks"}
+    outside = {"rewards", "environments", "tests", "benchmarks"}
+    found = {name: sorted(set(map(top, imported(source))) & outside) for name, source in sources("rlft").items()}
+    assert {name: names for name, names in found.items() if names} == {}
 
 
 def test_ray_is_imported_in_one_file() -> None:
-    users = [module(p) for p in sources("rlft") if "ray" in set(map(top, imported(p.read_text(encoding="utf-8"))))]
+    users = [name for name, source in sources("rlft").items() if "ray" in set(map(top, imported(source)))]
     assert users == ["rlft.common.cluster"]
 
 
@@ -198,10 +198,10 @@ def addresses(name: str, source: str) -> list[str]:
     return found + sorted(imported_names(source) & {f"{room_name}.library.{each}" for each in inner})
 
 
-@pytest.mark.parametrize("path", sources("rlft"), ids=module)
-def test_only_kernels_use_pointers(path: Path) -> None:
-    if room(module(path)) != "model/kernels":
-        assert addresses(module(path), path.read_text(encoding="utf-8")) == []
+def test_only_kernels_use_pointers() -> None:
+    for name, source in sources("rlft").items():
+        if room(name) != "model/kernels":
+            assert addresses(name, source) == [], name
 
 
 def test_a_pointer_outside_of_the_kernels_would_be_found() -> None:
@@ -226,10 +226,10 @@ for name in sys.argv[1:]:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", sources("rlft", "rewards", "environments"), ids=module)
-def test_a_file_fits_in_the_head(path: Path) -> None:
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    if module(path) in TOO_LONG:
-        assert lines > 400, f"{module(path)} is short again: take it out of TOO_LONG"
-    else:
-        assert lines <= 400
+def test_a_file_fits_in_the_head() -> None:
+    for name, source in sources("rlft", "rewards", "environments").items():
+        lines = len(source.splitlines())
+        if name in TOO_LONG:
+            assert lines > 400, f"{name} is short again: take it out of TOO_LONG"
+        else:
+            assert lines <= 400, name
