@@ -196,8 +196,9 @@ def names_asked(source: str) -> list[str]:
 
 
 def test_no_other_room_asks_for_an_engine_by_name() -> None:
+    packages = "rlft.common.private_names"  # a table of packages, two of which are named like an engine
     for name, source in sources("rlft").items():
-        assert not names_asked(source) or "engines" in name.split("."), name
+        assert not names_asked(source) or "engines" in name.split(".") or name == packages, name
 
 
 def test_a_name_that_is_asked_for_would_be_found() -> None:
