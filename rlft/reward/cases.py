@@ -1,0 +1,213 @@
+"""The cases of a reward: what it has to say to some completions, one a line, beside its file.
+
+    brevity.cases.jsonl
+    {"name": "bare", "prompt": "What is 17 + 25?", "completion": "42", "answer": "42", "expect": 1.0}
+    {"name": "long", "completion": "It is, all things considered, 42", "answer": "42", "expect": {"at_most": 0.9}}
+    {"completion": "43", "answer": "42", "expect": {"part": "correct", "equals": 0}}
+    {"completion": "The answer is 42", "answer": "42", "expect": {"above": "long"}}
+    {"completion": "", "expect": "abstain"}
+
+`expect` is a number, bounds (`equals`, `at_least`, `at_most`), the name of a case that must score lower (`above`), or
+"abstain". `part` makes bounds and order be about a part instead of the value: `NAME` of the reward's own, or
+`REWARD/NAME`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlft.common.by_path import did_you_mean
+from rlft.common.files import write_file
+from rlft.common.rows import read_rows
+from rlft.reward.probe import make_task
+from rlft.types import Abstain, Failed, Outcome, Score, Task
+
+SUFFIX = ".cases.jsonl"
+TOLERANCE = 1e-6
+"""How far a value may be from the one that is expected, relative to it where it is above 1."""
+
+_KEYS = ("name", "prompt", "completion", "answer", "columns", "expect")
+_EXPECT_KEYS = ("part", "equals", "at_least", "at_most", "above")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expect:
+    """What must hold for the outcome of a case."""
+
+    abstain: bool = False
+    """Whether the reward has to abstain; then nothing else is asked."""
+    part: str = ""
+    """Name of the part that is meant; empty means the value."""
+    equals: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    above: str = ""
+    """Name of the case that must score lower."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A completion, and what a reward has to say to it."""
+
+    completion: str
+    expect: Expect
+    name: str
+    """Unique within its file; `line N` where the file gives none."""
+    where: str = ""
+    """`file:line`."""
+    prompt: str = ""
+    answer: Any = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        """The task that the completion answers."""
+        return make_task(self.prompt, answer=self.answer, columns=self.columns, id=self.name)
+
+
+def beside(reward: str) -> Path:
+    """Where the cases of a reward lie that is named by its file, `FILE.py:FUNCTION`."""
+    return Path(reward.rpartition(":")[0]).with_suffix(SUFFIX)
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Read a file of cases.
+
+    Raises:
+        ValueError: the file or a line of it is no good: says where, and what to write instead.
+    """
+    cases: dict[str, Case] = {}
+    for where, row in read_rows(str(path), name="cases"):
+        case = _case(where, row)
+        if case.name in cases:
+            raise ValueError(f"{where}: the name {case.name!r} stands twice, first at {cases[case.name].where}")
+        cases[case.name] = case
+    for case in cases.values():
+        if case.expect.above and case.expect.above not in cases:
+            near = did_you_mean(case.expect.above, cases)
+            raise ValueError(f"{case.where}: expect.above: no case {case.expect.above!r}.{near}")
+    return list(cases.values())
+
+
+def write_cases(path: Path, cases: Iterable[Case]) -> None:
+    """Write a file of cases, whole or not at all; what a case has not is left out."""
+    write_file(path, "".join(json.dumps(_row(case), ensure_ascii=False) + "\n" for case in cases))
+
+
+def judge(cases: Sequence[Case], outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """What is wrong, by the names of the cases that do not hold.
+
+    Args:
+        outcomes: of the cases, in their order.
+    """
+    found = dict(zip((case.name for case in cases), outcomes, strict=True))
+    problems = {case.name: _problem(case.expect, found[case.name], found) for case in cases}
+    return {name: problem for name, problem in problems.items() if problem}
+
+
+def value_of(outcome: Outcome, part: str = "") -> float | None:
+    """The value of an outcome or of a part, None if there is none.
+
+    Args:
+        part: `REWARD/NAME`, or `NAME` where one reward has such a part; a reward's name is its value.
+    """
+    if not isinstance(outcome, Score):
+        return None
+    if not part:
+        return outcome.value
+    if part in outcome.parts:
+        return outcome.parts[part]
+    of_a_reward = [value for name, value in outcome.parts.items() if name.partition("/")[2] == part]
+    return of_a_reward[0] if len(of_a_reward) == 1 else None
+
+
+def _problem(expect: Expect, outcome: Outcome, others: Mapping[str, Outcome]) -> str:
+    """What is wrong with an outcome, given those of the other cases by name; empty if nothing."""
+    if isinstance(outcome, Failed):
+        return f"failed ({outcome.kind}): {outcome.message}"
+    if isinstance(outcome, Abstain):
+        return "" if expect.abstain else f"abstained: {outcome.reason}"
+    if expect.abstain:
+        return f"scored {outcome.value:g} instead of abstaining"
+    value, what = value_of(outcome, expect.part), f"part {expect.part!r}" if expect.part else "the value"
+    if value is None:
+        return f"there is no part {expect.part!r}; there is {', '.join(sorted(outcome.parts))}"
+    slack = TOLERANCE * max(1.0, abs(value))
+    if expect.equals is not None and abs(value - expect.equals) > slack:
+        return f"{what} is {value:g}, not {expect.equals:g}"
+    if expect.at_least is not None and value < expect.at_least - slack:
+        return f"{what} is {value:g}, below {expect.at_least:g}"
+    if expect.at_most is not None and value > expect.at_most + slack:
+        return f"{what} is {value:g}, above {expect.at_most:g}"
+    if expect.above:
+        other = value_of(others[expect.above], expect.part)
+        if other is None:
+            return f"case {expect.above!r}, which must score lower, has no value"
+        if not value > other:
+            return f"{what} is {value:g}, not above {other:g}, that of case {expect.above!r}"
+    return ""
+
+
+def _case(where: str, row: Mapping[str, Any]) -> Case:
+    for key in row:
+        if key not in _KEYS:
+            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, _KEYS)} A case has {', '.join(_KEYS)}.")
+    for key in ("completion", "expect"):
+        if key not in row:
+            raise ValueError(f'{where}: {key!r} is missing; write {{"completion": "...", "expect": 1.0}}')
+    for key, kind in (("completion", str), ("prompt", str), ("name", str), ("columns", Mapping)):
+        if key in row and not isinstance(row[key], kind):
+            expected = "text" if kind is str else "an object"
+            raise ValueError(f"{where}: {key} must be {expected}, got {type(row[key]).__name__}")
+    line = where.rpartition(":")[2].rpartition(" ")[2]
+    return Case(
+        completion=row["completion"],
+        expect=_expect(f"{where}: expect", row["expect"]),
+        name=row.get("name") or f"line {line}",
+        where=where,
+        prompt=row.get("prompt", ""),
+        answer=row.get("answer"),
+        columns=row.get("columns", {}),
+    )
+
+
+def _expect(where: str, given: Any) -> Expect:
+    if given == "abstain":
+        return Expect(abstain=True)
+    if _is_number(given):
+        return Expect(equals=float(given))
+    if not isinstance(given, Mapping):
+        raise ValueError(f'{where} must be a number, an object such as {{"at_most": 0.5}}, or "abstain", got {given!r}')
+    for key, value in given.items():
+        if key not in _EXPECT_KEYS:
+            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, _EXPECT_KEYS)}")
+        if key in ("part", "above"):
+            if not isinstance(value, str):
+                raise ValueError(f"{where}.{key} must be a name, got {value!r}")
+        elif not _is_number(value):
+            raise ValueError(f"{where}.{key} must be a number, got {value!r}")
+    if not given.keys() - {"part"}:
+        raise ValueError(f"{where} says nothing to hold: add one of {', '.join(_EXPECT_KEYS[1:])}")
+    return Expect(**given)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _row(case: Case) -> dict[str, Any]:
+    expect = case.expect
+    asked = {key: value for key in _EXPECT_KEYS if (value := getattr(expect, key)) not in (None, "")}
+    row = {
+        "name": "" if case.name.startswith("line ") else case.name,
+        "prompt": case.prompt,
+        "completion": case.completion,
+        "answer": case.answer,
+        "columns": dict(case.columns),
+        "expect": "abstain" if expect.abstain else asked.get("equals") if asked.keys() == {"equals"} else asked,
+    }
+    return {key: value for key, value in row.items() if key in ("completion", "expect") or value not in ("", None, {})}

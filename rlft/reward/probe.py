@@ -1,0 +1,217 @@
+"""Made-up completions and what a reward says to them, in processes that can be killed.
+
+    with Probe([RewardSpec(path="brevity.py:brevity")]) as probe:
+        task = make_task("What is 17 + 25?", answer="42")
+        probe.score(task, ["42", "It is not 42"])      # [Score(value=1.0, ...), Score(value=0.0, ...)]
+        probe.score_one(task, "42").seconds            # with what the reward printed
+
+A reward sees a trajectory as after a rollout, but no model has made it: every byte of a text counts as a token, and the
+log-probs are 0. Many short texts cost no more than calling the reward, since the processes stay.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from rlft.reward.scoring import Scorer
+from rlft.types import Completion, Failed, Group, Message, Outcome, RewardSpec, Task, Trajectory, Turn, whole_text
+
+DEADLINE_S = 2.0
+"""Seconds that a reward may take for one made-up completion, where nothing else is said."""
+MOST_KILLED = 3
+"""Processes that a probe loses to a reward before it gives the reward up."""
+AT_ONCE = 64
+"""Most texts in one call of the scorer: what hangs among them is noticed after it."""
+_PRINTED_WITHIN_S = 0.1
+
+Ask: TypeAlias = tuple[Task, Sequence[str]]
+"""A task, and the completions that a reward sees as one group."""
+
+
+class GaveUpError(RuntimeError):
+    """A reward has hung, or ended its process, too often to go on with it."""
+
+    def __init__(self, task: Task, text: str, outcome: Failed) -> None:
+        """Remember the last sample that did it, as `task`, `text` and `outcome`."""
+        super().__init__(outcome.message)
+        self.task, self.text, self.outcome = task, text, outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """What came of one completion."""
+
+    outcome: Outcome
+    """Of all rewards together."""
+    failed_parts: Mapping[str, Failed]
+    """The rewards that failed, by name, those of weight 0 too."""
+    seconds: float
+    """How long scoring it took; with the way to the process and back, some tenths of a millisecond."""
+    printed: str
+    """What the rewards wrote to stdout and stderr meanwhile."""
+
+
+class Probe:
+    """Scores made-up completions with some rewards; a context manager, since it holds processes."""
+
+    def __init__(
+        self,
+        specs: Sequence[RewardSpec],
+        *,
+        deadline_s: float = DEADLINE_S,
+        workers: int = 1,
+        environment: Collection[str] = (),
+        most_killed: int = MOST_KILLED,
+    ) -> None:
+        """Start the processes, which load the rewards.
+
+        Args:
+            specs: as for `Scorer`: with distinct names, one with a weight; none on the learner's base.
+            deadline_s: seconds for one completion.
+            workers: scoring processes; 0 calls the rewards here, where nothing can be killed.
+            environment: variables that the processes get besides harmless ones.
+            most_killed: processes that may hang or die before `GaveUpError`.
+
+        Raises:
+            ValueError: a reward cannot be loaded or called, see `Scorer`.
+        """
+        self._folder = tempfile.TemporaryDirectory(prefix="rlft-probe-")
+        self._log, self._read = Path(self._folder.name) / "scoring-0.log", 0
+        self._killed, self._most_killed = 0, most_killed
+        try:
+            self._scorer = Scorer(
+                specs,
+                workers=workers,
+                deadline_s=deadline_s,
+                log_dir=Path(self._folder.name),
+                environment=environment,
+            )
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes."""
+        self._scorer.close()
+        self._folder.cleanup()
+
+    def score(self, task: Task, texts: Sequence[str]) -> list[Outcome]:
+        """What each completion gets, every one in a group of its own.
+
+        Raises:
+            GaveUpError: too many processes were lost.
+            ValueError: a reward has a parameter that the task has no column for.
+        """
+        return [outcomes[0] for outcomes in self.score_groups([(task, [text]) for text in texts])]
+
+    def score_groups(self, asks: Sequence[Ask], *, at_once: int = AT_ONCE) -> list[list[Outcome]]:
+        """What the completions of each group get, in their order.
+
+        Args:
+            at_once: texts that are scored before lost processes are counted; it starts with 1 and doubles.
+
+        Raises:
+            GaveUpError, ValueError: see `score`.
+        """
+        groups = [made_up(task, texts) for task, texts in asks]
+        scored: list[list[Outcome]] = []
+        room = 1
+        while len(scored) < len(groups):
+            size, part = 0, groups[len(scored) : len(scored) + 1]
+            for group in groups[len(scored) + 1 :]:
+                size += len(part[-1].trajectories)
+                if size >= room:
+                    break
+                part.append(group)
+            scored += [[_outcome(t) for t in group.trajectories] for group in self._score(part)]
+            room = 1 if self._scorer.stats.restarts else min(2 * room, at_once)
+        return scored
+
+    def score_one(self, task: Task, text: str) -> Answered:
+        """What one completion gets, how long it took, and what the rewards printed.
+
+        Raises:
+            GaveUpError, ValueError: see `score`.
+        """
+        ((trajectory,),) = (group.trajectories for group in self._score([made_up(task, [text])]))
+        return Answered(
+            outcome=_outcome(trajectory),
+            failed_parts=trajectory.failed_parts,
+            seconds=self._scorer.stats.seconds,
+            printed=self.printed(),
+        )
+
+    def printed(self) -> str:
+        """What the rewards of the first process have printed since this was asked last."""
+        ends = time.monotonic() + _PRINTED_WITHIN_S
+        while (size := _size(self._log)) == self._read and time.monotonic() < ends:  # a guard writes it down
+            time.sleep(0.01)
+        if size <= self._read:
+            return ""
+        with self._log.open("rb") as file:
+            file.seek(self._read)
+            data = file.read()
+        self._read += len(data)
+        return data.decode(errors="replace")
+
+    def _score(self, groups: Sequence[Group]) -> list[Group]:
+        scored = self._scorer.score(groups)
+        self._killed += self._scorer.stats.restarts
+        if self._killed > self._most_killed:
+            for trajectory in (t for group in scored for t in group.trajectories):
+                for failure in (trajectory.outcome, *trajectory.failed_parts.values()):
+                    if isinstance(failure, Failed) and failure.kind in ("timeout", "crash"):
+                        raise GaveUpError(trajectory.task, trajectory.text, failure)
+        return scored
+
+
+def make_task(
+    prompt: str, *, answer: Any = None, columns: Mapping[str, Any] | None = None, id: str = "made-up"
+) -> Task:
+    """A task with one message of the user."""
+    return Task(id=id, messages=(Message(role="user", content=prompt),), answer=answer, columns=columns or {})
+
+
+def made_up(task: Task, texts: Sequence[str]) -> Group:
+    """A group as after a rollout, with these texts as completions; every byte is a token."""
+    prompt = tuple("\n".join(message["content"] for message in task.messages).encode(errors="backslashreplace"))
+    return Group(
+        task=task,
+        trajectories=tuple(_trajectory(task, prompt, index, whole_text(text)) for index, text in enumerate(texts)),
+    )
+
+
+def _trajectory(task: Task, prompt: tuple[int, ...], index: int, text: str) -> Trajectory:
+    tokens = tuple(text.encode())
+    completion = Completion(
+        token_ids=tokens,
+        logprobs=(0.0,) * len(tokens),
+        finish_reason="stop",
+        adapter_version=-1,
+        adapter_hash="",
+    )
+    turn = Turn(prompt_ids=prompt, completion=completion)
+    return Trajectory(task=task, sample_index=index, seed=index, turns=(turn,), text=text)
+
+
+def _outcome(trajectory: Trajectory) -> Outcome:
+    assert trajectory.outcome is not None  # it was scored
+    return trajectory.outcome
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
