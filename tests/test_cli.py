@@ -68,6 +68,7 @@ HELP = {
     "schema": ["JSON Schema"],
     "models": ["hub"],
     "env": ["play", "check", "measure"],
+    "reward": ["init", "try"],
     "chaos": ["CONFIG", "--kills"],
 }
 

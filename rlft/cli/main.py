@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlft.cli import env
+from rlft.cli import env, reward
 from rlft.common import interrupts
 from rlft.common.files import describe_os_error
 from rlft.curves.text import visible
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 
 app.add_typer(env.app, name="env")
+app.add_typer(reward.app, name="reward")
 
 ConfigFile = Annotated[Path, typer.Argument(help="Config file (YAML).", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(help="Run directory, such as runs/quickstart.", show_default=False)]

@@ -1,0 +1,88 @@
+"""`rlft reward`: write a reward, try it on completions, check it before a policy finds what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+app = typer.Typer(help="Write, try and check reward functions.", no_args_is_help=True)
+
+RewardArguments = Annotated[
+    list[str] | None, typer.Option("--args", help="Argument of the reward: key=value.", metavar="KEY=VALUE")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="Name of the reward and of its file.", show_default=False)],
+    folder: Annotated[Path, typer.Option(help="Where the files go.")] = Path(),
+) -> None:
+    """Write a documented reward and its cases as files to start from; existing files are left alone."""
+    from rlft.reward.scaffold import write_reward
+
+    file, cases = write_reward(name, folder)
+    console = Console()
+    console.print(Text(f"Written:\n  {file}\n  {cases}"), soft_wrap=True)
+    console.print(Text(f"Next: rlft reward try {file}:{name} --completion TEXT --answer 42 --watch"), soft_wrap=True)
+
+
+@app.command("try")
+def try_(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:function, or file.py:function; left out, the rewards of --config.",
+            show_default=False,
+            metavar="[REWARD]",
+        ),
+    ] = "",
+    completion: Annotated[list[str] | None, typer.Option(help="A reply to score; may be given several times.")] = None,
+    completions: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of replies: .txt with one a line, .jsonl with `completion` and, if they differ, "
+            "`prompt`, `answer`, `columns`."
+        ),
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="The user's message.")] = "",
+    answer: Annotated[
+        str | None, typer.Option(help="The task's answer: text, or JSON if it begins with [ or {.")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Another column of the task: key=value, YAML.", metavar="KEY=VALUE")
+    ] = None,
+    args: RewardArguments = None,
+    config: Annotated[Path | None, typer.Option(help="Config whose rewards and tasks are used.")] = None,
+    task: Annotated[str, typer.Option(help="Id of the config's task; the first when left out.")] = "",
+    deadline_s: Annotated[float | None, typer.Option(help="Seconds for a reply.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Run again when a file changes, until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score completions and show the outcome: value, parts and weights, time, what was printed, what failed and where.
+
+    Exit code 1 if one of them could not be scored.
+    """
+    from rlft.cli import reward_try
+
+    asked = reward_try.Asked(
+        target=target,
+        completions=tuple(completion or ()),
+        file=completions,
+        prompt=prompt,
+        answer=answer,
+        columns=tuple(column or ()),
+        args=tuple(args or ()),
+        config=config,
+        task=task,
+        deadline_s=deadline_s,
+    )
+    console = Console()
+    if watch:
+        reward_try.watch(console, asked, as_json=as_json)
+    elif not reward_try.run(console, asked, as_json=as_json):
+        raise typer.Exit(1)

@@ -1,0 +1,274 @@
+"""Scoring completions that a person gives, and showing what came of it: `rlft reward try`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+from ruamel.yaml import YAML
+
+from rlft.common.by_path import did_you_mean
+from rlft.common.rows import read_rows
+from rlft.config import RunConfig
+from rlft.curves.text import shortened, visible
+from rlft.reward.probe import Answered, Probe, make_task
+from rlft.reward.source import source_file
+from rlft.types import Abstain, Failed, RewardSpec, Score, Task
+
+_POLL_S = 0.3
+_SHOWN = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The options of the command."""
+
+    target: str
+    completions: tuple[str, ...]
+    file: Path | None
+    prompt: str
+    answer: str | None
+    columns: tuple[str, ...]
+    args: tuple[str, ...]
+    config: Path | None
+    task: str
+    deadline_s: float | None
+
+
+def run(console: Console, asked: Asked, *, as_json: bool) -> bool:
+    """Score the completions in fresh processes and show the outcomes.
+
+    Returns:
+        Whether all of them could be scored; one that a reward abstains from can.
+
+    Raises:
+        ValueError: the options do not fit together, or a reward cannot be loaded or called.
+    """
+    config = _config(asked)
+    specs = rewards(asked.target, asked.args, config)
+    samples = list(_samples(asked, config))
+    deadline_s = asked.deadline_s or (config.scoring.deadline_s if config else 10.0)
+    environment = config.scoring.environment if config else ()
+    found: list[tuple[Task, str, Answered]] = []
+    with Probe(specs, deadline_s=deadline_s, environment=environment, most_killed=len(samples)) as probe:
+        probe.printed()  # while it was imported
+        for task, text in samples:
+            answered = probe.score_one(task, text)
+            found.append((task, text, answered))
+            if not as_json:
+                _show(console, specs, text, answered)
+    if as_json:
+        console.print_json(json.dumps([_row(specs, *one) for one in found]))
+    return not any(isinstance(answered.outcome, Failed) or answered.failed_parts for _, _, answered in found)
+
+
+def watch(console: Console, asked: Asked, *, as_json: bool, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Score again whenever the file of a reward, the completions or the config changes, until Ctrl-C."""
+    try:
+        for files in changes(lambda: _files(asked), sleep):
+            try:
+                run(console, asked, as_json=as_json)
+            except (ValueError, OSError) as error:  # half-saved files pass by
+                console.print(Text(visible(f"error: {error}"), style="red"), soft_wrap=True)
+            console.print(Text(f"watching {', '.join(map(str, files))}; Ctrl-C ends", style="dim"), soft_wrap=True)
+    except KeyboardInterrupt:
+        return
+
+
+def changes(files: Callable[[], Sequence[Path]], sleep: Callable[[float], None]) -> Iterator[Sequence[Path]]:
+    """The files, at once and whenever one of them has changed, come or gone."""
+    seen: object = None
+    while True:
+        there = files()
+        now = [(file, file.stat().st_mtime_ns if file.exists() else 0) for file in there]
+        if now != seen:
+            seen = now
+            yield there
+        else:
+            sleep(_POLL_S)
+
+
+def rewards(target: str, args: Sequence[str], config: RunConfig | None) -> list[RewardSpec]:
+    """The reward that is named, with its arguments, or those of the config that are functions.
+
+    Raises:
+        ValueError: neither is given, or an argument is not key=value.
+    """
+    if target:
+        given = [spec for spec in config.rewards if target in (spec.label, spec.path)] if config else []
+        spec = given[0] if given else RewardSpec(path=target)
+        return [replace(spec, weight=spec.weight or 1.0, args={**spec.args, **key_values(args, "--args")})]
+    if config is None:
+        raise ValueError("name a reward, FILE.py:FUNCTION or package.module:function, or give --config")
+    if args:
+        raise ValueError("--args are for a reward that is named; those of a config stand in the config")
+    called = [spec for spec in config.rewards if not spec.folder]
+    if not any(spec.weight for spec in called):
+        raise ValueError("the config has no reward function with a weight; reward models need the run's model")
+    return called
+
+
+def key_values(items: Iterable[str], option: str) -> dict[str, Any]:
+    """The pairs of `key=value` options, the values read as YAML.
+
+    Raises:
+        ValueError: one has no `=`.
+    """
+    yaml, found = YAML(typ="safe"), {}
+    for item in items:
+        key, sign, value = item.partition("=")
+        if not sign:
+            raise ValueError(f"{option} {item!r}: write key=value")
+        found[key] = yaml.load(value)
+    return found
+
+
+def find_task(tasks: Sequence[Task], task_id: str) -> Task:
+    """The task of this id, the first one for an empty id.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    by_id = {task.id: task for task in tasks}
+    if not task_id:
+        return tasks[0]
+    if task_id not in by_id:
+        raise ValueError(f"no task {task_id!r} among {len(by_id)}.{did_you_mean(task_id, by_id)}")
+    return by_id[task_id]
+
+
+def _config(asked: Asked) -> RunConfig | None:
+    if asked.config is None:
+        if asked.task:
+            raise ValueError("--task is a task of a config; give --config, too")
+        return None
+    from rlft.config_file import load
+
+    return load(asked.config, [])
+
+
+def _samples(asked: Asked, config: RunConfig | None) -> Iterator[tuple[Task, str]]:
+    task = _task(asked, config)
+    if not asked.completions and asked.file is None:
+        raise ValueError("nothing to score: give --completion TEXT, or --completions FILE")
+    for text in asked.completions:
+        yield task, text
+    if asked.file is None:
+        return
+    if asked.file.suffix == ".txt":
+        for line in asked.file.read_text(encoding="utf-8").splitlines():
+            yield task, line
+        return
+    if asked.file.suffix != ".jsonl":
+        raise ValueError(f"{asked.file}: completions are read from .txt (one a line) or .jsonl")
+    for where, row in read_rows(str(asked.file), name="--completions"):
+        if not isinstance(row.get("completion"), str):
+            raise ValueError(f'{where}: expected {{"completion": "..."}}, found {dict(row)!r}')
+        own = {"prompt", "answer", "columns"} & row.keys()
+        yield _of_row(task, row) if own else task, row["completion"]
+
+
+def _of_row(task: Task, row: Mapping[str, Any]) -> Task:
+    if "prompt" in row:
+        task = replace(task, messages=make_task(str(row["prompt"])).messages)
+    columns = {**task.columns, **row.get("columns", {})}
+    return replace(task, answer=row.get("answer", task.answer), columns=columns)
+
+
+def _task(asked: Asked, config: RunConfig | None) -> Task:
+    columns = key_values(asked.columns, "--column")
+    if config is None:
+        return make_task(asked.prompt, answer=_answer(asked.answer), columns=columns)
+    from rlft.environment import loading
+
+    environment = loading.load(config.environment)
+    task = find_task([*environment.train, *environment.heldout], asked.task)
+    if asked.prompt:
+        task = replace(task, messages=make_task(asked.prompt).messages)
+    answer = task.answer if asked.answer is None else _answer(asked.answer)
+    return replace(task, answer=answer, columns={**task.columns, **columns})
+
+
+def _answer(text: str | None) -> Any:
+    if text is None or not text.startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _files(asked: Asked) -> list[Path]:
+    named = [asked.target] if asked.target else []
+    if asked.config and not asked.target:
+        try:
+            config = _config(asked)
+            named = [spec.path for spec in config.rewards if not spec.folder] if config else []
+        except ValueError:  # half saved; running says so
+            named = []
+    files = [file for path in named if (file := source_file(path))]
+    return [*dict.fromkeys([*files, *filter(None, [asked.file, asked.config])])]
+
+
+def _show(console: Console, specs: Sequence[RewardSpec], text: str, answered: Answered) -> None:
+    outcome = answered.outcome
+    console.print(Text(visible(shortened(text, _SHOWN)) or "(an empty reply)", style="cyan"), soft_wrap=True)
+    if isinstance(outcome, Score):
+        console.print(Text(f"  reward {outcome.value:g}", style="bold green"))
+        for label, line in _parts(specs, outcome):
+            console.print(Text(visible(f"    {label}: {line}")))
+    elif isinstance(outcome, Abstain):
+        console.print(Text(visible(f"  abstained: {outcome.reason}"), style="yellow"), soft_wrap=True)
+    else:
+        _show_failure(console, "failed", outcome)
+    for name, failure in answered.failed_parts.items():
+        if not (isinstance(outcome, Failed) and failure.message in outcome.message):  # else it is said already
+            _show_failure(console, f"{name} failed", failure)
+    console.print(Text(f"  {1e3 * answered.seconds:.1f} ms", style="dim"))
+    if answered.printed:
+        printed = visible(shortened(answered.printed.rstrip("\n"))).replace("\n", "\n    ")
+        console.print(Text(f"  printed:\n    {printed}", style="dim"), soft_wrap=True)
+
+
+def _show_failure(console: Console, what: str, failure: Failed) -> None:
+    message = visible(failure.message).replace("\n", "\n    ")
+    console.print(Text(f"  {what} ({failure.kind}):\n    {message}", style="red"), soft_wrap=True)
+
+
+def _parts(specs: Sequence[RewardSpec], outcome: Score) -> Iterator[tuple[str, str]]:
+    weights = {spec.label: spec.weight for spec in specs}
+    for name, value in outcome.parts.items():
+        of_reward = name in weights
+        if of_reward and len(specs) == 1 and weights[name] == 1:
+            continue  # it is the reward
+        yield name, f"{value:g}" + (f"  x weight {weights[name]:g}" if of_reward else "")
+
+
+def _row(specs: Sequence[RewardSpec], task: Task, text: str, answered: Answered) -> dict[str, Any]:
+    outcome = answered.outcome
+    row: dict[str, Any] = {
+        "completion": text,
+        "task": task.id,
+        "seconds": answered.seconds,
+        "printed": answered.printed,
+    }
+    if isinstance(outcome, Score):
+        row |= {"outcome": "score", "reward": outcome.value, "parts": dict(outcome.parts)}
+    elif isinstance(outcome, Abstain):
+        row |= {"outcome": "abstain", "reason": outcome.reason}
+    else:
+        row |= {"outcome": "failed", **_failure(outcome)}
+    return row | {
+        "weights": {spec.label: spec.weight for spec in specs},
+        "failed_parts": {name: _failure(failure) for name, failure in answered.failed_parts.items()},
+    }
+
+
+def _failure(failure: Failed) -> dict[str, str]:
+    return {"kind": failure.kind, "message": failure.message, "reproduce": failure.reproduce}

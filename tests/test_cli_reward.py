@@ -1,0 +1,125 @@
+"""`rlft reward`: a new reward as files, and completions scored as a person asks."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from rlft.cli import main, reward_try
+from rlft.reward.cases import judge, read_cases
+from rlft.reward.probe import Probe
+from rlft.reward.source import definition
+from rlft.types import RewardSpec
+
+ODD = """
+def odd(completion, answer, level=1):
+    print("looks at", completion)
+    return {"a": 1 / len(completion), "level": level}
+
+def unsaid(completion):
+    value = 1.0
+    def inner():
+        return value
+"""
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    file = tmp_path / "odd.py"
+    file.write_text(ODD)
+    return file
+
+
+def reward(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main.app, ["reward", *map(str, arguments)], env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def test_a_new_reward_holds_its_own_cases_and_is_never_written_over(tmp_path: Path) -> None:
+    written = reward("init", "brevity", "--folder", tmp_path)
+    assert written.exit_code == 0, written.output
+    file = tmp_path / "brevity.py"
+    cases = read_cases(tmp_path / "brevity.cases.jsonl")
+    with Probe([RewardSpec(path=f"{file}:brevity")]) as probe:
+        outcomes = [outcomes[0] for outcomes in probe.score_groups([(c.task, [c.completion]) for c in cases])]
+    assert judge(cases, outcomes) == {}
+    file.write_text("mine")
+    again = reward("init", "brevity", "--folder", tmp_path)
+    assert "exists already" in str(again.exception)
+    assert file.read_text() == "mine"
+    assert "cannot name a function" in str(reward("init", "my-reward", "--folder", tmp_path).exception)
+
+
+def test_completions_are_tried(odd: Path) -> None:
+    told = reward("try", f"{odd}:odd", "--completion", "ab", "--completion", "", "--answer", "42", "--args", "level=2")
+    assert told.exit_code == 1
+    assert "reward 2.5" in told.output
+    assert "odd/a: 0.5" in told.output
+    assert "looks at ab" in told.output
+    assert f'File "{odd}", line 4, in odd' in told.output
+    assert "ZeroDivisionError: division by zero" in told.output
+
+
+def test_a_file_of_completions_is_tried_as_json(odd: Path) -> None:
+    replies = odd.with_name("replies.jsonl")
+    replies.write_text('{"completion": "ab"}\n{"completion": "abcd", "answer": [1]}\n')
+    told = reward("try", f"{odd}:odd", "--completions", replies, "--answer", "42", "--json")
+    assert told.exit_code == 0, told.output
+    assert [row["reward"] for row in json.loads(told.output)] == [1.5, 1.25]
+    replies.write_text('{"completion": "ab"}\n{"text": "abcd"}\n')
+    told = reward("try", f"{odd}:odd", "--completions", replies)
+    assert f"{replies}:2: expected" in str(told.exception)
+    assert "nothing to score" in str(reward("try", f"{odd}:odd").exception)
+
+
+def test_a_config_gives_the_rewards_and_the_task() -> None:
+    config = "configs/debug/env_countdown.yaml"
+    told = reward("try", "--config", config, "--completion", "<answer>1 + 1</answer>", "--json")
+    assert told.exit_code == 0, told.output
+    (row,) = json.loads(told.output)
+    assert row["outcome"] == "score"
+    assert row["task"] != "made-up"
+    assert "no task 'nowhere'" in str(reward("try", "--config", config, "--task", "nowhere").exception)
+
+
+def test_what_changes_is_tried_again(odd: Path) -> None:
+    asked = reward_try.Asked(
+        target=f"{odd}:odd",
+        completions=("ab",),
+        file=None,
+        prompt="",
+        answer="42",
+        columns=(),
+        args=(),
+        config=None,
+        task="",
+        deadline_s=None,
+    )
+    edits = ["def odd(completion): return 7", "def odd(", None]
+
+    def edit(seconds: float) -> None:
+        if (text := edits.pop(0)) is None:
+            raise KeyboardInterrupt
+        odd.write_text(text)
+        os.utime(odd, ns=(0, len(edits)))
+
+    shown = Console(file=io.StringIO(), width=200)
+    reward_try.watch(shown, asked, as_json=False, sleep=edit)
+    told = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert told.index("reward 1.5") < told.index("reward 7") < told.index("SyntaxError")
+
+
+def test_a_source_is_read_without_running_it(odd: Path) -> None:
+    found = definition(f"{odd}:odd")
+    assert found is not None
+    assert (found.where, found.returns, found.defaults) == (f"{odd}:2", True, {"level": 1})
+    assert (unsaid := definition(f"{odd}:unsaid")) is not None
+    assert not unsaid.returns  # the `return` is that of a function inside
+    assert (shipped := definition("rewards.judge:helpfulness")) is not None
+    assert shipped.defaults["deadline_s"] == 30.0
+    assert definition("rlft.reward.judge:score") is not None
