@@ -240,7 +240,7 @@ REWARD_MODEL: list[Row] = [
     ("threads", 3, see.threads_set, {}),
 ]
 KINDS: dict[type[BaseModel], list[Row]] = {RunConfig: RL, PreferenceConfig: PREFERENCE, RewardModelConfig: REWARD_MODEL}
-ONE_VALUE = {(PreferenceConfig, "kind"), (RewardModelConfig, "kind")}
+ONE_VALUE = [(PreferenceConfig, "kind"), (RewardModelConfig, "kind")]
 """They tell run directories apart: see the test below."""
 REFUSED = {(RewardModelConfig, "adapter.start"): "somewhere", (PreferenceConfig, "learner.critic_lr"): 0.5}
 """Settings that another command has in a section of this name, with a value for it."""
