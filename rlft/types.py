@@ -140,8 +140,9 @@ class RewardSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     path: str
-    """`package.module:function`, `file.py:function`, or `adapter:FOLDER`: a reward model that `rlft reward-model` made
-    on the model of this run, scored on the learner's copy of it."""
+    """`package.module:function` or `file.py:function`, behind a prefix such as `trl:` where it was written for another
+    system (docs/systems.md); or `adapter:FOLDER`: a reward model that `rlft reward-model` made on the model of this
+    run, scored on the learner's copy of it."""
     name: str = ""
     """Label in metrics; empty means the function's name, or the folder's."""
     weight: float = 1.0

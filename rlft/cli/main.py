@@ -194,10 +194,14 @@ def list_(
     from rlft.common import by_path
     from rlft.environment.systems import SYSTEMS
     from rlft.objectives.presets import PRESETS
+    from rlft.reward.systems import SYSTEMS as REWARD_SYSTEMS
     from rlft.rollout.engines.traits import ENGINES
 
     tables: dict[str, dict[str, str]] = {
-        "rewards": by_path.available("rewards"),
+        "rewards": {
+            **by_path.available("rewards"),
+            **{found.syntax: f"of {system}; docs/systems.md" for system, found in REWARD_SYSTEMS.items()},
+        },
         "environments": {
             **by_path.available("environments"),
             **{found.syntax: f"of {system}; docs/systems.md" for system, found in SYSTEMS.items()},

@@ -35,6 +35,8 @@ class Loaded:
     """How it is called."""
     source_hash: str
     """sha256 of the file that defines it."""
+    is_built: bool = False
+    """Whether it was made with its `args`, so that calls do not get them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ def write_start(start: Sequence[Loaded] | Invalid) -> bytes:
                     "takes_any": each.plan.takes_any,
                     "is_async": each.plan.is_async,
                     "source_hash": each.source_hash,
+                    "is_built": each.is_built,
                 }
                 for each in start
             ]
@@ -140,6 +143,7 @@ def _read_loaded(loaded: Any) -> Loaded:
             "takes_any": bool(takes_any),
             "is_async": bool(is_async),
             "source_hash": str(source_hash),
+            "is_built": bool(is_built),
         } if kind in get_args(Kind) and all(isinstance(name, str) for name in (*parameters, *required)):
             plan = CallPlan(
                 kind=cast(Kind, kind),
@@ -148,7 +152,7 @@ def _read_loaded(loaded: Any) -> Loaded:
                 takes_any=takes_any,
                 is_async=is_async,
             )
-            return Loaded(plan=plan, source_hash=source_hash)
+            return Loaded(plan=plan, source_hash=source_hash, is_built=is_built)
     raise ValueError("it does not say how its rewards are called")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.common import by_path
+from rlft.reward import systems
 from rlft.reward.contract import RewardFunction, ignore
 
 SHIPPED = "rewards"
@@ -26,6 +27,7 @@ REPRODUCE_LIMIT = 100_000
 _IMPORTS = {
     **{name: f"from rlft.types import {name}" for name in ("Completion", "Group", "Task", "Trajectory", "Turn")},
     **{name: f"from rlft.types import {name}" for name in ("Abstain", "Failed", "Score")},
+    "build": "from rlft.reward.loading import build",
     "Decimal": "from decimal import Decimal",
     "Fraction": "from fractions import Fraction",
     "datetime": "import datetime",
@@ -38,22 +40,42 @@ _IMPORTS = {
 """What the repr of plain data refers to, and the line that makes it evaluate."""
 
 
-def load(path: str) -> RewardFunction:
-    """The function that `path` names; raises ValueError as `by_path.import_function` does."""
+def load(path: str) -> Any:
+    """The function that `path` names, or what makes another system's of its `args`; see `build`.
+
+    Raises:
+        ValueError: as `by_path.import_function` does.
+    """
+    if systems.split(path)[0]:
+        return systems.loader(path)
     return by_path.import_function(path, shipped=SHIPPED)
+
+
+def build(found: Any, path: str, args: Mapping[str, Any]) -> tuple[RewardFunction, bool]:
+    """The reward itself, of what `load` gave.
+
+    Returns:
+        (reward, whether `args` are used up by that; else each call gets them)
+
+    Raises:
+        ValueError: what another system has there cannot be used; says why.
+    """
+    return (found(args), True) if systems.split(path)[0] else (found, False)
 
 
 def absolute(path: str) -> str:
     """A reward's path as an absolute one, so that it names the same function from any working directory."""
-    return by_path.absolute(path, shipped=SHIPPED)
+    return systems.absolute(path) if systems.split(path)[0] else by_path.absolute(path, shipped=SHIPPED)
 
 
 def function_hash(function: RewardFunction) -> str:
-    """sha256 of the file that defines a function, looking through decorators and `partial`.
+    """sha256 of the file that defines a function, looking through decorators and `partial`; or its `source_file`.
 
     Raises:
         ValueError: if it comes from no file.
     """
+    if file := getattr(function, "source_file", ""):
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function)
@@ -65,17 +87,22 @@ def function_hash(function: RewardFunction) -> str:
     raise ValueError(f"{function!r} comes from no file; wrap it in a `def` in a file")
 
 
-def reproduce(path: str, arguments: Mapping[str, Any], *, is_async: bool) -> str:
+def reproduce(
+    path: str, arguments: Mapping[str, Any], *, is_async: bool, made_with: Mapping[str, Any] | None = None
+) -> str:
     """A program for `python -c` that calls a reward with these arguments and prints what it returns.
 
-    Arguments that are not plain data or do not fit a command line cannot be written: the program says so.
+    `made_with` are the `args` that made the reward, where calls do not get them. Arguments that are not plain data or
+    do not fit a command line cannot be written: the program says so.
     """
     values = {name: "ignore" if value is ignore else repr(value) for name, value in arguments.items()}
     if all(name.isidentifier() and not keyword.iskeyword(name) for name in values):
         listed = ", ".join(f"{name}={value}" for name, value in values.items())
     else:  # a column whose name is no Python name arrives in **kwargs
         listed = f"**{{{', '.join(f'{name!r}: {value}' for name, value in values.items())}}}"
-    call = f"load({absolute(path)!r})({listed})"
+    where = repr(absolute(path))
+    function = f"load({where})" if made_with is None else f"build(load({where}), {where}, {dict(made_with)!r})[0]"
+    call = f"{function}({listed})"
     problem = "are too long" if len(call) > REPRODUCE_LIMIT else ""
     names: set[str] = set()
     if not problem:

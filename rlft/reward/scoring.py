@@ -260,8 +260,13 @@ class Scorer:
             yield job, outcomes, time.monotonic() - started
 
     def _arguments(self, unit: _Unit, groups: Sequence[Group]) -> dict[str, Any]:
-        plan, spec, group = self._loaded[unit.reward].plan, self._specs[unit.reward], groups[unit.group]
+        plan, spec, group = self._loaded[unit.reward].plan, self._called_with(unit.reward), groups[unit.group]
         return call_arguments(plan, spec, group, unit.members[0] if plan.kind == "sample" else None)
+
+    def _called_with(self, reward: int) -> RewardSpec:
+        """The spec with the `args` that each call gets."""
+        spec = self._specs[reward]
+        return replace(spec, args={}) if self._loaded[reward].is_built else spec
 
     def _enter(self, table: _Table, unit: _Unit, groups: Sequence[Group], outcomes: Sequence[Outcome]) -> None:
         program = self._reproduce(unit, groups) if any(isinstance(o, Failed) for o in outcomes) else ""
@@ -275,8 +280,9 @@ class Scorer:
             arguments = self._arguments(unit, groups)
         except ValueError as error:
             return f"raise SystemExit({str(error)!r})"
-        is_async = self._loaded[unit.reward].plan.is_async
-        return reproduce(self._specs[unit.reward].path, arguments, is_async=is_async)
+        spec, loaded = self._specs[unit.reward], self._loaded[unit.reward]
+        made_with = spec.args if loaded.is_built else None
+        return reproduce(spec.path, arguments, is_async=loaded.plan.is_async, made_with=made_with)
 
     def _combined(self, table: _Table, index: int, group: Group) -> Group:
         scored = []
@@ -299,8 +305,8 @@ class Scorer:
         )
 
     def _check_columns(self, columns: Collection[str]) -> None:
-        for spec, loaded in zip(self._called, self._loaded, strict=True):
-            check_columns(loaded.plan, spec, columns)
+        for reward, loaded in enumerate(self._loaded):
+            check_columns(loaded.plan, self._called_with(reward), columns)
 
 
 def _without_failed(group: Group) -> Group:

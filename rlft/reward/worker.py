@@ -22,23 +22,25 @@ import os
 import pickle
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from rlft.common.by_path import describe_error
 from rlft.reward.answers import Invalid, Loaded, write_outcomes, write_start
 from rlft.reward.contract import CallPlan, RewardFunction, failed, plan_call, read, read_many
-from rlft.reward.loading import function_hash, load
+from rlft.reward.loading import build, function_hash, load
 from rlft.types import Outcome, RewardSpec
 
 
 def open_rewards(specs: Sequence[RewardSpec]) -> tuple[list[RewardFunction], list[Loaded]]:
     """Import every reward and decide how it is called; ValueError says what is wrong with one."""
-    functions = [load(spec.path) for spec in specs]
-    loaded = [
-        Loaded(plan=plan_call(function, spec), source_hash=function_hash(function))
-        for function, spec in zip(functions, specs, strict=True)
-    ]
+    functions, loaded = [], []
+    for spec in specs:
+        function, is_built = build(load(spec.path), spec.path, spec.args)
+        plan = plan_call(function, replace(spec, args={}) if is_built else spec)
+        functions.append(function)
+        loaded.append(Loaded(plan=plan, source_hash=function_hash(function), is_built=is_built))
     return functions, loaded
 
 
