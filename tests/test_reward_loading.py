@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from rlft.common.by_path import available
-from rlft.reward.loading import function_hash, load, reproduce
+from rlft.common.user_folder import combined
+from rlft.reward.loading import function_sources, load, reproduce
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,10 +148,68 @@ def test_a_file_that_cannot_be_imported_is_a_value_error(tmp_path: Path, text: s
         assert said in message
 
 
-def test_a_sibling_import_says_what_to_do(tmp_path: Path) -> None:
-    write(tmp_path / "helper.py", "")
-    path = write(tmp_path / "mine.py", "import helper\n")
-    assert "helper.py lies beside it" in refusal(f"{path}:reward")
+USES_ITS_FOLDER = """
+import json
+import helper
+from tools.words import count
+from .relative import TEN
+def reward(completion):
+    import late
+    assert json.dumps(1) == "1"  # json.py beside it is not meant
+    return helper.base() + count(completion) + TEN + late.HALF
+"""
+
+
+def write_folder(folder: Path, base: int) -> Path:
+    write(folder / "helper.py", f"import deeper\ndef base():\n    return deeper.BASE + {base}\n")
+    write(folder / "deeper.py", "BASE = 1000\n")
+    write(folder / "json.py", "raise RuntimeError\n")
+    write(folder / "relative.py", "TEN = 10\n")
+    write(folder / "late.py", "HALF = 0.5\n")
+    write(folder / "tools/__init__.py", "")
+    write(folder / "tools/words.py", "import deeper\nfrom .split import split\ndef count(t): return len(split(t))\n")
+    write(folder / "tools/split.py", "def split(text): return text.split()\n")
+    write(folder / "unused.py", "")
+    return write(folder / "mine.py", USES_ITS_FOLDER)
+
+
+def test_a_file_imports_what_lies_beside_it_and_another_folders_modules_stay_apart(tmp_path: Path) -> None:
+    one, other = (write_folder(tmp_path / name, base) for name, base in (("a", 100), ("b", 200)))
+    names = set(sys.modules)
+    assert load(f"{one}:reward")("x y") == 1112.5
+    assert load(f"{other}:reward")("x y") == 1212.5
+    assert not {name for name in set(sys.modules) - names if not name.startswith("rlft_user_")}
+    assert "helper" not in sys.modules
+
+
+def test_a_helper_that_raises_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "broken.py", "\n\n1 / 0\n")
+    message = refusal(f"{write(tmp_path / 'mine.py', 'import broken')}:reward")
+    assert "ZeroDivisionError" in message
+    assert f'{tmp_path}/broken.py", line 3' in message
+
+
+def test_a_functions_sources_are_its_file_and_what_it_imports_of_its_folder(tmp_path: Path) -> None:
+    path = write_folder(tmp_path, 100)
+    expected = {"mine.py", "helper.py", "deeper.py", "relative.py", "late.py"}
+    expected |= {"tools/__init__.py", "tools/words.py", "tools/split.py"}
+    before = function_sources(load(f"{path}:reward"))
+    assert {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in expected} == before
+    write(tmp_path / "unused.py", "x = 1")
+    assert combined(function_sources(load(f"{path}:reward"))) == combined(before)
+    write(tmp_path / "tools/split.py", "def split(text): return [text]\n")
+    assert combined(function_sources(load(f"{path}:reward"))) != combined(before)
+    shipped = load("rewards.countdown:countdown")
+    assert list(function_sources(shipped)) == ["countdown.py"]
+
+
+def test_a_packages_modules_count_by_their_full_name_and_other_packages_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "rlft_test_own/helper.py", "import pytest\nX = 1\n")
+    write(tmp_path / "rlft_test_own/sub/mine.py", "from rlft_test_own import helper\ndef reward(completion): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(function_sources(load("rlft_test_own.sub.mine:reward"))) == ["mine.py", "../helper.py"]
 
 
 def test_a_functions_hash_is_of_the_defining_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,13 +218,13 @@ def test_a_functions_hash_is_of_the_defining_file(tmp_path: Path, monkeypatch: p
     write(tmp_path / "rlft_test_package/__init__.py", "from rlft_test_package.inner import reward\n")
     monkeypatch.syspath_prepend(tmp_path)
     expected = hashlib.sha256(text.encode()).hexdigest()
-    assert function_hash(load(f"{defining}:reward")) == expected
-    assert function_hash(load("rlft_test_package:reward")) == expected  # re-exported: its own file counts
+    assert combined(function_sources(load(f"{defining}:reward"))) == expected
+    assert combined(function_sources(load("rlft_test_package:reward"))) == expected  # re-exported: its own file counts
     wrapped = "import functools\n@functools.cache\ndef reward(completion): ...\npart = functools.partial(reward)\n"
     path = write(tmp_path / "wrapped.py", wrapped)
     assert (
-        function_hash(load(f"{path}:reward"))
-        == function_hash(load(f"{path}:part"))
+        combined(function_sources(load(f"{path}:reward")))
+        == combined(function_sources(load(f"{path}:part")))
         == hashlib.sha256(wrapped.encode()).hexdigest()
     )
 

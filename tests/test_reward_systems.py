@@ -348,7 +348,7 @@ def test_in_a_process_with_the_users_file_in_its_hash_and_in_its_failures(folder
     spec = RewardSpec(path=f"verl:{file}:compute_score", args={"bonus": 0.25})
     good, bad = group(), group(columns={"data_source": "other"})
     with Scorer([spec], workers=1, deadline_s=20, log_dir=None) as scorer:
-        assert scorer.source_hashes == {"compute_score": hashlib.sha256(file.read_bytes()).hexdigest()}
+        assert scorer.sources == {"compute_score": {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}}
         scored, failed = scorer.score([good, bad])
     assert values([t.outcome for t in scored.trajectories]) == [1.25, 0.25]
     outcome = failed.trajectories[0].outcome

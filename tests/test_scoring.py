@@ -466,7 +466,7 @@ def test_relative_paths_survive_a_change_of_folder(
 
 def test_a_reward_edited_under_way_is_not_mixed_in(reward: Callable[..., RewardSpec], tmp_path: Path) -> None:
     with Scorer([reward("behave")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
-        assert scorer.source_hashes.keys() == {"behave"}
+        assert scorer.sources.keys() == {"behave"}
         (tmp_path / "their_rewards.py").write_text(REWARDS + "\n# edited\n")
         with pytest.raises(ValueError, match="changed while the run used it"):
             scorer.score([make_group("exit", "fine")])

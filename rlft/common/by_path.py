@@ -1,17 +1,15 @@
 """Functions by name: `package.module:function` or `path/to/file.py:function`.
 
 A file is loaded by its location under a module name made from its absolute path, so it never meets another module of
-the same name. The shipped packages (`rewards`, `environments`) are found beside `rlft` and loaded the same way: a
-user's own folder of that name neither hides them nor is hidden by them.
+the same name, and may import what lies beside it (`user_folder`). The shipped packages (`rewards`, `environments`) are
+found beside `rlft` and loaded the same way: a user's own folder of that name neither hides them nor is hidden by them.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import sys
@@ -20,6 +18,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
+
+from rlft.common import user_folder
 
 _ROOT = Path(__file__).absolute().parents[2]
 
@@ -136,29 +136,12 @@ def _load_file(file: Path, path: str) -> ModuleType:
         there = sorted(other.name for other in file.parent.glob("*.py")) if file.parent.is_dir() else []
         hint = did_you_mean(file.name, there) if there else f" {file.parent} holds no .py file."
         raise ValueError(f"{path}: there is no Python file {file}.{hint}")
-    name = f"rlft_user_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before running it, as import does: dataclasses look themselves up there
     try:
-        spec.loader.exec_module(module)
+        return user_folder.load(file)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
-        del sys.modules[name]
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        hint = ""
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and (file.parent / f"{missing}.py").is_file():
-            hint = (
-                f"\n{missing}.py lies beside it, but a function named by file is loaded alone: merge them, or put "
-                "their folder on PYTHONPATH and write package.module:function"
-            )
-        raise ValueError(f"{path}: importing it failed:\n{describe_error(error)}{hint}") from error
-    return module
+        raise ValueError(f"{path}: importing it failed:\n{describe_error(error)}") from error
 
 
 def _import(target: str, name: str, path: str, shipped: str) -> ModuleType:

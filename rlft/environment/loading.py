@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlft.common import user_folder
 from rlft.common.by_path import describe_error, did_you_mean, import_function, import_object
 from rlft.common.rows import read_rows
 from rlft.config import EnvironmentConfig
@@ -60,20 +60,26 @@ def load(config: EnvironmentConfig) -> Environment:
 
 
 def identity(path: str) -> str:
-    """What identifies an environment in a run's provenance.
+    """What identifies an environment in a run's provenance: one hash or version of `sources`, whose errors it has."""
+    return user_folder.combined(sources(path))
 
-    The sha256 of the file that makes it; of one that another system's package makes, the package and its version.
+
+def sources(path: str) -> dict[str, str]:
+    """The sources that make an environment.
+
+    Returns:
+        see `user_folder.sources`; of one that another system's package makes, the package's version by its name.
 
     Raises:
         ValueError: there is no such file or package.
     """
     system, name = systems.split(path)
     if system and not (systems.SYSTEMS[system].takes_path and ":" in name):
-        return systems.identity(system, name)
+        return {system: systems.identity(system, name)}
     found: Any = import_object(name, shipped="environments")
     file = inspect.getsourcefile(inspect.unwrap(found))
     assert file is not None  # it was just loaded from one
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return user_folder.sources(Path(file))
 
 
 def _check_name(system: str, name: str, path: str) -> None:

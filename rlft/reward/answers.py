@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast, get_args
 
@@ -33,8 +33,8 @@ class Loaded:
 
     plan: CallPlan
     """How it is called."""
-    source_hash: str
-    """sha256 of the file that defines it."""
+    sources: Mapping[str, str]
+    """sha256 of the file that defines it, and of what that imports of its folder, by path relative to the folder."""
     is_built: bool = False
     """Whether it was made with its `args`, so that calls do not get them."""
 
@@ -59,7 +59,7 @@ def write_start(start: Sequence[Loaded] | Invalid) -> bytes:
                     "required": sorted(each.plan.required),
                     "takes_any": each.plan.takes_any,
                     "is_async": each.plan.is_async,
-                    "source_hash": each.source_hash,
+                    "sources": dict(each.sources),
                     "is_built": each.is_built,
                 }
                 for each in start
@@ -142,9 +142,9 @@ def _read_loaded(loaded: Any) -> Loaded:
             "required": list(required),
             "takes_any": bool(takes_any),
             "is_async": bool(is_async),
-            "source_hash": str(source_hash),
+            "sources": dict(sources),
             "is_built": bool(is_built),
-        } if kind in get_args(Kind) and all(isinstance(name, str) for name in (*parameters, *required)):
+        } if kind in get_args(Kind) and all(isinstance(n, str) for n in (*parameters, *required, *sources.values())):
             plan = CallPlan(
                 kind=cast(Kind, kind),
                 parameters=frozenset(parameters),
@@ -152,7 +152,7 @@ def _read_loaded(loaded: Any) -> Loaded:
                 takes_any=takes_any,
                 is_async=is_async,
             )
-            return Loaded(plan=plan, source_hash=source_hash, is_built=is_built)
+            return Loaded(plan=plan, sources=sources, is_built=is_built)
     raise ValueError("it does not say how its rewards are called")
 
 

@@ -1,4 +1,4 @@
-"""Reward functions: finding them by name, hashing their source, and writing a program that repeats a failed call.
+"""Reward functions: finding them by name, hashing their sources, and writing a program that repeats a failed call.
 
 Loading runs the module's code: it happens in the scoring processes, and in the driver only with `workers: 0`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import hashlib
 import inspect
 import keyword
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlft.common import by_path
+from rlft.common import by_path, user_folder
 from rlft.reward import systems
 from rlft.reward.contract import RewardFunction, ignore
 
@@ -68,14 +67,17 @@ def absolute(path: str) -> str:
     return systems.absolute(path) if systems.split(path)[0] else by_path.absolute(path, shipped=SHIPPED)
 
 
-def function_hash(function: RewardFunction) -> str:
+def function_sources(function: RewardFunction) -> dict[str, str]:
     """sha256 of the file that defines a function, looking through decorators and `partial`; or its `source_file`.
+
+    Returns:
+        see `user_folder.sources`.
 
     Raises:
         ValueError: if it comes from no file.
     """
     if file := getattr(function, "source_file", ""):
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return user_folder.sources(Path(file))
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function)
@@ -83,7 +85,7 @@ def function_hash(function: RewardFunction) -> str:
     module = sys.modules.get(function.__module__)
     for file in (code and code.co_filename, module and getattr(module, "__file__", None)):
         if file and Path(file).is_file():
-            return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            return user_folder.sources(Path(file))
     raise ValueError(f"{function!r} comes from no file; wrap it in a `def` in a file")
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -164,9 +164,9 @@ class Scorer:
         self.close()
 
     @property
-    def source_hashes(self) -> dict[str, str]:
-        """Reward -> sha256 of the file that defines it, as it was loaded."""
-        return {spec.label: loaded.source_hash for spec, loaded in zip(self._called, self._loaded, strict=True)}
+    def sources(self) -> dict[str, Mapping[str, str]]:
+        """Reward -> sha256 of the file that defines it and of what that imports of its folder, as they were loaded."""
+        return {spec.label: loaded.sources for spec, loaded in zip(self._called, self._loaded, strict=True)}
 
     def move_logs(self, folder: Path) -> None:
         """Move `scoring-N.log` to another folder on the same disk; what is printed from here on arrives there, too."""

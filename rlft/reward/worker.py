@@ -29,7 +29,7 @@ from typing import Any
 from rlft.common.by_path import describe_error
 from rlft.reward.answers import Invalid, Loaded, write_outcomes, write_start
 from rlft.reward.contract import CallPlan, RewardFunction, failed, plan_call, read, read_many
-from rlft.reward.loading import build, function_hash, load
+from rlft.reward.loading import build, function_sources, load
 from rlft.types import Outcome, RewardSpec
 
 
@@ -40,7 +40,7 @@ def open_rewards(specs: Sequence[RewardSpec]) -> tuple[list[RewardFunction], lis
         function, is_built = build(load(spec.path), spec.path, spec.args)
         plan = plan_call(function, replace(spec, args={}) if is_built else spec)
         functions.append(function)
-        loaded.append(Loaded(plan=plan, source_hash=function_hash(function), is_built=is_built))
+        loaded.append(Loaded(plan=plan, sources=function_sources(function), is_built=is_built))
     return functions, loaded
 
 

@@ -377,8 +377,8 @@ def _summarize(run: Run) -> RLSummary:
 
 def _provenance(config: RunConfig, prepared: _Prepared) -> Provenance:
     # The scoring processes have hashed what they loaded: the driver imports no reward.
-    functions = prepared.scorer.source_hashes
-    rewards = {r.path: folder_hash(r.folder) if r.folder else functions[r.label] for r in config.rewards}
+    sources = prepared.scorer.sources
+    rewards = {r.path: folder_hash(r.folder) if r.folder else combined(sources[r.label]) for r in config.rewards}
     hashes = {config.environment.path: loading.identity(config.environment.path), **rewards}
     tasks = provenance.tasks_sha256(prepared.environment)
     return provenance.present(
