@@ -350,8 +350,9 @@ def test_a_torn_last_line_is_mended(copy: Path, finished_run: Path) -> None:
     shutil.rmtree(copy / "checkpoints" / "step-000004")  # as if killed while step 4 was being written
     metrics, events = copy / "metrics.jsonl", copy / "events.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-40])
-    with events.open("a") as file:
-        file.write('{"time": "2030-01-01T00:00:00", "kind": "cut o')
+    for log in (events, copy / "tasks.jsonl"):
+        with log.open("a") as file:
+            file.write('{"time": "2030-01-01T00:00:00", "kind": "cut o')
     launch.resume(copy)
     assert read_result(copy) == read_result(finished_run)
     lines = events.read_text().splitlines()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.json
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
@@ -20,9 +23,10 @@ from rlft.learner.rl import Learner
 from rlft.model import base as models
 from rlft.model import chat
 from rlft.model.kernels import library
-from rlft.run.checkpoint import load_latest
+from rlft.run.checkpoint import Snapshot, load_latest
 from rlft.run.directory import Run
-from rlft.run.records import Provenance
+from rlft.run.logs import read_tasks
+from rlft.run.records import SOURCES, Provenance
 from rlft.train.rl.state import restore
 from rlft.types import Abstain, Completion, Failed, Group, Outcome, Score, Task, Trajectory, Turn
 from tests.conftest import MakeConfig
@@ -76,7 +80,7 @@ def run(make_config: MakeConfig) -> Any:
 
 
 def test_every_sample_is_kept_failed_ones_too(run: Run) -> None:
-    run.write_rollouts(3, [group(OUTCOMES), group(OUTCOMES[:1], "u")], [0.5, -0.5, 0.0])
+    run.write_rollouts(3, [group(OUTCOMES), group(OUTCOMES[:1], "u")], {"advantage": [0.5, -0.5, 0.0]})
     rows = read_rollouts(run.path, 3)
     assert [(row["task_id"], row["group_index"], row["sample_index"]) for row in rows] == [
         ("t", 0, 0),
@@ -121,6 +125,43 @@ def test_a_sample_that_was_never_scored_is_not_written_as_if_it_had_been(run: Ru
     with pytest.raises(ValueError, match="never scored"):
         run.write_rollouts(1, [broken])
     assert not list(run.path.glob("rollouts/*.parquet"))
+
+
+def test_a_task_is_kept_once_as_rewards_get_it(run: Run) -> None:
+    columns = {
+        "plain": [1, {"a": None, "\u00e9": "\ud83d"}],
+        "python": {1: (2, b"3")},
+        "image": object(),
+        "missing": math.nan,
+    }
+    rich = replace(group(OUTCOMES), task=replace(group(OUTCOMES).task, id="rich", answer=("x",), columns=columns))
+    run.write_rollouts(3, [group(OUTCOMES), rich])
+    run.write_rollouts(4, [rich, group(OUTCOMES)])
+    run.write_evaluation_samples("step-000004", 4, [group(OUTCOMES, "u")])
+    with_step = [(task.task_id, task.step) for task in read_tasks(run.path).rows]
+    assert with_step == [("t", 3), ("rich", 3), ("u", 4)]
+    plain, kept, _ = read_tasks(run.path).rows
+    assert (plain.answer, plain.columns, plain.lost) == ({"b": 1}, {}, ())
+    assert kept.answer == ("x",)
+    assert kept.columns == {"plain": columns["plain"], "python": columns["python"]}
+    assert kept.lost == ("image", "missing")
+    again = Run.__new__(Run)
+    again.__dict__ = {**run.__dict__, "_kept_tasks": None}  # as after a resume
+    again.write_rollouts(5, [rich])
+    assert len(read_tasks(run.path).rows) == 3
+    table = pyarrow.json.read_json(run.path / "tasks.jsonl").to_pylist()
+    assert json.loads(table[1]["columns"]) == {"plain": columns["plain"]}
+
+
+def test_rollouts_and_checkpoints_name_the_sources_of_rewards_and_tasks(run: Run) -> None:
+    run.sources = {"rewards": {"odd": {"path": "a.py:odd", "args": {"x": 1}, "files": {"a.py": "12"}}}}
+    run.write_rollouts(3, [group(OUTCOMES)])
+    metadata = pq.read_schema(run.path / "rollouts/step-000003.parquet").metadata
+    assert json.loads(metadata[SOURCES.encode()]) == run.sources
+    run.checkpoint(Snapshot(step=3, tensors={"x": torch.zeros(1)}, state={"learner": {}}), every=1)
+    (saved, _) = load_latest(run.path / "checkpoints")
+    assert saved is not None
+    assert saved.state == {"learner": {}, "sources": run.sources}
 
 
 # Metrics and events.

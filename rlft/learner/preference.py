@@ -8,32 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from rlft.learner.batch import mismatched
 from rlft.learner.core import Roles
-from rlft.objectives.advantages import above_or_below, best_and_worst
 from rlft.objectives.algorithm import Preference
 from rlft.objectives.measures import Mean, Measure, Measures, Weighted
 from rlft.objectives.preference import preference_loss
 from rlft.types import Batch
-
-
-def labels_of(preference: Preference, rewards: Tensor, group_index: Tensor) -> Tensor:
-    """Labels of scored samples, (S,): 1 for those that are preferred, -1 for those rejected, 0 for those left out.
-
-    Of a group: the best and the worst for losses of pairs, else those above and those below its mean reward.
-
-    Args:
-        rewards: (S,) float. group_index: (S,) int64.
-    """
-    if not preference.is_paired:
-        return above_or_below(rewards, group_index)
-    labels = torch.zeros(len(rewards))
-    for best, worst in best_and_worst(rewards, group_index):
-        labels[best], labels[worst] = 1.0, -1.0
-    return labels
 
 
 def with_reference(roles: Roles, batch: Batch) -> Batch:

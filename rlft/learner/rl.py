@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +23,8 @@ from rlft.learner.core import Roles, lr_factor
 from rlft.learner.ranks import ALONE, Ranks
 from rlft.learner.update import Update
 from rlft.model.starting_point import ReferenceSource
-from rlft.objectives.advantages import overlong_penalty, token_advantages
 from rlft.objectives.algorithm import Algorithm, PolicyObjective, Preference, PreferenceObjective
+from rlft.objectives.batch_advantages import batch_advantages, included_actions, shaped_rewards
 from rlft.objectives.measures import ExplainedVariance, Last, Measure, Measures, Weighted
 from rlft.objectives.policy import (
     adapted_kl_coef,
@@ -99,24 +98,14 @@ class Learner:
         algorithm, roles = self.algorithm, self.roles
         needs_old = self.config.updates_per_step > 1 or algorithm.has_kl_in_reward
         batch = replace(batch, old_logprobs=roles.logprobs(batch, roles.policy) if needs_old else None)
-        if isinstance(algorithm, PreferenceObjective):
-            labels = preference.labels_of(algorithm.preference, self._shaped(batch), batch.group_index)
-            return replace(batch, advantages=labels[batch.sequence_index])
-        batch = replace(
-            batch,
-            ref_logprobs=roles.logprobs(batch, roles.reference) if roles.reference else None,
-            values=roles.values(batch) if algorithm.needs_critic else None,
-        )
-        advantages, returns = token_advantages(
-            algorithm,
-            kl_coef=self.kl_coef,
-            rewards=self._shaped(batch),
-            group_index=batch.group_index,
-            sequence_index=batch.sequence_index,
-            policy_logprobs=batch.rollout_logprobs if batch.old_logprobs is None else batch.old_logprobs,
-            ref_logprobs=batch.ref_logprobs,
-            values=batch.values,
-            baseline_rewards=batch.baseline_rewards,
+        if isinstance(algorithm, PolicyObjective):
+            batch = replace(
+                batch,
+                ref_logprobs=roles.logprobs(batch, roles.reference) if roles.reference else None,
+                values=roles.values(batch) if algorithm.needs_critic else None,
+            )
+        advantages, returns = batch_advantages(
+            algorithm, batch, kl_coef=self.kl_coef, max_new_tokens=self._max_new_tokens
         )
         return replace(batch, advantages=advantages, returns=returns)
 
@@ -134,7 +123,7 @@ class Learner:
                 losses["critic/loss"], critic_measures = self._critic(batch, algorithm)
                 measures |= critic_measures
         if algorithm.overlong == "penalize":
-            penalty = self._shaped(batch) - batch.rewards
+            penalty = shaped_rewards(algorithm, batch, max_new_tokens=self._max_new_tokens) - batch.rewards
             measures["reward/overlong_penalty"] = Weighted(float(penalty.mean()), batch.num_sequences)
         factor = lr_factor(
             self.config.learner,
@@ -190,14 +179,8 @@ class Learner:
     def _max_new_tokens(self) -> int:
         return self.config.sampling.max_new_tokens
 
-    def _shaped(self, batch: Batch) -> Tensor:
-        """The rewards that advantages are made of, (S,): with the overlong penalty where it is asked for."""
-        if self.algorithm.overlong != "penalize":
-            return batch.rewards
-        return batch.rewards + overlong_penalty(_longest_actions(batch), max_new_tokens=self._max_new_tokens)
-
     def _policy(self, batch: Batch, algorithm: PolicyObjective) -> tuple[Weighted, dict[str, Measure]]:
-        included = _included(batch, algorithm.overlong == "mask")
+        included = included_actions(algorithm, batch)
         weights = aggregation_weights(
             algorithm.aggregate, batch.sequence_index, max_new_tokens=self._max_new_tokens, included=included
         )
@@ -261,24 +244,11 @@ def has_gradient(algorithm: Algorithm, batch: Batch) -> bool:
     assert batch.advantages is not None
     if isinstance(algorithm, PreferenceObjective):
         return bool(batch.advantages.any())
-    included = _included(batch, algorithm.overlong == "mask")
+    included = included_actions(algorithm, batch)
     if not bool(included.any()):
         return False
     in_loss = algorithm.kl != "none" and algorithm.kl_coef > 0 and algorithm.kl_in == "loss"
     return bool(batch.advantages[included].any()) or in_loss or algorithm.entropy_coef > 0 or algorithm.needs_critic
-
-
-def _included(batch: Batch, mask_truncated: bool) -> Tensor:
-    """(A,) bool, whether an action's sequence is in the loss."""
-    if not mask_truncated:
-        return torch.ones_like(batch.sequence_index, dtype=torch.bool)
-    return ~batch.is_truncated[batch.sequence_index]
-
-
-def _longest_actions(batch: Batch) -> Tensor:
-    """Tokens of each sequence's longest action, (S,): `max_new_tokens` is a bound on one action, not on an episode."""
-    runs = ([sum(1 for _ in run) for is_action, run in groupby(mask) if is_action] for mask in batch.action_mask)
-    return torch.tensor([max(lengths, default=0) for lengths in runs])
 
 
 def _first_actions(batch: Batch) -> Tensor:

@@ -68,7 +68,9 @@ def absolute(path: str) -> str:
 
 
 def function_sources(function: RewardFunction) -> dict[str, str]:
-    """sha256 of the file that defines a function, looking through decorators and `partial`; or its `source_file`.
+    """sha256 of the file that defines a function, and of what it imports of its folder.
+
+    Decorators and `partial` are looked through; a reward may name its file as `source_file`.
 
     Returns:
         see `user_folder.sources`.

@@ -24,6 +24,7 @@ from rlft.run.records import (
     METRICS,
     ROLLOUTS,
     SUMMARY,
+    TASKS,
     MetricsLine,
     numbered,
     step_name,
@@ -34,7 +35,7 @@ def clear_torn_writes(path: Path) -> None:
     """Remove what a killed driver was in the middle of: temporary files, half a line at the end of a log."""
     for temporary in path.rglob(".*.tmp"):
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
-    for log in (path / EVENTS, path / METRICS):
+    for log in (path / EVENTS, path / METRICS, path / TASKS):
         logs.mend_end(log)
 
 
@@ -76,6 +77,7 @@ def set_aside_after(path: Path, step: int) -> Path | None:
     """Move the records of later steps, and a summary, into a folder of `aside/`; that folder, if there were any."""
     lines = _metrics(path)
     later = [line for line in lines if line.step > step]
+    tasks = logs.read_tasks(path, []).rows
     moved = [each for each, number in _numbered(path) if number > step]
     moved += [each for number, each in numbered(path / CHECKPOINTS) if number > step]
     moved += [path / SUMMARY] if (path / SUMMARY).exists() else []
@@ -88,6 +90,9 @@ def set_aside_after(path: Path, step: int) -> Path | None:
         write_file(target / METRICS, "".join(line.line() + "\n" for line in later))
         kept = [line for line in lines if line.step <= step]
         write_file(path / METRICS, "".join(line.line() + "\n" for line in kept))
+    if later_tasks := [task for task in tasks if task.step > step]:  # which are kept again when they are used
+        write_file(target / TASKS, "".join(task.line() + "\n" for task in later_tasks))
+        write_file(path / TASKS, "".join(task.line() + "\n" for task in tasks if task.step <= step))
     for each in moved:
         to = target / each.relative_to(path)
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +112,8 @@ def copy_until(path: Path, step: int, target: Path) -> None:
             _share(each, target / each.relative_to(path))
     lines = [line for line in logs.read_metrics(path, [], skip_damaged=True).rows if line.step <= step]
     write_file(target / METRICS, "".join(line.line() + "\n" for line in lines))
+    tasks = [task for task in logs.read_tasks(path, []).rows if task.step <= step]
+    write_file(target / TASKS, "".join(task.line() + "\n" for task in tasks))
     events = [event for event in logs.read_events(path, []).rows if event.step is None or event.step <= step]
     write_file(target / EVENTS, "".join(event.line() + "\n" for event in events))
 

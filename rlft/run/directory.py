@@ -4,6 +4,7 @@ runs/NAME/
   config.yaml        the resolved config           provenance.json  versions, hardware, code hashes
   metrics.jsonl      one line of numbers per step  events.jsonl     what happened, with times
   rollouts/          step-000012.parquet: every sample, failed ones too
+  tasks.jsonl        answer and columns of the tasks, once each, for rewards to be replayed
   evals/             base.json, sft.json, step-000010.json and their rollouts
   adapters/          sft, v000012: PEFT folders    checkpoints/     what `rlft resume` starts from
   summary.json       at the end                    logs/            what scoring processes printed
@@ -19,7 +20,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
@@ -49,6 +50,7 @@ from rlft.run.records import (
     ROLLOUTS,
     SKIPPED,
     SUMMARY,
+    TASKS,
     Evaluation,
     Event,
     MetricsLine,
@@ -56,6 +58,7 @@ from rlft.run.records import (
     step_name,
 )
 from rlft.run.rollout_table import to_parquet
+from rlft.run.stored_task import StoredTask
 from rlft.types import Batch, Group, Metrics
 
 C = TypeVar("C", bound=BaseRunConfig, default=RunConfig)
@@ -94,7 +97,10 @@ class Run(Generic[C]):
         self.path = path or config.run_dir
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock")
+        self.sources: Mapping[str, Any] = {}
+        """What makes its rewards and tasks, for its rollouts and checkpoints: see `records.SOURCES`."""
         self._told: defaultdict[str, set[str]] | None = None
+        self._kept_tasks: set[str] | None = None
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -189,13 +195,21 @@ class Run(Generic[C]):
         return self._told[kind]
 
     def write_rollouts(
-        self, step: int, groups: Sequence[Group], advantages: Sequence[float] = (), *, kind: str = "step"
+        self,
+        step: int,
+        groups: Sequence[Group],
+        learned: Mapping[str, Sequence[Any]] | None = None,
+        *,
+        kind: str = "step",
     ) -> None:
-        """Keep every sample of a step; `kind` names the file, of samples that are not trained on another one."""
-        write_file(
-            self.path / ROLLOUTS / f"{kind}-{step:06d}.parquet",
-            to_parquet(groups, step=step, advantages=advantages),
-        )
+        """Keep every sample of a step, and the tasks that are new; `learned` is what `to_parquet` takes.
+
+        Args:
+            kind: names the file, of samples that are not trained on another one.
+        """
+        self._keep_tasks(step, groups)
+        data = to_parquet(groups, step=step, learned=learned, sources=self.sources)
+        write_file(self.path / ROLLOUTS / f"{kind}-{step:06d}.parquet", data)
 
     def write_batch(self, step: int, batch: Batch) -> Path:
         """Keep a batch whose update was skipped: tensors by field, and its tokens as JSON in the file's metadata."""
@@ -232,10 +246,21 @@ class Run(Generic[C]):
         write_file(self.path / EVALS / f"{evaluation.name}.json", json.dumps(evaluation.as_dict(), indent=1))
 
     def write_evaluation_samples(self, name: str, step: int, groups: Sequence[Group]) -> Path:
-        """Keep every sample of an evaluation; returns the file."""
+        """Keep every sample of an evaluation, and the tasks that are new; returns the file."""
+        self._keep_tasks(step, groups)
         path = self.path / EVALS / f"{name}.parquet"
-        write_file(path, to_parquet(groups, step=step))
+        write_file(path, to_parquet(groups, step=step, sources=self.sources))
         return path
+
+    def _keep_tasks(self, step: int, groups: Sequence[Group]) -> None:
+        if self._kept_tasks is None:
+            self._kept_tasks = {task.task_id for task in logs.read_tasks(self.path).rows}
+        new = {group.task.id: group.task for group in groups if group.task.id not in self._kept_tasks}
+        if not new:
+            return
+        stored = (StoredTask(task_id=t.id, step=step, answer=t.answer, columns=t.columns) for t in new.values())
+        _append(self.path / TASKS, "\n".join(task.line() for task in stored))
+        self._kept_tasks |= new.keys()
 
     def evaluation(self, name: str) -> Evaluation | None:
         """An evaluation that was made before, or None. Raises ValueError if its file is damaged."""
@@ -244,6 +269,8 @@ class Run(Generic[C]):
 
     def checkpoint(self, snapshot: Snapshot, *, every: int) -> None:
         """Save what `rlft resume` needs; `every` is the schedule, which a stopped run's last checkpoint is not on."""
+        if self.sources:
+            snapshot = replace(snapshot, state={**snapshot.state, "sources": self.sources})
         save(self.path / CHECKPOINTS, snapshot, keep=KEPT_CHECKPOINTS, every=every)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:

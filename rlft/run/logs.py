@@ -1,4 +1,4 @@
-"""Reading the records of a run directory: metrics, events, evaluations, provenance.
+"""Reading the records of a run directory: metrics, events, tasks, evaluations, provenance.
 
 A reader may go on from where it stopped, as a live viewer does. What does not exist yet is empty; a torn last line, as
 after a crash, is left out and said.
@@ -15,7 +15,18 @@ from typing import Any, Generic, TypeVar
 
 from rlft.common.files import write_file
 from rlft.run.earlier_configs import modernise
-from rlft.run.records import EVENTS, FORMAT, METRICS, PROVENANCE, Evaluation, Event, MetricsLine, Provenance
+from rlft.run.records import (
+    EVENTS,
+    FORMAT,
+    METRICS,
+    PROVENANCE,
+    TASKS,
+    Evaluation,
+    Event,
+    MetricsLine,
+    Provenance,
+)
+from rlft.run.stored_task import StoredTask
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,6 +57,11 @@ def read_metrics(
 def read_events(run: Path, notes: list[str] | None = None, *, start: int = 0) -> Lines[Event]:
     """The lines of events.jsonl from byte `start` on; torn last line and errors as in `read_metrics`."""
     return _read(Path(run) / EVENTS, Event.from_dict, notes, start)
+
+
+def read_tasks(run: Path, notes: list[str] | None = None) -> Lines[StoredTask]:
+    """The lines of tasks.jsonl; torn last line and errors as in `read_metrics`."""
+    return _read(Path(run) / TASKS, StoredTask.from_dict, notes, 0)
 
 
 def mend_end(log: Path) -> None:

@@ -7,6 +7,7 @@ change within a run: resuming it then is refused, and `fork` continues as a run 
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -89,6 +90,16 @@ def describe(
         cwd=os.getcwd(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def source_record(path: str, args: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """A reward or an environment in `records.SOURCES`.
+
+    Of a file's path only the name counts: the same run in another folder is the same run.
+    """
+    name = path.rpartition("/")[2] if ".py:" in path else path
+    # As it reads back: YAML knows dates, and JSON does not.
+    return {"path": name, "args": json.loads(json.dumps(dict(args), default=str)), "files": dict(files)}
 
 
 def changed_numbers(then: Provenance, now: Provenance) -> list[str]:

@@ -1,6 +1,6 @@
 """The formats of a run directory: what each record holds, in which units, and how it is written and read.
 
-    runs/NAME/  config.yaml  provenance.json  summary.json  metrics.jsonl  events.jsonl
+    runs/NAME/  config.yaml  provenance.json  summary.json  metrics.jsonl  events.jsonl  tasks.jsonl
                 rollouts/step-000012.parquet   evals/base.json, sft.json, step-000010.json, each with a .parquet
                 adapters/sft, v000012          checkpoints/step-000010
 
@@ -20,13 +20,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 FORMAT = 2
 """Number of these formats, written into provenance.json; a directory without one has format 1."""
 
 CONFIG, PROVENANCE, SUMMARY = "config.yaml", "provenance.json", "summary.json"
-METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
+METRICS, EVENTS, TASKS = "metrics.jsonl", "events.jsonl", "tasks.jsonl"
 ROLLOUTS, EVALS, ADAPTERS, CHECKPOINTS = "rollouts", "evals", "adapters", "checkpoints"
 LOGS, SKIPPED, ASIDE = "logs", "skipped", "aside"
 """What processes print, updates that were not made, and what a resume moved away instead of deleting it."""
@@ -325,6 +325,10 @@ ROLLOUT_COLUMNS = {
     "reproduce": Column("string", "Python that repeats the failed call; null unless failed"),
     "failed_parts": Column("string", "each reward that failed on it, whatever its weight, JSON; null where none did"),
     "advantage": Column("float64", "mean over the sample's actions; null where none was computed"),
+    "baseline": Column("float64", "score of the greedy answer to its task; null where the algorithm asks for none"),
+    "learner_logprobs": Column("list<float32>", "of each action before the first update, nats; null if not asked"),
+    "reference_logprobs": Column("list<float32>", "of each action under the reference, nats; null without one"),
+    "values": Column("list<float32>", "the critic's value before each action; null without one"),
     "finish_reason": Column("string", "how the last action ended, `types.FinishReason`"),
     "prompt_tokens": Column("int64", "tokens of the first prompt"),
     "completion_tokens": Column("int64", "tokens that the policy sampled"),
@@ -337,50 +341,10 @@ ROLLOUT_COLUMNS = {
 """A row of `rollouts/step-000012.parquet` and `evals/NAME.parquet`: one sample, failed ones too. Files of other
 versions may have fewer or further columns."""
 
-
-class RLSummary(TypedDict):
-    """summary.json of `rlft train`; it is there once the run has ended well. Accuracies are `Interval.as_dict`, and
-    `failed_` counts the samples that are missing in them; None where nothing was evaluated."""
-
-    name: str
-    metric: str
-    steps: int
-    accuracy_base: dict[str, float | int | None] | None
-    accuracy_sft: dict[str, float | int | None] | None
-    accuracy_rl: dict[str, float | int | None] | None
-    failed_base: int | None
-    failed_sft: int | None
-    failed_rl: int | None
-    adapter: str
-
-
-class PreferenceSummary(TypedDict):
-    """summary.json of `rlft dpo`: held-out preferences before and after; losses in nats, margins in units of beta."""
-
-    name: str
-    stage: str
-    metric: str
-    steps: int
-    train_examples: int
-    heldout_examples: int
-    dropped_rows: int
-    adapter: str
-    accuracy_base: dict[str, float | int | None] | None
-    loss_base: float | None
-    margin_base: float | None
-    accuracy_trained: dict[str, float | int | None] | None
-    loss_trained: float | None
-    margin_trained: float | None
-
-
-class RewardModelSummary(TypedDict):
-    """summary.json of `rlft reward-model`: held-out pairs in the right order before and after."""
-
-    name: str
-    accuracy_before: dict[str, float | int | None]
-    accuracy_after: dict[str, float | int | None]
-    n: int
-    reward_model: str
+SOURCES = "rlft.sources"
+"""Key of the metadata of such a file: JSON of what made its rewards and its tasks, `rewards` by name and `environment`,
+each with `path`, `args`, and `files`: sha256 by path, of the file and of what it imports of its folder. A checkpoint's
+state.json has the same as `sources`."""
 
 
 def _number(value: Any) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlft.run.records import ROLLOUT_COLUMNS
+from rlft.run.records import ROLLOUT_COLUMNS, SOURCES
 from rlft.types import Abstain, Failed, Group, Score, Trajectory, whole_text
 
 _LISTS = {
@@ -23,25 +24,35 @@ SCHEMA = pa.schema(
 )
 
 
-def to_parquet(groups: Sequence[Group], *, step: int, advantages: Sequence[float] = ()) -> bytes:
+def to_parquet(
+    groups: Sequence[Group],
+    *,
+    step: int,
+    learned: Mapping[str, Sequence[Any]] | None = None,
+    sources: Mapping[str, Any] | None = None,
+) -> bytes:
     """The groups of a step as a parquet file.
 
     Args:
-        advantages: mean advantage of each scored trajectory, in order; empty where none was computed.
+        learned: columns that the learner computed (`advantage`, `learner_logprobs`, `reference_logprobs`, `values`),
+            each with the values of the first scored trajectories in order: those of the groups that it learns from.
+        sources: what made the scores and the tasks, see `records.SOURCES`.
     """
-    remaining = iter(advantages)
+    learned = learned or {}
+    remaining = zip(*learned.values(), strict=True)
     rows = []
     for group_index, group in enumerate(groups):
         for trajectory in group.trajectories:
-            is_scored = isinstance(trajectory.outcome, Score)
-            advantage = next(remaining, None) if is_scored else None
-            rows.append(_row(trajectory, step=step, group_index=group_index, advantage=advantage))
+            values = next(remaining, ()) if isinstance(trajectory.outcome, Score) else ()
+            row = _row(trajectory, step=step, group_index=group_index, baseline=group.baseline_score)
+            rows.append({**row, **dict(zip(learned, values, strict=False))})
+    schema = SCHEMA.with_metadata({SOURCES: json.dumps(sources)}) if sources else SCHEMA
     stream = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), stream, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), stream, compression="zstd")
     return stream.getvalue()
 
 
-def _row(trajectory: Trajectory, *, step: int, group_index: int, advantage: float | None) -> dict[str, object]:
+def _row(trajectory: Trajectory, *, step: int, group_index: int, baseline: float | None) -> dict[str, object]:
     task, outcome, completion = trajectory.task, trajectory.outcome, trajectory.turns[-1].completion
     row: dict[str, object] = {
         "step": step,
@@ -66,7 +77,7 @@ def _row(trajectory: Trajectory, *, step: int, group_index: int, advantage: floa
         "failed_parts": json.dumps({name: asdict(failure) for name, failure in trajectory.failed_parts.items()})
         if trajectory.failed_parts
         else None,
-        "advantage": advantage,
+        "baseline": baseline,
         "finish_reason": trajectory.finish_reason,
         "prompt_tokens": len(trajectory.prompt_ids),
         "completion_tokens": trajectory.num_actions,

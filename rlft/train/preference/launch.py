@@ -27,8 +27,9 @@ from rlft.model.pretrained import load_config, load_generation_config
 from rlft.model.starting_point import reference_source, resolve_model, start_tensors
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
-from rlft.run.records import REFERENCE, PreferenceSummary, Provenance, adapter_folder, step_name
+from rlft.run.records import REFERENCE, Provenance, adapter_folder, step_name
 from rlft.run.resume import PLAIN, How, config_of, continued
+from rlft.run.summaries import PreferenceSummary
 from rlft.train import provenance
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.preference.data import Example, PreferenceData, load

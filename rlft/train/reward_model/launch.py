@@ -23,7 +23,8 @@ from rlft.model.memory import keep_freed_memory
 from rlft.model.pretrained import load_config
 from rlft.model.starting_point import resolve_model
 from rlft.run.directory import Run
-from rlft.run.records import REWARD_MODEL, RewardModelSummary
+from rlft.run.records import REWARD_MODEL
+from rlft.run.summaries import RewardModelSummary
 from rlft.train import provenance
 from rlft.train.preference.data import PreferenceData, load
 from rlft.train.reward_model import train as train_reward

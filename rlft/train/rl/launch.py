@@ -11,9 +11,11 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from rlft.common.user_folder import combined
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
 from rlft.curves.text import format_accuracy
@@ -40,14 +42,17 @@ from rlft.rollout.pool import MakePool, RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
-from rlft.run.records import LOGS, Evaluation, Provenance, RLSummary, adapter_folder, step_name
+from rlft.run.provenance import source_record
+from rlft.run.records import LOGS, Evaluation, Provenance, adapter_folder, step_name
 from rlft.run.resume import PLAIN, Continued, How, config_of, continued
+from rlft.run.summaries import RLSummary
 from rlft.train import provenance
 from rlft.train.rl.evaluate import answer_heldout, evaluation
 from rlft.train.rl.loop import train_rl
 from rlft.train.rl.observed import note_observed_failures
 from rlft.train.rl.services import make_scorer, services
 from rlft.train.rl.state import restore, snapshot
+from rlft.train.rl.summary import summarize
 from rlft.train.sft import check_demonstrations, train_sft
 from rlft.train.slow_paths import tell_slow_paths
 from rlft.train.standing import Standing, keep_adapter
@@ -220,6 +225,7 @@ def _execute(
     run: Run, prepared: _Prepared, *, going_on: Continued[RunConfig] | None = None, pools: MakePool | None = None
 ) -> RLSummary:
     config, model_folder, scorer = run.config, prepared.model_folder, prepared.scorer
+    run.sources = _sources(config, prepared)
     with (
         View(config.name, steps=config.steps) as view,
         services(config, model_folder, scorer, run, view, pools) as pool,
@@ -297,7 +303,7 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
                 standing=standing,
                 after_step=after_step,
             )
-    return _summarize(run)
+    return summarize(run)
 
 
 def _canary(config: RunConfig, model_folder: str, environment: Environment) -> CanaryMaker:
@@ -352,27 +358,16 @@ def _evaluate_once(parts: _Parts, adapter: Adapter, *, name: str, step: int, pub
     view.note(f"held-out {result.metric}, {name}: {format_accuracy(result.accuracy, result.missing)}")
 
 
-def _summarize(run: Run) -> RLSummary:
-    from rlft.curves.report import write_report, write_reward_png
-
-    config = run.config
-    base, sft, trained = (run.evaluation(name) for name in ("base", "sft", step_name(config.steps)))
-    summary: RLSummary = {
-        "name": config.name,
-        "metric": config.rewards[0].label,
-        "steps": config.steps,
-        "accuracy_base": base.accuracy.as_dict() if base else None,
-        "accuracy_sft": sft.accuracy.as_dict() if sft else None,
-        "accuracy_rl": trained.accuracy.as_dict() if trained else None,
-        "failed_base": base.failed if base else None,
-        "failed_sft": sft.failed if sft else None,
-        "failed_rl": trained.failed if trained else None,
-        "adapter": adapter_folder(config.steps),
+def _sources(config: RunConfig, prepared: _Prepared) -> dict[str, Any]:
+    """What makes the rewards and the tasks, see `records.SOURCES`."""
+    of_rewards, environment = prepared.scorer.sources, config.environment
+    return {
+        "rewards": {
+            r.label: source_record(r.path, r.args, of_rewards.get(r.label) or {r.folder: folder_hash(r.folder)})
+            for r in config.rewards
+        },
+        "environment": source_record(environment.path, environment.args, loading.sources(environment.path)),
     }
-    run.write_summary(summary)
-    write_report(run.path)
-    write_reward_png(run.path)
-    return summary
 
 
 def _provenance(config: RunConfig, prepared: _Prepared) -> Provenance:

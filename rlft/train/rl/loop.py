@@ -7,6 +7,7 @@ run and the live panel; the stages around it (base evaluation, SFT, summary) are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from rlft.curves.live_panel import View
 from rlft.learner.batch import collate, minibatches
 from rlft.learner.rl import PolicyLearner
 from rlft.learner.update import step_metrics
+from rlft.objectives.batch_advantages import sequence_means
 from rlft.reward.scoring import Scorer
 from rlft.rollout.pool import RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
@@ -79,7 +81,7 @@ def train_rl(
         is_stale = metrics.get("rollout/staleness_max", 0.0) > 0
 
         batch = learner.annotate(collate(groups))
-        run.write_rollouts(step, [*groups, *unused], sequence_means(batch))
+        run.write_rollouts(step, [*groups, *unused], learned_columns(batch))
         updates = []
         with standing.moves_to(step):
             for minibatch in minibatches(batch, config.updates_per_step):
@@ -108,11 +110,21 @@ def train_rl(
         after_step(step, standing.adapters[-1])
 
 
-def sequence_means(batch: Batch) -> list[float]:
-    """Mean advantage of each sequence, for the rollout table."""
+def learned_columns(batch: Batch) -> dict[str, list[Any]]:
+    """What the learner computed of each sequence, as columns of the rollout table.
+
+    With it the advantages can be computed again, under another reward too.
+    """
     assert batch.advantages is not None
-    sums = torch.zeros(batch.num_sequences).index_add(0, batch.sequence_index, batch.advantages)
-    return (sums / torch.bincount(batch.sequence_index, minlength=batch.num_sequences).clamp(min=1)).tolist()
+    lengths = torch.bincount(batch.sequence_index, minlength=batch.num_sequences).tolist()
+    of_actions = {
+        "learner_logprobs": batch.old_logprobs,
+        "reference_logprobs": batch.ref_logprobs,
+        "values": batch.values,
+    }
+    columns = {n: [part.tolist() for part in v.split(lengths)] for n, v in of_actions.items() if v is not None}
+    means = sequence_means(batch.advantages, batch.sequence_index, batch.num_sequences)
+    return {"advantage": means, **columns}
 
 
 def refuse_mismatch(config: RunConfig, step: int, mismatch: float) -> None:

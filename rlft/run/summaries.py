@@ -1,0 +1,50 @@
+"""summary.json: the result of a run that has ended well, of each kind of run."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class RLSummary(TypedDict):
+    """summary.json of `rlft train`; it is there once the run has ended well. Accuracies are `Interval.as_dict`, and
+    `failed_` counts the samples that are missing in them; None where nothing was evaluated."""
+
+    name: str
+    metric: str
+    steps: int
+    accuracy_base: dict[str, float | int | None] | None
+    accuracy_sft: dict[str, float | int | None] | None
+    accuracy_rl: dict[str, float | int | None] | None
+    failed_base: int | None
+    failed_sft: int | None
+    failed_rl: int | None
+    adapter: str
+
+
+class PreferenceSummary(TypedDict):
+    """summary.json of `rlft dpo`: held-out preferences before and after; losses in nats, margins in units of beta."""
+
+    name: str
+    stage: str
+    metric: str
+    steps: int
+    train_examples: int
+    heldout_examples: int
+    dropped_rows: int
+    adapter: str
+    accuracy_base: dict[str, float | int | None] | None
+    loss_base: float | None
+    margin_base: float | None
+    accuracy_trained: dict[str, float | int | None] | None
+    loss_trained: float | None
+    margin_trained: float | None
+
+
+class RewardModelSummary(TypedDict):
+    """summary.json of `rlft reward-model`: held-out pairs in the right order before and after."""
+
+    name: str
+    accuracy_before: dict[str, float | int | None]
+    accuracy_after: dict[str, float | int | None]
+    n: int
+    reward_model: str

@@ -1,0 +1,31 @@
+"""The result of an RL run."""
+
+from __future__ import annotations
+
+from rlft.run.directory import Run
+from rlft.run.records import adapter_folder, step_name
+from rlft.run.summaries import RLSummary
+
+
+def summarize(run: Run) -> RLSummary:
+    """Write the result, the report and the picture of a run that has ended; the result, as `summary.json` holds it."""
+    from rlft.curves.report import write_report, write_reward_png
+
+    config = run.config
+    base, sft, trained = (run.evaluation(name) for name in ("base", "sft", step_name(config.steps)))
+    summary: RLSummary = {
+        "name": config.name,
+        "metric": config.rewards[0].label,
+        "steps": config.steps,
+        "accuracy_base": base.accuracy.as_dict() if base else None,
+        "accuracy_sft": sft.accuracy.as_dict() if sft else None,
+        "accuracy_rl": trained.accuracy.as_dict() if trained else None,
+        "failed_base": base.failed if base else None,
+        "failed_sft": sft.failed if sft else None,
+        "failed_rl": trained.failed if trained else None,
+        "adapter": adapter_folder(config.steps),
+    }
+    run.write_summary(summary)
+    write_report(run.path)
+    write_reward_png(run.path)
+    return summary
