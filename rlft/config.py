@@ -86,6 +86,11 @@ class ScoringConfig(Strict):
     """Seconds that one sample may take before its process is killed."""
     max_failed: float = Field(0.1, ge=0, le=1)
     """Share of a step's or an evaluation's samples that may fail to be scored before the run stops."""
+    max_concurrent: int = Field(64, ge=1)
+    """Most calls of `async def` rewards that a process makes at once."""
+    memory_mb: int = Field(8192, ge=0)
+    """Resident memory above which a scoring process is killed and the sample that it works on has failed; 0 is no
+    bound."""
     environment: Annotated[tuple[str, ...], AfterValidator(check_names)] = ()
     """Names of environment variables that scoring processes get besides a list of harmless ones, as in
     `[OPENAI_API_KEY]`; keys and other secrets do not reach them otherwise."""

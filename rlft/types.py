@@ -39,7 +39,11 @@ def whole_text(text: str) -> str:
 
 
 FinishReason: TypeAlias = Literal["stop", "length"]
-FailureKind: TypeAlias = Literal["error", "timeout", "crash", "not_finite", "too_large", "type", "length"]
+FailureKind: TypeAlias = Literal[
+    "error", "timeout", "crash", "not_finite", "too_large", "type", "length", "server", "not_run"
+]
+Fault: TypeAlias = Literal["reward", "server", "environment"]
+"""Whose failure it is: of the reward function, of a server that it asks, of the environment."""
 ON_LEARNER = "adapter:"
 """Prefix of the path of a reward model on the learner's base; its folder follows."""
 StopReason: TypeAlias = Literal["done", "length", "turns", "tokens", "error"]
@@ -147,14 +151,19 @@ class RewardSpec:
     """Label in metrics; empty means the function's name, or the folder's."""
     weight: float = 1.0
     """Factor in the total; 0 only observes."""
+    role: Literal["train", "shadow"] = "train"
+    """`shadow`: what you want and do not train on. It has weight 0, and its gap to the trained reward is shown."""
     args: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments passed to the function besides those taken from the sample; a folder takes `normalize`."""
+    """Keyword arguments passed to the function besides those taken from the sample, or to the class or the function
+    that makes the reward; a folder takes `normalize`."""
 
     def __post_init__(self) -> None:
         if self.folder and self.args.keys() - {"normalize"}:
             raise ValueError(f"args of {self.path} can only be `normalize`, got {', '.join(self.args)}")
         if "/" in self.name:  # `name/part` is how named parts are labelled
             raise ValueError(f"reward name {self.name!r} contains '/'; give the reward a plain name")
+        if self.role == "shadow":
+            object.__setattr__(self, "weight", 0.0)
         if not math.isfinite(self.weight):
             raise ValueError(f"reward {self.label!r}: weight must be a finite number, got {self.weight}")
 
@@ -177,6 +186,8 @@ class Score:
     """Weighted sum that the policy is trained on."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Unweighted value of each reward and of each named part, for the curves."""
+    turns: tuple[float, ...] = ()
+    """What each action adds to the value, where rewards say so; empty where the value is for the whole episode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,12 +202,16 @@ class Failed:
     """The reward could not be computed. Never a number: it enters no baseline and no loss."""
 
     kind: FailureKind
-    """What went wrong: it raised, hung, died, or returned NaN, a number beyond
-    `reward.contract.LARGEST`, a wrong type or a wrong number of values."""
+    """What went wrong: it raised, hung, died, or returned NaN, a number beyond `reward.contract.LARGEST`, a wrong type
+    or a wrong number of values; a server that it asks failed; or it was not called, since too many had failed."""
     message: str
     """The reward's name and the last lines of the traceback, or what it returned."""
     reproduce: str
     """Python that calls the same reward on the same sample."""
+    fault: Fault = "reward"
+    """Whose failure it is."""
+    where: str = ""
+    """`file.py:12`: the innermost line of the user's code that raised; empty where no such line is known."""
 
 
 Outcome: TypeAlias = Score | Abstain | Failed
@@ -220,6 +235,8 @@ class Trajectory:
     """Why it ended."""
     outcome: Outcome | None = None
     """None until it has been scored; `Failed` before that when the environment raised."""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    """What rewards noted about it for people (`log_extra`), by name; plain data."""
     failed_parts: Mapping[str, Failed] = field(default_factory=dict)
     """The rewards that failed on this sample, by name. One with a weight makes `outcome` a `Failed`; one of weight 0 is
     only absent from its parts."""

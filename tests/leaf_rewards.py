@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 
@@ -30,3 +31,24 @@ def slow(completion: str) -> float:
     """A reward that takes its time."""
     time.sleep(0.5)
     return 1.0
+
+
+_running = 0
+
+
+async def crowd(completion: str) -> float:
+    """How many calls ran at once when this one began to wait for the others."""
+    global _running
+    _running += 1
+    await asyncio.sleep(0.2)
+    together = _running
+    await asyncio.sleep(0.2)
+    _running -= 1
+    return float(together)
+
+
+def large(completion: str) -> float:
+    """A reward that needs 300 MB for a while."""
+    memory = bytearray(b"x") * (300 * 2**20)
+    time.sleep(2.0)
+    return float(memory[-1])

@@ -229,13 +229,18 @@ def evaluated(config: RunConfig) -> Any:
 
 
 def scored(config: RunConfig) -> Any:
+    """The outcome of a made-up trajectory."""
+    return scored_together(config, count=1)[0]
+
+
+def scored_together(config: RunConfig, count: int = 3) -> list[Any]:
     """The outcomes of a made-up group."""
-    group = made_up_group([0.0])
-    trajectory = replace(group.trajectories[0], text="aba", outcome=None)
+    group = made_up_group([0.0] * count)
+    trajectories = tuple(replace(t, text="aba", outcome=None) for t in group.trajectories)
     with closing(make_scorer(config, loading.load(config.environment), log_dir=None)) as scorer:
-        [scored_group] = scorer.score([replace(group, trajectories=(trajectory,))])
-    outcome = scored_group.trajectories[0].outcome
-    return ("failed", outcome.kind) if isinstance(outcome, Failed) else outcome
+        [scored_group] = scorer.score([replace(group, trajectories=trajectories)])
+    outcomes = [trajectory.outcome for trajectory in scored_group.trajectories]
+    return [("failed", o.kind) if isinstance(o, Failed) else o for o in outcomes]
 
 
 def stops_on_failures(config: RunConfig) -> bool:

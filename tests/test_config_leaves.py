@@ -51,6 +51,12 @@ SEES = {
     "rewards": [{"path": "tests.leaf_rewards:sees", "args": {"variable": "PYTEST_CURRENT_TEST"}}],
     "scoring.workers": 1,
 }
+
+
+def one_reward(name: str) -> dict[str, Any]:
+    return {"rewards": [{"path": f"tests.leaf_rewards:{name}"}], "scoring.workers": 1}
+
+
 STRIPES = {"rewards": [{"path": "tests.leaf_rewards:stripes"}]}
 RL: list[Row] = [
     ("name", "other", see.place, {}),
@@ -78,10 +84,13 @@ RL: list[Row] = [
     ("rewards.path", "tests.leaf_rewards:first", see.scored, STRIPES),
     ("rewards.name", "stars", see.scored, STRIPES),
     ("rewards.weight", 0.5, see.scored, STRIPES),
+    ("rewards.role", "shadow", see.scored, {"rewards": [*STRIPES["rewards"], {"path": "tests.leaf_rewards:first"}]}),
     ("rewards.args", {"scale": 3.0}, see.scored, STRIPES),
     ("scoring.workers", 1, see.scored, {"rewards": [{"path": "tests.leaf_rewards:in_driver", "args": "{driver}"}]}),
-    ("scoring.deadline_s", 0.1, see.scored, {"rewards": [{"path": "tests.leaf_rewards:slow"}], "scoring.workers": 1}),
+    ("scoring.deadline_s", 0.1, see.scored, one_reward("slow")),
     ("scoring.max_failed", 0.3, see.stops_on_failures, {}),
+    ("scoring.max_concurrent", 2, see.scored_together, one_reward("crowd")),
+    ("scoring.memory_mb", 250, see.scored, one_reward("large")),
     ("scoring.environment", ["PYTEST_CURRENT_TEST"], see.scored, SEES),
     ("sampling.temperature", 0.7, see.requested, {}),
     ("sampling.top_p", 0.9, see.requested, {}),

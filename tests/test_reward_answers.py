@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import struct
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rlft.reward.answers import ANSWER_LIMIT, Invalid, read_outcomes, read_start, write_outcomes, write_start
+from rlft.reward.answers import ANSWER_LIMIT, Invalid, Result, read_results, read_start, write_results, write_start
 from rlft.reward.contract import LARGEST, MESSAGE_LIMIT, failed
 from rlft.reward.scoring import Scorer
 from rlft.reward.worker import open_rewards
@@ -24,7 +25,23 @@ TEXTS = ["", 'é \u2028 \x00 \x1f "quoted"\n', "half \ud83d", "two halves \ud83d
 
 
 def sent(*given: Any) -> list[Any]:
-    return read_outcomes(write_outcomes(7, given, 0.25), number=7, size=len(given))[0]
+    answer = write_results(7, {2: Result(outcomes=list(given), seconds=0.25)}, is_last=True)
+    return read_results(answer, message=7, sizes=[1, 1, len(given)]).results[2].outcomes
+
+
+def test_notes_and_turns_arrive() -> None:
+    given = {
+        0: Result(
+            outcomes=[Score(value=1.5, parts={}, turns=(0.5, 1.0))],
+            seconds=0.5,
+            metrics={"m": 0.1},
+            extras={"e": [{"any": ["thing"]}]},
+        ),
+        1: Result(outcomes=[failed("server", "it is down", fault="server", where="judge.py:3")]),
+    }
+    answer = read_results(write_results(1, given, is_last=False), message=1, sizes=[1, 1])
+    assert answer.results == given
+    assert not answer.is_last
 
 
 def test_floats_arrive_bit_for_bit() -> None:
@@ -52,8 +69,8 @@ def test_the_longest_message_arrives_as_it_was_cut() -> None:
 
 def test_how_rewards_are_called_arrives() -> None:
     paths = ["rewards.exact_answer:exact_answer", "rewards.judge:helpfulness", "rewards.reward_model:reward_model"]
-    _, loaded = open_rewards([RewardSpec(path=path, args={}) for path in paths])
-    assert read_start(write_start(loaded), len(paths)) == loaded
+    loaded = [reward.loaded for reward in open_rewards([RewardSpec(path=path, args={}) for path in paths])]
+    assert read_start(write_start(loaded), len(paths)) == (loaded, os.getpid())
 
 
 def test_an_answer_that_is_too_long_is_a_failure_that_says_so() -> None:
@@ -61,12 +78,21 @@ def test_an_answer_that_is_too_long_is_a_failure_that_says_so() -> None:
     assert sent(given) == [given]
     for failure in sent(given, given, given):
         assert failure.kind == "length"
-        assert f"bytes, more than {ANSWER_LIMIT}: return fewer parts" in failure.message
+        assert "bytes, more than is sent: return fewer parts" in failure.message
 
 
 # Everything else is refused.
 
 FINE = {"value": 1.0, "parts": {}}
+
+
+def call(**fields: Any) -> dict[str, Any]:
+    """An answer to message 7 with one call."""
+    return {"message": 7, "is_last": True, "calls": [fields]}
+
+
+GOOD = json.dumps(call(position=0, seconds=0.1, outcomes=[FINE])).encode()
+STARTS = [{}, {"loaded": [], "pid": 1}, {"loaded": [{}], "pid": 1}, {"loaded": [1]}, {"invalid": 1}, [], "x"]
 
 
 @pytest.mark.parametrize(
@@ -76,23 +102,42 @@ FINE = {"value": 1.0, "parts": {}}
         (b"\x80\x04K\x01.", "no JSON"),
         (b"\xff\xfe{", "no JSON"),
         (b"[" * 10**6, "no JSON"),
-        (b'{"number": 7, "seconds": 0.1, "outcomes": [' + b"9" * 10_000 + b"]}", "no JSON"),
-        ([], "has no outcomes"),
-        ({"number": 7, "outcomes": [FINE]}, "has no outcomes"),
-        ({"number": "7", "seconds": 0.1, "outcomes": [FINE]}, "has no outcomes"),
-        ({"number": 6, "seconds": 0.1, "outcomes": [FINE]}, "answers call 6, but call 7 was made"),
-        ({"number": 7, "seconds": 0.1, "outcomes": []}, "has 0 outcomes for 1 samples"),
-        ({"number": 7, "seconds": 0.1, "outcomes": [FINE, FINE]}, "has 2 outcomes for 1 samples"),
-        ({"number": 7, "seconds": -1.0, "outcomes": [FINE]}, "took -1.0 seconds"),
-        (b'{"number": 7, "seconds": 1e999, "outcomes": [{}]}', "took inf seconds"),
-        (b'{"number": 7, "seconds": 0.1, "outcomes": [{"value": NaN, "parts": {}}]}', "NaN is no number of JSON"),
-        (b'{"number": 7, "seconds": 0.1, "outcomes": [{"value": 1e999, "parts": {}}]}', "neither a score"),
+        (b'{"message": 7, "is_last": true, "calls": [' + b"9" * 10_000 + b"]}", "no JSON"),
+        ([], "has no results"),
+        ({"message": 7, "calls": []}, "has no results"),
+        ({"message": "7", "is_last": True, "calls": []}, "has no results"),
+        ({"message": 6, "is_last": True, "calls": []}, "answers message 6, but message 7 was sent"),
+        (call(), "one of its results is none"),
+        (call(position=0, seconds=0.1), "one of its results is none"),
+        (call(position=1, seconds=0.1, outcomes=[FINE]), "answers call 1 of 1"),
+        (call(position=-1, seconds=0.1, outcomes=[FINE]), "answers call -1 of 1"),
+        (call(position=0, seconds=0.1, outcomes=[]), "has 0 outcomes for 1 samples"),
+        (call(position=0, seconds=0.1, outcomes=[FINE, FINE]), "has 2 outcomes for 1 samples"),
+        (call(position=0, seconds=-1.0, outcomes=[FINE]), "took -1.0 seconds"),
+        (call(position=0, seconds=0.1, outcomes=[FINE], metrics={"a": "b"}), "a metric is no number"),
+        (call(position=0, seconds=0.1, outcomes=[FINE], extras={"a": [1, 2]}), "an extra has no list of 1 values"),
+        (
+            b'{"message": 7, "is_last": true, "calls": [{"position": 0, "seconds": 1e999, "outcomes": [{}]}]}',
+            "took inf",
+        ),
+        (json.dumps(call(position=0, seconds=0.1, outcomes=[FINE])).replace("1.0", "NaN").encode(), "NaN is no number"),
+        (
+            json.dumps(call(position=0, seconds=0.1, outcomes=[FINE])).replace("1.0", "1e999").encode(),
+            "neither a score",
+        ),
     ],
 )
 def test_what_is_no_answer_is_refused(answer: Any, said: str) -> None:
     data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     with pytest.raises(ValueError, match=said):
-        read_outcomes(data, number=7, size=1)
+        read_results(data, message=7, sizes=[1])
+
+
+def test_a_call_is_answered_once() -> None:
+    answer = call(position=0, seconds=0.1, outcomes=[FINE])
+    answer["calls"] *= 2
+    with pytest.raises(ValueError, match="answers a call twice"):
+        read_results(json.dumps(answer).encode(), message=7, sizes=[1])
 
 
 @pytest.mark.parametrize(
@@ -111,19 +156,31 @@ def test_what_is_no_answer_is_refused(answer: Any, said: str) -> None:
         {"value": 1.0, "parts": {"a": -1e308}},
         {"reason": 1},
         {"reason": "x" * 10**5},
-        {"kind": "fine", "message": "x"},
-        {"kind": "error", "message": None},
-        {"kind": "error", "message": "x" * 10**5},
-        {"kind": ["error"], "message": "x"},
+        {"value": 1.0, "parts": {}, "turns": ["x"]},
+        {"value": 1.0, "parts": {}, "turns": 1.0},
+        {"kind": "error", "message": "x"},
+        *(
+            {"kind": "error", "message": "x", "fault": "reward", "where": "", **wrong}
+            for wrong in (
+                {"kind": "fine"},
+                {"message": None},
+                {"message": "x" * 10**5},
+                {"kind": ["error"]},
+                {"fault": "mine"},
+                {"where": "x" * 10**5},
+            )
+        ),
     ],
 )
 def test_what_is_no_outcome_is_refused(outcome: Any) -> None:
-    answer = json.dumps({"number": 7, "seconds": 0.1, "outcomes": [FINE, outcome]}).encode()
+    answer = json.dumps(call(position=0, seconds=0.1, outcomes=[FINE, outcome])).encode()
     with pytest.raises(ValueError, match="neither a score, an abstention nor a failure"):
-        read_outcomes(answer, number=7, size=2)
+        read_results(answer, message=7, sizes=[2])
 
 
-@pytest.mark.parametrize("start", [{}, {"loaded": []}, {"loaded": [{}]}, {"loaded": [1]}, {"invalid": 1}, [], "x"])
+@pytest.mark.parametrize(
+    "start", [{}, {"loaded": [], "pid": 1}, {"loaded": [{}], "pid": 1}, {"loaded": [1]}, {"invalid": 1}, [], "x"]
+)
 def test_a_start_that_says_nothing_is_refused(start: Any) -> None:
     with pytest.raises(ValueError, match="rewards"):
         read_start(json.dumps(start).encode(), 1)
@@ -141,8 +198,9 @@ class Bomb:
 def frame(data):
     return struct.pack("!i", len(data)) + data
 
-def answer(*outcomes, number=1):
-    return frame(json.dumps({"number": number, "seconds": 0.1, "outcomes": outcomes}).encode())
+def answer(*outcomes, message=1):
+    calls = [{"position": 0, "seconds": 0.1, "outcomes": outcomes}]
+    return frame(json.dumps({"message": message, "is_last": True, "calls": calls}).encode())
 
 ATTACKS = {
     "pickle": frame(pickle.dumps(([Bomb()], 0.1))),
@@ -151,7 +209,7 @@ ATTACKS = {
     "deep": frame(b"[" * 10**6),
     "too many": answer({"value": 1.0, "parts": {}}, {"value": 1.0, "parts": {}}),
     "too large": answer({"value": 1e300, "parts": {}}),
-    "another call": answer({"value": 1.0, "parts": {}}, number=10**30),
+    "another call": answer({"value": 1.0, "parts": {}}, message=10**30),
     "long": struct.pack("!i", 2**31 - 1) + b"x" * 1000,
     "longer": struct.pack("!iQ", -1, 2**63) + b"x" * 1000,
     "negative": struct.pack("!i", -2),

@@ -53,8 +53,8 @@ def call(function: Callable[..., Any], texts: list[str], **args: Any) -> list[Ou
     plan = plan_call(function, spec)
     if plan.kind == "sample":
         each = (call_arguments(plan, spec, group, member) for member in range(len(texts)))
-        return [outcome for arguments in each for outcome in run(plan, function, arguments, 1)]
-    return run(plan, function, call_arguments(plan, spec, group, None), len(texts))
+        return [outcome for arguments in each for outcome in run(plan, function, arguments, 1).outcomes]
+    return run(plan, function, call_arguments(plan, spec, group, None), len(texts)).outcomes
 
 
 def values(outcomes: list[Outcome]) -> list[float]:
@@ -104,7 +104,7 @@ def test_plural_names_follow_trl() -> None:
 
     def reward(prompts, completions, completion_ids, answer, log_extra, log_metric, trainer_state, **kwargs):  # type: ignore[no-untyped-def]
         seen.update(locals())
-        log_extra("column", [1])
+        log_extra("column", [1, 2])
         log_metric("name", 1.0)
         assert trainer_state.global_step == 0
         return [len(completion[0]["content"]) for completion in completions]
@@ -121,7 +121,7 @@ def test_plural_names_follow_trl() -> None:
     assert seen["kwargs"] == {"task_id": ["sum-1", "sum-1"], "difficulty": [3, 3]}
 
 
-def test_trl_stand_ins_only_when_asked_for_by_name() -> None:
+def test_notes_only_when_asked_for_by_name() -> None:
     def reward(completions, **kwargs):  # type: ignore[no-untyped-def]
         return [float("log_extra" in kwargs or "log_metric" in kwargs or "trainer_state" in kwargs)]
 

@@ -121,8 +121,7 @@ def test_errors_say_what_is_there_instead(tmp_path: Path, monkeypatch: pytest.Mo
     missing = refusal("brevity.py:brevty")
     assert "Did you mean 'brevity'?" in missing
     assert missing.endswith("It defines: brevity.")  # neither what it imports nor its constants
-    assert "is a int, not a function" in refusal("brevity.py:LIMIT")
-    assert "is a type, not a function" in refusal("brevity.py:C")
+    assert "is a int, neither a function nor a class" in refusal("brevity.py:LIMIT")
     assert f"{tmp_path}/nowhere holds no .py file" in refusal("nowhere/brevity.py:brevity")
     assert "brevity.py exists: write brevity.py:brevity" in refusal("brevity:brevity")
     assert "no module 'jsom'" in refusal("jsom:loads")

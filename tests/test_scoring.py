@@ -373,7 +373,9 @@ def test_moved_logs_lose_no_line(tmp_path: Path) -> None:
         scorer.move_logs(second)
         scorer.score([make_group("two", "die", "three")])
     assert list(first.iterdir()) == []
-    assert (second / "scoring-0.log").read_text().split() == ["imported", "one", "two", "die", "imported", "three"]
+    # The calls of the message in which one died are made again, but for that one.
+    printed = ["imported", "one", "two", "die", "imported", "two", "three"]
+    assert (second / "scoring-0.log").read_text().split() == printed
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -580,3 +582,138 @@ def test_abstaining_everywhere_abstains(reward: Callable[..., RewardSpec]) -> No
         (group,) = scorer.score([make_group("none", "none")])
         assert outcomes(group) == [Abstain(reason="behave returned None")] * 2
         assert group.scores == []
+
+
+# Many calls in one message, and many at once
+
+
+CROWDED = """
+import asyncio, os, time
+
+async def wait(completion):
+    await asyncio.sleep(1.0)
+    return 1.0
+
+async def odd(completion, log_dir):
+    if completion == "late":
+        try:
+            await asyncio.sleep(60)
+        finally:
+            open(log_dir + "/cleaned", "w").close()
+    if completion == "blocks":
+        time.sleep(60)
+    if completion == "dies":
+        await asyncio.sleep(0.1)
+        os._exit(3)
+    if completion == "down":
+        raise ConnectionError("nobody listens")
+    if completion == "leaves a task":
+        asyncio.ensure_future(asyncio.sleep(60))
+    return 2.0
+
+def quick(completion):
+    if completion == "sleep":
+        time.sleep(60)
+    if completion == "die":
+        os._exit(3)
+    return float(len(completion))
+
+class Counting:
+    def __init__(self, start, folder):
+        self.value, self.folder = start, folder
+    async def setup(self):
+        self.value += 100
+    def __call__(self, completion, log_metric, log_extra, trainer_state):
+        self.value += 1
+        log_metric("value", self.value)
+        log_extra("seen", {"text": completion, "step": trainer_state.global_step})
+        return self.value
+    def close(self):
+        open(self.folder + "/closed", "w").close()
+
+def penalty_of(words):
+    def penalty(completions, **kwargs):
+        return [-float(len(c[0]["content"].split()) > words) for c in completions]
+    return penalty
+
+def turns(completion):
+    return {"turns": [1.0, 2.0], "style": 5.0} if completion == "two" else {"turns": [4.0]}
+
+def plain(completion):
+    return 0.5
+"""
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Callable[..., RewardSpec]:
+    path = tmp_path / "crowded.py"
+    path.write_text(CROWDED)
+    return lambda name, weight=1.0, **args: RewardSpec(path=f"{path}:{name}", weight=weight, args=args)
+
+
+def test_coroutines_wait_together(crowded: Callable[..., RewardSpec]) -> None:
+    with Scorer([crowded("wait")], workers=1, deadline_s=30.0, log_dir=None) as scorer:
+        scored = scorer.score([make_group(*["x"] * 8, name=f"t{i}") for i in range(8)])
+        assert scorer.stats.seconds < 20  # 64 seconds one after the other
+    assert all(outcome == Score(value=1.0, parts={"wait": 1.0}) for group in scored for outcome in outcomes(group))
+
+
+def test_one_bad_coroutine_harms_no_other(crowded: Callable[..., RewardSpec], tmp_path: Path) -> None:
+    texts = ("fine", "late", "down", "leaves a task", "blocks", "dies", "fine")
+    with Scorer([crowded("odd", log_dir=str(tmp_path))], workers=1, deadline_s=1.0, log_dir=None) as scorer:
+        (scored,) = scorer.score([make_group(*texts)])
+    assert kinds(scored) == ["Score", "timeout", "server", "Score", "timeout", "crash", "Score"]
+    assert (tmp_path / "cleaned").exists()  # it was cancelled, not killed
+    down = outcomes(scored)[2]
+    assert isinstance(down, Failed)
+    assert down.fault == "server"
+    assert down.where.endswith("crowded.py:20")
+
+
+def test_of_many_calls_in_a_message_only_the_culprit_fails(crowded: Callable[..., RewardSpec]) -> None:
+    texts = ["x" * (i % 7) for i in range(300)]
+    texts[150], texts[250] = "sleep", "die"
+    with Scorer([crowded("quick")], workers=1, deadline_s=1.0, log_dir=None) as scorer:
+        (scored,) = scorer.score([make_group(*texts)])
+        assert scorer.stats.restarts == 2
+    expected = ["Score"] * 300
+    expected[150], expected[250] = "timeout", "crash"
+    assert kinds(scored) == expected
+    assert all(o.value == len(t) for o, t in zip(outcomes(scored), texts, strict=True) if isinstance(o, Score))
+
+
+def test_scoring_stops_when_too_many_have_failed(crowded: Callable[..., RewardSpec]) -> None:
+    with Scorer([crowded("quick")], workers=1, deadline_s=0.5, log_dir=None, max_failed=0.1) as scorer:
+        (scored,) = scorer.score([make_group(*["sleep"] * 20)])
+        assert scorer.stats.seconds < 9  # 10 seconds for all
+        assert kinds(scored) == ["timeout"] * 3 + ["not_run"] * 17
+        assert kinds(scorer.score([make_group("fine")])[0]) == ["Score"]
+    last = outcomes(scored)[-1]
+    assert isinstance(last, Failed)
+    assert last.message.endswith("3 of 20 samples had failed by then, more than scoring.max_failed=0.1 allows")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_objects_and_notes(crowded: Callable[..., RewardSpec], tmp_path: Path, workers: int) -> None:
+    specs = [crowded("Counting", start=5, folder=str(tmp_path)), crowded("penalty_of", words=1)]
+    with Scorer(specs, workers=workers, deadline_s=30.0, log_dir=None, columns=()) as scorer:
+        (scored,) = scorer.score([make_group("a b", "c")], step=7)
+        assert scorer.stats.logged == {"Counting/value": 106.5}
+    assert [o.value for o in outcomes(scored) if isinstance(o, Score)] == [105.0, 107.0]
+    assert [t.extras for t in scored.trajectories] == [
+        {"Counting/seen": {"text": "a b", "step": 7}},
+        {"Counting/seen": {"text": "c", "step": 7}},
+    ]
+    assert (tmp_path / "closed").exists()
+
+
+def test_values_of_turns_are_the_episodes(crowded: Callable[..., RewardSpec]) -> None:
+    group = make_group("two", "one")
+    long = replace(group.trajectories[0], turns=group.trajectories[0].turns * 2)
+    group = replace(group, trajectories=(long, group.trajectories[1], replace(long, text="one")))
+    with Scorer([crowded("turns", weight=2.0), crowded("plain")], workers=0, deadline_s=1.0, log_dir=None) as scorer:
+        first, second, third = outcomes(scorer.score([group])[0])
+    assert first == Score(value=6.5, parts={"turns": 3.0, "turns/style": 5.0, "plain": 0.5}, turns=(2.0, 4.5))
+    assert second == Score(value=8.5, parts={"turns": 4.0, "plain": 0.5}, turns=(8.5,))
+    assert isinstance(third, Failed)
+    assert third.message == "turns: turns: expected a number for each of 2 actions, got 1"

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -110,6 +111,16 @@ def describe_error(error: BaseException) -> str:
     ]
     text = traceback.format_list(frames[-TRACEBACK_FRAMES:]) + traceback.format_exception_only(error)
     return "".join(text).strip()
+
+
+def innermost_line(error: BaseException) -> str:
+    """`file.py:12`: the innermost line that is neither rlft's, nor Python's, nor a package's; or nothing."""
+    installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    for frame in reversed(traceback.extract_tb(error.__traceback__, limit=-50)):
+        folders = Path(frame.filename).parents
+        if not frame.filename.startswith("<") and _ROOT / "rlft" not in folders and not installed & set(folders):
+            return f"{frame.filename}:{frame.lineno}"
+    return ""
 
 
 def split(path: str, *, shipped: str) -> tuple[Path | str, str]:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 
+class ServerError(RuntimeError):
+    """A server that cannot be reached, refuses, or gives no reply: the failure is not the caller's."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """What the server answered."""
@@ -67,7 +71,7 @@ def ask(
         extra: further fields of the request's body.
 
     Raises:
-        RuntimeError: the server cannot be reached, refuses, or gives no reply; what it said.
+        ServerError: the server cannot be reached, refuses, or gives no reply; what it said.
     """
     from openai import OpenAIError
 
@@ -85,11 +89,11 @@ def ask(
         )
     except OpenAIError as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise RuntimeError(f"{where}: {error}{cause}") from error
+        raise ServerError(f"{where}: {error}{cause}") from error
     if not answer.choices:
-        raise RuntimeError(f"{where} answered without a reply: {answer.model_dump_json()[:500]}")
+        raise ServerError(f"{where} answered without a reply: {answer.model_dump_json()[:500]}")
     choice = answer.choices[0]
     finish = choice.finish_reason
     if finish not in ("stop", "length"):
-        raise RuntimeError(f"{where} ended its reply with {finish!r}, which is no text that could be scored")
+        raise ServerError(f"{where} ended its reply with {finish!r}, which is no text that could be scored")
     return Reply(text=choice.message.content or "", finish_reason="length" if finish == "length" else "stop")

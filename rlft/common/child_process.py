@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -56,6 +56,7 @@ class ChildProcess:
         inherited: Mapping[str, str] | None = None,
         defaults: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         """Start it.
 
@@ -68,6 +69,7 @@ class ChildProcess:
                 cluster.
             defaults: environment variables for the child, where it inherits none of that name.
             environment: environment variables for the child, whatever this process has.
+            pass_fds: open descriptors that the child gets, under the same numbers.
         """
         if inherited is None:
             inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
@@ -82,7 +84,7 @@ class ChildProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,
-                pass_fds=(theirs.fileno(), lifeline),
+                pass_fds=(theirs.fileno(), lifeline, *pass_fds),
                 start_new_session=True,
                 env={**(defaults or {}), **inherited, **limits, **(environment or {})},
             )
@@ -168,6 +170,11 @@ class ChildProcess:
         message = bytes(self._received[head : head + size])
         del self._received[: head + size]
         return message
+
+    @property
+    def has_more(self) -> bool:
+        """Whether bytes of another message came with the last one; the connection does not become readable for them."""
+        return bool(self._received)
 
     def wait(self, limit_s: float) -> None:
         """Wait until it has ended by itself, for so many seconds at the most."""

@@ -11,13 +11,18 @@ Values offered by name:
     sample   prompt (text of the last user message), completion (text), messages (the prompt and the reply),
              answer, task_id, every column of the task, and trajectory
     batch    prompts, completions (lists of message lists: the data is conversational), completion_ids,
-             answer, task_id, every column: lists with one entry per trajectory; and harmless stand-ins for
-             log_extra, log_metric and trainer_state
+             answer, task_id, every column: lists with one entry per trajectory
     group    group, and what its samples share: prompt, answer, task_id, every column
+    all      log_metric(name, number): a number for the curves; log_extra(name, values): a note on each sample (on this
+             one, where the reward is called per sample) for the rollout table; trainer_state.global_step: the step
 
 The fixed `args` of a spec are passed by name too and win over a column of the same name. A parameter with a
-default is left alone when nothing supplies it. `**kwargs` receives all but `trajectory` and the stand-ins,
-which have to be named. `async def` is awaited.
+default is left alone when nothing supplies it. `**kwargs` receives all but `trajectory`, `log_metric`, `log_extra` and
+`trainer_state`, which have to be named. `async def` is awaited.
+
+A path may also name a class, of which every process makes one object with `args` and calls that (`setup()` runs first
+and `close()` last, where it has them), or a function that takes nothing of a sample and makes the reward from `args`:
+see `reward.loading.build`.
 
 A result is a number, a dict of named parts, or None (`read`). An exception or a wrong value never becomes a
 number: it becomes `Failed`. So does a number above `LARGEST` in magnitude.
@@ -34,7 +39,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 from rlft.common.by_path import did_you_mean
-from rlft.types import Abstain, Failed, FailureKind, Group, Outcome, RewardSpec, Score, Trajectory
+from rlft.types import Abstain, Failed, FailureKind, Fault, Group, Outcome, RewardSpec, Score, Trajectory
 
 RewardFunction: TypeAlias = Callable[..., Any]
 Kind: TypeAlias = Literal["sample", "batch", "group"]
@@ -44,7 +49,10 @@ _OFFERED: Mapping[Kind, tuple[str, ...]] = {
     "batch": ("prompts", "completions", "completion_ids", "answer", "task_id"),
     "group": ("group", "prompt", "answer", "task_id"),
 }
-_TRL_EXTRAS = ("log_extra", "log_metric", "trainer_state")
+_NOTES = ("log_extra", "log_metric", "trainer_state")
+"""What every kind is offered under the names that TRL gave it."""
+OFFERED = frozenset({*_NOTES, *(name for names in _OFFERED.values() for name in names)})
+"""Every name that a sample supplies in some kind of call, columns aside."""
 _BATCH_MARKS = frozenset({"prompts", "completions", "completion_ids"})
 _SAMPLE_MARKS = frozenset({"completion", "messages", "trajectory"})
 
@@ -120,31 +128,33 @@ def _kind(parameters: set[str], spec: RewardSpec) -> Kind:
 
 def check_columns(plan: CallPlan, spec: RewardSpec, columns: Collection[str]) -> None:
     """Raise ValueError if a required parameter is neither offered by samples, a column, nor in `args`."""
-    offered = {*_OFFERED[plan.kind], *(_TRL_EXTRAS if plan.kind == "batch" else ()), *columns, *spec.args}
+    offered = {*_OFFERED[plan.kind], *_NOTES, *columns, *spec.args}
     for name in sorted(plan.required - offered):
         raise ValueError(
             f"reward {spec.path}: nothing supplies its parameter {name!r}.{did_you_mean(name, offered)} "
-            f"Available: {', '.join(sorted(offered))}. Or give it a default, or a value in `args`."
+            f"Available: {', '.join(sorted(offered - {*_NOTES}))}. Or give it a default, or a value in `args`."
         )
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
-    """Stands in for TRL's `log_extra` and `log_metric`."""
+    """Stands in for `log_extra` and `log_metric` until the reward is called (`reward.worker.run`)."""
 
 
-def call_arguments(plan: CallPlan, spec: RewardSpec, group: Group, member: int | None) -> dict[str, Any]:
+def call_arguments(plan: CallPlan, spec: RewardSpec, group: Group, member: int | None, step: int = 0) -> dict[str, Any]:
     """The keyword arguments of one call.
 
     Args:
         member: which trajectory of the group is scored ("sample"); None when one call covers the whole group.
+        step: of training, 0 outside of it.
 
     Raises:
         ValueError: if this task lacks a column that the reward requires.
     """
     check_columns(plan, spec, group.task.columns)
-    offered = {**_values(plan, group, member), **spec.args}
+    notes = {"trainer_state": SimpleNamespace(global_step=step), "log_extra": ignore, "log_metric": ignore}
+    offered = {**notes, **_values(plan, group, member), **spec.args}
     if plan.takes_any:
-        by_name_only = {"trajectory", *_TRL_EXTRAS} - plan.parameters
+        by_name_only = {"trajectory", *_NOTES} - plan.parameters
         return {name: value for name, value in offered.items() if name not in by_name_only}
     return {name: value for name, value in offered.items() if name in plan.parameters}
 
@@ -159,9 +169,6 @@ def _values(plan: CallPlan, group: Group, member: int | None) -> dict[str, Any]:
         return {**shared, "prompt": prompt, "group": group}
     if plan.kind == "batch":
         return {
-            "trainer_state": SimpleNamespace(global_step=0),
-            "log_extra": ignore,
-            "log_metric": ignore,
             **{name: [value] * size for name, value in shared.items()},
             "prompts": [_halves(t)[0] for t in group.trajectories],
             "completions": [_halves(t)[1] for t in group.trajectories],
@@ -185,24 +192,28 @@ def read(value: Any) -> Outcome:
     """What one trajectory's result means; named parts are in `Score.parts`.
 
     A number or bool is the value. A dict's value is the sum of its numbers, unless it has the key `score`:
-    then that is the value, other numbers are only observed, and what is no number is ignored. None abstains;
-    a part that is None is left out. Scalars of numpy and torch count as numbers. All else is `Failed`.
+    then that is the value, other numbers are only observed, and what is no number is ignored. With the key
+    `turns`, a list with a number for each action of the episode, the value is their sum, and other numbers are
+    only observed. None abstains; a part that is None is left out. Scalars of numpy and torch count as numbers.
+    All else is `Failed`.
     """
     if value is None:
         return Abstain(reason="returned None")
     if isinstance(value, Mapping):
         return _read_parts(value)
-    return number if isinstance(number := _number(value), Failed) else Score(value=number)
+    return number if isinstance(number := number_of(value), Failed) else Score(value=number)
 
 
 def _read_parts(value: Mapping[Any, Any]) -> Outcome:
+    if "turns" in value:
+        return _read_turns(value["turns"], {name: part for name, part in value.items() if name != "turns"})
     parts: dict[str, float] = {}
     for name, part in value.items():
         if not isinstance(name, str):
             return failed("type", f"names of parts must be text, got {_show(name)}")
         if part is None:
             continue
-        number = _number(part)
+        number = number_of(part)
         if not isinstance(number, Failed):
             parts[str(name)] = number
         elif number.kind != "type" or name == "score" or "score" not in value:
@@ -215,7 +226,22 @@ def _read_parts(value: Mapping[Any, Any]) -> Outcome:
     return _refused(total, "its parts add up to") or Score(value=total, parts=parts)
 
 
-def _number(value: Any) -> float | Failed:
+def _read_turns(turns: Any, others: Mapping[Any, Any]) -> Outcome:
+    if "score" in others:
+        return failed("type", "returned both `turns` and `score`; the score is the sum of the turns, so leave it out")
+    if not isinstance(turns, list | tuple) or not turns:
+        return failed("type", f"turns: expected a list with a number for each action, got {_show(turns)}")
+    values: list[float] = []
+    for index, turn in enumerate(turns):
+        if isinstance(number := number_of(turn), Failed):
+            return replace(number, message=f"turns[{index}]: {number.message}")
+        values.append(number)
+    observed = _read_parts({**others, "score": sum(values)})
+    return replace(observed, turns=tuple(values)) if isinstance(observed, Score) else observed
+
+
+def number_of(value: Any) -> float | Failed:
+    """A result as a number that a reward can be, or why it is none."""
     # Scalars of numpy and torch, told by their shape so that neither is imported. An array of one element is
     # refused: it is a batched result in the wrong place.
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
@@ -254,7 +280,8 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome
 
     A failure of a reward with a weight fails the trajectory. A failure of an observing reward (weight 0)
     leaves its part out; `failures` has it. Rewards that abstain contribute nothing; if all that have a weight
-    abstain, so does the trajectory.
+    abstain, so does the trajectory. Where a reward says what each action adds, what the others give is added to the
+    last action.
     """
     pairs = list(zip(specs, outcomes, strict=True))
     for spec, outcome in pairs:
@@ -272,7 +299,31 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome
     if refused := _refused(value, "is"):
         terms = " + ".join(f"{spec.weight} * {outcome.value}" for spec, outcome in scored)
         return replace(refused, message=f"weighted sum {terms} {refused.message}", reproduce=f"print({terms})")
-    return Score(value=value, parts=parts)
+    return Score(value=value, parts=parts, turns=_sum_of_turns([(s.weight, o) for s, o in scored if s.weight]))
+
+
+def _sum_of_turns(weighted: Sequence[tuple[float, Score]]) -> tuple[float, ...]:
+    """What each action adds to a weighted sum; empty where no reward says so."""
+    count = max((len(score.turns) for _, score in weighted), default=0)
+    if not count:
+        return ()
+    totals = [0.0] * count
+    for weight, score in weighted:
+        for index, turn in enumerate(score.turns or (*[0.0] * (count - 1), score.value)):
+            totals[index] += weight * turn
+    return tuple(totals)
+
+
+def check_turns(outcome: Outcome, actions: int) -> Outcome:
+    """The outcome, or a failure where it has values for another number of actions than the episode."""
+    if isinstance(outcome, Score) and outcome.turns and len(outcome.turns) != actions:
+        return failed("length", f"turns: expected a number for each of {actions} actions, got {len(outcome.turns)}")
+    return outcome
+
+
+def first_cause(failures: Sequence[Failed]) -> Failed:
+    """The first failure that is not the consequence of others."""
+    return next((failure for failure in failures if failure.kind != "not_run"), failures[0])
 
 
 def failures(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> dict[str, Failed]:
@@ -280,12 +331,12 @@ def failures(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> dict[s
     return {spec.label: outcome for spec, outcome in zip(specs, outcomes, strict=True) if isinstance(outcome, Failed)}
 
 
-def failed(kind: FailureKind, message: str) -> Failed:
+def failed(kind: FailureKind, message: str, *, fault: Fault = "reward", where: str = "") -> Failed:
     """A failure with `reproduce` left to the caller, who knows the reward's path; a long message is cut."""
     if len(message) > MESSAGE_LIMIT:
         half = MESSAGE_LIMIT // 2
         message = f"{message[:half]} [... {len(message) - 2 * half} characters ...] {message[-half:]}"
-    return Failed(kind=kind, message=message, reproduce="")
+    return Failed(kind=kind, message=message, reproduce="", fault=fault, where=where[-MESSAGE_LIMIT:])
 
 
 def _show(value: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from rlft.common import by_path, user_folder
 from rlft.reward import systems
-from rlft.reward.contract import RewardFunction, ignore
+from rlft.reward.contract import OFFERED, RewardFunction, ignore
 
 SHIPPED = "rewards"
 """The package of example rewards."""
@@ -40,26 +40,66 @@ _IMPORTS = {
 
 
 def load(path: str) -> Any:
-    """The function that `path` names, or what makes another system's of its `args`; see `build`.
+    """The function or class that `path` names, or what makes another system's of its `args`; see `build`.
 
     Raises:
-        ValueError: as `by_path.import_function` does.
+        ValueError: as `by_path.import_object` does, or what is there cannot be called.
     """
     if systems.split(path)[0]:
         return systems.loader(path)
-    return by_path.import_function(path, shipped=SHIPPED)
+    found = by_path.import_object(path, shipped=SHIPPED)
+    if not callable(found):
+        name = path.rpartition(":")[2]
+        raise ValueError(f"{path}: {name!r} is a {type(found).__name__}, neither a function nor a class")
+    return found
 
 
 def build(found: Any, path: str, args: Mapping[str, Any]) -> tuple[RewardFunction, bool]:
-    """The reward itself, of what `load` gave.
+    """The reward itself, of what `load` gave: an object of a class, or what a function makes that takes nothing of a
+    sample.
 
     Returns:
         (reward, whether `args` are used up by that; else each call gets them)
 
     Raises:
-        ValueError: what another system has there cannot be used; says why.
+        ValueError: it does not take these `args`, making it fails, or an object cannot be called; or what another
+            system has there cannot be used.
     """
-    return (found(args), True) if systems.split(path)[0] else (found, False)
+    if systems.split(path)[0]:
+        return found(args), True
+    is_class = inspect.isclass(found)
+    if not is_class and not _is_factory(found, args):
+        return found, False
+    what = f"reward {path}: {'its __init__' if is_class else 'it'}"
+    parameters = inspect.signature(found).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in args:
+        if name not in parameters and not takes_any:
+            hint = by_path.did_you_mean(name, parameters)
+            raise ValueError(f"{what} has no parameter {name!r}.{hint} It has {', '.join(parameters) or 'none'}.")
+    for name, p in parameters.items():
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in args:
+            raise ValueError(f"{what} needs a value for {name!r}: give it in `args`")
+    try:
+        made = found(**args)
+    except Exception as error:
+        raise ValueError(f"reward {path}: making it from its args failed:\n{by_path.describe_error(error)}") from error
+    if callable(made):
+        return made, True
+    if is_class:
+        raise ValueError(f"reward {path}: objects of this class cannot be called; give it a method `__call__`")
+    return found, False  # a reward that looks at nothing
+
+
+def _is_factory(found: Any, args: Mapping[str, Any]) -> bool:
+    """Whether a function takes nothing of a sample and all that it needs is there."""
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL, p.POSITIONAL_ONLY) for p in parameters):
+        return False
+    return all(p.name not in OFFERED and (p.name in args or p.default is not p.empty) for p in parameters)
 
 
 def absolute(path: str) -> str:

@@ -1,151 +1,64 @@
-"""Scoring processes as the driver sees them: start, hand out work, watch the clock, kill, replace.
-
-Their half of the protocol is in `worker.py`.
-"""
+"""Scoring processes together: work is handed out, the clock and the memory are watched, what died is replaced."""
 
 from __future__ import annotations
 
 import math
 import os
-import pickle
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
+from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias
 
-from rlft.common.child_process import ChildProcess
 from rlft.common.variables import mentioned
-from rlft.reward.answers import ANSWER_LIMIT, Invalid, Loaded, read_outcomes, read_start
+from rlft.reward.answers import Answer, Invalid, Loaded, Result
 from rlft.reward.contract import failed
-from rlft.reward.worker import main
+from rlft.reward.process import STARTUP_LIMIT_S, Job, ScoringProcess, Start
 from rlft.types import Failed, Outcome, RewardSpec
 
-STARTUP_LIMIT_S = 120.0
-"""Time that a process may take to import the rewards; no sample is charged for it."""
-FINISH_LIMIT_S = 1.0
-"""Time that an idle process has for its exit handlers."""
+LARGEST_MESSAGE = 256
+"""Most calls of ordinary functions in one message."""
+LARGEST_ARGUMENTS = 2**20
+"""Bytes of arguments after which a message is full."""
+LOOK_S = 0.25
+"""How often the memory of the processes is looked at."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One call of one reward."""
-
-    key: Any
-    """For the caller: what the call is for."""
-    reward: int
-    """Index of the reward among the specs."""
-    size: int
-    """How many trajectories it covers, so how many outcomes it gives."""
-    arguments: bytes
-    """Pickled keyword arguments."""
-    limit_s: float
-    """Seconds that it may take."""
-
-
-Done: TypeAlias = tuple[Job, list[Outcome], float]
-"""A job, its outcomes, and the seconds that it took."""
-Start: TypeAlias = list[Loaded] | Invalid
-"""What a process says of its rewards."""
-
-
-class ScoringProcess:
-    """One process, working on one job at a time; after `kill` it is not used any more."""
-
-    ready: bool = False
-    """Whether it has reported that its rewards are loaded."""
-    job: Job | None = None
-    """What it works on."""
-    started: float
-    """When it got its job, or was started itself."""
-    expires: float
-    """When it has to be done with that; infinite while idle."""
-    calls: int = 0
-    """Jobs that it got so far; an answer says which of them it is of."""
-
-    def __init__(self, specs: Sequence[RewardSpec], log: Path | None, variables: Mapping[str, str]) -> None:
-        """Start it and send the specs.
-
-        Args:
-            log: what it prints is appended there, or dropped.
-            variables: its environment.
-        """
-        if log:
-            log.parent.mkdir(parents=True, exist_ok=True)
-        # The order of a set of strings must not depend on which process looks at it.
-        defaults = {"PYTHONHASHSEED": "0"}
-        self._child = ChildProcess(main, log=log or Path(os.devnull), inherited=variables, defaults=defaults)
-        self._rewards = len(specs)
-        self.started = time.monotonic()
-        self.expires = self.started + STARTUP_LIMIT_S
-        self._child.send(list(specs))
-
-    @property
-    def handles(self) -> list[Connection | int]:
-        """What becomes readable when it has answered or died."""
-        return self._child.handles
-
-    @property
-    def idle(self) -> bool:
-        """Whether it can take a job."""
-        return self.ready and self.job is None
-
-    def send(self, job: Job) -> None:
-        """Give it a job and start the clock."""
-        self.calls += 1
-        with suppress(OSError):  # it died while idle; that shows when it is waited for
-            self._child.connection.send_bytes(pickle.dumps((self.calls, job.reward, job.size, job.arguments)))
-        self.job, self.started = job, time.monotonic()
-        self.expires = self.started + job.limit_s
-
-    def receive(self) -> Start | tuple[list[Outcome], float]:
-        """What it answered, after one of `handles` became readable.
-
-        Raises:
-            EOFError: it died.
-            TimeoutError: a part of the answer is still missing.
-            ValueError: what it sent is no answer to what it was asked.
-        """
-        answer = self._child.receive_bytes(0.0, ANSWER_LIMIT)
-        if not self.ready:
-            return read_start(answer, self._rewards)
-        if self.job is None:
-            raise ValueError("nothing was asked")
-        return read_outcomes(answer, number=self.calls, size=self.job.size)
-
-    def ask_to_finish(self) -> None:
-        """Let an idle process run its exit handlers; `kill` follows."""
-        if self.idle:
-            with suppress(OSError):
-                self._child.connection.send_bytes(b"")
-                self.expires = time.monotonic() + FINISH_LIMIT_S
-
-    def kill(self) -> str:
-        """Kill it and everything that it started, and say how it ended. Waits if it was asked to finish."""
-        if self.idle and self.expires < math.inf:
-            self._child.wait(self.expires - time.monotonic())
-        return self._child.kill()
-
-    def printed(self) -> str:
-        """The end of what it printed; empty where that is dropped."""
-        return self._child.printed()
+Done: TypeAlias = tuple[Job, Result]
+"""A job and what it gave."""
 
 
 class ScoringPool:
     """A fixed number of scoring processes; one that dies or is killed is replaced."""
 
     def __init__(
-        self, specs: Sequence[RewardSpec], *, workers: int, log_dir: Path | None, variables: Mapping[str, str]
+        self,
+        specs: Sequence[RewardSpec],
+        *,
+        workers: int,
+        log_dir: Path | None,
+        variables: Mapping[str, str],
+        max_concurrent: int,
+        memory_mb: int,
     ) -> None:
-        """Start them and wait until all have loaded the rewards; ValueError if one cannot."""
+        """Start them and wait until all have loaded the rewards; ValueError if one cannot.
+
+        Args:
+            max_concurrent: most calls of `async def` rewards that a process makes at once.
+            memory_mb: resident memory above which a process is killed; 0 for no bound.
+        """
         self.restarts = 0
         """Processes replaced so far."""
         self.loaded: list[Loaded] = []
         """What the processes reported about the rewards."""
         self._specs, self._log_dir, self._variables = specs, log_dir, variables
+        self._max_concurrent, self._memory_mb, self._looked = max_concurrent, memory_mb, time.monotonic()
+        self._sizes = [1] * len(specs)
+        """Calls of each reward that are sent in one message: as many as it makes in one turn."""
+        self._queue: deque[Job] = deque()
+        """Jobs that were taken from those to do, and that no process has."""
         self._processes: list[ScoringProcess] = []
         # Also runs when the interpreter exits.
         self._finalizer = weakref.finalize(self, _stop, self._processes, os.getpid())
@@ -164,25 +77,46 @@ class ScoringPool:
         return not self._finalizer.alive
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
-        """Do the jobs; gives each with its outcomes and its seconds, in the order of completion.
+        """Do the jobs; gives each with its result, in the order of completion. Jobs of one reward should be adjacent.
 
         Raises:
             ValueError: if the rewards could not be loaded again, or had changed, when a process was replaced.
         """
         list(self._wait(0.0))  # replaces a process that died while idle, before it is given a job
-        remaining = iter(jobs)
-        job = next(remaining, None)
+        self._queue.clear()
+        waiting = iter(jobs)
         try:
-            while job is not None or any(process.job for process in self._processes):
+            is_done = False
+            while not is_done or self._queue or any(process.busy for process in self._processes):
                 for process in self._processes:
-                    if job is not None and process.idle:
-                        process.send(job)
-                        job = next(remaining, None)
-                yield from self._wait(math.inf)
+                    if process.idle:
+                        if message := self._next_message(waiting):
+                            process.send(message, is_concurrent=self.loaded[message[0].call.reward].plan.is_async)
+                        else:
+                            is_done = True
+                if not is_done or self._queue or any(process.busy for process in self._processes):
+                    yield from self._wait(math.inf)
         finally:  # left early: nobody will read what the busy ones answer
-            for process in [process for process in self._processes if process.job]:
+            for process in [process for process in self._processes if process.busy]:
                 process.kill()
                 self._replace(process)
+
+    def _next_message(self, waiting: Iterator[Job]) -> list[Job]:
+        """The jobs that an idle process gets next: of one reward, as many as it may have at once; empty at the end."""
+        message: list[Job] = []
+        total = 0
+        while (job := self._queue.popleft() if self._queue else next(waiting, None)) is not None:
+            reward = job.call.reward
+            is_full = message and (len(message) >= self._size_of(reward) or total >= LARGEST_ARGUMENTS)
+            if is_full or (message and (job.is_alone or message[0].is_alone or message[0].call.reward != reward)):
+                self._queue.appendleft(job)
+                break
+            message.append(job)
+            total += len(job.call.arguments)
+        return message
+
+    def _size_of(self, reward: int) -> int:
+        return self._max_concurrent if self.loaded[reward].plan.is_async else self._sizes[reward]
 
     def move_logs(self, folder: Path) -> None:
         """Move the logs to a folder on the same disk; what is printed from here on arrives there, too."""
@@ -200,6 +134,8 @@ class ScoringPool:
     def _wait(self, limit_s: float) -> Iterator[Done]:
         """Wait until a process answers, dies or expires, and deal with all that did."""
         limit_s = min(limit_s, *(process.expires - time.monotonic() for process in self._processes))
+        if self._memory_mb:
+            limit_s = min(limit_s, LOOK_S)
         owners = {handle: process for process in self._processes for handle in process.handles}
         readable = wait(list(owners), None if limit_s == math.inf else max(0.0, limit_s))
         answered = {owners[handle] for handle in readable}  # type: ignore[index]  # it returns what it was given
@@ -208,57 +144,95 @@ class ScoringPool:
                 yield from self._settle(process)
             elif process.expires <= time.monotonic():
                 yield from self._expire(process)
+        if self._memory_mb and time.monotonic() >= self._looked + LOOK_S:
+            self._looked = time.monotonic()
+            for process in list(self._processes):
+                yield from self._look_at_memory(process)
 
     def _settle(self, process: ScoringProcess) -> Iterator[Done]:
-        seconds = time.monotonic() - process.started
         try:
-            answer = process.receive()
+            while True:
+                answer = process.receive()
+                if isinstance(answer, Answer):
+                    yield from self._take(process, answer)
+                else:
+                    self._greet(process, answer)
+                if not process.has_more:
+                    return
         except TimeoutError:
             if process.expires <= time.monotonic():
                 yield from self._expire(process)
         except EOFError:
-            yield from self._lose(process, process.kill(), seconds)
+            yield from self._lose(process, process.kill())
         except ValueError as error:
+            if self.closed:
+                raise
             process.kill()
-            yield from self._lose(process, f"was killed, since it sent what is no answer: {error}", seconds)
-        else:
-            process.expires = math.inf
-            if isinstance(answer, tuple):
-                outcomes, taken = answer
-                job, process.job = process.job, None
-                assert job
-                yield job, [self._explained(outcome) for outcome in outcomes], min(taken, seconds)
-            else:
-                self._greet(process, answer)
+            yield from self._lose(process, f"was killed, since it sent what is no answer: {error}")
+
+    def _take(self, process: ScoringProcess, answer: Answer) -> Iterator[Done]:
+        """Give out the results of a process; what it did not come to is for whoever is idle."""
+        done = [(process.jobs.pop(position), result) for position, result in answer.results.items()]
+        if answer.is_last:
+            left = process.rest()
+            self._queue.extendleft(reversed(left))
+            if done and not process.is_concurrent:
+                reward = done[0][0].call.reward
+                self._sizes[reward] = max(1, len(done)) if left else min(LARGEST_MESSAGE, 2 * self._sizes[reward])
+        for job, result in done:
+            yield job, replace(result, outcomes=[self._explained(outcome) for outcome in result.outcomes])
 
     def _greet(self, process: ScoringProcess, start: Start) -> None:
         if isinstance(start, Invalid):
             self._give_up(start.message)
-        if self.loaded and start != self.loaded:
+        loaded, process.pid = start
+        if self.loaded and loaded != self.loaded:
             self._give_up(
                 "a reward's file changed while the run used it, so later scores would not compare with "
                 "earlier ones: restore the file, or start a new run"
             )
-        self.loaded, process.ready = start, True
+        self.loaded, process.ready = loaded, True
+        process.rest()
 
-    def _lose(self, process: ScoringProcess, ending: str, seconds: float) -> Iterator[Done]:
-        """Replace a process that has ended; its job, if it had one, has crashed."""
+    def _lose(self, process: ScoringProcess, ending: str) -> Iterator[Done]:
+        """Replace a process that has ended; the job that it was at has crashed."""
         if not process.ready:
             self._give_up(f"a scoring process {ending} while it imported the rewards{self._printed_by(process)}")
-        self._replace(process)
-        if process.job:
-            printed = f"; what it printed is in {self._log_dir}" if self._log_dir else ""
-            yield process.job, [failed("crash", f"its process {ending}{printed}")] * process.job.size, seconds
+        printed = f"; what it printed is in {self._log_dir}" if self._log_dir else ""
+        yield from self._blame(process, *process.present(), failed("crash", f"its process {ending}{printed}"))
 
     def _expire(self, process: ScoringProcess) -> Iterator[Done]:
-        seconds, job = time.monotonic() - process.started, process.job
-        process.kill()
-        if job is None:
+        if not process.ready:
+            process.kill()
             printed = self._printed_by(process)
             self._give_up(f"importing the rewards took longer than {STARTUP_LIMIT_S:g} s{printed}")
-        else:
-            self._replace(process)
-            yield job, [failed("timeout", f"no result within {job.limit_s:g} s")] * job.size, seconds
+        position, began = process.present()
+        limit_s = max((job.call.limit_s for job in process.jobs.values()), default=0.0)
+        if position is not None and not process.is_concurrent:
+            limit_s = process.jobs[position].call.limit_s
+            if began + limit_s > time.monotonic():  # it came to the next call just now
+                return
+        yield from self._blame(process, position, began, failed("timeout", f"no result within {limit_s:g} s"))
+
+    def _look_at_memory(self, process: ScoringProcess) -> Iterator[Done]:
+        """Replace a process that has grown beyond its bound; what it works on has failed."""
+        if process.ready and (used := process.memory_mb()) > self._memory_mb:
+            text = f"its process used {used:.0f} MB, more than scoring.memory_mb={self._memory_mb} allows"
+            yield from self._blame(process, *process.present(), failed("crash", text))
+
+    def _blame(self, process: ScoringProcess, position: int | None, began: float, failure: Failed) -> Iterator[Done]:
+        """Replace a process and fail the job that it works on since `began`; the others are done again.
+
+        Where it works on several at once, each is done again alone, so that the one that is to blame shows.
+        """
+        seconds = time.monotonic() - began
+        process.kill()
+        job = None if position is None else process.jobs.pop(position)
+        left = process.rest()
+        self._queue.extendleft(reversed([replace(each, is_alone=True) for each in left] if job is None else left))
+        self._replace(process)
+        if job is not None:
+            yield job, Result(outcomes=[failure] * job.call.size, seconds=seconds)
 
     def _start(self, index: int) -> ScoringProcess:
         log = self._log_dir and self._log_dir / _log_name(index)

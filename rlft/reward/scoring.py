@@ -6,10 +6,10 @@
         groups[0].trajectories[0].failed_parts    # {"brevity": Failed(kind="timeout", ...)}
 
 A unit of work is one call of one reward: one trajectory for a per-sample reward, one group for a batched or
-comparative one. Each process has one unit at a time. The driver watches the clock: when the deadline passes
-or the process dies, the unit is `Failed`, the process is killed with everything that it started, and a new
-one takes the next unit. Results are placed by position, so they depend neither on the number of processes nor
-on who finishes first.
+comparative one. The driver watches the clock of each unit: when its deadline passes or its process dies, that
+unit is `Failed`, the process is killed with everything that it started, and a new one goes on with the others.
+A process works on one unit at a time, and on up to `max_concurrent` where the reward is `async def`. Results are
+placed by position, so they depend neither on the number of processes nor on who finishes first.
 
 Reward models on the learner's base are scored there, not in these processes (`LearnerScores`); their scores
 stand in the same sums.
@@ -24,18 +24,21 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from rlft.common.by_path import describe_error
 from rlft.common.variables import passed
-from rlft.reward.contract import call_arguments, check_columns, combine, failed, failures, read
+from rlft.reward.answers import Result
+from rlft.reward.contract import call_arguments, check_columns, check_turns, failed, read
 from rlft.reward.loading import absolute, reproduce
-from rlft.reward.processes import Done, Job, ScoringPool
-from rlft.reward.worker import open_rewards, run
-from rlft.types import Failed, Group, Outcome, RewardSpec
+from rlft.reward.process import Job
+from rlft.reward.processes import Done, ScoringPool
+from rlft.reward.result_table import ResultTable
+from rlft.reward.worker import Call, Reward, close_rewards, open_rewards, run
+from rlft.types import Failed, Group, RewardSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,8 @@ class ScoringStats:
     """Duration of the whole call."""
     slowest: Slowest | None = None
     """None if nothing was called."""
+    logged: Mapping[str, float] = field(default_factory=dict)
+    """Means over the calls of what the rewards logged, by `reward name/name`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +81,6 @@ class _Unit:
 
 ScoreGroups: TypeAlias = Callable[[Sequence[Group]], list[list[list[float]]]]
 """Gives the scores of the reward models on the learner's base, by reward, group and trajectory."""
-_Table: TypeAlias = dict[tuple[int, int, int], Outcome]  # by group, trajectory, reward
 
 
 class LearnerScores:
@@ -116,6 +120,9 @@ class Scorer:
         environment: Collection[str] = (),
         columns: Collection[str] | None = None,
         learner: ScoreGroups | None = None,
+        max_failed: float = 1.0,
+        max_concurrent: int = 64,
+        memory_mb: int = 0,
     ) -> None:
         """Start the processes and check that every reward can be loaded and called.
 
@@ -127,6 +134,9 @@ class Scorer:
             environment: names of environment variables that the processes get besides harmless ones.
             columns: the tasks' columns, to check parameters right away; None waits for the first groups.
             learner: scores the reward models on the learner's base, in the order of `specs`.
+            max_failed: share of the trajectories after whose failure the others are not scored any more.
+            max_concurrent: most calls of `async def` rewards that a process makes at once.
+            memory_mb: resident memory above which a process is killed; 0 for no bound.
 
         Raises:
             ValueError: if a reward cannot be loaded, has a parameter that nothing supplies, or needs a learner
@@ -140,14 +150,29 @@ class Scorer:
         self._specs = [*self._called, *on_learner]
         self._learner = _needed(learner, on_learner)
         self._deadline_s, self._columns_checked, self._closed = deadline_s, columns is not None, False
+        self._max_failed = max_failed
         self._pool: ScoringPool | None = None
         self.stats = ScoringStats()
         """How the processes did in the last call of `score`."""
         if workers and self._called:
-            self._pool = ScoringPool(self._called, workers=workers, log_dir=log_dir, variables=variables)
+            self._pool = ScoringPool(
+                self._called,
+                workers=workers,
+                log_dir=log_dir,
+                variables=variables,
+                max_concurrent=max_concurrent,
+                memory_mb=memory_mb,
+            )
             self._loaded = self._pool.loaded
+            self._here: list[Reward] = []
         else:
-            self._functions, self._loaded = open_rewards(self._called)
+            self._here = open_rewards(self._called)
+            self._loaded = [reward.loaded for reward in self._here]
+        self._arguments_of = [
+            replace(spec, args={}) if loaded.is_built else spec
+            for spec, loaded in zip(self._called, self._loaded, strict=True)
+        ]
+        """The rewards with the arguments that each call gets."""
         if columns is not None:
             try:
                 self._check_columns(columns)
@@ -175,14 +200,19 @@ class Scorer:
 
     def close(self) -> None:
         """End the processes and everything that they started; also happens when the driver exits."""
+        if not self._closed and self._here:
+            close_rewards(self._called, self._here)
         self._closed = True
         if self._pool:
             self._pool.close()
 
-    def score(self, groups: Sequence[Group]) -> list[Group]:
+    def score(self, groups: Sequence[Group], *, step: int = 0) -> list[Group]:
         """Score every trajectory: the groups in their order, with all outcomes filled in.
 
         A trajectory that has failed already, since its environment raised, stays as it is and no reward sees it.
+
+        Args:
+            step: of training, which rewards may ask for; 0 outside of it.
 
         Raises:
             ValueError: if a parameter has no column; or if a process had to be replaced and its rewards could
@@ -195,23 +225,28 @@ class Scorer:
             self._columns_checked = True
         began, restarts = time.monotonic(), self._pool.restarts if self._pool else 0
         whole, groups = groups, [_without_failed(group) for group in groups]
-        table: _Table = {}
+        table = ResultTable(self._specs, groups, failed_before=_count_failed(whole), max_failed=self._max_failed)
         slowest: tuple[float, _Unit] | None = None
-        jobs = self._jobs(groups, table)
-        for job, outcomes, seconds in self._pool.run(jobs) if self._pool else self._run_here(jobs):
-            self._enter(table, job.key, groups, outcomes)
-            if slowest is None or seconds > slowest[0]:
-                slowest = seconds, job.key
-        self._score_on_learner(groups, table)
-        scored = [self._combined(table, index, group) for index, group in enumerate(groups)]
+        jobs = self._jobs(groups, table, step)
+        for job, result in self._pool.run(jobs) if self._pool else self._run_here(jobs):
+            unit: _Unit = job.key
+            table.enter(unit.group, unit.members, unit.reward, self._explained(unit, groups, result, step))
+            if slowest is None or result.seconds > slowest[0]:
+                slowest = result.seconds, unit
+            if table.has_too_many_failed:
+                break
+        else:
+            self._score_on_learner(groups, table)
+        scored = [table.scored(index, group) for index, group in enumerate(groups)]
         self.stats = ScoringStats(
             slowest=self._describe(slowest, groups),
             restarts=self._pool.restarts - restarts if self._pool else 0,
             seconds=time.monotonic() - began,
+            logged=table.logged(),
         )
         return [_with_failed(group, own) for group, own in zip(whole, scored, strict=True)]
 
-    def _score_on_learner(self, groups: Sequence[Group], table: _Table) -> None:
+    def _score_on_learner(self, groups: Sequence[Group], table: ResultTable) -> None:
         if self._learner is None:
             return
         for reward, by_group in enumerate(self._learner(groups), start=len(self._called)):
@@ -221,7 +256,7 @@ class Scorer:
                     if isinstance(outcome, Failed):
                         program = self._reproduce_on_learner(self._specs[reward], groups[g], member)
                         outcome = replace(outcome, reproduce=program)
-                    table[g, member, reward] = outcome
+                    table.enter(g, range(member, member + 1), reward, Result(outcomes=[outcome]))
 
     def _reproduce_on_learner(self, spec: RewardSpec, group: Group, member: int) -> str:
         """A reward model on the learner's base as a function that loads a base of its own."""
@@ -230,22 +265,23 @@ class Scorer:
         path = "rewards.reward_model:reward_model"
         return reproduce(path, {**arguments, **spec.args, "folder": spec.folder}, is_async=False)
 
-    def _jobs(self, groups: Sequence[Group], table: _Table) -> Iterator[Job]:
+    def _jobs(self, groups: Sequence[Group], table: ResultTable, step: int) -> Iterator[Job]:
         """The calls to make; one that cannot be made is entered in the table as failed."""
         for unit in self._units(groups):
             size = len(unit.members)
             try:
-                arguments = pickle.dumps(self._arguments(unit, groups))
+                arguments = pickle.dumps(self._arguments(unit, groups, step))
             except Exception as error:  # this task lacks a column, or has a value that cannot be sent
-                self._enter(table, unit, groups, [failed("error", describe_error(error))] * size)
+                result = Result(outcomes=[failed("error", describe_error(error))] * size)
+                table.enter(unit.group, unit.members, unit.reward, self._explained(unit, groups, result, step))
             else:
                 limit_s = self._deadline_s * size
-                yield Job(key=unit, reward=unit.reward, size=size, arguments=arguments, limit_s=limit_s)
+                yield Job(key=unit, call=Call(reward=unit.reward, size=size, limit_s=limit_s, arguments=arguments))
 
     def _units(self, groups: Sequence[Group]) -> Iterator[_Unit]:
-        for g, group in enumerate(groups):
-            everyone = range(len(group.trajectories))
-            for r, loaded in enumerate(self._loaded):
+        for r, loaded in enumerate(self._loaded):
+            for g, group in enumerate(groups):
+                everyone = range(len(group.trajectories))
                 if loaded.plan.kind == "sample":
                     yield from (_Unit(reward=r, group=g, members=range(m, m + 1)) for m in everyone)
                 elif everyone:
@@ -253,44 +289,31 @@ class Scorer:
 
     def _run_here(self, jobs: Iterator[Job]) -> Iterator[Done]:
         for job in jobs:
-            started = time.monotonic()
+            reward = self._here[job.call.reward]
             # Unpickled like in a process: a reward that changes its arguments changes them for nobody else.
-            arguments = pickle.loads(job.arguments)
-            outcomes = run(self._loaded[job.reward].plan, self._functions[job.reward], arguments, job.size)
-            yield job, outcomes, time.monotonic() - started
+            yield job, run(reward.loaded.plan, reward.function, pickle.loads(job.call.arguments), job.call.size)
 
-    def _arguments(self, unit: _Unit, groups: Sequence[Group]) -> dict[str, Any]:
-        plan, spec, group = self._loaded[unit.reward].plan, self._called_with(unit.reward), groups[unit.group]
-        return call_arguments(plan, spec, group, unit.members[0] if plan.kind == "sample" else None)
+    def _arguments(self, unit: _Unit, groups: Sequence[Group], step: int) -> dict[str, Any]:
+        plan, spec, group = self._loaded[unit.reward].plan, self._arguments_of[unit.reward], groups[unit.group]
+        return call_arguments(plan, spec, group, unit.members[0] if plan.kind == "sample" else None, step)
 
-    def _called_with(self, reward: int) -> RewardSpec:
-        """The spec with the `args` that each call gets."""
-        spec = self._specs[reward]
-        return replace(spec, args={}) if self._loaded[reward].is_built else spec
+    def _explained(self, unit: _Unit, groups: Sequence[Group], result: Result, step: int) -> Result:
+        """The result, whose failures have a program that repeats the call, and whose turns are the episode's."""
+        members = [groups[unit.group].trajectories[member] for member in unit.members]
+        outcomes = [check_turns(o, len(t.turns)) for o, t in zip(result.outcomes, members, strict=True)]
+        if any(isinstance(outcome, Failed) for outcome in outcomes):
+            program = self._reproduce(unit, groups, step)
+            outcomes = [replace(o, reproduce=program) if isinstance(o, Failed) else o for o in outcomes]
+        return replace(result, outcomes=outcomes)
 
-    def _enter(self, table: _Table, unit: _Unit, groups: Sequence[Group], outcomes: Sequence[Outcome]) -> None:
-        program = self._reproduce(unit, groups) if any(isinstance(o, Failed) for o in outcomes) else ""
-        for member, outcome in zip(unit.members, outcomes, strict=True):
-            if isinstance(outcome, Failed):
-                outcome = replace(outcome, reproduce=program)
-            table[unit.group, member, unit.reward] = outcome
-
-    def _reproduce(self, unit: _Unit, groups: Sequence[Group]) -> str:
+    def _reproduce(self, unit: _Unit, groups: Sequence[Group], step: int) -> str:
         try:
-            arguments = self._arguments(unit, groups)
+            arguments = self._arguments(unit, groups, step)
         except ValueError as error:
             return f"raise SystemExit({str(error)!r})"
-        spec, loaded = self._specs[unit.reward], self._loaded[unit.reward]
+        loaded, spec = self._loaded[unit.reward], self._specs[unit.reward]
         made_with = spec.args if loaded.is_built else None
         return reproduce(spec.path, arguments, is_async=loaded.plan.is_async, made_with=made_with)
-
-    def _combined(self, table: _Table, index: int, group: Group) -> Group:
-        scored = []
-        for member, trajectory in enumerate(group.trajectories):
-            outcomes = [table[index, member, reward] for reward in range(len(self._specs))]
-            outcome = combine(self._specs, outcomes)
-            scored.append(replace(trajectory, outcome=outcome, failed_parts=failures(self._specs, outcomes)))
-        return replace(group, trajectories=tuple(scored))
 
     def _describe(self, slowest: tuple[float, _Unit] | None, groups: Sequence[Group]) -> Slowest | None:
         if slowest is None:
@@ -305,8 +328,12 @@ class Scorer:
         )
 
     def _check_columns(self, columns: Collection[str]) -> None:
-        for reward, loaded in enumerate(self._loaded):
-            check_columns(loaded.plan, self._called_with(reward), columns)
+        for spec, loaded in zip(self._called, self._loaded, strict=True):
+            check_columns(loaded.plan, replace(spec, args={}) if loaded.is_built else spec, columns)
+
+
+def _count_failed(groups: Sequence[Group]) -> int:
+    return sum(isinstance(t.outcome, Failed) for group in groups for t in group.trajectories)
 
 
 def _without_failed(group: Group) -> Group:

@@ -266,6 +266,7 @@ def _failed(live: _Live, when: str, error: Exception) -> Failed:
     actions = [message["content"] for message in live.messages if message["role"] == "assistant"]
     return Failed(
         kind="error",
+        fault="environment",
         message=f"the environment raised {when}:\n{describe_error(error)}",
         reproduce=(
             f"# rlft env play ENVIRONMENT --task {live.task.id!r} --seed {live.environment_seed}, then these actions:\n"

@@ -30,6 +30,8 @@ NO_NUMBERS = (
     "scoring.workers",
     "scoring.deadline_s",
     "scoring.max_failed",
+    "scoring.max_concurrent",
+    "scoring.memory_mb",
     "guards.max_kl",
     "guards.min_entropy",
     "guards.steps_without_signal",

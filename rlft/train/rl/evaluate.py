@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlft.config import RunConfig
 from rlft.curves.statistics import accuracy_interval
+from rlft.reward.contract import first_cause
 from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import make_chunks
 from rlft.rollout.pool import RolloutPool
@@ -100,7 +101,7 @@ def _refusal(config: RunConfig, name: str, samples: int, failures: Sequence[Fail
     kept = f" All samples are in {samples_file}." if samples_file else ""
     if not failures:
         return f"evaluation {name}: {config.rewards[0].label} abstained on all {samples} samples.{kept}"
-    first = failures[0]
+    first = first_cause(failures)
     return (
         f"evaluation {name}: {len(failures)} of {samples} samples could not be scored, more than scoring.max_failed="
         f"{config.scoring.max_failed} allows, so the mean of the others says little about the policy. First failure "

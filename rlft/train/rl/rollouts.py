@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
+from rlft.reward.contract import first_cause
 from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import Chunk, make_chunks
 from rlft.rollout.pool import PendingGroups, RolloutPool
@@ -48,6 +49,7 @@ class StepRollouts:
         self._adapters: deque[Adapter] = deque(maxlen=run.config.max_staleness + 1)
         self._clock = Clock()
         self._waited_s = self._busy_while_waiting_s = self._busy_s = 0.0
+        self._logged: dict[str, float] = {}
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -76,6 +78,7 @@ class StepRollouts:
             RuntimeError: too many samples could not be scored, or were made by other weights than they should be.
         """
         self._clock, self._waited_s, self._busy_while_waiting_s = clock, 0.0, 0.0
+        self._logged = {}
         self._busy_s = self._pool.busy_s
         flying = self._in_flight.popleft()
         assert flying.step == step
@@ -88,10 +91,11 @@ class StepRollouts:
         return groups, unused
 
     def measure(self, clock: Clock) -> dict[str, float]:
-        """Enter the step's waiting and overlap into its clock; what the workers' processes need."""
+        """Enter waiting and overlap into the step's clock; what workers' processes need, and what rewards logged."""
         clock.add("wait_rollout", self._waited_s)
         clock.add("overlap", max(0.0, self._pool.busy_s - self._busy_s - self._busy_while_waiting_s))
-        return {"rollout/worker_rss_mb": self._pool.worker_rss_mb}
+        logged = {f"reward/logged/{name}": value for name, value in self._logged.items()}
+        return {"rollout/worker_rss_mb": self._pool.worker_rss_mb, **logged}
 
     def _submit(self, step: int, version: int) -> _InFlight:
         config = self._run.config
@@ -147,7 +151,8 @@ class StepRollouts:
         groups = pending.collect(self._view.rollout)
         self._waited_s += self._clock.lap("rollout")
         self._busy_while_waiting_s += self._pool.busy_s - busy_s
-        groups = self._scorer.score(groups)
+        groups = self._scorer.score(groups, step=step)
+        self._logged = {**self._scorer.stats.logged, **self._logged}  # of the step's first round, where there are more
         self._clock.lap("score")
         refuse_wrong_stamps(groups, self._allowed(version))
         refuse_failures(self._run, step, groups)
@@ -249,11 +254,12 @@ def refuse_failures(run: Run, step: int, groups: Sequence[Group]) -> None:
         )
     if not failures:
         return
-    run.event("reward_failed", f"{len(failures)} of {total} samples; first: {failures[0].message}", step=step)
+    first = first_cause(failures)
+    run.event("reward_failed", f"{len(failures)} of {total} samples; first: {first.message}", step=step)
     if len(failures) > run.config.scoring.max_failed * total or not any(group.scores for group in groups):
         run.write_rollouts(step, groups)
         raise RuntimeError(
             f"step {step}: {len(failures)} of {total} samples could not be scored, more than scoring.max_failed="
-            f"{run.config.scoring.max_failed} allows. First failure ({failures[0].kind}): {failures[0].message}\n"
-            f"Reproduce it with:\n{failures[0].reproduce}\nAll samples are in {run.path / 'rollouts'}."
+            f"{run.config.scoring.max_failed} allows. First failure ({first.kind}): {first.message}\n"
+            f"Reproduce it with:\n{first.reproduce}\nAll samples are in {run.path / 'rollouts'}."
         )

@@ -65,5 +65,8 @@ def make_scorer(
         log_dir=log_dir,
         environment=config.scoring.environment,
         learner=learner,
+        max_failed=config.scoring.max_failed,
+        max_concurrent=config.scoring.max_concurrent,
+        memory_mb=config.scoring.memory_mb,
         columns={column for task in (*environment.train, *environment.heldout) for column in task.columns},
     )

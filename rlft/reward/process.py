@@ -1,0 +1,183 @@
+"""One scoring process as the driver sees it: what it works on, when it has to be done, and how it is ended.
+
+Its half of the protocol is in `worker.py`; `processes.py` keeps several of them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import psutil
+
+from rlft.common.child_process import ChildProcess
+from rlft.reward.answers import ANSWER_LIMIT, Answer, Invalid, Loaded, read_results, read_start
+from rlft.reward.progress import Progress, shared_file
+from rlft.reward.worker import Call, main
+from rlft.types import RewardSpec
+
+STARTUP_LIMIT_S = 120.0
+"""Time that a process may take to import the rewards; no sample is charged for it."""
+FINISH_LIMIT_S = 1.0
+"""Time that an idle process has for its exit handlers."""
+GRACE_S = 0.5
+"""Time after a coroutine's deadline in which its process has to have cancelled it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One call of one reward."""
+
+    key: Any
+    """For the caller: what the call is for."""
+    call: Call
+    """What the process gets."""
+    is_alone: bool = False
+    """Whether it is sent alone: its message ended a process, and it may be why."""
+
+
+Start: TypeAlias = tuple[list[Loaded], int] | Invalid
+"""What a process says of its rewards, and its id."""
+
+
+class ScoringProcess:
+    """One process, working on one message with calls at a time; after `kill` it is not used any more."""
+
+    ready: bool = False
+    """Whether it has reported that its rewards are loaded."""
+    messages: int = 0
+    """Messages that it got so far; an answer says which of them it is of."""
+    pid: int = 0
+    """Its own id, 0 until it is ready: `ChildProcess.pid` is its guard's."""
+
+    def __init__(self, specs: Sequence[RewardSpec], log: Path | None, variables: Mapping[str, str]) -> None:
+        """Start it and send the specs.
+
+        Args:
+            log: what it prints is appended there, or dropped.
+            variables: its environment.
+        """
+        if log:
+            log.parent.mkdir(parents=True, exist_ok=True)
+        # The order of a set of strings must not depend on which process looks at it.
+        defaults = {"PYTHONHASHSEED": "0"}
+        self.is_concurrent = False
+        """Whether it works on all its jobs at once."""
+        self.jobs: dict[int, Job] = {}
+        """What it works on and has not answered, by position in the message."""
+        self._sizes: list[int] = []
+        with shared_file() as shared:
+            self._progress = Progress(shared.fileno())
+            self._child = ChildProcess(
+                main,
+                log=log or Path(os.devnull),
+                inherited=variables,
+                defaults=defaults,
+                pass_fds=(shared.fileno(),),
+            )
+            self._rewards = len(specs)
+            self._began = time.monotonic()
+            self._expires = self._began + STARTUP_LIMIT_S
+            self._child.send((list(specs), shared.fileno()))
+
+    @property
+    def handles(self) -> list[Connection | int]:
+        """What becomes readable when it has answered or died."""
+        return self._child.handles
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can take jobs."""
+        return self.ready and not self.busy
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has a message that it has not answered to the end."""
+        return bool(self._sizes)
+
+    def send(self, jobs: Sequence[Job], *, is_concurrent: bool) -> None:
+        """Give it jobs and start the clock."""
+        self.messages += 1
+        self.jobs, self._sizes = dict(enumerate(jobs)), [job.call.size for job in jobs]
+        self.is_concurrent, self._began = is_concurrent, time.monotonic()
+        self._progress.begin(0)
+        self._expires = self._began + max(job.call.limit_s for job in jobs) + GRACE_S if is_concurrent else math.inf
+        with suppress(OSError):  # it died while idle; that shows when it is waited for
+            self._child.connection.send_bytes(pickle.dumps((self.messages, [job.call for job in jobs])))
+
+    @property
+    def expires(self) -> float:
+        """When it has to be done with what it does now; infinite while idle."""
+        position, began = self.present()
+        return self._expires if position is None else began + self.jobs[position].call.limit_s
+
+    def present(self) -> tuple[int | None, float]:
+        """Position of the job that it works on, and when that began.
+
+        The position is None where it works on none or on several. What it says itself is not trusted further than it
+        can be true.
+        """
+        if self.is_concurrent or not self.jobs:
+            return (next(iter(self.jobs)) if len(self.jobs) == 1 else None), self._began
+        position, began = self._progress.read()
+        if position not in self.jobs or not self._began <= began <= time.monotonic():
+            return next(iter(self.jobs)), self._began
+        return position, began
+
+    def receive(self) -> Start | Answer:
+        """What it answered, after one of `handles` became readable.
+
+        Raises:
+            EOFError: it died.
+            TimeoutError: a part of the answer is still missing.
+            ValueError: what it sent is no answer to what it was asked.
+        """
+        answer = self._child.receive_bytes(0.0, ANSWER_LIMIT)
+        if not self.ready:
+            return read_start(answer, self._rewards)
+        if not self.busy:
+            raise ValueError("nothing was asked")
+        return read_results(answer, message=self.messages, sizes=self._sizes)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether another answer has been received with the last one."""
+        return self._child.has_more
+
+    def rest(self) -> list[Job]:
+        """Take back what it has not answered; it is idle then."""
+        left = list(self.jobs.values())
+        self.jobs, self._sizes, self._expires = {}, [], math.inf
+        return left
+
+    def memory_mb(self) -> float:
+        """Resident memory of the process itself."""
+        try:
+            return float(psutil.Process(self.pid).memory_info().rss) / 2**20 if self.pid else 0.0
+        except psutil.Error:  # it has just ended; that shows when it is waited for
+            return 0.0
+
+    def ask_to_finish(self) -> None:
+        """Let an idle process run its exit handlers; `kill` follows."""
+        if self.idle:
+            with suppress(OSError):
+                self._child.connection.send_bytes(b"")
+                self._expires = time.monotonic() + FINISH_LIMIT_S
+
+    def kill(self) -> str:
+        """Kill it and everything that it started, and say how it ended. Waits if it was asked to finish."""
+        if self.idle and self._expires < math.inf:
+            self._child.wait(self._expires - time.monotonic())
+        return self._child.kill()
+
+    def printed(self) -> str:
+        """The end of what it printed; empty where that is dropped."""
+        return self._child.printed()

@@ -1,0 +1,70 @@
+"""What all calls of a scoring gave, and the trajectories' outcomes that follow from it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rlft.reward.answers import Result
+from rlft.reward.contract import combine, failures
+from rlft.types import Failed, Group, Outcome, RewardSpec
+
+
+class ResultTable:
+    """The results of all calls of a scoring."""
+
+    def __init__(
+        self, specs: Sequence[RewardSpec], groups: Sequence[Group], *, failed_before: int, max_failed: float
+    ) -> None:
+        """Args: failed_before: trajectories that had failed before they came here."""
+        self._specs = specs
+        self._total = failed_before + sum(len(group.trajectories) for group in groups)
+        self._failed_before, self._max_failed = failed_before, max_failed
+        self._outcomes: dict[tuple[int, int, int], Outcome] = {}  # by group, trajectory, reward
+        self._extras: dict[tuple[int, int], dict[str, Any]] = defaultdict(dict)
+        self._logged: dict[str, list[float]] = defaultdict(list)
+        self._failed: set[tuple[int, int]] = set()
+
+    def enter(self, group: int, members: range, reward: int, result: Result) -> None:
+        """Enter what one call of a reward gave for some trajectories of a group."""
+        spec = self._specs[reward]
+        for index, (member, outcome) in enumerate(zip(members, result.outcomes, strict=True)):
+            self._outcomes[group, member, reward] = outcome
+            if spec.weight and isinstance(outcome, Failed):
+                self._failed.add((group, member))
+            for name, values in result.extras.items():
+                self._extras[group, member][f"{spec.label}/{name}"] = values[index]
+        for name, value in result.metrics.items():
+            self._logged[f"{spec.label}/{name}"].append(value)
+
+    @property
+    def has_too_many_failed(self) -> bool:
+        """Whether more trajectories have failed than may."""
+        return self._failed_before + len(self._failed) > self._max_failed * self._total
+
+    def logged(self) -> dict[str, float]:
+        """Means of what the rewards logged."""
+        return {name: sum(values) / len(values) for name, values in sorted(self._logged.items())}
+
+    def scored(self, index: int, group: Group) -> Group:
+        """The group with all outcomes."""
+        count = self._failed_before + len(self._failed)
+        text = (
+            f"not called: {count} of {self._total} samples had failed by then, more than "
+            f"scoring.max_failed={self._max_failed:g} allows"
+        )
+        not_run = Failed(kind="not_run", message=text, reproduce=f"raise SystemExit({text!r})")
+        scored = []
+        for member, trajectory in enumerate(group.trajectories):
+            outcomes = [self._outcomes.get((index, member, r), not_run) for r in range(len(self._specs))]
+            scored.append(
+                replace(
+                    trajectory,
+                    outcome=combine(self._specs, outcomes),
+                    failed_parts=failures(self._specs, outcomes),
+                    extras=self._extras.get((index, member), {}),
+                )
+            )
+        return replace(group, trajectories=tuple(scored))
