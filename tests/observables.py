@@ -26,6 +26,7 @@ from rlft.learner.batch import collate, minibatches
 from rlft.learner.group import make_learner
 from rlft.model import chat, special_tokens
 from rlft.model.starting_point import reference_source, resolve_model, start_tensors
+from rlft.reward.scoring import ScoringStats
 from rlft.rollout import ray_pool
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.context import fit
@@ -207,7 +208,7 @@ def requested(config: RunConfig) -> Any:
 def requested_chunks(config: RunConfig) -> list[Chunk]:
     """The chunks of rollouts that the first step asks for, refills among them."""
     pool, run = _Pool(), SimpleNamespace(config=config, event=print, write_rollouts=print)
-    scorer: Any = SimpleNamespace(score=list)
+    scorer: Any = SimpleNamespace(score=lambda groups, step: list(groups), stats=ScoringStats())
     view: Any = SimpleNamespace(rollout=None)
     environment = loading.load(config.environment)
     rollouts = StepRollouts(run, pool, scorer, environment.train, start=0, view=view)  # type: ignore[arg-type]
