@@ -22,7 +22,7 @@ test-vllm: .venv-vllm/installed
 
 # What needs optional packages, some of which are heavy: environments of other systems, 4-bit bases.
 test-extras: .venv-extras/installed
-	HF_HUB_OFFLINE=1 .venv-extras/bin/python -m pytest tests/test_environment_*.py tests/test_qlora.py
+	HF_HUB_OFFLINE=1 .venv-extras/bin/python -m pytest tests/test_environment_*.py tests/test_reward_systems.py tests/test_qlora.py
 
 # Which lines no test runs. Measuring slows the tests down, so `make test` goes without.
 coverage: .venv/installed

@@ -186,7 +186,65 @@ class Judge(VerifierFunction):
     async def async_call(self, tokenized_prediction, prediction, label, query):
         return VerificationResult(score=float(self.verifier_config.llm_judge_model == "m"), cost=0.5)
 """
+VERIFIERS = """
+class Rubric:  # as verifiers' own holds its functions
+    def __init__(self, funcs, weights=None, parser=None):
+        self.funcs, self.weights = funcs, weights or [1.0] * len(funcs)
+        self.class_objects = {"parser": parser}
+
+class RubricGroup(Rubric):
+    def __init__(self, rubrics):
+        super().__init__([])
+        self.rubrics = rubrics
+
+class Parser:
+    def parse_answer(self, completion):
+        return completion[-1].content.split()[-1].strip(".")
+
+async def correct(parser, completion, answer, **kwargs):
+    return 1.0 if parser.parse_answer(completion) == answer else 0.0
+
+def short(completion, state, level) -> float:
+    assert state["answer"] == "4" and not state["is_truncated"]
+    return level / len(completion[-1]["content"])
+
+def longest(completions, answers, **kwargs) -> list[float]:
+    lengths = [len(completion[-1]["content"]) for completion in completions]
+    return [float(length == max(lengths)) for length in lengths]
+
+def wrong_number(completions):
+    return [1.0]
+
+rubric = RubricGroup([Rubric([correct, short], [2.0, 0.0], Parser()), Rubric([longest], [0.5])])
+
+def load_rubric(weight):
+    return Rubric([correct], [weight], Parser())
+"""
+VERIFIERS_4 = """
+import verifiers.v1 as vf
+
+class Data(vf.TaskData):
+    solution: str
+
+class Sum(vf.Task[Data]):
+    @vf.reward(weight=2.0)
+    async def right(self, trace) -> float:
+        return float(self.data.solution in trace.last_reply)
+
+    @vf.metric
+    async def length(self, trace) -> float:
+        return float(len(trace.last_reply))
+
+@vf.reward(weight=0.5)
+async def plugged(task, trace):
+    return {"right": float(task.solution in trace.last_reply), "asked": float(task.prompt == "2+2?")}
+
+async def needs_runtime(task, trace, runtime):
+    return 0.0
+"""
 SOURCES = {
+    "verifiers": VERIFIERS,
+    "verifiers_4": VERIFIERS_4,
     "trl": TRL,
     "verl": VERL,
     "openrlhf": OPENRLHF,
@@ -256,6 +314,10 @@ def values(outcomes: Sequence[Any]) -> list[float | None]:
         ("verl:verl_style.py:compute_later", {}, [1.0, 0.0]),
         ("verl:verl_style.py:compute_scores", {}, [1.0, 0.0]),
         ("openrlhf:openrlhf_style.py:reward_func", {}, [1.0, 0.0]),
+        ("verifiers:verifiers_style.py:short", {}, [0.375, 3 / 7]),
+        ("verifiers:verifiers_style.py:longest", {}, [1.0, 0.0]),
+        ("verifiers:verifiers_style.py:rubric", {}, [2.5, 0.0]),
+        ("verifiers:verifiers_style.py:load_rubric", {"weight": 3.0}, [3.0, 0.0]),
         ("areal:areal_style.py:reward_fn", {}, [3.0, 0.0]),
         ("slime:slime_style.py:custom_rm", {"scale": 2.0, "reward_key": "acc"}, [2.0, 0.0]),
         ("slime:slime_style.py:batched_custom_rm", {}, [1.0, 0.0]),
@@ -282,6 +344,8 @@ def test_numbers_beside_the_reward_are_observed(folder: Path) -> None:
     }
     assert score(f"verl:{folder}/verl_style.py:compute_score")[0].parts == {"r": 1.0, "r/acc": 1.0}
     assert score(f"tinker:{folder}/tinker_style.py:TextAnswerReward")[0].parts == {"r": 0.9, "r/format": 1.0}
+    parts = score(f"verifiers:{folder}/verifiers_style.py:rubric")[0].parts
+    assert parts == {"r": 2.5, "r/correct": 1.0, "r/short": 0.375, "r/longest": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -295,6 +359,8 @@ def test_numbers_beside_the_reward_are_observed(folder: Path) -> None:
         ("verl:verl_style.py:judged", {}, "verl's reward model server"),
         ("verl:verl_style.py:NaiveRewardManager", {}, "name the function that it calls"),
         ("openrlhf:openrlhf_style.py:AgentInstance", {}, "write theirs as an environment"),
+        ("verifiers:verifiers_style.py:rubric", {"weight": 1}, "nothing to give `args` to"),
+        ("verifiers:verifiers_style.py:Parser", {}, "got a Parser"),
         ("areal:areal_style.py:too_few", {}, "in this order, and it takes fewer"),
         ("slime:slime_style.py:custom_generate", {}, "need its engine"),
         ("open_instruct:open_instruct_style.py:Judge", {"nmae": 1}, "making it from `args` failed"),
@@ -327,6 +393,7 @@ def test_a_column_that_is_not_there_is_said_before_the_run(
     [
         ("openrlhf:openrlhf_style.py:without", "returned no `rewards`"),
         ("slime:slime_style.py:wants_more", "args.rm_url"),
+        ("verifiers:verifiers_style.py:wrong_number", "returned 1 values for 2 samples"),
         ("tinker:tinker_style.py:bare", "a pair of a reward and a dict"),
     ],
 )
@@ -372,6 +439,32 @@ def test_trl_s_accuracy_reward() -> None:
     pytest.importorskip("math_verify")
     replies = (r"<think>sum</think> \boxed{4}", r"\boxed{5}")
     assert values(score("trl:trl.rewards:accuracy_reward", replies=replies)) == [1.0, 0.0]
+
+
+def test_tasks_and_plugged_functions_of_verifiers_4(folder: Path) -> None:
+    pytest.importorskip("verifiers.v1")
+    outcomes = score(f"verifiers:{folder}/verifiers_4_style.py:Sum")
+    assert values(outcomes) == [2.0, 0.0]
+    assert outcomes[0].parts == {"r": 2.0, "r/right": 1.0, "r/length": 8.0}
+    assert values(score(f"verifiers:{folder}/verifiers_4_style.py:plugged")) == [1.0, 0.5]
+    with pytest.raises(ValueError, match="a runtime, which a harness starts"):
+        score(f"verifiers:{folder}/verifiers_4_style.py:needs_runtime")
+
+
+def test_a_rubric_of_verifiers_itself(folder: Path) -> None:
+    vf = pytest.importorskip("verifiers")
+    if not hasattr(vf, "Rubric"):
+        pytest.skip("verifiers from 0.4 on has no rubrics")
+    file = folder / "rubric_style.py"
+    file.write_text(
+        "import verifiers as vf\n"
+        "def right(parser, completion, answer):\n"
+        "    return float(parser.parse_answer(completion) == answer)\n"
+        "rubric = vf.Rubric([right], [2.0], parser=vf.XMLParser(['answer'], answer_field='answer'))\n",
+        encoding="utf-8",
+    )
+    replies = ("<answer>4</answer>", "4")
+    assert values(score(f"verifiers:{file}:rubric", replies=replies)) == [2.0, 0.0]
 
 
 def test_scorers_of_reasoning_gym() -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from rlft.common.by_path import did_you_mean
 from rlft.common.files import write_file
 from rlft.common.rows import read_rows
+from rlft.reward import systems
 from rlft.reward.probe import make_task
 from rlft.types import Abstain, Failed, Outcome, Score, Task
 
@@ -71,7 +72,8 @@ class Case:
 
 def beside(reward: str) -> Path:
     """Where the cases of a reward lie that is named by its file, `FILE.py:FUNCTION`."""
-    return Path(reward.rpartition(":")[0]).with_suffix(SUFFIX)
+    _, name = systems.split(reward)
+    return Path(name.rpartition(":")[0] or name).with_suffix(SUFFIX)
 
 
 def read_cases(path: Path) -> list[Case]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.common import by_path
+from rlft.reward import systems
 from rlft.reward.loading import SHIPPED
 
 
@@ -36,6 +37,9 @@ def source_file(path: str) -> Path | None:
     Raises:
         ValueError: the path names no function.
     """
+    system, path = systems.split(path)
+    if system and not systems.SYSTEMS[system].takes_path:
+        return None
     target, _ = by_path.split(path, shipped=SHIPPED)
     if isinstance(target, Path):
         return target if target.is_file() else None
@@ -59,7 +63,7 @@ def definition(path: str) -> Definition | None:
         tree = ast.parse(file.read_bytes())
     except SyntaxError:
         return None  # loading it says so
-    name = by_path.split(path, shipped=SHIPPED)[1]
+    name = path.rpartition(":")[2]
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
             return Definition(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlft.common.private_names import private
@@ -46,7 +46,7 @@ def load(taskset: Any, *, size: int | None, heldout: float, seed: int) -> Enviro
         raise ValueError("the taskset has no end: give the argument `size`")
     tasks = list(itertools.islice(taskset, size))
     for task in tasks:
-        _check(task)
+        check(task)
     named = {task.key: task for task in tasks}
     rows = [{"key": key, "prompt": _prompt(task.data)} for key, task in named.items()]
     train, held_out = split_rows(rows, heldout=heldout, seed=seed)
@@ -71,34 +71,46 @@ class _Episode:
 
     async def step(self, message: Message) -> Step:
         """Score the reply with the taskset's rewards; it ends the episode."""
-        from verifiers.v1.configs.agent import AgentConfig
-        from verifiers.v1.graph import MessageNode
-        from verifiers.v1.trace import AgentInfo, Trace, TraceTask
-        from verifiers.v1.types import AssistantMessage, SystemMessage, UserMessage
-
         own = self._tasks[self._task.id]
-        kinds: dict[str, Any] = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
-        said = [*self._task.messages, message]
-        nodes = [
-            MessageNode(
-                parent=index - 1 if index else None,
-                message=kinds[each["role"]](content=each["content"]),
-                sampled=index == len(said) - 1,
-            )
-            for index, each in enumerate(said)
-        ]
-        trace = Trace(
-            task=TraceTask(type=type(own).__name__, data=own.data, key=own.key, hash=own.hash),
-            agent=AgentInfo(config=AgentConfig()),
-            nodes=nodes,
-            is_completed=True,
-            ok=True,
-        )
+        trace = trace_of(own, self._task.messages, (message,))
         await own.score(trace)
         return Step(reward=float(trace.reward), done=True)
 
 
-def _check(task: Any) -> None:
+def trace_of(task: Any, prompt: Sequence[Message], reply: Sequence[Message]) -> Any:
+    """A `Trace` of a finished conversation, as a task's rewards read it.
+
+    Raises:
+        ValueError: a message is a tool's.
+    """
+    from verifiers.v1.configs.agent import AgentConfig
+    from verifiers.v1.graph import MessageNode
+    from verifiers.v1.trace import AgentInfo, Trace, TraceTask
+    from verifiers.v1.types import AssistantMessage, SystemMessage, UserMessage
+
+    kinds: dict[str, Any] = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
+    nodes: list[Any] = []
+    for index, each in enumerate([*prompt, *reply]):
+        if each["role"] not in kinds:
+            raise ValueError(f"a trace of verifiers is made of messages without tools, but one is a {each['role']}'s")
+        nodes.append(
+            MessageNode(
+                parent=index - 1 if index else None,
+                message=kinds[each["role"]](content=each["content"]),
+                sampled=index >= len(prompt) and each["role"] == "assistant",
+            )
+        )
+    return Trace(
+        task=TraceTask(type=type(task).__name__, data=task.data, key=task.key, hash=task.hash),
+        agent=AgentInfo(config=AgentConfig()),
+        nodes=nodes,
+        is_completed=True,
+        ok=True,
+    )
+
+
+def check(task: Any) -> None:
+    """Raise ValueError where a task needs more than a reply to be scored."""
     if task.NEEDS_CONTAINER or type(task).toolsets(task.config) or task.data.image:
         raise ValueError(
             f"tasks of {type(task).__name__} need a container or tool servers, which a harness of verifiers starts; "

@@ -33,6 +33,7 @@ SYSTEMS: Mapping[str, System] = {
     "trl": System(syntax="trl:FILE.py:NAME"),
     "verl": System(syntax="verl:FILE.py:compute_score"),
     "openrlhf": System(syntax="openrlhf:FILE.py:reward_func"),
+    "verifiers": System(syntax="verifiers:FILE.py:NAME"),
     "areal": System(syntax="areal:FILE.py:NAME"),
     "slime": System(syntax="slime:FILE.py:NAME"),
     "swift": System(syntax="swift:FILE.py:NAME"),

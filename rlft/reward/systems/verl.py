@@ -37,8 +37,9 @@ def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
     supplied = _MANY if set(_MANY) & set(parameters) else _ONE
     check_args(function, own, where)
     for missing in required(function, (*supplied, *own)):
-        what = "an address of verl's reward model server" if missing in _SERVER else "no column in verl"
-        raise ValueError(f"{where}: its parameter {missing!r} is {what}; give it in `args`")
+        if missing in _SERVER:
+            raise ValueError(f"{where}: its parameter {missing!r} is of verl's reward model server, which is not there")
+        raise ValueError(f"{where}: verl gives a reward {', '.join(supplied)}; give {missing!r} in `args`")
     needs_source = supplied[0] in parameters and source is None
     column = ("data_source",) if needs_source and parameters[supplied[0]].default is inspect.Parameter.empty else ()
 
