@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import math
 from typing import Any
 
+from rlft.reward.extract import code_block
 from rlft.reward.sandbox import Limits, call, require
-
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 require()  # a run whose code cannot be run says so before it starts
 
@@ -17,18 +16,23 @@ def code_tests(
 ) -> dict[str, float] | None:
     """1 if the function gives the expected value for every input, else 0; the share of right values is observed.
 
-    The code is the last block between triple backticks, or the whole reply. Abstains when the task has no cases.
+    The code is the last Python block between triple backticks that defines the function, or the whole reply. Abstains
+    when the task has no cases.
+
+    A program that knows the inputs of all cases by heart passes them without solving the task: have many cases, and
+    others in the held-out tasks. It cannot look the values up: they do not enter the sandbox, and what it returns is
+    compared outside of it, as plain data.
 
     Args:
-        answer: the cases, `[[arguments, expected], ...]`. The expected values do not enter the sandbox.
+        answer: the cases, `[[arguments, expected], ...]`.
         function: name of the function that the task asks for, from a column.
         seconds: wall time for all cases.
     """
     if not answer:
         return None
-    blocks = _BLOCK.findall(completion)
+    code = code_block(completion, defines=function)
     limits = Limits(seconds=seconds, memory_mb=memory_mb)
-    calls = call(blocks[-1] if blocks else completion, function, [case[0] for case in answer], limits)
+    calls = call(completion if code is None else code, function, [case[0] for case in answer], limits)
     right = [not one.error and _same(one.value, case[1]) for one, case in zip(calls, answer, strict=True)]
     return {"score": float(all(right)), "share": sum(right) / len(right)}
 
@@ -36,7 +40,10 @@ def code_tests(
 def _same(value: Any, expected: Any) -> bool:
     """Equal as JSON: True is not 1, and floats may differ in their last digits."""
     if isinstance(expected, float) and isinstance(value, int | float) and not isinstance(value, bool):
-        return abs(value - expected) <= 1e-9 * max(1.0, abs(expected))
+        try:
+            return math.isclose(value, expected, rel_tol=1e-9, abs_tol=1e-9)
+        except OverflowError:  # an integer beyond all floats
+            return False
     if isinstance(expected, list | tuple) and isinstance(value, list):
         return len(value) == len(expected) and all(map(_same, value, expected))
     if isinstance(expected, dict) and isinstance(value, dict):

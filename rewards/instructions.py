@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def instructions(completion: str, constraints: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Share of the task's constraints that the reply keeps; each kind has a curve of its own.
+def instructions(completion: str, constraints: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Share of the task's constraints that the reply keeps; each kind has a curve of its own, a second one `KIND_2`.
 
-    An empty reply keeps none: else saying nothing would be the safest way to avoid a word.
+    An empty reply keeps none: else saying nothing would be the safest way to avoid a word. Without constraints it
+    abstains.
 
     Raises:
         ValueError: a constraint of an unknown kind.
     """
     reply = completion.strip()
     kept: dict[str, float] = {}
+    seen: Counter[str] = Counter()
     for constraint in constraints:
         arguments = dict(constraint)
         kind = arguments.pop("kind")
         if kind not in CHECKS:
             raise ValueError(f"no constraint {kind!r}; there is {', '.join(CHECKS)}")
-        kept[kind] = float(bool(reply) and CHECKS[kind](reply, **arguments))
-    return {"score": sum(kept.values()) / len(kept), **kept}
+        seen[kind] += 1
+        kept[kind if seen[kind] == 1 else f"{kind}_{seen[kind]}"] = float(
+            bool(reply) and CHECKS[kind](reply, **arguments)
+        )
+    return {"score": sum(kept.values()) / len(kept), **kept} if kept else None
 
 
 def _at_most_words(reply: str, count: int) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?")
+from rlft.reward.extract import last_number, tagged
 
 
 def reasoning_gym_score(
@@ -45,18 +44,8 @@ def _scorer(dataset: str, config: str) -> Any:
     return create_dataset(dataset, seed=0, size=1, **settings).score_answer
 
 
-def _last_number(completion: str) -> str | None:
-    found = _NUMBER.findall(completion)
-    return found[-1] if found else None
-
-
-def _tagged(completion: str) -> str | None:
-    found = re.findall(r"<answer>(.*?)</answer>", completion, re.DOTALL)
-    return found[0].strip() if len(found) == 1 else None
-
-
 def _whole(completion: str) -> str:
     return completion.strip()
 
 
-_EXTRACT = {"strict": _whole, "last_number": _last_number, "answer_tag": _tagged}
+_EXTRACT = {"strict": _whole, "last_number": last_number, "answer_tag": tagged}

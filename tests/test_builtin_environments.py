@@ -186,6 +186,9 @@ def test_instructions_count_each_constraint() -> None:
     assert {kind for kind, *_ in KEPT} == set(CHECKS) == set(instructions.KINDS)
     both = [{"kind": "lower_case"}, {"kind": "at_most_words", "count": 1}]
     assert instructions_reward("two words", both) == {"score": 0.5, "lower_case": 1.0, "at_most_words": 0.0}
+    twice = [{"kind": "without_word", "word": word} for word in ("bee", "sea")]
+    assert instructions_reward("the sea", twice) == {"score": 0.5, "without_word": 1.0, "without_word_2": 0.0}
+    assert instructions_reward("the sea", []) is None
     environment = instructions.load(kinds="all", constraints=3)
     for task in environment.train:
         assert len({c["kind"] for c in task.columns["constraints"]}) == 3

@@ -65,6 +65,25 @@ def test_exact_answer_in_another_tag() -> None:
         ("no idea", 42, 0.0),
         ("inf", 42, 0.0),
         ("nan", 42, 0.0),
+        ("It is not 42", 42, 0.0),
+        ("It isn't 42", 42, 0.0),
+        ("42 is wrong", 42, 0.0),
+        ("It is not 41 but 42", 42, 1.0),
+        ("0x42", 42, 0.0),
+        ("10^42", 42, 0.0),
+        ("10^42", 10, 0.0),
+        ("1/42", 42, 0.0),
+        ("\\frac{1}{42}", 42, 0.0),
+        ("41 or 42", 42, 0.0),
+        ("42 (see step 3)", 42, 1.0),
+        ("42 cm^2", 42, 1.0),
+        ("a half, 0.5", "1/2", 1.0),
+        ("2/4", "1/2", 1.0),
+        ("\\frac{1}{2}", 0.5, 1.0),
+        ("50%", "50%", 1.0),
+        ("0.5", "50%", 1.0),
+        ("50", "50%", 1.0),
+        ("5", "50%", 0.0),
         ("42", None, None),
         ("42", "forty-two", None),
         ("42", "", None),
@@ -87,7 +106,8 @@ def test_last_number_compares_numerically(completion: str, answer: object, expec
         ("", 0.0, 0.0),
         ("<answer>42", 0.0, 0.0),
         ("<answer>41</answer> or <answer>42</answer>", 0.0, 0.0),  # no credit for trying several
-        ("<answer><answer>42</answer>", 0.0, 0.1),
+        ("<answer><answer>42</answer>", 0.0, 0.0),
+        ("<answer>42</answer> No, it is 43.", 0.0, 0.0),
     ],
 )
 def test_graded_answer_parts(completion: str, correct: float, tagged: float) -> None:
@@ -98,6 +118,7 @@ def test_graded_answer_charges_words_beyond_the_limit() -> None:
     lengths = [graded_answer("word " * words, 42, max_words=10) for words in (10, 15, 20, 1000)]
     # 0.1 * (15 - 10) / 10 = 0.05; 0.1 * (20 - 10) / 10 = 0.1; more costs no more
     assert [parts and parts["length"] for parts in lengths] == pytest.approx([0.0, -0.05, -0.1, -0.1])
+    assert graded_answer("a" * 100_000, 42) == {"correct": 0.0, "format": 0.0, "length": -0.1}
     assert graded_answer("<answer>42</answer>", None) is None
 
 

@@ -365,8 +365,20 @@ def test_a_value_of_another_type_is_another_value() -> None:
 
     assert score("1", True) == score("True", 1) == score("'1'", 1) == score("[1]", [True]) == 0
     assert score("(1, 'a')", [1, "a"]) == score("{'a': 0.1 + 0.2}", {"a": 0.3}) == score("2", 2.0) == 1
+    assert score("float('inf')", float("inf")) == score("[1e999]", [float("inf")]) == 1
+    assert score("10**400", 0.5) == score("float('inf')", 0.5) == score("-float('inf')", float("inf")) == 0
     assert score("float('nan')", 0.5) == score("None", 0) == score("[1, 2]", [1]) == 0
     assert code_tests("def f(): pass", [], "f") is None
+
+
+def test_a_value_that_cannot_be_read_moves_no_other() -> None:
+    calls = sandbox.call(
+        "import sys\nsys.set_int_max_str_digits(0)\ndef f(n):\n    return 10**5000 if n == 1 else n",
+        "f",
+        [[0], [1], [2]],
+    )
+    assert [one.value for one in calls] == [0, None, 2]
+    assert "cannot be read" in calls[1].error
 
 
 # Table A5, 29: without a sandbox nothing runs

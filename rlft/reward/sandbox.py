@@ -124,11 +124,15 @@ def call(code: str, function: str, inputs: Sequence[Sequence[Any]], limits: Limi
     require()
     tried = _execute({"code": code, "function": function, "inputs": inputs, "nonce": nonce}, limits)
     calls: list[Call] = []
-    for line in tried.output.split(b"\n"):
-        with suppress(ValueError, RecursionError):  # what the code wrote there itself
+    for line in tried.output.split(b"\n")[:-1]:  # what follows the last line break was cut
+        try:
             told = json.loads(line)
-            if isinstance(told, list) and len(told) == 3 and told[0] == nonce:
-                calls.append(Call(error=str(told[2])) if told[1] == "error" else Call(value=told[2]))
+        except (ValueError, RecursionError):
+            if line.startswith(f'["{nonce}"'.encode()):  # else the code wrote it there itself
+                calls.append(Call(error="resource: its value cannot be read: too deep, or too long a number"))
+            continue
+        if isinstance(told, list) and len(told) == 3 and told[0] == nonce:
+            calls.append(Call(error=str(told[2])) if told[1] == "error" else Call(value=told[2]))
     rest = Call(error=tried.ended or (calls[-1].error if calls and calls[-1].error else "it ended without a result"))
     return [*calls, *[rest] * len(inputs)][: len(inputs)]
 
