@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from rlft.model.adapter import read_folder
 from rlft.train.rl import launch
 from tests.conftest import MakeConfig
+from tests.fakes import read_result, read_rollouts
 from tests.faults.__main__ import results, verdict
 from tests.faults.table import ALL, page
 
@@ -55,7 +58,95 @@ def test_the_verdict_of_a_fault(tmp_path: Path) -> None:
 def _rlft(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, in a shell that runs `before` first."""
     command = f"{before} exec {sys.executable} -m rlft {' '.join(arguments)}"
-    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=250, check=False, cwd=ROOT)
+
+
+# The system's clock belongs to everybody, so a library in front of libc gives a run one of its own: it jumps two days
+# forth or back every two seconds. What waits by the monotonic clock does not notice.
+JUMPING_CLOCK = """
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+int clock_gettime(clockid_t id, struct timespec *now) {
+  struct timespec running;
+  int result = syscall(SYS_clock_gettime, id, now);
+  syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &running);
+  if (id == CLOCK_REALTIME && result == 0) now->tv_sec += running.tv_sec / 2 % 2 ? 86400 : -86400;
+  return result;
+}
+
+int gettimeofday(struct timeval *now, void *zone) {
+  struct timespec precise;
+  int result = clock_gettime(CLOCK_REALTIME, &precise);
+  now->tv_sec = precise.tv_sec;
+  now->tv_usec = precise.tv_nsec / 1000;
+  return result;
+}
+
+time_t time(time_t *now) {
+  struct timespec precise;
+  clock_gettime(CLOCK_REALTIME, &precise);
+  if (now) *now = precise.tv_sec;
+  return precise.tv_sec;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def jumping_clock(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What to write before a command whose clock jumps."""
+    compiler = shutil.which("cc") or shutil.which("c++")
+    if sys.platform != "linux" or compiler is None:
+        pytest.skip("needs Linux and a C compiler")
+    folder = tmp_path_factory.mktemp("clock")
+    (folder / "clock.c").write_text(JUMPING_CLOCK)
+    done = subprocess.run(
+        [compiler, "-x", "c", "-shared", "-fPIC", "-o", folder / "clock.so", folder / "clock.c"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    preload = f"LD_PRELOAD={folder}/clock.so"
+    program = "import time; a = time.time(); time.sleep(2); print(abs(time.time() - a))"
+    done = subprocess.run(f"{preload} {sys.executable} -c '{program}'", shell=True, capture_output=True, check=True)
+    assert float(done.stdout) > 86400
+    return preload
+
+
+def test_a_clock_that_jumps_does_not_show_in_a_run(jumping_clock: str, config_file: Path, finished_run: Path) -> None:
+    done = _rlft("train", str(config_file), "backend=ray", "checkpoint.every=1", before=jumping_clock)
+    assert done.returncode == 0, done.stderr
+    run = config_file.parent / "runs" / "tiny"
+    assert read_result(run) == read_result(finished_run)
+    assert not (run / "events.jsonl").exists()  # no worker was replaced
+
+
+HANGS_ON_ONE_TASK = """
+import time
+def odd(completion, task_id):
+    if task_id == "train-3":
+        time.sleep(600)
+    return sum(ord(character) % 2 for character in completion) / max(1, len(completion))
+"""
+
+
+def test_a_clock_that_jumps_ends_no_deadline_early_or_late(
+    jumping_clock: str, config_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "reward.py").write_text(HANGS_ON_ONE_TASK)
+    began = time.monotonic()
+    done = _rlft(
+        *("train", str(config_file), "steps=2", "evaluation.tasks=2", "scoring.deadline_s=3", "scoring.max_failed=1"),
+        before=jumping_clock,
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 240
+    rows = [row for step in (1, 2) for row in read_rollouts(tmp_path / "runs" / "tiny", step)]
+    kinds = Counter((row["task_id"] == "train-3", row["failure_kind"]) for row in rows)
+    assert kinds == {(True, "timeout"): 4, (False, None): 28}
 
 
 def _can_mount() -> bool:

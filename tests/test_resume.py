@@ -169,10 +169,10 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> I
     """Every run of KILLS, and under "reference" one that nobody interrupted; two or three at a time."""
     with ThreadPoolExecutor(3) as executor:
         make = tmp_path_factory.mktemp
-        order = sorted(KILLS, key=lambda name: KILLS[name].backend != "ray")  # the slowest one first
-        futures = {name: executor.submit(interrupt, make("killed"), tiny_model, KILLS[name]) for name in order}
         reference = Driver(make("reference"), tiny_model)
         result = executor.submit(reference.finish, *reference.train)
+        order = sorted(KILLS, key=lambda name: KILLS[name].backend != "ray")  # the slowest one first
+        futures = {name: executor.submit(interrupt, make("killed"), tiny_model, KILLS[name]) for name in order}
         futures["reference"] = executor.submit(lambda: Interrupted(reference.run, result=result.result()))
         yield futures
 
@@ -250,6 +250,28 @@ def test_every_moment_at_which_something_was_written_can_be_resumed_from(
         assert read_result(moment) == expected, moment.name
     litter = sorted(str(path.relative_to(tmp_path)) for moment in moments for path in moment.rglob("*.tmp"))
     assert litter == []  # what a killed write left is cleared away; it may be as large as a checkpoint
+
+
+# A cluster that dies.
+
+
+@pytest.mark.parametrize(("process", "called"), [("raylet", "raylet"), ("gcs_server", "control service")])
+def test_a_run_that_lost_its_cluster_says_so_and_can_be_resumed(
+    tmp_path: Path, tiny_model: Path, reference: Interrupted, process: str, called: str
+) -> None:
+    driver = Driver(tmp_path, tiny_model, "backend=ray")
+    driver.hold("train 3")
+    rlft = start_rlft(*driver.train, log=driver.log, environment=driver.environment)
+    driver.wait_for(driver.folder / "reached", rlft.is_alive)
+    [lost] = [each for each in psutil.Process(rlft.pid).children(recursive=True) if each.name() == process]
+    lost.kill()
+    rlft.join(90)
+    assert rlft.exitcode == 1
+    told = " ".join(driver.log.read_text().split())
+    assert f"the run's Ray cluster is lost: its {called} (process {lost.pid}) has died" in told
+    assert f"`rlft resume {driver.run}` continues from the last checkpoint" in told
+    assert leftovers(driver.folder) == ()
+    assert driver.finish("resume", str(driver.run)) == reference.result
 
 
 # Damage.

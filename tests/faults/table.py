@@ -55,9 +55,20 @@ PROCESSES = [
         ("nodes::a_killed_node_leaves_no_trace_in_the_curve",),
     ),
     Fault(
-        "SIGKILL of the raylet, SIGSTOP of the raylet or the control service",
-        "a named error in a bounded time",
-        ("cluster::a_cluster_that_lost_a_process_ends_in_a_bounded_time_and_says_so",),
+        "SIGKILL or SIGSTOP of the raylet or the control service",
+        "a named error in a bounded time, and the resume command; the resumed run ends with the same bytes",
+        (
+            "resume::a_run_that_lost_its_cluster_says_so_and_can_be_resumed",
+            "cluster::a_cluster_that_lost_a_process_ends_in_a_bounded_time_and_says_so",
+        ),
+    ),
+    Fault(
+        "the process of vLLM dies, or vLLM fails",
+        "named, with the last that it printed; a process that died is a lost worker",
+        (
+            "vllm_process::a_process_that_ends_is_a_lost_engine_with_what_it_printed",
+            "vllm_process::an_exception_is_an_error_with_what_it_printed",
+        ),
     ),
     Fault(
         "a learner process dies or is silent",
@@ -106,7 +117,10 @@ PROCESSES = [
     Fault(
         "the clock jumps while a run waits",
         "nothing: waits use the monotonic clock",
-        missing="the system's clock cannot be set from a test without taking it from everybody",
+        (
+            "faults::a_clock_that_jumps_does_not_show_in_a_run",
+            "faults::a_clock_that_jumps_ends_no_deadline_early_or_late",
+        ),
     ),
 ]
 FILES = [
@@ -242,6 +256,26 @@ REWARDS = [
         ),
     ),
     Fault(
+        "an environment or a tool raises, or answers nonsense",
+        "its sample fails alone, with the traceback; the policy is told what a tool said",
+        (
+            "episodes::an_environment_that_raises_fails_its_sample_alone",
+            "episodes::an_answer_that_makes_no_sense_fails_the_sample",
+            "tools::what_goes_wrong_in_a_call_is_a_message",
+            "tools::a_malformed_call_is_told_to_the_policy",
+        ),
+    ),
+    Fault(
+        "a reward that gives the same sample another score each time",
+        "a noisy curve",
+        missing="a run scores each sample once, so that it costs nothing twice",
+    ),
+    Fault(
+        "a policy that games its reward",
+        "the samples with the highest rewards are in the report; a reward of weight 0 shows what is not trained on",
+        missing="whether a reward means what its author meant is for a reader of the samples to say",
+    ),
+    Fault(
         "all groups with equal rewards",
         "no update, not even by momentum; said after guards.steps_without_signal",
         ("errors::equal_rewards_change_nothing", "guards::steps_without_an_update_are_counted_across_a_resume"),
@@ -271,6 +305,20 @@ TRAINING = [
             "weight_proof::a_fault_is_found_in_bfloat16",
         ),
     ),
+    Fault(
+        "a worker that missed an adapter, or samples with another one",
+        "the run stops before anything is trained on them",
+        ("errors::a_worker_that_missed_a_publication_stops_the_run", "errors::samples_of_a_stale_adapter_are_refused"),
+    ),
+    Fault(
+        "another version of a package without a private name that rlft uses",
+        "an error that says which versions have it",
+        (
+            "private_names::a_name_that_is_gone_says_what_to_install",
+            "private_names::an_option_that_ray_does_not_have_any_more_is_said",
+            "private_names::processes_of_ray_that_have_other_names_are_said",
+        ),
+    ),
 ]
 DATA = [
     Fault(
@@ -281,6 +329,11 @@ DATA = [
             "special_tokens::no_text_gets_a_special_token_of_its_own",
             "special_tokens::a_run_says_how_many_prompts_spell_special_tokens",
         ),
+    ),
+    Fault(
+        "a broken line, a missing column, a source that cannot be read",
+        "refused with file and line, or with what the source lacks",
+        ("dataset::errors_name_file_and_line", "dataset::errors_name_what_is_wrong_with_a_source"),
     ),
     Fault(
         "null questions, the same prompt with another answer, look-alike prompts",
