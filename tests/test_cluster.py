@@ -166,6 +166,7 @@ finally:
     [
         ("raylet", "SIGKILL", "future", "its raylet .* has died"),
         ("raylet", "SIGSTOP", "future", "its raylet .* has been stopped for 3 s"),
+        ("control service", "SIGKILL", "future", "its (control service|raylet) .* has died"),
         ("control service", "SIGSTOP", "get", "its control service .* has been stopped for 3 s"),
     ],
 )
