@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-kernels test-vllm test-extras coverage check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool clean
+.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras coverage check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
 
 test: test-kernels
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --ignore=tests/test_kernels.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not sweep" --ignore=tests/test_kernels.py
+
+# What further values of a parameter show that others of the same test have shown.
+test-sweeps: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m sweep
 
 # Twice: with compiled kernels, which are an error where they are missing or wrong, and with torch's operations alone.
 KERNELS := $(if $(findstring Linux x86_64,$(shell uname -sm)),$(if $(shell command -v c++),required 0,0),0)

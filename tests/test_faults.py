@@ -14,7 +14,7 @@ import pytest
 
 from rlft.model.adapter import read_folder
 from rlft.train.rl import launch
-from tests.conftest import MakeConfig
+from tests.conftest import MakeConfig, start_rlft
 from tests.fakes import read_result, read_rollouts
 from tests.faults.__main__ import results, verdict
 from tests.faults.table import ALL, page
@@ -177,11 +177,14 @@ def test_a_full_disk_is_named_with_its_bytes(config_file: Path, tmp_path: Path, 
     assert f"rlft resume {disk}/tiny" in told
 
 
-def test_a_folder_that_may_not_be_written_is_named(config_file: Path) -> None:
-    done = _rlft("train", str(config_file), "steps=1", "output_dir=/proc/nowhere")
-    assert done.returncode == 1
-    assert "/proc/nowhere" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_folder_that_may_not_be_written_is_named(config_file: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    process = start_rlft("train", str(config_file), "steps=1", "output_dir=/proc/nowhere", log=log)
+    process.join()
+    told = log.read_text()
+    assert process.exitcode == 1
+    assert "/proc/nowhere" in told
+    assert "Traceback" not in told
 
 
 def test_a_damaged_adapter_of_a_finished_run_is_noticed(

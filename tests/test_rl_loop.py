@@ -22,6 +22,7 @@ from rlft.types import Batch
 from tests.conftest import MakeConfig
 from tests.fakes import read_lines, read_metrics, read_result, read_rollouts
 from tests.observables import requested_chunks
+from tests.sweeps import swept
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -205,6 +206,10 @@ def test_a_batch_whose_update_is_not_finite_is_kept(make_config: MakeConfig, mon
 
 # Every preset
 
+STATEFUL = {"ppo", "dapo", "remax", "opd", "online_dpo"}
+"""A critic, refills, greedy answers, a teacher, pairs: the others keep nothing else between steps than GRPO, which is
+resumed in all ways elsewhere."""
+
 
 def overrides(preset: str, teacher: Path) -> list[str]:
     extra = [f"reference={teacher}"] if preset == "opd" else []
@@ -220,7 +225,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> Pat
     return folder
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", swept(PRESETS, always=STATEFUL.__contains__))
 def test_a_resumed_run_of_every_preset_ends_with_the_same_bytes(
     make_config: MakeConfig, teacher: Path, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +260,12 @@ def test_every_preset_has_a_debug_config() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+def test_every_debug_config_is_its_preset(preset: str) -> None:
+    overrides = ["reference=somewhere"] if preset == "opd" else []
+    assert load(DEBUG_CONFIGS / f"{preset}.yaml", overrides).algorithm == PRESETS[preset]
+
+
+@pytest.mark.parametrize("preset", swept(PRESETS, always=STATEFUL.__contains__))
 def test_every_debug_config_runs(tmp_path: Path, tiny_model: Path, preset: str) -> None:
     overrides = [f"output_dir={tmp_path}", f"model={{source: {tiny_model}, dtype: float32}}", "evaluation.tasks=2"]
     overrides += ["environment.args={high: 20, heldout: 4, demonstrations: 16}", "sft.epochs=0.5"]
@@ -264,7 +275,6 @@ def test_every_debug_config_runs(tmp_path: Path, tiny_model: Path, preset: str) 
     config = load(DEBUG_CONFIGS / f"{preset}.yaml", overrides)
     launch.train(config)
     assert len(read_metrics(config.run_dir)) == 2
-    assert config.algorithm == PRESETS[preset]
 
 
 def test_an_adaptive_coefficient_is_steered(make_config: MakeConfig) -> None:
