@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "run": BASICS,
     "rollout": {*MODEL, "environment"},
     "curves": {"types", "common", "run"},
-    "reward": {*MODEL, "environment", "rollout", "run", "curves"},
+    "reward": {*MODEL, "environment", "learner", "rollout", "run", "curves"},
     "train": {*MODEL, "environment", "learner", "run", "rollout", "curves", "reward"},
     "cli": {*MODEL, "environment", "learner", "run", "rollout", "curves", "reward", "train"},
 }

@@ -68,7 +68,7 @@ HELP = {
     "schema": ["JSON Schema"],
     "models": ["hub"],
     "env": ["play", "check", "measure"],
-    "reward": ["init", "try"],
+    "reward": ["init", "try", "replay", "explain"],
     "chaos": ["CONFIG", "--kills"],
 }
 

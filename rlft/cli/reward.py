@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-app = typer.Typer(help="Write, try and check reward functions.", no_args_is_help=True)
+app = typer.Typer(help="Write, try, check and change reward functions.", no_args_is_help=True)
 
 RewardArguments = Annotated[
     list[str] | None, typer.Option("--args", help="Argument of the reward: key=value.", metavar="KEY=VALUE")
@@ -86,3 +86,35 @@ def try_(
         reward_try.watch(console, asked, as_json=as_json)
     elif not reward_try.run(console, asked, as_json=as_json):
         raise typer.Exit(1)
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="Run directory, such as runs/quickstart.", show_default=False)],
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A new reward; may be given several times: its path, {path: ..., weight: ..., args: {...}}, or a "
+            "config file whose rewards are taken. Left out, the run's own.",
+        ),
+    ] = None,
+    steps: Annotated[str, typer.Option(help="Which steps: all, or such as 3,5-8.")] = "all",
+    workers: Annotated[int | None, typer.Option(min=0, help="Scoring processes; 0 scores in this process.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a run's stored rollouts by another reward: what it would have changed in every step."""
+    from rlft.cli.reward_replay import run_replay
+
+    run_replay(run, reward or [], steps, workers=workers, as_json=as_json)
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run directory, such as runs/quickstart.", show_default=False)],
+    sample: Annotated[str, typer.Argument(help="STEP/TASK/INDEX, as replay shows it.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Show why a stored sample moved the policy as it did: parts, group, advantage, place in the loss."""
+    from rlft.cli.reward_replay import run_explain
+
+    run_explain(run, sample, as_json=as_json)

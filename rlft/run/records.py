@@ -341,7 +341,7 @@ ROLLOUT_COLUMNS = {
 """A row of `rollouts/step-000012.parquet` and `evals/NAME.parquet`: one sample, failed ones too. Files of other
 versions may have fewer or further columns."""
 
-SOURCES = "rlft.sources"
+SOURCES = "rlft:sources"
 """Key of the metadata of such a file: JSON of what made its rewards and its tasks, `rewards` by name and `environment`,
 each with `path`, `args`, and `files`: sha256 by path, of the file and of what it imports of its folder. A checkpoint's
 state.json has the same as `sources`."""
