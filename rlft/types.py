@@ -175,7 +175,10 @@ class RewardSpec:
     @property
     def label(self) -> str:
         """Name in metrics."""
-        return self.name or (Path(self.folder).name if self.folder else self.path.rpartition(":")[2])
+        if self.folder:
+            return self.name or Path(self.folder).name
+        named = self.path.rpartition(":")[2]
+        return self.name or (Path(named).stem if named.endswith(".json") else named)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

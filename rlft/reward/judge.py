@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from rlft.common.chat_server import ask, connect
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def judge(
-    question: str,
+    question: str | Sequence[Message],
     parse: Callable[[str], T | None],
     *,
     base_url: str,
@@ -33,7 +33,7 @@ def judge(
     max_tokens: int = 512,
     extra: dict[str, Any] | None = None,
 ) -> T | None:
-    """A served model's verdict on what `question` holds.
+    """A served model's verdict on what `question` holds, a user's message or a conversation.
 
     Args:
         parse: the verdict in a reply, None where there is none; see `score` and `passed`.
@@ -56,7 +56,7 @@ def judge(
     """
     ends = time.monotonic() + deadline_s
     client = _client(base_url, api_key_env, retries, os.getpid())
-    messages: list[Message] = [{"role": "user", "content": question}]
+    messages = [Message(role="user", content=question)] if isinstance(question, str) else list(question)
     for attempt in range(attempts):
         left = ends - time.monotonic()
         if left <= 0:

@@ -40,6 +40,7 @@ SYSTEMS: Mapping[str, System] = {
     "tinker": System(syntax="tinker:FILE.py:NAME"),
     "open_instruct": System(syntax="open_instruct:FILE.py:CLASS"),
     "reasoning_gym": System(syntax="reasoning_gym:NAME", takes_path=False),
+    "openai": System(syntax="openai:GRADER.json", takes_path=False),
 }
 
 
