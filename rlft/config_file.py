@@ -73,6 +73,19 @@ def load(
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ValueError(f"no config file {path}.{did_you_mean(str(path), near)}")
     try:
+        return _load(path, overrides, kind, amend, check)
+    except RecursionError:
+        raise ValueError(f"{path}: a value is nested too deeply, or holds itself by an alias") from None
+
+
+def _load(
+    path: Path,
+    overrides: Sequence[str],
+    kind: type[BaseModel],
+    amend: Callable[[Any], None] | None,
+    check: Callable[[Any], Iterable[Problem]] | None,
+) -> BaseModel:
+    try:
         tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
@@ -115,7 +128,7 @@ def dump(config: BaseModel) -> str:
     try:
         yaml.dump(config.model_dump(mode="json"), stream)
         kept = type(config).model_validate(_plain(YAML(typ="rt").load(stream.getvalue())))
-    except (PydanticSerializationError, ValidationError, YAMLError) as error:
+    except (PydanticSerializationError, ValidationError, YAMLError, RecursionError) as error:
         raise ValueError(f"this config cannot be kept in a config.yaml: {error}. {_PLAIN_DATA}") from error
     if kept != config:
         given, read = config.model_dump(), kept.model_dump()

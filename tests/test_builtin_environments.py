@@ -92,6 +92,22 @@ def test_other_expressions_are_refused(written: str) -> None:
         evaluate(written)
 
 
+@pytest.mark.parametrize(
+    "written",
+    ["1e999999999", "1e-999999999", "1e" + "9" * 150, "0e999999999", "1/1e300*1e-10", "*".join(["9e99"] * 38)],
+)
+def test_numbers_that_no_computer_holds_are_refused_at_once(written: str) -> None:
+    with pytest.raises(ValueError, match="more than 300 digits"):
+        evaluate(written)
+    assert countdown_reward(f"<answer>{written}</answer>", [1], 1) == {"right": 0.0, "legal": 0.0}
+
+
+def test_the_largest_and_smallest_values_are_shown() -> None:
+    assert show(evaluate("1e299")[0]) == "1" + "0" * 299
+    assert show(evaluate("1e299 + 0.5")[0]) == "1e+299"
+    assert show(evaluate("1e-299")[0]) == "1e-299"
+
+
 def test_arithmetic_has_right_answers() -> None:
     environment = arithmetic.load(terms=3, operators="+-*", low=0, high=12, tasks=200)
     assert len(environment.train) == 140
@@ -285,6 +301,8 @@ def test_the_shown_programs_are_right() -> None:
         task = tasks[shown[0]["content"]]
         assert code_tests(shown[-1]["content"], task.answer, task.columns["function"]) == {"score": 1.0, "share": 1.0}
     task = environment.train[0]
+    # Beyond all floats, which is wrong and no failure of the reward.
+    assert code_tests("def f():\n    return 10**400", [[[], 1.5]], "f") == {"score": 0.0, "share": 0.0}
     assert code_tests("```python\ndef f(values):\n    return None\n```", task.answer, "f") == {
         "score": 0.0,
         "share": 0.0,

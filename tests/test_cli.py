@@ -371,6 +371,8 @@ def test_without_a_terminal_there_are_plain_lines() -> None:
         ([0.0, 1.0], "▁█"),
         ([-7.0, 0.0], "▁█"),
         ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
+        ([1.0, float("nan"), 2.0, float("inf")], "▁ █ "),
+        ([float("nan")], " "),
     ],
 )
 def test_a_sparkline_spans_its_values(values: list[float], expected: str) -> None:

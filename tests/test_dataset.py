@@ -301,3 +301,17 @@ def test_a_share_outside_of_0_to_1_is_refused(tmp_path: Path) -> None:
     for share in (-1, 1, 1.5):
         with pytest.raises(ValueError, match="heldout is a share of the rows, at least 0 and below 1"):
             dataset.load(write(tmp_path, ".jsonl", ROWS), heldout=share)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('question,answer\n"open,1\nb,2\n', r"rows\.csv:3: not readable as CSV: unexpected end"),
+        ('question,answer\n"a"b,1\n', r"rows\.csv:2: not readable as CSV"),
+        (f'question,answer\n"{"x" * 200_000}",1\n', r"field larger than field limit .* \.jsonl, where"),
+    ],
+)
+def test_a_csv_file_that_could_be_read_in_two_ways_is_refused(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "rows.csv").write_text(content)
+    with pytest.raises(ValueError, match=told):
+        dataset.load(str(tmp_path / "rows.csv"))

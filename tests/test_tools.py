@@ -134,6 +134,8 @@ def test_results_are_text() -> None:
     assert ask("shout", text=" ") == "(no output)"
     long = ask("shout", text="x" * (MAX_RESULT + 5))
     assert long == "x" * MAX_RESULT + " ... (5 more characters)"
+    wrong = asyncio.run(answer(TOOLS, ToolCall(name="y" * 100_000, arguments={})))
+    assert max(len(wrong["name"]), len(wrong["content"])) < MAX_RESULT + 50  # it is quoted no longer than that
 
 
 @pytest.mark.parametrize(

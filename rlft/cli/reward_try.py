@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 from ruamel.yaml import YAML
 
+from rlft.common import json_text
 from rlft.common.by_path import did_you_mean
 from rlft.common.rows import read_rows
 from rlft.config import RunConfig
@@ -199,7 +200,7 @@ def _answer(text: str | None) -> Any:
     if text is None or not text.startswith(("[", "{")):
         return text
     try:
-        return json.loads(text)
+        return json_text.parse(text)
     except ValueError:
         return text
 

@@ -7,11 +7,26 @@ import re
 
 LOG_LIMIT = 10 * 2**20
 """Largest size of a log in bytes; of one that would be larger the first half is kept, and what was written last."""
+_CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
+"""Control characters in UTF-8, of which a terminal makes commands; tabs and ends of lines are none."""
 KEPT = 2**16
 """What was written last and is always kept, in bytes."""
 
 _NOTICE = "\n[... {} bytes of output were dropped here: a log holds {} ...]\n"
 _FOUND = re.compile(rb"\n\[\.\.\. (\d+) bytes of output were dropped here: a log holds \d+ \.\.\.\]\n")
+
+
+def inert(data: bytes) -> bytes:
+    """Output in which no control character is left to act on the terminal of who reads the log.
+
+    They are shown as `cat -v` does: `^[` is an escape, which of its 8-bit forms is the first half.
+    """
+    return _CONTROLS.sub(_shown, data)
+
+
+def _shown(found: re.Match[bytes]) -> bytes:
+    code = found[0][-1]
+    return b"^[" + bytes([code - 0x40]) if code >= 0x80 else b"^" + bytes([code ^ 0x40])
 
 
 class BoundedLog:

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from rlft.common.bounded_log import BoundedLog
+from rlft.common.bounded_log import BoundedLog, inert
 
 CLEANING_LIMIT_S = 5.0
 """Time to kill what the child has left behind; only a process that the kernel cannot end needs more than a little."""
@@ -99,7 +99,7 @@ def _pass_on(printed: int, log: BoundedLog) -> bool:
     """Log some of what was printed; whether there can be more."""
     data = os.read(printed, READ_SIZE)
     with contextlib.suppress(OSError):  # the disk is full; the child must be able to go on
-        log.write(data)
+        log.write(inert(data))
     return bool(data)
 
 

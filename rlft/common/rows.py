@@ -9,15 +9,17 @@ from __future__ import annotations
 import codecs
 import csv
 import hashlib
-import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlft.common import json_text
 from rlft.common.by_path import describe_error, did_you_mean, import_function
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+MARKS = 100
+"""Combining marks in a row that are brought into one order; those behind them are another row."""
 
 
 def read_rows(
@@ -52,7 +54,20 @@ def canonical_text(text: str) -> str:
 
     Two prompts with equal canonical texts are the same prompt, and must not stand on both sides of a split.
     """
-    return "\n".join(line.rstrip() for line in unicodedata.normalize("NFC", text).split("\n")).strip("\n")
+    normal = "".join(unicodedata.normalize("NFC", piece) for piece in _pieces(text))
+    return "\n".join(line.rstrip() for line in normal.split("\n")).strip("\n")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text, cut within runs of combining marks that no language has: normalizing sorts each run, in time that grows
+    with the square of its length."""
+    start = run = 0
+    for at, char in enumerate("" if text.isascii() else text):
+        run = run + 1 if unicodedata.combining(char) else 0
+        if run > MARKS:
+            yield text[start:at]
+            start, run = at, 1
+    yield text[start:]
 
 
 def row_hash(text: str, seed: int) -> str:
@@ -122,7 +137,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if line.strip():
             where = f"{path}:{number}"
             try:
-                row = json.loads(line)
+                row = json_text.parse(line)
             except ValueError as error:
                 raise ValueError(f"{where}: not JSON: {error}") from None
             yield where, _object(where, row)
@@ -135,14 +150,20 @@ def _object(where: str, row: Any) -> Mapping[str, Any]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(_lines(path))
-    for number, row in enumerate(reader, start=1):
-        where = f"{path}, row {number}"
-        if None in row or None in row.values():
-            raise ValueError(
-                f"{where}: it has another number of fields than the header, {len(reader.fieldnames or ())}"
-            )
-        yield where, row
+    reader = csv.DictReader(_lines(path), strict=True)
+    try:
+        for number, row in enumerate(reader, start=1):
+            where = f"{path}, row {number}"
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{where}: it has another number of fields than the header, {len(reader.fieldnames or ())}"
+                )
+            yield where, row
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}:{reader.reader.line_num}: not readable as CSV: {error}; put texts in quotes and write a quote "
+            "within them twice, or write the table as .jsonl, where a text may have any length"
+        ) from None
 
 
 def _whole_file(path: Path) -> list[Any]:
@@ -154,9 +175,10 @@ def _whole_file(path: Path) -> list[Any]:
             return pq.read_table(path).to_pylist()
         except pa.ArrowException as error:
             raise ValueError(f"{path}: not readable as parquet: {error}") from None
+    text = "".join(_lines(path))
     try:
-        rows = json.loads("".join(_lines(path)))
-    except json.JSONDecodeError as error:
+        rows = json_text.parse(text)
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}; one object a line goes into a .jsonl file") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected a list of rows, found {type(rows).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from types import TracebackType
@@ -126,14 +127,13 @@ class View:
 
 
 def sparkline(values: list[float], width: int = 40) -> str:
-    """The last `width` values as block characters between their minimum and maximum."""
+    """The last `width` values as block characters between their minimum and maximum; a gap where one is not finite."""
     values = values[-width:]
-    if not values:
-        return ""
-    low, high = min(values), max(values)
-    if high == low:
-        return _BARS[0] * len(values)
-    return "".join(_BARS[round((value - low) / (high - low) * (len(_BARS) - 1))] for value in values)
+    known = [value for value in values if math.isfinite(value)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    spread = high - low or 1.0
+    heights = [round((value - low) / spread * (len(_BARS) - 1)) if math.isfinite(value) else None for value in values]
+    return "".join(" " if height is None else _BARS[height] for height in heights)
 
 
 def _duration(seconds: float) -> str:

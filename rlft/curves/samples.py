@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlft.common import json_text
 from rlft.curves.reading import read_rollouts, rollout_steps
 
 LAST_STEPS = 3
@@ -224,6 +225,6 @@ def _messages(text: str | None) -> tuple[tuple[str, str], ...]:
 def _json(text: str | None) -> Any:
     """Decoded JSON; the text itself where it is none, for it is only shown."""
     try:
-        return json.loads(text) if text else None
+        return json_text.parse(text) if text else None
     except ValueError:
         return text

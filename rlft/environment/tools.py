@@ -34,7 +34,7 @@ from rlft.types import Message, Task
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 MAX_RESULT = 2000
-"""Longest answer of a tool in characters; what is longer is cut, and says so."""
+"""Longest answer to a call in characters, also to a wrong one, which quotes it; what is longer is cut, and says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +119,14 @@ def _read_call(written: str) -> ToolCall | BadCall:
 async def answer(tools: Sequence[Tool], call: ToolCall | BadCall) -> Message:
     """Carry a call out and give its result, or what is wrong with it, as a `tool` message."""
     if isinstance(call, BadCall):
-        return Message(role="tool", content=call.message)
-    return Message(role="tool", name=call.name, content=await _result(tools, call))
+        return Message(role="tool", content=_cut(call.message))
+    return Message(role="tool", name=_cut(call.name), content=_cut(await _result(tools, call)))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_RESULT:
+        return text
+    return f"{text[:MAX_RESULT]} ... ({len(text) - MAX_RESULT} more characters)"
 
 
 async def _result(tools: Sequence[Tool], call: ToolCall) -> str:
@@ -137,8 +143,6 @@ async def _result(tools: Sequence[Tool], call: ToolCall) -> str:
         text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
     except Exception as error:  # a tool that refuses its input is part of the task
         return f"error: {type(error).__name__}: {error}"
-    if len(text) > MAX_RESULT:
-        text = f"{text[:MAX_RESULT]} ... ({len(text) - MAX_RESULT} more characters)"
     return text if text.strip() else "(no output)"
 
 

@@ -40,7 +40,7 @@ _DENIED_AFTER = re.compile(
     r"|(?:is|was|could|ca)n['\u2019]t\b|cannot\b)",
     re.IGNORECASE,
 )
-_OR = re.compile(r"[^.;!?\n]*\bor\b[^.;!?\n]*", re.IGNORECASE)
+_OR, _SENTENCE_ENDS = re.compile(r"\bor\b", re.IGNORECASE), re.compile(r"[.;!?\n]")
 
 
 def conclusion(text: str, tag: str = "think") -> str:
@@ -109,7 +109,8 @@ def last_number(text: str) -> str | None:
     last, before = found[-1], text[found[-2].end() : found[-1].start()] if len(found) > 1 else text[: found[-1].start()]
     if last["power"] or _INSIDE.search(before[-20:]) or is_denied(before, text[last.end() : last.end() + 40]):
         return None
-    if len(found) > 1 and _OR.fullmatch(before) and not same_number(found[0]["number"], last["number"]):
+    is_or = len(found) > 1 and _OR.search(before) and not _SENTENCE_ENDS.search(before)
+    if is_or and not same_number(found[0]["number"], last["number"]):
         return None
     return last["number"].strip()
 
@@ -156,7 +157,7 @@ def _only(answers: Sequence[str], strict: bool) -> str | None:
 
 
 _PYTHON = {"python", "python3", "py", "py3", "python2"}
-_FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^`\n]*$")
+_FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*([\w+#.-]*)")
 
 
 def code_block(text: str, language: str = "python", *, defines: str = "") -> str | None:
@@ -186,7 +187,9 @@ def _blocks(text: str) -> list[tuple[str, str]]:
     for line in text.splitlines():
         bare = line.strip()
         if not fence:
-            if opening := _FENCE.search(line):
+            # No backtick may follow it on its line; a pattern that says so tries each place again, in quadratic time.
+            last_ticks = len(line[: line.rfind("`") + 1].rstrip("`"))
+            if opening := _FENCE.search(line, last_ticks):
                 fence, info, lines = opening[1], opening[2].lower(), []
         elif bare.startswith(fence) or bare.endswith(fence):
             lines += [line[: line.rindex(fence)]] if not bare.startswith(fence) else []

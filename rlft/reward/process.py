@@ -67,8 +67,9 @@ class ScoringProcess:
         """
         if log:
             log.parent.mkdir(parents=True, exist_ok=True)
-        # The order of a set of strings must not depend on which process looks at it.
-        defaults = {"PYTHONHASHSEED": "0"}
+        # The order of a set of strings must not depend on which process looks at it, and what a reward prints of a text
+        # must not fail by what the text holds, or by the locale.
+        defaults = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8:backslashreplace"}
         self.is_concurrent = False
         """Whether it works on all its jobs at once."""
         self.jobs: dict[int, Job] = {}

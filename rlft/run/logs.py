@@ -6,13 +6,13 @@ after a crash, is left out and said.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from rlft.common import json_text
 from rlft.common.files import write_file
 from rlft.run.earlier_configs import modernise
 from rlft.run.records import (
@@ -69,7 +69,7 @@ def mend_end(log: Path) -> None:
     if log.exists() and (data := log.read_bytes()) and not data.endswith(b"\n"):
         whole = data.rfind(b"\n") + 1
         try:
-            json.loads(data[whole:])
+            json_text.parse(data[whole:])
         except ValueError:
             write_file(log, data[:whole])
         else:  # only its end is missing: it was written, and what follows must not continue it
@@ -107,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        data = json.loads(path.read_bytes())
+        data = json_text.parse(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(data, dict):
@@ -149,7 +149,7 @@ def _objects(
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line.decode(errors="replace") if skip_damaged else line)
+            row = json_text.parse(line.decode(errors="replace") if skip_damaged else line)
         except ValueError as error:
             if skip_damaged:
                 continue

@@ -360,7 +360,30 @@ DATA = [
     Fault(
         "HTML, terminal escapes and broken Unicode that a model wrote",
         "inert on the page, the terminal and in files",
-        ("report::whatever_was_written_by_others_is_inert", "run::text_that_is_no_unicode_costs_no_samples"),
+        (
+            "report::whatever_was_written_by_others_is_inert",
+            "run::text_that_is_no_unicode_costs_no_samples",
+            "hostile_texts::a_run_of_hostile_rollouts_is_kept_and_its_report_is_inert",
+        ),
+    ),
+    Fault(
+        "hostile texts: escapes, broken Unicode, 100 kB words, deep nesting, huge numbers, programs, templates",
+        "whoever reads one gives a value or says what is wrong, soon; no special token, escape or script of it acts",
+        (
+            "hostile_texts::each_reader_with_the_corpus",
+            "hostile_texts::each_reader_with_texts_that_are_made",
+            "hostile_texts::the_sandbox_with_the_corpus",
+        ),
+    ),
+    Fault(
+        "files that are no text: bytes that are no UTF-8, open quotes, fields that are too long",
+        "read, or refused with the file",
+        ("hostile_texts::bytes_that_are_no_text",),
+    ),
+    Fault(
+        "arithmetic with huge exponents or digits, such as 1e999999999",
+        "refused at once, by the calculator as well as by the reward",
+        ("builtin_environments::numbers_that_no_computer_holds_are_refused_at_once",),
     ),
 ]
 CONTAINMENT = [
@@ -424,6 +447,11 @@ CONTAINMENT = [
             "containment::what_rewards_print_is_bounded_and_its_end_is_kept",
             "containment::printing_much_holds_nobody_up",
         ),
+    ),
+    Fault(
+        "a reward prints or raises what a model wrote: terminal escapes, halves of surrogate pairs",
+        "printing never fails; control characters in the log are spelt out",
+        ("hostile_texts::a_reward_prints_and_raises_whatever_it_was_given",),
     ),
     Fault(
         "keys and other secrets in the environment",

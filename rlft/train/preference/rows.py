@@ -21,12 +21,12 @@ of tools, as a list or as its JSON, that the chat template shows to the model:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from rlft.common import json_text
 from rlft.common.rows import read_rows
 from rlft.train.preference.config import PreferenceDataConfig
 from rlft.types import Message
@@ -219,7 +219,7 @@ def _call(name: str, call: Any) -> dict[str, Any]:
     arguments = (function.get("arguments") or {}) if isinstance(function, Mapping) else None
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = json_text.parse(arguments)
         except ValueError:
             arguments = None
     if not (isinstance(arguments, Mapping) and isinstance(function.get("name"), str)):
@@ -237,7 +237,7 @@ def _tools(value: Any, prompt: Text) -> tuple[Mapping[str, Any], ...]:
     tools = value
     if isinstance(value, str) and value.strip():
         try:
-            tools = json.loads(value)
+            tools = json_text.parse(value)
         except ValueError as error:
             raise ValueError(f"tools: not JSON: {error}; it must be a list of JSON schemas, or its JSON") from None
     if not tools:
