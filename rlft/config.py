@@ -223,6 +223,8 @@ class EvaluationConfig(Strict):
     """0 is greedy."""
     every: int = Field(0, ge=0)
     """Evaluate each so many steps; 0 means only at the start and at the end."""
+    metric: str = ""
+    """The headline: NAME or NAME/PART of a reward. Empty is the first reward; all are measured in any case."""
 
 
 class GuardsConfig(Strict):
@@ -319,7 +321,7 @@ class RunConfig(PolicyRunConfig):
     environment: EnvironmentConfig
     """The tasks."""
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
-    """The reward functions; the mean of the first one on held-out tasks is the accuracy."""
+    """The reward functions; all are measured on held-out tasks, too."""
     scoring: ScoringConfig = ScoringConfig()  # type: ignore[call-arg]
     """How rewards are run."""
     sampling: SamplingConfig = SamplingConfig()  # type: ignore[call-arg]

@@ -43,7 +43,7 @@ from rlft.train.reward_model import launch as launch_reward_model
 from rlft.train.reward_model import train as reward_model
 from rlft.train.reward_model.config import RewardModelConfig
 from rlft.train.rl import launch
-from rlft.train.rl.evaluate import answer_heldout
+from rlft.train.rl.evaluate import answer_heldout, headline
 from rlft.train.rl.guards import Guards
 from rlft.train.rl.loop import refuse_mismatch
 from rlft.train.rl.rollouts import StepRollouts, refuse_failures
@@ -227,6 +227,11 @@ def evaluated(config: RunConfig) -> Any:
     except _SeenError as seen:
         return seen.args
     raise AssertionError("nothing was generated")
+
+
+def judged_by(config: RunConfig) -> str:
+    """The reward or part that the policy is judged by."""
+    return headline(config)
 
 
 def scored(config: RunConfig) -> Any:

@@ -94,7 +94,7 @@ def _tasks(environment: Environment) -> Finding:
         is_fine=bool(environment.heldout),
         detail=f"{counts}, {len(environment.demonstrations)} demonstrations"
         if environment.heldout
-        else "no held-out tasks: the accuracy is measured on them",
+        else "no held-out tasks: the policy is measured on them",
     )
 
 

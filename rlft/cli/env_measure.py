@@ -17,7 +17,7 @@ from rlft.model.starting_point import resolve_model, start_tensors
 from rlft.rollout.chunk import make_chunks
 from rlft.rollout.context import fit
 from rlft.rollout.engines.by_name import check_engine
-from rlft.train.rl.evaluate import accuracies
+from rlft.train.rl.evaluate import values_of
 from rlft.train.rl.rollouts import sampling_params
 from rlft.train.rl.services import make_scorer, services
 from rlft.types import Group
@@ -91,7 +91,7 @@ def difficulties(groups: Sequence[Group], reward: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: no sample has a score.
     """
-    values = {group.task.id: accuracies(group, reward) for group in groups}
+    values = {group.task.id: values_of(group, reward) for group in groups}
     seen = [value for scores in values.values() for value in scores]
     if not seen:
         raise ValueError(f"none of the samples has a score of {reward!r}, so nothing was measured")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +17,8 @@ from rich.text import Text
 from rlft.cli import env, reward
 from rlft.common import interrupts
 from rlft.common.files import describe_os_error
-from rlft.curves.text import visible
+from rlft.curves.text import interval_text, visible
+from rlft.run.records import Interval
 
 app = typer.Typer(
     name="rlft",
@@ -306,7 +307,7 @@ def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
     failed = {key: summary.get(f"failed_{key}") or 0 for _, key in stages}
     for heading in (
         "policy",
-        "accuracy",
+        str(summary.get("word", "accuracy")),
         "95 % interval",
         "tasks",
         *(["samples failed"] if any(failed.values()) else []),
@@ -319,9 +320,27 @@ def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
     console = Console()
     if table.row_count:
         console.print(table)
+    if rewards := _rewards_table(summary, stages):
+        console.print(rewards)
     console.print("Written:")
     for name in ("report.html", "reward.png", "summary.json", summary["adapter"]):
         console.print(Text(f"  {run / name}"))
+
+
+def _rewards_table(summary: Mapping[str, Any], stages: Sequence[tuple[str, str]]) -> Table | None:
+    """Every held-out reward and part under each policy; None where there is only the headline."""
+    known = [(label, rewards) for label, key in stages if (rewards := summary.get(f"rewards_{key}"))]
+    names = dict.fromkeys(name for _, rewards in known for name in rewards)
+    if len(names) < 2:
+        return None
+    table = Table(title="All rewards and parts on held-out tasks, 95 % intervals", title_justify="left")
+    table.add_column("mean")
+    for label, _ in known:
+        table.add_column(label, justify="right")
+    for name in names:
+        means = (interval_text(Interval.from_dict(each[name])) if name in each else "" for _, each in known)
+        table.add_row(Text(visible(name)), *means)
+    return table
 
 
 def _show_reward_model(run: Path, summary: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from rlft.curves.plotly_traces import (
     event_rail,
     interval_points,
 )
-from rlft.run.records import Evaluation, Event
+from rlft.run.records import Evaluation, Event, word_for
 
 Rows: TypeAlias = Sequence[Mapping[str, float]]
 
@@ -261,7 +261,7 @@ def _accuracy(rows: Rows, evals: Sequence[Evaluation]) -> list[Chart]:
     before = " and ".join(e.label for e in known if e not in trained)
     return [
         Chart(
-            title=f"Held-out accuracy ({metric})" if metric else "Held-out accuracy",
+            title=f"Held-out {word_for(known)}{f' ({metric})' if metric else ''}",
             hint="95 % intervals" + (f"; lines: {before}" if before and last > 0 else ""),
             traces=traces,
             layout={"yaxis": {"rangemode": "tozero"}, "hovermode": "closest"},

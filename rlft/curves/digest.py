@@ -71,6 +71,7 @@ class _Stage:
     missing: str = ""
     by_task: Mapping[str, Sequence[float]] = field(default_factory=dict)
     trainer: str = "RL"
+    word: str = "accuracy"
 
 
 def verdict(evals: Sequence[Evaluation], rows: Sequence[Mapping[str, float]], summary: Mapping[str, Any]) -> Verdict:
@@ -86,7 +87,8 @@ def verdict(evals: Sequence[Evaluation], rows: Sequence[Mapping[str, float]], su
     start = stages.get("sft") or stages["base"]
     origin = _with_label(start) if len(stages) == 1 else f"{_with_label(stages['base'])} over {_with_label(start)}"
     kind, comparison = _compare(start, trained, stages.get("base"))
-    return Verdict(kind, f"Held-out accuracy went from {origin} to {_with_label(trained)}{comparison}")
+    word = _word([*stages.values(), trained])
+    return Verdict(kind, f"Held-out {word} went from {origin} to {_with_label(trained)}{comparison}")
 
 
 def trends(rows: Sequence[Mapping[str, float]]) -> list[Trend]:
@@ -143,11 +145,17 @@ def _stages(evals: Sequence[Evaluation], summary: Mapping[str, Any]) -> dict[str
     for name, label in (("base", "base"), ("sft", "SFT"), ("rl", "RL")):
         if isinstance(stored := summary.get(f"accuracy_{name}"), dict):
             failed = summary.get(f"failed_{name}")
-            stages[name] = _Stage(label, Interval.from_dict(stored), f"{failed} samples failed" if failed else "")
+            missing = f"{failed} samples failed" if failed else ""
+            stages[name] = _Stage(label, Interval.from_dict(stored), missing, word=str(summary.get("word", "accuracy")))
     for evaluation in evals:  # ordered, so the last step's evaluation is the one that stays
         key = evaluation.name if evaluation.name in ("base", "sft") else "rl"
         stages[key] = _Stage(
-            evaluation.label, evaluation.accuracy, evaluation.missing, evaluation.by_task, evaluation.stage
+            evaluation.label,
+            evaluation.accuracy,
+            evaluation.missing,
+            evaluation.by_task,
+            evaluation.stage,
+            evaluation.word,
         )
     return stages
 
@@ -188,9 +196,11 @@ def _compare_unpaired(start: Interval, trained: Interval) -> tuple[Literal["impr
 def _open_sentence(stages: Sequence[_Stage], trained: _Stage | None, rows: Sequence[Mapping[str, float]]) -> str:
     if trained is not None:
         before = f"nothing was evaluated before {trained.trainer} to compare with"
-        return f"Held-out accuracy is {_with_label(trained)}; {before}."
+        return f"Held-out {trained.word} is {_with_label(trained)}; {before}."
     known = " and ".join(_with_label(stage) for stage in stages)
-    told = f"Held-out accuracy is {known}; nothing has been evaluated after {stages[0].trainer} yet." if known else ""
+    told = ""
+    if known:
+        told = f"Held-out {_word(stages)} is {known}; nothing has been evaluated after {stages[0].trainer} yet."
     courses = {
         what: [row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]
         for what, metric in (("reward", "reward/mean"), ("margin", "preference/margin"))
@@ -201,6 +211,10 @@ def _open_sentence(stages: Sequence[_Stage], trained: _Stage | None, rows: Seque
     width = window(rows)
     went = f"Train {what} went from {number(_mean(values[:width]))} to {number(_mean(values[-width:]))}"
     return f"{told or 'There is no held-out evaluation.'} {went} in {len(rows)} steps."
+
+
+def _word(stages: Sequence[_Stage]) -> str:
+    return "accuracy" if all(stage.word == "accuracy" for stage in stages) else "mean"
 
 
 def _with_label(stage: _Stage) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rlft.curves.charts import step_range
 from rlft.curves.plotly_traces import BLUE, GREY, ORANGE
 from rlft.curves.text import interval_text, visible
-from rlft.run.records import Evaluation
+from rlft.run.records import Evaluation, word_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +117,7 @@ def _draw_accuracy(axes: Axes, evals: Sequence[Evaluation], steps: tuple[float, 
             label=f"{trained[-1].stage} {interval_text(intervals[-1])}",
         )
     metric = f" ({visible(evals[-1].metric)[:24]})" if evals[-1].metric else ""
-    axes.set_title(f"Held-out accuracy{metric}", fontsize=10.5, loc="left", parse_math=False)
+    axes.set_title(f"Held-out {word_for(evals)}{metric}", fontsize=10.5, loc="left", parse_math=False)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     # To the right of the title, where no curve can run into it.
     place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.2}

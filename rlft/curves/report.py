@@ -21,7 +21,7 @@ from rlft.curves import charts, digest, reading
 from rlft.curves.samples import ObservedFailure, Showcase, observed_failures, showcase
 from rlft.curves.text import duration, interval_text, number, percent, shortened, visible
 from rlft.run import logs
-from rlft.run.records import CONFIG, SUMMARY, Evaluation, Event, Provenance
+from rlft.run.records import CONFIG, SUMMARY, Evaluation, Event, Interval, Provenance, word_for
 from rlft.types import RewardSpec
 
 _PAGE = Path(__file__).with_name("page")
@@ -77,6 +77,8 @@ def write_report(run: Path) -> Path:
         trends=digest.trends(data.rows),
         steps_text="step" if (width := digest.window(data.rows)) == 1 else f"{width} steps",
         uses=_uses(data.waste),
+        word=word_for(data.evals),
+        heldout=_heldout(data.evals),
         observed_in_evals=_observed_in_evals(data.config, data.evals),
         sections=sections,
         figures=Markup(_figures(sections, charts.step_range(data.rows, data.evals))),
@@ -143,6 +145,15 @@ def _observed_in_evals(config: Mapping[str, Any], evals: Sequence[Evaluation]) -
     """(observed reward, held-out samples on which it failed, evaluation), where there are any."""
     rewards = sorted(_observed_rewards(config))
     return [(name, count, e.label) for e in evals for name in rewards if (count := e.failed_parts.get(name, 0))]
+
+
+def _heldout(evals: Sequence[Evaluation]) -> tuple[list[str], list[tuple[str, list[Interval | None]]]]:
+    """(policies, the mean of each reward and part under each of them); empty where there is only the headline."""
+    shown = [e for e in evals if e.name in ("base", "sft")] + [e for e in evals if e.name not in ("base", "sft")][-1:]
+    names = dict.fromkeys(name for evaluation in shown for name in evaluation.rewards)
+    if len(names) < 2:
+        return [], []
+    return [e.label for e in shown], [(name, [e.rewards.get(name) for e in shown]) for name in names]
 
 
 def _facts(run: _Run) -> list[tuple[str, str]]:

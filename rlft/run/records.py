@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -165,9 +165,9 @@ class Evaluation:
     adapter_hash: str
     """Content hash of the evaluated adapter."""
     metric: str
-    """Name of the reward or part that `accuracy` is the mean of."""
+    """Name of the reward or part that is the headline (`evaluation.metric`): `accuracy` is its mean."""
     accuracy: Interval
-    """Mean over tasks, with its 95 % interval."""
+    """Mean of the metric over tasks, with its 95 % interval, whether or not its values are only 0 and 1: see `word`."""
     failed: int
     """Samples for which the metric has no value because a reward failed; they are in no mean."""
     length: float
@@ -184,6 +184,8 @@ class Evaluation:
     """Mean loss of held-out preferences; nan in RL."""
     margin: float = math.nan
     """Mean margin of held-out preferences; nan in RL."""
+    rewards: Mapping[str, Interval] = field(default_factory=dict)
+    """Mean over tasks of every reward and named part, with its 95 % interval; empty where the file does not say."""
     failed_parts: Mapping[str, int] = field(default_factory=dict)
     """Samples on which each reward failed, whatever its weight; rewards that never failed are absent."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -195,6 +197,12 @@ class Evaluation:
         return {"base": "base", "sft": "SFT"}.get(self.name, f"{self.stage}, step {self.step}")
 
     @property
+    def word(self) -> str:
+        """What the mean may be called: `accuracy` where all values are 0 or 1, else `mean`."""
+        is_share = self.stage != "RL" or all(value in (0, 1) for values in self.by_task.values() for value in values)
+        return "accuracy" if is_share else "mean"
+
+    @property
     def missing(self) -> str:
         """How many samples are missing in the accuracy, such as `29 of 40 samples failed`; empty if none is."""
         return f"{self.failed}{f' of {self.samples}' if self.samples else ''} samples failed" if self.failed else ""
@@ -204,8 +212,11 @@ class Evaluation:
         of_preferences = {"stage": self.stage, "loss": self.loss, "margin": self.margin}
         named = {each.name: getattr(self, each.name) for each in fields(self)}
         kept = {name: value for name, value in named.items() if name != "extra" and name not in of_preferences}
-        if not self.failed_parts:
-            del kept["failed_parts"]
+        for name in ("failed_parts", "rewards"):
+            if not kept[name]:
+                del kept[name]
+        if self.rewards:
+            kept["rewards"] = {name: interval.as_dict() for name, interval in self.rewards.items()}
         if not self.samples:
             del kept["samples"]
         if self.stage != "RL":
@@ -233,6 +244,7 @@ class Evaluation:
                 stage=str(data.get("stage", "RL")),
                 loss=_number(data.get("loss")),
                 margin=_number(data.get("margin")),
+                rewards={str(name): Interval.from_dict(each) for name, each in data.get("rewards", {}).items()},
                 failed_parts={str(name): int(count) for name, count in data.get("failed_parts", {}).items()},
                 extra=_beyond(cls, data),
             )
@@ -292,6 +304,11 @@ class Provenance:
         known = {each.name for each in fields(cls)} - {"extra"}
         given = {name: value for name, value in data.items() if name in known}
         return cls(**{"format": 1, **given}, extra=_beyond(cls, data))
+
+
+def word_for(evaluations: Iterable[Evaluation]) -> str:
+    """What the means of several evaluations may be called together, see `Evaluation.word`."""
+    return "accuracy" if all(evaluation.word == "accuracy" for evaluation in evaluations) else "mean"
 
 
 class Column(NamedTuple):

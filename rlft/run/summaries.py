@@ -6,8 +6,12 @@ from typing import TypedDict
 
 
 class RLSummary(TypedDict):
-    """summary.json of `rlft train`; it is there once the run has ended well. Accuracies are `Interval.as_dict`, and
-    `failed_` counts the samples that are missing in them; None where nothing was evaluated."""
+    """summary.json of `rlft train`; it is there once the run has ended well.
+
+    Accuracies are means of `metric` as `Interval.as_dict`, also where its values are not only 0 and 1: then `word` is
+    `mean` instead of `accuracy`. `failed_` counts the samples that are missing in them, and `rewards_` has the mean of
+    every reward and named part. None where nothing was evaluated.
+    """
 
     name: str
     metric: str
@@ -18,6 +22,10 @@ class RLSummary(TypedDict):
     failed_base: int | None
     failed_sft: int | None
     failed_rl: int | None
+    word: str
+    rewards_base: dict[str, dict[str, float | int | None]] | None
+    rewards_sft: dict[str, dict[str, float | int | None]] | None
+    rewards_rl: dict[str, dict[str, float | int | None]] | None
     adapter: str
 
 

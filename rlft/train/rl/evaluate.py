@@ -1,11 +1,15 @@
-"""Held-out accuracy: the mean of one reward over the held-out tasks, with a 95 % interval clustered by task."""
+"""Held-out measurement: the mean of every reward over the held-out tasks, with 95 % intervals clustered by task.
+
+One of them is the headline, `evaluation.metric`. It is called accuracy where its values are only 0 and 1.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from rlft.common.by_path import did_you_mean
 from rlft.config import RunConfig
 from rlft.curves.statistics import accuracy_interval
 from rlft.reward.contract import first_cause
@@ -15,6 +19,21 @@ from rlft.rollout.pool import RolloutPool
 from rlft.rollout.work_queue import OnChunk
 from rlft.run.records import Evaluation
 from rlft.types import Adapter, Failed, Group, SamplingParams, Score, Task, Trajectory
+
+
+def headline(config: RunConfig) -> str:
+    """Name of the reward or part that the policy is judged by on held-out tasks.
+
+    Raises:
+        ValueError: `evaluation.metric` names a reward that the config does not have.
+    """
+    metric, rewards = config.evaluation.metric, [reward.label for reward in config.rewards]
+    if metric and metric.partition("/")[0] not in rewards:
+        raise ValueError(
+            f"evaluation.metric: no reward is named {metric.partition('/')[0]!r}.{did_you_mean(metric, rewards)} "
+            f"There are: {', '.join(rewards)}; write NAME, or NAME/PART for a part that it returns"
+        )
+    return metric or rewards[0]
 
 
 def answer_heldout(
@@ -68,13 +87,14 @@ def evaluation(
         RuntimeError: the metric has no value, or failed on more samples than `scoring.max_failed` allows: a mean over
             the others alone would be a mean over the samples that the reward happens to understand.
     """
-    metric = config.rewards[0].label
+    metric = headline(config)
     trajectories = [t for group in groups for t in group.trajectories]
-    values = {group.task.id: accuracies(group, metric) for group in groups}
+    values = {group.task.id: values_of(group, metric) for group in groups}
+    names = dict.fromkeys(name for t in trajectories if isinstance(t.outcome, Score) for name in t.outcome.parts)
     scored = [v for v in values.values() if v]
     failures = [failure for t in trajectories if (failure := _failure(t, metric))]
     if not scored or len(failures) > config.scoring.max_failed * len(trajectories):
-        raise RuntimeError(_refusal(config, name, len(trajectories), failures, samples_file))
+        raise RuntimeError(_refusal(config, name, metric, names, len(trajectories), failures, samples_file))
     return Evaluation(
         name=name,
         step=step,
@@ -84,6 +104,7 @@ def evaluation(
         accuracy=accuracy_interval(scored),
         failed=len(failures),
         samples=len(trajectories),
+        rewards={each: accuracy_interval([values_of(group, each) for group in groups]) for each in names},
         failed_parts=dict(sorted(Counter(part for t in trajectories for part in t.failed_parts).items())),
         length=sum(t.num_actions for t in trajectories) / len(trajectories),
         truncated=sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
@@ -94,13 +115,24 @@ def evaluation(
 def _failure(trajectory: Trajectory, metric: str) -> Failed | None:
     if isinstance(trajectory.outcome, Failed):
         return trajectory.outcome
-    return trajectory.failed_parts.get(metric)
+    return trajectory.failed_parts.get(metric.partition("/")[0])
 
 
-def _refusal(config: RunConfig, name: str, samples: int, failures: Sequence[Failed], samples_file: Path | None) -> str:
+def _refusal(
+    config: RunConfig,
+    name: str,
+    metric: str,
+    measured: Collection[str],
+    samples: int,
+    failures: Sequence[Failed],
+    samples_file: Path | None,
+) -> str:
     kept = f" All samples are in {samples_file}." if samples_file else ""
+    if not failures and "/" in metric:
+        there = f"there are: {', '.join(measured)}" if measured else "no reward has a value"
+        return f"evaluation {name}: no sample has the part {metric} of evaluation.metric; {there}.{kept}"
     if not failures:
-        return f"evaluation {name}: {config.rewards[0].label} abstained on all {samples} samples.{kept}"
+        return f"evaluation {name}: {metric} abstained on all {samples} samples.{kept}"
     first = first_cause(failures)
     return (
         f"evaluation {name}: {len(failures)} of {samples} samples could not be scored, more than scoring.max_failed="
@@ -109,8 +141,8 @@ def _refusal(config: RunConfig, name: str, samples: int, failures: Sequence[Fail
     ).rstrip()
 
 
-def accuracies(group: Group, reward: str) -> list[float]:
-    """The named reward's value on each of the group's samples that has one."""
+def values_of(group: Group, reward: str) -> list[float]:
+    """The value of the named reward or part on each of the group's samples that has one."""
     return [
         trajectory.outcome.parts[reward]
         for trajectory in group.trajectories

@@ -47,7 +47,7 @@ from rlft.run.records import LOGS, Evaluation, Provenance, adapter_folder, step_
 from rlft.run.resume import PLAIN, Continued, How, config_of, continued
 from rlft.run.summaries import RLSummary
 from rlft.train import provenance
-from rlft.train.rl.evaluate import answer_heldout, evaluation
+from rlft.train.rl.evaluate import answer_heldout, evaluation, headline
 from rlft.train.rl.loop import train_rl
 from rlft.train.rl.observed import note_observed_failures
 from rlft.train.rl.services import make_scorer, services
@@ -150,13 +150,14 @@ def sft(config: RunConfig, *, restart: bool = False) -> Path:
 
 
 def measure(config: RunConfig, adapter_folder: Path | None) -> Evaluation:
-    """Held-out accuracy of the base model, or of an adapter folder; nothing is written.
+    """The rewards of the base model, or of an adapter folder, on held-out tasks; nothing is written.
 
     Raises:
         ValueError: see `train`.
         RuntimeError: too many samples could not be scored, see `evaluation`.
     """
     check_engine(config, is_trained=False)
+    headline(config)
     environment = loading.load(config.environment)
     model_folder = str(resolve_model(config))
     environment, _ = fit(config, environment, model_folder, is_trained=False)
@@ -190,11 +191,10 @@ def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Pre
             before the end, which deletes it.
     """
     check_engine(config, is_trained=True)
+    headline(config)
     environment = loading.load(config.environment)
     if not environment.heldout:
-        raise ValueError(
-            f"environment {config.environment.path} has no held-out tasks; the accuracy is measured on them"
-        )
+        raise ValueError(f"environment {config.environment.path} has no held-out tasks; the policy is measured on them")
     if config.sft is not None:
         check_demonstrations(config.sft, environment.demonstrations)
     start_tensors(config)

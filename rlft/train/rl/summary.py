@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rlft.run.directory import Run
-from rlft.run.records import adapter_folder, step_name
+from rlft.run.records import Evaluation, adapter_folder, step_name, word_for
 from rlft.run.summaries import RLSummary
+from rlft.train.rl.evaluate import headline
 
 
 def summarize(run: Run) -> RLSummary:
@@ -15,7 +16,7 @@ def summarize(run: Run) -> RLSummary:
     base, sft, trained = (run.evaluation(name) for name in ("base", "sft", step_name(config.steps)))
     summary: RLSummary = {
         "name": config.name,
-        "metric": config.rewards[0].label,
+        "metric": headline(config),
         "steps": config.steps,
         "accuracy_base": base.accuracy.as_dict() if base else None,
         "accuracy_sft": sft.accuracy.as_dict() if sft else None,
@@ -23,9 +24,17 @@ def summarize(run: Run) -> RLSummary:
         "failed_base": base.failed if base else None,
         "failed_sft": sft.failed if sft else None,
         "failed_rl": trained.failed if trained else None,
+        "word": word_for(each for each in (base, sft, trained) if each),
+        "rewards_base": _rewards(base),
+        "rewards_sft": _rewards(sft),
+        "rewards_rl": _rewards(trained),
         "adapter": adapter_folder(config.steps),
     }
     run.write_summary(summary)
     write_report(run.path)
     write_reward_png(run.path)
     return summary
+
+
+def _rewards(evaluation: Evaluation | None) -> dict[str, dict[str, float | int | None]] | None:
+    return {name: mean.as_dict() for name, mean in evaluation.rewards.items()} if evaluation else None
