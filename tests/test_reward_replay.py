@@ -129,15 +129,20 @@ def test_an_episode_comes_back_as_rewards_get_it(tmp_path: Path) -> None:
     actions = [Completion(**_completion((5, 6), "stop")), Completion(**_completion((7,), "length"))]
     between = ({"role": "tool", "content": "4"}, {"role": "user", "content": "and?"})
     turns = (
-        Turn(prompt_ids=(1, 2), completion=actions[0], observation=between),
+        Turn(prompt_ids=(1, 2), completion=actions[0], observation=between, reward=0.25),
         Turn(prompt_ids=(8, 9, 10), completion=actions[1], reward=0.75),
     )
     said = [{"role": "assistant", "content": text} for text in ("a", "b")]
     messages = (*task.messages, said[0], *between, said[1])
     common: dict[str, Any] = {"task": task, "seed": 1, "turns": turns, "text": "b", "messages": messages}
-    broken = Failed(kind="error", message="the environment raised", reproduce="")
+    broken = Failed(kind="error", message="it raised", reproduce="", fault="environment", where="game.py:3")
     whole = [
-        Trajectory(**common, sample_index=0, outcome=Score(value=0.5, parts={"x": 0.5})),
+        Trajectory(
+            **common,
+            sample_index=0,
+            outcome=Score(value=0.5, parts={"x": 0.5}, turns=(0.2, 0.3)),
+            extras={"x/note": ["n", 1]},
+        ),
         Trajectory(**common, sample_index=1, outcome=broken),
         Trajectory(**common, sample_index=2, outcome=FAILED, failed_parts={"odd": FAILED}),
     ]

@@ -173,8 +173,8 @@ def replay(
             stored = read_step(run, step, tasks)
             stored_scores.bind(stored.groups)
             greedy = read_greedy(run, step, tasks)
-            scored = scorer.score([unscored(group) for group in stored.groups])
-            baselines = _baselines(scorer, greedy, stored_scores)
+            scored = scorer.score([unscored(group) for group in stored.groups], step=step)
+            baselines = _baselines(scorer, greedy, stored_scores, step)
             collected.add(stored, scored, baselines, kl_coef=coefs.get(step, 0.0))
     return collected.result([*notes, *collected.notes])
 
@@ -216,6 +216,8 @@ def _scorer(
             environment=config.scoring.environment,
             columns=tasks.columns,
             learner=scores if scores.labels else None,
+            max_concurrent=config.scoring.max_concurrent,
+            memory_mb=config.scoring.memory_mb,
         )
     except ValueError as error:
         if "nothing supplies" not in str(error):
@@ -248,12 +250,14 @@ def _of_models(config: RunConfig, rewards: Sequence[RewardSpec]) -> Iterator[str
         yield f"{spec.label}: a reward model on the learner's base is not asked again; its stored scores are used"
 
 
-def _baselines(scorer: Scorer, greedy: Sequence[Group], scores: _StoredScores) -> dict[str, float | None] | None:
+def _baselines(
+    scorer: Scorer, greedy: Sequence[Group], scores: _StoredScores, step: int
+) -> dict[str, float | None] | None:
     """Score of each task's greedy answer under the new reward; None where the algorithm has no such baseline."""
     if not greedy:
         return None
     scores.bind(greedy)
-    scored = scorer.score([unscored(group) for group in greedy])
+    scored = scorer.score([unscored(group) for group in greedy], step=step)
     return {group.task.id: group.scores[0] if group.scores else None for group in scored}
 
 

@@ -1,7 +1,7 @@
 """Stored rollouts of a run as groups again, so that rewards can score them and advantages can be computed from them.
 
 What a run does not store stays empty: the tokens of the first prompt, how earlier actions of an episode ended and which
-adapter made them, and what the environment gave for each action (its sum stands at the last one).
+adapter made them. Where a run does not store what the environment gave for each action, its sum stands at the last one.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def read_greedy(run: Path, step: int, tasks: StoredTasks) -> list[Group]:
 
 def unscored(group: Group) -> Group:
     """The group as before it was scored; what the environment failed on stays failed."""
-    trajectories = (t if is_environments_failure(t) else replace(t, outcome=None) for t in group.trajectories)
+    trajectories = [
+        each if is_environments_failure(each) else replace(each, outcome=None, extras={}, failed_parts={})
+        for each in group.trajectories
+    ]
     return replace(group, trajectories=tuple(trajectories))
 
 
@@ -118,6 +121,7 @@ def _trajectory(row: Mapping[str, Any], task: Task) -> Trajectory:
         text=row["completion"],
         messages=tuple(conversation),
         stop_reason=row.get("stop_reason") or "done",
+        extras=json.loads(row["extras"]) if row.get("extras") else {},
         outcome=_outcome(row),
         failed_parts=failed_parts,
     )
@@ -146,8 +150,11 @@ def _turns(row: Mapping[str, Any], observations: Sequence[tuple[Message, ...]]) 
         empty = Completion(token_ids=(), logprobs=(), finish_reason="stop", adapter_version=-1, adapter_hash="")
         turns = [Turn(prompt_ids=(), completion=empty)]
     ended = replace(turns[-1].completion, finish_reason=row["finish_reason"])
-    turns[-1] = replace(turns[-1], completion=ended, reward=row.get("environment_reward"))
-    return tuple(turns)
+    turns[-1] = replace(turns[-1], completion=ended)
+    rewards = json.loads(row["turn_rewards"]) if row.get("turn_rewards") else []
+    if len(rewards) != len(turns):
+        rewards = [*[None] * (len(turns) - 1), row.get("environment_reward")]
+    return tuple(replace(turn, reward=reward) for turn, reward in zip(turns, rewards, strict=True))
 
 
 def _observations(conversation: Sequence[Message], turns: int) -> list[tuple[Message, ...]]:
@@ -159,10 +166,13 @@ def _observations(conversation: Sequence[Message], turns: int) -> list[tuple[Mes
 
 def _outcome(row: Mapping[str, Any]) -> Outcome:
     if row["outcome"] == "score":
-        return Score(value=row["reward"], parts=json.loads(row["parts"]))
+        turns = json.loads(row["turn_values"]) if row.get("turn_values") else ()
+        return Score(value=row["reward"], parts=json.loads(row["parts"]), turns=tuple(turns))
     if row["outcome"] == "abstain":
         return Abstain(reason="abstained")
-    return _failed({"kind": row["failure_kind"], "message": row["failure_message"], "reproduce": row["reproduce"]})
+    named = {"kind": "failure_kind", "message": "failure_message", "reproduce": "reproduce"}
+    named |= {"fault": "failure_fault", "where": "failure_where"}
+    return _failed({name: row.get(column) for name, column in named.items()})
 
 
 def _failed(stored: Mapping[str, Any]) -> Failed:

@@ -67,12 +67,19 @@ def _row(trajectory: Trajectory, *, step: int, group_index: int, baseline: float
         "turns": len(trajectory.turns),
         "stop_reason": trajectory.stop_reason,
         "environment_reward": trajectory.environment_reward,
+        "turn_rewards": None
+        if trajectory.environment_reward is None
+        else json.dumps([turn.reward for turn in trajectory.turns]),
         "answer": json.dumps(task.answer, ensure_ascii=False, default=str),
         "outcome": _outcome_name(trajectory),
         "reward": outcome.value if isinstance(outcome, Score) else None,
         "parts": json.dumps(dict(outcome.parts)) if isinstance(outcome, Score) else "{}",
+        "turn_values": json.dumps(outcome.turns) if isinstance(outcome, Score) and outcome.turns else None,
+        "extras": json.dumps(dict(trajectory.extras), ensure_ascii=False, default=str) if trajectory.extras else None,
         "failure_kind": outcome.kind if isinstance(outcome, Failed) else None,
         "failure_message": outcome.message if isinstance(outcome, Failed) else None,
+        "failure_fault": outcome.fault if isinstance(outcome, Failed) else None,
+        "failure_where": (outcome.where or None) if isinstance(outcome, Failed) else None,
         "reproduce": outcome.reproduce if isinstance(outcome, Failed) else None,
         "failed_parts": json.dumps({name: asdict(failure) for name, failure in trajectory.failed_parts.items()})
         if trajectory.failed_parts

@@ -28,9 +28,10 @@ def headline(config: RunConfig) -> str:
         ValueError: `evaluation.metric` names a reward that the config does not have.
     """
     metric, rewards = config.evaluation.metric, [reward.label for reward in config.rewards]
-    if metric and metric.partition("/")[0] not in rewards:
+    name = metric.partition("/")[0]
+    if metric and name not in rewards:
         raise ValueError(
-            f"evaluation.metric: no reward is named {metric.partition('/')[0]!r}.{did_you_mean(metric, rewards)} "
+            f"evaluation.metric: no reward is named {name!r}.{did_you_mean(name, rewards)} "
             f"There are: {', '.join(rewards)}; write NAME, or NAME/PART for a part that it returns"
         )
     return metric or rewards[0]
