@@ -292,7 +292,7 @@ def warm_start(config: RunConfig) -> Any:
 
 def files(config: RunConfig) -> list[str]:
     """What a whole run leaves behind."""
-    with mock.patch.object(launch, "_summarize", return_value={}):
+    with mock.patch.object(launch, "summarize", return_value={}):
         launch.train(config, restart=True)
     folders = ("evals", "adapters", "checkpoints")
     return sorted(str(path.relative_to(config.run_dir)) for f in folders for path in (config.run_dir / f).glob("*"))
