@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from rlft.reward import sandbox
+from rlft.reward.scoring import Scorer
 from rlft.reward.systems.formula import Formula
 from rlft.reward.systems.text_similarity import METRICS
 from rlft.types import Failed, RewardSpec
@@ -66,7 +68,11 @@ def test_graders_that_ask_nobody(
 
 
 def test_the_names_of_rewards_and_parts(tmp_path: Path) -> None:
-    assert RewardSpec(path=write(tmp_path, CHECK)).label == "my_grader"
+    spec = RewardSpec(path=write(tmp_path, CHECK))
+    assert spec.label == "my_grader"
+    with Scorer([spec], workers=0, deadline_s=5, log_dir=None) as scorer:
+        file = tmp_path / "my_grader.json"
+        assert scorer.sources == {"my_grader": {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}}
     multi = {"type": "multi", "calculate_output": "right / 2", "graders": {"right": CHECK}}
     assert score(write(tmp_path, multi))[0].parts == {"r": 0.5, "r/right": 1.0}
 

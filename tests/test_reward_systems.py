@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from rlft.cli.main import app
 from rlft.reward.scoring import Scorer
 from rlft.reward.systems import SYSTEMS
 from rlft.types import Completion, Failed, Group, RewardSpec, Score, Task, Trajectory, Turn
@@ -366,6 +369,7 @@ def test_numbers_beside_the_reward_are_observed(folder: Path) -> None:
         ("open_instruct:open_instruct_style.py:Judge", {"nmae": 1}, "making it from `args` failed"),
         ("reasoning_gym:chain_summ", {}, "chain_sum"),
         ("verl:nothing.py:compute_score", {}, "no Python file"),
+        ("verll:verl_style.py:compute_score", {}, "Did you mean 'verl'?"),
     ],
 )
 def test_what_cannot_work_says_why(
@@ -472,6 +476,18 @@ def test_scorers_of_reasoning_gym() -> None:
     columns = {"question": "2 + 2 =", "metadata": {"source_dataset": "chain_sum"}}
     outcomes = score("reasoning_gym:chain_sum", {"extract": "last_number"}, columns=columns)
     assert values(outcomes) == [1.0, 0.0]
+
+
+def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    section = page.partition("## Functions of other systems")[2].partition("\n## ")[0]
+    code, command = (section.partition(f"```{kind}\n")[2].partition("```")[0] for kind in ("python", "bash"))
+    (tmp_path / "my_verl.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--json"])
+    assert result.exit_code == 0, result.output
+    assert '"compute_score": 1.5,' in result.output
+    assert '"compute_score/acc": 1.0' in result.output
 
 
 def test_the_documentation_names_every_system() -> None:

@@ -45,9 +45,18 @@ SYSTEMS: Mapping[str, System] = {
 
 
 def split(path: str) -> tuple[str, str]:
-    """Split a path into (system, name within it); the system is empty for an ordinary reward."""
+    """Split a path into (system, name within it); the system is empty for an ordinary reward.
+
+    Raises:
+        ValueError: it has a prefix that is no system's.
+    """
     system, _, name = path.partition(":")
-    return (system, name) if system in SYSTEMS else ("", path)
+    if system in SYSTEMS:
+        return system, name
+    if ":" in name and system.isidentifier():
+        known = ", ".join(SYSTEMS)
+        raise ValueError(f"{path}: {system!r} is no system.{by_path.did_you_mean(system, SYSTEMS)} There are {known}.")
+    return "", path
 
 
 def loader(path: str) -> Callable[[Mapping[str, Any]], Callable[..., Any]]:

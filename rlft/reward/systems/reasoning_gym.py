@@ -7,15 +7,19 @@ it, what stands in its `<answer>` tags (`answer_tag`), or its last number; other
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlft.common.by_path import did_you_mean
 from rlft.reward.contract import RewardFunction
-from rlft.reward.systems.common import adapt
+from rlft.reward.extract import last_number, tagged
+from rlft.reward.systems.common import describe
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?")
+_EXTRACT: Mapping[str, Callable[[str], str | None]] = {
+    "strict": str.strip,
+    "answer_tag": tagged,
+    "last_number": last_number,
+}
 
 
 def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
@@ -33,11 +37,11 @@ def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
     take = _EXTRACT[extract]
     scorer = _scorer(name, settings, where)
 
-    def arguments(offered: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        entry = {key: offered[key] for key in ("question", "answer", "metadata")}
-        return [take(offered["completion"]), entry], {}
+    def reward(completion: str, **entry: Any) -> float:
+        found = take(completion)
+        return 0.0 if found is None else float(scorer(found, entry))
 
-    return adapt(scorer, arguments, takes=("completion", "answer", "question", "metadata"))
+    return describe(reward, scorer, takes=("completion", "answer", "question", "metadata"))
 
 
 def _scorer(name: str, settings: Mapping[str, Any], where: str) -> Callable[..., Any]:
@@ -54,20 +58,3 @@ def _scorer(name: str, settings: Mapping[str, Any], where: str) -> Callable[...,
     except Exception as error:
         raise ValueError(f"{where}: its data set refuses `args`: {error}") from error
     return scorer
-
-
-def _last_number(completion: str) -> str | None:
-    found = _NUMBER.findall(completion)
-    return found[-1] if found else None
-
-
-def _tagged(completion: str) -> str | None:
-    found = re.findall(r"<answer>(.*?)</answer>", completion, re.DOTALL)
-    return found[0].strip() if len(found) == 1 else None
-
-
-_EXTRACT: Mapping[str, Callable[[str], str | None]] = {
-    "strict": str.strip,
-    "answer_tag": _tagged,
-    "last_number": _last_number,
-}
