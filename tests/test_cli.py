@@ -68,7 +68,7 @@ HELP = {
     "schema": ["JSON Schema"],
     "models": ["hub"],
     "env": ["play", "check", "measure"],
-    "reward": ["init", "try", "replay", "explain"],
+    "reward": ["init", "try", "check", "replay", "explain"],
     "chaos": ["CONFIG", "--kills"],
 }
 

@@ -28,7 +28,7 @@ def init(
     file, cases = write_reward(name, folder)
     console = Console()
     console.print(Text(f"Written:\n  {file}\n  {cases}"), soft_wrap=True)
-    console.print(Text(f"Next: rlft reward try {file}:{name} --completion TEXT --answer 42 --watch"), soft_wrap=True)
+    console.print(Text(f"Next: rlft reward check {file}:{name}"), soft_wrap=True)
 
 
 @app.command("try")
@@ -85,6 +85,48 @@ def try_(
     if watch:
         reward_try.watch(console, asked, as_json=as_json)
     elif not reward_try.run(console, asked, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:function, file.py:function, or a config (YAML).",
+            show_default=False,
+            metavar="REWARD|CONFIG",
+        ),
+    ],
+    args: RewardArguments = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Tasks: a file of rows with `prompt` and `answer`, an environment, or a config.", show_default=False
+        ),
+    ] = "",
+    cases: Annotated[
+        Path | None, typer.Option(help="File of cases; FILE.cases.jsonl beside the reward when left out.")
+    ] = None,
+    deadline_s: Annotated[
+        float | None, typer.Option(help="Seconds for a reply; when left out, what takes 3 s hangs.")
+    ] = None,
+    within_s: Annotated[float, typer.Option(help="Seconds after which no further replies are tried.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Whether a reward may be trained on: its contract, its cases, and replies made up to cheat it. Needs no model.
+
+    Exit code 1 if there is an error.
+    """
+    from rlft.cli import reward_check
+    from rlft.reward.check import check_rewards
+
+    checked = reward_check.asked(
+        target, args=args or (), data=data, cases=cases, deadline_s=deadline_s, within_s=within_s
+    )
+    report = check_rewards(checked)
+    reward_check.show(Console(), target, report, as_json=as_json)
+    if report.errors:
         raise typer.Exit(1)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+from rlft.reward.contract import CallPlan
 from rlft.reward.scoring import Scorer
 from rlft.types import Completion, Failed, Group, Message, Outcome, RewardSpec, Task, Trajectory, Turn, whole_text
 
@@ -109,6 +110,11 @@ class Probe:
         self._scorer.close()
         self._folder.cleanup()
 
+    @property
+    def plans(self) -> dict[str, CallPlan]:
+        """Reward -> how it is called."""
+        return self._scorer.plans
+
     def score(self, task: Task, texts: Sequence[str]) -> list[Outcome]:
         """What each completion gets, every one in a group of its own.
 
@@ -127,8 +133,13 @@ class Probe:
         Raises:
             GaveUpError, ValueError: see `score`.
         """
+        scored = self.trajectories(asks, at_once=at_once)
+        return [[_outcome(trajectory) for trajectory in group] for group in scored]
+
+    def trajectories(self, asks: Sequence[Ask], *, at_once: int = AT_ONCE) -> list[tuple[Trajectory, ...]]:
+        """Like `score_groups`, with all that scoring leaves in a trajectory: which rewards failed, too."""
         groups = [made_up(task, texts) for task, texts in asks]
-        scored: list[list[Outcome]] = []
+        scored: list[tuple[Trajectory, ...]] = []
         room = 1
         while len(scored) < len(groups):
             size, part = 0, groups[len(scored) : len(scored) + 1]
@@ -137,7 +148,7 @@ class Probe:
                 if size >= room:
                     break
                 part.append(group)
-            scored += [[_outcome(t) for t in group.trajectories] for group in self._score(part)]
+            scored += [group.trajectories for group in self._score(part)]
             room = 1 if self._scorer.stats.restarts else min(2 * room, at_once)
         return scored
 

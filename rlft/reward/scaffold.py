@@ -12,6 +12,7 @@ from rlft.reward.cases import SUFFIX
 _REWARD = '''"""The right answer in `<answer>` tags, and no more words than it needs.
 
 Try it:      rlft reward try {name}.py:{name} --completion "<answer>42</answer>" --answer 42
+Check it:    rlft reward check {name}.py:{name}
 Train on it: rewards: [{{path: {name}.py:{name}}}]
 
 What a reward takes, it takes by name: `completion` (the reply's text), `prompt` (the last user message), `answer` and

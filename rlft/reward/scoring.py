@@ -32,7 +32,7 @@ from typing import Any, Self, TypeAlias
 from rlft.common.by_path import describe_error
 from rlft.common.variables import passed
 from rlft.reward.answers import Result
-from rlft.reward.contract import call_arguments, check_columns, check_turns, failed, read
+from rlft.reward.contract import CallPlan, call_arguments, check_columns, check_turns, failed, read
 from rlft.reward.loading import absolute, reproduce
 from rlft.reward.process import Job
 from rlft.reward.processes import Done, ScoringPool
@@ -192,6 +192,11 @@ class Scorer:
     def sources(self) -> dict[str, Mapping[str, str]]:
         """Reward -> sha256 of the file that defines it and of what that imports of its folder, as they were loaded."""
         return {spec.label: loaded.sources for spec, loaded in zip(self._called, self._loaded, strict=True)}
+
+    @property
+    def plans(self) -> dict[str, CallPlan]:
+        """Reward -> how it is called, but for those on the learner's base."""
+        return {spec.label: loaded.plan for spec, loaded in zip(self._called, self._loaded, strict=True)}
 
     def move_logs(self, folder: Path) -> None:
         """Move `scoring-N.log` to another folder on the same disk; what is printed from here on arrives there, too."""

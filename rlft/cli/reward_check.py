@@ -1,0 +1,149 @@
+"""What `rlft reward check` looks at: a reward or a config, with tasks and cases; and the table of what it found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlft.cli.reward_try import rewards
+from rlft.common.rows import FORMATS, read_rows
+from rlft.config import EnvironmentConfig
+from rlft.curves.text import visible
+from rlft.environment import loading
+from rlft.environment.contract import Environment
+from rlft.reward.cases import SUFFIX, Case, read_cases
+from rlft.reward.check import HANGS_S, MADE_UP, MOST_TASKS, Checked
+from rlft.reward.findings import Report
+from rlft.reward.probe import make_task
+from rlft.reward.source import source_file
+from rlft.types import RewardSpec, Task
+
+_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
+_ROWS = 200
+
+
+def asked(
+    target: str, *, args: Sequence[str], data: str, cases: Path | None, deadline_s: float | None, within_s: float
+) -> Checked:
+    """What is to be checked.
+
+    Args:
+        target: a reward, or a config file.
+        data: a file of rows, an environment, or a config file whose environment is meant; empty for a config's own.
+
+    Raises:
+        ValueError: something of it does not exist or cannot be read.
+    """
+    config = None
+    if target.endswith((".yaml", ".yml")):
+        from rlft.config_file import load
+
+        config = load(Path(target), [])
+    specs = rewards("" if config else target, args, config)
+    tasks, demonstrations = _tasks(data, config.environment if config else None)
+    known = read_cases(cases) if cases else _cases_beside(specs)
+    if known and not tasks:
+        tasks = [case.task for case in known if case.answer is not None][:MOST_TASKS]
+    return Checked(
+        specs=specs,
+        tasks=tasks or MADE_UP,
+        demonstrations=demonstrations,
+        cases=known,
+        deadline_s=deadline_s or (config.scoring.deadline_s if config else 10.0),
+        hangs_s=deadline_s or HANGS_S,
+        environment=config.scoring.environment if config else (),
+        within_s=within_s,
+    )
+
+
+def show(console: Console, title: str, report: Report, *, as_json: bool) -> None:
+    """Print the findings, the worst first."""
+    if as_json:
+        console.print_json(json.dumps(report.as_dict()))
+        return
+    table = Table(title=Text(visible(title)), title_justify="left", show_lines=True)
+    for heading in ("", "finding", "reward", "seen", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in report.findings:
+        seen = Text(visible(finding.detail))
+        if finding.example:
+            seen.append(f"\n{visible(finding.example)}", style="cyan")
+        severity = Text(finding.severity, style=_COLOURS[finding.severity])
+        table.add_row(severity, Text(finding.check), Text(visible(finding.reward)), seen, Text(finding.advice))
+    console.print(table)
+    counts = {kind: sum(finding.severity == kind for finding in report.findings) for kind in ("error", "warning")}
+    told = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items())
+    console.print(Text(f"{told}; {report.replies} replies in {report.seconds:.1f} s"))
+
+
+def _cases_beside(specs: Sequence[RewardSpec]) -> list[Case]:
+    """The cases beside the only reward with a weight: they are written for weight 1 and no arguments."""
+    weighted = [spec for spec in specs if spec.weight]
+    if len(weighted) != 1 or weighted[0].weight != 1 or weighted[0].args:
+        return []
+    file, name = source_file(weighted[0].path), weighted[0].path.rpartition(":")[2]
+    if file is None:
+        return []
+    found = [path for path in (file.with_name(f"{name}{SUFFIX}"), file.with_suffix(SUFFIX)) if path.is_file()]
+    return read_cases(found[0]) if found else []
+
+
+def _tasks(data: str, own: EnvironmentConfig | None) -> tuple[list[Task], list[tuple[Task, str]]]:
+    if data.endswith(FORMATS):
+        return _rows(data), []
+    if data.endswith((".yaml", ".yml")):
+        from rlft.config_file import load
+
+        own = load(Path(data), []).environment
+    elif data:
+        own = EnvironmentConfig(path=data if ":" in data else f"environments.{data}:load")
+    return _of_environment(loading.load(own)) if own else ([], [])
+
+
+def _of_environment(environment: Environment) -> tuple[list[Task], list[tuple[Task, str]]]:
+    every = max(1, len(environment.train) // MOST_TASKS)
+    tasks = list(environment.train[::every][:MOST_TASKS])
+    return tasks, demonstrated(environment)
+
+
+def demonstrated(environment: Environment) -> list[tuple[Task, str]]:
+    """Tasks with the replies that demonstrations give to them; a demonstration of no task is passed over."""
+    by_prompt = {_key(task.messages): task for task in environment.train}
+    found: list[tuple[Task, str]] = []
+    for messages in environment.demonstrations:
+        if len(found) == MOST_TASKS:
+            break
+        if task := by_prompt.get(_key(messages[:-1])):
+            found.append((task, messages[-1]["content"]))
+    return found
+
+
+def _key(messages: Sequence[Any]) -> str:
+    return json.dumps([dict(message) for message in messages], sort_keys=True)
+
+
+def _rows(file: str) -> list[Task]:
+    """Tasks of a file with `prompt` (text or messages) and `answer`; the other columns keep their names."""
+    rows = []
+    for number, (where, row) in enumerate(read_rows(file, name="--data"), start=1):
+        if number > _ROWS:
+            break
+        rows.append(_task(where, row))
+    every = max(1, len(rows) // MOST_TASKS)
+    return rows[::every][:MOST_TASKS]
+
+
+def _task(where: str, row: Mapping[str, Any]) -> Task:
+    columns = {name: value for name, value in row.items() if name not in ("prompt", "answer", "id")}
+    prompt = row.get("prompt", row.get("question"))
+    if isinstance(prompt, str):
+        return make_task(prompt, answer=row.get("answer"), columns=columns, id=where)
+    if isinstance(prompt, list) and prompt and all(isinstance(m, Mapping) and "content" in m for m in prompt):
+        return Task(id=where, messages=tuple(dict(m) for m in prompt), answer=row.get("answer"), columns=columns)  # type: ignore[misc]
+    raise ValueError(f"{where}: expected a column `prompt` with text or chat messages; there is {', '.join(row)}")

@@ -1,0 +1,310 @@
+"""Good replies, what was made of them to cheat, and which of that a reward paid for."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlft.reward.behaviour import ALL, Sample, ask
+from rlft.reward.cases import Case, Expect
+from rlft.reward.findings import Finding, quoted
+from rlft.reward.probe import Probe
+from rlft.reward.transforms import (
+    FAMILIES,
+    GARBAGE,
+    TEMPLATES,
+    TRANSFORMS,
+    Good,
+    Severity,
+    Transform,
+    other_answers,
+    same_answer,
+)
+from rlft.types import Task
+
+_AS_GOOD = 0.01
+"""A reply that is nearer than this share to the good one's score, from that of a bad one, scores as high."""
+_MOST_SOURCES = 6
+_EMPTY = ("nothing", "echo", "garbage", "format only")
+"""Families that hold no answer: more than half of a good reply's score for them is worth a word. A wrong answer may
+earn a part of it, as where nearness counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A good reply to a task."""
+
+    task: Task
+    good: Good
+
+
+def answer_text(answer: Any) -> str | None:
+    """The answer as it stands in a reply; None if it is none that can be written into one."""
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return str(answer) if isinstance(answer, bool) else None
+    return str(answer).strip() or None
+
+
+def prompt_text(task: Task) -> str:
+    """The last message of the user."""
+    return next((m["content"] for m in reversed(task.messages) if m["role"] == "user"), "")
+
+
+def written(tasks: Sequence[Task]) -> dict[str, list[Source]]:
+    """The tasks' answers in every way of `TEMPLATES`, by its name."""
+    answers = {task.id: text for task in tasks if (text := answer_text(task.answer))}
+    found: dict[str, list[Source]] = defaultdict(list)
+    for name, template in TEMPLATES.items():
+        for task in tasks:
+            if answer := answers.get(task.id):
+                write = _writer(template)
+                others = _others(answer, answers.values())
+                good = Good(text=write(answer), prompt=prompt_text(task), answer=answer, write=write, others=others)
+                found[name].append(Source(task=task, good=good))
+    return found
+
+
+def shown(pairs: Iterable[tuple[Task, str]], tasks: Sequence[Task]) -> list[Source]:
+    """Good replies that somebody wrote."""
+    answers = [text for task in tasks if (text := answer_text(task.answer))]
+    found = []
+    for task, reply in pairs:
+        answer = answer_text(task.answer)
+        known = answer if answer and answer in reply else None
+        write = _replacer(reply, known) if known else _same
+        others = _others(known, answers) if known else ()
+        good = Good(text=reply, prompt=prompt_text(task), answer=known, write=write, others=others)
+        found.append(Source(task=task, good=good))
+    return found
+
+
+def good_cases(cases: Sequence[Case]) -> list[tuple[Task, str]]:
+    """The cases that have to score highest, where others have to score lower."""
+    wanted = [(case, wish) for case in cases if (wish := _wish(case.expect)) is not None]
+    if not wanted:
+        return []
+    highest, lowest = max(wish for _, wish in wanted), min(wish for _, wish in wanted)
+    return [(case.task, case.completion) for case, wish in wanted if wish == highest and (wish > lowest or wish > 0)]
+
+
+def _wish(expect: Expect) -> float | None:
+    if expect.part or expect.abstain:
+        return None
+    return next((bound for bound in (expect.equals, expect.at_least, expect.at_most) if bound is not None), None)
+
+
+def _writer(template: str) -> Callable[[str], str]:
+    return lambda answer: template.format(answer)
+
+
+def _replacer(reply: str, answer: str) -> Callable[[str], str]:
+    return lambda other: reply.replace(answer, other)
+
+
+def _same(text: str) -> str:
+    return text
+
+
+def _others(answer: str, answers: Iterable[str]) -> tuple[str, ...]:
+    of_tasks = [other for other in dict.fromkeys(answers) if not same_answer(other, answer)]
+    return tuple(dict.fromkeys([*of_tasks[:6], *other_answers(answer)]))
+
+
+@dataclass(slots=True)
+class Search:
+    """Transforms of good replies, scored and judged."""
+
+    probe: Probe
+    ends: float
+    """No further replies are scored after this time of `time.monotonic`."""
+    samples: list[Sample]
+    """All that were scored."""
+    stopped: bool = False
+    """Whether some were left out for want of time."""
+
+    def score(self, texts: Sequence[tuple[Task, str]], *, beside: Sequence[str] = ()) -> list[float | None]:
+        """The weighted sums; None where there is none."""
+        values: list[float | None] = []
+        for start in range(0, len(texts), 64):
+            if time.monotonic() > self.ends:
+                self.stopped = True
+                return values + [None] * (len(texts) - len(values))
+            found = self._ask(texts[start : start + 64], beside)
+            self.samples += found
+            values += [sample.total for sample in found]
+        return values
+
+    def _ask(self, texts: Sequence[tuple[Task, str]], beside: Sequence[str]) -> list[Sample]:
+        if not beside:
+            return ask(self.probe, texts)
+        scored = self.probe.trajectories([(task, [*beside, text]) for task, text in texts])
+        return [
+            Sample(task=task, text=text, trajectory=group[-1])
+            for (task, text), group in zip(texts, scored, strict=True)
+        ]
+
+    def best(self, by_template: dict[str, list[Source]]) -> list[Source]:
+        """The sources of the template that scores highest in the mean; none if no way to answer beats nonsense."""
+        means: dict[str, float] = {}
+        for name, sources in by_template.items():
+            values = [v for v in self.score([(s.task, s.good.text) for s in sources]) if v is not None]
+            if values:
+                means[name] = sum(values) / len(values)
+        return by_template[max(means, key=lambda name: means[name])] if means else []
+
+    def measured(self, sources: Sequence[Source], *, comparative: bool) -> list[Known]:
+        """The sources that score higher than nonsense, with their scores."""
+        return [one for source in sources[:_MOST_SOURCES] if (one := self._measured(source, comparative))]
+
+    def judged(self, known: Sequence[Known], *, comparative: bool, takes_answer: bool) -> list[Finding]:
+        """What the rewards pay for that they should not."""
+        if not known:
+            return [_nothing_known()]
+        aware = [one for one in known if one.aware]
+        with_answer = [one for one in known if one.source.good.answer is not None]
+        found: list[Finding] = []
+        if with_answer and not aware:
+            found.append(_not_aware(takes_answer, with_answer))
+        if not with_answer or aware:
+            found += self._cheated(aware or known, comparative)
+        return found
+
+    def _measured(self, source: Source, comparative: bool) -> Known | None:
+        good = source.good
+        wrong = [good.write(other) for other in good.others[:4]] if good.answer is not None else []
+        texts = [good.text, "", GARBAGE, *wrong]
+        if comparative:
+            scored = self.probe.trajectories([(source.task, texts)])[0]
+            found = [Sample(task=source.task, text=t, trajectory=s) for t, s in zip(texts, scored, strict=True)]
+            self.samples += found
+            values = [sample.total for sample in found]
+        else:
+            values = self.score([(source.task, text) for text in texts])
+        high, low = values[0], min((value for value in values[1:] if value is not None), default=None)
+        if high is None or low is None or high <= low:
+            return None
+        room = _AS_GOOD * (high - low)
+        aware = bool(wrong) and all(value is not None and value < high - room for value in values[3:])
+        nonsense = low if values[2] is None else values[2]
+        return Known(source=source, high=high, low=low, nonsense=nonsense, aware=aware)
+
+    def _cheated(self, known: Sequence[Known], comparative: bool) -> list[Finding]:
+        hits: dict[Transform, list[_Hit]] = defaultdict(list)
+        tried: dict[Transform, int] = defaultdict(int)
+        for one in known:
+            good = one.source.good
+            made = [(t, text) for t in TRANSFORMS if (text := _make(t, good)) is not None]
+            beside = [good.text, good.write(good.wrong)] if comparative else []
+            values = self.score([(one.source.task, text) for _, text in made], beside=beside)
+            for (transform, text), value in zip(made, values, strict=True):
+                if value is not None:
+                    tried[transform] += 1
+                    if verdict := one.verdict(transform, value):
+                        hits[transform].append(_Hit(text=text, value=value, known=one, verdict=verdict))
+        return _told(hits, tried)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """A good reply with its score, and that of a bad one."""
+
+    source: Source
+    high: float
+    low: float
+    nonsense: float
+    """Score of words that mean nothing."""
+    aware: bool
+    """Whether wrong answers score lower."""
+
+    def verdict(self, transform: Transform, value: float) -> str:
+        """What is wrong with the value of a transformed reply: `full`, `half`, `more`, `less`; empty if nothing."""
+        room = self.high - self.low
+        if transform.expected == "below":
+            if value >= self.high - _AS_GOOD * room:
+                return "full"
+            return "half" if value > self.low + 0.5 * room and transform.family in _EMPTY else ""
+        if transform.expected == "not above":
+            return "more" if value > self.high + _AS_GOOD * room else ""
+        return "less" if transform.expected == "same" and value < self.low + 0.5 * room else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Hit:
+    """A transformed reply that did not score as it should."""
+
+    text: str
+    value: float
+    known: Known
+    verdict: str
+
+
+def _make(transform: Transform, good: Good) -> str | None:
+    if transform.of_answer and good.answer is None:
+        return None
+    text = transform.make(good)
+    return None if text == good.text else text
+
+
+def _told(hits: dict[Transform, list[_Hit]], tried: dict[Transform, int]) -> list[Finding]:
+    """One finding for each family and severity, with the shortest reply."""
+    by_family: dict[tuple[str, Severity], list[tuple[Transform, _Hit]]] = defaultdict(list)
+    for transform, found in hits.items():
+        for hit in found:
+            severity: Severity = transform.severity
+            if severity == "error" and (hit.verdict == "half" or len(found) * 2 < tried[transform]):
+                severity = "warning"
+            by_family["format only" if hit.verdict == "half" else transform.family, severity].append((transform, hit))
+    findings = []
+    for (family, severity), pairs in by_family.items():
+        transform, hit = min(pairs, key=lambda pair: len(pair[1].text))
+        names = list(dict.fromkeys(each.name for each, _ in pairs))
+        told = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        findings.append(
+            Finding(
+                check=family,
+                severity=severity,
+                reward=ALL,
+                detail=f"{told}: {_verdict(hit)}",
+                example=f"{quoted(hit.text)} scores {hit.value:g}, {quoted(hit.known.source.good.text)} "
+                f"{hit.known.high:g}",
+                advice=FAMILIES[family],
+            )
+        )
+    return findings
+
+
+def _verdict(hit: _Hit) -> str:
+    return {
+        "full": "scores as high as a good reply",
+        "half": "gets more than half of what a good reply gets",
+        "more": "scores higher than the good reply that it is made of",
+        "less": "scores lower than the good reply that says the same",
+    }[hit.verdict]
+
+
+def _nothing_known() -> Finding:
+    return Finding(
+        check="good replies",
+        severity="info",
+        reward=ALL,
+        detail="no way to write the tasks' answers scored above nonsense, so that no cheating replies could be made",
+        advice="add cases with good replies (FILE.cases.jsonl, or --cases)",
+    )
+
+
+def _not_aware(takes_answer: bool, known: Sequence[Known]) -> Finding:
+    source = known[0].source
+    nonsense = all(one.nonsense >= one.high for one in known)
+    what, reply = ("nonsense", GARBAGE) if nonsense else ("a wrong answer", source.good.write(source.good.wrong))
+    ignored = ", although the reward takes `answer`" if takes_answer else ": the reward does not look at the answer"
+    return Finding(
+        check="good replies",
+        severity=("error" if nonsense else "warning") if takes_answer else "info",
+        reward=ALL,
+        detail=f"{what} scores as high as the right answer{ignored}",
+        example=quoted(reply),
+        advice="compare the reply with the answer" if takes_answer else "add a reward that looks at the answer",
+    )

@@ -1,0 +1,260 @@
+"""How a reward behaves on made-up replies: whether it fails, abstains, tells replies apart, and says the same twice."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import quantiles
+
+from rlft.reward.findings import Finding, quoted
+from rlft.reward.probe import Probe
+from rlft.reward.source import Definition, definition
+from rlft.types import Abstain, Failed, RewardSpec, Score, Task, Trajectory
+
+ALL = "all together"
+"""Name of the weighted sum of a config's rewards."""
+_DIFFERS = 1e-4
+"""Values further apart than this share of them differ; reward models in float32 vary by less."""
+_FEW = 8
+"""Replies that have to score alike before a reward is called constant."""
+_TIMED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A made-up reply that was scored."""
+
+    task: Task
+    text: str
+    trajectory: Trajectory
+
+    @property
+    def total(self) -> float | None:
+        """The weighted sum; None where there is none."""
+        return self.trajectory.outcome.value if isinstance(self.trajectory.outcome, Score) else None
+
+    @property
+    def parts(self) -> Mapping[str, float]:
+        """The values of the rewards and of their parts; empty where there are none."""
+        return self.trajectory.outcome.parts if isinstance(self.trajectory.outcome, Score) else {}
+
+    def value(self, reward: str) -> float | None:
+        """What one reward gave; None where it abstained, or a reward failed."""
+        return self.parts.get(reward)
+
+
+def ask(probe: Probe, texts: Sequence[tuple[Task, str]]) -> list[Sample]:
+    """Score replies, each in a group of its own."""
+    scored = probe.trajectories([(task, [text]) for task, text in texts])
+    return [
+        Sample(task=task, text=text, trajectory=trajectory)
+        for (task, text), (trajectory,) in zip(texts, scored, strict=True)
+    ]
+
+
+def differ(one: float | None, other: float | None) -> bool:
+    """Whether two values of a reward are not the same, but for rounding."""
+    if one is None or other is None:
+        return one is not other
+    return abs(one - other) > _DIFFERS * max(1.0, abs(one), abs(other))
+
+
+def static_findings(specs: Sequence[RewardSpec], deadline_s: float) -> list[Finding]:
+    """What the source alone shows: a missing `return`, a judge that may take longer than its process."""
+    found = []
+    for spec in specs:
+        source = _definition(spec)
+        if source is not None and not source.returns:
+            found.append(
+                Finding(
+                    check="contract",
+                    severity="error",
+                    reward=spec.label,
+                    detail=f"{source.where}: the function returns nothing, so the reward always abstains",
+                    advice="add a `return` with a number, or with a dict of named numbers",
+                )
+            )
+        limit = spec.args.get("deadline_s", source.defaults.get("deadline_s") if source else None)
+        if isinstance(limit, int | float) and limit >= deadline_s:
+            found.append(
+                Finding(
+                    check="contract",
+                    severity="error",
+                    reward=spec.label,
+                    detail=f"its deadline_s ({limit:g} s) is not below scoring.deadline_s ({deadline_s:g} s): a slow "
+                    "verdict would be a killed process",
+                    advice=f"set scoring.deadline_s above {limit:g}, or args.deadline_s below {deadline_s:g}",
+                )
+            )
+    return found
+
+
+def failures(samples: Sequence[Sample]) -> list[Finding]:
+    """Replies that could not be scored: one finding for each way to fail, with the shortest reply."""
+    groups: dict[tuple[str, str, str], list[tuple[Sample, Failed]]] = defaultdict(list)
+    for sample in samples:
+        for reward, failure in sample.trajectory.failed_parts.items():
+            groups[reward, failure.kind, failure.message.rpartition("\n")[2]].append((sample, failure))
+    if not groups:
+        odd = [s for s in samples if isinstance(s.trajectory.outcome, Failed)]
+        return [_failed(ALL, [(s, s.trajectory.outcome) for s in odd], len(samples))] if odd else []  # type: ignore[misc]
+    return [_failed(reward, found, len(samples)) for (reward, _, _), found in groups.items()]
+
+
+def _failed(reward: str, found: Sequence[tuple[Sample, Failed]], of: int) -> Finding:
+    sample, failure = min(found, key=lambda pair: len(pair[0].text))
+    return Finding(
+        check="contract",
+        severity="error",
+        reward=reward,
+        detail=f"{len(found)} of {of} replies could not be scored ({failure.kind}): {failure.message}",
+        example=quoted(sample.text),
+        advice="handle every text and every task, since a reply can be anything; None abstains",
+    )
+
+
+def abstentions(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> list[Finding]:
+    """Rewards that never gave a value, and those that did for some replies only."""
+    found = []
+    scored = [sample for sample in samples if isinstance(sample.trajectory.outcome, Score | Abstain)]
+    for spec in specs:
+        if not scored or any(sample.value(spec.label) is not None for sample in scored):
+            continue
+        source = _definition(spec)
+        if source is None or source.returns:  # else its source says why
+            found.append(
+                Finding(
+                    check="contract",
+                    severity="warning",
+                    reward=spec.label,
+                    detail=f"it abstained on all {len(scored)} replies, so that nothing else could be checked",
+                    advice="give tasks that it applies to (--data, --cases), or look for a path without `return`",
+                )
+            )
+    return found
+
+
+def constants(specs: Sequence[RewardSpec], samples: Sequence[Sample], *, good_is_known: bool) -> list[Finding]:
+    """Rewards that gave one value for many different replies.
+
+    Args:
+        good_is_known: whether there is a good reply among them for sure.
+    """
+    found = []
+    for spec in specs:
+        given = [(sample, value) for sample in samples if (value := sample.value(spec.label)) is not None]
+        values = {value for _, value in given}
+        replies = len({sample.text for sample, _ in given})
+        if len(values) != 1 or replies < _FEW:
+            continue
+        (value,) = values
+        unknown = value == 0 and not good_is_known
+        found.append(
+            Finding(
+                check="constant",
+                severity="warning" if unknown or not spec.weight else "error",
+                reward=spec.label,
+                detail=f"it gave {value:g} for {replies} different replies"
+                + (", none of which may have been a good one" if unknown else "")
+                + ": nothing can be learnt from it",
+                advice="add a case with a good reply (FILE.cases.jsonl, or --cases)"
+                if unknown
+                else "let the value depend on the completion",
+            )
+        )
+    return found
+
+
+def repeated(specs: Sequence[RewardSpec], first: Sequence[Sample], again: Sequence[Sample], how: str) -> list[Finding]:
+    """Rewards that gave another value for the same reply.
+
+    Args:
+        how: what was different the second time, to follow "and".
+    """
+    found = []
+    values = {(sample.task.id, sample.text): sample for sample in first}
+    for spec in specs:
+        changed = [
+            (sample, one, other)
+            for sample in again
+            if differ(one := values[sample.task.id, sample.text].value(spec.label), other := sample.value(spec.label))
+        ]
+        if changed:
+            sample, one, other = min(changed, key=lambda change: len(change[0].text))
+            found.append(
+                Finding(
+                    check="deterministic",
+                    severity="error",
+                    reward=spec.label,
+                    detail=f"the same reply got {_said(one)} and {how} {_said(other)} ({len(changed)} of {len(again)} "
+                    "replies differ)",
+                    example=quoted(sample.text),
+                    advice="let the value depend on the arguments alone: no random numbers, no counters, no memory of "
+                    "earlier replies; a judge at temperature 0",
+                )
+            )
+    return found
+
+
+def _said(value: float | None) -> str:
+    return "no value" if value is None else f"{value:.6g}"
+
+
+def in_groups(probe: Probe, samples: Sequence[Sample], *, backwards: bool = False) -> list[Sample]:
+    """Score the replies to each task again, as one group."""
+    by_task: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples[::-1] if backwards else samples:
+        by_task[sample.task.id].append(sample)
+    groups = list(by_task.values())
+    scored = probe.trajectories([(group[0].task, [sample.text for sample in group]) for group in groups])
+    return [
+        Sample(task=sample.task, text=sample.text, trajectory=trajectory)
+        for group, trajectories in zip(groups, scored, strict=True)
+        for sample, trajectory in zip(group, trajectories, strict=True)
+    ]
+
+
+def timed(probe: Probe, samples: Sequence[Sample], deadline_s: float) -> list[Finding]:
+    """How long a reply takes, one at a time."""
+    seconds = sorted(probe.score_one(sample.task, sample.text).seconds for sample in samples[:_TIMED])
+    if len(seconds) < 2:
+        return []
+    marks = quantiles(seconds, n=100, method="inclusive")
+    middle, high = marks[49], marks[98]
+    slow = high > deadline_s / 2
+    return [
+        Finding(
+            check="time",
+            severity="warning" if slow else "info",
+            reward=ALL,
+            detail=f"p50 {1e3 * middle:.1f} ms, p99 {1e3 * high:.1f} ms for a reply, with the way to the process",
+            advice=f"more than half of scoring.deadline_s ({deadline_s:g} s): raise it" if slow else "",
+        )
+    ]
+
+
+def spread(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> Iterator[Finding]:
+    """Range of each reward, and how often two replies score alike."""
+    for spec in specs:
+        values = [value for sample in samples if (value := sample.value(spec.label)) is not None]
+        if not values:
+            continue
+        counts = Counter(values)
+        pairs = len(values) * (len(values) - 1)
+        ties = sum(count * (count - 1) for count in counts.values()) / pairs if pairs else 0.0
+        (common, _), *_ = counts.most_common(1)
+        yield Finding(
+            check="range",
+            severity="info",
+            reward=spec.label,
+            detail=f"{min(values):g} to {max(values):g} over {len(values)} replies, {len(counts)} different values, "
+            f"{ties:.0%} of the pairs tie, most often at {common:g}",
+        )
+
+
+def _definition(spec: RewardSpec) -> Definition | None:
+    try:
+        return definition(spec.path)
+    except ValueError:  # loading it says what is wrong
+        return None

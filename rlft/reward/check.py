@@ -1,0 +1,247 @@
+"""Whether a reward may be trained on, tried without a model: its contract, its cases, and replies made up to cheat it.
+
+    report = check_rewards(Checked(specs=[RewardSpec(path="brevity.py:brevity")]))
+    report.errors           # why nobody should train on it
+
+The rewards of a config are checked together: one by one for what each has to keep (`behaviour.py`), and their weighted
+sum for what it pays (`adversarial.py`). What a good reply is, the cases and demonstrations say; else an answer is
+written in several ways, and the way that scores highest is taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from rlft.reward import behaviour
+from rlft.reward import cases as case_files
+from rlft.reward.adversarial import Search, good_cases, prompt_text, shown, written
+from rlft.reward.behaviour import ALL, Sample
+from rlft.reward.cases import Case
+from rlft.reward.contract import Kind
+from rlft.reward.findings import Finding, Report, quoted, sorted_findings
+from rlft.reward.probe import GaveUpError, Probe, make_task
+from rlft.reward.transforms import GARBAGE
+from rlft.types import RewardSpec, Task
+
+MADE_UP = tuple(
+    make_task(prompt, answer=answer, id=f"made-up {answer}")
+    for prompt, answer in (
+        ("What is 17 + 25?", "42"),
+        ("What is 9 * 13?", "117"),
+        ("What is 100 - 37?", "63"),
+        ("What is 8 * 7?", "56"),
+    )
+)
+"""Tasks for a reward that is checked without data."""
+HANGS_S = 3.0
+"""Seconds for a made-up reply, where the config's deadline is not shorter: what hangs should be found soon."""
+MOST_TASKS = 6
+_WATCHED = " arguments"
+_PLAIN = ("", " \n", GARBAGE, "hello", "I think the answer is 7, since 3 + 4 = 7.", "<answer>7</answer>", "-1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What is checked, and how."""
+
+    specs: Sequence[RewardSpec]
+    """None on the learner's base."""
+    tasks: Sequence[Task] = MADE_UP
+    demonstrations: Sequence[tuple[Task, str]] = ()
+    """Good replies to tasks."""
+    cases: Sequence[Case] = ()
+    deadline_s: float = 10.0
+    """`scoring.deadline_s`."""
+    hangs_s: float = HANGS_S
+    """Seconds that a made-up reply may take, at most `deadline_s`."""
+    environment: Collection[str] = ()
+    """`scoring.environment`."""
+    within_s: float = 60.0
+    """No further cheating replies are scored after so many seconds."""
+    workers: int = 1
+    """0 calls the rewards in this process, where nothing can be killed."""
+
+
+def check_rewards(checked: Checked) -> Report:
+    """Check rewards in processes of their own; whatever is wrong with them is a finding."""
+    started = time.monotonic()
+    findings = behaviour.static_findings(checked.specs, checked.deadline_s)
+    samples: list[Sample] = []
+    limit_s = min(checked.hangs_s, checked.deadline_s)
+    try:
+        with _probe(checked, checked.specs, limit_s) as probe:
+            kinds = {label: plan.kind for label, plan in probe.plans.items()}
+            findings += _first(probe, checked, samples)
+            findings += _cases(probe, checked)
+            moody = {finding.reward for finding in findings if finding.check == "deterministic"}
+            if not moody:
+                findings += _cheats(probe, checked, samples, started + checked.within_s)
+        findings += behaviour.failures(samples)
+        findings += _elsewhere(checked, samples, kinds, limit_s, moody)
+    except GaveUpError as error:
+        findings.append(_hangs(error, limit_s, checked.deadline_s))
+    except ValueError as error:
+        findings.append(
+            Finding(check="contract", severity="error", reward=ALL, detail=str(error), advice=_advice(str(error)))
+        )
+    return Report(findings=sorted_findings(findings), replies=len(samples), seconds=time.monotonic() - started)
+
+
+def plain_replies(tasks: Sequence[Task]) -> list[tuple[Task, str]]:
+    """Replies of all sorts to some tasks: nothing, nonsense, the prompt, and the answers as `TEMPLATES` write them."""
+    found = []
+    for task in tasks[:MOST_TASKS]:
+        found += [(task, text) for text in (*_PLAIN, prompt_text(task))]
+    found += [(s.task, s.good.text) for sources in written(tasks[:MOST_TASKS]).values() for s in sources]
+    return list({(task.id, text): (task, text) for task, text in found}.values())
+
+
+def _probe(checked: Checked, specs: Sequence[RewardSpec], limit_s: float) -> Probe:
+    return Probe(specs, deadline_s=limit_s, workers=checked.workers, environment=checked.environment, most_killed=0)
+
+
+def _first(probe: Probe, checked: Checked, samples: list[Sample]) -> list[Finding]:
+    """What each reward has to keep, on replies of all sorts: alone, once more in another order, and in groups."""
+    kinds = {label: plan.kind for label, plan in probe.plans.items()}
+    texts = [*good_cases(checked.cases), *checked.demonstrations[:MOST_TASKS], *plain_replies(checked.tasks)]
+    first = behaviour.ask(probe, texts)
+    again = behaviour.ask(probe, texts[::-1])
+    samples += first
+    grouped: list[Sample] = []
+    found: list[Finding] = []
+    if any(kind != "sample" for kind in kinds.values()):
+        grouped = behaviour.in_groups(probe, first)
+        samples += grouped
+        lists = [spec for spec in checked.specs if kinds[spec.label] == "batch"]
+        for others in (grouped, behaviour.in_groups(probe, first, backwards=True)):
+            found = found or behaviour.repeated(lists, first, others, "in a list with others")
+    good_is_known = bool(checked.demonstrations or good_cases(checked.cases))
+    found += behaviour.repeated(checked.specs, first, again, "later, in another order,")
+    for spec in checked.specs:
+        seen = grouped if kinds[spec.label] == "group" else first
+        found += behaviour.abstentions([spec], seen)
+        found += behaviour.constants([spec], seen, good_is_known=good_is_known)
+        found += behaviour.spread([spec], seen)
+    return [*found, *behaviour.timed(probe, first, checked.deadline_s)]
+
+
+def _cases(probe: Probe, checked: Checked) -> list[Finding]:
+    """The user's cases, those of one task in groups of their own."""
+    if not checked.cases:
+        return []
+    outcomes = [outcomes[0] for outcomes in probe.score_groups([(c.task, [c.completion]) for c in checked.cases])]
+    wrong = case_files.judge(checked.cases, outcomes)
+    by_name = {case.name: case for case in checked.cases}
+    if not wrong:
+        detail = f"all {len(by_name)} hold"
+        return [Finding(check="cases", severity="info", reward=ALL, detail=detail)]
+    return [
+        Finding(
+            check="cases",
+            severity="error",
+            reward=ALL,
+            detail=f"{by_name[name].where}: case {name!r}: {problem}",
+            example=quoted(by_name[name].completion),
+            advice="mend the reward, or the case",
+        )
+        for name, problem in wrong.items()
+    ]
+
+
+def _cheats(probe: Probe, checked: Checked, samples: list[Sample], ends: float) -> list[Finding]:
+    """Replies made up to cheat the weighted sum."""
+    search = Search(probe, ends, [])
+    comparative = any(plan.kind == "group" for plan in probe.plans.values())
+    takes_answer = any("answer" in plan.parameters for plan in probe.plans.values())
+    given = [*good_cases(checked.cases), *checked.demonstrations]
+    known = search.measured(shown(given[:MOST_TASKS], checked.tasks), comparative=comparative)
+    if not known:
+        best = search.best(written(checked.tasks[:MOST_TASKS]))
+        known = search.measured(best, comparative=comparative)
+    found = search.judged(known, comparative=comparative, takes_answer=takes_answer)
+    samples += search.samples
+    if search.stopped:
+        detail = f"not all cheating replies were tried within {checked.within_s:g} s"
+        found.append(Finding(check="time", severity="info", reward=ALL, detail=detail))
+    return [*found, *_noop(samples)]
+
+
+def _noop(samples: Sequence[Sample]) -> list[Finding]:
+    """Whether an empty reply gets the most that any reply got."""
+    values = [sample.total for sample in samples if sample.total is not None]
+    empty = [sample.total for sample in samples if not sample.text.strip() and sample.total is not None]
+    if not empty or max(values) == min(values) or max(empty) < max(values):
+        return []
+    return [
+        Finding(
+            check="nothing",
+            severity="warning",
+            reward=ALL,
+            detail=f"an empty reply gets the most that any of {len(values)} replies got, {max(empty):g}: saying "
+            "nothing is the best policy",
+            example="''",
+            advice="a penalty needs a reward beside it that an empty reply does not get; check the config with both",
+        )
+    ]
+
+
+def _elsewhere(
+    checked: Checked,
+    samples: Sequence[Sample],
+    kinds: Mapping[str, Kind],
+    limit_s: float,
+    moody: Collection[str],
+) -> list[Finding]:
+    """Whether another process says the same, and whether rewards change their arguments."""
+    known = [sample for sample in samples if sample.total is not None][:60]
+    if not known:
+        return []
+    watchers = [_watcher(spec, kinds[spec.label]) for spec in checked.specs]
+    with _probe(checked, [*checked.specs, *watchers], limit_s) as probe:
+        again = behaviour.ask(probe, [(sample.task, sample.text) for sample in known])
+    alone = [spec for spec in checked.specs if kinds[spec.label] != "group" and spec.label not in moody]
+    found = behaviour.repeated(alone, known, again, "in another process")
+    for spec in checked.specs:
+        parts = {name for sample in again for name in sample.parts if name.startswith(f"{spec.label}{_WATCHED}/")}
+        names = {name.partition("/")[2] for name in parts}
+        if names:
+            found.append(
+                Finding(
+                    check="arguments",
+                    severity="warning",
+                    reward=spec.label,
+                    detail=f"it changes what it is given: {', '.join(sorted(names))}",
+                    advice="change a copy; where rewards share their arguments, the next one sees the change",
+                )
+            )
+    return found
+
+
+def _watcher(spec: RewardSpec, kind: Kind) -> RewardSpec:
+    args = {"watched": spec.path, "watched_args": dict(spec.args)}
+    return RewardSpec(path=f"rlft.reward.mutation:{kind}", name=f"{spec.label}{_WATCHED}", weight=0, args=args)
+
+
+def _hangs(error: GaveUpError, limit_s: float, deadline_s: float) -> Finding:
+    is_slow = error.outcome.kind == "timeout"
+    slower = f", if it is slow by design: --deadline-s {deadline_s:g}" if limit_s < deadline_s else ""
+    return Finding(
+        check="hangs" if is_slow else "contract",
+        severity="error",
+        reward=_culprit(error),
+        detail=error.outcome.message,
+        example=quoted(error.text),
+        advice=f"bound the work for a reply{slower}" if is_slow else "find out what ends its process",
+    )
+
+
+def _culprit(error: GaveUpError) -> str:
+    return error.outcome.message.partition(":")[0] if ":" in error.outcome.message else ALL
+
+
+def _advice(problem: str) -> str:
+    if "nothing supplies" in problem:
+        return "give tasks that have this column: --data FILE, --cases FILE, or a config"
+    return ""

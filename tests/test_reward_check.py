@@ -1,0 +1,245 @@
+"""`rlft reward check`: what it finds in rewards with a planted bug, and that it accuses no right one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from rlft.cli import main
+from rlft.reward.check import MADE_UP, Checked, check_rewards
+from rlft.reward.findings import Report
+from rlft.reward.probe import make_task
+from rlft.reward.transforms import FAMILIES, TEMPLATES, TRANSFORMS, Good, other_answers
+from rlft.types import RewardSpec
+
+REWARDS = r"""
+import os, random, re, time
+
+def no_return(completion, answer):
+    value = float(str(answer) in completion)
+
+def randomly(completion):
+    return random.random()
+
+calls = 0
+def counts_calls(completion):
+    global calls
+    calls += 1
+    return float(calls)
+
+def constant(completion):
+    return 0.5
+
+def substring(completion, answer):
+    return float(answer in completion)
+
+def last_number(completion, answer):
+    numbers = re.findall(r"-?\d+", completion)
+    return float(bool(numbers) and numbers[-1] == answer)
+
+def any_tag(completion, answer):
+    return float(answer in re.findall(r"<answer>(.*?)</answer>", completion))
+
+def format_pays(completion, answer):
+    return 1.0 * ("<answer>" in completion) + 0.2 * (f"<answer>{answer}</answer>" == completion)
+
+def length_pays(completion, answer):
+    return float(completion.split("#### ")[-1] == answer) + len(completion) / 1000
+
+def raises_on_nothing(completion, answer):
+    return float(completion.split()[-1] == answer)
+
+def hangs(completion, answer):
+    if "lorem" in completion:
+        time.sleep(60)
+    return float(completion == answer)
+
+def backtracks(completion, answer):
+    return float(bool(re.match(r"(a+)+$", completion)) or completion == answer)
+
+def dies(completion):
+    return os._exit(3)
+
+def deviation(group):
+    rights = [float(t.text == t.task.answer) for t in group.trajectories]
+    mean = sum(rights) / len(rights)
+    return [(right - mean) / (sum((r - mean) ** 2 for r in rights) / (len(rights) - 1)) for right in rights]
+
+def process(completion, answer):
+    return float(completion == answer) + os.getpid()
+
+def remembers(completion, answer, seen=set()):
+    is_new = completion not in seen
+    seen.add(completion)
+    return float(completion == answer) + 0.5 * is_new
+
+def best_of_list(completions, answer):
+    texts = [messages[0]["content"] for messages in completions]
+    return [float(t == a and len(t) == max(map(len, texts))) for t, a in zip(texts, answer)]
+
+def changes_messages(completion, messages, answer):
+    messages.append("seen")
+    return float(completion == answer)
+
+def text(completion):
+    return "good"
+
+def ignores_answer(completion, answer):
+    return float(len(completion) > 3)
+
+def penalty(completion):
+    return -len(completion) / 100
+
+def positional(completion, /):
+    return 1.0
+
+def wants_column(completion, level):
+    return 1.0
+
+# What follows is right.
+
+def exact(completion, answer):
+    return float(completion.strip() == answer)
+
+def in_parts(completion, answer):
+    tagged = re.findall(r"<answer>(.*?)</answer>", completion, re.DOTALL)
+    return {"correct": float(len(tagged) == 1 and tagged[0].strip() == answer), "format": 0.1 * (len(tagged) == 1)}
+
+def boxed(completions, answer, **kwargs):
+    found = [re.findall(r"\\boxed\{([^{}]*)\}", messages[-1]["content"]) for messages in completions]
+    return [float(len(boxes) == 1 and boxes[0].strip() == a) for boxes, a in zip(found, answer)]
+
+def centred(group):
+    rights = [float(t.text.strip() == t.task.answer) for t in group.trajectories]
+    return [right - sum(rights) / len(rights) for right in rights]
+
+def nearness(completion, answer):
+    try:
+        return max(0.0, 1 - abs(float(completion) - float(answer)) / abs(float(answer)))
+    except (ValueError, OverflowError):
+        return 0.0
+
+async def waits(completion, answer):
+    return float(completion.strip() == answer)
+"""
+
+BUGS = {
+    # reward: (severity, check, words of the detail or the example)
+    "no_return": ("error", "contract", r"rewards\.py:4: the function returns nothing"),
+    "randomly": ("error", "deterministic", "the same reply got"),
+    "counts_calls": ("error", "deterministic", "the same reply got"),
+    "constant": ("error", "constant", "it gave 0.5 for"),
+    "substring": ("error", "negation", "'not 42' scores 1, '42' 1"),
+    "last_number": ("error", "negation", "'not 42' scores 1, '42' 1"),
+    "any_tag": ("error", "many answers", "each in its place: scores as high"),
+    "format_pays": ("warning", "format only", "'<answer></answer>' scores 1, '<answer>42</answer>' 1.2"),
+    "length_pays": ("error", "padding", "a long wrong reply: scores as high"),
+    "raises_on_nothing": ("error", "contract", "IndexError: list index out of range"),
+    "hangs": ("error", "hangs", "no result within 0.5 s"),
+    "backtracks": ("error", "hangs", "'aaaaa"),
+    "dies": ("error", "contract", "exit code 3"),
+    "deviation": ("error", "contract", "ZeroDivisionError"),
+    "process": ("error", "deterministic", "in another process"),
+    "remembers": ("error", "deterministic", "later, in another order,"),
+    "best_of_list": ("error", "deterministic", "in a list with others"),
+    "changes_messages": ("warning", "arguments", "it changes what it is given: messages"),
+    "text": ("error", "contract", "expected a number"),
+    "ignores_answer": ("error", "good replies", "nonsense scores as high as the right answer"),
+    "penalty": ("warning", "nothing", "saying nothing is the best policy"),
+    "positional": ("error", "contract", "positional-only"),
+    "wants_column": ("error", "contract", "nothing supplies its parameter 'level'"),
+}
+RIGHT = ("exact", "in_parts", "boxed", "centred", "nearness", "waits")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("rewards") / "rewards.py"
+    file.write_text(REWARDS)
+    return file
+
+
+NEED_A_PROCESS = {"hangs", "backtracks", "dies", "process"}
+"""The others are called here, which spares them the start of two processes."""
+
+
+def checked(file: Path, name: str) -> Report:
+    specs, workers = [RewardSpec(path=f"{file}:{name}")], int(name in NEED_A_PROCESS)
+    return check_rewards(Checked(specs=specs, tasks=MADE_UP[:2], hangs_s=0.5, workers=workers))
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_bug_is_found_and_the_reward_named(file: Path, name: str) -> None:
+    severity, check, words = BUGS[name]
+    report = checked(file, name)
+    told = [(finding.severity, finding.check) for finding in report.findings]
+    assert (severity, check) in told
+    found = next(f for f in report.findings if (f.severity, f.check) == (severity, check))
+    assert re.search(words, f"{found.detail} {found.example}"), found
+    assert found.advice or found.check == "contract"
+    assert bool(report.errors) == (severity == "error")
+    assert found.reward == name or found.reward == "all together"
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_reward_is_not_accused(file: Path, name: str) -> None:
+    report = checked(file, name)
+    assert [finding for finding in report.findings if finding.severity != "info"] == []
+    assert report.replies > 80  # it was tried
+    assert "good replies" not in {finding.check for finding in report.findings}
+
+
+def reward(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main.app, ["reward", *map(str, arguments)], env={"COLUMNS": "600", "TERM": "dumb"})
+
+
+def test_the_command_reads_cases_and_data_and_exits_with_one_on_an_error(file: Path, tmp_path: Path) -> None:
+    assert reward("init", "brevity", "--folder", tmp_path).exit_code == 0
+    told = reward("check", f"{tmp_path / 'brevity.py'}:brevity", "--json")
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.output)
+    assert {row["severity"] for row in found["findings"]} == {"info"}
+    assert any(row["detail"] == "all 9 hold" for row in found["findings"])
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        '{"prompt": "Who?", "answer": "Ada", "level": 1}\n{"prompt": "Where?", "answer": "Bern", "level": 2}\n'
+    )
+    cases = tmp_path / "some.cases.jsonl"
+    cases.write_text('{"prompt": "Who?", "completion": "ada", "answer": "Ada", "expect": 1}\n')
+    told = reward("check", f"{file}:substring", "--data", rows, "--cases", cases)
+    assert told.exit_code == 1
+    assert f"{cases}:1: case 'line 1': the value is 0, not 1" in told.output
+    assert "'not Ada' scores 1" in told.output
+
+
+def test_a_config_is_checked_as_a_whole() -> None:
+    told = reward("check", "configs/debug/env_countdown.yaml", "--json")
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.output)["is_fine"]
+
+
+def test_a_judge_that_may_take_longer_than_its_process_is_found() -> None:
+    from rlft.reward.behaviour import static_findings
+
+    judge = RewardSpec(path="rewards.judge:helpfulness", args={"deadline_s": 20.0})
+    (found,) = static_findings([judge], deadline_s=10.0)
+    assert "its deadline_s (20 s) is not below scoring.deadline_s (10 s)" in found.detail
+    assert static_findings([judge], deadline_s=30.0) == []
+
+
+def test_a_right_answer_is_never_among_the_wrong_ones() -> None:
+    for answer in ("42", "-3", "0", "0.5", "B", "true", "Paris", "x + 1"):
+        good = Good(text=answer, prompt="What?", answer=answer, write=str, others=other_answers(answer))
+        assert good.wrong != answer
+        made = {transform.name: transform.make(good) for transform in TRANSFORMS}
+        for transform in TRANSFORMS:
+            assert transform.family in FAMILIES
+            if transform.expected == "below":
+                assert made[transform.name] != answer, transform.name
+    assert len({(t.family, t.name) for t in TRANSFORMS}) == len(TRANSFORMS)
+    assert all(template.format("A") for template in TEMPLATES.values())
+    assert make_task("Q").id == "made-up"
