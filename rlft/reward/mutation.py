@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import pickle
 from collections.abc import Mapping
 from typing import Any
 
 from rlft.reward.contract import CallPlan, RewardFunction, plan_call
-from rlft.reward.loading import load
+from rlft.reward.loading import build, load
 from rlft.types import Group, RewardSpec, Trajectory
 
 
@@ -39,10 +40,12 @@ async def group(
 
 
 async def _changed(path: str, args: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, float] | None:
-    function, plan = _opened(path)
-    arguments = {
-        name: value for name, value in {**offered, **args}.items() if plan.takes_any or name in plan.parameters
-    }
+    try:
+        function, plan, is_built = _opened(path, json.dumps(dict(args), sort_keys=True))
+    except (TypeError, ValueError):  # not plain data, or an object with a `setup`: it is not looked at
+        return None
+    given = offered if is_built else {**offered, **args}
+    arguments = {name: value for name, value in given.items() if plan.takes_any or name in plan.parameters}
     before = {name: pickle.dumps(value) for name, value in arguments.items()}
     copies = {name: pickle.loads(value) for name, value in before.items()}
     try:
@@ -56,6 +59,8 @@ async def _changed(path: str, args: Mapping[str, Any], offered: Mapping[str, Any
 
 
 @functools.cache
-def _opened(path: str) -> tuple[RewardFunction, CallPlan]:
-    function = load(path)
-    return function, plan_call(function, RewardSpec(path=path))
+def _opened(path: str, args: str) -> tuple[RewardFunction, CallPlan, bool]:
+    function, is_built = build(load(path), path, json.loads(args))
+    if hasattr(function, "setup"):
+        raise ValueError(f"{path} has a setup, which may start what should not run twice")
+    return function, plan_call(function, RewardSpec(path=path)), is_built

@@ -32,7 +32,7 @@ class Definition:
 
 
 def source_file(path: str) -> Path | None:
-    """The file of a reward, None where that cannot be told from its path alone.
+    """The file of a reward, None where that cannot be told from its path alone, as of another system's package.
 
     Raises:
         ValueError: the path names no function.
@@ -40,7 +40,10 @@ def source_file(path: str) -> Path | None:
     system, path = systems.split(path)
     if system and not systems.SYSTEMS[system].takes_path:
         return None
-    target, _ = by_path.split(path, shipped=SHIPPED)
+    system, name = systems.split(path)
+    if system and not (systems.SYSTEMS[system].takes_path and ":" in name):
+        return None
+    target, _ = by_path.split(name, shipped=SHIPPED)
     if isinstance(target, Path):
         return target if target.is_file() else None
     relative = Path(*target.split("."))
