@@ -28,14 +28,14 @@ async def sample(
 async def batch(
     completions: list[Any], watched: str, watched_args: Mapping[str, Any], **columns: Any
 ) -> list[dict[str, float] | None]:
-    """The same for a reward that takes lists."""
+    """Number of arguments that a reward which takes lists changed, see `sample`, for each sample."""
     return [await _changed(watched, watched_args, {**columns, "completions": completions})] * len(completions)
 
 
 async def group(
     group: Group, watched: str, watched_args: Mapping[str, Any], **columns: Any
 ) -> list[dict[str, float] | None]:
-    """The same for a reward that compares a group."""
+    """Number of arguments that a reward which compares a group changed, see `sample`, for each sample."""
     return [await _changed(watched, watched_args, {**columns, "group": group})] * len(group.trajectories)
 
 
