@@ -7,12 +7,16 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
 
+# Files of tests are shared out to so many processes; 0: to none, which a debugger needs.
+PROCESSES ?= 2
+SHARED_OUT = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+
 test: test-kernels
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not sweep" --ignore=tests/test_kernels.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(SHARED_OUT) -m "not sweep" --ignore=tests/test_kernels.py
 
 # What further values of a parameter show that others of the same test have shown.
 test-sweeps: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m sweep
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(SHARED_OUT) -m sweep
 
 # Twice: with compiled kernels, which are an error where they are missing or wrong, and with torch's operations alone.
 KERNELS := $(if $(findstring Linux x86_64,$(shell uname -sm)),$(if $(shell command -v c++),required 0,0),0)
@@ -84,7 +88,7 @@ bench-pool: .venv/installed
 # Whether a fresh install works: with the versions that the tests last passed with, and with the newest ones.
 check-pinned: ; $(MAKE) .venv-fresh FRESH="-c .ci/constraints.txt" && $(FRESH_TESTS)
 check-newest: ; $(MAKE) .venv-fresh FRESH="--upgrade --upgrade-strategy eager" && $(FRESH_TESTS)
-FRESH_TESTS = HF_HUB_OFFLINE=1 .venv-fresh/bin/python -m pytest -m "not slow"
+FRESH_TESTS = HF_HUB_OFFLINE=1 .venv-fresh/bin/python -m pytest $(SHARED_OUT) -m "not slow"
 
 .PHONY: .venv-fresh
 .venv-fresh:
