@@ -223,7 +223,7 @@ def read_rollouts(run: Path, step: int) -> list[dict[str, Any]]:
 def read_result(run: Path) -> dict[str, Any]:
     """Everything of a finished run that its seed decides, by file: two runs are the same when these are equal."""
     result: dict[str, Any] = {"metrics.jsonl": read_metrics(run)}
-    result["tasks.jsonl"] = read_lines(run / "tasks.jsonl")
+    result |= {path.name: read_lines(path) for path in run.glob("tasks.jsonl")}  # which preference runs do not have
     for path in sorted([*run.glob("rollouts/[!.]*"), *run.glob("evals/[!.]*.parquet")]):
         result[str(path.relative_to(run))] = pq.read_table(path).to_pylist()
     for path in sorted([*run.glob("evals/[!.]*.json"), run / "summary.json"]):
