@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlft.types import Trajectory
 
 
-def environment_reward(trajectory: Trajectory, unfinished: float | None = None) -> float | None:
-    """Sum of what the environment gave for the actions; abstains where it gave nothing.
+def environment_reward(trajectory: Trajectory, unfinished: float | None = None) -> dict[str, Any] | float | None:
+    """Sum of what the environment gave for the actions, with the value of each; abstains where it gave nothing.
 
     Args:
         unfinished: instead of abstaining, for an episode that a budget of tokens or turns cut before its environment
             gave anything, as those do that only score the end.
     """
-    reward = trajectory.environment_reward
-    return unfinished if reward is None and trajectory.stop_reason != "done" else reward
+    if trajectory.environment_reward is None:
+        return unfinished if trajectory.stop_reason != "done" else None
+    return {"turns": [turn.reward or 0.0 for turn in trajectory.turns]}

@@ -384,6 +384,10 @@ class Batch:
     """(A,) float32, under the frozen reference; None when the algorithm has no KL term."""
     values: Tensor | None = None
     """(A,) float32, the critic's value of the state before each action; None without a critic."""
+    turn_index: Tensor | None = None
+    """(A,) int64, the turn of its sequence that each action token belongs to; None where no engine sampled it."""
+    turn_rewards: Tensor | None = None
+    """(A,) float32, what each turn adds to the reward, on its last token, and 0 on the others."""
     advantages: Tensor | None = None
     """(A,) float32."""
     returns: Tensor | None = None

@@ -50,7 +50,7 @@ from rlft.train.rl.rollouts import StepRollouts, refuse_failures
 from rlft.train.rl.services import make_scorer
 from rlft.train.sft import train_sft
 from rlft.train.standing import Standing
-from rlft.types import Adapter, Failed, Group, Task
+from rlft.types import Adapter, Failed, Group, Score, Task
 from tests.fakes import made_up_group
 
 END = frozenset([0])
@@ -117,6 +117,18 @@ def learnt(config: RunConfig) -> Any:
                 made.update(part)
         tensors, numbers = made.state()
         return _digest(tensors), numbers
+
+
+def learnt_of_turns(config: RunConfig) -> Any:
+    """What the learner makes of two episodes, whose actions were worth something else than the whole."""
+    group = made_up_group([3.0, 1.0])
+    scores = (Score(value=3.0, turns=(0.0, 3.0)), Score(value=1.0, turns=(1.0, 0.0)))
+    halves = [replace(t, turns=(t.turns[0], replace(t.turns[0], prompt_ids=()))) for t in group.trajectories]
+    episodes = tuple(replace(t, outcome=score) for t, score in zip(halves, scores, strict=True))
+    with closing(learner(config)) as made:
+        advantages = made.annotate(collate([replace(group, trajectories=episodes)])).advantages
+        assert advantages is not None
+        return advantages.tolist()
 
 
 def passes(config: RunConfig) -> Any:

@@ -145,6 +145,7 @@ RL: list[Row] = [
         {"algorithm": {"preset": "grpo", "correction": "token_truncate"}},
     ),
     ("algorithm.overlong", "mask", see.learnt, {}),
+    ("algorithm.credit", "turn", see.learnt_of_turns, {}),
     ("algorithm.max_refills", 2, see.requested, {}),
     ("algorithm.preset", "online_dpo", see.learnt, {}),
     ("algorithm.loss", "ipo", see.learnt, ONLINE),

@@ -291,7 +291,7 @@ def test_rewards_of_turns_are_summed() -> None:
     groups, _ = run()
     trajectory = samples_of(groups)[0]
     assert [turn.reward for turn in trajectory.turns] == [2.0, 1.0, 0.0]
-    assert environment_reward(trajectory) == 3.0
+    assert environment_reward(trajectory) == {"turns": [2.0, 1.0, 0.0]}
     assert [turn.observation for turn in trajectory.turns][1] == (user("left 1"),)
 
 

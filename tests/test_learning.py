@@ -96,7 +96,7 @@ def train(config: RunConfig, folder: Path, reference: ReferenceSource | None = N
 
 def config_of(folder: Path, algorithm: str, *, steps: int, updates: int = 1, **changes: Any) -> RunConfig:
     lr, samples = changes.pop("lr", 0.01), changes.pop("samples", 16)
-    choices = {name: changes.pop(name) for name in ("loss", "label_smoothing") if name in changes}
+    choices = {name: changes.pop(name) for name in ("loss", "label_smoothing", "credit") if name in changes}
     return tiny_config(
         folder,
         algorithm={"preset": algorithm, **choices},
@@ -162,3 +162,36 @@ def test_a_random_model_becomes_its_teacher_without_a_reward(learnable_model: Pa
 
 def test_every_preset_has_to_learn() -> None:
     assert {name for name, _ in RUNS} | {"opd"} == set(PRESETS)
+
+
+def in_two_turns(trajectory: Trajectory) -> Trajectory:
+    """The same tokens as two turns: luck decides what the first is worth, and the second is worth its share of target.
+
+    An environment that answers nothing stands between them.
+    """
+    [turn] = trajectory.turns
+    halves = []
+    for part in (slice(0, 2), slice(2, None)):
+        completion = replace(
+            turn.completion, token_ids=turn.completion.token_ids[part], logprobs=turn.completion.logprobs[part]
+        )
+        halves.append(replace(turn, completion=completion, prompt_ids=() if halves else turn.prompt_ids))
+    luck = 20.0 * (trajectory.seed % 2)
+    share = share_of_target(replace(trajectory, turns=tuple(halves[1:])))
+    outcome = Score(value=luck + share, parts={"share": share}, turns=(luck, share))
+    return replace(trajectory, turns=tuple(halves), outcome=outcome)
+
+
+@pytest.mark.parametrize("credit", ["turn", "episode"])
+def test_luck_in_an_earlier_turn_hides_what_a_later_one_is_worth(
+    learnable_model: Path, credit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_turn(group: Group) -> Group:
+        return replace(group, trajectories=tuple(in_two_turns(t) for t in group.trajectories))
+
+    monkeypatch.setattr(f"{__name__}.score", by_turn)
+    config = config_of(learnable_model, "rloo", steps=30, credit=credit)
+    history, _ = train(config, learnable_model)
+    assert history[0]["reward/part/share"] < 0.4
+    learnt = mean(history[-3:], "reward/part/share")
+    assert learnt > 0.8 if credit == "turn" else learnt < 0.6

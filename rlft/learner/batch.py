@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from rlft.model.layers.packed import Packed, PackedGroup
-from rlft.types import Batch, Group, Score
+from rlft.types import Batch, Group, Score, Trajectory
 
 _PER_SEQUENCE = ("group_index", "rewards", "is_truncated", "baseline_rewards")
 
@@ -60,7 +61,25 @@ def collate(groups: Sequence[Group]) -> Batch:
         is_truncated=torch.tensor([t.finish_reason == "length" for _, t, _ in kept]),
         policy_logprobs=_of_actions(policy_logprobs) if is_truncating else None,
         baseline_rewards=_baseline_rewards(groups, [index for index, _, _ in kept]),
+        turn_index=torch.tensor([turn for _, t, _ in kept for turn, of in enumerate(_lengths(t)) for _ in range(of)]),
+        turn_rewards=torch.tensor([reward for _, t, _ in kept for reward in _turn_rewards(t)], dtype=torch.float32),
     )
+
+
+def _lengths(trajectory: Trajectory) -> list[int]:
+    """Action tokens of each turn."""
+    return [len(turn.completion.token_ids) for turn in trajectory.turns]
+
+
+def _turn_rewards(trajectory: Trajectory) -> list[float]:
+    """What each turn adds to the reward, on its last action token. A turn without any leaves it to the one before."""
+    assert isinstance(trajectory.outcome, Score)
+    rewards, ends = [0.0] * trajectory.num_actions, list(accumulate(_lengths(trajectory)))
+    turns = trajectory.outcome.turns or (*[0.0] * (len(ends) - 1), trajectory.outcome.value)
+    for end, reward in zip(ends, turns, strict=True):
+        if rewards:
+            rewards[max(0, end - 1)] += reward
+    return rewards
 
 
 def single(prompt_ids: Sequence[int], token_ids: Sequence[int]) -> Batch:

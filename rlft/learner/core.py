@@ -392,6 +392,8 @@ def _to(batch: Batch, device: torch.device) -> Batch:
         "old_logprobs",
         "ref_logprobs",
         "values",
+        "turn_index",
+        "turn_rewards",
         "advantages",
         "returns",
         "weights",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlft.objectives.algorithm import Baseline, PolicyObjective, Scale
 from rlft.objectives.policy import kl_penalty
+from rlft.objectives.turn_credit import turn_advantages
 
 STD_EPSILON = 1e-4
 """Added to a standard deviation before dividing; the value GRPO implementations share."""
@@ -170,6 +171,8 @@ def token_advantages(
     ref_logprobs: Tensor | None,
     values: Tensor | None,
     baseline_rewards: Tensor | None = None,
+    turn_rewards: Tensor | None = None,
+    turn_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Advantages of every action token under `algorithm`, and the critic's targets where there is one.
 
@@ -178,6 +181,7 @@ def token_advantages(
         rewards: (S,). group_index: (S,). sequence_index: (A,).
         policy_logprobs: (A,) log-probs of the policy that made the rollouts; used by a KL in the reward.
         ref_logprobs: (A,) or None. values: (A,) or None. baseline_rewards: (S,) or None.
+        turn_rewards, turn_index: (A,), needed by `credit: turn`; what is in `rewards`, on the last token of each turn.
 
     Returns:
         (advantages (A,), returns (A,) or None)
@@ -191,11 +195,25 @@ def token_advantages(
         weight, final_weight = final_weight, weight
 
     returns = None
+    is_by_turn = algorithm.credit == "turn"
+    if is_by_turn:
+        assert turn_rewards is not None
+        token_rewards = token_rewards + weight * turn_rewards
     if algorithm.baseline == "critic":
         assert values is not None
-        token_rewards = token_rewards.index_add(0, last_actions(sequence_index), weight * rewards)
+        if not is_by_turn:
+            token_rewards = token_rewards.index_add(0, last_actions(sequence_index), weight * rewards)
         advantages, returns = gae(
             token_rewards, values, sequence_index, gamma=algorithm.gamma, lam=algorithm.gae_lambda
+        )
+    elif is_by_turn:
+        assert turn_index is not None
+        advantages = turn_advantages(
+            token_rewards,
+            turn_index=turn_index,
+            sequence_index=sequence_index,
+            group_index=group_index,
+            compare=lambda values, groups: sequence_advantages(values, groups, algorithm.baseline, algorithm.scale),
         )
     elif algorithm.kl_in == "reward_to_go":
         outcomes = sequence_advantages(rewards, group_index, algorithm.baseline, algorithm.scale, baseline_rewards)

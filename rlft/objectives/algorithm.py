@@ -21,6 +21,7 @@ Aggregate = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_len
 KL = Literal["none", "k1", "k2", "k3"]
 KLPlace = Literal["loss", "reward", "reward_to_go"]
 Overlong = Literal["count", "mask", "penalize"]
+Credit = Literal["episode", "turn"]
 Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
@@ -131,6 +132,9 @@ class PolicyObjective:
     sequence, truncated to correction_range or, outside it, replaced by 0."""
     correction_range: tuple[float, float] = (0.0, 2.0)
     """Lowest and highest factor of `correction`."""
+    credit: Credit = "episode"
+    """Of episodes: episode: every action gets the reward of the whole. turn: it gets the rewards of its turn and of
+    later ones, compared with the group's samples at the same turn, or with the critic's values."""
     overlong: Overlong = "count"
     """Completions cut at max_new_tokens: count: as any other; mask: out of the loss, though still in the baseline;
     penalize: the reward falls linearly by 1 over the last fifth of max_new_tokens."""
@@ -161,6 +165,11 @@ class PolicyObjective:
     def has_kl_in_reward(self) -> bool:
         """Whether the KL to the reference lowers rewards, which asks for the policy's log-probs before the update."""
         return self.kl != "none" and self.kl_in != "loss"
+
+    @property
+    def credits_turns(self) -> bool:
+        """Whether each turn of an episode is judged by what came from it on."""
+        return self.credit == "turn"
 
     @property
     def is_group_relative(self) -> bool:
@@ -261,6 +270,11 @@ class PreferenceObjective:
         return False
 
     @property
+    def credits_turns(self) -> bool:
+        """Whether each turn of an episode is judged by what came from it on: never."""
+        return False
+
+    @property
     def is_group_relative(self) -> bool:
         """Whether a group with equal rewards gives no gradient from them: always, for it cannot be ranked."""
         return True
@@ -322,6 +336,15 @@ def _contradictions(a: PolicyObjective) -> list[tuple[bool, str]]:
         (
             a.kl_in == "reward_to_go" and a.baseline == "critic",
             "kl_in: 'reward_to_go' is for algorithms without a critic; GAE spreads kl_in: reward by itself",
+        ),
+        (
+            a.credit == "turn" and a.baseline == "greedy",
+            "credit: 'turn' has no baseline in a greedy answer, whose turns are others; use baseline: group_mean, "
+            "leave_one_out or critic",
+        ),
+        (
+            a.credit == "turn" and a.kl != "none" and a.kl_in == "reward_to_go",
+            "credit: 'turn' already charges each turn with the KL from itself on under kl_in: reward; use that",
         ),
         (
             a.kl_target > 0 and (a.kl == "none" or a.kl_coef == 0),

@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from rlft.objectives.advantages import above_or_below, best_and_worst, overlong_penalty, token_advantages
+from rlft.objectives.advantages import above_or_below, best_and_worst, last_actions, overlong_penalty, token_advantages
 from rlft.objectives.algorithm import Algorithm, Preference, PreferenceObjective
 from rlft.types import Batch
 
@@ -41,6 +41,8 @@ def batch_advantages(
         ref_logprobs=batch.ref_logprobs,
         values=batch.values,
         baseline_rewards=batch.baseline_rewards,
+        turn_rewards=_shaped_turns(batch, rewards),
+        turn_index=batch.turn_index,
     )
 
 
@@ -49,6 +51,13 @@ def shaped_rewards(algorithm: Algorithm, batch: Batch, *, max_new_tokens: int) -
     if algorithm.overlong != "penalize":
         return batch.rewards
     return batch.rewards + overlong_penalty(_longest_actions(batch), max_new_tokens=max_new_tokens)
+
+
+def _shaped_turns(batch: Batch, rewards: Tensor) -> Tensor | None:
+    """The turns' rewards, (A,), where an episode's last turn bears what its reward is changed by."""
+    if batch.turn_rewards is None or rewards is batch.rewards:
+        return batch.turn_rewards
+    return batch.turn_rewards.index_add(0, last_actions(batch.sequence_index), rewards - batch.rewards)
 
 
 def labels_of(preference: Preference, rewards: Tensor, group_index: Tensor) -> Tensor:

@@ -78,6 +78,11 @@ class CallPlan:
     is_async: bool
     """Whether calling it gives a coroutine."""
 
+    @property
+    def takes_notes(self) -> bool:
+        """Whether it names any of `log_extra`, `log_metric` and `trainer_state`."""
+        return not self.parameters.isdisjoint(_NOTES)
+
 
 def plan_call(function: RewardFunction, spec: RewardSpec) -> CallPlan:
     """Read from a reward's signature how to call it.
@@ -150,13 +155,15 @@ def call_arguments(plan: CallPlan, spec: RewardSpec, group: Group, member: int |
     Raises:
         ValueError: if this task lacks a column that the reward requires.
     """
-    check_columns(plan, spec, group.task.columns)
-    notes = {"trainer_state": SimpleNamespace(global_step=step), "log_extra": ignore, "log_metric": ignore}
-    offered = {**notes, **_values(plan, group, member), **spec.args}
+    offered = {**_values(plan, group, member), **spec.args}
+    if plan.takes_notes:
+        offered |= {"trainer_state": SimpleNamespace(global_step=step), "log_extra": ignore, "log_metric": ignore}
+    if not plan.required <= offered.keys():
+        check_columns(plan, spec, group.task.columns)
     if plan.takes_any:
         by_name_only = {"trajectory", *_NOTES} - plan.parameters
         return {name: value for name, value in offered.items() if name not in by_name_only}
-    return {name: value for name, value in offered.items() if name in plan.parameters}
+    return {name: offered[name] for name in plan.parameters if name in offered}
 
 
 def _values(plan: CallPlan, group: Group, member: int | None) -> dict[str, Any]:
@@ -283,30 +290,36 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome
     abstain, so does the trajectory. Where a reward says what each action adds, what the others give is added to the
     last action.
     """
-    pairs = list(zip(specs, outcomes, strict=True))
-    for spec, outcome in pairs:
-        if spec.weight and isinstance(outcome, Failed):
-            return replace(outcome, message=f"{spec.label}: {outcome.message}")
-    scored = [(spec, outcome) for spec, outcome in pairs if isinstance(outcome, Score)]
-    if not any(spec.weight for spec, _ in scored):
-        reasons = [f"{spec.label} {o.reason}" for spec, o in pairs if spec.weight and isinstance(o, Abstain)]
-        return Abstain(reason="; ".join(reasons) or "no reward has a weight")
     parts: dict[str, float] = {}
-    for spec, outcome in scored:
-        parts[spec.label] = outcome.value
-        parts |= {f"{spec.label}/{part}": value for part, value in outcome.parts.items()}
-    value = sum(spec.weight * outcome.value for spec, outcome in scored)
+    weighted: list[tuple[float, Score]] = []
+    reasons: list[str] = []
+    value: float = 0
+    for spec, outcome in zip(specs, outcomes, strict=True):
+        label, weight = spec.label, spec.weight
+        if isinstance(outcome, Score):
+            parts[label] = outcome.value
+            for part, number in outcome.parts.items():
+                parts[f"{label}/{part}"] = number
+            value += weight * outcome.value
+            if weight:
+                weighted.append((weight, outcome))
+        elif weight and isinstance(outcome, Failed):
+            return replace(outcome, message=f"{label}: {outcome.message}")
+        elif weight:
+            reasons.append(f"{label} {outcome.reason}" if isinstance(outcome, Abstain) else "")
+    if not weighted:
+        return Abstain(reason="; ".join(reasons) or "no reward has a weight")
     if refused := _refused(value, "is"):
-        terms = " + ".join(f"{spec.weight} * {outcome.value}" for spec, outcome in scored)
+        terms = " + ".join(f"{weight} * {score.value}" for weight, score in weighted)
         return replace(refused, message=f"weighted sum {terms} {refused.message}", reproduce=f"print({terms})")
-    return Score(value=value, parts=parts, turns=_sum_of_turns([(s.weight, o) for s, o in scored if s.weight]))
+    return Score(value=value, parts=parts, turns=_sum_of_turns(weighted))
 
 
 def _sum_of_turns(weighted: Sequence[tuple[float, Score]]) -> tuple[float, ...]:
     """What each action adds to a weighted sum; empty where no reward says so."""
-    count = max((len(score.turns) for _, score in weighted), default=0)
-    if not count:
+    if not any(score.turns for _, score in weighted):
         return ()
+    count = max(len(score.turns) for _, score in weighted)
     totals = [0.0] * count
     for weight, score in weighted:
         for index, turn in enumerate(score.turns or (*[0.0] * (count - 1), score.value)):

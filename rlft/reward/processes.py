@@ -180,7 +180,9 @@ class ScoringPool:
                 reward = done[0][0].call.reward
                 self._sizes[reward] = max(1, len(done)) if left else min(LARGEST_MESSAGE, 2 * self._sizes[reward])
         for job, result in done:
-            yield job, replace(result, outcomes=[self._explained(outcome) for outcome in result.outcomes])
+            if any(isinstance(outcome, Failed) for outcome in result.outcomes):
+                result = replace(result, outcomes=[self._explained(outcome) for outcome in result.outcomes])
+            yield job, result
 
     def _greet(self, process: ScoringProcess, start: Start) -> None:
         if isinstance(start, Invalid):

@@ -38,7 +38,7 @@ from rlft.reward.process import Job
 from rlft.reward.processes import Done, ScoringPool
 from rlft.reward.result_table import ResultTable
 from rlft.reward.worker import Call, Reward, close_rewards, open_rewards, run
-from rlft.types import Failed, Group, RewardSpec
+from rlft.types import Failed, Group, RewardSpec, Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,6 +304,8 @@ class Scorer:
 
     def _explained(self, unit: _Unit, groups: Sequence[Group], result: Result, step: int) -> Result:
         """The result, whose failures have a program that repeats the call, and whose turns are the episode's."""
+        if not any(isinstance(o, Failed) or (isinstance(o, Score) and o.turns) for o in result.outcomes):
+            return result
         members = [groups[unit.group].trajectories[member] for member in unit.members]
         outcomes = [check_turns(o, len(t.turns)) for o, t in zip(result.outcomes, members, strict=True)]
         if any(isinstance(outcome, Failed) for outcome in outcomes):

@@ -75,7 +75,9 @@ def train_rl(
         clock = Clock()
         rollouts.submit_ahead()
         groups, unused = rollouts.collect(step, clock)
-        metrics = describe([*groups, *unused]) | {"groups/used": float(len(groups))}
+        metrics = describe([*groups, *unused], by_turn=config.algorithm.credits_turns) | {
+            "groups/used": float(len(groups))
+        }
         if config.max_staleness:
             metrics |= describe_staleness([*groups, *unused], version=step - 1) | describe_dropped(groups, unused)
         is_stale = metrics.get("rollout/staleness_max", 0.0) > 0

@@ -37,11 +37,14 @@ class Clock:
         return {**self._laps, "time/step": total, "time/tokens_per_s": tokens / total}
 
 
-def describe(groups: Sequence[Group]) -> Metrics:
+def describe(groups: Sequence[Group], *, by_turn: bool = False) -> Metrics:
     """Reward with its interval clustered by task, parts, outcomes, signal, lengths.
 
     `reward/failed` counts samples without a score, `reward/failed/NAME` those on which the reward NAME failed,
     whatever its weight.
+
+    Args:
+        by_turn: whether the algorithm judges each turn, see `has_signal`.
     """
     trajectories = [t for group in groups for t in group.trajectories]
     outcomes = [t.outcome for t in trajectories]
@@ -67,7 +70,7 @@ def describe(groups: Sequence[Group]) -> Metrics:
         metrics |= {
             "reward/mean": interval.mean,
             "reward/std": (sum((score - mean) ** 2 for score in flat) / len(flat)) ** 0.5,
-            "groups/with_signal": sum(has_signal(group) for group in groups) / len(groups),
+            "groups/with_signal": sum(has_signal(group, by_turn=by_turn) for group in groups) / len(groups),
             "groups/solved_all": sum(set(group) == {best} for group in scores if best > worst) / len(groups),
             "groups/solved_none": sum(set(group) == {worst} for group in scores if best > worst) / len(groups),
         }
@@ -85,9 +88,15 @@ def describe(groups: Sequence[Group]) -> Metrics:
     return metrics
 
 
-def has_signal(group: Group) -> bool:
-    """Whether the group's scores differ, so that a group-relative baseline leaves something."""
-    return len(set(group.scores)) > 1
+def has_signal(group: Group, *, by_turn: bool = False) -> bool:
+    """Whether the group's scores differ, so that a group-relative baseline leaves something.
+
+    Args:
+        by_turn: whether the scores of turns count, too, though their sums are equal.
+    """
+    if not by_turn:
+        return len(set(group.scores)) > 1
+    return len({(t.outcome.value, t.outcome.turns) for t in group.trajectories if isinstance(t.outcome, Score)}) > 1
 
 
 def describe_staleness(groups: Sequence[Group], version: int) -> Metrics:

@@ -113,18 +113,18 @@ class StepRollouts:
         Refills come from the present adapter: they are waited for anyway.
         """
         config = self._run.config
-        version = self._adapters[-1].version
-        useful = [group for group in groups if has_signal(group)]
+        version, by_turn = self._adapters[-1].version, config.algorithm.credits_turns
+        useful = [group for group in groups if has_signal(group, by_turn=by_turn)]
         for number in range(1, 1 + config.algorithm.max_refills):
             if len(useful) == config.tasks_per_step:
                 break
             tasks = self._tasks_of(step, number)[: config.tasks_per_step - len(useful)]
             chunks = self._chunks(step, tasks, version, config.sampling.temperature, stream=f"refill-{number}")
             groups = groups + self._scored(step, self._pool.submit(chunks), version)
-            useful = [group for group in groups if has_signal(group)]
+            useful = [group for group in groups if has_signal(group, by_turn=by_turn)]
         if not useful:
             return groups, []
-        return useful, [group for group in groups if not has_signal(group)]
+        return useful, [group for group in groups if not has_signal(group, by_turn=by_turn)]
 
     def _with_baseline_scores(
         self, step: int, groups: Sequence[Group], pending: PendingGroups, version: int
