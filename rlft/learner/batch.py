@@ -23,7 +23,8 @@ from torch import Tensor
 from rlft.model.layers.packed import Packed, PackedGroup
 from rlft.types import Batch, Group, Score, Trajectory
 
-_PER_SEQUENCE = ("group_index", "rewards", "is_truncated", "baseline_rewards")
+PER_SEQUENCE = ("group_index", "rewards", "is_truncated", "baseline_rewards")
+"""Fields of a `Batch` with a value for each sequence; the other tensors have one for each action token."""
 
 
 def collate(groups: Sequence[Group]) -> Batch:
@@ -159,7 +160,7 @@ def select(batch: Batch, sequences: Sequence[int]) -> Batch:
     per_action = {
         field.name: value[action]
         for field in fields(batch)
-        if field.name not in _PER_SEQUENCE
+        if field.name not in PER_SEQUENCE
         and field.name != "sequence_index"
         and isinstance(value := getattr(batch, field.name), Tensor)
     }

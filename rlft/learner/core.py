@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
 from rlft.learner import sharding
-from rlft.learner.batch import even_microbatches, pack, select
+from rlft.learner.batch import PER_SEQUENCE, even_microbatches, pack, select
 from rlft.learner.ranks import ALONE, Ranks
 from rlft.learner.reward_model import RewardModel, add_reward_model, conversations
 from rlft.learner.roles import (
@@ -385,18 +385,6 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     """The batch with its per-action tensors on the device."""
     if device.type == "cpu":
         return batch
-    names = (
-        "sequence_index",
-        "rollout_logprobs",
-        "policy_logprobs",
-        "old_logprobs",
-        "ref_logprobs",
-        "values",
-        "turn_index",
-        "turn_rewards",
-        "advantages",
-        "returns",
-        "weights",
-    )
-    moved = {name: tensor.to(device) for name in names if (tensor := getattr(batch, name)) is not None}
+    values = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name not in PER_SEQUENCE}
+    moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
     return replace(batch, **moved)

@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import Any
 
-from rlft.objectives.algorithm import Algorithm, PolicyObjective, PreferenceObjective, unused_choices
+from rlft.objectives.algorithm import Algorithm, PolicyObjective, PreferenceObjective
+from rlft.objectives.contradictions import unused_choices
 
 
 def _row(preset: str, **choices: Any) -> PolicyObjective:
