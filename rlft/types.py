@@ -154,8 +154,7 @@ class RewardSpec:
     role: Literal["train", "shadow"] = "train"
     """`shadow`: what you want and do not train on. It has weight 0, and its gap to the trained reward is shown."""
     args: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments passed to the function besides those taken from the sample, or to the class or the function
-    that makes the reward; a folder takes `normalize`."""
+    """Keyword arguments of the function besides the sample's, or of what makes it; a folder takes `normalize`."""
 
     def __post_init__(self) -> None:
         if self.folder and self.args.keys() - {"normalize"}:
@@ -190,7 +189,7 @@ class Score:
     parts: Mapping[str, float] = field(default_factory=dict)
     """Unweighted value of each reward and of each named part, for the curves."""
     turns: tuple[float, ...] = ()
-    """What each action adds to the value, where rewards say so; empty where the value is for the whole episode."""
+    """What each action adds to the value; empty where rewards give no more than the value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
