@@ -12,7 +12,12 @@ import pytest
 from tests.test_architecture import ROOMS, public_names, sources
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks/README.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    *(ROOT / folder / "README.md" for folder in ("benchmarks", "rewards")),
+]
 TOP = ("rlft", "rewards", "environments", "tests", "configs", "docs", "benchmarks")
 
 

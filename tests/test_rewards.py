@@ -122,14 +122,16 @@ def test_graded_answer_charges_words_beyond_the_limit() -> None:
     assert graded_answer("<answer>42</answer>", None) is None
 
 
-# What is used as it stands, rather than copied, may be longer; test_architecture says what they may import.
-USED_AS_THEY_STAND = {"reward_model.py", "reasoning_gym_score.py", "instructions.py", "code_tests.py"}
-EXAMPLES = [path for path in FILES if path.name not in USED_AS_THEY_STAND]
+LONGER = {"reward_model.py", "instructions.py"}
+"""Used as they stand rather than copied; test_architecture says what they may import."""
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for path in FILES if path.name not in LONGER], ids=lambda path: path.name)
 def test_examples_stay_worth_copying(path: Path) -> None:
-    source = path.read_text(encoding="utf-8")
-    docstring = ast.get_docstring(ast.parse(source), clean=False)
-    assert docstring == source.splitlines()[0].strip('"'), "docstring in the first line"
-    assert len(source.splitlines()) < 40
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 80
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name != "__init__.py"], ids=lambda path: path.name)
+def test_the_first_line_says_what_a_reward_does(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    assert docstring.splitlines()[0].endswith("."), path
