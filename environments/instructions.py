@@ -43,6 +43,39 @@ KINDS: dict[str, tuple[str, Any]] = {
         lambda r: {"keys": r.sample(["name", "color", "size", "use", "origin"], 2)},
     ),
     "lower_case": ("Write in lower case only.", lambda r: {}),
+    "upper_case": ("WRITE IN CAPITAL LETTERS ONLY.", lambda r: {}),
+    "at_most_sentences": ("Use at most {count} sentences.", lambda r: {"count": r.randint(2, 4)}),
+    "at_least_sentences": ("Use at least {count} sentences.", lambda r: {"count": r.randint(2, 4)}),
+    "paragraphs": ("Write {count} paragraphs, with an empty line between them.", lambda r: {"count": r.randint(2, 4)}),
+    "paragraph_starts": (
+        'Write several paragraphs, with an empty line between them; number {number} begins with the word "{word}".',
+        lambda r: {"number": r.randint(1, 3), "word": r.choice(["Today", "Some", "Often", "Here"])},
+    ),
+    "title": ("Begin with a title between double angle brackets, as in <<A title>>.", lambda r: {}),
+    "postscript": ('End with a line that begins with "{marker}".', lambda r: {"marker": r.choice(["P.S.", "P.P.S."])}),
+    "uses_word": (
+        'Use the word "{word}" at least {count} times.',
+        lambda r: {"word": r.choice(["old", "small", "people", "always"]), "count": r.randint(2, 3)},
+    ),
+    "uses_letter": (
+        'Use the letter "{letter}" at least {count} times.',
+        lambda r: {"letter": r.choice("bgkpvw"), "count": r.randint(3, 8)},
+    ),
+    "without_commas": ("Do not use commas.", lambda r: {}),
+    "capital_words": ("Write at least {count} words in capital letters.", lambda r: {"count": r.randint(2, 4)}),
+    "two_replies": ("Give two different replies, with ****** between them.", lambda r: {}),
+    "placeholders": (
+        "Use at least {count} placeholders in square brackets, as in [name].",
+        lambda r: {"count": r.randint(1, 3)},
+    ),
+    "highlights": (
+        "Highlight at least {count} parts with asterisks, as in *this one*.",
+        lambda r: {"count": r.randint(1, 3)},
+    ),
+    "sections": (
+        'Write {count} sections, each under a line with "{word}" and its number, as in "{word} 1".',
+        lambda r: {"word": r.choice(["Section", "Part"]), "count": r.randint(2, 3)},
+    ),
 }
 
 

@@ -187,6 +187,24 @@ KEPT = [
     ("json_object", {"keys": ["a", "b"]}, '```json\n{"b": 1, "a": [2]}\n```', '{"a": 1}'),
     ("json_object", {"keys": ["a"]}, '{"a": 1}', "{a: 1}"),
     ("lower_case", {}, "all small.", "Not small."),
+    ("upper_case", {}, "ALL LARGE.", "Not ALL."),
+    ("at_most_sentences", {"count": 2}, "One. Two!", "One. Two! Three?"),
+    ("at_least_sentences", {"count": 2}, "One. Two!", "One of 3.14."),
+    ("paragraphs", {"count": 2}, "One\nline.\n\nTwo.", "One.\nTwo."),
+    ("paragraph_starts", {"number": 2, "word": "often"}, "It is.\n\nOften not.", "Often.\n\nNot often."),
+    ("paragraph_starts", {"number": 3, "word": "often"}, "One\n\ntwo\n\noften", "often\n\noften"),
+    ("title", {}, "<<The sea>>\nIt is deep.", "<<>> It is deep."),
+    ("title", {}, "<<The sea>> It is.", "<<The sea>>"),
+    ("postscript", {"marker": "P.S."}, "It is deep.\nP.S. And cold.", "P.S. It is deep."),
+    ("uses_word", {"word": "sea", "count": 2}, "Sea after sea.", "The seas and the sea."),
+    ("uses_letter", {"letter": "b", "count": 2}, "A big Boat.", "A boat."),
+    ("without_commas", {}, "No pause.", "Well, no."),
+    ("capital_words", {"count": 1}, "It is VERY deep.", "It is A very deep sea."),
+    ("two_replies", {}, "Deep. ****** Cold.", "Deep. ****** Deep."),
+    ("one_of", {"options": ["yes", "no"]}, "yes", "yes, no"),
+    ("placeholders", {"count": 2}, "[name] of [place]", "[name] of []"),
+    ("highlights", {"count": 2}, "*one* and **two**", "*one* and ** **"),
+    ("sections", {"word": "Part", "count": 2}, "Part 1\nA.\nPart 2\nB.", "Part 1\nA.\nPart 3\nB."),
 ]
 
 
@@ -199,7 +217,8 @@ def test_instructions_are_checked(kind: str, arguments: dict[str, Any], good: st
 
 
 def test_instructions_count_each_constraint() -> None:
-    assert {kind for kind, *_ in KEPT} == set(CHECKS) == set(instructions.KINDS)
+    assert {kind for kind, *_ in KEPT} == set(CHECKS) == {*instructions.KINDS, "one_of"}
+    assert len(CHECKS) == 25
     both = [{"kind": "lower_case"}, {"kind": "at_most_words", "count": 1}]
     assert instructions_reward("two words", both) == {"score": 0.5, "lower_case": 1.0, "at_most_words": 0.0}
     twice = [{"kind": "without_word", "word": word} for word in ("bee", "sea")]

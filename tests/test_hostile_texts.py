@@ -229,6 +229,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "without_word": {"word": "a"},
     "items": {"count": 2},
     "json_object": {"keys": ["a"]},
+    **{kind: {"count": 2} for kind in ("at_most_sentences", "at_least_sentences", "paragraphs", "capital_words")},
+    **{kind: {"count": 2} for kind in ("placeholders", "highlights")},
+    "paragraph_starts": {"number": 2, "word": "a"},
+    "postscript": {"marker": "P.S."},
+    "uses_word": {"word": "a", "count": 2},
+    "uses_letter": {"letter": "a", "count": 2},
+    "one_of": {"options": ["a", "b"]},
+    "sections": {"word": "Part", "count": 2},
 }
 
 
