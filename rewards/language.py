@@ -8,14 +8,14 @@ from typing import Any
 
 SHORTEST = 20
 """Letters that a paragraph needs for its language to be told."""
-_NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|\$[^$\n]{1,500}\$|https?://\S+", re.DOTALL)
+_NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|\$[^$\n]{1,500}\$|https?://\S+|</?\w+>", re.DOTALL)
 
 
 def language(completion: str, language: str = "en") -> float | None:
     """Share of the letters that stand in paragraphs of the language; abstains when no paragraph is long enough.
 
-    Code, formulas between dollars and addresses are left out. Told apart by py3langid, which knows 97 languages by
-    their two letters (ISO 639-1); the same text always gives the same.
+    Code, formulas between dollars, tags and addresses are left out. Told apart by py3langid, which knows 97 languages
+    by their two letters (ISO 639-1); the same text always gives the same.
 
     Every paragraph counts by its length, so a greeting in the right language does not help what follows. Nonsense made
     of a language's letters passes for it, and saying nothing abstains: it stands beside a reward for the content, or is
