@@ -466,10 +466,17 @@ def test_relative_paths_survive_a_change_of_folder(
     assert str(tmp_path) in getattr(outcomes(group)[2], "reproduce", "")
 
 
-def test_a_reward_edited_under_way_is_not_mixed_in(reward: Callable[..., RewardSpec], tmp_path: Path) -> None:
-    with Scorer([reward("behave")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
-        assert scorer.sources.keys() == {"behave"}
-        (tmp_path / "their_rewards.py").write_text(REWARDS + "\n# edited\n")
+@pytest.mark.parametrize("edited", ["their_rewards.py", "their_helper.py"])
+def test_a_reward_edited_under_way_is_not_mixed_in(
+    reward: Callable[..., RewardSpec], tmp_path: Path, edited: str
+) -> None:
+    spec = reward("behave")
+    (tmp_path / "their_rewards.py").write_text(REWARDS + "\nimport their_helper\n")
+    (tmp_path / "their_helper.py").write_text("")
+    with Scorer([spec], workers=1, deadline_s=5.0, log_dir=None) as scorer:
+        assert list(scorer.sources["behave"]) == ["their_rewards.py", "their_helper.py"]
+        with (tmp_path / edited).open("a") as file:
+            file.write("# edited\n")
         with pytest.raises(ValueError, match="changed while the run used it"):
             scorer.score([make_group("exit", "fine")])
         with pytest.raises(ValueError, match="closed"):
