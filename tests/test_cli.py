@@ -21,6 +21,7 @@ from rlft.cli import main
 from rlft.curves.live_panel import View, sparkline
 from rlft.objectives.presets import PRESETS
 from tests.fakes import read_result, write_config
+from tests.fakes_run import make_run
 
 RLFT = Path(sys.executable).with_name("rlft")
 
@@ -270,6 +271,14 @@ def test_markup_and_escapes_in_a_message_are_inert(rlft: Rlft, tmp_path: Path) -
     assert "[red]x[red]" in done.err
     assert "\x1b]0;" not in done.err
     assert "\x07" not in done.err
+
+
+def test_a_name_with_escapes_is_inert_where_a_command_went_well(rlft: Rlft, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "x", steps=1).rename(tmp_path / "x\x1b]0;owned\x07")
+    done = rlft("report", run)
+    assert done.code == 0
+    assert "\N{SYMBOL FOR ESCAPE}]0;owned" in done.out.replace("\n", "")
+    assert not {"\x1b", "\x07"} & set(done.out + done.err)
 
 
 # The live view.

@@ -395,7 +395,7 @@ def _screen(text: str, folder: Path) -> None:
         view = View(short, steps=2, console=console)
         with view:
             view.stage(short)
-            view.note(short if is_terminal else text)
+            view.note(short if is_terminal else text[:10_000])
             view.step(1, {"reward/mean": math.nan, "time/step": 1.0})
             view.step(2, {"reward/mean": math.inf, "time/step": 1.0})
             console.print(view)

@@ -64,7 +64,7 @@ def sft(config: ConfigFile, overrides: Overrides = None, restart: Restart = Fals
     from rlft.train.rl import launch
 
     folder = launch.sft(loaded, restart=restart)
-    Console().print(Text(f"SFT adapter: {folder}"))
+    Console().print(Text(visible(f"SFT adapter: {folder}")))
 
 
 @app.command()
@@ -181,7 +181,7 @@ def report(run: RunFolder) -> None:
     from rlft.curves.report import write_report, write_reward_png
 
     for path in (write_report(run), write_reward_png(run)):
-        Console().print(Text(str(path)))
+        Console().print(Text(visible(str(path))))
 
 
 @app.command("list")
@@ -216,7 +216,7 @@ def list_(
     for name in [kind] if kind else tables:
         table = Table(title=name, title_justify="left", box=None, show_header=False, padding=(0, 2))
         for key, line in tables[name].items():
-            table.add_row(Text(key, style="bold"), Text(line))
+            table.add_row(Text(visible(key), style="bold"), Text(visible(line)))
         console.print(table)
 
 
@@ -324,7 +324,7 @@ def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
         console.print(rewards)
     console.print("Written:")
     for name in ("report.html", "reward.png", "summary.json", summary["adapter"]):
-        console.print(Text(f"  {run / name}"))
+        console.print(Text(visible(f"  {run / name}")))
 
 
 def _rewards_table(summary: Mapping[str, Any], stages: Sequence[tuple[str, str]]) -> Table | None:
@@ -353,10 +353,10 @@ def _show_reward_model(run: Path, summary: Mapping[str, Any]) -> None:
     console = Console()
     console.print(table)
     folder = run / summary["reward_model"]
-    console.print(Text(f"Written:\n  {folder}\n  {run / 'summary.json'}"))
-    console.print(Text(f"As a reward, on the model of the run: path: adapter:{folder}"), soft_wrap=True)
+    console.print(Text(visible(f"Written:\n  {folder}\n  {run / 'summary.json'}")))
+    console.print(Text(visible(f"As a reward, on the model of the run: path: adapter:{folder}")), soft_wrap=True)
     console.print(
-        Text(f"As a reward of its own: path: rewards.reward_model:reward_model, args: {{folder: {folder}}}"),
+        Text(visible(f"As a reward of its own: path: rewards.reward_model:reward_model, args: {{folder: {folder}}}")),
         soft_wrap=True,
     )
 
@@ -374,7 +374,7 @@ def _show_chaos(outcome: Any) -> None:
     console.print(table)
     if not outcome.is_same and outcome.reason:
         console.print(Text(f"They may differ without a fault: {outcome.reason}."), soft_wrap=True)
-    console.print(Text(f"Written:\n  {outcome.undisturbed}\n  {outcome.disturbed}"), soft_wrap=True)
+    console.print(Text(visible(f"Written:\n  {outcome.undisturbed}\n  {outcome.disturbed}")), soft_wrap=True)
 
 
 def _interval(accuracy: dict[str, Any]) -> str:

@@ -77,7 +77,9 @@ def watch(console: Console, asked: Asked, *, as_json: bool, sleep: Callable[[flo
                 run(console, asked, as_json=as_json)
             except (ValueError, OSError) as error:  # half-saved files pass by
                 console.print(Text(visible(f"error: {error}"), style="red"), soft_wrap=True)
-            console.print(Text(f"watching {', '.join(map(str, files))}; Ctrl-C ends", style="dim"), soft_wrap=True)
+            console.print(
+                Text(visible(f"watching {', '.join(map(str, files))}; Ctrl-C ends"), style="dim"), soft_wrap=True
+            )
     except KeyboardInterrupt:
         return
 
