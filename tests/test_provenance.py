@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,13 +18,14 @@ from rlft.config import RunConfig
 from rlft.curves.reading import read_evals, read_events
 from rlft.curves.report import write_report
 from rlft.run import logs
-from rlft.run.directory import read_config
+from rlft.run.directory import Run, read_config
 from rlft.run.provenance import NO_NUMBERS, changed_computing, changed_numbers
 from rlft.run.records import FORMAT, Provenance
-from rlft.run.resume import How
+from rlft.run.resume import How, config_of, continued, way_on
 from rlft.train.preference import launch as launch_dpo
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.rl import launch
+from tests.conftest import MakeConfig
 from tests.fakes import read_lines, read_metrics, read_result, save_tiny_model, write_config
 
 OLD = Path(__file__).parent / "data" / "run_of_format_1"
@@ -104,7 +106,7 @@ def test_what_decides_the_numbers_may_not_change(here: Path, name: str) -> None:
     assert f"  {line}" in str(caught.value)
     assert "rlft resume runs/tiny --fork NAME" in str(caught.value)
     assert read_result(RUN) == before
-    assert not any(event["kind"] == "resumed" for event in read_lines(RUN / "events.jsonl"))
+    assert read_events(RUN) == []
 
 
 def test_what_only_computes_may_change_and_is_marked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +196,7 @@ def test_a_resume_that_is_refused_has_changed_nothing(here: Path) -> None:
     with pytest.raises(ValueError, match="without --strict"):
         launch.resume(RUN, How(strict=True, overrides=("guards.stop=[]",)))
     assert [(RUN / name).read_bytes() for name in names] == before
-    assert [event.kind for event in read_events(RUN)] == ["stopped"]
+    assert read_events(RUN) == []
 
 
 def test_a_fork_says_that_it_passes_over_a_damaged_checkpoint(here: Path) -> None:
@@ -219,6 +221,23 @@ def test_a_fork_needs_a_whole_checkpoint(here: Path) -> None:
     with pytest.raises(ValueError, match="has no whole checkpoint to fork from"):
         launch.resume(RUN, How(fork="other"))
     assert [path.name for path in Path("runs").iterdir()] == ["tiny"]
+
+
+def test_before_the_first_checkpoint_a_changed_run_is_started_over(make_config: MakeConfig) -> None:
+    with pytest.raises(RuntimeError), Run.create(make_config(), provenance=Provenance(tasks="a")) as run:
+        raise RuntimeError("every sample failed")
+    again = "`rlft train CONFIG --restart` starts over (this run is moved aside)"
+    assert "before its first checkpoint" in way_on(run)
+    assert again in way_on(run)
+    before = (run.path / "events.jsonl").read_bytes()
+    for how in (How(), How(fork="other")):
+        with (
+            pytest.raises(ValueError, match=f"no checkpoint yet.*{re.escape(again)}"),
+            Run.reopen(run.path) as stopped,
+            continued(stopped, config_of(stopped, how), Provenance(tasks="b"), how, every=1),
+        ):
+            pass
+    assert (run.path / "events.jsonl").read_bytes() == before  # a refusal is no event of the run
 
 
 def test_a_changed_reward_can_be_forked(here: Path) -> None:

@@ -347,7 +347,7 @@ def test_records_that_are_damaged_are_refused_and_not_deleted(
     damage(copy)
 
     def content() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != "events.jsonl"}
+        return {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
 
     before = content()
     with pytest.raises(ValueError, match=f"(?s){message}"):
@@ -380,11 +380,15 @@ def test_a_torn_last_line_is_mended(copy: Path, finished_run: Path) -> None:
     assert sum('"resumed"' in line and line.startswith('{"time"') and line.count("{") == 1 for line in lines) == 1
 
 
-def test_a_finished_run_can_be_resumed_without_harm(copy: Path, finished_run: Path) -> None:
-    times = (copy / "metrics.jsonl").read_bytes()
-    launch.resume(copy)
-    assert read_result(copy) == read_result(finished_run)
-    assert (copy / "metrics.jsonl").read_bytes() == times  # nothing was done again
+def test_a_finished_run_is_left_as_it_is_and_said_to_be_finished(
+    copy: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    _, summary = launch.resume(copy)
+    assert summary == read_result(finished_run)["summary.json"]
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    assert "is finished after 4 steps" in (told := " ".join(capsys.readouterr().err.split()))
+    assert f"`rlft resume {copy} steps=N`" in told
 
 
 # Signals and second drivers: the installed command, as a shell would start it.

@@ -97,6 +97,8 @@ class Run(Generic[C]):
         self.path = path or config.run_dir
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock")
+        self.is_going = False
+        """Whether something is done to it, of which an error is its end; a command that is refused leaves no record."""
         self.sources: Mapping[str, Any] = {}
         """What makes its rewards and tasks, for its rollouts and checkpoints: see `records.SOURCES`."""
         self._told: defaultdict[str, set[str]] | None = None
@@ -134,6 +136,7 @@ class Run(Generic[C]):
         except BaseException:
             run._lock.release()
             raise
+        run.is_going = True
         return run
 
     @overload
@@ -161,7 +164,7 @@ class Run(Generic[C]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if error is not None and self.is_going:
             what = f"by {error}" if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
             self.event("stopped", what)
         self._lock.release()

@@ -185,8 +185,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def refuse_changed(path: object, changes: Sequence[str]) -> None:
+def refuse_changed(path: object, changes: Sequence[str], instead: str) -> None:
     """Refuse to resume a run whose numbers would be others from here on.
+
+    Args:
+        instead: what to do if the changes are wanted.
 
     Raises:
         ValueError: lists the changes and what to do.
@@ -195,5 +198,5 @@ def refuse_changed(path: object, changes: Sequence[str]) -> None:
         listed = "\n".join(f"  {line}" for line in changes)
         raise ValueError(
             f"{path} cannot be resumed as the same run, since what makes its numbers has changed:\n{listed}\n"
-            f"Restore it, or continue from the last checkpoint as a run of its own: rlft resume {path} --fork NAME"
+            f"Restore it, or {instead}"
         )

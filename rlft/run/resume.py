@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rlft import config_file
 from rlft.common.files import write_file
@@ -16,7 +16,7 @@ from rlft.config import BaseRunConfig
 from rlft.run import cut_back, logs, provenance
 from rlft.run.checkpoint import Snapshot, load_latest, prune, steps_kept
 from rlft.run.directory import KEPT_CHECKPOINTS, Run, read_config
-from rlft.run.records import CHECKPOINTS, CONFIG, PROVENANCE, Provenance
+from rlft.run.records import CHECKPOINTS, CONFIG, PROVENANCE, SUMMARY, Provenance
 
 C = TypeVar("C", bound=BaseRunConfig)
 
@@ -48,6 +48,28 @@ class Continued(Generic[C]):
     """Where it stands; None at its beginning, if it was stopped before its first checkpoint."""
     remarks: Sequence[str]
     """What the user should see of it on the terminal."""
+    summary: Mapping[str, Any] | None = None
+    """Its result if it is finished, so that nothing is left to do."""
+
+
+def way_on(run: Run[Any]) -> str:
+    """How a run that stopped goes on, for the terminal."""
+    if steps_kept(run.path / CHECKPOINTS):
+        return f"the run stopped before its end; `rlft resume {run.path}` continues from the last checkpoint"
+    return (
+        f"the run stopped before its first checkpoint: `rlft resume {run.path}` continues it as it is; after a change "
+        f"of its rewards or settings {_start_over(run)}"
+    )
+
+
+def _start_over(run: Run[Any]) -> str:
+    command = getattr(run.config, "kind", "train")
+    return f"`rlft {command} CONFIG --restart` starts over (this run is moved aside)"
+
+
+def _has_begun(run: Run[Any]) -> bool:
+    """Whether there is, or has been, a checkpoint."""
+    return bool(steps_kept(run.path / CHECKPOINTS)) or (run.path / SUMMARY).exists()
 
 
 def config_of(run: Run[C], how: How) -> C:
@@ -85,7 +107,10 @@ def continued(run: Run[C], config: C, now: Provenance, how: How, *, every: int) 
             yield fork
         return
     then = _comparable(run)
-    provenance.refuse_changed(run.path, provenance.changed_numbers(then, now))
+    instead = f"continue from the last checkpoint as a run of its own: rlft resume {run.path} --fork NAME"
+    if not _has_begun(run):
+        instead = f"as it has no checkpoint yet and nothing is lost: {_start_over(run)}"
+    provenance.refuse_changed(run.path, provenance.changed_numbers(then, now), instead)
     changes = provenance.changed_computing(then, now)
     cut_back.clear_torn_writes(run.path)
     snapshot, problems = cut_back.newest_checkpoint(run.path, every=every, strict=how.strict)
@@ -95,7 +120,13 @@ def continued(run: Run[C], config: C, now: Provenance, how: How, *, every: int) 
             f"{run.path} has {step} steps behind it, more than steps={config.steps}; for a shorter one: "  # type: ignore[attr-defined]
             f"rlft resume {run.path} --fork NAME --step N steps=N"
         )
+    if summary := _result(run, config, snapshot, problems):
+        again = f"rlft resume {run.path} " + ("steps=N" if hasattr(config, "steps") else "--fork NAME epochs=N")
+        told = f"{run.path} is finished after {step} steps, and nothing was done; to train further: `{again}`"
+        yield Continued(run=run, snapshot=snapshot, remarks=[told], summary=summary)
+        return
     # What is refused has changed nothing so far; the marks on the curves come before what they tell of.
+    run.is_going = True
     for problem in problems:
         run.event("checkpoint_skipped", problem)
     aside = cut_back.set_aside_after(run.path, step)
@@ -112,6 +143,14 @@ def continued(run: Run[C], config: C, now: Provenance, how: How, *, every: int) 
     yield Continued(run=run, snapshot=snapshot, remarks=[*fallback, *changes])
 
 
+def _result(run: Run[C], config: C, snapshot: Snapshot | None, problems: Sequence[str]) -> Mapping[str, Any]:
+    """The summary of a run whose last step is done, to go on with the same config; else empty."""
+    summary = logs.read_json(run.path / SUMMARY)
+    if snapshot is None or problems or config != run.config or summary.get("steps") != snapshot.step:
+        return {}
+    return summary if getattr(config, "steps", snapshot.step) == snapshot.step else {}
+
+
 def _comparable(run: Run[C]) -> Provenance:
     """What made the run; settings that came with a newer rlft have their defaults, which is what was done before."""
     then = logs.read_provenance(run.path)
@@ -126,6 +165,8 @@ def _fork(run: Run[C], config: C, now: Provenance, how: How) -> Continued[C]:
     if target.exists():
         raise ValueError(f"{target} exists already; give the fork another name")
     snapshot, problems = load_latest(run.path / CHECKPOINTS, step=step)
+    if not _has_begun(run):
+        raise ValueError(f"{run.path} has no checkpoint yet, so there is nothing to fork; {_start_over(run)}")
     if snapshot is None:
         kept = ", ".join(map(str, steps_kept(run.path / CHECKPOINTS))) or "none"
         which = "whole checkpoint" if step is None else f"whole checkpoint of step {step} (there are: {kept})"
@@ -145,6 +186,7 @@ def _fork(run: Run[C], config: C, now: Provenance, how: How) -> Continued[C]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     forked = Run(config)
+    forked.is_going = True
     what = f"; changed: {'; '.join(changes)}" if changes else ""
     forked.event("forked", f"continues {run.path} after step {snapshot.step}{what}", step=snapshot.step)
     for problem in problems:

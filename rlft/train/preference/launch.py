@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
@@ -28,7 +29,7 @@ from rlft.model.starting_point import reference_source, resolve_model, start_ten
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
 from rlft.run.records import REFERENCE, Provenance, adapter_folder, step_name
-from rlft.run.resume import PLAIN, How, config_of, continued
+from rlft.run.resume import PLAIN, How, config_of, continued, way_on
 from rlft.run.summaries import PreferenceSummary
 from rlft.train import provenance
 from rlft.train.preference.config import PreferenceConfig
@@ -74,6 +75,8 @@ def resume(path: Path, how: How = PLAIN) -> tuple[Path, PreferenceSummary]:
         with continued(run, config, now, how, every=config.checkpoint.every) as going_on:
             for remark in going_on.remarks:
                 view.note(remark)
+            if going_on.summary is not None:
+                return path, cast(PreferenceSummary, going_on.summary)
             return going_on.run.path, _execute(going_on.run, data, model_folder, view, going_on.snapshot)
 
 
@@ -125,7 +128,7 @@ def _execute(
     try:
         return _stages(run, data, model_folder, view, saved)
     except BaseException:
-        view.note(f"the run stopped before its end; `rlft resume {run.path}` continues from the last checkpoint")
+        view.note(way_on(run))
         raise
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -44,7 +44,7 @@ from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run
 from rlft.run.provenance import source_record
 from rlft.run.records import LOGS, Evaluation, Provenance, adapter_folder, step_name
-from rlft.run.resume import PLAIN, Continued, How, config_of, continued
+from rlft.run.resume import PLAIN, Continued, How, config_of, continued, way_on
 from rlft.run.summaries import RLSummary
 from rlft.train import provenance
 from rlft.train.rl.evaluate import answer_heldout, evaluation, headline
@@ -126,6 +126,9 @@ def resume(path: Path, how: How = PLAIN) -> tuple[Path, RLSummary]:
         ):
             if how.fork:
                 prepared.scorer.move_logs(going_on.run.path / LOGS)
+            if going_on.summary is not None:
+                View(config.name, steps=0).note(going_on.remarks[0])
+                return path, cast(RLSummary, going_on.summary)
             return going_on.run.path, _execute(going_on.run, prepared, going_on=going_on)
 
 
@@ -251,7 +254,7 @@ def _execute(
         try:
             return _stages(parts, going_on.snapshot if going_on else None)
         except BaseException:
-            view.note(f"the run stopped before its end; `rlft resume {run.path}` continues from the last checkpoint")
+            view.note(way_on(run))
             raise
 
 
