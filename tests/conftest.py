@@ -95,6 +95,9 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+WIDE = {"COLUMNS": "200"}
+"""The environment in which rlft breaks no path of a test's folder into two lines."""
+
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["rlft.train.rl.launch", "rlft.curves.report", "trl.trainer.sft_trainer"])
 
@@ -111,7 +114,7 @@ def start_rlft(*arguments: str, log: Path, environment: dict[str, str] | None = 
 
 def _rlft(arguments: tuple[str, ...], log: str, environment: dict[str, str]) -> None:
     os.setsid()
-    os.environ.update(environment)
+    os.environ.update(WIDE | environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from rlft.model.adapter import read_folder
 from rlft.train.rl import launch
-from tests.conftest import MakeConfig, start_rlft
+from tests.conftest import WIDE, MakeConfig, start_rlft
 from tests.fakes import read_result, read_rollouts
 from tests.faults.__main__ import results, verdict
 from tests.faults.table import ALL, page
@@ -168,7 +169,13 @@ def test_a_full_disk_is_named_with_its_bytes(config_file: Path, tmp_path: Path, 
     )
     command += f"ls {disk}/tiny/checkpoints >&2; exit $code"
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, timeout=100, check=False, cwd=ROOT
+        ["unshare", "-rm", "sh", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **WIDE},
     )
     told = " ".join(done.stderr.split())
     assert done.returncode == 1

@@ -24,7 +24,7 @@ from rlft.run.directory import Run
 from rlft.run.records import Provenance
 from rlft.run.resume import How
 from rlft.train.rl import launch
-from tests.conftest import start_rlft
+from tests.conftest import WIDE, start_rlft
 from tests.fakes import read_lines, read_metrics, read_result, write_config
 
 pytestmark = pytest.mark.timeout(240)
@@ -422,7 +422,7 @@ def stop(folder: Path, model: Path, backend: str, number: signal.Signals) -> Sto
             [sys.executable, "-c", HEEDING_SIGINT, str(RLFT), *driver.train],
             stdout=log,
             stderr=log,
-            env={**os.environ, **driver.environment},
+            env={**os.environ, **WIDE, **driver.environment},
             start_new_session=True,
         )
     driver.wait_for(driver.folder / "reached", lambda: process.poll() is None)

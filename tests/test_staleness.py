@@ -147,7 +147,8 @@ def test_earlier_adapters_keep_their_canary_in_a_checkpoint(stale_run: Path) -> 
     assert [adapter.version for adapter in earlier] == [3, 4]
     assert all(adapter.canary is not None and len(adapter.canary.logprobs) > 10 for adapter in earlier)
     again = snapshot(learner, saved.step, earlier)
-    assert json.loads(json.dumps(again.state)) == saved.state
+    of_learner = {name: part for name, part in saved.state.items() if name != "sources"}  # which the launch adds
+    assert json.loads(json.dumps(again.state)) == of_learner
     assert again.tensors.keys() == saved.tensors.keys()
 
 
