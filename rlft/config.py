@@ -89,11 +89,13 @@ class ScoringConfig(Strict):
     max_concurrent: int = Field(64, ge=1)
     """Most calls of `async def` rewards that a process makes at once."""
     memory_mb: int = Field(8192, ge=0)
-    """Resident memory above which a scoring process is killed and the sample that it works on has failed; 0 is no
-    bound."""
+    """Resident memory above which a scoring process is killed, and its present sample has failed; 0 is no bound."""
+    judge_calls: int = Field(0, ge=0)
+    """Most requests that the run makes to judges (`rlft.reward.judge`) before it stops; 0 is no bound."""
+    judge_tokens: int = Field(0, ge=0)
+    """Most tokens of questions to judges and of their replies before the run stops; 0 is no bound."""
     environment: Annotated[tuple[str, ...], AfterValidator(check_names)] = ()
-    """Names of environment variables that scoring processes get besides a list of harmless ones, as in
-    `[OPENAI_API_KEY]`; keys and other secrets do not reach them otherwise."""
+    """Environment variables that scoring processes get besides harmless ones; keys reach them only so."""
 
 
 class SamplingConfig(Strict):

@@ -23,11 +23,12 @@ class FakeServer:
     most_at_once: int = 0
 
 
-def reply(text: str | None, finish: str = "stop") -> tuple[int, dict[str, Any]]:
-    """A good answer."""
+def reply(text: str | None, finish: str = "stop", tokens: int = 0) -> tuple[int, dict[str, Any]]:
+    """A good answer, which says what it cost where it cost something."""
     message = {"role": "assistant", "content": text}
     choices = [{"index": 0, "message": message, "finish_reason": finish}]
-    return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
+    usage = {"usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}} if tokens else {}
+    return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices, **usage}
 
 
 def refusal(status: int, message: str) -> tuple[int, dict[str, Any]]:

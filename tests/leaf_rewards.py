@@ -6,6 +6,8 @@ import asyncio
 import os
 import time
 
+from rlft.reward.judge_cache import Budget
+
 
 def stripes(completion: str, scale: float = 1.0) -> float:
     """A reward with an argument."""
@@ -52,3 +54,9 @@ def large(completion: str) -> float:
     memory = bytearray(b"x") * (300 * 2**20)
     time.sleep(2.0)
     return float(memory[-1])
+
+
+def budget(completion: str) -> dict[str, float]:
+    """What a judge may be asked here."""
+    here = Budget.here()
+    return {"calls": here.calls, "tokens": here.tokens}

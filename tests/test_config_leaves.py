@@ -91,6 +91,8 @@ RL: list[Row] = [
     ("scoring.max_failed", 0.3, see.stops_on_failures, {}),
     ("scoring.max_concurrent", 2, see.scored_together, one_reward("crowd")),
     ("scoring.memory_mb", 250, see.scored, one_reward("large")),
+    ("scoring.judge_calls", 7, see.scored, one_reward("budget")),
+    ("scoring.judge_tokens", 7, see.scored, one_reward("budget")),
     ("scoring.environment", ["PYTEST_CURRENT_TEST"], see.scored, SEES),
     ("sampling.temperature", 0.7, see.requested, {}),
     ("sampling.top_p", 0.9, see.requested, {}),

@@ -218,6 +218,7 @@ def variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An environment with harmless variables and secrets."""
     for name in (*SECRETS, *(name for name in HARMLESS if name not in os.environ)):
         monkeypatch.setenv(name, str(tmp_path) if name == "TMPDIR" else "1")
+    monkeypatch.setenv("RLFT_JUDGE_CACHE", str(tmp_path / "judge.sqlite"))
     monkeypatch.setenv("HTTPS_PROXY", "http://somebody:password@proxy.example:8080")
     monkeypatch.setenv("http_proxy", "http://proxy.example:8080")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -15,14 +16,18 @@ from rewards.judge import helpfulness
 from rlft.config import RolloutConfig
 from rlft.model.adapter import BASE_VERSION, bare_base, make_adapter, torch
 from rlft.model.chat import load_tokenizer
-from rlft.reward.judge import judge, passed, score
+from rlft.reward import judge_cache
+from rlft.reward.contract import read
+from rlft.reward.judge import Verdict, ask_judge, judge, passed, score
+from rlft.reward.judge import _under_way as under_way
+from rlft.reward.judge_cache import Budget, BudgetSpentError
 from rlft.rollout.engines import by_name
 from rlft.rollout.engines.contract import Request
 from rlft.rollout.engines.openai import OpenAIEngine
 from rlft.train.rl import launch
-from rlft.types import SamplingParams
+from rlft.types import Abstain, SamplingParams
 from tests.fakes import read_metrics, tiny_config
-from tests.fakes_server import refusal, reply, serve
+from tests.fakes_server import FakeServer, refusal, reply, serve
 
 PARAMS = SamplingParams(temperature=0.7, top_p=1.0, max_new_tokens=9)
 QUESTION = ({"role": "user", "content": "why?"},)
@@ -174,6 +179,12 @@ def test_a_served_model_is_evaluated_and_never_trained_on(tiny_model: Path, tmp_
 # The judge.
 
 
+@pytest.fixture(autouse=True)
+def _no_known_replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLFT_JUDGE_CACHE", str(tmp_path / "judge.sqlite"))
+    monkeypatch.delenv("RLFT_JUDGE_BUDGET", raising=False)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -220,9 +231,10 @@ def test_a_judge_that_is_down_or_slow_is_an_error() -> None:
 
     with serve(slow) as server:
         started = time.monotonic()
-        with pytest.raises(RuntimeError, match="timed out"):
+        with pytest.raises(RuntimeError, match=r"gave no verdict within 0\.3 s"):
             judge("?", score, base_url=server.base_url, model="m", deadline_s=0.3, retries=0)
         assert time.monotonic() - started < 1.2
+    assert not under_way  # nothing goes on behind its back
 
 
 def test_a_run_is_scored_by_a_judge(tiny_model: Path, tmp_path: Path) -> None:
@@ -240,5 +252,61 @@ def test_a_run_is_scored_by_a_judge(tiny_model: Path, tmp_path: Path) -> None:
     assert 0 < read_metrics(config.run_dir)[0]["reward/mean"] < 0.5
     assert "<question>" in server.asked[0]["messages"][0]["content"]
     with serve(lambda body, number: reply("Score: 10")) as server:
-        assert helpfulness("{why}", "{x}", base_url=server.base_url) == 1.0
+        notes: dict[str, Any] = {}
+        value = asyncio.run(helpfulness("{why}", "{x}", notes.__setitem__, notes.__setitem__, base_url=server.base_url))
+        assert (value, notes) == (1.0, {"tokens": 0, "known": 0.0, "reply": "Score: 10"})
     assert "{x}" in server.asked[0]["messages"][0]["content"]
+
+
+def ask_all(server: FakeServer, *questions: str, **options: Any) -> list[Verdict[float]]:
+    async def together() -> list[Verdict[float]]:
+        asked = (ask_judge(q, score, base_url=server.base_url, model="m", **options) for q in questions)
+        return list(await asyncio.gather(*asked))
+
+    return asyncio.run(together())
+
+
+def test_what_was_asked_is_not_asked_again() -> None:
+    with serve(lambda body, number: reply(f"Score: {1 + number}", tokens=10)) as server:
+        first = ask_all(server, *["a"] * 4, "b")
+        assert len(server.asked) == 2
+        assert len({verdict.value for verdict in first[:4]}) == 1
+        again = ask_all(server, "b", "a")
+        assert [v.value for v in again] == [first[4].value, first[0].value]
+        assert [v.is_known for v in again] == [True, True]
+        assert len(server.asked) == 2
+        # Other ways of reading need no new replies; other requests do.
+        assert judge("a", lambda text: text, base_url=server.base_url, model="m") == first[0].reply
+        assert len(server.asked) == 2
+        ask_all(server, "a", max_tokens=7)
+        assert len(server.asked) == 3
+    assert judge_cache.spent("") == (3, 30)
+
+
+def test_a_judge_that_has_changed_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlft.reward.judge.CHECKED", 1)  # every known reply
+    with serve(lambda body, number: reply("Score: 1" if number == 0 else "Score: 5.5")) as server:
+        assert ask_all(server, "a")[0].drift is None
+        (verdict,) = ask_all(server, "a")
+        assert (verdict.value, verdict.drift) == (0.0, 0.5)  # the reply that is known stays
+    (verdict,) = ask_all(server, "a", deadline_s=20, retries=0)  # the server is gone, and not needed
+    assert (verdict.value, verdict.drift) == (0.0, None)
+
+
+def test_a_spent_budget_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limits, allowed in ({"calls": 2}, 2), ({"tokens": 25}, 3):
+        budget = Budget(scope=f"runs/{allowed}", **limits)
+        monkeypatch.setenv(*next(iter(budget.variables.items())))
+        with serve(lambda body, number: reply("Score: 10", tokens=10)) as server:
+            for number in range(allowed):
+                ask_all(server, f"{number}")
+            with pytest.raises(BudgetSpentError, match=rf"rlft resume runs/{allowed} scoring.judge_tokens=N"):
+                ask_all(server, "another")
+            assert ask_all(server, "0")[0].value == 1.0  # known ones cost nothing
+            assert len(server.asked) == allowed
+
+
+def test_a_reply_without_a_verdict_abstains_with_it() -> None:
+    with serve(lambda body, number: reply("I cannot say.")) as server:
+        (verdict,) = ask_all(server, "a", attempts=2)
+    assert read(verdict.abstention) == Abstain(reason="no verdict in the judge's reply 'I cannot say.'")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rlft.types import FinishReason, Message
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import AsyncOpenAI, OpenAI
 
 
 class ServerError(RuntimeError):
@@ -29,6 +29,8 @@ class Reply:
     text: str
     finish_reason: FinishReason
     """`length`: cut at `max_tokens`."""
+    tokens: int = 0
+    """Tokens of question and reply, as the server counts them; 0 where it does not."""
 
 
 def connect(base_url: str, *, api_key_env: str = "", timeout_s: float, retries: int) -> OpenAI:
@@ -43,18 +45,59 @@ def connect(base_url: str, *, api_key_env: str = "", timeout_s: float, retries: 
     Raises:
         ValueError: the package openai is not installed, or the environment variable is not set.
     """
-    if importlib.util.find_spec("openai") is None:
-        raise ValueError("asking a served model needs the package openai: pip install 'rlft[openai]'")
+    key = _key(api_key_env)
     from openai import OpenAI
 
-    key = os.environ.get(api_key_env, "") if api_key_env else "none"  # never the key of another provider by accident
-    if not key:
-        raise ValueError(f"the environment variable {api_key_env}, which api_key_env names, is not set here")
     return OpenAI(base_url=base_url, api_key=key, timeout=timeout_s, max_retries=retries)
 
 
-def ask(
-    client: OpenAI,
+def connect_async(base_url: str, *, api_key_env: str = "", timeout_s: float, retries: int) -> AsyncOpenAI:
+    """Like `connect`, for coroutines of one event loop."""
+    key = _key(api_key_env)
+    from openai import AsyncOpenAI
+
+    return AsyncOpenAI(base_url=base_url, api_key=key, timeout=timeout_s, max_retries=retries)
+
+
+def _key(api_key_env: str) -> str:
+    if importlib.util.find_spec("openai") is None:
+        raise ValueError("asking a served model needs the package openai: pip install 'rlft[openai]'")
+    key = os.environ.get(api_key_env, "") if api_key_env else "none"  # never the key of another provider by accident
+    if not key:
+        raise ValueError(f"the environment variable {api_key_env}, which api_key_env names, is not set here")
+    return key
+
+
+def ask(client: OpenAI, model: str, messages: Sequence[Message], **sampling: Any) -> Reply:
+    """Send messages to the server and return its reply.
+
+    Args:
+        sampling: see `request`.
+
+    Raises:
+        ServerError: the server cannot be reached, refuses, or gives no reply; what it said.
+    """
+    from openai import OpenAIError
+
+    where = f"model {model!r} at {client.base_url}"
+    try:
+        return _read(client.chat.completions.create(**request(model, messages, **sampling)), where)
+    except OpenAIError as error:
+        raise _refusal(error, where) from error
+
+
+async def ask_async(client: AsyncOpenAI, model: str, messages: Sequence[Message], **sampling: Any) -> Reply:
+    """Like `ask`, with a client of `connect_async`."""
+    from openai import OpenAIError
+
+    where = f"model {model!r} at {client.base_url}"
+    try:
+        return _read(await client.chat.completions.create(**request(model, messages, **sampling)), where)
+    except OpenAIError as error:
+        raise _refusal(error, where) from error
+
+
+def request(
     model: str,
     messages: Sequence[Message],
     *,
@@ -63,37 +106,38 @@ def ask(
     seed: int,
     top_p: float = 1.0,
     extra: Mapping[str, Any] | None = None,
-) -> Reply:
-    """Send messages to the server and return its reply.
+) -> dict[str, Any]:
+    """What is sent.
 
     Args:
         seed: its lowest 31 bits are sent, which every server takes.
         extra: further fields of the request's body.
-
-    Raises:
-        ServerError: the server cannot be reached, refuses, or gives no reply; what it said.
     """
-    from openai import OpenAIError
+    return {
+        "model": model,
+        "messages": list(messages),
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed % 2**31,
+        "extra_body": dict(extra or {}),
+    }
 
-    where = f"model {model!r} at {client.base_url}"
-    conversation: Any = list(messages)
-    try:
-        answer = client.chat.completions.create(
-            model=model,
-            messages=conversation,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed % 2**31,
-            extra_body=dict(extra or {}),
-        )
-    except OpenAIError as error:
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise ServerError(f"{where}: {error}{cause}") from error
+
+def _refusal(error: Exception, where: str) -> ServerError:
+    cause = f" ({error.__cause__})" if error.__cause__ else ""
+    return ServerError(f"{where}: {error}{cause}")
+
+
+def _read(answer: Any, where: str) -> Reply:
     if not answer.choices:
         raise ServerError(f"{where} answered without a reply: {answer.model_dump_json()[:500]}")
     choice = answer.choices[0]
     finish = choice.finish_reason
     if finish not in ("stop", "length"):
         raise ServerError(f"{where} ended its reply with {finish!r}, which is no text that could be scored")
-    return Reply(text=choice.message.content or "", finish_reason="length" if finish == "length" else "stop")
+    return Reply(
+        text=choice.message.content or "",
+        finish_reason=finish,
+        tokens=answer.usage.total_tokens if answer.usage else 0,
+    )

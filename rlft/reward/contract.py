@@ -24,8 +24,8 @@ A path may also name a class, of which every process makes one object with `args
 and `close()` last, where it has them), or a function that takes nothing of a sample and makes the reward from `args`:
 see `reward.loading.build`.
 
-A result is a number, a dict of named parts, or None (`read`). An exception or a wrong value never becomes a
-number: it becomes `Failed`. So does a number above `LARGEST` in magnitude.
+A result is a number, a dict of named parts, None, or an `Abstain` that says why (`read`). An exception or a wrong value
+never becomes a number: it becomes `Failed`. So does a number above `LARGEST` in magnitude.
 """
 
 from __future__ import annotations
@@ -206,6 +206,8 @@ def read(value: Any) -> Outcome:
     """
     if value is None:
         return Abstain(reason="returned None")
+    if isinstance(value, Abstain):  # which says why
+        return Abstain(reason=value.reason[:MESSAGE_LIMIT])
     if isinstance(value, Mapping):
         return _read_parts(value)
     return number if isinstance(number := number_of(value), Failed) else Score(value=number)

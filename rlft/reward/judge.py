@@ -1,25 +1,69 @@
 """Asking a served model for a verdict, so that a reward can be a judge; `rewards/judge.py` is one to copy.
 
-A reply that cannot be read is asked for again and is then None: the reward abstains. A server that does not answer is
-an exception, so a failed sample. Neither is ever a number.
+    verdict = await ask_judge(question, score, base_url="http://localhost:8000/v1", model="judge")
+    verdict.value      # what `score` read from the reply, or None
+    verdict.reply      # the text itself
+
+A reply that cannot be read is asked for again; after that `value` is None, and the reward should abstain. A server that
+does not answer is an exception, so a failed sample. Neither is ever a number.
+
+Rewards that are `async def` ask for many samples at once. What was asked before is not asked again (`judge_cache`), in
+this run or another; one of a hundred such replies is compared with a new one, which tells a judge that has changed.
+A run may have a budget (`scoring.judge_calls`, `scoring.judge_tokens`): when it is spent, samples fail and it stops.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import re
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from rlft.common.chat_server import ask, connect
-from rlft.types import Message
+from rlft.common.chat_server import Reply, ServerError, ask_async, connect_async, request
+from rlft.reward import judge_cache
+from rlft.reward.judge_cache import Budget, key_of
+from rlft.types import Abstain, Message
 
 T = TypeVar("T")
 
+CHECKED = 100
+"""Of so many replies that are known already, one is asked for again."""
 
-def judge(
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict(Generic[T]):
+    """What a judge said."""
+
+    value: T | None
+    """What was read from its reply; None if it could not be read."""
+    reply: str
+    """The reply, the last one where several were asked for."""
+    tokens: int
+    """Tokens of this verdict's questions and replies, known ones included."""
+    is_known: bool
+    """Whether all of it had been asked before."""
+    drift: float | None = None
+    """Difference to what the judge says today, where that was checked: of numbers the distance, else 0 or 1."""
+
+    @property
+    def abstention(self) -> Abstain:
+        """What a reward returns when the reply could not be read."""
+        return Abstain(reason=f"no verdict in the judge's reply {self.reply[:200]!r}")
+
+    def note(self, log_metric: Callable[[str, float], None], log_extra: Callable[[str, Any], None]) -> None:
+        """Log what it cost and said, with what a reward gets under these names."""
+        log_metric("tokens", self.tokens)
+        log_metric("known", float(self.is_known))
+        if self.drift is not None:
+            log_metric("drift", self.drift)
+        log_extra("reply", self.reply)
+
+
+async def ask_judge(
     question: str | Sequence[Message],
     parse: Callable[[str], T | None],
     *,
@@ -31,8 +75,8 @@ def judge(
     retries: int = 2,
     temperature: float = 0.0,
     max_tokens: int = 512,
-    extra: dict[str, Any] | None = None,
-) -> T | None:
+    extra: Mapping[str, Any] | None = None,
+) -> Verdict[T]:
     """A served model's verdict on what `question` holds, a user's message or a conversation.
 
     Args:
@@ -46,34 +90,49 @@ def judge(
         retries: further tries of each after a connection error, 429 or 5xx.
         extra: further fields of the request's body.
 
-    Returns:
-        None if no reply could be read.
-
     Raises:
         ValueError: the environment variable is not set here.
-        TimeoutError: the deadline passed.
-        RuntimeError: the server cannot be reached or refuses; what it said.
+        ServerError: the server cannot be reached or refuses, what it said; or the deadline passed, or the budget is
+            spent.
     """
-    ends = time.monotonic() + deadline_s
-    client = _client(base_url, api_key_env, retries, os.getpid())
-    messages = [Message(role="user", content=question)] if isinstance(question, str) else list(question)
-    for attempt in range(attempts):
-        left = ends - time.monotonic()
-        if left <= 0:
-            raise TimeoutError(f"judge {model!r} at {base_url} gave no verdict within {deadline_s:g} s")
-        # The client pauses between tries, so each try may only take a share of what is left.
-        reply = ask(
-            client.with_options(timeout=left / (retries + 1)),
-            model,
-            messages,
-            max_tokens=max_tokens,
-            temperature=max(temperature, 1.0) if attempt else temperature,
-            seed=attempt,
-            extra=extra,
+    if not api_key_env or os.environ.get(api_key_env):
+        client = _client(base_url, api_key_env, retries, deadline_s, asyncio.get_running_loop())
+    else:
+        raise ValueError(
+            f"the environment variable {api_key_env}, which api_key_env names, is not set here; set it where rlft is "
+            f"started, and let it pass to the scoring processes with `scoring.environment: [{api_key_env}]`"
         )
-        if (verdict := parse(reply.text)) is not None:
-            return verdict
-    return None
+    messages = [Message(role="user", content=question)] if isinstance(question, str) else list(question)
+    tokens, is_known, drift = 0, True, None
+    try:
+        async with asyncio.timeout(deadline_s):
+            for attempt in range(attempts):
+                heat = max(temperature, 1.0) if attempt else temperature
+                sampling: dict[str, Any] = {
+                    "max_tokens": max_tokens,
+                    "temperature": heat,
+                    "seed": attempt,
+                    "extra": extra,
+                }
+                key = key_of(base_url, request(model, messages, **sampling))
+                known = judge_cache.find(key)
+                reply = known or await _once(key, functools.partial(ask_async, client, model, messages, **sampling))
+                tokens, is_known = tokens + reply.tokens, is_known and known is not None
+                value = parse(reply.text)
+                if known and _is_checked(key):
+                    with suppress(ServerError):  # the known reply serves without it
+                        new = await _paid(ask_async(client, model, messages, **sampling))
+                        drift = _distance(value, parse(new.text))
+                if value is not None:
+                    break
+    except TimeoutError as error:
+        raise ServerError(f"judge {model!r} at {base_url} gave no verdict within {deadline_s:g} s") from error
+    return Verdict(value=value, reply=reply.text, tokens=tokens, is_known=is_known, drift=drift)
+
+
+def judge(question: str | Sequence[Message], parse: Callable[[str], T | None], **options: Any) -> T | None:
+    """`ask_judge` for rewards that are no coroutines: the verdict's value."""
+    return _runner(os.getpid()).run(ask_judge(question, parse, **options)).value
 
 
 def score(reply: str, *, low: float = 1, high: float = 10) -> float | None:
@@ -89,12 +148,67 @@ def passed(reply: str) -> bool | None:
     return found[-1].lower() == "pass" if found else None
 
 
+@dataclass(slots=True)
+class _Request:
+    """A request that is under way."""
+
+    reply: asyncio.Future[Reply]
+    waiting: int = 0
+    """Samples that wait for it."""
+
+
+async def _once(key: str, send: Callable[[], Any]) -> Reply:
+    """The reply to a request that several samples make at the same time: it is sent once."""
+    if key not in _under_way:
+        _under_way[key] = _Request(asyncio.ensure_future(_paid(send(), key)))
+    own = _under_way[key]
+    own.waiting += 1
+    try:
+        # One sample's deadline must not cancel what others wait for.
+        return await asyncio.shield(own.reply)
+    finally:
+        own.waiting -= 1
+        if not own.waiting:
+            own.reply.cancel()
+            _under_way.pop(key, None)
+
+
+async def _paid(asking: Any, key: str = "") -> Reply:
+    """Ask within the budget; the reply is kept under its key."""
+    budget = Budget.here()
+    try:
+        judge_cache.refuse_if_spent(budget)
+    except ServerError:
+        asking.close()
+        raise
+    reply: Reply = await asking
+    judge_cache.spend(budget, reply.tokens)
+    if key:
+        judge_cache.keep(key, reply)
+    return reply
+
+
+_under_way: dict[str, _Request] = {}
+
+
+def _is_checked(key: str) -> bool:
+    return int(key[:8], 16) % CHECKED == 0
+
+
+def _distance(known: Any, new: Any) -> float:
+    if isinstance(known, int | float) and isinstance(new, int | float):
+        return abs(float(known) - float(new))
+    return float(known != new)
+
+
 @functools.cache
-def _client(base_url: str, api_key_env: str, retries: int, process: int) -> Any:
-    """Kept between calls; one for each process, since connections do not survive a fork."""
-    if api_key_env and not os.environ.get(api_key_env):
-        raise ValueError(
-            f"the environment variable {api_key_env}, which api_key_env names, is not set here; set it where rlft is "
-            f"started, and let it pass to the scoring processes with `scoring.environment: [{api_key_env}]`"
-        )
-    return connect(base_url, api_key_env=api_key_env, timeout_s=60.0, retries=retries)
+def _client(base_url: str, api_key_env: str, retries: int, deadline_s: float, loop: Any) -> Any:
+    """Kept between calls; one for each loop, since connections belong to it."""
+    # The client pauses between tries, so each try may only take a share of the time.
+    return connect_async(base_url, api_key_env=api_key_env, timeout_s=deadline_s / (retries + 1), retries=retries)
+
+
+@functools.cache
+def _runner(process: int) -> asyncio.Runner:
+    """The event loop of callers that have none; one for each process, since it does not survive a fork."""
+    return asyncio.Runner()

@@ -32,6 +32,8 @@ NO_NUMBERS = (
     "scoring.max_failed",
     "scoring.max_concurrent",
     "scoring.memory_mb",
+    "scoring.judge_calls",
+    "scoring.judge_tokens",
     "guards.max_kl",
     "guards.min_entropy",
     "guards.steps_without_signal",

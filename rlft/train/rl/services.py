@@ -15,6 +15,7 @@ from rlft.curves.live_panel import View
 from rlft.environment.contract import Environment
 from rlft.model.layers.slow_paths import SLOW_PATH
 from rlft.model.memory import keep_freed_memory
+from rlft.reward.judge_cache import Budget
 from rlft.reward.scoring import ScoreGroups, Scorer
 from rlft.rollout.pool import MakePool, RolloutPool, make_pool
 from rlft.run.directory import Run
@@ -58,6 +59,8 @@ def make_scorer(
         ValueError: a reward cannot be loaded or called, see `Scorer`.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # for a reward's tokenizer, too
+    budget = Budget(scope=str(config.run_dir), calls=config.scoring.judge_calls, tokens=config.scoring.judge_tokens)
+    os.environ |= budget.variables
     return Scorer(
         config.rewards,
         workers=config.scoring.workers,

@@ -1,0 +1,127 @@
+"""What judges replied and what that cost, in one SQLite file that all scoring processes and all runs share.
+
+A request that was answered before is not sent again: a resumed run, a replay and another run with the same samples get
+the same reply. Replies are kept as they came, so that another way of reading them needs no new ones. The key is the
+hash of server, model and request.
+
+The file is `judge.sqlite` in rlft's cache; the environment variable RLFT_JUDGE_CACHE names another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlft.common.chat_server import Reply, ServerError
+from rlft.common.files import cache_root
+
+BUDGET = "RLFT_JUDGE_BUDGET"
+"""Environment variable of scoring processes: JSON of a `Budget`."""
+_BUSY_S = 10.0
+"""How long another process may hold the file."""
+_TABLES = """
+create table if not exists replies (key text primary key, text text, finish text, tokens integer, asked real);
+create table if not exists spent (scope text primary key, calls integer, tokens integer);
+"""
+
+
+class BudgetSpentError(ServerError):
+    """A run has asked its judges as often as it may."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a run may ask of its judges in all."""
+
+    scope: str = ""
+    """The run's directory; all its processes draw on one budget, and a resumed run goes on with it."""
+    calls: int = 0
+    """Requests; 0 is no bound."""
+    tokens: int = 0
+    """Tokens of questions and replies; 0 is no bound."""
+
+    @staticmethod
+    def here() -> Budget:
+        """That of this process."""
+        return Budget(**json.loads(os.environ.get(BUDGET, "{}")))
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment variable that tells it to a process."""
+        return {BUDGET: json.dumps({"scope": self.scope, "calls": self.calls, "tokens": self.tokens})}
+
+
+def key_of(base_url: str, request: Mapping[str, Any]) -> str:
+    """Hash of a request to a server."""
+    return hashlib.sha256(json.dumps([base_url, request], sort_keys=True).encode()).hexdigest()
+
+
+def find(key: str) -> Reply | None:
+    """The reply to a request that was made before."""
+    with _open() as database:
+        row = database.execute("select text, finish, tokens from replies where key = ?", (key,)).fetchone()
+    return None if row is None else Reply(text=row[0], finish_reason=row[1], tokens=row[2])
+
+
+def keep(key: str, reply: Reply) -> None:
+    """Keep a reply, unless another process was faster."""
+    row = (key, reply.text, reply.finish_reason, reply.tokens, time.time())
+    with _open() as database:
+        database.execute("insert or ignore into replies values (?, ?, ?, ?, ?)", row)
+
+
+def refuse_if_spent(budget: Budget) -> None:
+    """Refuse a request for which the budget has nothing left.
+
+    Raises:
+        BudgetSpentError: what was spent, and how to go on.
+    """
+    if not (budget.calls or budget.tokens):
+        return
+    calls, tokens = spent(budget.scope)
+    if (budget.calls and calls >= budget.calls) or (budget.tokens and tokens >= budget.tokens):
+        raise BudgetSpentError(
+            f"the judges' budget is spent: {calls} requests, {tokens} tokens, of at most "
+            f"scoring.judge_calls={budget.calls} and scoring.judge_tokens={budget.tokens} (0: any). Raise them: "
+            f"rlft resume {budget.scope} scoring.judge_tokens=N. Nothing is lost, replies are kept"
+        )
+
+
+def spend(budget: Budget, tokens: int) -> None:
+    """Count a request."""
+    with _open() as database:
+        database.execute(
+            "insert into spent values (?, 1, ?) on conflict (scope) do update set calls = calls + 1, "
+            "tokens = tokens + excluded.tokens",
+            (budget.scope, tokens),
+        )
+
+
+def spent(scope: str) -> tuple[int, int]:
+    """(requests, tokens) of a run so far."""
+    with _open() as database:
+        row = database.execute("select calls, tokens from spent where scope = ?", (scope,)).fetchone()
+    return (0, 0) if row is None else (row[0], row[1])
+
+
+@contextmanager
+def _open() -> Iterator[sqlite3.Connection]:
+    """The file, locked for the time of a block only, so that nobody waits for anybody's server."""
+    path = Path(os.environ.get("RLFT_JUDGE_CACHE") or cache_root() / "judge.sqlite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with closing(sqlite3.connect(path, timeout=_BUSY_S)) as database, database:
+            database.executescript(_TABLES)
+            yield database
+    except sqlite3.Error as error:
+        raise RuntimeError(
+            f"{path}, which keeps the replies of judges: {error}. Delete it, or name another file in RLFT_JUDGE_CACHE"
+        ) from error
