@@ -146,7 +146,7 @@ def test_a_setting_that_cannot_work_is_refused(make_config: MakeConfig, override
         ("def odd(completion, completions):\n    return 1.0", "parameters mix completion with completions"),
         ("import no_such_module\ndef odd(completion):\n    return 1.0", "(?s)importing it failed.*no_such_module"),
         ("def odd(completion)\n    return 1.0", "(?s)importing it failed.*SyntaxError"),
-        ("odd = 3", "'odd' is a int, not a function"),
+        ("odd = 3", "'odd' is a int, neither a function nor a class"),
     ],
     ids=["missing column", "mixed names", "missing module", "syntax", "no function"],
 )
