@@ -29,7 +29,7 @@ with a line `Better: A`, `Better: B` or `Better: neither`.
 </answer_B>"""
 
 
-def better(reply: str) -> str | None:
+def _better(reply: str) -> str | None:
     """The last `Better: ...` of a reply, as a, b or neither."""
     found = re.findall(r"\bbetter\b\W{0,10}?(a|b|neither)\b", reply.lower())
     return found[-1] if found else None
@@ -50,7 +50,7 @@ async def pairwise(
         """What the judge says of the first one, and the tokens of that."""
         verdict = await ask_judge(
             QUESTION.format(prompt=prompt, first=first, second=second),
-            better,
+            _better,
             base_url=base_url,
             model=model,
             api_key_env=api_key_env,

@@ -20,7 +20,11 @@ from rlft.types import Message, Outcome, RewardSpec
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = {path.partition(":")[0].rpartition(".")[2]: path for path in available("rewards")}
 CASES = sorted((ROOT / "rewards").glob(f"*{SUFFIX}"))
-WITHOUT_CASES = {"environment_reward", "judge", "reasoning_gym_score", "reward_model", "embedding_similarity"}
+WITHOUT_CASES = {"environment_reward", "judge", "rubric", "ranking", "pairwise"} | {
+    "reasoning_gym_score",
+    "reward_model",
+    "embedding_similarity",
+}
 """They need an environment, a server or a model, and have tests of their own."""
 
 
