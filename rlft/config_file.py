@@ -69,6 +69,11 @@ def load(
         ValueError: every problem at once, each with file, line, key and what to do instead.
     """
     path = Path(path)
+    if path.is_dir():
+        what = (
+            "a run's folder; name its config.yaml, or go on with it" if (path / "config.yaml").exists() else "a folder"
+        )
+        raise ValueError(f"{path} is {what}, and a config is a file")
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ValueError(f"no config file {path}.{did_you_mean(str(path), near)}")
@@ -104,11 +109,20 @@ def _load(
         config = kind.model_validate(_plain(tree))
         found += check(config) if check is not None else []
     except ValidationError as error:
-        problems = _explain(error, tree, str(path), kind)
-    problems |= {f"{path}:{_line(tree, loc)}: {dotted(loc)}": what for loc, what in found}
+        problems = _explain(error, lambda loc: _place(path, tree, overrides, loc), kind)
+    problems |= {_place(path, tree, overrides, loc): what for loc, what in found}
     if config is None or problems:
         raise ValueError("\n".join(f"{where}: {what}" for where, what in problems.items()))
     return config
+
+
+def keys(path: Path) -> set[str]:
+    """The keys at the top of a config file; none if it cannot be read."""
+    try:
+        tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (OSError, YAMLError, UnicodeDecodeError, RecursionError):
+        return set()
+    return set(map(str, tree)) if isinstance(tree, dict) else set()
 
 
 def dotted(loc: tuple[str | int, ...]) -> str:
@@ -222,8 +236,10 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _explain(error: ValidationError, tree: Any, path: str, kind: type[BaseModel]) -> dict[str, str]:
-    """What is wrong by `file:line: key`."""
+def _explain(
+    error: ValidationError, place_of: Callable[[tuple[str | int, ...]], str], kind: type[BaseModel]
+) -> dict[str, str]:
+    """What is wrong by where, as `place_of` says it of a place in the tree."""
     found: dict[str, str] = {}
     problems = error.errors()
     for problem in problems:
@@ -231,7 +247,6 @@ def _explain(error: ValidationError, tree: Any, path: str, kind: type[BaseModel]
         if problem["type"] == "too_short" and any(p["loc"][:depth] == problem["loc"] != p["loc"] for p in problems):
             continue  # pydantic counts the entries without those that are wrong themselves
         loc, section = _section(kind, [part for part in problem["loc"] if not str(part).startswith("function-")])
-        where = dotted(loc) or "config"
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             message = _unknown(str(loc[-1]), section)
@@ -239,9 +254,19 @@ def _explain(error: ValidationError, tree: Any, path: str, kind: type[BaseModel]
             message = "this key is required"
         elif not isinstance(problem["input"], dict | list) and message != str(problem["input"]):
             message += f" (got {problem['input']!r})"
-        place = f"{path}:{_line(tree, loc)}: {where}"
+        place = place_of(loc)
         found[place] = f"{found[place]}; {message}" if place in found else message
     return found
+
+
+def _place(path: Path, tree: Any, overrides: Sequence[str], loc: tuple[str | int, ...]) -> str:
+    """Where a value comes from: `override key=value`, or `file:line: key`."""
+    names = [str(part) for part in loc]
+    for override in reversed(overrides):
+        given = override.partition("=")[0].split(".")
+        if names[: len(given)] == given:
+            return f"override {override}" + (f": {dotted(loc)}" if len(names) > len(given) else "")
+    return f"{path}:{_line(tree, loc)}: {dotted(loc) or 'config'}"
 
 
 def _line(tree: Any, loc: tuple[Any, ...]) -> int:

@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from rlft.cli import main
+from rlft.cli import listing, main
 from rlft.curves.live_panel import View, sparkline
 from rlft.objectives.presets import PRESETS
 from tests.fakes import read_result, write_config
@@ -126,6 +126,33 @@ def test_list_of_one_kind(rlft: Rlft) -> None:
     assert (wrong.code, "rewards, environments, presets, engines" in wrong.err) == (1, True)
 
 
+def test_lists_never_shorten_a_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = {"a" * 70: "word " * 30, "b": "c"}
+    monkeypatch.setenv("COLUMNS", "40")
+    listing.print_names("names", lines)
+    out = capsys.readouterr().out
+    assert [line.split() for line in out.splitlines()[1:]] == [[name, *text.split()] for name, text in lines.items()]
+    console = Console(force_terminal=True, width=40, file=(file := io.StringIO()))
+    monkeypatch.setattr(listing, "Console", lambda: console)
+    listing.print_names("names", lines)
+    assert "a" * 70 in file.getvalue()
+    assert file.getvalue().count("word") == 30
+
+
+def test_a_preset_is_listed_by_what_distinguishes_it() -> None:
+    lines = {name: listing.preset_line(algorithm) for name, algorithm in PRESETS.items()}
+    assert lines["opd"].endswith("reward_coef=0.0, kl=k1, kl_coef=1.0, kl_in=reward_to_go, gamma=0.0")
+    assert lines["online_dpo"] == "loss=sigmoid, beta=0.1"
+    assert "overlong=penalize, max_refills=2" in lines["dapo"]
+    assert "clip_low=0.0003" in lines["gspo"]
+    assert not any("clip_low" in lines[name] for name in ("reinforce", "rloo", "remax"))
+    assert len(set(lines.values())) == len(lines)
+
+
+def test_the_version_is_shown(rlft: Rlft) -> None:
+    assert re.fullmatch(r"rlft \d+\.\d+.*\n", rlft("--version").out)
+
+
 def test_schema_is_a_json_schema(rlft: Rlft) -> None:
     schema = json.loads(rlft("schema").out)
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -225,7 +252,11 @@ def test_report_names_its_files(rlft: Rlft, finished_run: Path, tmp_path: Path) 
     ("arguments", "says"),
     [
         (("train", "{folder}/no.yaml"), "no config file"),
-        (("train", "{config}", "learner.lrr=1"), "learner.lrr: unknown key"),
+        (("train", "{config}", "learner.lrr=1"), "override learner.lrr=1: unknown key"),
+        (("dpo", "{config}"), "{config}: this looks like a config of `rlft train`"),
+        (("reward-model", "{config}"), "{config}: this looks like a config of `rlft train`"),
+        (("train", "configs/dpo.yaml"), "this looks like a config of `rlft dpo`"),
+        (("dpo", "configs/reward_model.yaml"), "this looks like a config of `rlft reward-model`"),
         (("train", "{config}", "steps"), "expected key.sub=value"),
         (("train", "{config}", "environment.path=environments.sumz:load"), "Did you mean 'environments.sums:load'"),
         (("resume", "{folder}"), "is not a run directory"),
@@ -260,7 +291,7 @@ def test_the_installed_command_ends_with_the_same_error(config_file: Path) -> No
     done = subprocess.run([RLFT, "train", config_file, "stepps=3"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert re.search(r"error: .*run\.yaml:\d+: stepps: unknown key", done.stderr)
+    assert "error: override stepps=3: unknown key" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -397,4 +428,4 @@ def test_an_invalid_config_costs_no_model(config_file: Path, tmp_path: Path, rlf
     write_config(tmp_path, tmp_path / "no-model")
     done = rlft("train", config_file, "steps=0")
     assert done.code == 1
-    assert "steps: " in done.err
+    assert "override steps=0: " in done.err

@@ -114,6 +114,11 @@ def test_a_file_that_is_no_text_is_refused_by_name(tmp_path: Path, content: byte
         load(path)
 
 
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))} is a folder, and a config is a file"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just a line\n"])
 def test_a_file_that_is_no_mapping_is_refused(write: Any, text: str) -> None:
     with pytest.raises(ValueError, match="expected a mapping"):
@@ -174,7 +179,7 @@ def test_contradictions_are_refused_with_a_way_out(write: Any, more: str, says: 
 def test_the_only_reward_being_wrong_is_one_problem(write: Any) -> None:
     with pytest.raises(ValueError, match="reward name 'a/b' contains '/'") as caught:
         load(write(), ["rewards=[{path: 'm:r', name: a/b}]"])
-    assert str(caught.value).count("run.yaml:") == 1
+    assert str(caught.value).count("rewards=") == 1
 
 
 def test_one_sample_per_task_is_fine_with_a_critic(write: Any) -> None:
@@ -219,8 +224,11 @@ def test_an_override_takes_yaml(write: Any) -> None:
         ("=3", "expected key.sub=value"),
         ("rewards.2.weight=1", "'2' is not a position in a list of 2"),
         ("rewards.first.weight=1", "'first' is not a position"),
-        ("learner.lrr=1", "learner.lrr: unknown key.*[Dd]id you mean 'lr'"),
-        ("steps=many", "steps: .*'many'"),
+        ("learner.lrr=1", "^override learner.lrr=1: unknown key.*[Dd]id you mean 'lr'"),
+        ("steps=many", "^override steps=many: .*'many'"),
+        ("smaples_per_task=3", "^override smaples_per_task=3: unknown key.*[Dd]id you mean 'samples_per_task'"),
+        ("rewards.0.weight=abc", "^override rewards.0.weight=abc: .*'abc'"),
+        ("learner={lrr: 1}", "^override learner={lrr: 1}: learner.lrr: unknown key"),
         ("adapter.target_modules=[q_proj", r"adapter.target_modules=\[q_proj"),
     ],
 )

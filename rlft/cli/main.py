@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlft.cli import env, reward
+from rlft.cli import env, listing, reward
 from rlft.common import interrupts
 from rlft.common.files import describe_os_error
 from rlft.curves.text import interval_text, visible
@@ -30,6 +31,22 @@ app = typer.Typer(
 
 app.add_typer(env.app, name="env")
 app.add_typer(reward.app, name="reward")
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"rlft {version('rlft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    is_asked: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of `rlft` itself."""
+
 
 ConfigFile = Annotated[Path, typer.Argument(help="Config file (YAML).", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(help="Run directory, such as runs/quickstart.", show_default=False)]
@@ -70,10 +87,10 @@ def sft(config: ConfigFile, overrides: Overrides = None, restart: Restart = Fals
 @app.command()
 def dpo(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
     """Train on preferences from a file or the hub (DPO, IPO, SLiC, SimPO, ORPO, KTO), measure held-out ones, report."""
-    from rlft.config_file import load
+    from rlft.cli.run_config import load_kind
     from rlft.train.preference.config import PreferenceConfig
 
-    loaded = load(config, overrides or [], PreferenceConfig)
+    loaded = load_kind(config, overrides, PreferenceConfig)
     from rlft.train.preference import launch as launch_dpo
 
     _show_summary(loaded.run_dir, launch_dpo.train(loaded, restart=restart))
@@ -82,10 +99,10 @@ def dpo(config: ConfigFile, overrides: Overrides = None, restart: Restart = Fals
 @app.command("reward-model")
 def reward_model(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
     """Train a reward model on preferences, measure it on held-out pairs, and write it in PEFT's layout."""
-    from rlft.config_file import load
+    from rlft.cli.run_config import load_kind
     from rlft.train.reward_model.config import RewardModelConfig
 
-    loaded = load(config, overrides or [], RewardModelConfig)
+    loaded = load_kind(config, overrides, RewardModelConfig)
     from rlft.train.reward_model import launch as launch_reward
 
     _show_reward_model(loaded.run_dir, launch_reward.train(loaded, restart=restart))
@@ -192,32 +209,11 @@ def list_(
     ] = "",
 ) -> None:
     """List what a config can name."""
-    from rlft.common import by_path
-    from rlft.environment.systems import SYSTEMS
-    from rlft.objectives.presets import PRESETS
-    from rlft.reward.systems import SYSTEMS as REWARD_SYSTEMS
-    from rlft.rollout.engines.traits import ENGINES
-
-    tables: dict[str, dict[str, str]] = {
-        "rewards": {
-            **by_path.available("rewards"),
-            **{found.syntax: f"of {system}; docs/systems.md" for system, found in REWARD_SYSTEMS.items()},
-        },
-        "environments": {
-            **by_path.available("environments"),
-            **{found.syntax: f"of {system}; docs/systems.md" for system, found in SYSTEMS.items()},
-        },
-        "presets": {name: _preset_line(algorithm) for name, algorithm in PRESETS.items()},
-        "engines": {name: traits.summary for name, traits in ENGINES.items()},
-    }
+    tables = listing.what_there_is()
     if kind and kind not in tables:
         raise ValueError(f"nothing called {kind!r} to list; one of {', '.join(tables)}")
-    console = Console()
     for name in [kind] if kind else tables:
-        table = Table(title=name, title_justify="left", box=None, show_header=False, padding=(0, 2))
-        for key, line in tables[name].items():
-            table.add_row(Text(visible(key), style="bold"), Text(visible(line)))
-        console.print(table)
+        listing.print_names(name, tables[name])
 
 
 @app.command()
@@ -247,7 +243,7 @@ def models() -> None:
 
     table = Table(box=None, padding=(0, 2))
     for heading in ("name", "parameters", "download", "license", "hub id"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for model in CATALOGUE.values():
         row = (
             model.name,
@@ -257,12 +253,14 @@ def models() -> None:
             model.hub_id,
         )
         table.add_row(*map(Text, row))
-    Console().print(table)
+    listing.print_whole(table)
 
 
 def main() -> None:
     """Entry point: errors that a user can mend are shown without a traceback; exit codes as a shell expects."""
     interrupts.install()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries would fill a log with their every state
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:
@@ -294,10 +292,6 @@ def _last_adapter(run: Path) -> Path:
     if not folders[-1].exists():
         raise ValueError(f"{run} has no adapter yet; pass a config file to measure the base model")
     return folders[-1]
-
-
-def _preset_line(algorithm: Any) -> str:
-    return ", ".join(f"{field.name}={getattr(algorithm, field.name)}" for field in fields(algorithm)[1:10])
 
 
 def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:

@@ -1,16 +1,20 @@
-"""The config of an RL run together with its engine's part, which the engines define."""
+"""Configs as the commands read them: of an RL run together with its engine's part, and told from other commands'."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from rlft import config_file
 from rlft.config import RunConfig
 from rlft.rollout.engines.by_name import engine_problems
 from rlft.rollout.engines.traits import ENGINES
+
+C = TypeVar("C", bound=BaseModel)
 
 
 def load(path: Path, overrides: Sequence[str] | None, *, is_trained: bool = True) -> RunConfig:
@@ -23,7 +27,49 @@ def load(path: Path, overrides: Sequence[str] | None, *, is_trained: bool = True
     Raises:
         ValueError: the problems, each with file, line, key and what to do instead.
     """
-    return config_file.load(path, overrides or [], check=partial(engine_problems, is_trained=is_trained))
+    return load_kind(path, overrides, RunConfig, check=partial(engine_problems, is_trained=is_trained))
+
+
+def load_kind(
+    path: Path,
+    overrides: Sequence[str] | None,
+    kind: type[C],
+    *,
+    check: Callable[[C], Iterable[config_file.Problem]] | None = None,
+) -> C:
+    """Read a config file of one command; arguments and errors as of `config_file.load`.
+
+    Raises:
+        ValueError: also if it looks like the config of another command, which then is all that is said.
+    """
+    try:
+        return config_file.load(path, overrides or [], kind, check=check)
+    except ValueError:
+        if command := _other_command(path, kind):
+            raise ValueError(f"{path}: this looks like a config of `rlft {command}`") from None
+        raise
+
+
+def _other_command(path: Path, kind: type[BaseModel]) -> str:
+    """The command whose config has the keys of a file, if they do not fit `kind`; else empty."""
+    from rlft.train.preference.config import PreferenceConfig
+    from rlft.train.reward_model.config import RewardModelConfig
+
+    keys = config_file.keys(path)
+    kinds: dict[str, type[BaseModel]] = {
+        "train": RunConfig,
+        "dpo": PreferenceConfig,
+        "reward-model": RewardModelConfig,
+    }
+
+    def misfits(other: type[BaseModel]) -> int:
+        fields = other.model_fields
+        return len(keys - fields.keys()) + sum(
+            field.is_required() and name not in keys for name, field in fields.items()
+        )
+
+    best = min(kinds, key=lambda command: misfits(kinds[command]))
+    return best if keys and misfits(kinds[best]) < misfits(kind) else ""
 
 
 def load_run(run: Path, overrides: Sequence[str] | None, *, is_trained: bool = True) -> RunConfig:

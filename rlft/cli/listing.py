@@ -1,0 +1,71 @@
+"""What a config can name, and tables that keep the names whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlft.curves.text import visible
+
+
+def what_there_is() -> dict[str, dict[str, str]]:
+    """Of each kind of thing that a config can name: a line for each name."""
+    from rlft.common import by_path
+    from rlft.environment.systems import SYSTEMS
+    from rlft.objectives.presets import PRESETS
+    from rlft.reward.systems import SYSTEMS as REWARD_SYSTEMS
+    from rlft.rollout.engines.traits import ENGINES
+
+    return {
+        "rewards": {
+            **by_path.available("rewards"),
+            **{found.syntax: f"of {system}; docs/systems.md" for system, found in REWARD_SYSTEMS.items()},
+        },
+        "environments": {
+            **by_path.available("environments"),
+            **{found.syntax: f"of {system}; docs/systems.md" for system, found in SYSTEMS.items()},
+        },
+        "presets": {name: preset_line(algorithm) for name, algorithm in PRESETS.items()},
+        "engines": {name: traits.summary for name, traits in ENGINES.items()},
+    }
+
+
+def print_names(title: str, lines: Mapping[str, str]) -> None:
+    """Print names with a line about each."""
+    table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, line in lines.items():
+        table.add_row(Text(visible(name), style="bold"), Text(visible(line)))
+    print_whole(table)
+
+
+def print_whole(table: Table) -> None:
+    """Print a table: nothing in it is shortened, and outside of a terminal it is as wide as it needs to be."""
+    console = Console()
+    needed = console.measure(table, options=console.options.update(max_width=10**5))
+    # In a terminal the columns of names, which do not wrap, get what they need even where others then get too little.
+    console.width = max(console.width, needed.minimum) if console.is_terminal else needed.maximum
+    console.print(table, crop=False)
+
+
+def preset_line(algorithm: Any) -> str:
+    """The choices of a preset that every row makes, then those that differ from the defaults and have an effect."""
+    from rlft.objectives.algorithm import PolicyObjective
+    from rlft.objectives.contradictions import unused_choices
+
+    is_policy = isinstance(algorithm, PolicyObjective)
+    always, unused = (set(), unused_choices(algorithm)) if is_policy else ({"loss", "beta"}, {})
+    shown = [
+        field.name
+        for field in fields(algorithm)
+        if field.name != "preset"
+        and field.name not in unused
+        and (field.default is MISSING or field.name in always or getattr(algorithm, field.name) != field.default)
+    ]
+    return ", ".join(f"{name}={getattr(algorithm, name)}" for name in shown)
