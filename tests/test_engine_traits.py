@@ -99,7 +99,7 @@ def test_all_problems_come_at_once(write: Any) -> None:
 def test_what_only_measures_may_use_an_engine_that_cannot_train(write: Any) -> None:
     path = write("rollout: {engine: openai, engine_args: {base_url: u, model: m}}\n")
     assert load(path, [], is_trained=False).rollout.engine == "openai"
-    with pytest.raises(ValueError, match=r"rollout\.engine_args\.modle: unknown key"):
+    with pytest.raises(ValueError, match=r"^override rollout\.engine_args\.modle=x: unknown key"):
         load(path, ["rollout.engine_args.modle=x"], is_trained=False)
 
 
