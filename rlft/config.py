@@ -94,6 +94,11 @@ class ScoringConfig(Strict):
     """Most requests that the run makes to judges (`rlft.reward.judge`) before it stops; 0 is no bound."""
     judge_tokens: int = Field(0, ge=0)
     """Most tokens of questions to judges and of their replies before the run stops; 0 is no bound."""
+    """Resident memory above which a scoring process is killed and the sample that it works on has failed; 0 is no
+    bound."""
+    check: Literal["stop", "warn", "off"] = "stop"
+    """Whether a new run tries its rewards on a few made-up replies first, and does not start where nothing could be
+    learnt from them; `warn` says what is wrong and starts."""
     environment: Annotated[tuple[str, ...], AfterValidator(check_names)] = ()
     """Environment variables that scoring processes get besides harmless ones; keys reach them only so."""
 

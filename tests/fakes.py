@@ -108,7 +108,7 @@ def tiny_config(source: Path | str, **changes: Any) -> RunConfig:
         "adapter": {"rank": 4, "alpha": 8},
         "environment": {"path": "tests.fakes:letters"},
         "rewards": [{"path": "tests.fakes:share_of_a"}],
-        "scoring": {"workers": 0},
+        "scoring": {"workers": 0, "check": "off"},  # rewards of tests are made to go wrong
         "sampling": {"max_new_tokens": 8},
         "rollout": {"threads": 1},
         "learner": {"threads": 1},
@@ -183,6 +183,7 @@ rewards:
   - path: {folder}/reward.py:odd
 scoring:
   deadline_s: 30
+  check: "off"
 sampling:
   max_new_tokens: 12
 rollout:

@@ -60,3 +60,8 @@ def budget(completion: str) -> dict[str, float]:
     """What a judge may be asked here."""
     here = Budget.here()
     return {"calls": here.calls, "tokens": here.tokens}
+
+
+def same(completion: str) -> float:
+    """One value for every reply."""
+    return 0.5

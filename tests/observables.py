@@ -47,7 +47,7 @@ from rlft.train.rl.evaluate import answer_heldout, headline
 from rlft.train.rl.guards import Guards
 from rlft.train.rl.loop import refuse_mismatch
 from rlft.train.rl.rollouts import StepRollouts, refuse_failures
-from rlft.train.rl.services import make_scorer
+from rlft.train.rl.services import make_scorer, reward_remarks
 from rlft.train.sft import train_sft
 from rlft.train.standing import Standing
 from rlft.types import Adapter, Failed, Group, Score, Task
@@ -259,6 +259,13 @@ def scored_together(config: RunConfig, count: int = 3) -> list[Any]:
         [scored_group] = scorer.score([replace(group, trajectories=trajectories)])
     outcomes = [trajectory.outcome for trajectory in scored_group.trajectories]
     return [("failed", o.kind) if isinstance(o, Failed) else o for o in outcomes]
+
+
+def starts(config: RunConfig) -> bool:
+    """Whether a run starts with these rewards."""
+    environment = loading.load(config.environment)
+    with closing(make_scorer(config, environment, log_dir=None)) as scorer:
+        return not _raises(ValueError, lambda: reward_remarks(config, environment, scorer))
 
 
 def stops_on_failures(config: RunConfig) -> bool:

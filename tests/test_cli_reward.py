@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,18 @@ def test_a_source_is_read_without_running_it(odd: Path) -> None:
     assert (shipped := definition("rewards.judge:helpfulness")) is not None
     assert shipped.defaults["deadline_s"] == 30.0
     assert definition("rlft.reward.judge:score") is not None
+
+
+def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text()
+    section = page[page.index("## The first ten minutes") :].partition("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    (commands,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    for line in commands.splitlines():
+        command, *arguments = shlex.split(line)
+        assert command == "rlft"
+        done = CliRunner().invoke(main.app, arguments)
+        assert done.exit_code == 0, done.output
+    (lines,) = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "page.cases.jsonl").write_text(lines)
+    assert len(read_cases(tmp_path / "page.cases.jsonl")) == 5

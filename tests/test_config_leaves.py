@@ -93,6 +93,7 @@ RL: list[Row] = [
     ("scoring.memory_mb", 250, see.scored, one_reward("large")),
     ("scoring.judge_calls", 7, see.scored, one_reward("budget")),
     ("scoring.judge_tokens", 7, see.scored, one_reward("budget")),
+    ("scoring.check", "warn", see.starts, one_reward("same")),
     ("scoring.environment", ["PYTEST_CURRENT_TEST"], see.scored, SEES),
     ("sampling.temperature", 0.7, see.requested, {}),
     ("sampling.top_p", 0.9, see.requested, {}),

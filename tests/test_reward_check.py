@@ -14,7 +14,9 @@ from rlft.reward.check import MADE_UP, Checked, check_rewards
 from rlft.reward.findings import Report
 from rlft.reward.probe import make_task
 from rlft.reward.transforms import FAMILIES, TEMPLATES, TRANSFORMS, Good, other_answers
+from rlft.train.rl.services import make_scorer, reward_remarks
 from rlft.types import RewardSpec
+from tests.fakes import letters, tiny_config
 
 REWARDS = r"""
 import os, random, re, time
@@ -243,3 +245,31 @@ def test_a_right_answer_is_never_among_the_wrong_ones() -> None:
     assert len({(t.family, t.name) for t in TRANSFORMS}) == len(TRANSFORMS)
     assert all(template.format("A") for template in TEMPLATES.values())
     assert make_task("Q").id == "made-up"
+
+
+def test_a_run_looks_at_its_rewards_before_it_starts(file: Path, tmp_path: Path) -> None:
+    environment = letters()
+    for name, words in {
+        "no_return": "the function returns nothing",
+        "randomly": "the same reply got",
+        "counts_calls": "the same reply got",
+        "constant": "it gave 0.5 for",
+        "text": "expected a number",
+        "deviation": "ZeroDivisionError",
+    }.items():
+        config = tiny_config("nowhere", rewards=[{"path": f"{file}:{name}"}], scoring={"check": "stop"})
+        with make_scorer(config, environment, log_dir=None) as scorer:
+            with pytest.raises(
+                ValueError, match=rf"(?s)reward {name}.*{words}.*to train all the same: scoring.check=warn"
+            ):
+                reward_remarks(config, environment, scorer)
+            warned = config.model_copy(update={"scoring": config.scoring.model_copy(update={"check": "warn"})})
+            assert re.search(words, "".join(reward_remarks(warned, environment, scorer)))
+    for name in ("exact", "in_parts", "boxed", "centred", "waits", "substring"):
+        config = tiny_config("nowhere", rewards=[{"path": f"{file}:{name}"}], scoring={"check": "stop"})
+        with make_scorer(config, environment, log_dir=None) as scorer:
+            assert reward_remarks(config, environment, scorer) == []
+    config = tiny_config("nowhere", rewards=[{"path": f"{file}:raises_on_nothing"}], scoring={"check": "stop"})
+    with make_scorer(config, environment, log_dir=None) as scorer:  # some replies: max_failed decides about them
+        (remark,) = reward_remarks(config, environment, scorer)
+    assert "IndexError" in remark

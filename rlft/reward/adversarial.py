@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlft.reward.behaviour import ALL, Sample, ask
 from rlft.reward.cases import Case, Expect
 from rlft.reward.findings import Finding, quoted
-from rlft.reward.probe import Probe
+from rlft.reward.probe import GaveUpError, Probe
 from rlft.reward.transforms import (
     FAMILIES,
     GARBAGE,
@@ -27,7 +27,11 @@ from rlft.types import Task
 
 _AS_GOOD = 0.01
 """A reply that is nearer than this share to the good one's score, from that of a bad one, scores as high."""
-_MOST_SOURCES = 6
+_MOST_SOURCES = 8
+_OF_BEST = 4
+_AT_ONCE = 16
+_MOST_LOST = 2
+"""Hangs after which no further replies are tried."""
 _EMPTY = ("nothing", "echo", "garbage", "format only")
 """Families that hold no answer: more than half of a good reply's score for them is worth a word. A wrong answer may
 earn a part of it, as where nearness counts."""
@@ -39,6 +43,8 @@ class Source:
 
     task: Task
     good: Good
+    form: str
+    """Name of its template; empty for a reply that somebody wrote."""
 
 
 def answer_text(answer: Any) -> str | None:
@@ -63,7 +69,7 @@ def written(tasks: Sequence[Task]) -> dict[str, list[Source]]:
                 write = _writer(template)
                 others = _others(answer, answers.values())
                 good = Good(text=write(answer), prompt=prompt_text(task), answer=answer, write=write, others=others)
-                found[name].append(Source(task=task, good=good))
+                found[name].append(Source(task=task, good=good, form=name))
     return found
 
 
@@ -77,7 +83,7 @@ def shown(pairs: Iterable[tuple[Task, str]], tasks: Sequence[Task]) -> list[Sour
         write = _replacer(reply, known) if known else _same
         others = _others(known, answers) if known else ()
         good = Good(text=reply, prompt=prompt_text(task), answer=known, write=write, others=others)
-        found.append(Source(task=task, good=good))
+        found.append(Source(task=task, good=good, form=""))
     return found
 
 
@@ -124,17 +130,25 @@ class Search:
     """All that were scored."""
     stopped: bool = False
     """Whether some were left out for want of time."""
+    lost: list[GaveUpError] = field(default_factory=list)
+    """Replies that a reward hung on, or that ended its process."""
 
     def score(self, texts: Sequence[tuple[Task, str]], *, beside: Sequence[str] = ()) -> list[float | None]:
         """The weighted sums; None where there is none."""
         values: list[float | None] = []
-        for start in range(0, len(texts), 64):
-            if time.monotonic() > self.ends:
+        for start in range(0, len(texts), _AT_ONCE):
+            if time.monotonic() > self.ends or len(self.lost) == _MOST_LOST:
                 self.stopped = True
                 return values + [None] * (len(texts) - len(values))
-            found = self._ask(texts[start : start + 64], beside)
-            self.samples += found
-            values += [sample.total for sample in found]
+            part = texts[start : start + _AT_ONCE]
+            try:
+                found = self._ask(part, beside)
+            except GaveUpError as error:
+                self.lost.append(error)
+                values += [None] * len(part)
+            else:
+                self.samples += found
+                values += [sample.total for sample in found]
         return values
 
     def _ask(self, texts: Sequence[tuple[Task, str]], beside: Sequence[str]) -> list[Sample]:
@@ -147,13 +161,17 @@ class Search:
         ]
 
     def best(self, by_template: dict[str, list[Source]]) -> list[Source]:
-        """The sources of the template that scores highest in the mean; none if no way to answer beats nonsense."""
+        """The sources of the template that scores highest in the mean, and one of each other that scores as high."""
         means: dict[str, float] = {}
         for name, sources in by_template.items():
             values = [v for v in self.score([(s.task, s.good.text) for s in sources]) if v is not None]
             if values:
                 means[name] = sum(values) / len(values)
-        return by_template[max(means, key=lambda name: means[name])] if means else []
+        if not means:
+            return []
+        best = max(means, key=lambda name: means[name])
+        ties = [name for name in means if name != best and means[name] == means[best]]
+        return [*by_template[best][:_OF_BEST], *(by_template[name][0] for name in ties)]
 
     def measured(self, sources: Sequence[Source], *, comparative: bool) -> list[Known]:
         """The sources that score higher than nonsense, with their scores."""
@@ -192,18 +210,22 @@ class Search:
         return Known(source=source, high=high, low=low, nonsense=nonsense, aware=aware)
 
     def _cheated(self, known: Sequence[Known], comparative: bool) -> list[Finding]:
-        hits: dict[Transform, list[_Hit]] = defaultdict(list)
-        tried: dict[Transform, int] = defaultdict(int)
+        hits: dict[tuple[Transform, str], list[_Hit]] = defaultdict(list)
+        tried: dict[tuple[Transform, str], int] = defaultdict(int)
+        ruinous: set[Transform] = set()  # what a reward has hung on is not tried again
         for one in known:
             good = one.source.good
-            made = [(t, text) for t in TRANSFORMS if (text := _make(t, good)) is not None]
+            made = [(t, text) for t in TRANSFORMS if t not in ruinous and (text := _make(t, good)) is not None]
             beside = [good.text, good.write(good.wrong)] if comparative else []
             values = self.score([(one.source.task, text) for _, text in made], beside=beside)
+            ruinous |= {transform for transform, text in made if text in {error.text for error in self.lost}}
             for (transform, text), value in zip(made, values, strict=True):
                 if value is not None:
-                    tried[transform] += 1
+                    tried[transform, one.source.form] += 1
                     if verdict := one.verdict(transform, value):
-                        hits[transform].append(_Hit(text=text, value=value, known=one, verdict=verdict))
+                        hits[transform, one.source.form].append(
+                            _Hit(text=text, value=value, known=one, verdict=verdict)
+                        )
         return _told(hits, tried)
 
 
@@ -248,15 +270,18 @@ def _make(transform: Transform, good: Good) -> str | None:
     return None if text == good.text else text
 
 
-def _told(hits: dict[Transform, list[_Hit]], tried: dict[Transform, int]) -> list[Finding]:
+def _told(
+    hits: Mapping[tuple[Transform, str], list[_Hit]], tried: Mapping[tuple[Transform, str], int]
+) -> list[Finding]:
     """One finding for each family and severity, with the shortest reply."""
     by_family: dict[tuple[str, Severity], list[tuple[Transform, _Hit]]] = defaultdict(list)
-    for transform, found in hits.items():
+    for (transform, form), found in hits.items():
         for hit in found:
             severity: Severity = transform.severity
-            if severity == "error" and (hit.verdict == "half" or len(found) * 2 < tried[transform]):
+            if severity == "error" and (hit.verdict == "half" or len(found) * 2 < tried[transform, form]):
                 severity = "warning"
-            by_family["format only" if hit.verdict == "half" else transform.family, severity].append((transform, hit))
+            family = "format only" if hit.verdict == "half" else transform.family
+            by_family[family, severity].append((transform, hit))
     findings = []
     for (family, severity), pairs in by_family.items():
         transform, hit = min(pairs, key=lambda pair: len(pair[1].text))

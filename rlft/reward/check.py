@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from rlft.reward import behaviour
 from rlft.reward import cases as case_files
-from rlft.reward.adversarial import Search, good_cases, prompt_text, shown, written
+from rlft.reward.adversarial import Search, answer_text, good_cases, prompt_text, shown, written
 from rlft.reward.behaviour import ALL, Sample
 from rlft.reward.cases import Case
 from rlft.reward.contract import Kind
@@ -124,7 +124,18 @@ def _first(probe: Probe, checked: Checked, samples: list[Sample]) -> list[Findin
         found += behaviour.abstentions([spec], seen)
         found += behaviour.constants([spec], seen, good_is_known=good_is_known)
         found += behaviour.spread([spec], seen)
-    return [*found, *behaviour.timed(probe, first, checked.deadline_s)]
+    return [*found, *_leaks(checked.tasks), *behaviour.timed(probe, first, checked.deadline_s)]
+
+
+def _leaks(tasks: Sequence[Task]) -> list[Finding]:
+    """Whether the tasks' prompts hold their answers, so that a copy of the prompt may pass."""
+    answers = [(task, text) for task in tasks if len(text := answer_text(task.answer) or "") > 1]
+    leaks = [task for task, text in answers if text in prompt_text(task)]
+    if not leaks or 2 * len(leaks) < len(answers):
+        return []
+    detail = f"the answer stands in the prompt of {len(leaks)} of {len(answers)} tasks"
+    advice = "make sure that it can only be found by solving the task"
+    return [Finding(check="data", severity="info", reward=ALL, detail=detail, example=leaks[0].id, advice=advice)]
 
 
 def _cases(probe: Probe, checked: Checked) -> list[Finding]:
@@ -162,7 +173,9 @@ def _cheats(probe: Probe, checked: Checked, samples: list[Sample], ends: float) 
         known = search.measured(best, comparative=comparative)
     found = search.judged(known, comparative=comparative, takes_answer=takes_answer)
     samples += search.samples
-    if search.stopped:
+    limit_s = min(checked.hangs_s, checked.deadline_s)
+    found += [_hangs(error, limit_s, checked.deadline_s) for error in search.lost[:1]]
+    if search.stopped and not search.lost:
         detail = f"not all cheating replies were tried within {checked.within_s:g} s"
         found.append(Finding(check="time", severity="info", reward=ALL, detail=detail))
     return [*found, *_noop(samples)]

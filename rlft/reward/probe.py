@@ -11,6 +11,7 @@ log-probs are 0. Many short texts cost no more than calling the reward, since th
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -84,7 +85,7 @@ class Probe:
         """
         self._folder = tempfile.TemporaryDirectory(prefix="rlft-probe-")
         self._log, self._read = Path(self._folder.name) / "scoring-0.log", 0
-        self._killed, self._most_killed = 0, most_killed
+        self._killed, self._most_killed = 0, float(most_killed)
         try:
             self._scorer = Scorer(
                 specs,
@@ -96,6 +97,13 @@ class Probe:
         except BaseException:
             self._folder.cleanup()
             raise
+
+    @classmethod
+    def of(cls, scorer: Scorer) -> Self:
+        """A probe that asks a scorer which is there already, and which outlives it; what is printed is not its own."""
+        self = cls.__new__(cls)
+        self._scorer, self._killed, self._most_killed = scorer, 0, math.inf
+        return self
 
     def __enter__(self) -> Self:
         return self

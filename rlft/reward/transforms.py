@@ -142,6 +142,10 @@ def _enumerated(good: Good) -> str | None:
     return good.write(", ".join(map(str, around)))
 
 
+def _in_formats(good: Good) -> str:
+    return " ".join(template.format(good.answer) for template in (*list(TEMPLATES.values())[:5], "Final answer: {}"))
+
+
 def _contained(good: Good) -> str | None:
     answer = good.answer or ""
     return good.write(f"1{answer}5" if answer.isdigit() else f"un{answer}able")
@@ -227,6 +231,7 @@ TRANSFORMS: tuple[Transform, ...] = (
     ),
     _row("many answers", "the answer among others, in a sentence", _listed),
     _row("many answers", "every number around the answer", _enumerated),
+    _row("many answers", "the answer in several formats", _in_formats, "same", "info"),
     _row(
         "many answers",
         "the answer after another",

@@ -30,6 +30,7 @@ NO_NUMBERS = (
     "scoring.workers",
     "scoring.deadline_s",
     "scoring.max_failed",
+    "scoring.check",
     "scoring.max_concurrent",
     "scoring.memory_mb",
     "scoring.judge_calls",

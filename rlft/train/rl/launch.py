@@ -6,7 +6,7 @@ A stage that is complete on disk is not done again, which is what makes resuming
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,7 +50,7 @@ from rlft.train import provenance
 from rlft.train.rl.evaluate import answer_heldout, evaluation, headline
 from rlft.train.rl.loop import train_rl
 from rlft.train.rl.observed import note_observed_failures
-from rlft.train.rl.services import make_scorer, services
+from rlft.train.rl.services import make_scorer, reward_remarks, services
 from rlft.train.rl.state import restore, snapshot
 from rlft.train.rl.summary import summarize
 from rlft.train.sft import check_demonstrations, train_sft
@@ -101,12 +101,13 @@ def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = 
         ValueError: something in the config, the environment, the rewards or the model cannot work; nothing was started.
         RuntimeError: the run had to stop; `resume` continues it.
     """
-    with (
-        _prepare(config) as prepared,
-        Run.create(config, provenance=_provenance(config, prepared), restart=restart) as run,
-    ):
-        prepared.scorer.move_logs(run.path / LOGS)
-        return _execute(run, prepared, pools=pools)
+    with _prepare(config) as prepared:
+        remarks = reward_remarks(config, prepared.environment, prepared.scorer)
+        with Run.create(config, provenance=_provenance(config, prepared), restart=restart) as run:
+            prepared.scorer.move_logs(run.path / LOGS)
+            for remark in remarks:
+                run.event("reward", remark)
+            return _execute(run, prepared, remarks=remarks, pools=pools)
 
 
 def resume(path: Path, how: How = PLAIN) -> tuple[Path, RLSummary]:
@@ -225,7 +226,12 @@ def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Pre
 
 
 def _execute(
-    run: Run, prepared: _Prepared, *, going_on: Continued[RunConfig] | None = None, pools: MakePool | None = None
+    run: Run,
+    prepared: _Prepared,
+    *,
+    going_on: Continued[RunConfig] | None = None,
+    remarks: Sequence[str] = (),
+    pools: MakePool | None = None,
 ) -> RLSummary:
     config, model_folder, scorer = run.config, prepared.model_folder, prepared.scorer
     run.sources = _sources(config, prepared)
@@ -240,7 +246,7 @@ def _execute(
                 view.note(note)
         for note in prepared.environment.notes:
             run.event("data", note)
-        for remark in going_on.remarks if going_on else ():
+        for remark in (*remarks, *(going_on.remarks if going_on else ())):
             view.note(remark)
         parts = _Parts(
             run=run,

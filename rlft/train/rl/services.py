@@ -17,6 +17,7 @@ from rlft.model.layers.slow_paths import SLOW_PATH
 from rlft.model.memory import keep_freed_memory
 from rlft.reward.judge_cache import Budget
 from rlft.reward.scoring import ScoreGroups, Scorer
+from rlft.reward.startup import look, told
 from rlft.rollout.pool import MakePool, RolloutPool, make_pool
 from rlft.run.directory import Run
 
@@ -73,3 +74,20 @@ def make_scorer(
         memory_mb=config.scoring.memory_mb,
         columns={column for task in (*environment.train, *environment.heldout) for column in task.columns},
     )
+
+
+def reward_remarks(config: RunConfig, environment: Environment, scorer: Scorer) -> list[str]:
+    """What a short look at the rewards shows, before a run starts; see `reward.startup.look`.
+
+    Raises:
+        ValueError: nothing could be learnt from them, and `scoring.check` says to stop then.
+    """
+    if config.scoring.check == "off":
+        return []
+    findings = look(config.rewards, scorer, environment, config.scoring.deadline_s)
+    errors = [told(finding) for finding in findings if finding.severity == "error"]
+    if errors and config.scoring.check == "stop":
+        raise ValueError(
+            "\n".join(errors) + "\n`rlft reward check CONFIG` shows more; to train all the same: scoring.check=warn"
+        )
+    return [told(finding) for finding in findings]
