@@ -97,8 +97,7 @@ class ScoringConfig(Strict):
     """Resident memory above which a scoring process is killed and the sample that it works on has failed; 0 is no
     bound."""
     check: Literal["stop", "warn", "off"] = "stop"
-    """Whether a new run tries its rewards on a few made-up replies first, and does not start where nothing could be
-    learnt from them; `warn` says what is wrong and starts."""
+    """Whether a new run tries its rewards on made-up replies first, and starts where nothing could be learnt (`warn`)."""
     environment: Annotated[tuple[str, ...], AfterValidator(check_names)] = ()
     """Environment variables that scoring processes get besides harmless ones; keys reach them only so."""
 
