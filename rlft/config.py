@@ -97,7 +97,7 @@ class ScoringConfig(Strict):
     """Resident memory above which a scoring process is killed and the sample that it works on has failed; 0 is no
     bound."""
     check: Literal["stop", "warn", "off"] = "stop"
-    """Whether a new run tries its rewards on made-up replies first, and starts where nothing could be learnt (`warn`)."""
+    """Whether a new run tries its rewards on made-up replies first; `warn` also starts where nothing can be learnt."""
     environment: Annotated[tuple[str, ...], AfterValidator(check_names)] = ()
     """Environment variables that scoring processes get besides harmless ones; keys reach them only so."""
 

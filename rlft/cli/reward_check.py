@@ -49,7 +49,7 @@ def asked(
     tasks, demonstrations = _tasks(data, config.environment if config else None)
     known = read_cases(cases) if cases else _cases_beside(specs)
     if known and not tasks:
-        tasks = [case.task for case in known if case.answer is not None][:MOST_TASKS]
+        tasks = spread([case.task for case in known])
     return Checked(
         specs=specs,
         tasks=tasks or MADE_UP,
@@ -137,6 +137,12 @@ def _rows(file: str) -> list[Task]:
         rows.append(_task(where, row))
     every = max(1, len(rows) // MOST_TASKS)
     return rows[::every][:MOST_TASKS]
+
+
+def spread(tasks: Sequence[Task]) -> list[Task]:
+    """Tasks that differ, first those with an answer."""
+    different = {json.dumps([_key(t.messages), t.answer, dict(t.columns)], default=str): t for t in tasks}
+    return sorted(different.values(), key=lambda task: task.answer is None)[:MOST_TASKS]
 
 
 def _task(where: str, row: Mapping[str, Any]) -> Task:

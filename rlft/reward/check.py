@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlft.reward import behaviour
 from rlft.reward import cases as case_files
@@ -23,7 +23,7 @@ from rlft.reward.contract import Kind
 from rlft.reward.findings import Finding, Report, quoted, sorted_findings
 from rlft.reward.probe import GaveUpError, Probe, make_task
 from rlft.reward.transforms import GARBAGE
-from rlft.types import RewardSpec, Task
+from rlft.types import Failed, RewardSpec, Task
 
 MADE_UP = tuple(
     make_task(prompt, answer=answer, id=f"made-up {answer}")
@@ -38,6 +38,7 @@ MADE_UP = tuple(
 HANGS_S = 3.0
 """Seconds for a made-up reply, where the config's deadline is not shorter: what hangs should be found soon."""
 MOST_TASKS = 6
+_A_FEW = 4
 _WATCHED = " arguments"
 _PLAIN = ("", " \n", GARBAGE, "hello", "I think the answer is 7, since 3 + 4 = 7.", "<answer>7</answer>", "-1")
 
@@ -76,11 +77,14 @@ def check_rewards(checked: Checked) -> Report:
             findings += _first(probe, checked, samples)
             findings += _cases(probe, checked)
             moody = {finding.reward for finding in findings if finding.check == "deterministic"}
-            if not moody:
+            if not moody and any(sample.total is not None for sample in samples):
                 findings += _cheats(probe, checked, samples, started + checked.within_s)
         findings += behaviour.failures(samples)
         findings += _elsewhere(checked, samples, kinds, limit_s, moody)
     except GaveUpError as error:
+        if not samples and error.outcome.kind == "timeout" and limit_s < checked.deadline_s:
+            # The first reply: it may load something, for which its deadline has to leave time.
+            return check_rewards(replace(checked, hangs_s=checked.deadline_s))
         findings.append(_hangs(error, limit_s, checked.deadline_s))
     except ValueError as error:
         findings.append(
@@ -106,9 +110,18 @@ def _first(probe: Probe, checked: Checked, samples: list[Sample]) -> list[Findin
     """What each reward has to keep, on replies of all sorts: alone, once more in another order, and in groups."""
     kinds = {label: plan.kind for label, plan in probe.plans.items()}
     texts = [*good_cases(checked.cases), *checked.demonstrations[:MOST_TASKS], *plain_replies(checked.tasks)]
-    first = behaviour.ask(probe, texts)
-    again = behaviour.ask(probe, texts[::-1])
+    began = time.monotonic()
+    first = behaviour.ask(probe, texts[:1])
     samples += first
+    first += behaviour.ask(probe, texts[1:_A_FEW])
+    if all(isinstance(sample.trajectory.outcome, Failed) for sample in first):
+        samples += first[1:]  # it would not do better with the others, and a server that is not there takes its time
+        return []
+    room = checked.within_s / 6 * len(first) / (time.monotonic() - began)
+    texts = texts[: max(_A_FEW, int(room))]
+    first += behaviour.ask(probe, texts[_A_FEW:])
+    again = behaviour.ask(probe, texts[::-1])
+    samples += first[1:]
     grouped: list[Sample] = []
     found: list[Finding] = []
     if any(kind != "sample" for kind in kinds.values()):
