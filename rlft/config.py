@@ -94,8 +94,6 @@ class ScoringConfig(Strict):
     """Most requests that the run makes to judges (`rlft.reward.judge`) before it stops; 0 is no bound."""
     judge_tokens: int = Field(0, ge=0)
     """Most tokens of questions to judges and of their replies before the run stops; 0 is no bound."""
-    """Resident memory above which a scoring process is killed and the sample that it works on has failed; 0 is no
-    bound."""
     check: Literal["stop", "warn", "off"] = "stop"
     """Whether a new run tries its rewards on made-up replies first; `warn` also starts where nothing can be learnt."""
     environment: Annotated[tuple[str, ...], AfterValidator(check_names)] = ()
@@ -145,11 +143,9 @@ class RolloutConfig(Strict):
     deadline_s: float = Field(1800.0, gt=0)
     """Seconds that a chunk, or loading the engine (at least 600), may take before the worker is killed and replaced."""
     hedge_after: float = Field(0.0, ge=0)
-    """A chunk that runs this many times longer than the median is also given to an idle worker; the first result
-    counts. 0 is off."""
+    """A chunk that takes so many times the median is also given to an idle worker; the first result counts. 0: off."""
     update_in_flight: bool = False
-    """With max_staleness: workers take a new adapter between two chunks of a step instead of finishing the step with
-    the old one."""
+    """With max_staleness: workers take a new adapter between two chunks of a step, not only between two steps."""
     max_mismatch: float = Field(0.5, gt=0)
     """Largest mean |log-prob difference| in nats between engine and learner on the same tokens before the run stops."""
 
