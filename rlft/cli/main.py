@@ -316,6 +316,8 @@ def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
         console.print(table)
     if rewards := _rewards_table(summary, stages):
         console.print(rewards)
+    for name, shadow in summary.get("shadow", {}).items():
+        console.print(Text(visible(f"shadow {name} (not trained on): {shadow['sentence']}")))
     console.print("Written:")
     for name in ("report.html", "reward.png", "summary.json", summary["adapter"]):
         console.print(Text(visible(f"  {run / name}")))

@@ -7,7 +7,7 @@ read on a light and on a dark page; text and grid take the page's colours in `pa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -24,6 +24,7 @@ from rlft.curves.plotly_traces import (
     event_rail,
     interval_points,
 )
+from rlft.curves.shadow import Shadow
 from rlft.run.records import Evaluation, Event, word_for
 
 Rows: TypeAlias = Sequence[Mapping[str, float]]
@@ -152,12 +153,15 @@ _THROUGHPUT: tuple[_Spec, ...] = (
 _TIMES = (("time/rollout", "rollout", BLUE), ("time/score", "score", ORANGE), ("time/learn", "learn", VIOLET))
 
 
-def sections(rows: Rows, evals: Sequence[Evaluation], events: Sequence[Event]) -> list[Section]:
+def sections(
+    rows: Rows, evals: Sequence[Evaluation], events: Sequence[Event], shadows: Sequence[Shadow] = ()
+) -> list[Section]:
     """Every chart that the data allows, by section; sections without charts are absent."""
     reward, margin = _reward(rows, events), _margin(rows, evals, events)
+    shadow = [chart for each in shadows for chart in _shadow(rows, each)]
     built = [
-        Section(title="Result", charts=[*(reward or margin), *_accuracy(rows, evals)], wide=True),
-        Section(title="Parts of the reward", charts=_parts(rows)),
+        Section(title="Result", charts=[*(reward or margin), *shadow, *_accuracy(rows, evals)], wide=True),
+        Section(title="Parts of the reward", charts=_parts(rows, {each.name for each in shadows})),
         Section(
             title="Preferences",
             charts=[*(margin if reward else []), *_preference_loss(rows, evals), *_plain(rows, _PREFERENCES)],
@@ -194,14 +198,40 @@ def _reward(rows: Rows, events: Sequence[Event]) -> list[Chart]:
     steps, mean = _series(rows, "reward/mean")
     if not steps:
         return []
-    at = {row["step"]: row for row in rows}
-    bounds = [(at[step].get("reward/low", math.nan), at[step].get("reward/high", math.nan)) for step in steps]
-    traces = band(steps, bounds, BLUE)
+    traces = band(steps, _bounds(rows, steps, "reward"), BLUE)
     traces.append(curve(steps, mean, "train reward", BLUE, width=2))
     hint = "mean of each step" + (", 95 % band clustered by task" if len(traces) > 1 else "")
     whole = [part for part in reward_parts(rows) if is_whole_reward(rows, part)]
     title = f"Train reward ({whole[0]})" if len(whole) == 1 and len(reward_parts(rows)) == 1 else "Train reward"
     return [_with_events(title, hint, traces, events)]
+
+
+def _bounds(rows: Rows, steps: Sequence[float], metric: str) -> list[tuple[float, float]]:
+    """The bounds of the metric at some steps, nan where they are not known."""
+    at = {row["step"]: row for row in rows}
+    return [(at[step].get(f"{metric}/low", math.nan), at[step].get(f"{metric}/high", math.nan)) for step in steps]
+
+
+def _shadow(rows: Rows, shadow: Shadow) -> list[Chart]:
+    """The mean of each training step, and the gap on held-out tasks."""
+    charts = []
+    steps, mean = _series(rows, _PART + shadow.name)
+    if steps:
+        traces = band(steps, _bounds(rows, steps, f"reward/shadow/{shadow.name}"), VIOLET)
+        hint = "mean of each step" + (", 95 % band clustered by task" if traces else "")
+        traces.append(curve(steps, mean, shadow.name, VIOLET, width=2))
+        charts.append(Chart(title=f"{shadow.name}: shadow (not trained on)", hint=hint, traces=traces))
+    if known := [(e.step, each.gap.interval) for e, each in shadow.moved if each.gap.interval.n]:
+        points = interval_points([step for step, _ in known], [gap for _, gap in known], "gap", VIOLET)
+        charts.append(
+            Chart(
+                title=f"Held-out gap to {shadow.name}",
+                hint=f"SDs that the trained reward rose more than the shadow since {shadow.start}; 95 % intervals",
+                traces=[points],
+                layout={"hovermode": "closest"},
+            )
+        )
+    return charts
 
 
 def _margin(rows: Rows, evals: Sequence[Evaluation], events: Sequence[Event]) -> list[Chart]:
@@ -250,13 +280,14 @@ def _accuracy(rows: Rows, evals: Sequence[Evaluation]) -> list[Chart]:
             if last > 0:
                 line = curve([0, last], [mean, mean], evaluation.label, color, dash=dash)
                 traces.append({**line, "showlegend": False, "hoverinfo": "skip", "mode": "lines"})
-            traces.append(interval_points([evaluation], evaluation.label, color))
+            traces.append(interval_points([evaluation.step], [evaluation.accuracy], evaluation.label, color))
     if trained:
         if len(trained) < len(known):  # training starts where the policy before it ended
             ends = [known[len(known) - len(trained) - 1], trained[0]]
             start = curve([e.step for e in ends], [e.accuracy.mean for e in ends], "start", BLUE)
             traces.append({**start, "showlegend": False, "hoverinfo": "skip", "mode": "lines"})
-        traces.append(interval_points(trained, trained[-1].stage, BLUE))
+        means = [e.accuracy for e in trained]
+        traces.append(interval_points([e.step for e in trained], means, trained[-1].stage, BLUE))
     metric = known[-1].metric
     before = " and ".join(e.label for e in known if e not in trained)
     return [
@@ -269,8 +300,8 @@ def _accuracy(rows: Rows, evals: Sequence[Evaluation]) -> list[Chart]:
     ]
 
 
-def _parts(rows: Rows) -> list[Chart]:
-    parts = reward_parts(rows)
+def _parts(rows: Rows, shadows: Collection[str]) -> list[Chart]:
+    parts = [part for part in reward_parts(rows) if part not in shadows]
     if len(parts) == 1 and is_whole_reward(rows, parts[0]):
         return []
     colors = (BLUE, GREEN, VIOLET, ORANGE, RED, GREY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Literal, Self
 
@@ -39,9 +40,22 @@ class View:
     """Shows stages, steps and the reward's course. Everything that a model or user wrote goes through `Text`."""
 
     def __init__(
-        self, title: str, *, steps: int, unit: Literal["step", "update"] = "step", console: Console | None = None
+        self,
+        title: str,
+        *,
+        steps: int,
+        unit: Literal["step", "update"] = "step",
+        console: Console | None = None,
+        shadows: Sequence[str] = (),
     ) -> None:
-        """Args: title: name of the run. steps: how many there are in all; may be set later. unit: what a step is."""
+        """Make the view of a run.
+
+        Args:
+            title: name of the run.
+            steps: how many there are in all; may be set later.
+            unit: what a step is.
+            shadows: names of the shadow rewards.
+        """
         self._console = console or Console(stderr=True)
         self._title = title
         self.steps = steps
@@ -50,6 +64,9 @@ class View:
         self._course: list[float] = []
         self._durations: deque[float] = deque(maxlen=20)
         self._metrics: Metrics = {}
+        self._shadows = [(name, f"reward/part/{name}") for name in shadows]
+        self._first: dict[str, tuple[int, float, float]] = {}
+        """By shadow: the first step that has both rewards, its mean there, and that of the trained reward."""
         self._step = 0
         self._stage_started = time.monotonic()
         self._stage = Progress(
@@ -82,6 +99,8 @@ class View:
             if name in self._metrics:
                 spark = Text(" " + sparkline(self._course)) if name == drawn else Text()
                 table.add_row(Text(label, style="dim"), Text(format(self._metrics[name], form)) + spark)
+        for name, text in self._shadow_lines():
+            table.add_row(Text(visible(f"shadow {name}"), style="dim"), Text(text))
         if self._step:
             table.add_row(Text("left", style="dim"), Text(_duration(self._seconds_left())))
         heading = f"{visible(self._title)}  {self._unit} {self._step}/{self.steps}"
@@ -106,11 +125,15 @@ class View:
         """A step is done."""
         self._step, self._metrics = step, metrics
         self._durations.append(metrics["time/step"])
+        for name, metric in self._shadows:
+            if metric in metrics and "reward/mean" in metrics:
+                self._first.setdefault(name, (step, metrics[metric], metrics["reward/mean"]))
         if drawn := self._drawn():
             self._course.append(metrics[drawn])
         self._stage.reset(self._bar, description=self._between, total=None)
         if not self._console.is_terminal:
             shown = "  ".join(f"{label} {metrics[name]:{form}}" for label, name, form in _SHOWN if name in metrics)
+            shown += "".join(visible(f"  shadow {name} {text}") for name, text in self._shadow_lines())
             self._console.print(
                 Text(f"{self._unit} {step}/{self.steps}  {shown}  left {_duration(self._seconds_left())}")
             )
@@ -118,6 +141,18 @@ class View:
     def note(self, text: str) -> None:
         """A line that stays."""
         self._console.print(Text(visible(text)))
+
+    def _shadow_lines(self) -> list[tuple[str, str]]:
+        """(name, its mean and how far it and the trained reward moved since it was first seen), of each shadow."""
+        lines = []
+        for name, metric in self._shadows:
+            if metric not in self._metrics or "reward/mean" not in self._metrics:
+                continue
+            value, trained = self._metrics[metric], self._metrics["reward/mean"]
+            step, first, first_trained = self._first[name]
+            since = f" ({value - first:+.3f} since step {step}; trained {trained - first_trained:+.3f})"
+            lines.append((name, f"{value:.3f}{since if step < self._step else ''}"))
+        return lines
 
     def _drawn(self) -> str:
         return next((name for name in _COURSES if name in self._metrics), "")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from rlft.curves.text import interval_text, visible
-from rlft.run.records import Evaluation, Event
+from rlft.run.records import Event, Interval
 
 Trace: TypeAlias = dict[str, Any]
 
@@ -56,12 +56,11 @@ def band(steps: Sequence[float], bounds: Sequence[tuple[float, float]], color: s
     ]
 
 
-def interval_points(evals: Sequence[Evaluation], name: str, color: str) -> Trace:
-    """The accuracy of some evaluations as points with error bars, where there are bounds."""
-    intervals = [evaluation.accuracy for evaluation in evals]
+def interval_points(steps: Sequence[float], intervals: Sequence[Interval], name: str, color: str) -> Trace:
+    """Means as points with error bars, where there are bounds."""
     up = [i.high - i.mean if i.bounded else 0.0 for i in intervals]
     down = [i.mean - i.low if i.bounded else 0.0 for i in intervals]
-    trace = curve([evaluation.step for evaluation in evals], [i.mean for i in intervals], name, color)
+    trace = curve(steps, [i.mean for i in intervals], name, color)
     error = {
         "type": "data",
         "array": up,

@@ -59,6 +59,15 @@ def read_evals(run: Path) -> list[Evaluation]:
     return sorted(evals, key=lambda e: (order.get(e.name, 2), e.step, e.name))
 
 
+def read_eval_samples(run: Path, name: str, columns: Sequence[str]) -> Any:
+    """The samples of an evaluation as a pyarrow table with `columns`; None where they are not stored.
+
+    Raises ValueError if the file is broken or lacks a column.
+    """
+    path = Path(run) / EVALS / f"{name}.parquet"
+    return _read_table(path, columns) if path.is_file() else None
+
+
 def rollout_steps(run: Path) -> list[int]:
     """Steps that have stored rollouts, ascending."""
     return [step for step, path in numbered(Path(run) / ROLLOUTS) if path.stem == step_name(step)]
@@ -78,7 +87,6 @@ def read_rollouts(
     has no rollouts, not those of a wanted step, not a wanted column, or a broken file.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     stored = rollout_steps(run)
     if not stored:
@@ -86,17 +94,22 @@ def read_rollouts(
     wanted = stored if steps is None else sorted(set(steps))
     if missing := sorted(set(wanted) - set(stored)):
         raise ValueError(f"{run} has no rollouts of step {missing[0]}; stored: {stored[0]} to {stored[-1]}")
-    paths = {step: Path(run) / ROLLOUTS / f"{step_name(step)}.parquet" for step in wanted}
-    tables = []
-    for step in wanted:
-        try:
-            # partitioning=None: a run folder called "lr=0.1" is a name, not a partition column.
-            schema = pq.read_schema(paths[step])
-            if absent := sorted(set(columns or ()) - set(schema.names)):
-                raise ValueError(f"{paths[step]} has no column {absent[0]!r}; it has {', '.join(schema.names)}")
-            names = None if columns is None else [*columns, *(name for name in optional if name in schema.names)]
-            tables.append(pq.read_table(paths[step], columns=names, partitioning=None))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{paths[step]} cannot be read ({error}); remove it to read the rest") from error
+    paths = [Path(run) / ROLLOUTS / f"{step_name(step)}.parquet" for step in wanted]
+    tables = [_read_table(path, columns, optional) for path in paths]
     # "permissive": a column that was all null in one step has no type there.
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+
+
+def _read_table(path: Path, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # partitioning=None: a run folder called "lr=0.1" is a name, not a partition column.
+        schema = pq.read_schema(path)
+        if absent := sorted(set(columns or ()) - set(schema.names)):
+            raise ValueError(f"{path} has no column {absent[0]!r}; it has {', '.join(schema.names)}")
+        names = None if columns is None else [*columns, *(name for name in optional if name in schema.names)]
+        return pq.read_table(path, columns=names, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); remove it to read the rest") from error

@@ -12,13 +12,14 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlft.curves import charts, digest, reading
 from rlft.curves.samples import ObservedFailure, Showcase, observed_failures, showcase
+from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
 from rlft.curves.text import duration, interval_text, number, percent, shortened, visible
 from rlft.run import logs
 from rlft.run.records import CONFIG, SUMMARY, Evaluation, Event, Interval, Provenance, word_for
@@ -41,6 +42,7 @@ class _Run:
     waste: digest.Waste | None
     samples: Showcase | None
     observed: Sequence[ObservedFailure]
+    shadows: Sequence[Shadow]
     notes: Sequence[str]
 
 
@@ -67,7 +69,7 @@ def write_report(run: Path) -> Path:
         number=number, percent=percent, duration=duration, interval=interval_text, shortened=shortened
     )
     library, script = plotly.offline.get_plotlyjs(), (_PAGE / "report.js").read_text(encoding="utf-8")
-    sections = charts.sections(data.rows, data.evals, data.events)
+    sections = charts.sections(data.rows, data.evals, data.events, data.shadows)
     html = environment.get_template("report.html.j2").render(
         run=data,
         title=str(data.config.get("name") or data.folder.name),
@@ -78,7 +80,7 @@ def write_report(run: Path) -> Path:
         steps_text="step" if (width := digest.window(data.rows)) == 1 else f"{width} steps",
         uses=_uses(data.waste),
         word=word_for(data.evals),
-        heldout=_heldout(data.evals),
+        heldout=_heldout(data.evals, {shadow.name for shadow in data.shadows}),
         observed_in_evals=_observed_in_evals(data.config, data.evals),
         sections=sections,
         figures=Markup(_figures(sections, charts.step_range(data.rows, data.evals))),
@@ -111,10 +113,11 @@ def _load(run: Path) -> _Run:
     notes: list[str] = []
     config = reading.read_config(run)  # first: it says whether this is a run directory at all
     stored = bool(reading.rollout_steps(run))
+    rows = reading.read_metrics(run, notes)
     return _Run(
         folder=run,
         config=config,
-        rows=reading.read_metrics(run, notes),
+        rows=rows,
         evals=reading.read_evals(run),
         events=reading.read_events(run, notes),
         summary=logs.read_json(run / SUMMARY),
@@ -122,6 +125,7 @@ def _load(run: Path) -> _Run:
         waste=digest.waste(reading.read_rollouts(run, digest.WASTE_COLUMNS)) if stored else None,
         samples=showcase(run) if stored else None,
         observed=observed_failures(run, _observed_rewards(config)) if stored else (),
+        shadows=measure_shadows(run, shadow_names(_rewards(config)), width=digest.window(rows)),
         notes=notes,
     )
 
@@ -132,13 +136,23 @@ def _shown(provenance: Provenance) -> str:
     return json.dumps(known, indent=2, ensure_ascii=False) if known else ""
 
 
+def _rewards(config: Mapping[str, Any]) -> list[RewardSpec]:
+    """The rewards that the config names."""
+    return [
+        RewardSpec(
+            path=str(reward.get("path")),
+            name=str(reward.get("name") or ""),
+            weight=float(reward.get("weight", 1)),
+            role="shadow" if reward.get("role") == "shadow" else "train",
+        )
+        for reward in config.get("rewards") or []
+        if isinstance(reward, dict)
+    ]
+
+
 def _observed_rewards(config: Mapping[str, Any]) -> set[str]:
     """Names of the rewards that have no weight."""
-    return {
-        RewardSpec(path=str(reward.get("path")), name=str(reward.get("name") or "")).label
-        for reward in config.get("rewards") or []
-        if isinstance(reward, dict) and reward.get("weight") == 0
-    }
+    return {reward.label for reward in _rewards(config) if reward.weight == 0}
 
 
 def _observed_in_evals(config: Mapping[str, Any], evals: Sequence[Evaluation]) -> list[tuple[str, int, str]]:
@@ -147,13 +161,16 @@ def _observed_in_evals(config: Mapping[str, Any], evals: Sequence[Evaluation]) -
     return [(name, count, e.label) for e in evals for name in rewards if (count := e.failed_parts.get(name, 0))]
 
 
-def _heldout(evals: Sequence[Evaluation]) -> tuple[list[str], list[tuple[str, list[Interval | None]]]]:
+def _heldout(
+    evals: Sequence[Evaluation], shadows: Collection[str]
+) -> tuple[list[str], list[tuple[str, list[Interval | None]]]]:
     """(policies, the mean of each reward and part under each of them); empty where there is only the headline."""
     shown = [e for e in evals if e.name in ("base", "sft")] + [e for e in evals if e.name not in ("base", "sft")][-1:]
     names = dict.fromkeys(name for evaluation in shown for name in evaluation.rewards)
     if len(names) < 2:
         return [], []
-    return [e.label for e in shown], [(name, [e.rewards.get(name) for e in shown]) for name in names]
+    labels = {name: f"{name}, shadow (not trained on)" if name in shadows else name for name in names}
+    return [e.label for e in shown], [(labels[name], [e.rewards.get(name) for e in shown]) for name in names]
 
 
 def _facts(run: _Run) -> list[tuple[str, str]]:
@@ -167,7 +184,7 @@ def _facts(run: _Run) -> list[tuple[str, str]]:
 
     rewards = [
         f"{reward.get('name') or reward.get('path')}"
-        + (f" \N{MULTIPLICATION SIGN} {reward['weight']}" if reward.get("weight", 1) != 1 else "")
+        + (" (shadow)" if reward.get("role") == "shadow" else _factor(reward.get("weight", 1)))
         for reward in value("rewards") or []
         if isinstance(reward, dict)
     ]
@@ -182,6 +199,10 @@ def _facts(run: _Run) -> list[tuple[str, str]]:
         "Continues": "; ".join(f"{origin['run']}, after step {origin['step']}" for origin in run.provenance.lineage),
     }
     return [(label, str(fact)) for label, fact in facts.items() if fact not in (None, "")]
+
+
+def _factor(weight: object) -> str:
+    return f" \N{MULTIPLICATION SIGN} {weight}" if weight != 1 else ""
 
 
 def _tiles(run: _Run) -> list[tuple[str, str, str]]:

@@ -120,6 +120,31 @@ def paired_difference(
     return PairedDifference(interval, sum(difference != 0 for difference in differences))
 
 
+def unpaired_difference(before: Clusters, after: Clusters, level: float = 0.95) -> Interval:
+    """Change of the mean per task between samples of different tasks, with Welch's t interval over the task means.
+
+    n is the number of tasks of the smaller side; bounds are nan where a side has fewer than two. Raises ValueError as
+    `mean_interval` does.
+    """
+    from scipy.special import stdtrit
+
+    _check_level(level)
+    sides = [[math.fsum(values) / len(values) for values in _clusters(side)] for side in (before, after)]
+    n = min(len(means) for means in sides)
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    first, last = (math.fsum(means) / len(means) for means in sides)
+    if n == 1:
+        return Interval(last - first, math.nan, math.nan, 1)
+    variances = [_standard_error(means, mean) ** 2 for means, mean in zip(sides, (first, last), strict=True)]
+    whole = sum(variances)
+    if whole == 0:
+        return Interval(last - first, last - first, last - first, n)
+    freedom = whole**2 / sum(v**2 / (len(means) - 1) for v, means in zip(variances, sides, strict=True))
+    half = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(whole)
+    return Interval(last - first, last - first - half, last - first + half, n)
+
+
 def _clustered_proportion(clusters: list[list[float]], level: float) -> Interval:
     from scipy.special import stdtrit
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class RLSummary(TypedDict):
@@ -11,6 +11,9 @@ class RLSummary(TypedDict):
     Accuracies are means of `metric` as `Interval.as_dict`, also where its values are not only 0 and 1: then `word` is
     `mean` instead of `accuracy`. `failed_` counts the samples that are missing in them, and `rewards_` has the mean of
     every reward and named part. None where nothing was evaluated.
+
+    `shadow` is there where the config has shadow rewards. It has, by name, the means `base`, `sft` and `rl`, the `gap`,
+    in standard deviations, and `sentence`, which says what it means.
     """
 
     name: str
@@ -27,6 +30,7 @@ class RLSummary(TypedDict):
     rewards_sft: dict[str, dict[str, float | int | None]] | None
     rewards_rl: dict[str, dict[str, float | int | None]] | None
     adapter: str
+    shadow: NotRequired[dict[str, dict[str, Any]]]
 
 
 class PreferenceSummary(TypedDict):

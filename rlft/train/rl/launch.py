@@ -18,6 +18,7 @@ from torch import Tensor
 from rlft.common.user_folder import combined
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
+from rlft.curves.shadow import shadow_names
 from rlft.curves.text import format_accuracy
 from rlft.environment import loading
 from rlft.environment.contract import Environment
@@ -236,7 +237,7 @@ def _execute(
     config, model_folder, scorer = run.config, prepared.model_folder, prepared.scorer
     run.sources = _sources(config, prepared)
     with (
-        View(config.name, steps=config.steps) as view,
+        View(config.name, steps=config.steps, shadows=shadow_names(config.rewards)) as view,
         services(config, model_folder, scorer, run, view, pools) as pool,
     ):
         if prepared.dropped:

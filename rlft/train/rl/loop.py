@@ -13,6 +13,7 @@ import torch
 
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
+from rlft.curves.shadow import shadow_names
 from rlft.learner.batch import collate, minibatches
 from rlft.learner.rl import PolicyLearner
 from rlft.learner.update import step_metrics
@@ -75,9 +76,8 @@ def train_rl(
         clock = Clock()
         rollouts.submit_ahead()
         groups, unused = rollouts.collect(step, clock)
-        metrics = describe([*groups, *unused], by_turn=config.algorithm.credits_turns) | {
-            "groups/used": float(len(groups))
-        }
+        by_turn, shadows = config.algorithm.credits_turns, shadow_names(config.rewards)
+        metrics = describe([*groups, *unused], by_turn=by_turn, shadows=shadows) | {"groups/used": float(len(groups))}
         if config.max_staleness:
             metrics |= describe_staleness([*groups, *unused], version=step - 1) | describe_dropped(groups, unused)
         is_stale = metrics.get("rollout/staleness_max", 0.0) > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rlft.curves.statistics import mean_interval
 from rlft.types import Abstain, Failed, Group, Metrics, Score
@@ -37,7 +37,7 @@ class Clock:
         return {**self._laps, "time/step": total, "time/tokens_per_s": tokens / total}
 
 
-def describe(groups: Sequence[Group], *, by_turn: bool = False) -> Metrics:
+def describe(groups: Sequence[Group], *, by_turn: bool = False, shadows: Collection[str] = ()) -> Metrics:
     """Reward with its interval clustered by task, parts, outcomes, signal, lengths.
 
     `reward/failed` counts samples without a score, `reward/failed/NAME` those on which the reward NAME failed,
@@ -45,6 +45,7 @@ def describe(groups: Sequence[Group], *, by_turn: bool = False) -> Metrics:
 
     Args:
         by_turn: whether the algorithm judges each turn, see `has_signal`.
+        shadows: names of the shadow rewards; the interval of each is `reward/shadow/NAME/low` and `/high`.
     """
     trajectories = [t for group in groups for t in group.trajectories]
     outcomes = [t.outcome for t in trajectories]
@@ -82,9 +83,11 @@ def describe(groups: Sequence[Group], *, by_turn: bool = False) -> Metrics:
             if isinstance(trajectory.outcome, Score):
                 for name, value in trajectory.outcome.parts.items():
                     parts[name][index].append(value)
-    metrics |= {
-        f"reward/part/{name}": mean_interval(list(by_group.values())).mean for name, by_group in sorted(parts.items())
-    }
+    for name, by_group in sorted(parts.items()):
+        interval = mean_interval(list(by_group.values()))
+        metrics[f"reward/part/{name}"] = interval.mean
+        if name in shadows and interval.bounded:
+            metrics |= {f"reward/shadow/{name}/low": interval.low, f"reward/shadow/{name}/high": interval.high}
     return metrics
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rlft.curves.shadow import measure_shadows, shadow_names
 from rlft.run.directory import Run
 from rlft.run.records import Evaluation, adapter_folder, step_name, word_for
 from rlft.run.summaries import RLSummary
@@ -30,10 +31,25 @@ def summarize(run: Run) -> RLSummary:
         "rewards_rl": _rewards(trained),
         "adapter": adapter_folder(config.steps),
     }
+    if names := shadow_names(config.rewards):
+        stages = {"base": base, "sft": sft, "rl": trained}
+        summary["shadow"] = {
+            each.name: {
+                **{key: _mean(evaluation, each.name) for key, evaluation in stages.items()},
+                "gap": each.moved[-1][1].gap.interval.as_dict() if each.moved else None,
+                "sentence": each.sentence,
+            }
+            for each in measure_shadows(run.path, names)
+        }
     run.write_summary(summary)
     write_report(run.path)
     write_reward_png(run.path)
     return summary
+
+
+def _mean(evaluation: Evaluation | None, name: str) -> dict[str, float | int | None] | None:
+    mean = evaluation.rewards.get(name) if evaluation else None
+    return mean.as_dict() if mean else None
 
 
 def _rewards(evaluation: Evaluation | None) -> dict[str, dict[str, float | int | None]] | None:

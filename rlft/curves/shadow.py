@@ -1,0 +1,184 @@
+"""Shadow rewards: what one wants and does not train on, and whether it moves with the reward that is trained on.
+
+Two rewards may have different scales, so their values are not subtracted as they are: how far each has moved since
+training began is counted in its own standard deviations, and the gap is the difference of the two. It does not change
+when a reward is multiplied by a number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rlft.curves import reading
+from rlft.curves.statistics import PairedDifference, paired_difference, unpaired_difference
+from rlft.curves.text import interval_text
+from rlft.run.records import Evaluation, Interval
+from rlft.types import RewardSpec
+
+Pairs: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
+"""(trained reward, shadow reward) of each sample that has both, by task."""
+
+_Values: TypeAlias = Mapping[str, Sequence[float]]
+
+COLUMNS = ("task_id", "outcome", "reward", "parts")
+"""Columns of stored samples that `pairs` needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """How far the trained reward and a shadow reward moved between two evaluations, paired by task."""
+
+    trained: PairedDifference
+    """Change of the weighted sum that is trained on, in its own units."""
+    shadow: PairedDifference
+    """Change of the shadow reward, in its own units."""
+    gap: PairedDifference
+    """By how many standard deviations more the trained reward rose than the shadow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shadow:
+    """What a run says about one of its shadow rewards."""
+
+    name: str
+    """Label of the reward."""
+    start: str
+    """The policy that training began from and that evaluations are compared with: `base` or `SFT`; empty if there is
+    nothing to compare."""
+    moved: Sequence[tuple[Evaluation, Moved]]
+    """Each evaluation of a trained policy whose samples are stored, in order."""
+    training: tuple[Interval, Interval, Interval] | None
+    """Change of the trained reward, change of the shadow and gap between the first and the last steps; None where their
+    samples are not stored."""
+
+    @property
+    def sentence(self) -> str:
+        """What the last evaluation says, in plain words."""
+        if self.moved:
+            return told(self.name, self.moved[-1][1])
+        return "Cannot tell: no samples of an evaluation before and of one after training are stored."
+
+
+def shadow_names(rewards: Iterable[RewardSpec]) -> list[str]:
+    """Labels of the rewards whose role is `shadow`."""
+    return [reward.label for reward in rewards if reward.role == "shadow"]
+
+
+def measure_shadows(run: Path, names: Sequence[str], *, width: int = 0) -> list[Shadow]:
+    """What the stored samples of a run say about its shadow rewards.
+
+    Args:
+        names: labels of the shadow rewards.
+        width: how many steps at each end of the run are its first and last steps; 0 leaves training out.
+
+    Raises:
+        ValueError: a file of samples is damaged.
+    """
+    if not names:
+        return []
+    evals = reading.read_evals(run)
+    before = [e for e in evals if e.name in ("base", "sft")][-1:]
+    samples = {e.name: reading.read_eval_samples(run, e.name, COLUMNS) for e in evals}
+    trained = [e for e in evals if e.name not in ("base", "sft") and samples[e.name] is not None]
+    start = before[0] if before and samples[before[0].name] is not None else None
+    steps = reading.rollout_steps(run)
+    ends = (
+        [reading.read_rollouts(run, COLUMNS, part) for part in (steps[:width], steps[-width:])]
+        if 0 < 2 * width <= len(steps)
+        else []
+    )
+    return [
+        Shadow(
+            name=name,
+            start=start.label if start else "",
+            moved=[(e, moved(pairs(samples[start.name], name), pairs(samples[e.name], name))) for e in trained]
+            if start
+            else [],
+            training=drifted(*(pairs(end, name) for end in ends)) if ends else None,
+        )
+        for name in names
+    ]
+
+
+def pairs(table: Any, name: str) -> dict[str, list[tuple[float, float]]]:
+    """The samples that have the weighted sum and the reward `name`, from a table with `COLUMNS`."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in table.select(COLUMNS).to_pylist():
+        value = json.loads(row["parts"]).get(name) if row["outcome"] == "score" else None
+        if value is not None:
+            found.setdefault(row["task_id"], []).append((float(row["reward"]), float(value)))
+    return found
+
+
+def moved(before: Pairs, after: Pairs) -> Moved:
+    """How far both rewards moved on the tasks that both sides have.
+
+    The standard deviations are those over the samples of both sides together, so that a reward which was 0 everywhere
+    before training has one, too; a reward that has one value only did not move.
+    """
+    common = [task for task in before if after.get(task)]
+    trained, shadow, gap = _sides(*({task: side[task] for task in common} for side in (before, after)))
+    return Moved(trained=paired_difference(*trained), shadow=paired_difference(*shadow), gap=paired_difference(*gap))
+
+
+def drifted(before: Pairs, after: Pairs) -> tuple[Interval, Interval, Interval]:
+    """How far trained reward, shadow and gap moved between training steps, whose tasks differ, see `moved`."""
+    trained, shadow, gap = (unpaired_difference(*each) for each in _sides(before, after))
+    return trained, shadow, gap
+
+
+def told(name: str, change: Moved) -> str:
+    """One sentence on whether the shadow reward rose with the trained one.
+
+    "Cannot tell" is said wherever an interval includes 0 or too few tasks changed, see `PairedDifference.conclusive`.
+    """
+    numbers = (
+        f"(trained reward {interval_text(change.trained.interval, '+')}, {name} "
+        f"{interval_text(change.shadow.interval, '+')}, gap {interval_text(change.gap.interval, '+')} SD)"
+    )
+    if change.gap.interval.n == 0:
+        return f"Cannot tell: no held-out task has the trained reward and {name} both before and after."
+    if not _rose(change.trained):
+        return f"Cannot tell: the trained reward did not rise beyond chance, so {name} has nothing to follow {numbers}."
+    runs_ahead = _rose(change.gap)
+    if _rose(change.shadow):
+        further = "the trained reward further" if runs_ahead else "cannot tell which of them further"
+        return f"The trained reward and {name} both rose, {further} {numbers}."
+    if runs_ahead:
+        if change.shadow.conclusive:
+            return f"The trained reward rose, and {name} fell {numbers}."
+        return f"The trained reward rose, and {name} did not rise beyond chance {numbers}."
+    return f"Cannot tell whether {name} rose with the trained reward {numbers}."
+
+
+def _rose(change: PairedDifference) -> bool:
+    return change.conclusive and change.interval.mean > 0
+
+
+def _sides(before: Pairs, after: Pairs) -> list[tuple[_Values, _Values]]:
+    """(before, after) of the trained reward, of the shadow, and of their difference, each in its deviations."""
+    together = [pair for side in (before, after) for values in side.values() for pair in values]
+    trained, shadow = (_deviation([pair[index] for pair in together]) for index in (0, 1))
+    readings: list[Callable[[tuple[float, float]], float]] = [
+        lambda pair: pair[0],
+        lambda pair: pair[1],
+        lambda pair: pair[0] / trained - pair[1] / shadow,
+    ]
+    return [(_each(before, read), _each(after, read)) for read in readings]
+
+
+def _each(side: Pairs, read: Callable[[tuple[float, float]], float]) -> _Values:
+    return {task: [read(pair) for pair in values] for task, values in side.items()}
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Standard deviation; infinite where all values are equal, so that they count as no movement."""
+    if not values or min(values) == max(values):
+        return math.inf
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))

@@ -1,0 +1,235 @@
+"""A shadow reward: never trained on, measured everywhere, and compared honestly with what is trained on."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import scipy.stats
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from rlft.cli import main
+from rlft.curves.live_panel import View
+from rlft.curves.report import write_report
+from rlft.curves.shadow import Pairs, measure_shadows, moved, shadow_names, told
+from rlft.curves.statistics import unpaired_difference
+from rlft.reward.scoring import Scorer
+from rlft.train.rl import launch
+from rlft.train.rl.metrics import describe
+from rlft.types import Score
+from tests.fakes import made_up_group, tiny_config
+from tests.fakes_run import append, rollout, write_config, write_eval, write_rollouts
+from tests.test_report import Page
+
+SHADOW = {"path": "rewards.brevity:brevity", "name": "quality", "role": "shadow"}
+
+
+def samples(trained: float, shadow: float, *, seed: int = 0, tasks: int = 80) -> Pairs:
+    """Four samples of each task, each reward 1 with the given chance."""
+    random_ = random.Random(seed)
+    return {
+        f"t{task}": [(float(random_.random() < trained), float(random_.random() < shadow)) for _ in range(4)]
+        for task in range(tasks)
+    }
+
+
+def test_a_shadow_is_measured_and_never_in_the_total() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    example = re.search(r"## A shadow reward.*?```yaml\n(.*?)```", page, re.DOTALL)
+    assert example
+    config = tiny_config("m", **YAML(typ="safe").load(example[1]))
+    assert shadow_names(config.rewards) == ["strict"]
+    group = made_up_group([0.0, 0.0])
+    task = replace(group.task, answer="4")
+    texts = ("<answer>4</answer>", "it is 4")
+    answered = tuple(
+        replace(t, task=task, text=text, outcome=None) for t, text in zip(group.trajectories, texts, strict=True)
+    )
+    with Scorer(config.rewards, workers=0, deadline_s=5, log_dir=None) as scorer:
+        [scored] = scorer.score([replace(group, task=task, trajectories=answered)])
+    assert [t.outcome for t in scored.trajectories] == [
+        Score(value=1.0, parts={"loose": 1.0, "strict": 1.0}),
+        Score(value=1.0, parts={"loose": 1.0, "strict": 0.0}),
+    ]
+
+
+def test_the_interval_of_a_shadow_while_training_and_of_no_other_part() -> None:
+    groups = [
+        made_up_group([Score(value=1.0, parts={"a": 1.0, "b": value})], task_id=str(value)) for value in (0.0, 1.0, 2.0)
+    ]
+    metrics = describe(groups, shadows=["b"])
+    half = scipy.stats.t.ppf(0.975, 2) / 3**0.5
+    assert metrics["reward/part/b"] == 1.0
+    assert metrics["reward/shadow/b/low"] == pytest.approx(1 - half)
+    assert metrics["reward/shadow/b/high"] == pytest.approx(1 + half)
+    assert describe(groups) == {k: v for k, v in metrics.items() if "/shadow/" not in k}
+
+
+def test_the_gap_by_hand() -> None:
+    # Trained: 0, 0 before and 1, 1 after, deviation 1/2: moved by 2 deviations. Shadow: 0, 8 before and 4, 8 after; the
+    # deviation of 0, 8, 4, 8 is sqrt(11), and it moved by 2 on average.
+    change = moved({"a": [(0, 0)], "b": [(0, 8)], "gone": [(9, 9)]}, {"a": [(1, 4)], "b": [(1, 8)], "new": [(7, 7)]})
+    assert (change.trained.interval.mean, change.shadow.interval.mean) == (1, 2)
+    assert change.gap.interval.mean == pytest.approx(2 - 2 / 11**0.5)
+    assert change.gap.interval.n == 2
+
+
+@pytest.mark.parametrize("scale", [100.0, 0.001])
+def test_the_gap_does_not_depend_on_a_rewards_scale(scale: float) -> None:
+    def scaled(side: Pairs) -> Pairs:
+        return {task: [(t, scale * s) for t, s in values] for task, values in side.items()}
+
+    before, after = samples(0.2, 0.3), samples(0.9, 0.3, seed=1)
+    one, other = moved(before, after).gap.interval, moved(scaled(before), scaled(after)).gap.interval
+    assert (one.mean, one.low, one.high) == pytest.approx((other.mean, other.low, other.high))
+    assert one.low > 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ((0.2, 0.3), (0.9, 0.3), "The trained reward rose, and q did not rise beyond chance (trained reward +0."),
+        ((0.2, 0.8), (0.9, 0.3), "The trained reward rose, and q fell ("),
+        ((0.2, 0.2), (0.9, 0.5), "The trained reward and q both rose, the trained reward further ("),
+        ((0.2, 0.2), (0.7, 0.7), "The trained reward and q both rose, cannot tell which of them further ("),
+        ((0.5, 0.2), (0.5, 0.2), "Cannot tell: the trained reward did not rise beyond chance"),
+        (
+            (0.0, 0.0),
+            (1.0, 0.0),
+            "The trained reward rose, and q did not rise beyond chance (",
+        ),  # nothing was ever right
+    ],
+)
+def test_what_is_said(before: tuple[float, float], after: tuple[float, float], says: str) -> None:
+    assert told("q", moved(samples(*before), samples(*after, seed=1))).startswith(says)
+
+
+def test_few_tasks_or_none_in_common_cannot_tell() -> None:
+    few = moved(samples(0.0, 0.5, tasks=5), samples(1.0, 0.5, tasks=5))  # one-sided, but five signs can be chance
+    assert few.trained.interval.low > 0
+    assert told("q", few).startswith("Cannot tell")
+    assert told("q", moved({"a": [(0, 0)]}, {"b": [(1, 1)]})).startswith("Cannot tell: no held-out task")
+    # The trained reward rose a little; whether the shadow did is lost in its noise.
+    slow = moved(samples(0.4, 0.4, tasks=60), samples(0.48, 0.46, seed=5, tasks=60))
+    assert told("q", slow).startswith("Cannot tell whether q rose with the trained reward (")
+
+
+def test_a_change_between_different_tasks_has_welchs_interval() -> None:
+    before, after = [0.0, 1.0, 0.5, 0.25], [1.0, 0.75, 2.0]
+    interval = unpaired_difference([[each] for each in before], {str(each): [each, each] for each in after})
+    expected = scipy.stats.ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+    assert interval.n == 3
+
+
+def write_shadow_run(run: Path, chances: dict[str, tuple[float, float]], *, shadow: str = SHADOW["name"]) -> None:
+    """A made-up run with stored samples; `chances` of (trained, shadow) by name of evaluation or `train-STEP`."""
+    write_config(run)
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    text = text.replace("  name: brevity\n  weight: 0.1\n", f"  name: {shadow}\n  weight: 0.0\n  role: shadow\n")
+    (run / "config.yaml").write_text(text, encoding="utf-8")
+    for seed, (name, chance) in enumerate(chances.items()):
+        step = int(name.rpartition("-")[2]) if "-" in name else 0
+        drawn = samples(*chance, seed=seed, tasks=40)
+        rows = [
+            rollout(step, reward=t, parts=json.dumps({"math_answer": t, shadow: s}), task_id=task)
+            for task, values in drawn.items()
+            for t, s in values
+        ]
+        rows.append(rollout(step, outcome="failed", reward=None, parts="{}", task_id="t0"))
+        if name.startswith("train-"):
+            write_rollouts(run / "rollouts" / f"step-{step:06d}.parquet", rows)
+            metrics = {
+                "reward/mean": chance[0],
+                "reward/part/math_answer": chance[0],
+                f"reward/part/{shadow}": chance[1],
+            }
+            bounds = {f"reward/shadow/{shadow}/{end}": chance[1] + by for end, by in (("low", -0.1), ("high", 0.1))}
+            append(run / "metrics.jsonl", {"step": step, **metrics, **bounds})
+        else:
+            write_eval(run, name, chance[0], random.Random(seed))
+            write_rollouts(run / "evals" / f"{name}.parquet", rows)
+
+
+def test_the_page_shows_a_shadow_beside_the_trained_reward(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_shadow_run(
+        run,
+        {"base": (0.1, 0.3), "train-1": (0.1, 0.3), "step-000001": (0.1, 0.3), "train-2": (0.9, 0.3)}
+        | {"step-000002": (0.9, 0.3)},
+    )
+    page = Page(write_report(run))
+    assert "The trained reward rose, and quality did not rise beyond chance" in page.text
+    assert "quality (shadow)" in page.text  # among the facts, without "x 0.0"
+    assert "base and RL, step 1, held out" in page.text
+    assert "first and last step of training" in page.text
+    titles = re.findall(r"<h3>(.*?)</h3>", page.source)
+    at = titles.index("quality: shadow (not trained on)")
+    assert titles[at - 1 : at + 2] == ["Train reward", titles[at], "Held-out gap to quality"]
+    assert "quality" not in titles  # it is no part of the reward
+    band_low, _, line = page.figures[at]["data"]
+    assert (band_low["y"], line["y"]) == ([pytest.approx(0.2)] * 2, [0.3, 0.3])
+    [gap] = page.figures[at + 1]["data"]
+    assert gap["x"] == [1, 2]
+    assert gap["y"][1] - gap["error_y"]["arrayminus"][1] > 0
+    [shadow] = measure_shadows(run, ["quality"], width=1)
+    assert shadow.training
+    assert shadow.training[2].low > 0 > shadow.training[1].low
+
+
+def test_without_stored_samples_the_page_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_shadow_run(run, {"base": (0.1, 0.3), "step-000002": (0.9, 0.3)})
+    (run / "evals" / "base.parquet").unlink()
+    assert "Cannot tell: no samples of an evaluation before" in Page(write_report(run)).text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_live_panel_shows_how_far_it_moved(terminal: bool) -> None:
+    stream = StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=160)
+    view = View("run", steps=9, console=console, shadows=["qua\x1blity"])
+    metric = "reward/part/qua\x1blity"
+    view.step(3, {"time/step": 1.0, "reward/mean": 0.5, metric: 0.25})
+    view.step(4, {"time/step": 1.0, "reward/mean": 0.75, metric: 0.2})
+    if terminal:
+        console.print(view)
+    shown = stream.getvalue()
+    assert "0.200 (-0.050 since step 3; trained +0.250)" in shown
+    assert "qua␛lity" in shown
+
+
+@pytest.fixture(scope="module")
+def shadow_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A real run of one step, trained on one reward with another as its shadow."""
+    config = tiny_config(
+        tiny_model,
+        steps=1,
+        output_dir=str(tmp_path_factory.mktemp("shadow")),
+        rewards=[
+            {"path": "tests.fakes:share_of_a"},
+            {"path": "tests.fakes:first_letter", "name": "hidden", "role": "shadow"},
+        ],
+        evaluation={"tasks": 4},
+    )
+    launch.train(config)
+    return config.run_dir
+
+
+def test_a_run_ends_with_what_its_shadow_says(shadow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = json.loads((shadow_run / "summary.json").read_text(encoding="utf-8"))
+    shadow = summary["shadow"]["hidden"]
+    assert shadow["base"] == summary["rewards_base"]["hidden"]
+    assert shadow["rl"] == summary["rewards_rl"]["hidden"]
+    assert shadow["sft"] is None
+    assert (set(shadow["gap"]), shadow["gap"]["n"]) == ({"mean", "low", "high", "n"}, 4)
+    main._show_summary(shadow_run, summary)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"shadow hidden (not trained on): {shadow['sentence']}" in shown
+    assert "Held-out gap to hidden" in (shadow_run / "report.html").read_text(encoding="utf-8")
