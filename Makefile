@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras coverage check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool clean
+.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras coverage check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool bench-scoring clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -64,6 +64,9 @@ bench-rollout: .venv/installed
 
 bench-pool: .venv/installed
 	$(BIN)/python -m benchmarks.rollout_pool
+
+bench-scoring: .venv/installed
+	$(BIN)/python -m benchmarks.scoring
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
