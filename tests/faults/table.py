@@ -266,14 +266,45 @@ REWARDS = [
         ),
     ),
     Fault(
-        "a reward that gives the same sample another score each time",
-        "a noisy curve",
-        missing="a run scores each sample once, so that it costs nothing twice",
+        "a reward that gives the same sample another score each time, none, or one value for all",
+        "`rlft reward check` says so; a run looks at its rewards before it starts",
+        (
+            "reward_check::a_bug_is_found_and_the_reward_named",
+            "reward_check::a_run_looks_at_its_rewards_before_it_starts",
+        ),
     ),
     Fault(
         "a policy that games its reward",
         "the samples with the highest rewards are in the report; a reward of weight 0 shows what is not trained on",
         missing="whether a reward means what its author meant is for a reader of the samples to say",
+    ),
+    Fault(
+        "one call of many hangs, dies, or blocks the others that wait with it",
+        "it alone fails; those of its message are made again",
+        (
+            "scoring::of_many_calls_in_a_message_only_the_culprit_fails",
+            "scoring::one_bad_coroutine_harms_no_other",
+        ),
+    ),
+    Fault(
+        "rewards that hang on every sample",
+        "scoring stops as soon as more than scoring.max_failed have failed",
+        ("scoring::scoring_stops_when_too_many_have_failed",),
+    ),
+    Fault(
+        "a reward's process that grows without end",
+        "killed above scoring.memory_mb; the sample that it works on has failed",
+        ("config_leaves::a_setting_changes_something",),
+    ),
+    Fault(
+        "a judge's server that is down, slow, or has changed; a budget that is spent",
+        "a failure of kind `server`, never a number; known replies are not asked again; drift is a metric",
+        (
+            "openai::a_judge_that_is_down_or_slow_is_an_error",
+            "openai::what_was_asked_is_not_asked_again",
+            "openai::a_judge_that_has_changed_shows",
+            "openai::a_spent_budget_is_no_number",
+        ),
     ),
     Fault(
         "all groups with equal rewards",
