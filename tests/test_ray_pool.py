@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from rlft.common import low_memory
 from rlft.model.adapter import make_adapter
 from rlft.rollout import ray_pool
 from rlft.rollout.ray_pool import RayPool
@@ -123,6 +124,50 @@ def test_a_crash_loop_ends_with_its_cause(make_pool: Any, script: Any, events: l
     assert len(events) == 1
     with pytest.raises(RuntimeError, match=r"cost 2 rollout workers"):  # and it stays ended
         pool.run(fake_chunks(NAMES))
+
+
+LOW_ON_MEMORY = """Task was killed due to the node running low on memory.
+Memory on the node (IP: 127.0.0.1, ID: 5f) was 14.49GB used / 15.00GB limit (0.966), above the threshold of 0.95.
+Top 10 memory users:
+PID\tMEM(GB)\tCOMMAND
+77\t8.10\t/usr/bin/python serve.py --key=secret
+78\t0.90\tray::WorkerProcess
+Refer to the documentation and set RAY_memory_usage_threshold."""
+
+
+def test_what_ray_says_of_memory_is_one_sentence() -> None:
+    assert low_memory.describe(LOW_ON_MEMORY).endswith(
+        "low on memory (14.49 of 15.00 GB used); the largest process was python (process 77, 8.10 GB)"
+    )
+    assert low_memory.describe("said otherwise").endswith("as the machine was low on memory")
+
+
+def test_a_worker_that_was_ended_for_memory_is_replaced_after_a_pause(
+    make_pool: Any, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import OutOfMemoryError
+
+    monkeypatch.setattr(ray_pool, "PAUSE_S", 0.1)
+    attempt, begun = RayPool._attempt, []
+
+    async def short(pool: RayPool, slot: Any, job: Any) -> Any:
+        begun.append(time.monotonic())
+        if len(begun) < 3:
+            raise OutOfMemoryError(LOW_ON_MEMORY)
+        return await attempt(pool, slot, job)
+
+    monkeypatch.setattr(RayPool, "_attempt", short)
+    pool = make_pool("rollout.workers=1", "rollout.max_restarts=2")
+    assert tokens(pool.run(fake_chunks(NAMES))) == EXPECTED
+    assert [begun[1] - begun[0] >= 0.1, begun[2] - begun[1] >= 0.3] == [True, True]
+    assert [event.partition(":")[0] for event in events] == ["low_memory", "low_memory"]
+    assert "It is replaced in 0.3 s; its chunk is redone" in events[1]
+    begun.clear()
+    with pytest.raises(
+        RuntimeError, match=r"rollout workers died 3 times.*14\.49 of 15\.00 GB.*rollout\.tasks_per_chunk"
+    ) as e:
+        pool.run(fake_chunks(NAMES))
+    assert "secret" not in str(e.value) + "".join(events)
 
 
 def test_a_hang_that_is_one_too_many_names_the_tasks(make_pool: Any, script: Any) -> None:

@@ -194,6 +194,7 @@ def test_where_an_observed_reward_failed(tmp_path: Path) -> None:
     assert f"no result {EVIL}".replace("\x1b", "\u241b") in text
     assert "load('brevity')()" in text
     assert "observed reward brevity failed on 7 samples of base" in text
+    assert "0, brevity 7" in text  # among what was not scored
     assert "observed reward math_answer" not in text
 
     import pyarrow.parquet as pq
@@ -202,6 +203,20 @@ def test_where_an_observed_reward_failed(tmp_path: Path) -> None:
         pq.write_table(pq.read_table(file).drop_columns(["failed_parts"]), file)
     assert "observed reward brevity failed on 7 samples of base" in (text := Page(write_report(run)).text)
     assert text.count("observed reward") == 1
+
+
+def test_a_run_that_was_stopped_says_why(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=2, sft=False)
+    (run / "summary.json").unlink()
+    events = run / "events.jsonl"
+    for kind, message, says in [
+        ("stopped", "RuntimeError: step 3: it failed\nReproduce it", "stopped: RuntimeError: step 3: it failed<"),
+        ("resumed", "continuing after step 2", "still running, or killed<"),
+        ("stopped", "by SIGINT", "stopped by SIGINT<"),
+    ]:
+        with events.open("a") as file:
+            file.write(json.dumps({"time": "2030-01-01T00:00:00", "kind": kind, "message": message}) + "\n")
+        assert says in write_report(run).read_text()
 
 
 def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:

@@ -231,6 +231,14 @@ def test_restart_moves_the_old_run_aside_as_often_as_asked(make_config: MakeConf
     assert read_metrics(run.path) == [{"step": 1, "value": 3}]
 
 
+def test_an_output_folder_that_cannot_be_made_is_named_with_its_key(make_config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ValueError, match=r"^output_dir: no run can be made in .*/file/runs \(Not a directory.*output_dir=runs"
+    ):
+        Run.create(make_config(f"output_dir={tmp_path / 'file' / 'runs'}"), provenance=Provenance())
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a run directory: it has no config"):
         Run.reopen(tmp_path)

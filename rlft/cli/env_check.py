@@ -209,7 +209,7 @@ def _rewards(environment: Environment, groups: Sequence[Group], scorer: Scorer |
             (name, failure), count = observed[0], sum(name == observed[0][0] for name, _ in observed)
             detail = f"observed reward {name} failed on {count} of {len(outcomes)}: {failure.message}"
         is_fine = not failed and not observed
-        findings.append(Finding(name="config's rewards", is_fine=is_fine, detail=detail))
+        findings.append(Finding(name="rewards", is_fine=is_fine, detail=detail))
     return findings
 
 

@@ -89,6 +89,7 @@ class View:
     ) -> None:
         if self._console.is_terminal:
             self._stage.update(self._bar, visible=False)
+            self._live.transient = not self._step  # its frame would be empty
             self._live.stop()
 
     def __rich__(self) -> Panel:

@@ -82,6 +82,7 @@ def write_report(run: Path) -> Path:
         word=word_for(data.evals),
         heldout=_heldout(data.evals, {shadow.name for shadow in data.shadows}),
         observed_in_evals=_observed_in_evals(data.config, data.evals),
+        unscored={e.name: _unscored(e, _observed_rewards(data.config) - {e.metric}) for e in data.evals},
         sections=sections,
         figures=Markup(_figures(sections, charts.step_range(data.rows, data.evals))),
         provenance=_shown(data.provenance),
@@ -210,8 +211,7 @@ def _tiles(run: _Run) -> list[tuple[str, str, str]]:
     done = int(run.rows[-1]["step"]) if run.rows else 0
     planned = run.config.get("steps") or run.summary.get("steps")
     seconds = [row["time/step"] for row in run.rows if "time/step" in row]
-    state = "finished" if run.summary else "still running, or stopped"
-    tiles = [("Steps", f"{done} of {planned}" if planned else str(done), state)]
+    tiles = [("Steps", f"{done} of {planned}" if planned else str(done), _state(run))]
     if seconds:
         tiles.append(("Wall time", duration(math.fsum(seconds)), f"{duration(seconds[-1])} for the last step"))
     if run.waste is not None and run.waste.tokens:
@@ -221,6 +221,23 @@ def _tiles(run: _Run) -> list[tuple[str, str, str]]:
         failed = sum(run.samples.failures.values())
         tiles.append(("Not scored", f"{failed:,}", "rollouts whose reward failed"))
     return tiles
+
+
+def _state(run: _Run) -> str:
+    """Whether it is finished, was stopped, and why, or may be running."""
+    last = next((event for event in reversed(run.events) if event.kind in ("stopped", "resumed", "forked")), None)
+    if run.summary:
+        return "finished"
+    if last is None or last.kind != "stopped":
+        return "still running, or killed"
+    why = last.message.partition("\n")[0]
+    return f"stopped {why}" if why.startswith("by ") else f"stopped: {why[:200]}"
+
+
+def _unscored(evaluation: Evaluation, observed: Collection[str]) -> str:
+    """How many samples have no value of the metric, and of each observed reward that failed."""
+    parts = [f"{name} {n}" for name, n in evaluation.failed_parts.items() if name in observed]
+    return ", ".join([str(evaluation.failed), *parts])
 
 
 def _uses(waste: digest.Waste | None) -> list[tuple[str, float]]:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from rlft.common import low_memory
 from rlft.common.cluster import Cluster, node_address
 from rlft.config import AdapterConfig, LearnerConfig
 from rlft.learner.ranks import Ranks
@@ -203,8 +204,14 @@ class LearnerProcesses:
                 failed[rank] = error.cause
             except errors.RayError as error:
                 self.close()
+                told = f"What Ray says: {error}"
+                if isinstance(error, errors.OutOfMemoryError):
+                    told = (
+                        f"{low_memory.describe(str(error))}. Less memory is needed with fewer learner.workers, a "
+                        "smaller learner.tokens_per_microbatch or fewer rollout.workers"
+                    )
                 raise RuntimeError(
-                    f"{self._name(rank)} died; `rlft resume` continues from the last checkpoint. What Ray says: {error}"
+                    f"{self._name(rank)} died; `rlft resume` continues from the last checkpoint. {told}"
                 ) from error
         if not failed and not pending:
             return [answers[rank] for rank in sorted(answers)]

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+from rlft.common import low_memory
 from rlft.common.cluster import Cluster, Ref, RemoteMethod
 from rlft.config import RunConfig
 from rlft.model.layers.slow_paths import SLOW_PATH
@@ -38,6 +39,10 @@ LIMIT_S = 1800.0
 """How long all of them may take to start while there is work and nobody does it."""
 LOAD_S = 600.0
 """Loading may take as long as a chunk, and at least this long: a small deadline is meant for chunks."""
+PAUSE_S = 10.0
+"""How long a slot waits before it replaces the first worker that was ended for memory; for each later one 3 times as
+long: the peak may be somebody else's."""
+LONGEST_PAUSE_S = 120.0
 NAMED = 8
 """Tasks of a chunk that an error names."""
 
@@ -98,7 +103,7 @@ class RayPool:
         self._make_worker = make_worker
         self._on_event = on_event or (lambda kind, message: None)
         self._newest: Publication | None = None
-        self._published = self._restarts = 0
+        self._published = self._restarts = self._ended_for_memory = 0
         self._queue = WorkQueue(hedge_after=config.rollout.hedge_after)
         self.slots = [WorkerSlot(number=n, actor=self._start_actor()) for n in range(config.rollout.workers)]
         """The workers, in an order that stays."""
@@ -201,8 +206,9 @@ class RayPool:
             except (errors.RayError, EngineLostError, TimeoutError) as error:
                 # Also a full node's choice to kill it and a lost object: the chunk is whole and can be redone.
                 if job is not None:
-                    self._queue.give_back(job, is_suspect=slot.holds is not None)
-                self._replace(slot, job, error)
+                    is_suspect = slot.holds is not None and not isinstance(error, errors.OutOfMemoryError)
+                    self._queue.give_back(job, is_suspect=is_suspect)
+                await self._replace(slot, job, error)
 
     async def _load(self, slot: WorkerSlot) -> None:
         """Wait until the actor has found its resources, however long that takes, and has loaded its model.
@@ -268,26 +274,38 @@ class RayPool:
                 raise error.cause from None
             raise
 
-    def _replace(self, slot: WorkerSlot, job: Job | None, error: Exception) -> None:
-        """Start another actor in the slot of a lost one.
+    async def _replace(self, slot: WorkerSlot, job: Job | None, error: Exception) -> None:
+        """Start another actor in the slot of a lost one, after a pause if it was ended for memory.
 
         Raises:
             RuntimeError: that happened too often.
         """
         self._ray.kill(slot.actor)  # a hung one still has its resources
         self._restarts += 1
+        is_out_of_memory = isinstance(error, self._ray.exceptions.OutOfMemoryError)
         happened = str(error) if isinstance(error, TimeoutError) else "died" if slot.is_ready else "died as it loaded"
+        if is_out_of_memory:
+            happened += f": {low_memory.describe(str(error))}"
         if self._restarts > self._config.rollout.max_restarts:
             raise RuntimeError(self._last_words(slot, job, happened, error)) from error
         redone = "; its chunk is redone" if job is not None else ""
-        self._on_event("worker_restarted", f"rollout worker {slot.number} {happened} and was replaced{redone}")
-        slot.actor, slot.process_id, slot.is_ready = self._start_actor(), 0, False
-        slot.holds, slot.rss_mb = None, 0.0
+        slot.process_id, slot.is_ready, slot.holds, slot.rss_mb = 0, False, None, 0.0
+        if is_out_of_memory:
+            pause_s = min(LONGEST_PAUSE_S, PAUSE_S * 3**self._ended_for_memory)
+            self._ended_for_memory += 1
+            told = f"rollout worker {slot.number} {happened}. It is replaced in {pause_s:g} s{redone}"
+            self._on_event("low_memory", f"{told}. {_LESS_MEMORY}")
+            await asyncio.sleep(pause_s)
+        else:
+            self._on_event("worker_restarted", f"rollout worker {slot.number} {happened} and was replaced{redone}")
+        slot.actor = self._start_actor()
 
     def _last_words(self, slot: WorkerSlot, job: Job | None, happened: str, error: Exception) -> str:
         """The error that ends the run: a chunk that cost several workers, or workers that died for other reasons."""
-        last = happened if isinstance(error, TimeoutError) else f"{happened}: {error}"
         allowed = f"more than rollout.max_restarts={self._config.rollout.max_restarts} allows"
+        if isinstance(error, self._ray.exceptions.OutOfMemoryError):
+            return f"rollout workers died {self._restarts} times, {allowed}; the last one {happened}. {_LESS_MEMORY}"
+        last = happened if isinstance(error, TimeoutError) else f"{happened}: {error}"
         suspect = self._queue.suspect
         if suspect is not None and suspect.losses > 1:
             return (
@@ -298,6 +316,12 @@ class RayPool:
         if job is None or slot.holds is None:  # it had not begun with any tasks
             return words
         return f"{words}. It had {_name(job.chunk)}. {_advice(job.chunk, self._config)}"
+
+
+_LESS_MEMORY = (
+    "Less memory is needed with fewer rollout.workers, a smaller rollout.tasks_per_chunk, a lower "
+    "sampling.max_new_tokens or a smaller model; or end other programs on that machine"
+)
 
 
 def _name(chunk: Chunk) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from rlft.run.records import (
     ROLLOUTS,
     SUMMARY,
     TASKS,
-    MetricsLine,
     numbered,
     step_name,
 )
@@ -53,7 +52,7 @@ def newest_checkpoint(path: Path, *, every: int, strict: bool) -> tuple[Snapshot
     snapshot, problems = load_latest(path / CHECKPOINTS)
     if problems and strict:
         raise ValueError(f"{problems[0]}; without --strict `rlft resume` continues from an older checkpoint")
-    known = {line.step for line in _metrics(path)}
+    known = {line.step for line in logs.read_metrics(path, []).rows}
     last = max(known, default=0)
     if snapshot is None:
         if problems or last > every or (path / SUMMARY).exists():
@@ -75,7 +74,7 @@ def newest_checkpoint(path: Path, *, every: int, strict: bool) -> tuple[Snapshot
 
 def set_aside_after(path: Path, step: int) -> Path | None:
     """Move the records of later steps, and a summary, into a folder of `aside/`; that folder, if there were any."""
-    lines = _metrics(path)
+    lines = logs.read_metrics(path, []).rows
     later = [line for line in lines if line.step > step]
     tasks = logs.read_tasks(path, []).rows
     moved = [each for each, number in _numbered(path) if number > step]
@@ -116,17 +115,6 @@ def copy_until(path: Path, step: int, target: Path) -> None:
     write_file(target / TASKS, "".join(task.line() + "\n" for task in tasks))
     events = [event for event in logs.read_events(path, []).rows if event.step is None or event.step <= step]
     write_file(target / EVENTS, "".join(event.line() + "\n" for event in events))
-
-
-def _metrics(path: Path) -> Sequence[MetricsLine]:
-    """The lines of the metrics; a torn last one is left out. Raises ValueError on a damaged one, with a way out."""
-    try:
-        return logs.read_metrics(path, []).rows
-    except ValueError as error:
-        raise ValueError(
-            f"{error}. Restore it from a copy, or continue without that line as a run of its own: rlft resume {path} "
-            "--fork NAME"
-        ) from None
 
 
 def _numbered(path: Path) -> Iterator[tuple[Path, int]]:

@@ -33,7 +33,7 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from rlft import config_file
-from rlft.common.files import naming, write_file
+from rlft.common.files import describe_os_error, naming, write_file
 from rlft.common.interrupts import Interrupted
 from rlft.config import BaseRunConfig, RunConfig
 from rlft.run import logs
@@ -84,6 +84,24 @@ def read_config(
     return config_file.load(run / CONFIG, overrides, kind, amend=modernise, check=check)
 
 
+def make_output_dir(folder: Path) -> None:
+    """Make the folder that runs lie in, if it is not there.
+
+    Raises:
+        ValueError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "it cannot be written to"
+    except OSError as error:
+        reason = describe_os_error(error)
+    if reason:
+        raise ValueError(
+            f"output_dir: no run can be made in {folder} ({reason}); name a folder that you may write to, as in "
+            "output_dir=runs"
+        )
+
+
 class Run(Generic[C]):
     """An open run directory, with the config of an RL run if nothing else is said. One driver holds it at a time."""
 
@@ -95,6 +113,7 @@ class Run(Generic[C]):
         """
         self.config = config
         self.path = path or config.run_dir
+        make_output_dir(self.path.parent)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock")
         self.is_going = False

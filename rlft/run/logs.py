@@ -49,9 +49,15 @@ def read_metrics(
     """The lines of metrics.jsonl from byte `start` on, each as it was written.
 
     A torn last line is left out, and read by a later call once it is whole; that is said in `notes` if given, else
-    logged. Raises ValueError with file and line for any other bad line, unless those are to be skipped.
+    logged. Raises ValueError with file and line for any other bad line, and a way out, unless those are to be skipped.
     """
-    return _read(Path(run) / METRICS, MetricsLine.from_dict, notes, start, skip_damaged=skip_damaged)
+    try:
+        return _read(Path(run) / METRICS, MetricsLine.from_dict, notes, start, skip_damaged=skip_damaged)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Restore it from a copy, or continue without that line as a run of its own: rlft resume {run} "
+            "--fork NAME"
+        ) from None
 
 
 def read_events(run: Path, notes: list[str] | None = None, *, start: int = 0) -> Lines[Event]:

@@ -133,7 +133,10 @@ def _refusal(
         there = f"there are: {', '.join(measured)}" if measured else "no reward has a value"
         return f"evaluation {name}: no sample has the part {metric} of evaluation.metric; {there}.{kept}"
     if not failures:
-        return f"evaluation {name}: {metric} abstained on all {samples} samples.{kept}"
+        return (
+            f"evaluation {name}: {metric} returned None for all {samples} samples, which says that it does not apply "
+            f"to them; return a number.{kept}"
+        )
     first = first_cause(failures)
     return (
         f"evaluation {name}: {len(failures)} of {samples} samples could not be scored, more than scoring.max_failed="

@@ -42,7 +42,7 @@ from rlft.rollout.engines.by_name import check_engine, traits_of
 from rlft.rollout.pool import MakePool, RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
 from rlft.run.checkpoint import Snapshot
-from rlft.run.directory import Run
+from rlft.run.directory import Run, make_output_dir
 from rlft.run.provenance import source_record
 from rlft.run.records import LOGS, Evaluation, Provenance, adapter_folder, step_name
 from rlft.run.resume import PLAIN, Continued, How, config_of, continued, way_on
@@ -50,7 +50,7 @@ from rlft.run.summaries import RLSummary
 from rlft.train import provenance
 from rlft.train.rl.evaluate import answer_heldout, evaluation, headline
 from rlft.train.rl.loop import train_rl
-from rlft.train.rl.observed import note_observed_failures
+from rlft.train.rl.observed import note_observed_failures, observed_sentences
 from rlft.train.rl.services import make_scorer, reward_remarks, services
 from rlft.train.rl.state import restore, snapshot
 from rlft.train.rl.summary import summarize
@@ -181,6 +181,8 @@ def measure(config: RunConfig, adapter_folder: Path | None) -> Evaluation:
         groups = answer_heldout(
             config, pool, scorer, environment.heldout, version=adapter.version, on_chunk=view.progress
         )
+        for text in observed_sentences(config, groups):
+            view.note(text)
         result = evaluation(config, groups, adapter=adapter, name="measure", step=0, samples_file=None)
         if names := traits_of(config.rollout).says_what_is_measured:  # not the result's adapter_hash
             return replace(result, extra={"served": {name: config.rollout.engine_args[name] for name in names}})
@@ -206,7 +208,7 @@ def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Pre
     learner_scores = LearnerScores()
     with ExitStack() as stack:
         if log_dir is None:
-            config.run_dir.parent.mkdir(parents=True, exist_ok=True)
+            make_output_dir(config.run_dir.parent)
             # On the run's own disk, where open files can be moved.
             folder = tempfile.TemporaryDirectory(prefix=f".{config.name}.", dir=config.run_dir.parent)
             log_dir = Path(stack.enter_context(folder))

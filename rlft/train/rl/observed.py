@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlft.config import RunConfig
 from rlft.curves.live_panel import View
 from rlft.run.directory import Run
 from rlft.types import Failed, Group
@@ -16,14 +17,21 @@ def note_observed_failures(run: Run, view: View, groups: Sequence[Group], *, ste
 
     The event says on how many of these samples it failed, and has the first failure with the program that repeats it.
     """
+    for text, (name, first) in observed_sentences(run.config, groups).items():
+        if not any(told.startswith(_beginning(name)) for told in run.told(EVENT)):
+            run.event(EVENT, f"{text}\nReproduce it with:\n{first.reproduce}", step=step)
+            view.note(text)
+
+
+def observed_sentences(config: RunConfig, groups: Sequence[Group]) -> dict[str, tuple[str, Failed]]:
+    """A sentence for each observed reward that failed on some of these samples: its name and the first failure."""
     trajectories = [t for group in groups for t in group.trajectories]
-    for spec in run.config.rewards:
+    found = {}
+    for spec in config.rewards:
         failures = [t.failed_parts[spec.label] for t in trajectories if spec.label in t.failed_parts]
-        if spec.weight or not failures or any(told.startswith(_beginning(spec.label)) for told in run.told(EVENT)):
-            continue
-        text = _sentence(spec.label, failures, len(trajectories))
-        run.event(EVENT, f"{text}\nReproduce it with:\n{failures[0].reproduce}", step=step)
-        view.note(text)
+        if failures and not spec.weight:
+            found[_sentence(spec.label, failures, len(trajectories))] = (spec.label, failures[0])
+    return found
 
 
 def _sentence(name: str, failures: Sequence[Failed], samples: int) -> str:

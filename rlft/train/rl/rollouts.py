@@ -248,9 +248,8 @@ def refuse_failures(run: Run, step: int, groups: Sequence[Group]) -> None:
     if not any(group.scores for group in groups) and not failures:
         run.write_rollouts(step, groups)
         raise RuntimeError(
-            f"step {step}: the rewards abstained on all {total} samples, so there is no score to learn "
-            "from; let one of "
-            f"them score these tasks. All samples are in {run.path / 'rollouts'}."
+            f"step {step}: the rewards returned None for all {total} samples, so there is no score to learn from; let "
+            f"one of them return a number for these tasks. All samples are in {run.path / 'rollouts'}."
         )
     if not failures:
         return

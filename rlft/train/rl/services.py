@@ -35,17 +35,20 @@ def services(
     with scorer:
         keep_freed_memory()
         transformers_logging.disable_progress_bar()
-        view.stage("starting rollout workers")
-        pool = (pools or make_pool)(config, model_folder, partial(_enter, run) if run else None)
+        view.stage("loading the rollout engine" if config.backend == "inline" else "starting rollout workers")
+        pool = (pools or make_pool)(config, model_folder, partial(_enter, run, view))
         try:
             yield pool
         finally:
             pool.close()
 
 
-def _enter(run: Run, kind: str, message: str) -> None:
-    """Enter an event of the workers into the run's; what every chunk tells is entered once."""
-    (run.event_once if kind == SLOW_PATH else run.event)(kind, message)
+def _enter(run: Run | None, view: View, kind: str, message: str) -> None:
+    """Enter an event of the workers into the run's; what every chunk tells is entered once, a wait shown at once."""
+    if run is not None:
+        (run.event_once if kind == SLOW_PATH else run.event)(kind, message)
+    if kind == "low_memory":
+        view.note(message)
 
 
 def make_scorer(
