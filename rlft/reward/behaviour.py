@@ -135,12 +135,8 @@ def abstentions(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> list[
     return found
 
 
-def constants(specs: Sequence[RewardSpec], samples: Sequence[Sample], *, good_is_known: bool) -> list[Finding]:
-    """Rewards that gave one value for many different replies.
-
-    Args:
-        good_is_known: whether there is a good reply among them for sure.
-    """
+def constants(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> list[Finding]:
+    """Rewards that gave one value for many different replies."""
     found = []
     for spec in specs:
         given = [(sample, value) for sample in samples if (value := sample.value(spec.label)) is not None]
@@ -149,16 +145,16 @@ def constants(specs: Sequence[RewardSpec], samples: Sequence[Sample], *, good_is
         if len(values) != 1 or replies < _FEW:
             continue
         (value,) = values
-        unknown = value == 0 and not good_is_known
+        unknown = value == 0  # as a penalty is for most replies, and as all wrong ones get
         found.append(
             Finding(
                 check="constant",
                 severity="warning" if unknown or not spec.weight else "error",
                 reward=spec.label,
                 detail=f"it gave {value:g} for {replies} different replies"
-                + (", none of which may have been a good one" if unknown else "")
+                + (", which may be all wrong ones, or right ones of a penalty" if unknown else "")
                 + ": nothing can be learnt from it",
-                advice="add a case with a good reply (FILE.cases.jsonl, or --cases)"
+                advice="add cases with a reply that gets another value (FILE.cases.jsonl, or --cases)"
                 if unknown
                 else "let the value depend on the completion",
             )

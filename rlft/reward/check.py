@@ -11,6 +11,7 @@ written in several ways, and the way that scores highest is taken.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -109,7 +110,10 @@ def _probe(checked: Checked, specs: Sequence[RewardSpec], limit_s: float) -> Pro
 def _first(probe: Probe, checked: Checked, samples: list[Sample]) -> list[Finding]:
     """What each reward has to keep, on replies of all sorts: alone, once more in another order, and in groups."""
     kinds = {label: plan.kind for label, plan in probe.plans.items()}
-    texts = [*good_cases(checked.cases), *checked.demonstrations[:MOST_TASKS], *plain_replies(checked.tasks)]
+    shown_replies = [*good_cases(checked.cases), *checked.demonstrations[:MOST_TASKS]]
+    of_cases = [(case.task, case.completion) for case in checked.cases]
+    texts = [*shown_replies, *of_cases, *plain_replies(checked.tasks)]
+    texts = list({(task.id, text): (task, text) for task, text in texts}.values())
     began = time.monotonic()
     first = behaviour.ask(probe, texts[:1])
     samples += first
@@ -130,12 +134,11 @@ def _first(probe: Probe, checked: Checked, samples: list[Sample]) -> list[Findin
         lists = [spec for spec in checked.specs if kinds[spec.label] == "batch"]
         for others in (grouped, behaviour.in_groups(probe, first, backwards=True)):
             found = found or behaviour.repeated(lists, first, others, "in a list with others")
-    good_is_known = bool(checked.demonstrations or good_cases(checked.cases))
     found += behaviour.repeated(checked.specs, first, again, "later, in another order,")
     for spec in checked.specs:
         seen = grouped if kinds[spec.label] == "group" else first
         found += behaviour.abstentions([spec], seen)
-        found += behaviour.constants([spec], seen, good_is_known=good_is_known)
+        found += behaviour.constants([spec], seen)
         found += behaviour.spread([spec], seen)
     return [*found, *_leaks(checked.tasks), *behaviour.timed(probe, first, checked.deadline_s)]
 
@@ -196,17 +199,27 @@ def _cheats(probe: Probe, checked: Checked, samples: list[Sample], ends: float) 
 
 def _noop(samples: Sequence[Sample]) -> list[Finding]:
     """Whether an empty reply gets the most that any reply got."""
-    values = [sample.total for sample in samples if sample.total is not None]
-    empty = [sample.total for sample in samples if not sample.text.strip() and sample.total is not None]
-    if not empty or max(values) == min(values) or max(empty) < max(values):
+    by_task: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if sample.total is not None:
+            by_task[sample.task.id].append(sample)
+    values = [sample.total or 0.0 for group in by_task.values() for sample in group]
+    best: dict[str, float] = {}
+    for task, group in by_task.items():
+        empty = [sample.total or 0.0 for sample in group if not sample.text.strip()]
+        if empty:
+            best[task] = max(empty)
+            if best[task] < max(sample.total or 0.0 for sample in group):
+                return []
+    if not best or max(values) == min(values) or max(best.values()) < max(values):
         return []
     return [
         Finding(
             check="nothing",
             severity="warning",
             reward=ALL,
-            detail=f"an empty reply gets the most that any of {len(values)} replies got, {max(empty):g}: saying "
-            "nothing is the best policy",
+            detail=f"an empty reply gets the most that any of {len(values)} replies got, {max(best.values()):g}: "
+            "saying nothing is the best policy",
             example="''",
             advice="a penalty needs a reward beside it that an empty reply does not get; check the config with both",
         )

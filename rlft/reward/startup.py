@@ -43,7 +43,7 @@ def look(specs: Sequence[RewardSpec], scorer: Scorer, environment: Environment, 
     if not all(sample.total is None for sample in first):
         found = [replace(finding, severity="warning") for finding in found]
     found += abstentions(called, first)
-    found += [each for each in constants(whole, first, good_is_known=False) if each.severity == "error"]
+    found += [each for each in constants(whole, first) if each.severity == "error"]
     found += repeated(called, first, again, "later")
     return found
 
