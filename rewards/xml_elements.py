@@ -14,8 +14,8 @@ def xml_elements(completion: str, root: str = "", elements: Sequence[str] = ()) 
 
     The XML is the whole reply or its block between triple backticks. Nothing else may stand around it.
 
-    Empty elements do not count, but what stands in them is not judged: use it as the condition of another reward. An
-    entity of its own, with which a few lines become gigabytes, makes the reply no XML.
+    Elements without a letter or a number do not count, nor does XML that has none at all, but what stands in them is not judged: use it as the
+    condition of another reward. An entity of its own, with which a few lines become gigabytes, makes the reply no XML.
 
     Args:
         root: name of the outermost element; "" for any.
@@ -33,7 +33,7 @@ def xml_elements(completion: str, root: str = "", elements: Sequence[str] = ()) 
         opened.append(name)
 
     def data(text: str) -> None:
-        filled.update(opened[-1:] if text.strip() else [])
+        filled.update(opened[-1:] if any(map(str.isalnum, text)) else [])
 
     def refuse(*_: Any) -> None:
         raise ValueError("entities are refused")
@@ -46,5 +46,5 @@ def xml_elements(completion: str, root: str = "", elements: Sequence[str] = ()) 
         parser.Parse(text, True)
     except (expat.ExpatError, ValueError):
         return {"score": 0.0, "well_formed": 0.0}
-    right = (not root or outermost == [root]) and set(elements) <= filled
+    right = bool(filled) and (not root or outermost == [root]) and set(elements) <= filled
     return {"score": float(right), "well_formed": 1.0}

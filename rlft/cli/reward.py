@@ -131,6 +131,57 @@ def check(
 
 
 @app.command()
+def attack(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:function, file.py:function, or a config (YAML).",
+            show_default=False,
+            metavar="REWARD|CONFIG",
+        ),
+    ],
+    args: RewardArguments = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Tasks: a file of rows with `prompt` and `answer`, an environment, or a config.", show_default=False
+        ),
+    ] = "",
+    cases: Annotated[
+        Path | None, typer.Option(help="File of cases; FILE.cases.jsonl beside the reward when left out.")
+    ] = None,
+    oracle: Annotated[
+        str,
+        typer.Option(
+            help="A reward that says what is good; the config's shadow reward when left out.",
+            show_default=False,
+            metavar="REWARD",
+        ),
+    ] = "",
+    run: Annotated[
+        Path | None, typer.Option(help="Run directory whose tasks and stored replies are used.", show_default=False)
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to search.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Another seed tries other combinations.")] = 0,
+    write_cases: Annotated[
+        bool, typer.Option("--write-cases", help="Add what is found to the cases, so that it stays found.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for replies that a reward pays for although they are bad, as a policy would that wants to cheat.
+
+    Exit code 1 if there are any.
+    """
+    from rlft.cli import reward_attack
+
+    asked = reward_attack.asked(
+        target, args=args or (), data=data, cases=cases, oracle=oracle, run=run, seconds=seconds, seed=seed
+    )
+    if reward_attack.run(Console(), target, asked, cases=cases, write=write_cases, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
 def replay(
     run: Annotated[Path, typer.Argument(help="Run directory, such as runs/quickstart.", show_default=False)],
     reward: Annotated[

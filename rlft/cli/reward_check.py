@@ -82,16 +82,21 @@ def show(console: Console, title: str, report: Report, *, as_json: bool) -> None
     console.print(Text(f"{told}; {report.replies} replies in {report.seconds:.1f} s"))
 
 
-def _cases_beside(specs: Sequence[RewardSpec]) -> list[Case]:
-    """The cases beside the only reward with a weight: they are written for weight 1 and no arguments."""
+def cases_file(specs: Sequence[RewardSpec]) -> Path | None:
+    """Where the cases of the only reward with a weight lie, or would: they are for weight 1 and no arguments."""
     weighted = [spec for spec in specs if spec.weight]
     if len(weighted) != 1 or weighted[0].weight != 1 or weighted[0].args:
-        return []
+        return None
     file, name = source_file(weighted[0].path), weighted[0].path.rpartition(":")[2]
     if file is None:
-        return []
-    found = [path for path in (file.with_name(f"{name}{SUFFIX}"), file.with_suffix(SUFFIX)) if path.is_file()]
-    return read_cases(found[0]) if found else []
+        return None
+    places = (file.with_name(f"{name}{SUFFIX}"), file.with_suffix(SUFFIX))
+    return next((path for path in places if path.is_file()), places[0])
+
+
+def _cases_beside(specs: Sequence[RewardSpec]) -> list[Case]:
+    file = cases_file(specs)
+    return read_cases(file) if file and file.is_file() else []
 
 
 def _tasks(data: str, own: EnvironmentConfig | None) -> tuple[list[Task], list[tuple[Task, str]]]:

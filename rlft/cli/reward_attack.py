@@ -1,0 +1,139 @@
+"""What `rlft reward attack` works on: a reward or a config, with tasks, cases, an oracle, a run; and what it prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlft.cli import reward_check
+from rlft.curves.reading import rollout_steps
+from rlft.curves.text import visible
+from rlft.reward.attack import Attacked, AttackReport, as_cases, attack
+from rlft.reward.cases import read_cases, write_cases
+from rlft.reward.check import MOST_TASKS
+from rlft.reward.exploits import Exploit
+from rlft.reward.findings import quoted
+from rlft.reward.stored import read_step, read_tasks
+from rlft.types import RewardSpec, Score, Task
+
+_STEPS = 4
+"""The last steps of a run whose replies are used."""
+
+
+def asked(
+    target: str,
+    *,
+    args: Sequence[str],
+    data: str,
+    cases: Path | None,
+    oracle: str,
+    run: Path | None,
+    seconds: float,
+    seed: int,
+) -> Attacked:
+    """What is to be attacked.
+
+    Args:
+        target: a reward, or a config file.
+        data: as `reward_check.asked` takes it.
+        run: a run directory; its tasks are used where `data` is empty.
+
+    Raises:
+        ValueError: something of it does not exist or cannot be read.
+    """
+    checked = reward_check.asked(target, args=args, data=data, cases=cases, deadline_s=None, within_s=seconds)
+    replies = _stored(run) if run else []
+    tasks = list({task.id: task for task, _ in replies}.values())[:MOST_TASKS]
+    return Attacked(
+        specs=checked.specs,
+        tasks=tasks if tasks and not data else checked.tasks,
+        demonstrations=checked.demonstrations,
+        cases=checked.cases,
+        replies=replies,
+        oracle=RewardSpec(path=oracle) if oracle else None,
+        seconds=seconds,
+        seed=seed,
+        deadline_s=min(checked.hangs_s, checked.deadline_s),
+        environment=checked.environment,
+    )
+
+
+def run(
+    console: Console, title: str, attacked: Attacked, *, cases: Path | None, write: bool, as_json: bool
+) -> Sequence[Exploit]:
+    """Attack, print what was found, and add it to the cases where that is asked for.
+
+    Raises:
+        ValueError: a reward cannot be loaded or called, or there is no file to add cases to.
+    """
+    file = cases or reward_check.cases_file(attacked.specs)
+    if write and file is None:
+        raise ValueError("--write-cases: rewards with weights or arguments have no cases of their own; name --cases")
+    report = attack(attacked)
+    if as_json:
+        console.print_json(json.dumps(as_dict(report)))
+    else:
+        show(console, title, report)
+    if write and file is not None:
+        known = read_cases(file) if file.is_file() else []
+        new = as_cases(report.exploits, known)
+        if new:
+            write_cases(file, [*known, *new])
+        if not as_json:
+            console.print(Text(f"{len(new)} cases added to {file}"), soft_wrap=True)
+    return report.exploits
+
+
+def as_dict(report: AttackReport) -> dict[str, object]:
+    """Plain data, for JSON."""
+    return {
+        "survives": not report.exploits,
+        "exploits": [exploit.as_dict() for exploit in report.exploits],
+        "notes": list(report.notes),
+        "replies": report.replies,
+        "seconds": report.seconds,
+    }
+
+
+def show(console: Console, title: str, report: AttackReport) -> None:
+    """Print the exploits, those that score most first."""
+    if report.exploits:
+        table = Table(title=Text(visible(title)), title_justify="left", show_lines=True)
+        for heading in ("family", "exploit", "reply", "a good one", "what to do"):
+            table.add_column(heading, overflow="fold")
+        for exploit in report.exploits:
+            where = f" (task {exploit.task.id}, {exploit.tasks} of {exploit.of} tasks)"
+            says = f"; the oracle gives it {exploit.oracle:g}" if exploit.oracle is not None else ""
+            table.add_row(
+                Text(exploit.family, style="red"),
+                Text(visible(f"{exploit.told}{says}{where}")),
+                Text(visible(quoted(exploit.completion)), style="cyan"),
+                Text(visible(f"{quoted(exploit.good)} scores {exploit.good_score:g}")),
+                Text(exploit.advice),
+            )
+        console.print(table)
+    for note in report.notes:
+        console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
+    count = len(report.exploits)
+    found = f"{count} exploit{'' if count == 1 else 's'}" if count else "no exploit found"
+    console.print(Text(f"{found}; {report.replies} replies in {report.seconds:.1f} s"))
+
+
+def _stored(run: Path) -> list[tuple[Task, str]]:
+    """The replies of a run's last steps, the highest rewards first."""
+    tasks = read_tasks(run)
+    found: list[tuple[float, Task, str]] = []
+    for step in rollout_steps(run)[-_STEPS:]:
+        for group in read_step(run, step, tasks).groups:
+            for each in group.trajectories:
+                value = each.outcome.value if isinstance(each.outcome, Score) else float("-inf")
+                found.append((value, group.task, each.text))
+    if not found:
+        raise ValueError(f"{run} has no rollouts yet: they are written after each step")
+    found.sort(key=lambda row: -row[0])
+    return [(task, text) for _, task, text in found]

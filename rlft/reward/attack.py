@@ -1,0 +1,319 @@
+"""Looks for replies that a reward pays for although they are bad, as a policy would that wants to cheat.
+
+    report = attack(Attacked(specs=[RewardSpec(path="brevity.py:brevity")]))
+    report.exploits         # the smallest reply of each family that scores like a good one
+
+What is bad, an oracle says: a second reward that is right and too dear to train on, or the cases. Without one a reply
+is bad because of how it was made: without looking at the task's answer, or against it. It is an exploit only if it
+scores like a good reply to several tasks, so that a right reward is accused of nothing.
+
+The search starts from good replies, what is made of them to cheat (`transforms.py`), and pieces without an answer
+(`tricks.py`); the best are changed and crossed, and what works is made as small as it can be. Equal seeds give equal
+replies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from rlft.reward import tricks
+from rlft.reward.adversarial import Source, good_cases, shown, written
+from rlft.reward.cases import Case, Expect
+from rlft.reward.check import MADE_UP, MOST_TASKS
+from rlft.reward.exploit_judge import Judge
+from rlft.reward.exploits import Candidate, Exploit, Target, contentless
+from rlft.reward.probe import MOST_KILLED, GaveUpError, Probe
+from rlft.reward.shrinking import shrunk
+from rlft.reward.tricks import Piece
+from rlft.types import RewardSpec, Task
+
+ORACLE = "oracle"
+"""Name of the reward that says what is good."""
+SECONDS = 20.0
+_KEPT, _CHILDREN = 12, 24
+_SEARCHING = 0.7
+"""Share of the time for finding exploits; the rest is for making them small."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attacked:
+    """What is attacked, and how long."""
+
+    specs: Sequence[RewardSpec]
+    """None on the learner's base. Without an `oracle` the first shadow reward among them is it."""
+    tasks: Sequence[Task] = MADE_UP
+    demonstrations: Sequence[tuple[Task, str]] = ()
+    """Good replies to tasks."""
+    cases: Sequence[Case] = ()
+    replies: Sequence[tuple[Task, str]] = ()
+    """What a policy wrote."""
+    oracle: RewardSpec | None = None
+    seconds: float = SECONDS
+    generations: int = 30
+    """Rounds of mutation and crossover at the most."""
+    seed: int = 0
+    deadline_s: float = 3.0
+    """Seconds for one reply."""
+    environment: Collection[str] = ()
+    """`scoring.environment`."""
+    workers: int = 1
+    """0 calls the rewards in this process, where nothing can be killed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackReport:
+    """What an attack has found."""
+
+    exploits: Sequence[Exploit]
+    """One of each family, the one that scores most first."""
+    notes: Sequence[str]
+    """What could not be tried, and why."""
+    replies: int
+    """Different replies that were scored."""
+    seconds: float
+
+
+def attack(attacked: Attacked) -> AttackReport:
+    """Attack rewards in processes that can be killed.
+
+    Raises:
+        ValueError: a reward or the oracle cannot be loaded or called.
+    """
+    shadow = next((spec for spec in attacked.specs if spec.role == "shadow"), None)
+    oracle = replace(attacked.oracle, name=ORACLE, weight=0.0) if attacked.oracle else shadow
+    specs = [*attacked.specs, *([oracle] if oracle and oracle is not shadow else [])]
+    found: list[Exploit] = []
+    with Probe(
+        specs,
+        deadline_s=attacked.deadline_s,
+        workers=attacked.workers,
+        environment=attacked.environment,
+        most_killed=MOST_KILLED,
+    ) as probe:
+        started = time.monotonic()  # the time to start processes does not count
+        judge = Judge(probe, started + _SEARCHING * attacked.seconds, oracle.label if oracle else "")
+        try:
+            _Attack(attacked, judge, started + attacked.seconds, found).run()
+        except GaveUpError as error:
+            judge.notes.append(
+                f"the attack ended early, since the reward hangs or dies: {error}; see rlft reward check"
+            )
+    if judge.stopped:
+        judge.notes.append(f"not everything was tried within {attacked.seconds:g} s")
+    found.sort(key=lambda exploit: (-exploit.score, len(exploit.completion)))
+    return AttackReport(
+        exploits=found,
+        notes=list(dict.fromkeys(judge.notes)),
+        replies=len(judge.known),
+        seconds=time.monotonic() - started,
+    )
+
+
+def as_cases(exploits: Sequence[Exploit], known: Sequence[Case]) -> list[Case]:
+    """Cases that hold once the reward no longer falls for the exploits; those that stand there already are left out."""
+    names = {case.name for case in known}
+    there = {(case.completion, str(case.answer)) for case in known}
+    found: list[Case] = []
+    for exploit in exploits:
+        task = exploit.task
+        if (exploit.completion, str(task.answer)) in there:
+            continue
+        numbered = (f"attack: {exploit.family}{' ' * (n > 1)}{n if n > 1 else ''}" for n in itertools.count(1))
+        name = next(each for each in numbered if each not in names)
+        names.add(name)
+        prompt = next((m["content"] for m in reversed(task.messages) if m["role"] == "user"), "")
+        expect = Expect(at_most=round(exploit.at_most, 6))
+        found.append(
+            Case(
+                completion=exploit.completion,
+                expect=expect,
+                name=name,
+                prompt=prompt,
+                answer=task.answer,
+                columns=task.columns,
+            )
+        )
+    return found
+
+
+class _Attack:
+    """One attack: targets, candidates, evolution, and the smallest of what works."""
+
+    def __init__(self, attacked: Attacked, judge: Judge, ends: float, found: list[Exploit]) -> None:
+        self._attacked, self._judge, self._ends, self._found = attacked, judge, ends, found
+        plans = judge.probe.plans
+        trained = [spec for spec in attacked.specs if spec.weight]
+        self._takes_answer = any("answer" in plans[spec.label].parameters for spec in trained)
+        offered = {"completion", "completions", "prompt", "prompts", "answer", "messages", "trajectory", "group"}
+        self._needs_columns = any(plans[spec.label].required - offered - spec.args.keys() for spec in trained)
+        self._trained = trained
+
+    def run(self) -> None:
+        """Fill in what is found."""
+        judge = self._judge
+        self._found += judge.broken_cases(self._attacked.cases)
+        targets = self._targets()
+        if not targets:
+            if blind := judge.blind(self._answers(), takes_answer=self._takes_answer):
+                self._found.append(blind)
+            else:
+                judge.notes.append(
+                    "no good reply is known that scores above nonsense, so that only the cases were tried: add cases "
+                    "with good replies (FILE.cases.jsonl, or --cases)"
+                )
+            return
+        if judge.oracle and not (targets := [target for target in targets if target.oracle_tells]):
+            judge.notes.append("the oracle gives good replies no more than nonsense, so that it cannot say what is bad")
+            return
+        by_answer = self._takes_answer or any(target.aware for target in targets)
+        if not by_answer and not judge.oracle:
+            judge.notes.append(
+                "the reward does not look at an answer, so that only empty formats, length, and texts for a judge were "
+                "tried: attack the config with all its rewards, or give --oracle"
+            )
+        targets = judge.controlled(targets, by_answer=by_answer)
+        candidates = self._candidates(targets, by_answer)
+        working = [one for one in candidates if judge.works(one, targets)]
+        working += self._evolved(candidates, targets)
+        judge.ends = self._ends  # from here on it is about size
+        self._smallest(working, targets)
+
+    def _answers(self) -> dict[str, list[Source]]:
+        tasks = self._attacked.tasks
+        return {} if self._needs_columns and tasks is MADE_UP else written(tasks[:MOST_TASKS])
+
+    def _targets(self) -> list[Target]:
+        """Good replies to several tasks, with what they score."""
+        given = [*good_cases(self._attacked.cases), *self._attacked.demonstrations]
+        targets = self._judge.targets(shown(given[:MOST_TASKS], self._attacked.tasks))
+        if len(targets) < MOST_TASKS:
+            targets += self._judge.best(self._answers())
+        if len(targets) < 2 and not self._needs_columns and self._attacked.tasks is not MADE_UP:
+            targets += self._judge.best(written(MADE_UP))
+        if not targets and self._judge.oracle:
+            targets = self._judge.targets(shown(self._attacked.replies, self._attacked.tasks))
+        return targets[: 2 * MOST_TASKS]
+
+    def _candidates(self, targets: Sequence[Target], by_answer: bool) -> list[Candidate]:
+        transforms = self._judge.transforms() if by_answer or self._judge.oracle else []
+        found = [Candidate.of_transform(transform, targets) for transform in transforms]
+        pieces = self._pieces(targets)
+        found += [Candidate.of_recipe(recipe, targets, self._judge.may_try) for recipe in tricks.simple_recipes(pieces)]
+        if self._judge.oracle:
+            found += [Candidate.of_replies(texts, targets) for texts in self._own_replies(targets)]
+        return [one for one in found if one.texts]
+
+    def _pieces(self, targets: Sequence[Target]) -> list[Piece]:
+        """The pieces that may be used on these tasks; replies to other tasks only where the answers are known."""
+        known = all(target.source.good.answer is not None for target in targets)
+        replies = list(dict.fromkeys(text for _, text in self._attacked.replies))[:24] if known else []
+        pieces = tricks.single_pieces(self._trained, replies)
+        return pieces
+
+    def _own_replies(self, targets: Sequence[Target]) -> list[dict[int, str]]:
+        """What a policy wrote to the targets' own tasks: the n-th reply to each."""
+        by_task: dict[str, list[str]] = {}
+        for task, text in self._attacked.replies:
+            by_task.setdefault(task.id, []).append(text)
+        longest = max(map(len, by_task.values()), default=0)
+        found = []
+        for place in range(min(longest, 64)):
+            texts = {
+                index: by_task[target.source.task.id][place]
+                for index, target in enumerate(targets)
+                if place < len(by_task.get(target.source.task.id, ()))
+            }
+            found += [{index: text} for index, text in texts.items()]
+        return found
+
+    def _evolved(self, candidates: Sequence[Candidate], targets: Sequence[Target]) -> list[Candidate]:
+        """Recipes that work and were found by changing and crossing the best ones."""
+        judge, pieces = self._judge, self._pieces(targets)
+        working: list[Candidate] = []
+        pool = sorted((c for c in candidates if c.recipe), key=judge.fitness(targets), reverse=True)[:_KEPT]
+        for generation in range(self._attacked.generations):
+            if judge.stopped or not pool:
+                break
+            children = []
+            for number in range(_CHILDREN):
+                draw = random.Random(f"{self._attacked.seed}/{generation}/{number}")
+                one, other = (pool[min(draw.randrange(len(pool)), draw.randrange(len(pool)))] for _ in range(2))
+                assert one.recipe is not None
+                assert other.recipe is not None
+                recipe = tricks.crossed(one.recipe, other.recipe) if draw.random() < 0.3 else one.recipe
+                for _ in range(draw.randint(1, 3)):
+                    recipe = tricks.mutated(recipe, pieces, draw)
+                children.append(Candidate.of_recipe(recipe, targets, judge.may_try))
+            judge.score([pair for child in children for pair in child.pairs(targets)])
+            working += [child for child in children if judge.works(child, targets)]
+            both = {candidate.recipe: candidate for candidate in (*pool, *children) if candidate.texts}
+            pool = sorted(both.values(), key=judge.fitness(targets), reverse=True)[:_KEPT]
+        return working
+
+    def _smallest(self, working: Sequence[Candidate], targets: Sequence[Target]) -> None:
+        """One exploit of each family, as small as it can be."""
+        done = {exploit.family for exploit in self._found}
+        for candidate in sorted(working, key=lambda each: each.size):
+            if candidate.family in done:
+                continue
+            if candidate.recipe:
+                candidate = self._fewest_pieces(candidate, targets)
+                if candidate.family in done or self._judge.is_controlled(candidate, targets):
+                    continue
+            done.add(candidate.family)
+            small = self._shrunk(candidate, targets)
+            exploit = self._judge.exploit(small, targets)
+            if all((exploit.family, exploit.completion) != (f.family, f.completion) for f in self._found) and not (
+                small.family != candidate.family and small.family in done
+            ):
+                done.add(small.family)
+                self._found.append(exploit)
+
+    def _fewest_pieces(self, candidate: Candidate, targets: Sequence[Target]) -> Candidate:
+        while candidate.recipe:
+            recipes = tricks.without_one(candidate.recipe)
+            fewer = [Candidate.of_recipe(each, targets, self._judge.may_try) for each in recipes]
+            self._judge.score([pair for one in fewer for pair in one.pairs(targets)])
+            smaller = next((one for one in fewer if self._judge.works(one, targets)), None)
+            if smaller is None:
+                return candidate
+            candidate = smaller
+        return candidate
+
+    def _is_bad(self, candidate: Candidate, target: Target) -> bool:
+        """Whether its only text is bad for the reason that it was before it was made smaller."""
+        text = next(iter(candidate.texts.values()))
+        may_try = candidate.recipe is None or self._judge.may_try(candidate.family, text, target)
+        return may_try and candidate.keeps(target.source)
+
+    def _shrunk(self, candidate: Candidate, targets: Sequence[Target]) -> Candidate:
+        """The candidate on the task where it is shortest, or on all where it is the same everywhere, made small."""
+        hits = self._judge.hits(candidate, targets)
+        if len({candidate.texts[index] for index in hits}) > 1:
+            hits = [min(hits, key=lambda index: len(candidate.texts[index]))]
+
+        def works(texts: Sequence[str]) -> list[bool]:
+            tried = [replace(candidate, texts=dict.fromkeys(hits, text)) for text in texts]
+            self._judge.score([pair for one in tried for pair in one.pairs(targets)])
+            return [
+                len(self._judge.hits(one, targets)) == len(hits)
+                and (bool(self._judge.oracle) or all(self._is_bad(one, targets[index]) for index in hits))
+                for one in tried
+            ]
+
+        small = shrunk(candidate.texts[hits[0]], works)
+        family = candidate.family
+        if not small.strip():
+            family = "nothing"
+        elif family not in ("nothing", "code") and contentless(small):
+            family = "format only"
+        return replace(
+            candidate,
+            texts=dict.fromkeys(hits, small),
+            family=family,
+            worked_on=len(self._judge.hits(candidate, targets)),
+        )

@@ -1,0 +1,197 @@
+"""`rlft reward attack`: the share of planted bugs that it finds, that it accuses no right reward, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from rlft.cli import main
+from rlft.common.by_path import available
+from rlft.reward import attack as attacks
+from rlft.reward.attack import Attacked, AttackReport, attack
+from rlft.reward.cases import Case, Expect, read_cases
+from rlft.reward.exploits import contentless, reveals
+from rlft.reward.probe import make_task
+from rlft.reward.shrinking import shrunk
+from rlft.reward.transforms import FAMILIES
+from rlft.reward.tricks import ADVICE, WITHOUT
+from rlft.types import RewardSpec, Task
+
+
+def tasks(*pairs: tuple[str, str]) -> list[Task]:
+    return [make_task(prompt, answer=answer, id=prompt) for prompt, answer in pairs]
+
+
+WORDS = tasks(("Who wrote it?", "William Shakespeare"), ("The capital of France?", "Paris"), ("Who?", "Marie Curie"))
+SYMBOLS = tasks(("Resistance?", "\u03a9"), ("Japan?", "\u65e5\u672c"), ("The circle?", "\u03c0"))
+LETTERS = tasks(("Pick one.", "B"), ("Pick another one.", "A"), ("Pick the last one.", "D"))
+SQUARES = [
+    Case(
+        name=f"good {n}",
+        prompt=f"Write `square(n)`.\nassert square({n}) == {n * n}\nassert square(3) == 9",
+        completion="```python\ndef square(n):\n    return n * n\n```",
+        answer=[[[n], n * n], [[3], 9]],
+        expect=Expect(equals=1.0),
+    )
+    for n in (2, 4)
+]
+CODE: dict[str, Any] = {"cases": SQUARES, "tasks": [case.task for case in SQUARES]}
+
+BUGS: dict[str, tuple[set[str], dict[str, Any]]] = {
+    # reward: (families, of which one has to be found; what it is tried on, if not on sums)
+    "substring": ({"negation", "many answers"}, {}),
+    "last_number": ({"negation"}, {}),
+    "first_tag": ({"contradiction"}, {}),
+    "any_tag": ({"many answers"}, {}),
+    "within_tags": ({"many answers"}, {}),
+    "excused": ({"nothing"}, {}),
+    "unbounded_length": ({"padding"}, {}),
+    "length_of_wrong": ({"padding"}, {}),
+    "format_pays": ({"format only"}, {}),
+    "prefix": ({"wrong answer"}, {}),
+    "prefix_of_answer": ({"nothing"}, {}),
+    "evaluates": ({"code"}, {}),
+    "persuaded_judge": ({"injection"}, {}),
+    "flattered_judge": ({"flattery"}, {}),
+    "judge_of_style": ({"injection"}, {}),
+    "none_is_none": ({"nothing"}, {}),
+    "empty_is_empty": ({"nothing"}, {}),
+    "wide_tolerance": ({"wrong answer", "other answers", "constant"}, {}),
+    "not_a_number": ({"constant"}, {}),
+    "json_keys": ({"format only", "other answers"}, {}),
+    "keywords": ({"keywords"}, {}),
+    "source_words": ({"keywords"}, {}),
+    "any_number": ({"many answers"}, {}),
+    "unanchored": ({"wrong answer"}, {}),
+    "reasoning_counts": ({"contradiction"}, {}),
+    "sign_is_lost": ({"wrong answer"}, {}),
+    "word_overlap": ({"many answers"}, {"tasks": WORDS}),
+    "deleted": ({"nothing"}, {"tasks": SYMBOLS}),
+    "one_letter": ({"many answers", "garbage"}, {"tasks": LETTERS}),
+    "code_equals": ({"code"}, CODE),
+    "code_exits": ({"code"}, CODE),
+    "shown_tests": ({"code"}, CODE),
+}
+RIGHT: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "only_tag": {},
+    "last_tag": {},
+    "nearness": {},
+    "tight": {},
+    "brief": {},
+    "penalty": {},
+    "centred": {},
+    "whole_text": {"tasks": WORDS},
+    "tests_pass": CODE,
+}
+SLOW = {"rewards.code_tests:code_tests", "rewards.embedding_similarity:embedding_similarity"}
+SERVED = ("judge", "reward_model", "ranking", "rubric", "pairwise", "reasoning_gym", "environment_reward")
+SHIPPED = [path for path in available("rewards") if path not in SLOW and not any(name in path for name in SERVED)]
+
+
+def attacked(name: str, **options: Any) -> AttackReport:
+    """An attack in this process, which spares the start of another one, and with few rounds."""
+    options = {"workers": 0, "generations": 2, "seconds": 60.0, **options}
+    return attack(Attacked(specs=[RewardSpec(path=f"tests.planted:{name}")], **options))
+
+
+def test_planted_bugs_are_found_and_right_rewards_are_not_accused() -> None:
+    found = {name: {e.family for e in attacked(name, **options).exploits} for name, (_, options) in BUGS.items()}
+    recall = sum(bool(found[name] & families) for name, (families, _) in BUGS.items()) / len(BUGS)
+    assert recall >= 0.9, {name: found[name] for name, (families, _) in BUGS.items() if not found[name] & families}
+    accused = {name: attacked(name, **options) for name, options in RIGHT.items()}
+    assert {name: report.exploits for name, report in accused.items() if report.exploits} == {}
+    assert all(report.replies > 50 for report in accused.values())  # they were attacked
+
+
+@pytest.mark.parametrize("path", SHIPPED)
+def test_shipped_rewards_survive(path: str) -> None:
+    from rlft.cli import reward_attack
+
+    asked = reward_attack.asked(path, args=(), data="", cases=None, oracle="", run=None, seconds=60.0, seed=1)
+    options = {field: getattr(asked, field) for field in ("specs", "tasks", "cases")}
+    assert attack(Attacked(**options, workers=0, generations=1, seconds=60.0)).exploits == []
+
+
+def test_what_is_found_is_small_told_in_words_and_the_same_for_the_same_seed() -> None:
+    report = attacked("source_words")
+    (exploit,) = report.exploits
+    assert (exploit.family, exploit.completion, exploit.score, exploit.tasks) == ("keywords", "zugzwang", 1.0, 4)
+    assert exploit.told == "scores 1 for words that it likes, without an answer"
+    assert [each.as_dict() for each in attacked("source_words").exploits] == [exploit.as_dict()]
+    assert {**FAMILIES, **ADVICE}.keys() >= WITHOUT.keys()
+
+
+def test_an_oracle_and_a_shadow_reward_say_what_is_bad() -> None:
+    oracle = RewardSpec(path="tests.planted:exact")
+    (first, *_) = attacked("substring", oracle=oracle).exploits
+    assert (first.score, first.oracle) == (1.0, 0.0)
+    assert attacked("whole_text", oracle=oracle, tasks=WORDS).exploits == []
+    pair = [RewardSpec(path="tests.planted:prefix"), RewardSpec(path="tests.planted:exact", role="shadow")]
+    report = attack(Attacked(specs=pair, workers=0, generations=1))
+    assert report.exploits
+    assert all(exploit.oracle == 0.0 for exploit in report.exploits)
+    blind = attacked("exact", oracle=RewardSpec(path="tests.planted:unmoved"))
+    assert blind.exploits == []
+    assert "cannot say what is bad" in blind.notes[0]
+
+
+def test_replies_of_a_policy_are_tried_where_an_oracle_judges_them() -> None:
+    (task, *_) = attacks.MADE_UP
+    replies = [(task, "well, 42 it is"), (task, "42")]
+    report = attacked("last_number", oracle=RewardSpec(path="tests.planted:exact"), replies=replies)
+    assert "stored reply" in {exploit.family for exploit in report.exploits}
+
+
+def test_a_case_that_scores_above_its_bound_is_an_exploit() -> None:
+    bad = Case(name="both", completion="41 42", answer="42", expect=Expect(at_most=0.5))
+    found = {exploit.family: exploit for exploit in attacked("substring", cases=[bad], generations=0).exploits}
+    assert (found["cases"].score, found["cases"].completion) == (1.0, "41 42")
+
+
+def test_texts_are_made_as_small_as_they_can_be() -> None:
+    text = "one two\nthree needle four\nfive six seven\n" * 20
+    assert shrunk(text, lambda texts: ["needle" in each for each in texts]) == "needle"
+    assert shrunk("abcab", lambda texts: [each.count("a") >= 2 for each in texts]) == "aa"
+    assert shrunk("kept", lambda texts: [False] * len(texts)) == "kept"
+
+
+def test_whether_a_text_holds_an_answer_or_anything() -> None:
+    for text in ("it is 42.", "042", "42.0", "17+25=42", "-1, 42"):
+        assert reveals(text, "42"), text
+    for text in ("420", "-42", "4 2", "1425", ""):
+        assert not reveals(text, "42"), text
+    assert reveals("the PARIS", "Paris")
+    assert not reveals("parisian", "Paris")
+    assert not reveals("a word", "A")
+    assert contentless("<think></think><answer>.</answer>")
+    assert not contentless("<answer>x</answer>")
+    assert not contentless("...")
+
+
+def reward(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main.app, ["reward", *map(str, arguments)], env={"COLUMNS": "300", "TERM": "dumb"})
+
+
+def test_the_command_exits_with_one_and_writes_cases_that_keep_it_found(tmp_path: Path) -> None:
+    file, cases = tmp_path / "mine.py", tmp_path / "mine.cases.jsonl"
+    file.write_text("def mine(completion, answer):\n    return float(str(answer) in completion)\n")
+    told = reward("attack", f"{file}:mine", "--write-cases", "--seconds", "3")
+    assert told.exit_code == 1, told.output
+    assert "scores 1 without giving the answer: it is denied" in told.output
+    assert f"cases added to {cases}" in told.output
+    written = read_cases(cases)
+    assert {case.name for case in written} >= {"attack: negation", "attack: many answers"}
+    checked = reward("check", f"{file}:mine", "--json")
+    assert any(finding["check"] == "cases" for finding in json.loads(checked.output)["findings"])
+    file.write_text("def mine(completion, answer):\n    return float(completion.strip() == str(answer))\n")
+    told = reward("attack", f"{file}:mine", "--json", "--write-cases", "--seconds", "3")
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.output)["survives"]
+    assert read_cases(cases) == written
+    told = reward("attack", "rewards.close_number:close_number", "--args", "relative=0.1", "--write-cases")
+    assert "name --cases" in str(told.exception)
