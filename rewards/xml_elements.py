@@ -14,8 +14,9 @@ def xml_elements(completion: str, root: str = "", elements: Sequence[str] = ()) 
 
     The XML is the whole reply or its block between triple backticks. Nothing else may stand around it.
 
-    Elements without a letter or a number do not count, nor does XML that has none at all, but what stands in them is not judged: use it as the
-    condition of another reward. An entity of its own, with which a few lines become gigabytes, makes the reply no XML.
+    Elements without a letter or a number do not count, nor does XML that has none at all, but what stands in them is
+    not judged: use it as the condition of another reward. An entity of its own, with which a few lines become
+    gigabytes, makes the reply no XML.
 
     Args:
         root: name of the outermost element; "" for any.

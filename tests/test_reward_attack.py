@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from rlft.reward.shrinking import shrunk
 from rlft.reward.transforms import FAMILIES
 from rlft.reward.tricks import ADVICE, WITHOUT
 from rlft.types import RewardSpec, Task
+
+ROOT = Path(__file__).parents[1]
 
 
 def tasks(*pairs: tuple[str, str]) -> list[Task]:
@@ -177,19 +180,31 @@ def reward(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main.app, ["reward", *map(str, arguments)], env={"COLUMNS": "300", "TERM": "dumb"})
 
 
-def test_the_command_exits_with_one_and_writes_cases_that_keep_it_found(tmp_path: Path) -> None:
-    file, cases = tmp_path / "mine.py", tmp_path / "mine.cases.jsonl"
-    file.write_text("def mine(completion, answer):\n    return float(str(answer) in completion)\n")
-    told = reward("attack", f"{file}:mine", "--write-cases", "--seconds", "3")
+def test_the_command_exits_with_one_and_writes_cases_that_keep_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, cases = tmp_path / "lenient.py", tmp_path / "lenient.cases.jsonl"
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    code, first, second = re.findall(
+        r"# lenient\.py\n(.*?)```.*?rlft reward (.*?)\nrlft reward (.*?)\n", page, re.DOTALL
+    )[0]
+    file.write_text(code)
+    monkeypatch.chdir(tmp_path)
+    told = reward(*first.split(), "--seconds", "3")
     assert told.exit_code == 1, told.output
     assert "scores 1 without giving the answer: it is denied" in told.output
-    assert f"cases added to {cases}" in told.output
+    assert "cases added to lenient.cases.jsonl" in told.output
     written = read_cases(cases)
+    told = reward(*second.split(), "--json")
+    assert told.exit_code == 1, told.output
+    assert all(
+        exploit["oracle"] == 0.0 for exploit in json.loads(told.output)["exploits"] if exploit["family"] != "cases"
+    )
     assert {case.name for case in written} >= {"attack: negation", "attack: many answers"}
-    checked = reward("check", f"{file}:mine", "--json")
+    checked = reward("check", f"{file}:lenient", "--json")
     assert any(finding["check"] == "cases" for finding in json.loads(checked.output)["findings"])
-    file.write_text("def mine(completion, answer):\n    return float(completion.strip() == str(answer))\n")
-    told = reward("attack", f"{file}:mine", "--json", "--write-cases", "--seconds", "3")
+    file.write_text("def lenient(completion, answer):\n    return float(completion.strip() == str(answer))\n")
+    told = reward("attack", f"{file}:lenient", "--json", "--write-cases", "--seconds", "3")
     assert told.exit_code == 0, told.output
     assert json.loads(told.output)["survives"]
     assert read_cases(cases) == written

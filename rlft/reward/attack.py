@@ -35,6 +35,8 @@ ORACLE = "oracle"
 """Name of the reward that says what is good."""
 SECONDS = 20.0
 _KEPT, _CHILDREN = 12, 24
+_PATIENCE = 8
+"""Rounds without a better recipe after which it is over."""
 _SEARCHING = 0.7
 """Share of the time for finding exploits; the rest is for making them small."""
 
@@ -234,9 +236,10 @@ class _Attack:
         """Recipes that work and were found by changing and crossing the best ones."""
         judge, pieces = self._judge, self._pieces(targets)
         working: list[Candidate] = []
+        idle = 0
         pool = sorted((c for c in candidates if c.recipe), key=judge.fitness(targets), reverse=True)[:_KEPT]
         for generation in range(self._attacked.generations):
-            if judge.stopped or not pool:
+            if judge.stopped or not pool or idle > _PATIENCE:
                 break
             children = []
             for number in range(_CHILDREN):
@@ -251,7 +254,8 @@ class _Attack:
             judge.score([pair for child in children for pair in child.pairs(targets)])
             working += [child for child in children if judge.works(child, targets)]
             both = {candidate.recipe: candidate for candidate in (*pool, *children) if candidate.texts}
-            pool = sorted(both.values(), key=judge.fitness(targets), reverse=True)[:_KEPT]
+            better = sorted(both.values(), key=judge.fitness(targets), reverse=True)[:_KEPT]
+            idle, pool = (idle + 1 if better[0] in pool else 0), better
         return working
 
     def _smallest(self, working: Sequence[Candidate], targets: Sequence[Target]) -> None:
