@@ -92,6 +92,9 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGKILL)
         elif verb == "sleep":
             time.sleep(float(argument))
+        elif verb == "wait":
+            while not (self.folder / argument).exists():
+                time.sleep(0.02)
         elif verb == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         elif verb == "lose":
