@@ -162,6 +162,10 @@ class RewardSpec:
         if "/" in self.name:  # `name/part` is how named parts are labelled
             raise ValueError(f"reward name {self.name!r} contains '/'; give the reward a plain name")
         if self.role == "shadow":
+            if self.weight not in (0, 1):  # 1 is what it is where the config says nothing
+                raise ValueError(
+                    f"reward {self.label!r} is a shadow, which nothing is trained on; leave out its weight"
+                )
             object.__setattr__(self, "weight", 0.0)
         if not math.isfinite(self.weight):
             raise ValueError(f"reward {self.label!r}: weight must be a finite number, got {self.weight}")
@@ -240,8 +244,7 @@ class Trajectory:
     extras: Mapping[str, Any] = field(default_factory=dict)
     """What rewards noted about it for people (`log_extra`), by name; plain data."""
     failed_parts: Mapping[str, Failed] = field(default_factory=dict)
-    """The rewards that failed on this sample, by name. One with a weight makes `outcome` a `Failed`; one of weight 0 is
-    only absent from its parts."""
+    """Rewards that failed on it, by name: `outcome` is `Failed` if one has a weight, else only parts are missing."""
 
     @property
     def conversation(self) -> tuple[Message, ...]:
@@ -265,8 +268,7 @@ class Trajectory:
 
     @property
     def logprobs(self) -> tuple[float, ...]:
-        """Log-probability of each token under the sampled distribution, 0 where none was sampled; length of
-        `token_ids`."""
+        """Log-probability of each token when it was sampled, 0 where none was; length of `token_ids`."""
         return self._flat(lambda completion: completion.logprobs, lambda ids: (0.0,) * len(ids))
 
     @property

@@ -59,6 +59,14 @@ def test_a_shadow_is_measured_and_never_in_the_total() -> None:
     ]
 
 
+def test_a_shadow_with_a_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"reward 'quality' is a shadow.*leave out its weight"):
+        tiny_config("m", rewards=[{"path": "a:b"}, {**SHADOW, "weight": 0.5}])
+    config = tiny_config("m", rewards=[{"path": "a:b"}, SHADOW])
+    assert [reward.weight for reward in config.rewards] == [1, 0]
+    assert type(config).model_validate(config.model_dump(mode="json")) == config  # as it is stored
+
+
 def test_the_interval_of_a_shadow_while_training_and_of_no_other_part() -> None:
     groups = [
         made_up_group([Score(value=1.0, parts={"a": 1.0, "b": value})], task_id=str(value)) for value in (0.0, 1.0, 2.0)
