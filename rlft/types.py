@@ -163,9 +163,7 @@ class RewardSpec:
             raise ValueError(f"reward name {self.name!r} contains '/'; give the reward a plain name")
         if self.role == "shadow":
             if self.weight not in (0, 1):  # 1 is what it is where the config says nothing
-                raise ValueError(
-                    f"reward {self.label!r} is a shadow, which nothing is trained on; leave out its weight"
-                )
+                raise ValueError(f"reward {self.label!r} is a shadow and not trained on; leave out its weight")
             object.__setattr__(self, "weight", 0.0)
         if not math.isfinite(self.weight):
             raise ValueError(f"reward {self.label!r}: weight must be a finite number, got {self.weight}")
