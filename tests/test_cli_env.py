@@ -226,6 +226,26 @@ def test_a_wrong_environment_ends_with_code_1(tmp_path: Path) -> None:
     assert "KeyError" in result.output
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_a_reward_that_hangs_is_found_and_named(tmp_path: Path, weight: float) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef slow(completion):\n    time.sleep(60)\ndef fine(completion):\n    return 1.0\n"
+    )
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "name: x\nmodel: {path: none}\nsteps: 1\nenvironment: {path: 'environments.number_guessing:load'}\nscoring: {deadline_s: 0.3}\n"
+        f"rewards: [{{path: '{tmp_path}/slow.py:slow', weight: {weight}}}, {{path: '{tmp_path}/slow.py:fine'}}]\n"
+    )
+    result = env("check", config, "--tasks", "4", "--samples", "2")
+    assert result.exit_code == 1, result.exception
+    said = " ".join(result.output.split())
+    if weight:
+        assert "1 of 1 could not be scored: slow: no result within 0.3 s" in said
+        assert "reply '" in said
+    else:  # the others of its group are scored, then it is enough
+        assert "observed reward slow failed on 2 of 2: no result within 0.3 s" in said
+
+
 # Lengths
 
 

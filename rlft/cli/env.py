@@ -18,12 +18,15 @@ from ruamel.yaml import YAML
 from rlft.curves.text import visible
 
 if TYPE_CHECKING:
-    from rlft.config import EnvironmentConfig
+    from rlft.config import EnvironmentConfig, ScoringConfig
     from rlft.environment.contract import Environment
     from rlft.reward.scoring import Scorer
     from rlft.types import Message, RewardSpec, Task
 
 app = typer.Typer(help="Play, check and measure environments.", no_args_is_help=True)
+
+HANGS_S = 5.0
+"""Seconds after which a reward hangs, where no config says how long it may take."""
 
 Target = Annotated[
     str,
@@ -54,7 +57,7 @@ def play(
     """
     from rlft.environment import loading
 
-    config, rewards = _resolve(target, args, reward)
+    config, rewards, _ = _resolve(target, args, reward)
     environment = loading.load(config)
     _play(Console(), environment, _find(environment, task), seed, rewards)
 
@@ -74,8 +77,8 @@ def check(
     from rlft.cli.env_check import check_environment
     from rlft.model import chat, sources
 
-    config, rewards = _resolve(target, args, reward)
-    with _scorer(rewards) as scorer:
+    config, rewards, scoring = _resolve(target, args, reward)
+    with _killable(rewards, scoring) as scorer:
         findings = check_environment(
             config,
             tokenizer=chat.load_tokenizer(sources.resolve(model)) if model else None,
@@ -130,8 +133,8 @@ def measure(
 
 def _resolve(
     target: str, args: list[str] | None, rewards: list[str] | None
-) -> tuple[EnvironmentConfig, list[RewardSpec]]:
-    """The environment and the rewards that are meant."""
+) -> tuple[EnvironmentConfig, list[RewardSpec], ScoringConfig | None]:
+    """The environment and the rewards that are meant, and how a config scores; None where no config is given."""
     from rlft.config import EnvironmentConfig
     from rlft.config_file import load
     from rlft.types import RewardSpec
@@ -148,9 +151,9 @@ def _resolve(
         environment = config.environment
         named = [*(r for r in config.rewards if not r.folder), *named]
         merged = {**environment.args, **given}
-        return environment.model_copy(update={"args": merged}), named
+        return environment.model_copy(update={"args": merged}), named, config.scoring
     path = target if ":" in target or "/" in target or "." in target else f"environments.{target}:load"
-    return EnvironmentConfig.model_validate({"path": path, "args": given}), named
+    return EnvironmentConfig.model_validate({"path": path, "args": given}), named, None
 
 
 def _find(environment: Environment, task_id: str) -> Task:
@@ -164,10 +167,27 @@ def _find(environment: Environment, task_id: str) -> Task:
     return tasks[task_id]
 
 
-def _scorer(rewards: list[RewardSpec]) -> Any:
+def _killable(rewards: list[RewardSpec], scoring: ScoringConfig | None) -> Any:
+    """Scores in a process, which ends a reward that hangs, and stops at the first sample that cannot be scored."""
     from rlft.reward.scoring import Scorer
 
-    return Scorer(rewards, workers=0, deadline_s=60, log_dir=None) if rewards else nullcontext()
+    if not rewards:
+        return nullcontext()
+    return Scorer(
+        rewards,
+        workers=1,
+        deadline_s=scoring.deadline_s if scoring else HANGS_S,
+        log_dir=None,
+        environment=scoring.environment if scoring else (),
+        max_failed=0.0,
+    )
+
+
+def _debuggable(rewards: list[RewardSpec]) -> Any:
+    """Scores in this process, where breakpoints work and Ctrl-C ends what hangs."""
+    from rlft.reward.scoring import Scorer
+
+    return Scorer(rewards, workers=0, deadline_s=HANGS_S, log_dir=None)
 
 
 def _play(console: Console, environment: Environment, task: Task, seed: int, rewards: list[RewardSpec]) -> None:
@@ -207,7 +227,7 @@ def _play(console: Console, environment: Environment, task: Task, seed: int, rew
     console.print(Text(f"stopped: {reason} after {len(given)} turns{summed}", style="bold"))
     if given and rewards:
         turns = [Turn(prompt_ids=(), completion=_typed(), observation=s.messages, reward=s.reward) for _, s in given]
-        with _scorer(rewards) as scorer:
+        with _debuggable(rewards) as scorer:
             _score(console, scorer, task, seed, turns, messages if episode else [], given[-1][0]["content"])
 
 

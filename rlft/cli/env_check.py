@@ -10,12 +10,13 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rlft.config import EnvironmentConfig
+from rlft.curves.text import shortened
 from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.environment.fresh_process import fingerprints, load_elsewhere
@@ -198,19 +199,36 @@ def _rewards(environment: Environment, groups: Sequence[Group], scorer: Scorer |
         given = [t.environment_reward for t in _trajectories(groups)]
         findings.append(Finding(name="environment's reward", is_fine=True, detail=_range(given)))
     if scorer is not None:
-        scored = _trajectories(scorer.score(groups))
+        scored = _until_one_fails(groups, scorer)
         outcomes = [t.outcome for t in scored]
-        failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+        failed = [(t, t.outcome) for t in scored if isinstance(t.outcome, Failed)]
         observed = [(name, failure) for t in scored for name, failure in t.failed_parts.items()]
         detail = _range([outcome.value if isinstance(outcome, Score) else None for outcome in outcomes])
         if failed:
-            detail = f"{len(failed)} of {len(outcomes)} could not be scored: {failed[0].message}"
+            culprit, failure = failed[0]
+            detail = (
+                f"{len(failed)} of {len(outcomes)} could not be scored: {failure.message}\n"
+                f"task {culprit.task.id!r}, reply {shortened(culprit.text, 200)!r}"
+            )
         elif observed:
             (name, failure), count = observed[0], sum(name == observed[0][0] for name, _ in observed)
             detail = f"observed reward {name} failed on {count} of {len(outcomes)}: {failure.message}"
         is_fine = not failed and not observed
         findings.append(Finding(name="rewards", is_fine=is_fine, detail=detail))
     return findings
+
+
+def _until_one_fails(groups: Sequence[Group], scorer: Scorer) -> list[Trajectory]:
+    """The trajectories that were scored: the groups until one has a failure, since a reward may hang on all of them."""
+    found: list[Trajectory] = []
+    for group in groups:
+        played = tuple(t for t in group.trajectories if not isinstance(t.outcome, Failed))
+        for trajectory in scorer.score([replace(group, trajectories=played)])[0].trajectories:
+            if not (isinstance(trajectory.outcome, Failed) and trajectory.outcome.kind == "not_run"):
+                found.append(trajectory)
+        if any(t.failed_parts for t in found):
+            break
+    return found
 
 
 def _range(values: Sequence[float | None]) -> str:

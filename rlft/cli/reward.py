@@ -36,9 +36,10 @@ def try_(
     target: Annotated[
         str,
         typer.Argument(
-            help="package.module:function, or file.py:function; left out, the rewards of --config.",
+            help="package.module:function, or file.py:function; left out, the rewards of --config. With --failed: "
+            "STEP/TASK/INDEX.",
             show_default=False,
-            metavar="[REWARD]",
+            metavar="[REWARD|SAMPLE]",
         ),
     ] = "",
     completion: Annotated[list[str] | None, typer.Option(help="A reply to score; may be given several times.")] = None,
@@ -60,6 +61,13 @@ def try_(
     config: Annotated[Path | None, typer.Option(help="Config whose rewards and tasks are used.")] = None,
     task: Annotated[str, typer.Option(help="Id of the config's task; the first when left out.")] = "",
     deadline_s: Annotated[float | None, typer.Option(help="Seconds for a reply.")] = None,
+    failed: Annotated[
+        Path | None,
+        typer.Option(help="Run directory: repeat the call that failed on a SAMPLE of it; without SAMPLE, list these."),
+    ] = None,
+    debug: Annotated[
+        bool, typer.Option("--pdb", help="With --failed: call it in this process, and open pdb where it raises.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Run again when a file changes, until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -69,6 +77,20 @@ def try_(
     """
     from rlft.cli import reward_try
 
+    console = Console()
+    if failed is not None:
+        from rlft.cli.reward_failed import run_failed
+
+        if completion or completions or config or args or watch:
+            raise ValueError(
+                "--failed repeats a stored call with what is stored: it takes only SAMPLE, --pdb, "
+                "--deadline-s and --json"
+            )
+        if not run_failed(console, failed, target, deadline_s=deadline_s, debug=debug, as_json=as_json):
+            raise typer.Exit(1)
+        return
+    if debug:
+        raise ValueError("--pdb goes with --failed RUN SAMPLE")
     asked = reward_try.Asked(
         target=target,
         completions=tuple(completion or ()),
@@ -81,7 +103,6 @@ def try_(
         task=task,
         deadline_s=deadline_s,
     )
-    console = Console()
     if watch:
         reward_try.watch(console, asked, as_json=as_json)
     elif not reward_try.run(console, asked, as_json=as_json):

@@ -63,9 +63,9 @@ def run(console: Console, asked: Asked, *, as_json: bool) -> bool:
             answered = probe.score_one(task, text)
             found.append((task, text, answered))
             if not as_json:
-                _show(console, specs, text, answered)
+                show(console, specs, text, answered)
     if as_json:
-        console.print_json(json.dumps([_row(specs, *one) for one in found]))
+        console.print_json(json.dumps([row(specs, *one) for one in found]))
     return not any(isinstance(answered.outcome, Failed) or answered.failed_parts for _, _, answered in found)
 
 
@@ -219,7 +219,8 @@ def _files(asked: Asked) -> list[Path]:
     return [*dict.fromkeys([*files, *filter(None, [asked.file, asked.config])])]
 
 
-def _show(console: Console, specs: Sequence[RewardSpec], text: str, answered: Answered) -> None:
+def show(console: Console, specs: Sequence[RewardSpec], text: str, answered: Answered) -> None:
+    """Print what came of one completion."""
     outcome = answered.outcome
     console.print(Text(visible(shortened(text, _SHOWN)) or "(an empty reply)", style="cyan"), soft_wrap=True)
     if isinstance(outcome, Score):
@@ -229,19 +230,21 @@ def _show(console: Console, specs: Sequence[RewardSpec], text: str, answered: An
     elif isinstance(outcome, Abstain):
         console.print(Text(visible(f"  abstained: {outcome.reason}"), style="yellow"), soft_wrap=True)
     else:
-        _show_failure(console, "failed", outcome)
+        show_failure(console, "failed", outcome)
     for name, failure in answered.failed_parts.items():
         if not (isinstance(outcome, Failed) and failure.message in outcome.message):  # else it is said already
-            _show_failure(console, f"{name} failed", failure)
+            show_failure(console, f"{name} failed", failure)
     console.print(Text(f"  {1e3 * answered.seconds:.1f} ms", style="dim"))
     if answered.printed:
         printed = visible(shortened(answered.printed.rstrip("\n"))).replace("\n", "\n    ")
         console.print(Text(f"  printed:\n    {printed}", style="dim"), soft_wrap=True)
 
 
-def _show_failure(console: Console, what: str, failure: Failed) -> None:
+def show_failure(console: Console, what: str, failure: Failed) -> None:
+    """Print a failure: its kind, the line in the user's code where one is known, the message."""
     message = visible(failure.message).replace("\n", "\n    ")
-    console.print(Text(f"  {what} ({failure.kind}):\n    {message}", style="red"), soft_wrap=True)
+    place = f" at {visible(failure.where)}" if failure.where else ""
+    console.print(Text(f"  {what} ({failure.kind}){place}:\n    {message}", style="red"), soft_wrap=True)
 
 
 def _parts(specs: Sequence[RewardSpec], outcome: Score) -> Iterator[tuple[str, str]]:
@@ -253,25 +256,27 @@ def _parts(specs: Sequence[RewardSpec], outcome: Score) -> Iterator[tuple[str, s
         yield name, f"{value:g}" + (f"  x weight {weights[name]:g}" if of_reward else "")
 
 
-def _row(specs: Sequence[RewardSpec], task: Task, text: str, answered: Answered) -> dict[str, Any]:
+def row(specs: Sequence[RewardSpec], task: Task, text: str, answered: Answered) -> dict[str, Any]:
+    """What came of one completion as plain data."""
     outcome = answered.outcome
-    row: dict[str, Any] = {
+    found: dict[str, Any] = {
         "completion": text,
         "task": task.id,
         "seconds": answered.seconds,
         "printed": answered.printed,
     }
     if isinstance(outcome, Score):
-        row |= {"outcome": "score", "reward": outcome.value, "parts": dict(outcome.parts)}
+        found |= {"outcome": "score", "reward": outcome.value, "parts": dict(outcome.parts)}
     elif isinstance(outcome, Abstain):
-        row |= {"outcome": "abstain", "reason": outcome.reason}
+        found |= {"outcome": "abstain", "reason": outcome.reason}
     else:
-        row |= {"outcome": "failed", **_failure(outcome)}
-    return row | {
+        found |= {"outcome": "failed", **_failure(outcome)}
+    return found | {
         "weights": {spec.label: spec.weight for spec in specs},
         "failed_parts": {name: _failure(failure) for name, failure in answered.failed_parts.items()},
     }
 
 
 def _failure(failure: Failed) -> dict[str, str]:
-    return {"kind": failure.kind, "message": failure.message, "reproduce": failure.reproduce}
+    named = ("kind", "fault", "where", "message", "reproduce")
+    return {name: getattr(failure, name) for name in named}

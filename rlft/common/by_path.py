@@ -115,12 +115,15 @@ def describe_error(error: BaseException) -> str:
 
 def innermost_line(error: BaseException) -> str:
     """`file.py:12`: the innermost line that is neither rlft's, nor Python's, nor a package's; or nothing."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__, limit=-50) if is_users_code(frame.filename)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def is_users_code(filename: str) -> bool:
+    """Whether a file of a stack frame is neither rlft's, nor Python's, nor an installed package's."""
     installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    for frame in reversed(traceback.extract_tb(error.__traceback__, limit=-50)):
-        folders = Path(frame.filename).parents
-        if not frame.filename.startswith("<") and _ROOT / "rlft" not in folders and not installed & set(folders):
-            return f"{frame.filename}:{frame.lineno}"
-    return ""
+    folders = set(Path(filename).parents)
+    return not filename.startswith("<") and _ROOT / "rlft" not in folders and not installed & folders
 
 
 def split(path: str, *, shipped: str) -> tuple[Path | str, str]:

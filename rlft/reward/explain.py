@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,11 @@ from rlft.objectives.algorithm import PolicyObjective
 from rlft.objectives.batch_advantages import included_actions, shaped_rewards
 from rlft.objectives.policy import aggregation_weights, correction_factor
 from rlft.reward.recompute import Recomputed, kl_coefs, recompute
-from rlft.reward.stored import read_step, read_tasks
+from rlft.reward.stored import find_sample, parse_sample, read_step, read_tasks
 from rlft.types import Batch, Group, Score, Trajectory
 
 Facts = dict[str, Any]
 """Plain data by name; what is not known is None, and `unknown` says why."""
-
-
-def parse_sample(text: str) -> tuple[int, str, int]:
-    """Step, task id and sample index of `STEP/TASK/INDEX`; ValueError if it is none."""
-    first, _, rest = text.partition("/")
-    task_id, _, last = rest.rpartition("/")
-    if not (first.isdigit() and last.isdigit() and task_id):
-        raise ValueError(f"{text!r} names no sample: write STEP/TASK/INDEX, such as 12/train-3/0, as replay shows it")
-    return int(first), task_id, int(last)
 
 
 def explain(run: Path, config: RunConfig, sample: str) -> Facts:
@@ -50,7 +41,7 @@ def explain(run: Path, config: RunConfig, sample: str) -> Facts:
     """
     step, task_id, sample_index = parse_sample(sample)
     stored = read_step(run, step, read_tasks(run))
-    place = _find(stored.groups, task_id, sample_index, step)
+    place = find_sample(stored, task_id, sample_index)
     group, row = stored.groups[place[0]], stored.rows[place[0]][place[1]]
     trajectory = group.trajectories[place[1]]
     unknown: list[str] = []
@@ -75,19 +66,6 @@ def explain(run: Path, config: RunConfig, sample: str) -> Facts:
         "loss": _loss(config, again, sequence, unknown),
     }
     return {**facts, "unknown": unknown}
-
-
-def _find(groups: Sequence[Group], task_id: str, sample_index: int, step: int) -> tuple[int, int]:
-    for index, group in enumerate(groups):
-        if group.task.id != task_id:
-            continue
-        for member, trajectory in enumerate(group.trajectories):
-            if trajectory.sample_index == sample_index:
-                return index, member
-        raise ValueError(f"task {task_id!r} of step {step} has samples 0 to {len(group.trajectories) - 1}")
-    tasks = list(dict.fromkeys(group.task.id for group in groups))
-    more = f" and {len(tasks) - 10} more" if len(tasks) > 10 else ""
-    raise ValueError(f"step {step} has no task {task_id!r}; it has {', '.join(tasks[:10])}{more}")
 
 
 def _reward(config: RunConfig, trajectory: Trajectory, row: Mapping[str, Any]) -> Facts:

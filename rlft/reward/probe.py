@@ -166,7 +166,11 @@ class Probe:
         Raises:
             GaveUpError, ValueError: see `score`.
         """
-        ((trajectory,),) = (group.trajectories for group in self._score([made_up(task, [text])]))
+        return self.score_member(made_up(task, [text]), 0)
+
+    def score_member(self, group: Group, member: int, *, step: int = 0) -> Answered:
+        """Like `score_one`, of a trajectory at a position of a group that there is, as in a step of training."""
+        trajectory = self._score([group], step=step)[0].trajectories[member]
         return Answered(
             outcome=_outcome(trajectory),
             failed_parts=trajectory.failed_parts,
@@ -187,8 +191,8 @@ class Probe:
         self._read += len(data)
         return data.decode(errors="replace")
 
-    def _score(self, groups: Sequence[Group]) -> list[Group]:
-        scored = self._scorer.score(groups)
+    def _score(self, groups: Sequence[Group], *, step: int = 0) -> list[Group]:
+        scored = self._scorer.score(groups, step=step)
         self._killed += self._scorer.stats.restarts
         if self._killed > self._most_killed:
             for trajectory in (t for group in scored for t in group.trajectories):

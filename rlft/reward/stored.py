@@ -72,6 +72,30 @@ def read_greedy(run: Path, step: int, tasks: StoredTasks) -> list[Group]:
     return list(_step(step, pq.read_table(path, partitioning=None).to_pylist(), tasks).groups)
 
 
+def parse_sample(text: str) -> tuple[int, str, int]:
+    """Step, task id and sample index of `STEP/TASK/INDEX`; ValueError if it is none."""
+    first, _, rest = text.partition("/")
+    task_id, _, last = rest.rpartition("/")
+    if not (first.isdigit() and last.isdigit() and task_id):
+        raise ValueError(f"{text!r} names no sample: write STEP/TASK/INDEX, such as 12/train-3/0, as replay shows it")
+    return int(first), task_id, int(last)
+
+
+def find_sample(stored: StoredStep, task_id: str, sample_index: int) -> tuple[int, int]:
+    """Positions of a sample's group and of the sample in it; ValueError says which samples there are."""
+    groups = stored.groups
+    for index, group in enumerate(groups):
+        if group.task.id != task_id:
+            continue
+        for member, trajectory in enumerate(group.trajectories):
+            if trajectory.sample_index == sample_index:
+                return index, member
+        raise ValueError(f"task {task_id!r} of step {stored.step} has samples 0 to {len(group.trajectories) - 1}")
+    tasks = list(dict.fromkeys(group.task.id for group in groups))
+    more = f" and {len(tasks) - 10} more" if len(tasks) > 10 else ""
+    raise ValueError(f"step {stored.step} has no task {task_id!r}; it has {', '.join(tasks[:10])}{more}")
+
+
 def unscored(group: Group) -> Group:
     """The group as before it was scored; what the environment failed on stays failed."""
     trajectories = [

@@ -110,14 +110,18 @@ def run(plan: CallPlan, function: RewardFunction, arguments: Mapping[str, Any], 
     """
     notes, began = Notes(size, is_sample=plan.kind == "sample"), time.monotonic()
     try:
-        result = function(**notes.offered(arguments))
-        if inspect.isawaitable(result):
-            result = _event_loop().run(_finish(result))
+        result = call_here(function, notes.offered(arguments))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit and CancelledError too: a reward does not end the run
         return _raised(error, size, began)
     return _returned(plan, result, notes, size, began)
+
+
+def call_here(function: RewardFunction, arguments: Mapping[str, Any]) -> Any:
+    """What a reward returns, a coroutine's result where it is `async def`. Raises whatever it raises."""
+    result = function(**arguments)
+    return _event_loop().run(_finish(result)) if inspect.isawaitable(result) else result
 
 
 async def run_async(call: Call, reward: Reward) -> Result:
