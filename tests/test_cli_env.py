@@ -233,11 +233,13 @@ def test_a_reward_that_hangs_is_found_and_named(tmp_path: Path, weight: float) -
     )
     config = tmp_path / "run.yaml"
     config.write_text(
-        "name: x\nmodel: {path: none}\nsteps: 1\nenvironment: {path: 'environments.number_guessing:load'}\nscoring: {deadline_s: 0.3}\n"
+        "name: x\nmodel: {source: none}\nsteps: 1\nenvironment: {path: 'environments.number_guessing:load'}\n"
+        "scoring: {deadline_s: 0.3}\n"
         f"rewards: [{{path: '{tmp_path}/slow.py:slow', weight: {weight}}}, {{path: '{tmp_path}/slow.py:fine'}}]\n"
     )
     result = env("check", config, "--tasks", "4", "--samples", "2")
     assert result.exit_code == 1, result.exception
+    assert result.output, result.exception
     said = " ".join(result.output.split())
     if weight:
         assert "1 of 1 could not be scored: slow: no result within 0.3 s" in said
