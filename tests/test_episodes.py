@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -396,6 +397,40 @@ def test_an_environment_that_raises_fails_its_sample_alone(episode: type[Countdo
     assert [group.scores for group in scored] == [[3.0], [3.0]]  # no baseline sees a zero for the failure
     assert collate(scored).num_sequences == 2
     assert [one.closed for one in made] == [1] * 4
+
+
+class Hanging(Countdown):
+    """Hangs in the second turn of the samples that say a1."""
+
+    def step(self, message: Message) -> Step:
+        step = super().step(message)
+        if self.log[0] == "a1" and len(self.log) == 2:
+            time.sleep(60)
+        return step
+
+
+class AsyncHanging(Countdown):
+    async def step(self, message: Message) -> Step:  # type: ignore[override]
+        step = super().step(message)
+        if self.log[0] == "a1" and len(self.log) == 2:
+            await asyncio.sleep(60)
+        return step
+
+
+@pytest.mark.parametrize("episode", [Hanging, AsyncHanging])
+def test_a_step_that_hangs_fails_its_sample_alone(episode: type[Countdown]) -> None:
+    began = time.monotonic()
+    groups, _ = run(episode, step_deadline_s=0.1)
+    assert time.monotonic() - began < 20
+    assert reasons(groups) == ["done", "error", "done", "error"]
+    failed = groups[0].trajectories[1].outcome
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.fault) == ("timeout", "environment")
+    assert failed.where.startswith(__file__)
+    assert failed.message == (
+        f"the environment did not answer in turn 2 within step_deadline_s=0.1, while it was at {failed.where}"
+    )
+    assert "actions = ['a1', 'a0']" in failed.reproduce
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
+import pdb
+import re
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlft.common.overrun import OverrunError, interrupted_after
 from rlft.environment import tools
 from rlft.environment.contract import Environment
 from rlft.environment.tools import MAX_RESULT, BadCall, ToolCall, ToolEpisode, answer, make_tools, read_calls, schemas
@@ -239,3 +247,112 @@ def test_demonstrations_are_what_rollouts_look_like(
     )
     result = [environment.demonstrations[1][-2]]
     assert second == (*first, *call, *chat.render_observation(tokenizer, result, after=call, tools=environment.tools))
+
+
+# Deadlines.
+
+
+def sleepy(how: str) -> str:
+    """
+    Does not come back.
+
+    Args:
+        how: in what way
+    """
+    if how == "spin":
+        while True:
+            pass
+    if how == "regex":
+        re.match(r"(a+)+$", "a" * 60 + "b")
+    if how == "handles errors":
+        while True:
+            with contextlib.suppress(Exception):
+                time.sleep(60)
+    if how == "quick":
+        return "here"
+    time.sleep(60)
+    return "late"
+
+
+async def waits(how: str) -> str:
+    """
+    Waits for an answer.
+
+    Args:
+        how: in what way
+    """
+    if how == "own":
+        raise TimeoutError("the server said so")
+    await asyncio.sleep(60)
+    return "late"
+
+
+@pytest.mark.parametrize(
+    ("function", "how"),
+    [(sleepy, "sleep"), (sleepy, "spin"), (sleepy, "regex"), (sleepy, "handles errors"), (waits, "forever")],
+)
+def test_a_call_that_takes_too_long_is_an_error_and_the_episode_goes_on(function: Any, how: str) -> None:
+    tests_own = signal.getitimer(signal.ITIMER_REAL)[0] > 0  # of the limit on how long a test may take
+    episode = ToolEpisode(make_tools(function), lambda task, text: 1.0, deadline_s=0.1)
+    episode.start(Task(id="a", messages=({"role": "user", "content": "go"},)), 0)
+    name = function.__name__
+    call = f'<tool_call>{{"name": "{name}", "arguments": {{"how": "{how}"}}}}</tool_call>'
+    step = asyncio.run(episode.step({"role": "assistant", "content": call}))
+    assert step.messages == ({"role": "tool", "name": name, "content": f"error: {name} gave no result within 0.1 s"},)
+    assert not step.done
+    assert asyncio.run(episode.step({"role": "assistant", "content": "4"})).reward == 1.0
+    assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == tests_own
+
+
+def test_deadlines_leave_alone_what_keeps_them() -> None:
+    tools_ = make_tools(sleepy, waits)
+    before = signal.getsignal(signal.SIGALRM)
+    call = ToolCall(name="sleepy", arguments={"how": "quick"})
+    assert asyncio.run(answer(tools_, call, deadline_s=None))["content"] == "here"
+    assert asyncio.run(answer(tools_, call, deadline_s=5.0))["content"] == "here"
+    assert signal.getsignal(signal.SIGALRM) is before
+    own = ToolCall(name="waits", arguments={"how": "own"})
+    assert asyncio.run(answer(tools_, own))["content"] == "error: TimeoutError: the server said so"
+
+
+def _sleep_under_two_alarms() -> None:
+    with interrupted_after(0.2):
+        with interrupted_after(10.0):
+            time.sleep(0.05)
+        time.sleep(60)
+
+
+def test_an_alarm_around_another_goes_on() -> None:
+    began = time.monotonic()
+    with pytest.raises(OverrunError):
+        _sleep_under_two_alarms()
+    assert 0.2 <= time.monotonic() - began < 10
+
+
+def test_outside_of_the_main_thread_there_is_no_deadline() -> None:
+    seen: list[str] = []
+
+    def call() -> None:
+        with interrupted_after(0.05):
+            time.sleep(0.2)
+        seen.append("done")
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert seen == ["done"]
+
+
+class _Typing(io.StringIO):
+    """A person who takes longer than the deadline to type."""
+
+    def readline(self, size: int = -1, /) -> str:
+        time.sleep(0.3)
+        return "c\n"
+
+
+def test_a_call_that_stands_in_the_debugger_is_not_interrupted() -> None:
+    with interrupted_after(0.1):
+        pdb.Pdb(stdin=_Typing(), stdout=io.StringIO()).set_trace()
+        found = 1
+    assert found == 1

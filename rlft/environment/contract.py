@@ -72,6 +72,9 @@ class Environment:
     max_tokens: int | None = None
     """Tokens of an episode after its first prompt, actions and observations, at the most; None leaves it to the model's
     context."""
+    step_deadline_s: float | None = 300.0
+    """Seconds that `step` may take until its episode fails; None leaves it to the deadline of the rollout worker. An
+    `async` step is cancelled, another one interrupted as far as that works (`rlft.common.overrun`)."""
     notes: tuple[str, ...] = ()
     """What a run says about the data when it starts, such as how many rows were left out."""
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -89,6 +92,8 @@ def check(environment: Environment) -> None:
     """
     if not environment.train:
         raise ValueError("the environment has no training tasks")
+    if environment.step_deadline_s is not None and not environment.step_deadline_s > 0:
+        raise ValueError(f"step_deadline_s must be more than 0 seconds, or None, got {environment.step_deadline_s}")
     seen: set[str] = set()
     for split in ("train", "heldout"):
         for row, task in enumerate(getattr(environment, split)):

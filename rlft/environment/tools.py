@@ -13,11 +13,17 @@
 
 The policy calls one by writing `<tool_call>{"name": "calculate", "arguments": {"expression": "2 * 7"}}</tool_call>`,
 the form of Hermes and Qwen. Whatever goes wrong in a call (no JSON, no such tool, wrong arguments, an exception inside
-the function) is a message to the policy: such errors belong to the task. An error of the environment itself does not.
+the function, no result within the deadline) is a message to the policy: such errors belong to the task. An error of the
+environment itself does not.
+
+A function that is `async` is cancelled at the deadline. Another one is interrupted, which works in the main thread,
+where rollout workers run, and not for every code in C: `rlft.common.overrun` says what the limits are. While one blocks
+the event loop the clocks of those that wait go on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import re
@@ -28,11 +34,14 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from rlft.common.by_path import did_you_mean
+from rlft.common.overrun import OverrunError, interrupted_after
 from rlft.environment.contract import Step
 from rlft.types import Message, Task
 
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
+CALL_DEADLINE_S = 10.0
+"""Seconds that a call may take where nothing else is said."""
 MAX_RESULT = 2000
 """Longest answer to a call in characters, also to a wrong one, which quotes it; what is longer is cut, and says so."""
 
@@ -116,11 +125,17 @@ def _read_call(written: str) -> ToolCall | BadCall:
     return ToolCall(name=call["name"], arguments=arguments)
 
 
-async def answer(tools: Sequence[Tool], call: ToolCall | BadCall) -> Message:
-    """Carry a call out and give its result, or what is wrong with it, as a `tool` message."""
+async def answer(
+    tools: Sequence[Tool], call: ToolCall | BadCall, *, deadline_s: float | None = CALL_DEADLINE_S
+) -> Message:
+    """Carry a call out and give its result, or what is wrong with it, as a `tool` message.
+
+    Args:
+        deadline_s: seconds after which the policy is told that there is no result; None waits.
+    """
     if isinstance(call, BadCall):
         return Message(role="tool", content=_cut(call.message))
-    return Message(role="tool", name=_cut(call.name), content=_cut(await _result(tools, call)))
+    return Message(role="tool", name=_cut(call.name), content=_cut(await _result(tools, call, deadline_s)))
 
 
 def _cut(text: str) -> str:
@@ -129,7 +144,7 @@ def _cut(text: str) -> str:
     return f"{text[:MAX_RESULT]} ... ({len(text) - MAX_RESULT} more characters)"
 
 
-async def _result(tools: Sequence[Tool], call: ToolCall) -> str:
+async def _result(tools: Sequence[Tool], call: ToolCall, deadline_s: float | None) -> str:
     by_name = {tool.name: tool for tool in tools}
     if call.name not in by_name:
         return f"error: no tool {call.name!r}; there is {', '.join(by_name)}.{did_you_mean(call.name, by_name)}"
@@ -137,11 +152,18 @@ async def _result(tools: Sequence[Tool], call: ToolCall) -> str:
     try:
         if wrong := _check_arguments(tool, call.arguments):
             return f"error: {wrong}"
-        result = tool.function(**call.arguments)
-        if inspect.isawaitable(result):
-            result = await result
-        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
+        async with asyncio.timeout(deadline_s) as deadline:
+            with interrupted_after(deadline_s):
+                result = tool.function(**call.arguments)
+            if inspect.isawaitable(result):
+                result = await result
+            with interrupted_after(deadline_s):
+                text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
+    except OverrunError:
+        return f"error: {call.name} gave no result within {deadline_s:g} s"
     except Exception as error:  # a tool that refuses its input is part of the task
+        if isinstance(error, TimeoutError) and deadline.expired():
+            return f"error: {call.name} gave no result within {deadline_s:g} s"
         return f"error: {type(error).__name__}: {error}"
     return text if text.strip() else "(no output)"
 
@@ -165,14 +187,21 @@ class ToolEpisode:
     How many turns it may take is `Environment.max_turns`.
     """
 
-    def __init__(self, tools: Sequence[Tool], score: Callable[[Task, str], float | None] | None = None) -> None:
+    def __init__(
+        self,
+        tools: Sequence[Tool],
+        score: Callable[[Task, str], float | None] | None = None,
+        *,
+        deadline_s: float | None = CALL_DEADLINE_S,
+    ) -> None:
         """Make an episode with these tools.
 
         Args:
             tools: what the policy may call.
             score: reward of (the task, the final answer); None leaves it to the config's rewards.
+            deadline_s: seconds that each call may take, see `answer`.
         """
-        self._tools, self._score = tools, score
+        self._tools, self._score, self._deadline_s = tools, score, deadline_s
 
     def start(self, task: Task, seed: int) -> Sequence[Message]:
         """Begin with the task's own messages."""
@@ -185,5 +214,5 @@ class ToolEpisode:
         if not calls:
             return Step(reward=self._score and self._score(self._task, message["content"]), done=True)
         # A call earns 0, so that an episode whose turns run out has a reward and is learnt from.
-        answers = tuple([await answer(self._tools, call) for call in calls])
+        answers = tuple([await answer(self._tools, call, deadline_s=self._deadline_s) for call in calls])
         return Step(messages=answers, reward=None if self._score is None else 0.0)

@@ -17,7 +17,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlft.common.by_path import describe_error
+from rlft.common.by_path import describe_error, innermost_line
+from rlft.common.overrun import OverrunError, interrupted_after
 from rlft.environment.contract import Environment, Episode, Step, check_messages
 from rlft.model import chat
 from rlft.rollout.chunk import Chunk
@@ -161,7 +162,9 @@ def _act(
     for live, completion in zip(acting, completions, strict=True):
         live.text = chat.completion_text(tokenizer, completion)
         live.messages.append(Message(role="assistant", content=live.text))
-    for live, completion, step in zip(acting, completions, _answers(acting, runner), strict=True):
+    for live, completion, step in zip(
+        acting, completions, _answers(acting, environment.step_deadline_s, runner), strict=True
+    ):
         _take(tokenizer, environment, live, completion, step)
 
 
@@ -203,24 +206,31 @@ def _take(
         )
 
 
-def _answers(acting: Sequence[_Live], runner: asyncio.Runner) -> list[Step | Failed]:
-    """The environments' answers to the last messages; asynchronous ones are awaited together."""
-    answers: list[Any] = [_try(live, live.episode.step, {**live.messages[-1]}) for live in acting]
+def _answers(acting: Sequence[_Live], deadline_s: float | None, runner: asyncio.Runner) -> list[Step | Failed]:
+    """The environments' answers to the last messages; asynchronous ones are awaited together.
+
+    Args:
+        deadline_s: seconds that each may take; None for no end.
+    """
+    answers: list[Any] = [_try(live, live.episode.step, {**live.messages[-1]}, deadline_s) for live in acting]
     if any(map(inspect.isawaitable, answers)):
-        answers = runner.run(_awaited(acting, answers))
+        answers = runner.run(_awaited(acting, answers, deadline_s))
     return [
         answer if isinstance(answer, Failed) else _try(live, _checked, answer)
         for live, answer in zip(acting, answers, strict=True)
     ]
 
 
-async def _awaited(acting: Sequence[_Live], answers: Sequence[Any]) -> list[Any]:
+async def _awaited(acting: Sequence[_Live], answers: Sequence[Any], deadline_s: float | None) -> list[Any]:
     async def one(live: _Live, answer: Any) -> Any:
         if not inspect.isawaitable(answer):
             return answer
         try:
-            return await answer
+            async with asyncio.timeout(deadline_s) as deadline:
+                return await answer
         except Exception as error:  # whatever a user's environment raises
+            if isinstance(error, TimeoutError) and deadline.expired():
+                return _overrun(live, deadline_s, error)
             return _failed(live, f"in turn {len(live.turns) + 1}", error)
 
     return await asyncio.gather(*map(one, acting, answers))
@@ -230,9 +240,12 @@ async def _awaiting(awaitable: Any) -> Any:
     return await awaitable
 
 
-def _try(live: _Live, call: Callable[[Any], Any], argument: Any) -> Any:
+def _try(live: _Live, call: Callable[[Any], Any], argument: Any, deadline_s: float | None = None) -> Any:
     try:
-        return call(argument)
+        with interrupted_after(deadline_s):
+            return call(argument)
+    except OverrunError as error:
+        return _overrun(live, deadline_s, error)
     except Exception as error:  # whatever a user's environment raises
         return _failed(live, f"in turn {len(live.turns) + 1}", error)
 
@@ -263,15 +276,28 @@ def _whole(value: Any) -> Any:
 
 
 def _failed(live: _Live, when: str, error: Exception) -> Failed:
-    actions = [message["content"] for message in live.messages if message["role"] == "assistant"]
     return Failed(
         kind="error",
         fault="environment",
         message=f"the environment raised {when}:\n{describe_error(error)}",
-        reproduce=(
-            f"# rlft env play ENVIRONMENT --task {live.task.id!r} --seed {live.environment_seed}, then these actions:\n"
-            f"actions = {actions!r}"
-        ),
+        where=innermost_line(error),
+        reproduce=_reproduce(live),
+    )
+
+
+def _overrun(live: _Live, deadline_s: float | None, error: BaseException) -> Failed:
+    """The failure of a step that was ended, with the line that it had come to."""
+    where = innermost_line(error.__cause__ or error)  # of a coroutine: where it was cancelled
+    place = f", while it was at {where}" if where else ""
+    text = f"the environment did not answer in turn {len(live.turns) + 1} within step_deadline_s={deadline_s:g}{place}"
+    return Failed(kind="timeout", fault="environment", message=text, where=where, reproduce=_reproduce(live))
+
+
+def _reproduce(live: _Live) -> str:
+    actions = [message["content"] for message in live.messages if message["role"] == "assistant"]
+    return (
+        f"# rlft env play ENVIRONMENT --task {live.task.id!r} --seed {live.environment_seed}, then these actions:\n"
+        f"actions = {actions!r}"
     )
 
 

@@ -17,6 +17,9 @@ from rlft.environment.systems.common import EpisodeRandom, accepted, as_messages
 from rlft.environment.tools import Tool, answer, make_tools, read_calls, schemas
 from rlft.types import Message, Task
 
+_CALL_S = 60.0
+"""Seconds that a tool may take; TRL itself waits for ever, so these environments may be slow."""
+
 
 def load(
     name: str,
@@ -102,7 +105,7 @@ class _Episode:
 
     async def _step(self, text: str) -> Step:
         calls = read_calls(text)
-        answers = tuple([await answer(self._tools, call) for call in calls])
+        answers = tuple([await answer(self._tools, call, deadline_s=_CALL_S) for call in calls])
         if answers and self._left:
             return Step(messages=answers)
         return Step(messages=answers, reward=await self._reward(), done=True)
