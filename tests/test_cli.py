@@ -388,6 +388,14 @@ def test_markup_and_escapes_of_a_run_are_inert() -> None:
         assert sequence not in raw
 
 
+def test_a_run_that_ends_before_its_first_step_leaves_no_empty_panel() -> None:
+    console = terminal()
+    with View("r", steps=2, console=console) as view:
+        view.stage("loading the learner")
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().endswith("\x1b[1A\x1b[2K")  # what was drawn last is erased, up to its first line
+
+
 def test_without_a_terminal_there_are_plain_lines() -> None:
     console = Console(force_terminal=False, width=200, file=io.StringIO())
     with View("r", steps=40, console=console) as view:

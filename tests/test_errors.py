@@ -386,12 +386,18 @@ def style(completion, trajectory, task_id):
 """
 
 
-def test_an_observed_reward_that_fails_is_told_and_stops_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_an_observed_reward_that_fails_is_told_and_stops_nothing(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rewards = f"rewards=[{{path: {tmp_path}/reward.py:odd}}, {{path: {tmp_path}/reward.py:style, weight: 0}}]"
     plain = make_config(*QUICK, "checkpoint.every=1", "name=plain", reward=OBSERVED_REWARD)
     config = make_config(*QUICK, "checkpoint.every=1", rewards, reward=OBSERVED_REWARD)
     launch.train(plain)
     launch.train(config)
+    told = "observed reward style failed on 2 of 2 samples"
+    assert capsys.readouterr().err.count(told) == 1  # of all steps and evaluations
+    assert launch.measure(config, None).failed_parts == {"style": 2}
+    assert told in capsys.readouterr().err
     own = [name for name in read_metrics(config.run_dir)[0] if name.endswith("style")]
     assert own == ["reward/failed/style", "reward/part/style"]
     assert [

@@ -317,6 +317,13 @@ def test_a_torn_log_is_reported_with_a_note(tmp_path: Path) -> None:
     assert "2 of 2" in page.text
 
 
+def test_a_damaged_log_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=2)
+    (run / "metrics.jsonl").write_text('{"step": 1, "rewa\n' + (run / "metrics.jsonl").read_text())
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl:1: not readable.*: rlft resume {run} --fork NAME"):
+        write_report(run)
+
+
 def test_the_picture(tmp_path: Path) -> None:
     run = make_run(tmp_path / "costs $5 and $6 \N{CJK UNIFIED IDEOGRAPH-6E2C}", steps=3)
     path = write_reward_png(run)
