@@ -127,6 +127,23 @@ def test_a_source_is_read_without_running_it(odd: Path) -> None:
     assert definition("rlft.reward.judge:score") is not None
 
 
+@pytest.mark.parametrize(
+    ("last", "line"),
+    [
+        ("def f(completion):\n    return 1", 3),
+        ("f = print(f)", None),
+        ("from json import loads as f", None),
+        ("class f: ...", None),
+        ("if True:\n    def f(completion): return 1", None),
+        ("def g():\n    f = 1", 1),
+    ],
+)
+def test_the_last_that_a_file_says_of_a_name_counts(tmp_path: Path, last: str, line: int | None) -> None:
+    (tmp_path / "mine.py").write_text(f"def f(completion):\n    completion\n{last}\n")
+    found = definition(f"{tmp_path}/mine.py:f")
+    assert (found and found.line) == line
+
+
 def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text()
     section = page[page.index("## The first ten minutes") :].partition("\n## ")[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from environments import sums
 from rlft.config import EnvironmentConfig
 from rlft.environment.contract import Environment, check
-from rlft.environment.loading import load
+from rlft.environment.loading import load, sources
 from rlft.types import Task
 
 
@@ -29,6 +31,13 @@ def test_sums_are_disjoint_reproducible_and_right() -> None:
 def test_sums_refuses_a_range_that_is_too_small() -> None:
     with pytest.raises(ValueError, match="holds 9 sums"):
         sums.load(high=3)
+
+
+def test_an_environment_that_a_helper_makes_counts_with_the_file_that_makes_it(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("def make(size):\n    return lambda: size\n")
+    (tmp_path / "mine.py").write_text("from helper import make\nload = make(3)\n")
+    assert list(sources(f"{tmp_path}/mine.py:load")) == ["mine.py", "helper.py"]
+    assert list(sources("environments.sums:load")) == ["sums.py"]
 
 
 def test_loading_names_a_wrong_argument() -> None:

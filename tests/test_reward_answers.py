@@ -186,6 +186,14 @@ def test_a_start_that_says_nothing_is_refused(start: Any) -> None:
         read_start(json.dumps(start).encode(), 1)
 
 
+@pytest.mark.parametrize("pid", [0, -1])
+def test_a_process_id_is_above_zero(pid: int) -> None:
+    start = json.loads(write_start([]))
+    assert read_start(json.dumps(start).encode(), 0) == ([], os.getpid())
+    with pytest.raises(ValueError, match="rewards"):
+        read_start(json.dumps({**start, "pid": pid}).encode(), 0)
+
+
 # The same for real: a reward that writes to the driver itself.
 
 HOSTILE = """

@@ -209,6 +209,14 @@ def test_a_parameter_that_nothing_supplies_is_named() -> None:
     check_columns(plan, RewardSpec(path=SPEC.path, weight=1.0, args={"dificulty": 1}), ())
 
 
+def test_arguments_have_one_order_in_every_process() -> None:
+    def reward(trajectory: Any, messages: Any, completion: str, prompt: str, task_id: str, answer: str) -> int:
+        return 0
+
+    arguments = call_arguments(plan_call(reward, SPEC), SPEC, make_group(["a"]), 0)
+    assert list(arguments) == ["answer", "task_id", "prompt", "completion", "messages", "trajectory"]
+
+
 def test_fixed_arguments_win_over_columns() -> None:
     def reward(completion: str, difficulty: int) -> int:
         return difficulty
@@ -279,6 +287,16 @@ def test_named_parts() -> None:
     assert read({"correct": 1, "format": 0.25}) == Score(value=1.25, parts={"correct": 1.0, "format": 0.25})
     assert read({"score": 0.5, "accuracy": True, "pred": "42"}) == Score(value=0.5, parts={"accuracy": 1.0})
     assert read({"correct": 1.0, "style": None}) == Score(value=1.0, parts={"correct": 1.0})
+
+
+def test_a_number_of_turns_beside_a_score_is_a_part() -> None:
+    assert read({"score": 1.0, "turns": 3}) == Score(value=1.0, parts={"turns": 3.0})
+    assert read({"score": 1.0, "turns": np.int64(3)}) == Score(value=1.0, parts={"turns": 3.0})
+    assert read({"turns": [1.0, 2.0], "style": 5}) == Score(value=3.0, parts={"style": 5.0}, turns=(1.0, 2.0))
+    for refused in ({"score": 3.0, "turns": [1.0, 2.0]}, {"score": 3.0, "turns": np.ones(2)}, {"turns": 3}):
+        outcome = read(refused)
+        assert isinstance(outcome, Failed)
+        assert "turns" in outcome.message
 
 
 def test_none_abstains() -> None:
@@ -408,6 +426,15 @@ def test_combine_failures() -> None:
     assert isinstance(large, Failed)
     assert (large.kind, large.reproduce) == ("too_large", "print(2.0 * 1000000000.0 + 1.0 * 1.0)")
     assert large.message.startswith("weighted sum 2.0 * 1000000000.0 + 1.0 * 1.0 is 2e+09, beyond")
+
+
+def test_combine_bounds_what_each_action_adds() -> None:
+    cancels = Score(value=0.0, turns=(LARGEST, -LARGEST))
+    assert combine(specs(1.0, 1.0), [cancels, Score(value=2.0)]).turns == (LARGEST, 2.0 - LARGEST)
+    failed = combine(specs(2.0, 1.0), [cancels, Score(value=2.0)])
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.reproduce) == ("too_large", "print(2.0 * 1000000000.0 + 1.0 * 0.0)")
+    assert failed.message.startswith("turns[0] of the weighted sum is 2e+09, beyond")
 
 
 def test_combine_abstentions() -> None:

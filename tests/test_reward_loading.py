@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from rlft.common import user_folder
 from rlft.common.by_path import available
 from rlft.common.user_folder import combined
-from rlft.reward.loading import function_sources, load, reproduce
+from rlft.reward.loading import build, load, reproduce, reward_sources
+from rlft.types import Abstain
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +28,10 @@ def refusal(path: str) -> str:
     with pytest.raises(ValueError) as caught:
         load(path)
     return str(caught.value)
+
+
+def sources_of(path: str) -> dict[str, str]:
+    return reward_sources(path, build(load(path), path, {})[0])
 
 
 def test_shipped_rewards_load_by_import_path_and_by_file() -> None:
@@ -183,14 +189,13 @@ def test_a_functions_sources_are_its_file_and_what_it_imports_of_its_folder(tmp_
     path = write_folder(tmp_path, 100)
     expected = {"mine.py", "helper.py", "deeper.py", "relative.py", "late.py"}
     expected |= {"tools/__init__.py", "tools/words.py", "tools/split.py"}
-    before = function_sources(load(f"{path}:reward"))
+    before = sources_of(f"{path}:reward")
     assert {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in expected} == before
     write(tmp_path / "unused.py", "x = 1")
-    assert combined(function_sources(load(f"{path}:reward"))) == combined(before)
+    assert combined(sources_of(f"{path}:reward")) == combined(before)
     write(tmp_path / "tools/split.py", "def split(text): return [text]\n")
-    assert combined(function_sources(load(f"{path}:reward"))) != combined(before)
-    shipped = load("rewards.countdown:countdown")
-    assert list(function_sources(shipped)) == ["countdown.py"]
+    assert combined(sources_of(f"{path}:reward")) != combined(before)
+    assert list(sources_of("rewards.countdown:countdown")) == ["countdown.py"]
 
 
 def test_a_packages_modules_count_by_their_full_name_and_other_packages_do_not(
@@ -199,24 +204,89 @@ def test_a_packages_modules_count_by_their_full_name_and_other_packages_do_not(
     write(tmp_path / "rlft_test_own/helper.py", "import pytest\nX = 1\n")
     write(tmp_path / "rlft_test_own/sub/mine.py", "from rlft_test_own import helper\ndef reward(completion): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert list(function_sources(load("rlft_test_own.sub.mine:reward"))) == ["mine.py", "../helper.py"]
+    assert list(sources_of("rlft_test_own.sub.mine:reward")) == ["mine.py", "../helper.py"]
 
 
-def test_a_functions_hash_is_of_the_defining_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hash_is_of_the_defining_file_and_of_the_one_that_the_path_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "def reward(completion):\n    return 1\n"
     defining = write(tmp_path / "rlft_test_package/inner.py", text)
     write(tmp_path / "rlft_test_package/__init__.py", "from rlft_test_package.inner import reward\n")
     monkeypatch.syspath_prepend(tmp_path)
     expected = hashlib.sha256(text.encode()).hexdigest()
-    assert combined(function_sources(load(f"{defining}:reward"))) == expected
-    assert combined(function_sources(load("rlft_test_package:reward"))) == expected  # re-exported: its own file counts
+    assert combined(sources_of(f"{defining}:reward")) == expected
+    re_exported = sources_of("rlft_test_package:reward")
+    assert list(re_exported) == ["__init__.py", "inner.py"]
+    assert re_exported["inner.py"] == expected
     wrapped = "import functools\n@functools.cache\ndef reward(completion): ...\npart = functools.partial(reward)\n"
     path = write(tmp_path / "wrapped.py", wrapped)
     assert (
-        combined(function_sources(load(f"{path}:reward")))
-        == combined(function_sources(load(f"{path}:part")))
+        combined(sources_of(f"{path}:reward"))
+        == combined(sources_of(f"{path}:part"))
         == hashlib.sha256(wrapped.encode()).hexdigest()
     )
+
+
+COMPOSED = """
+from rlft.reward.compose import clip
+from {helper} import make
+def inner(completion): return 5.0
+clipped = clip(inner, 0, {high})
+made = make()
+"""
+
+
+def test_a_reward_that_a_helper_makes_counts_with_the_file_that_makes_it(tmp_path: Path) -> None:
+    write(tmp_path / "made.py", "def make():\n    return lambda completion, **kwargs: 0.0\n")
+    path, sources = tmp_path / "comp.py", []
+    for high in (1, 2):
+        write(path, COMPOSED.format(helper="made", high=high))
+        sources += [sources_of(f"{path}:clipped"), sources_of(f"{path}:made"), sources_of(f"trl:{path}:made")]
+    clipped, made, of_trl, *edited = sources
+    assert list(clipped) == ["comp.py", "made.py", "rlft/reward/compose.py"]
+    assert list(made) == list(of_trl) == ["comp.py", "made.py"]
+    for before, after in zip((clipped, made, of_trl), edited, strict=True):
+        assert {name for name in before if before[name] != after[name]} == {"comp.py"}
+
+
+def test_the_running_rlft_is_not_loaded_again_from_beside(tmp_path: Path) -> None:
+    namespace = {"rewards": "exact_answer", "own": "words"}
+    for folder, module in namespace.items():
+        write(tmp_path / folder / "__init__.py", "")
+        write(tmp_path / folder / f"{module}.py", "MINE = True\n")
+    write(tmp_path / "rlft/__init__.py", "raise RuntimeError\n")
+    text = "from rlft.types import Abstain\nfrom rewards.exact_answer import MINE\nfrom own.words import MINE\n"
+    path = write(tmp_path / "mine.py", f"{text}def reward(completion): return Abstain(reason='x')\n")
+    assert isinstance(load(f"{path}:reward")(""), Abstain)
+    assert [*sources_of(f"{path}:reward")][1:] == [
+        "own/__init__.py",
+        "own/words.py",
+        "rewards/__init__.py",
+        "rewards/exact_answer.py",
+    ]  # a user's own `rewards` is what lies beside
+    in_root = ROOT / "mine.py"  # which need not be there
+    beside = {
+        name: user_folder._is_beside(in_root, name, ROOT) for name in ("rlft", "rewards", "environments", "tests")
+    }
+    assert beside == {"rlft": False, "rewards": False, "environments": False, "tests": True}
+
+
+def test_folders_without_init_are_packages_unless_one_is_installed(tmp_path: Path) -> None:
+    write(tmp_path / "helpers/u.py", "import importlib\nfrom helpers.deep import v\nX = v.X\n")
+    write(tmp_path / "helpers/deep/v.py", "X = 4\n")
+    write(tmp_path / "pytest/data.json", "")  # a folder of data
+    write(tmp_path / "hh.py", "Y = 1\n")
+    text = "import importlib\nfrom helpers.u import X\nimport pytest\ndef reward(completion):\n"
+    path = write(tmp_path / "mine.py", f"{text}    return X + importlib.import_module('.hh', __package__).Y, pytest\n")
+    assert load(f"{path}:reward")("") == (5, pytest)
+    assert list(sources_of(f"{path}:reward")) == ["mine.py", "helpers/deep/v.py", "helpers/u.py"]
+
+
+def test_files_whose_names_have_dots_do_not_meet(tmp_path: Path) -> None:
+    for number, name in enumerate(("v1.2", "v1_2", "v1.2.x")):
+        write(tmp_path / f"{name}.py", f"def reward(completion):\n    return {number}\n")
+    assert [load(f"{tmp_path}/{name}.py:reward")("") for name in ("v1.2", "v1_2", "v1.2.x")] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,28 @@ def absolute(path: str, *, shipped: str) -> str:
     return f"{target.expanduser().absolute()}:{name}" if isinstance(target, Path) else path
 
 
+def source_file(path: str, *, shipped: str) -> Path | None:
+    """The file that `path` names, found without running it; None where there is none, as for a module not in Python.
+
+    Of a function that a module imports from another one it is the file of the module that `path` names.
+
+    Raises:
+        ValueError: the path names no function.
+    """
+    target, _ = split(path, shipped=shipped)
+    if isinstance(target, Path):
+        file = target.expanduser().absolute()
+        return file if file.is_file() else None
+    package = target.partition(".")[0]
+    imported = getattr(sys.modules.get(target), "__file__", None) or ""
+    if package != shipped and imported.endswith(".py"):
+        return Path(imported)
+    relative = Path(*target.split("."))
+    folders = [_ROOT] if package == shipped else [Path(entry or ".").absolute() for entry in sys.path]
+    found = (folder / name for folder in folders for name in (relative.with_suffix(".py"), relative / "__init__.py"))
+    return next((file for file in found if file.is_file()), None)
+
+
 def available(shipped: str) -> dict[str, str]:
     """The functions of a shipped package: import path -> first line of the docstring. Runs none of them."""
     found = {}

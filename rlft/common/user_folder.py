@@ -2,8 +2,12 @@
 
 A file that is loaded by its location becomes a module of a package that stands for its folder, named by the folder's
 absolute path. `import helper` or `from .helper import x` in it, at the top or within a function, means `helper.py`
-beside it, as it does in a program that Python runs from there. So two folders may each have their own `helper.py`.
-Modules of the standard library are never taken for files beside, and a file never for itself.
+or the folder `helper` beside it. So two folders may each have their own `helper.py`. As in a program that Python runs
+from there, what lies beside comes before what is installed, but for a folder without `__init__.py`, which comes last.
+
+Never taken for what lies beside are modules of the standard library, the file itself, and rlft with the packages that
+it ships: a second copy of `rlft.types` would have another `Abstain`. Only import statements look beside;
+`importlib.import_module` does where it is told the package: `import_module(".helper", __package__)`.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import importlib.util
 import json
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -26,6 +31,8 @@ from typing import Any
 _ROOT = Path(__file__).absolute().parents[2]
 _PREFIX = "rlft_user_"
 _INSTALLED = ("site-packages", "dist-packages")
+_STANDARD = Path(sysconfig.get_path("stdlib"))
+_SHIPPED = ("rewards", "environments")
 
 
 def load(file: Path) -> ModuleType:
@@ -35,7 +42,7 @@ def load(file: Path) -> ModuleType:
         file: absolute.
     """
     package = _package(file.parent)
-    name = f"{package}.{file.stem.replace('.', '_')}"
+    name = f"{package}.{_module_name(file.stem)}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file, loader=_Loader(name, str(file)))
@@ -51,27 +58,46 @@ def load(file: Path) -> ModuleType:
     return module
 
 
-def sources(file: Path) -> dict[str, str]:
-    """sha256 of a Python file and of the files of its folder that it imports, through others too and in functions too.
+def _module_name(stem: str) -> str:
+    """The name within its folder's package of the module that a file makes, another for each file."""
+    if "." not in stem:
+        return stem
+    return f"{stem.replace('.', '_')}_{hashlib.sha256(stem.encode()).hexdigest()[:12]}"
+
+
+def sources(*files: Path) -> dict[str, str]:
+    """sha256 of Python files and of the files of their folders that they import, through others too and in functions.
 
     Of what is installed, and of what rlft ships, only the file itself counts: their versions are in the provenance.
 
+    Args:
+        files: one at least.
+
     Returns:
-        sha256 by path relative to the file's folder; the file itself comes first.
+        sha256 by path relative to the first file's folder, which comes first; that of another file which is installed
+        is relative to where packages are installed, so that it is the same on every machine.
     """
-    file = file.absolute()
+    files = tuple(file.absolute() for file in files)
     found: dict[Path, str] = {}
-    waiting = [file]
-    while waiting:
-        each = waiting.pop()
-        if each in found:
-            continue
-        text = each.read_bytes()
-        found[each] = hashlib.sha256(text).hexdigest()
-        if not _is_foreign(file):
-            waiting += _imported_files(each, text, top=file.parent)
+    for file in files:
+        waiting = [file]
+        while waiting:
+            each = waiting.pop()
+            if each in found:
+                continue
+            text = each.read_bytes()
+            found[each] = hashlib.sha256(text).hexdigest()
+            if not _is_foreign(file):
+                waiting += _imported_files(each, text, top=file.parent)
     first, *others = found
-    return {os.path.relpath(each, file.parent): found[each] for each in (first, *sorted(others))}
+    return {_shown(each, first.parent): found[each] for each in (first, *sorted(others))}
+
+
+def _shown(file: Path, folder: Path) -> str:
+    if file.parent != folder and _is_foreign(file):
+        roots = (*(each for each in file.parents if each.name in _INSTALLED), _ROOT, _STANDARD)
+        return str(file.relative_to(next(root for root in roots if root in file.parents)))
+    return os.path.relpath(file, folder)
 
 
 def combined(hashes: Mapping[str, str]) -> str:
@@ -84,8 +110,8 @@ def combined(hashes: Mapping[str, str]) -> str:
 @functools.cache
 def _is_foreign(file: Path) -> bool:
     """Whether a file is no user's: part of what is installed, of Python, or of rlft."""
-    ours = (_ROOT / "rlft", _ROOT / "rewards", _ROOT / "environments")
-    return bool({*_INSTALLED} & {*file.parts}) or any(folder in file.parents for folder in ours)
+    foreign = (_STANDARD, _ROOT / "rlft", *(_ROOT / name for name in _SHIPPED))
+    return bool({*_INSTALLED} & {*file.parts}) or any(folder in file.parents for folder in foreign)
 
 
 def _imported_files(file: Path, text: bytes, *, top: Path) -> Iterator[Path]:
@@ -123,10 +149,28 @@ def _files_of(file: Path, name: str, level: int, top: Path) -> Iterator[Path]:
 
 
 def _is_beside(file: Path, first: str, top: Path) -> bool:
-    if first in sys.stdlib_module_names or not first or _is_foreign(file):
+    """Whether `first`, where `file` imports it, means a file or folder in `top`."""
+    if first in sys.stdlib_module_names or first in ("", "rlft") or _is_foreign(file):
         return False
-    beside = top / f"{first}.py"
-    return (beside.is_file() and beside != file) or (top / first / "__init__.py").is_file()
+    beside, folder = top / f"{first}.py", top / first
+    if beside.is_file() and beside != file:
+        return True
+    if not folder.is_dir() or (first in _SHIPPED and (_ROOT / first).is_dir() and folder.samefile(_ROOT / first)):
+        return False
+    return (folder / "__init__.py").is_file() or not _is_installed(first, folder)
+
+
+@functools.cache
+def _is_installed(name: str, folder: Path) -> bool:
+    """Whether the import path has a module or package of that name elsewhere than in `folder`."""
+    if name in sys.modules:
+        places = getattr(sys.modules[name], "__path__", ())
+    else:
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            return False
+        places = spec.submodule_search_locations or ()
+    return str(folder) not in places
 
 
 def _package(folder: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.common import user_folder
-from rlft.common.by_path import describe_error, did_you_mean, import_function, import_object
+from rlft.common.by_path import describe_error, did_you_mean, import_function, import_object, source_file
 from rlft.common.rows import read_rows
 from rlft.config import EnvironmentConfig
 from rlft.environment import systems
@@ -65,7 +65,7 @@ def identity(path: str) -> str:
 
 
 def sources(path: str) -> dict[str, str]:
-    """The sources that make an environment.
+    """The sources that make an environment: the file that the path names and the one that defines what is there.
 
     Returns:
         see `user_folder.sources`; of one that another system's package makes, the package's version by its name.
@@ -79,7 +79,8 @@ def sources(path: str) -> dict[str, str]:
     found: Any = import_object(name, shipped="environments")
     file = inspect.getsourcefile(inspect.unwrap(found))
     assert file is not None  # it was just loaded from one
-    return user_folder.sources(Path(file))
+    named = source_file(name, shipped="environments")
+    return user_folder.sources(*([named] if named else []), Path(file))
 
 
 def _check_name(system: str, name: str, path: str) -> None:

@@ -104,7 +104,7 @@ def read_start(answer: bytes, rewards: int) -> tuple[list[Loaded], int] | Invali
     match _read(answer):
         case {"invalid": str(message)}:
             return Invalid(message=message)
-        case {"loaded": list(loaded), "pid": int(pid)} if len(loaded) == rewards:
+        case {"loaded": list(loaded), "pid": int(pid)} if len(loaded) == rewards and pid > 0:
             return list(map(_read_loaded, loaded)), pid
     raise ValueError("it names neither its rewards nor what is wrong with them")
 

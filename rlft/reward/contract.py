@@ -163,7 +163,8 @@ def call_arguments(plan: CallPlan, spec: RewardSpec, group: Group, member: int |
     if plan.takes_any:
         by_name_only = {"trajectory", *_NOTES} - plan.parameters
         return {name: value for name, value in offered.items() if name not in by_name_only}
-    return {name: offered[name] for name in plan.parameters if name in offered}
+    # In the order of what is offered: that of a set differs from process to process, and `reproduce` shows it.
+    return {name: value for name, value in offered.items() if name in plan.parameters}
 
 
 def _values(plan: CallPlan, group: Group, member: int | None) -> dict[str, Any]:
@@ -201,8 +202,8 @@ def read(value: Any) -> Outcome:
     A number or bool is the value. A dict's value is the sum of its numbers, unless it has the key `score`:
     then that is the value, other numbers are only observed, and what is no number is ignored. With the key
     `turns`, a list with a number for each action of the episode, the value is their sum, and other numbers are
-    only observed. None abstains; a part that is None is left out. Scalars of numpy and torch count as numbers.
-    All else is `Failed`.
+    only observed; beside `score`, a number called `turns` is observed like any other. None abstains; a part that is
+    None is left out. Scalars of numpy and torch count as numbers. All else is `Failed`.
     """
     if value is None:
         return Abstain(reason="returned None")
@@ -214,7 +215,7 @@ def read(value: Any) -> Outcome:
 
 
 def _read_parts(value: Mapping[Any, Any]) -> Outcome:
-    if "turns" in value:
+    if "turns" in value and not ("score" in value and _is_single(value["turns"])):
         return _read_turns(value["turns"], {name: part for name, part in value.items() if name != "turns"})
     parts: dict[str, float] = {}
     for name, part in value.items():
@@ -233,6 +234,11 @@ def _read_parts(value: Mapping[Any, Any]) -> Outcome:
         return Abstain(reason=f"returned None for {'its score' if 'score' in value else 'every part'}")
     total = parts.pop("score") if "score" in parts else sum(parts.values())
     return _refused(total, "its parts add up to") or Score(value=total, parts=parts)
+
+
+def _is_single(value: Any) -> bool:
+    """Whether a value is no list or array of several."""
+    return value is None or isinstance(value, float | int | str) or getattr(value, "shape", None) == ()
 
 
 def _read_turns(turns: Any, others: Mapping[Any, Any]) -> Outcome:
@@ -314,7 +320,12 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome
     if refused := _refused(value, "is"):
         terms = " + ".join(f"{weight} * {score.value}" for weight, score in weighted)
         return replace(refused, message=f"weighted sum {terms} {refused.message}", reproduce=f"print({terms})")
-    return Score(value=value, parts=parts, turns=_sum_of_turns(weighted))
+    turns = _sum_of_turns(weighted)
+    for index, total in enumerate(turns):  # large ones may cancel out in the value
+        if refused := _refused(total, f"turns[{index}] of the weighted sum is"):
+            added = (f"{weight} * {_turns_of(score, len(turns))[index]}" for weight, score in weighted)
+            return replace(refused, reproduce=f"print({' + '.join(added)})")
+    return Score(value=value, parts=parts, turns=turns)
 
 
 def _sum_of_turns(weighted: Sequence[tuple[float, Score]]) -> tuple[float, ...]:
@@ -324,9 +335,14 @@ def _sum_of_turns(weighted: Sequence[tuple[float, Score]]) -> tuple[float, ...]:
     count = max(len(score.turns) for _, score in weighted)
     totals = [0.0] * count
     for weight, score in weighted:
-        for index, turn in enumerate(score.turns or (*[0.0] * (count - 1), score.value)):
+        for index, turn in enumerate(_turns_of(score, count)):
             totals[index] += weight * turn
     return tuple(totals)
+
+
+def _turns_of(score: Score, count: int) -> tuple[float, ...]:
+    """What each of `count` actions adds to a score: all of it the last one, where its reward does not say."""
+    return score.turns or (*[0.0] * (count - 1), score.value)
 
 
 def check_turns(outcome: Outcome, actions: int) -> Outcome:

@@ -17,9 +17,8 @@ from typing import Any
 from rlft.common import by_path, user_folder
 from rlft.reward import systems
 from rlft.reward.contract import OFFERED, RewardFunction, ignore
+from rlft.reward.source import source_file
 
-SHIPPED = "rewards"
-"""The package of example rewards."""
 REPRODUCE_LIMIT = 100_000
 """Longest program that `reproduce` writes, in characters: the system takes 128 KiB after `python -c`."""
 
@@ -47,7 +46,7 @@ def load(path: str) -> Any:
     """
     if systems.split(path)[0]:
         return systems.loader(path)
-    found = by_path.import_object(path, shipped=SHIPPED)
+    found = by_path.import_object(path, shipped=systems.SHIPPED)
     if not callable(found):
         name = path.rpartition(":")[2]
         raise ValueError(f"{path}: {name!r} is a {type(found).__name__}, neither a function nor a class")
@@ -104,13 +103,18 @@ def _is_factory(found: Any, args: Mapping[str, Any]) -> bool:
 
 def absolute(path: str) -> str:
     """A reward's path as an absolute one, so that it names the same function from any working directory."""
-    return systems.absolute(path) if systems.split(path)[0] else by_path.absolute(path, shipped=SHIPPED)
+    return systems.absolute(path) if systems.split(path)[0] else by_path.absolute(path, shipped=systems.SHIPPED)
 
 
-def function_sources(function: RewardFunction) -> dict[str, str]:
-    """sha256 of the file that defines a function, and of what it imports of its folder.
+def reward_sources(path: str, function: RewardFunction) -> dict[str, str]:
+    """sha256 of the file that a reward's path names and of the one that defines it, and of what these import of their
+    folders.
 
-    Decorators and `partial` are looked through; a reward may name its file as `source_file`.
+    The two differ where a file makes its reward with something else's function, as `reward = clip(inner, 0, 1)` does.
+    Decorators and `partial` are looked through; a function may name its file as `source_file`.
+
+    Args:
+        function: what `build` made of the path.
 
     Returns:
         see `user_folder.sources`.
@@ -118,8 +122,15 @@ def function_sources(function: RewardFunction) -> dict[str, str]:
     Raises:
         ValueError: if it comes from no file.
     """
-    if file := getattr(function, "source_file", ""):
-        return user_folder.sources(Path(file))
+    files = [file for file in (source_file(path), _defining_file(function)) if file]
+    if not files:
+        raise ValueError(f"reward {path}: {function!r} comes from no file; wrap it in a `def` in a file")
+    return user_folder.sources(*files)
+
+
+def _defining_file(function: RewardFunction) -> Path | None:
+    if named := getattr(function, "source_file", ""):
+        return Path(named)
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function)
@@ -127,8 +138,8 @@ def function_sources(function: RewardFunction) -> dict[str, str]:
     module = sys.modules.get(function.__module__)
     for file in (code and code.co_filename, module and getattr(module, "__file__", None)):
         if file and Path(file).is_file():
-            return user_folder.sources(Path(file))
-    raise ValueError(f"{function!r} comes from no file; wrap it in a `def` in a file")
+            return Path(file)
+    return None
 
 
 def reproduce(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ast
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlft.common import by_path
 from rlft.reward import systems
-from rlft.reward.loading import SHIPPED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,24 +35,14 @@ def source_file(path: str) -> Path | None:
     Raises:
         ValueError: the path names no function.
     """
-    system, path = systems.split(path)
-    if system and not systems.SYSTEMS[system].takes_path:
-        return None
     system, name = systems.split(path)
     if system and not (systems.SYSTEMS[system].takes_path and ":" in name):
         return None
-    target, _ = by_path.split(name, shipped=SHIPPED)
-    if isinstance(target, Path):
-        return target if target.is_file() else None
-    relative = Path(*target.split("."))
-    ours = Path(__file__).parents[2]
-    folders = [ours] if target.partition(".")[0] == SHIPPED else [Path(entry or ".") for entry in sys.path]
-    found = (folder / name for folder in folders for name in (relative.with_suffix(".py"), relative / "__init__.py"))
-    return next((file for file in found if file.is_file()), None)
+    return by_path.source_file(name, shipped=systems.SHIPPED)
 
 
 def definition(path: str) -> Definition | None:
-    """A reward's `def`, None where there is none to be read, as for a class or an alias.
+    """A reward's `def`, None where the last that its file says of the name is no `def`, as for a class or an alias.
 
     Raises:
         ValueError: the path names no function.
@@ -67,15 +55,30 @@ def definition(path: str) -> Definition | None:
     except SyntaxError:
         return None  # loading it says so
     name = path.rpartition(":")[2]
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
+    for node in reversed(tree.body):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            if node.name != name:
+                continue
+            if isinstance(node, ast.ClassDef):
+                return None
             return Definition(
                 file=file,
                 line=node.lineno,
                 returns=node.decorator_list != [] or any(map(_gives, _own(node))),
                 defaults=_defaults(node.args),
             )
+        if any(_binds(each, name) for each in ast.walk(node)):
+            return None
     return None
+
+
+def _binds(node: ast.AST, name: str) -> bool:
+    """Whether a node gives a name another meaning: an assignment, an import, a definition within an `if`."""
+    if isinstance(node, ast.Name):
+        return node.id == name and not isinstance(node.ctx, ast.Load)
+    if isinstance(node, ast.alias):
+        return (node.asname or node.name.partition(".")[0]) == name
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name
 
 
 def _own(function: ast.AST) -> list[ast.AST]:

@@ -36,7 +36,7 @@ from rlft.common.by_path import describe_error, innermost_line
 from rlft.common.chat_server import ServerError
 from rlft.reward.answers import Invalid, Loaded, Result, write_results, write_start
 from rlft.reward.contract import CallPlan, RewardFunction, failed, plan_call, read, read_many
-from rlft.reward.loading import build, function_sources, load
+from rlft.reward.loading import build, load, reward_sources
 from rlft.reward.notes import Notes
 from rlft.reward.progress import Progress
 from rlft.types import Failed, RewardSpec
@@ -78,7 +78,7 @@ def open_rewards(specs: Sequence[RewardSpec]) -> list[Reward]:
     for spec in specs:
         function, is_built = build(load(spec.path), spec.path, spec.args)
         plan = plan_call(function, replace(spec, args={}) if is_built else spec)
-        loaded = Loaded(plan=plan, sources=function_sources(function), is_built=is_built)
+        loaded = Loaded(plan=plan, sources=reward_sources(spec.path, function), is_built=is_built)
         rewards.append(Reward(function=function, loaded=loaded))
     for spec, reward in zip(specs, rewards, strict=True):
         _call_method(reward.function, "setup", spec)
