@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -89,13 +89,22 @@ def config_of(run: Run[C], how: How) -> C:
 
 
 @contextmanager
-def continued(run: Run[C], config: C, now: Provenance, how: How, *, every: int) -> Iterator[Continued[C]]:
+def continued(
+    run: Run[C],
+    config: C,
+    now: Provenance,
+    how: How,
+    *,
+    every: int,
+    is_whole: Callable[[Run[C], int], bool] = lambda run, step: True,
+) -> Iterator[Continued[C]]:
     """Bring an open run back to its newest whole checkpoint, or fork it there; the fork is open meanwhile.
 
     Args:
         config: see `config_of`.
         now: what makes its numbers if it goes on here.
         every: steps between checkpoints.
+        is_whole: whether a run whose last step is done has all that it should leave; else that is made again.
 
     Raises:
         ValueError: what makes the numbers has changed (the changes, and how to fork); or the run's records are damaged
@@ -120,7 +129,7 @@ def continued(run: Run[C], config: C, now: Provenance, how: How, *, every: int) 
             f"{run.path} has {step} steps behind it, more than steps={config.steps}; for a shorter one: "  # type: ignore[attr-defined]
             f"rlft resume {run.path} --fork NAME --step N steps=N"
         )
-    if summary := _result(run, config, snapshot, problems):
+    if (summary := _result(run, config, snapshot, problems)) and is_whole(run, step):
         again = f"rlft resume {run.path} " + ("steps=N" if hasattr(config, "steps") else "--fork NAME epochs=N")
         told = f"{run.path} is finished after {step} steps, and nothing was done; to train further: `{again}`"
         yield Continued(run=run, snapshot=snapshot, remarks=[told], summary=summary)

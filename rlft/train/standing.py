@@ -14,7 +14,7 @@ from rlft.model.adapter import adapter_hash, read_folder
 from rlft.model.starting_point import save_adapter
 from rlft.run.checkpoint import Snapshot, steps_kept
 from rlft.run.directory import Run
-from rlft.run.records import ADAPTERS, CHECKPOINTS, adapter_folder, numbered
+from rlft.run.records import ADAPTERS, CHECKPOINTS, adapter_folder, numbered, step_name
 from rlft.types import Adapter
 
 
@@ -85,6 +85,16 @@ def keep_adapter(run: Run[Any], step: int, adapter: Adapter, model_folder: str, 
         spare = [(made, path) for made, path in earlier if rule == "every" and made % int(number)]
     for _, path in spare:
         remove_folder(path)
+
+
+def has_adapter(run: Run[Any], step: int) -> bool:
+    """Whether the saved adapter of a step is whole, and the one that was evaluated."""
+    evaluation = run.evaluation(step_name(step))
+    try:
+        found = adapter_hash(read_folder(run.path / adapter_folder(step)))
+    except ValueError:
+        return False
+    return evaluation is None or evaluation.adapter_hash == found
 
 
 def _told(error: Exception) -> str:

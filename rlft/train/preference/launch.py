@@ -37,7 +37,7 @@ from rlft.train.preference.data import Example, PreferenceData, load
 from rlft.train.preference.group import make_preference_learner
 from rlft.train.preference.loop import NAMES, AnyLearner, logprobs, measure, num_updates, train_dpo, updates_per_epoch
 from rlft.train.slow_paths import tell_slow_paths
-from rlft.train.standing import Standing, keep_adapter
+from rlft.train.standing import Standing, has_adapter, keep_adapter
 
 
 def train(config: PreferenceConfig, *, restart: bool = False) -> PreferenceSummary:
@@ -72,7 +72,7 @@ def resume(path: Path, how: How = PLAIN) -> tuple[Path, PreferenceSummary]:
         config = config_of(run, how)
         data, model_folder = _prepare(config, view)
         now = _provenance(config, data, model_folder)
-        with continued(run, config, now, how, every=config.checkpoint.every) as going_on:
+        with continued(run, config, now, how, every=config.checkpoint.every, is_whole=has_adapter) as going_on:
             for remark in going_on.remarks:
                 view.note(remark)
             if going_on.summary is not None:

@@ -56,7 +56,7 @@ from rlft.train.rl.state import restore, snapshot
 from rlft.train.rl.summary import summarize
 from rlft.train.sft import check_demonstrations, train_sft
 from rlft.train.slow_paths import tell_slow_paths
-from rlft.train.standing import Standing, keep_adapter
+from rlft.train.standing import Standing, has_adapter, keep_adapter
 from rlft.train.task_order import tasks_of_step
 from rlft.types import Adapter
 
@@ -124,7 +124,9 @@ def resume(path: Path, how: How = PLAIN) -> tuple[Path, RLSummary]:
         config = config_of(run, how)
         with (
             _prepare(config, log_dir=None if how.fork else run.path / LOGS) as prepared,
-            continued(run, config, _provenance(config, prepared), how, every=config.checkpoint.every) as going_on,
+            continued(
+                run, config, _provenance(config, prepared), how, every=config.checkpoint.every, is_whole=has_adapter
+            ) as going_on,
         ):
             if how.fork:
                 prepared.scorer.move_logs(going_on.run.path / LOGS)
