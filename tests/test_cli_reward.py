@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from rlft.cli import main, reward_try
-from rlft.reward.cases import judge, read_cases
+from rlft.reward.cases import broken_cases, read_cases
 from rlft.reward.probe import Probe
 from rlft.reward.source import definition
 from rlft.types import RewardSpec
@@ -49,7 +49,7 @@ def test_a_new_reward_holds_its_own_cases_and_is_never_written_over(tmp_path: Pa
     cases = read_cases(tmp_path / "brevity.cases.jsonl")
     with Probe([RewardSpec(path=f"{file}:brevity")]) as probe:
         outcomes = [outcomes[0] for outcomes in probe.score_groups([(c.task, [c.completion]) for c in cases])]
-    assert judge(cases, outcomes) == {}
+    assert broken_cases(cases, outcomes) == {}
     file.write_text("mine")
     again = reward("init", "brevity", "--folder", tmp_path)
     assert "exists already" in str(again.exception)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlft.reward.cases import Case, Expect, beside, judge, read_cases, write_cases
+from rlft.reward.cases import Case, Expect, beside, broken_cases, read_cases, write_cases
 from rlft.reward.probe import GaveUpError, Probe, make_task
 from rlft.types import Abstain, Outcome, RewardSpec, Score
 
@@ -134,6 +134,6 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
 def test_an_outcome_is_judged(expect: Expect, outcome: Outcome, problem: str) -> None:
     case = Case(name="case", completion="a", expect=expect)
     other = Case(name="other", completion="b", expect=Expect(at_least=0.0))
-    found = judge([case, other], [outcome, Score(value=0.5)])
+    found = broken_cases([case, other], [outcome, Score(value=0.5)])
     assert problem in found.get("case", "")
     assert bool(found) == bool(problem)

@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rlft.cli import main
+from rlft.reward.adversarial import good_cases
+from rlft.reward.cases import Case, Expect
 from rlft.reward.check import MADE_UP, Checked, check_rewards
 from rlft.reward.findings import Report
 from rlft.reward.probe import make_task
@@ -102,7 +104,16 @@ def positional(completion, /):
 def wants_column(completion, level):
     return 1.0
 
+def no_reply_right(completion):
+    return -1.0
+
 # What follows is right.
+
+def short(completion):
+    return float(len(completion) <= 2000)
+
+def polite(completion):
+    return float("idiot" not in completion.lower())
 
 def exact(completion, answer):
     return float(completion.strip() == answer)
@@ -265,7 +276,7 @@ def test_a_run_looks_at_its_rewards_before_it_starts(file: Path, tmp_path: Path)
                 reward_remarks(config, environment, scorer)
             warned = config.model_copy(update={"scoring": config.scoring.model_copy(update={"check": "warn"})})
             assert re.search(words, "".join(reward_remarks(warned, environment, scorer)))
-    for name in ("exact", "in_parts", "boxed", "centred", "waits", "substring"):
+    for name in ("exact", "in_parts", "boxed", "centred", "waits", "substring", "short", "polite", "no_reply_right"):
         config = tiny_config("nowhere", rewards=[{"path": f"{file}:{name}"}], scoring={"check": "stop"})
         with make_scorer(config, environment, log_dir=None) as scorer:
             assert reward_remarks(config, environment, scorer) == []
@@ -273,3 +284,33 @@ def test_a_run_looks_at_its_rewards_before_it_starts(file: Path, tmp_path: Path)
     with make_scorer(config, environment, log_dir=None) as scorer:  # some replies: max_failed decides about them
         (remark,) = reward_remarks(config, environment, scorer)
     assert "IndexError" in remark
+
+
+def test_a_constant_beside_a_reward_that_changes_stops_no_run(file: Path) -> None:
+    constant = {"path": f"{file}:constant", "weight": 0.1}
+    for other, is_refused in (("last_number", False), ("no_reply_right", False), ("constant", True)):
+        rewards = [constant, {"path": f"{file}:{other}", "name": "other"}]
+        config = tiny_config("nowhere", rewards=rewards, scoring={"check": "stop"})
+        with make_scorer(config, letters(), log_dir=None) as scorer:
+            if is_refused:
+                with pytest.raises(ValueError, match=r"reward constant: it gave 0\.5 for"):
+                    reward_remarks(config, letters(), scorer)
+            else:
+                assert reward_remarks(config, letters(), scorer) == []
+    specs = [RewardSpec(path=f"{file}:constant"), RewardSpec(path=f"{file}:exact")]
+    report = check_rewards(Checked(specs=specs, tasks=MADE_UP[:2], workers=0))
+    assert [(f.severity, f.reward) for f in report.findings if f.check == "constant"] == [("warning", "constant")]
+
+
+def test_a_reward_beside_one_that_fails_is_not_accused(file: Path) -> None:
+    rewards = [{"path": f"{file}:{name}"} for name in ("text", "raises_on_nothing", "exact")]
+    config = tiny_config("nowhere", rewards=rewards, scoring={"check": "warn", "max_failed": 0.1})
+    with make_scorer(config, letters(), log_dir=None) as scorer:
+        remarks = reward_remarks(config, letters(), scorer)
+    assert {remark.partition(":")[0] for remark in remarks} == {"reward text", "reward raises_on_nothing"}
+
+
+def test_only_a_case_that_asks_for_a_score_shows_a_good_reply() -> None:
+    wishes = {"good": Expect(at_least=0.3), "bad": Expect(at_most=0.5), "none": Expect(equals=0.0)}
+    cases = [Case(completion=name, name=name, expect=expect) for name, expect in wishes.items()]
+    assert [reply for _, reply in good_cases(cases)] == ["good"]

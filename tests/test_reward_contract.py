@@ -17,7 +17,7 @@ from rlft.reward.contract import (
     call_arguments,
     check_columns,
     combine,
-    failures,
+    failed_rewards,
     plan_call,
     read,
     read_many,
@@ -417,8 +417,8 @@ def test_combine_failures() -> None:
     failed = combine(specs(1.0, 0.5), [Score(value=1.0), FAILED])
     assert failed == Failed(kind="error", message="r1: boom", reproduce="print()")
     assert combine(specs(1.0, 0.0), [Score(value=1.0), FAILED]) == Score(value=1.0, parts={"r0": 1.0})
-    assert failures(specs(1.0, 0.0, 0.0), [Score(value=1.0), FAILED, ABSTAIN]) == {"r1": FAILED}
-    assert failures(specs(1.0, 0.5), [FAILED, FAILED]) == {"r0": FAILED, "r1": FAILED}
+    assert failed_rewards(specs(1.0, 0.0, 0.0), [Score(value=1.0), FAILED, ABSTAIN]) == {"r1": FAILED}
+    assert failed_rewards(specs(1.0, 0.5), [FAILED, FAILED]) == {"r0": FAILED, "r1": FAILED}
     overflow = combine(specs(1e308, 1e308), [Score(value=1.0), Score(value=1.0)])
     assert isinstance(overflow, Failed)
     assert (overflow.kind, overflow.message) == ("not_finite", "weighted sum 1e+308 * 1.0 + 1e+308 * 1.0 is inf")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rlft.common.by_path import available
-from rlft.reward.cases import SUFFIX, judge, read_cases
+from rlft.reward.cases import SUFFIX, broken_cases, read_cases
 from rlft.reward.contract import call_arguments, plan_call, read
 from rlft.reward.loading import load
 from rlft.reward.probe import made_up
@@ -48,7 +48,7 @@ def test_a_reward_says_what_its_cases_expect(file: Path) -> None:
     for case in cases:
         group = made_up(case.task, [case.completion])
         outcomes.append(read(function(**call_arguments(plan, spec, group, 0))))
-    assert judge(cases, outcomes) == {}
+    assert broken_cases(cases, outcomes) == {}
 
 
 def call(name: str, **arguments: Any) -> Message:

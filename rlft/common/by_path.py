@@ -79,7 +79,7 @@ def import_object(path: str, *, shipped: str, kind: Literal["function", "class"]
         ) from None
 
 
-def absolute(path: str, *, shipped: str) -> str:
+def with_absolute_file(path: str, *, shipped: str) -> str:
     """The path with a file in it made absolute, so that it means the same in any working directory."""
     target, name = split(path, shipped=shipped)
     return f"{target.expanduser().absolute()}:{name}" if isinstance(target, Path) else path

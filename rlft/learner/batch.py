@@ -73,7 +73,11 @@ def _lengths(trajectory: Trajectory) -> list[int]:
 
 
 def _turn_rewards(trajectory: Trajectory) -> list[float]:
-    """What each turn adds to the reward, on its last action token. A turn without any leaves it to the one before."""
+    """Rewards by action token: what a turn adds stands on the last token of its action.
+
+    What a turn without action tokens adds goes to the last action token before it; where there is none before it,
+    to the first action token after it.
+    """
     assert isinstance(trajectory.outcome, Score)
     rewards, ends = [0.0] * trajectory.num_actions, list(accumulate(_lengths(trajectory)))
     turns = trajectory.outcome.turns or (*[0.0] * (len(ends) - 1), trajectory.outcome.value)

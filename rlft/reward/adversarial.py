@@ -10,6 +10,7 @@ from typing import Any
 
 from rlft.reward.behaviour import ALL, Sample, ask
 from rlft.reward.cases import Case, Expect
+from rlft.reward.contract import prompt_text
 from rlft.reward.findings import Finding, quoted
 from rlft.reward.probe import GaveUpError, Probe
 from rlft.reward.transforms import (
@@ -54,11 +55,6 @@ def answer_text(answer: Any) -> str | None:
     return str(answer).strip() or None
 
 
-def prompt_text(task: Task) -> str:
-    """The last message of the user."""
-    return next((m["content"] for m in reversed(task.messages) if m["role"] == "user"), "")
-
-
 def written(tasks: Sequence[Task]) -> dict[str, list[Source]]:
     """The tasks' answers in every way of `TEMPLATES`, by its name."""
     answers = {task.id: text for task in tasks if (text := answer_text(task.answer))}
@@ -88,7 +84,7 @@ def shown(pairs: Iterable[tuple[Task, str]], tasks: Sequence[Task]) -> list[Sour
 
 
 def good_cases(cases: Sequence[Case]) -> list[tuple[Task, str]]:
-    """The cases that have to score highest, where others have to score lower."""
+    """The cases that have to score highest, where others have to score lower; `at_most` asks for no score."""
     wanted = [(case, wish) for case in cases if (wish := _wish(case.expect)) is not None]
     if not wanted:
         return []
@@ -97,9 +93,10 @@ def good_cases(cases: Sequence[Case]) -> list[tuple[Task, str]]:
 
 
 def _wish(expect: Expect) -> float | None:
+    """The score that a case asks for; None where it asks for none."""
     if expect.part or expect.abstain:
         return None
-    return next((bound for bound in (expect.equals, expect.at_least, expect.at_most) if bound is not None), None)
+    return expect.at_least if expect.equals is None else expect.equals
 
 
 def _writer(template: str) -> Callable[[str], str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 
 from rlft.reward.findings import Finding, quoted
+from rlft.reward.odd_replies import ODD_REPLIES
 from rlft.reward.probe import Probe
 from rlft.reward.source import Definition, definition
 from rlft.types import Abstain, Failed, RewardSpec, Score, Task, Trajectory
@@ -90,11 +91,16 @@ def static_findings(specs: Sequence[RewardSpec], deadline_s: float) -> list[Find
     return found
 
 
-def failures(samples: Sequence[Sample]) -> list[Finding]:
-    """Replies that could not be scored: one finding for each way to fail, with the shortest reply."""
+def failure_findings(samples: Sequence[Sample]) -> list[Finding]:
+    """Replies that could not be scored: one finding for each way to fail, with the shortest reply.
+
+    A reward that was not called, since others had failed, did nothing wrong.
+    """
     groups: dict[tuple[str, str, str], list[tuple[Sample, Failed]]] = defaultdict(list)
     for sample in samples:
         for reward, failure in sample.trajectory.failed_parts.items():
+            if failure.kind == "not_run":
+                continue
             groups[reward, failure.kind, failure.message.rpartition("\n")[2]].append((sample, failure))
     if not groups:
         odd = [s for s in samples if isinstance(s.trajectory.outcome, Failed)]
@@ -135,31 +141,41 @@ def abstentions(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> list[
     return found
 
 
-def constants(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> list[Finding]:
-    """Rewards that gave one value for many different replies."""
-    found = []
-    for spec in specs:
-        given = [(sample, value) for sample in samples if (value := sample.value(spec.label)) is not None]
-        values = {value for _, value in given}
-        replies = len({sample.text for sample, _ in given})
-        if len(values) != 1 or replies < _FEW:
-            continue
-        (value,) = values
-        unknown = value == 0  # as a penalty is for most replies, and as all wrong ones get
-        found.append(
-            Finding(
-                check="constant",
-                severity="warning" if unknown or not spec.weight else "error",
-                reward=spec.label,
-                detail=f"it gave {value:g} for {replies} different replies"
-                + (", which may be all wrong ones, or right ones of a penalty" if unknown else "")
-                + ": nothing can be learnt from it",
-                advice="add cases with a reply that gets another value (FILE.cases.jsonl, or --cases)"
-                if unknown
-                else "let the value depend on the completion",
-            )
-        )
-    return found
+def constants(seen: Sequence[tuple[RewardSpec, Sequence[Sample]]]) -> list[Finding]:
+    """Rewards that gave one value for many different replies.
+
+    It is an error where every reward with a weight gave one value above 0 for replies of all sorts (`ODD_REPLIES`):
+    then their weighted sum never changes. One of several may be about something rare, as a bound on the length is. A
+    value of 0 or less is a warning, too: wrong replies and most replies to a penalty get that.
+
+    Args:
+        seen: all rewards, each with the replies on which its values can be compared; none where there are no such.
+    """
+    found = {}
+    for spec, samples in seen:
+        given = [(sample.text, value) for sample in samples if (value := sample.value(spec.label)) is not None]
+        texts, values = {text for text, _ in given}, {value for _, value in given}
+        if len(values) == 1 and len(texts) >= _FEW:
+            found[spec.label] = (spec, values.pop(), texts)
+    is_sum_constant = all(
+        spec.label in found and found[spec.label][1] > 0 and found[spec.label][2] >= set(ODD_REPLIES)
+        for spec, _ in seen
+        if spec.weight
+    )
+    return [_constant(*one, is_error=bool(one[0].weight) and is_sum_constant) for one in found.values()]
+
+
+def _constant(spec: RewardSpec, value: float, replies: Collection[str], *, is_error: bool) -> Finding:
+    remark = ", which may be all wrong ones, or right ones of a penalty" if value <= 0 else ""
+    return Finding(
+        check="constant",
+        severity="error" if is_error else "warning",
+        reward=spec.label,
+        detail=f"it gave {value:g} for {len(replies)} different replies{remark}: nothing can be learnt from it",
+        advice="let the value depend on the completion"
+        if is_error
+        else "add cases with a reply that gets another value (FILE.cases.jsonl, or --cases)",
+    )
 
 
 def repeated(specs: Sequence[RewardSpec], first: Sequence[Sample], again: Sequence[Sample], how: str) -> list[Finding]:
@@ -213,7 +229,10 @@ def in_groups(probe: Probe, samples: Sequence[Sample], *, backwards: bool = Fals
 
 def timed(probe: Probe, samples: Sequence[Sample], deadline_s: float) -> list[Finding]:
     """How long a reply takes, one at a time."""
-    seconds = sorted(probe.score_one(sample.task, sample.text).seconds for sample in samples[:_TIMED])
+    seconds = []
+    for sample in samples[:_TIMED]:
+        probe.trajectories([(sample.task, [sample.text])])
+        seconds.append(probe.seconds)
     if len(seconds) < 2:
         return []
     marks = quantiles(seconds, n=100, method="inclusive")

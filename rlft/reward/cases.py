@@ -100,7 +100,7 @@ def write_cases(path: Path, cases: Iterable[Case]) -> None:
     write_file(path, "".join(json.dumps(_row(case), ensure_ascii=False) + "\n" for case in cases))
 
 
-def judge(cases: Sequence[Case], outcomes: Sequence[Outcome]) -> dict[str, str]:
+def broken_cases(cases: Sequence[Case], outcomes: Sequence[Outcome]) -> dict[str, str]:
     """What is wrong, by the names of the cases that do not hold.
 
     Args:

@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 
 from rlft.reward import behaviour
 from rlft.reward import cases as case_files
-from rlft.reward.adversarial import Search, answer_text, good_cases, prompt_text, shown, written
+from rlft.reward.adversarial import Search, answer_text, good_cases, shown, written
 from rlft.reward.behaviour import ALL, Sample
 from rlft.reward.cases import Case
-from rlft.reward.contract import Kind
+from rlft.reward.contract import Kind, prompt_text
 from rlft.reward.findings import Finding, Report, quoted, sorted_findings
+from rlft.reward.odd_replies import ODD_REPLIES
 from rlft.reward.probe import GaveUpError, Probe, make_task
 from rlft.reward.transforms import GARBAGE
 from rlft.types import Failed, RewardSpec, Task
@@ -77,11 +78,11 @@ def check_rewards(checked: Checked) -> Report:
             kinds = {label: plan.kind for label, plan in probe.plans.items()}
             findings += _first(probe, checked, samples)
             findings += _cases(probe, checked)
-            moody = {finding.reward for finding in findings if finding.check == "deterministic"}
-            if not moody and any(sample.total is not None for sample in samples):
+            unrepeatable = {finding.reward for finding in findings if finding.check == "deterministic"}
+            if not unrepeatable and any(sample.total is not None for sample in samples):
                 findings += _cheats(probe, checked, samples, started + checked.within_s)
-        findings += behaviour.failures(samples)
-        findings += _elsewhere(checked, samples, kinds, limit_s, moody)
+        findings += behaviour.failure_findings(samples)
+        findings += _elsewhere(checked, samples, kinds, limit_s, unrepeatable)
     except GaveUpError as error:
         if not samples and error.outcome.kind == "timeout" and limit_s < checked.deadline_s:
             # The first reply: it may load something, for which its deadline has to leave time.
@@ -95,11 +96,15 @@ def check_rewards(checked: Checked) -> Report:
 
 
 def plain_replies(tasks: Sequence[Task]) -> list[tuple[Task, str]]:
-    """Replies of all sorts to some tasks: nothing, nonsense, the prompt, and the answers as `TEMPLATES` write them."""
-    found = []
+    """Replies of all sorts to some tasks: nothing, nonsense, the prompt, and the answers as `TEMPLATES` write them.
+
+    The first task gets `ODD_REPLIES`, too.
+    """
+    found: list[tuple[Task, str]] = []
     for task in tasks[:MOST_TASKS]:
         found += [(task, text) for text in (*_PLAIN, prompt_text(task))]
     found += [(s.task, s.good.text) for sources in written(tasks[:MOST_TASKS]).values() for s in sources]
+    found += [(task, text) for task in tasks[:1] for text in ODD_REPLIES]
     return list({(task.id, text): (task, text) for task, text in found}.values())
 
 
@@ -135,11 +140,11 @@ def _first(probe: Probe, checked: Checked, samples: list[Sample]) -> list[Findin
         for others in (grouped, behaviour.in_groups(probe, first, backwards=True)):
             found = found or behaviour.repeated(lists, first, others, "in a list with others")
     found += behaviour.repeated(checked.specs, first, again, "later, in another order,")
-    for spec in checked.specs:
-        seen = grouped if kinds[spec.label] == "group" else first
-        found += behaviour.abstentions([spec], seen)
-        found += behaviour.constants([spec], seen)
-        found += behaviour.spread([spec], seen)
+    seen = [(spec, grouped if kinds[spec.label] == "group" else first) for spec in checked.specs]
+    for spec, replies in seen:
+        found += behaviour.abstentions([spec], replies)
+        found += behaviour.spread([spec], replies)
+    found += behaviour.constants(seen)
     return [*found, *_leaks(checked.tasks), *behaviour.timed(probe, first, checked.deadline_s)]
 
 
@@ -159,7 +164,7 @@ def _cases(probe: Probe, checked: Checked) -> list[Finding]:
     if not checked.cases:
         return []
     outcomes = [outcomes[0] for outcomes in probe.score_groups([(c.task, [c.completion]) for c in checked.cases])]
-    wrong = case_files.judge(checked.cases, outcomes)
+    wrong = case_files.broken_cases(checked.cases, outcomes)
     by_name = {case.name: case for case in checked.cases}
     if not wrong:
         detail = f"all {len(by_name)} hold"
@@ -231,7 +236,7 @@ def _elsewhere(
     samples: Sequence[Sample],
     kinds: Mapping[str, Kind],
     limit_s: float,
-    moody: Collection[str],
+    unrepeatable: Collection[str],
 ) -> list[Finding]:
     """Whether another process says the same, and whether rewards change their arguments."""
     known = [sample for sample in samples if sample.total is not None][:60]
@@ -240,7 +245,7 @@ def _elsewhere(
     watchers = [_watcher(spec, kinds[spec.label]) for spec in checked.specs]
     with _probe(checked, [*checked.specs, *watchers], limit_s) as probe:
         again = behaviour.ask(probe, [(sample.task, sample.text) for sample in known])
-    alone = [spec for spec in checked.specs if kinds[spec.label] != "group" and spec.label not in moody]
+    alone = [spec for spec in checked.specs if kinds[spec.label] != "group" and spec.label not in unrepeatable]
     found = behaviour.repeated(alone, known, again, "in another process")
     for spec in checked.specs:
         parts = {name for sample in again for name in sample.parts if name.startswith(f"{spec.label}{_WATCHED}/")}

@@ -39,7 +39,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 from rlft.common.by_path import did_you_mean
-from rlft.types import Abstain, Failed, FailureKind, Fault, Group, Outcome, RewardSpec, Score, Trajectory
+from rlft.types import Abstain, Failed, FailureKind, Fault, Group, Message, Outcome, RewardSpec, Score, Task, Trajectory
 
 RewardFunction: TypeAlias = Callable[..., Any]
 Kind: TypeAlias = Literal["sample", "batch", "group"]
@@ -169,29 +169,36 @@ def call_arguments(plan: CallPlan, spec: RewardSpec, group: Group, member: int |
 
 def _values(plan: CallPlan, group: Group, member: int | None) -> dict[str, Any]:
     task, size = group.task, len(group.trajectories)
-    # Fresh dicts: a reward that edits its messages must not edit the task.
-    users = [message["content"] for message in task.messages if message["role"] == "user"]
-    prompt = users[-1] if users else task.messages[-1]["content"] if task.messages else ""
+    prompt = prompt_text(task)
     shared = {**task.columns, "answer": task.answer, "task_id": task.id}
     if plan.kind == "group":
         return {**shared, "prompt": prompt, "group": group}
     if plan.kind == "batch":
         return {
             **{name: [value] * size for name, value in shared.items()},
-            "prompts": [_halves(t)[0] for t in group.trajectories],
-            "completions": [_halves(t)[1] for t in group.trajectories],
+            "prompts": [prompt_and_reply(t)[0] for t in group.trajectories],
+            "completions": [prompt_and_reply(t)[1] for t in group.trajectories],
             "completion_ids": [list(t.token_ids) for t in group.trajectories],
         }
     assert member is not None
     trajectory = group.trajectories[member]
-    messages = [dict(message) for message in trajectory.conversation]
+    messages = [message.copy() for message in trajectory.conversation]
     own = {"completion": trajectory.text, "messages": messages, "trajectory": trajectory}
     return {**shared, "prompt": prompt, **own}
 
 
-def _halves(trajectory: Trajectory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(the prompt, the reply) or, of an episode, (what it started with, everything from the first action on)."""
-    messages = [dict(message) for message in trajectory.conversation]
+def prompt_text(task: Task) -> str:
+    """What a reward gets as `prompt`: the last message of the user; without one, the last message."""
+    users = [message["content"] for message in task.messages if message["role"] == "user"]
+    return users[-1] if users else task.messages[-1]["content"] if task.messages else ""
+
+
+def prompt_and_reply(trajectory: Trajectory) -> tuple[list[Message], list[Message]]:
+    """(the prompt, the reply) or, of an episode, (what it started with, everything from the first action on).
+
+    The messages are copies: a reward that edits its messages must not edit the task.
+    """
+    messages = [message.copy() for message in trajectory.conversation]
     replied = sum(1 + len(turn.observation) for turn in trajectory.turns)
     return messages[:-replied], messages[-replied:]
 
@@ -211,7 +218,7 @@ def read(value: Any) -> Outcome:
         return Abstain(reason=value.reason[:MESSAGE_LIMIT])
     if isinstance(value, Mapping):
         return _read_parts(value)
-    return number if isinstance(number := number_of(value), Failed) else Score(value=number)
+    return number if isinstance(number := checked_number(value), Failed) else Score(value=number)
 
 
 def _read_parts(value: Mapping[Any, Any]) -> Outcome:
@@ -223,7 +230,7 @@ def _read_parts(value: Mapping[Any, Any]) -> Outcome:
             return failed("type", f"names of parts must be text, got {_show(name)}")
         if part is None:
             continue
-        number = number_of(part)
+        number = checked_number(part)
         if not isinstance(number, Failed):
             parts[str(name)] = number
         elif number.kind != "type" or name == "score" or "score" not in value:
@@ -248,14 +255,14 @@ def _read_turns(turns: Any, others: Mapping[Any, Any]) -> Outcome:
         return failed("type", f"turns: expected a list with a number for each action, got {_show(turns)}")
     values: list[float] = []
     for index, turn in enumerate(turns):
-        if isinstance(number := number_of(turn), Failed):
+        if isinstance(number := checked_number(turn), Failed):
             return replace(number, message=f"turns[{index}]: {number.message}")
         values.append(number)
     observed = _read_parts({**others, "score": sum(values)})
     return replace(observed, turns=tuple(values)) if isinstance(observed, Score) else observed
 
 
-def number_of(value: Any) -> float | Failed:
+def checked_number(value: Any) -> float | Failed:
     """A result as a number that a reward can be, or why it is none."""
     # Scalars of numpy and torch, told by their shape so that neither is imported. An array of one element is
     # refused: it is a batched result in the wrong place.
@@ -294,7 +301,7 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome
     """One trajectory's outcome from what each reward gave: the weighted sum.
 
     A failure of a reward with a weight fails the trajectory. A failure of an observing reward (weight 0)
-    leaves its part out; `failures` has it. Rewards that abstain contribute nothing; if all that have a weight
+    leaves its part out; `failed_rewards` has it. Rewards that abstain contribute nothing; if all that have a weight
     abstain, so does the trajectory. Where a reward says what each action adds, what the others give is added to the
     last action.
     """
@@ -357,7 +364,7 @@ def first_cause(failures: Sequence[Failed]) -> Failed:
     return next((failure for failure in failures if failure.kind != "not_run"), failures[0])
 
 
-def failures(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> dict[str, Failed]:
+def failed_rewards(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> dict[str, Failed]:
     """The rewards that failed on one trajectory, by name, whatever their weight."""
     return {spec.label: outcome for spec, outcome in zip(specs, outcomes, strict=True) if isinstance(outcome, Failed)}
 

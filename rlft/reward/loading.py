@@ -101,9 +101,11 @@ def _is_factory(found: Any, args: Mapping[str, Any]) -> bool:
     return all(p.name not in OFFERED and (p.name in args or p.default is not p.empty) for p in parameters)
 
 
-def absolute(path: str) -> str:
+def absolute_path_of(path: str) -> str:
     """A reward's path as an absolute one, so that it names the same function from any working directory."""
-    return systems.absolute(path) if systems.split(path)[0] else by_path.absolute(path, shipped=systems.SHIPPED)
+    if systems.split(path)[0]:
+        return systems.with_absolute_name(path)
+    return by_path.with_absolute_file(path, shipped=systems.SHIPPED)
 
 
 def reward_sources(path: str, function: RewardFunction) -> dict[str, str]:
@@ -155,7 +157,7 @@ def reproduce(
         listed = ", ".join(f"{name}={value}" for name, value in values.items())
     else:  # a column whose name is no Python name arrives in **kwargs
         listed = f"**{{{', '.join(f'{name!r}: {value}' for name, value in values.items())}}}"
-    where = repr(absolute(path))
+    where = repr(absolute_path_of(path))
     function = f"load({where})" if made_with is None else f"build(load({where}), {where}, {dict(made_with)!r})[0]"
     call = f"{function}({listed})"
     problem = "are too long" if len(call) > REPRODUCE_LIMIT else ""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rlft.reward.contract import ignore, number_of
+from rlft.reward.contract import checked_number, ignore
 from rlft.types import Failed
 
 
@@ -32,7 +32,7 @@ class Notes:
         Raises:
             ValueError: it is none.
         """
-        number = number_of(value)
+        number = checked_number(value)
         if isinstance(number, Failed):
             raise ValueError(f"log_metric({name!r}, ...): {number.message}")
         self.metrics[str(name)] = number

@@ -100,7 +100,7 @@ class Probe:
 
     @classmethod
     def of(cls, scorer: Scorer) -> Self:
-        """A probe that asks a scorer which is there already, and which outlives it; what is printed is not its own."""
+        """A probe that uses a scorer which the caller keeps and closes; it cannot tell what the rewards print."""
         self = cls.__new__(cls)
         self._scorer, self._killed, self._most_killed = scorer, 0, math.inf
         return self
@@ -122,6 +122,11 @@ class Probe:
     def plans(self) -> dict[str, CallPlan]:
         """Reward -> how it is called."""
         return self._scorer.plans
+
+    @property
+    def seconds(self) -> float:
+        """How long the last call of the rewards took, with the way to the process and back."""
+        return self._scorer.stats.seconds
 
     def score(self, task: Task, texts: Sequence[str]) -> list[Outcome]:
         """What each completion gets, every one in a group of its own.
@@ -174,7 +179,7 @@ class Probe:
         return Answered(
             outcome=_outcome(trajectory),
             failed_parts=trajectory.failed_parts,
-            seconds=self._scorer.stats.seconds,
+            seconds=self.seconds,
             printed=self.printed(),
         )
 
@@ -192,7 +197,7 @@ class Probe:
         return data.decode(errors="replace")
 
     def _score(self, groups: Sequence[Group], *, step: int = 0) -> list[Group]:
-        scored = self._scorer.score(groups, step=step)
+        scored = self._scorer.score(groups, step=step, max_failed=1.0)  # however many fail, the others are asked
         self._killed += self._scorer.stats.restarts
         if self._killed > self._most_killed:
             for trajectory in (t for group in scored for t in group.trajectories):

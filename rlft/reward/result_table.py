@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlft.reward.answers import Result
-from rlft.reward.contract import combine, failures
+from rlft.reward.contract import combine, failed_rewards
 from rlft.types import Failed, Group, Outcome, RewardSpec
 
 
@@ -63,7 +63,7 @@ class ResultTable:
                 replace(
                     trajectory,
                     outcome=combine(self._specs, outcomes),
-                    failed_parts=failures(self._specs, outcomes),
+                    failed_parts=failed_rewards(self._specs, outcomes),
                     extras=self._extras.get((index, member), {}),
                 )
             )

@@ -28,15 +28,14 @@ from typing import Any
 def {name}(completion: str, answer: Any, max_words: int = 50) -> dict[str, float] | None:
     """1 for the right answer in the only answer tags, of which half is lost bit by bit beyond `max_words`.
 
-    The reward is the sum of the parts, and each part gets a curve of its own.
-
-    How it could be cheated: by several answers at once (one pair of tags counts, and all that stands in it), and by
-    saying nothing (words only cost where the answer is right, so that an empty reply earns nothing).
+    The reward is the sum of the parts, and each part gets a curve of its own. A task without an answer has no reward.
     """
     if answer is None:
         return None  # abstains: a sample without a reward is left out of its group's baseline, and is no zero
     tagged = re.findall(r"<answer>(.*?)</answer>", completion, re.DOTALL)
+    # Only one pair of tags, and all that stands in it: a policy that lists several answers earns nothing.
     is_right = len(tagged) == 1 and tagged[0].strip() == str(answer).strip()
+    # Words cost only where the answer is right: a policy that says nothing gains nothing over one that is wrong.
     excess = max(0, len(completion.split()) - max_words) / max_words
     return {{"correct": float(is_right), "length": -0.5 * min(1.0, excess) if is_right and excess else 0.0}}
 '''

@@ -33,7 +33,7 @@ from rlft.common.by_path import describe_error
 from rlft.common.variables import passed
 from rlft.reward.answers import Result
 from rlft.reward.contract import CallPlan, call_arguments, check_columns, check_turns, failed, read
-from rlft.reward.loading import absolute, reproduce
+from rlft.reward.loading import absolute_path_of, reproduce
 from rlft.reward.process import Job
 from rlft.reward.processes import Done, ScoringPool
 from rlft.reward.result_table import ResultTable
@@ -145,7 +145,7 @@ class Scorer:
         _check(specs, workers, deadline_s)
         variables = passed(os.environ, environment)
         # A process that starts later must find the same files, wherever the driver has moved in the meantime.
-        self._called = [replace(spec, path=absolute(spec.path)) for spec in specs if not spec.folder]
+        self._called = [replace(spec, path=absolute_path_of(spec.path)) for spec in specs if not spec.folder]
         on_learner = [spec for spec in specs if spec.folder]
         self._specs = [*self._called, *on_learner]
         self._learner = _needed(learner, on_learner)
@@ -211,13 +211,14 @@ class Scorer:
         if self._pool:
             self._pool.close()
 
-    def score(self, groups: Sequence[Group], *, step: int = 0) -> list[Group]:
+    def score(self, groups: Sequence[Group], *, step: int = 0, max_failed: float | None = None) -> list[Group]:
         """Score every trajectory: the groups in their order, with all outcomes filled in.
 
         A trajectory that has failed already, since its environment raised, stays as it is and no reward sees it.
 
         Args:
             step: of training, which rewards may ask for; 0 outside of it.
+            max_failed: instead of the scorer's.
 
         Raises:
             ValueError: if a parameter has no column; or if a process had to be replaced and its rewards could
@@ -230,7 +231,8 @@ class Scorer:
             self._columns_checked = True
         began, restarts = time.monotonic(), self._pool.restarts if self._pool else 0
         whole, groups = groups, [_without_failed(group) for group in groups]
-        table = ResultTable(self._specs, groups, failed_before=_count_failed(whole), max_failed=self._max_failed)
+        limit = self._max_failed if max_failed is None else max_failed
+        table = ResultTable(self._specs, groups, failed_before=_count_failed(whole), max_failed=limit)
         slowest: tuple[float, _Unit] | None = None
         jobs = self._jobs(groups, table, step)
         for job, result in self._pool.run(jobs) if self._pool else self._run_here(jobs):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlft.environment.contract import Environment
-from rlft.reward.behaviour import Sample, abstentions, ask, constants, failures, repeated, static_findings
+from rlft.reward.behaviour import Sample, abstentions, ask, constants, failure_findings, repeated, static_findings
 from rlft.reward.check import plain_replies
 from rlft.reward.findings import Finding
 from rlft.reward.probe import Probe
@@ -24,8 +24,8 @@ _TASKS = 2
 def look(specs: Sequence[RewardSpec], scorer: Scorer, environment: Environment, deadline_s: float) -> list[Finding]:
     """What is wrong with a run's rewards, as far as a few seconds show it; of a fine reward, nothing.
 
-    An error is what would end the run or leave nothing to learn from: no `return`, every reply fails, one value for all
-    replies, another value for the same reply. Replies that fail now and then are a warning: `scoring.max_failed`
+    An error is what would end the run or leave nothing to learn from: no `return`, every reply fails, one value of
+    all rewards together for all replies, another value for the same reply. Replies that fail now and then are a warning: `scoring.max_failed`
     decides about them.
 
     Args:
@@ -38,12 +38,12 @@ def look(specs: Sequence[RewardSpec], scorer: Scorer, environment: Environment, 
     if found or environment.episode is not None or len(called) < len(specs):
         return found
     first, again = _scored_twice(Probe.of(scorer), environment)
-    whole = [spec for spec in called if scorer.plans[spec.label].kind != "group"]
-    found = failures(first)
+    seen = [(spec, first if scorer.plans[spec.label].kind != "group" else []) for spec in called]
+    found = failure_findings(first)
     if not all(sample.total is None for sample in first):
         found = [replace(finding, severity="warning") for finding in found]
     found += abstentions(called, first)
-    found += [each for each in constants(whole, first) if each.severity == "error"]
+    found += [each for each in constants(seen) if each.severity == "error"]
     found += repeated(called, first, again, "later")
     return found
 

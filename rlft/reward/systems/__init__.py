@@ -65,9 +65,9 @@ def loader(path: str) -> Callable[[Mapping[str, Any]], Callable[..., Any]]:
     return functools.partial(importlib.import_module(f"{__name__}.{system}").load, name)
 
 
-def absolute(path: str) -> str:
+def with_absolute_name(path: str) -> str:
     """A path with a prefix whose file, if it names one, is an absolute one."""
     system, name = split(path)
     if system == "openai":
         return f"{system}:{Path(name).expanduser().absolute()}"
-    return f"{system}:{by_path.absolute(name, shipped=SHIPPED)}" if ":" in name else path
+    return f"{system}:{by_path.with_absolute_file(name, shipped=SHIPPED)}" if ":" in name else path

@@ -9,8 +9,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from rlft.reward.contract import RewardFunction
-from rlft.reward.systems.common import accepted, adapt, check_args, find, halves, joined, required, row_of
+from rlft.reward.contract import RewardFunction, prompt_and_reply
+from rlft.reward.systems.common import accepted, adapt, check_args, find, joined, required, row_of
 
 _SUPPLIED = ("prompt", "completions", "prompt_ids", "completion_ids")
 
@@ -36,7 +36,7 @@ def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
 
     def arguments(offered: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         trajectory = offered["trajectory"]
-        prompt, reply = map(joined, halves(trajectory))
+        prompt, reply = map(joined, prompt_and_reply(trajectory))
         given = [prompt, reply, list(trajectory.prompt_ids), list(trajectory.token_ids)]
         return given, accepted(function, {k: v for k, v in {**row_of(trajectory), **args}.items() if k not in by_place})
 

@@ -10,7 +10,7 @@ from typing import Any
 from rlft.common import by_path
 from rlft.reward.contract import RewardFunction
 from rlft.reward.systems import SHIPPED
-from rlft.types import Message, Trajectory
+from rlft.types import Trajectory
 
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 """Positional and named arguments of a call."""
@@ -151,13 +151,6 @@ async def _then(value: Awaitable[Any], result: Callable[[Any], Any]) -> Any:
     return result(await value)
 
 
-def halves(trajectory: Trajectory) -> tuple[list[Message], list[Message]]:
-    """(the prompt, the reply) or, of an episode, (what it started with, everything from the first action on)."""
-    messages = list(trajectory.conversation)
-    replied = sum(1 + len(turn.observation) for turn in trajectory.turns)
-    return messages[:-replied], messages[-replied:]
-
-
 def joined(messages: Iterable[Mapping[str, Any]]) -> str:
     """Messages as one text, without the words that a chat template writes around them."""
     return "\n\n".join(str(message["content"]) for message in messages)
@@ -169,7 +162,7 @@ def row_of(trajectory: Trajectory) -> dict[str, Any]:
     return {"answer": task.answer, **task.columns}
 
 
-def number_of(value: Any) -> Any:
+def unwrap_single(value: Any) -> Any:
     """The only number of a list, array or tensor; anything else as it is."""
     if hasattr(value, "tolist"):
         value = value.tolist()

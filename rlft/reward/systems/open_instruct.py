@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlft.common.by_path import describe_error
-from rlft.reward.contract import RewardFunction
-from rlft.reward.systems.common import accepted, adapt, find, halves, joined, method, number_of, parameters_of
+from rlft.reward.contract import RewardFunction, prompt_and_reply
+from rlft.reward.systems.common import accepted, adapt, find, joined, method, parameters_of, unwrap_single
 
 _BASE = "VerifierFunction"
 
@@ -37,7 +37,7 @@ def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
 
     def arguments(offered: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         trajectory = offered["trajectory"]
-        prompt, _ = halves(trajectory)
+        prompt, _ = prompt_and_reply(trajectory)
         query = {"query": joined(prompt), "rollout_state": {}}
         return [list(trajectory.token_ids), trajectory.text, trajectory.task.answer], accepted(call, query)
 
@@ -45,7 +45,7 @@ def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
         score = getattr(verdict, "score", None)
         if score is None:
             raise ValueError(f"expected a VerificationResult, got {reprlib.repr(verdict)}")
-        return {"score": weight * number_of(score), "cost": number_of(getattr(verdict, "cost", 0.0))}
+        return {"score": weight * unwrap_single(score), "cost": unwrap_single(getattr(verdict, "cost", 0.0))}
 
     return adapt(call, arguments, result, takes=("trajectory",))
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from rlft.common.by_path import did_you_mean
 from rlft.reward import sandbox
-from rlft.reward.contract import RewardFunction
+from rlft.reward.contract import RewardFunction, prompt_and_reply
 from rlft.reward.judge import judge
-from rlft.reward.systems.common import describe, halves, row_of
+from rlft.reward.systems.common import describe, row_of
 from rlft.reward.systems.formula import Formula
 from rlft.reward.systems.text_similarity import METRICS
 from rlft.types import Message, Trajectory
@@ -231,7 +231,7 @@ def _sample(trajectory: Trajectory) -> dict[str, Any]:
     """The reply as OpenAI's graders get it."""
     from rlft.environment.systems.tool_text import read_tool_calls
 
-    _, reply = halves(trajectory)
+    _, reply = prompt_and_reply(trajectory)
     calls = [
         {"id": f"call_{index}", "type": "function", "function": {"name": name, "arguments": arguments}}
         for index, (name, arguments) in enumerate(read_tool_calls(trajectory.text)[1])

@@ -10,8 +10,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from rlft.reward.contract import RewardFunction
-from rlft.reward.systems.common import adapt, check_args, find, halves, joined, number_of, parameters_of, required
+from rlft.reward.contract import RewardFunction, prompt_and_reply
+from rlft.reward.systems.common import adapt, check_args, find, joined, parameters_of, required, unwrap_single
 
 
 def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
@@ -37,7 +37,7 @@ def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
 
     def arguments(offered: Mapping[str, Any]) -> tuple[list[list[Any]], Mapping[str, Any]]:
         trajectory = offered["trajectory"]
-        prompt, reply = map(joined, halves(trajectory))
+        prompt, reply = map(joined, prompt_and_reply(trajectory))
         return [[prompt + reply], [prompt], [trajectory.task.answer]], args
 
     return adapt(function, arguments, _result, takes=("trajectory",))
@@ -50,8 +50,11 @@ def _result(value: Any) -> Any:
         ValueError: there are none.
     """
     if not isinstance(value, Mapping):
-        return number_of(value)
+        return unwrap_single(value)
     if value.get("rewards") is None:
         raise ValueError(f"reward_func returned no `rewards`, only {', '.join(map(str, value)) or 'nothing'}")
     noted = {**(value.get("extra_logs") or {}), "scores": value.get("scores")}
-    return {**{str(name): number_of(each) for name, each in noted.items()}, "score": number_of(value["rewards"])}
+    return {
+        **{str(name): unwrap_single(each) for name, each in noted.items()},
+        "score": unwrap_single(value["rewards"]),
+    }

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
-from rlft.reward.contract import RewardFunction
-from rlft.reward.systems.common import adapt, find, halves, joined, number_of, parameters_of, required
+from rlft.reward.contract import RewardFunction, prompt_and_reply
+from rlft.reward.systems.common import adapt, find, joined, parameters_of, required, unwrap_single
 from rlft.types import Trajectory
 
 
@@ -90,10 +90,10 @@ def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
     def value_of(returned: Any) -> Any:
         key = settings["reward_key"]
         if not isinstance(returned, Mapping):
-            return number_of(returned)
+            return unwrap_single(returned)
         if key not in returned:
             raise ValueError(f"it returned {', '.join(map(str, returned))}: name the reward's in args.reward_key")
-        return {**{str(k): number_of(v) for k, v in returned.items()}, "score": number_of(returned[key])}
+        return {**{str(k): unwrap_single(v) for k, v in returned.items()}, "score": unwrap_single(returned[key])}
 
     def of_one(offered: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         return [_Settings(**settings), _sample(offered["trajectory"])], {}
@@ -109,7 +109,7 @@ def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
 def _sample(trajectory: Trajectory) -> Any:
     theirs = getattr(sys.modules.get("slime.utils.types"), "Sample", None)
     cls: Any = theirs or Sample
-    prompt, reply = halves(trajectory)
+    prompt, reply = prompt_and_reply(trajectory)
     finished = {"stop": "COMPLETED", "length": "TRUNCATED"}[trajectory.finish_reason]
     own = trajectory.task.columns.get("metadata")
     return cls(

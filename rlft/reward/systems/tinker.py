@@ -20,10 +20,10 @@ from rlft.reward.systems.common import (
     check_args,
     find,
     method,
-    number_of,
     parameters_of,
     required,
     row_of,
+    unwrap_single,
 )
 
 
@@ -63,4 +63,4 @@ def _result(value: Any) -> Any:
     """
     if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Mapping)):
         raise ValueError(f"expected a pair of a reward and a dict of metrics, got {reprlib.repr(value)}")
-    return {**{str(name): number_of(each) for name, each in value[1].items()}, "score": number_of(value[0])}
+    return {**{str(name): unwrap_single(each) for name, each in value[1].items()}, "score": unwrap_single(value[0])}

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any, get_origin
 
 from rlft.common import by_path
-from rlft.reward.contract import RewardFunction
+from rlft.reward.contract import RewardFunction, prompt_and_reply
 from rlft.reward.systems import SHIPPED
 from rlft.reward.systems.common import (
     accepted,
@@ -26,11 +26,10 @@ from rlft.reward.systems.common import (
     check_args,
     describe,
     find,
-    halves,
     joined,
-    number_of,
     required,
     row_of,
+    unwrap_single,
 )
 from rlft.types import Message, Trajectory
 
@@ -189,7 +188,7 @@ async def _call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
 
 def _offered(trajectory: Trajectory) -> dict[str, Any]:
     """What a reward function of one sample can ask for."""
-    prompt, completion = ([_Said(message) for message in half] for half in halves(trajectory))
+    prompt, completion = ([_Said(message) for message in half] for half in prompt_and_reply(trajectory))
     row = row_of(trajectory)
     own = {
         "prompt": prompt,
@@ -212,7 +211,7 @@ def _row_as_data(kind: Any, trajectory: Trajectory, *, takes_others: bool) -> An
     """A task's data of verifiers 0.4: its own fields from the columns and the answer."""
     from verifiers.v1 import TaskData
 
-    prompt, _ = halves(trajectory)
+    prompt, _ = prompt_and_reply(trajectory)
     asked: list[Message] = [message for message in prompt if message["role"] != "system"]
     own = {
         key: value
@@ -235,7 +234,7 @@ def _of_task(cls: Any, args: Mapping[str, Any], where: str) -> RewardFunction:
         trajectory = offered["trajectory"]
         task = cls(_row_as_data(cls.data_type(), trajectory, takes_others=False), config)
         check(task)
-        trace = trace_of(task, *halves(trajectory))
+        trace = trace_of(task, *prompt_and_reply(trajectory))
         await task.score(trace)
         given = {name: each.score for name, each in trace.rewards.items() if each is not None}
         return {**trace.metrics, **given, "score": trace.reward}
@@ -260,12 +259,12 @@ def _of_trace(function: Any, args: Mapping[str, Any], where: str) -> RewardFunct
         trajectory = offered["trajectory"]
         data = _row_as_data(WireTaskData, trajectory, takes_others=True)
         task = SimpleNamespace(data=data, key=trajectory.task.id, hash=trajectory.task.id)
-        return (), accepted(function, {"task": data, "trace": trace_of(task, *halves(trajectory)), **args})
+        return (), accepted(function, {"task": data, "trace": trace_of(task, *prompt_and_reply(trajectory)), **args})
 
     def result(value: Any) -> Any:
         if isinstance(value, Mapping):
-            scores = {str(name): number_of(each) for name, each in value.items()}
+            scores = {str(name): unwrap_single(each) for name, each in value.items()}
             return {**scores, "score": weight * sum(scores.values())}
-        return weight * number_of(value)
+        return weight * unwrap_single(value)
 
     return adapt(function, arguments, result, takes=("trajectory",))
