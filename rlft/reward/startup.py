@@ -24,9 +24,9 @@ _TASKS = 2
 def look(specs: Sequence[RewardSpec], scorer: Scorer, environment: Environment, deadline_s: float) -> list[Finding]:
     """What is wrong with a run's rewards, as far as a few seconds show it; of a fine reward, nothing.
 
-    An error is what would end the run or leave nothing to learn from: no `return`, every reply fails, one value of
-    all rewards together for all replies, another value for the same reply. Replies that fail now and then are a warning: `scoring.max_failed`
-    decides about them.
+    An error is what would end the run or leave nothing to learn from: no `return`, every reply fails, one value of all
+    rewards together for all replies, another value for the same reply. Replies that fail now and then are a warning:
+    `scoring.max_failed` decides about them.
 
     Args:
         specs: the config's rewards; those on the learner's base are passed over, since there is no learner yet.
