@@ -12,7 +12,7 @@ from rlft.common.by_path import is_users_code
 from rlft.config import RunConfig
 from rlft.curves.reading import read_rollouts
 from rlft.reward.contract import call_arguments, read, read_many
-from rlft.reward.loading import absolute
+from rlft.reward.loading import absolute_path_of
 from rlft.reward.notes import Notes
 from rlft.reward.probe import Answered, Probe
 from rlft.reward.stored import find_sample, is_environments_failure, parse_sample, read_step, read_tasks, unscored
@@ -153,7 +153,7 @@ def repeat_here(failed: FailedSample, spec: RewardSpec) -> Outcome:
         ValueError: as of `repeat`.
         BaseException: whatever the reward raises.
     """
-    spec = replace(spec, path=absolute(spec.path))
+    spec = replace(spec, path=absolute_path_of(spec.path))
     (reward,) = opened = open_rewards([spec])
     try:
         plan = reward.loaded.plan
