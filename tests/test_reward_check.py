@@ -74,7 +74,7 @@ def deviation(group):
     return [(right - mean) / (sum((r - mean) ** 2 for r in rights) / (len(rights) - 1)) for right in rights]
 
 def process(completion, answer):
-    return float(completion == answer) + os.getpid()
+    return float(completion == answer) + os.getpid() % 1000
 
 def remembers(completion, answer, seen=set()):
     is_new = completion not in seen
