@@ -618,6 +618,26 @@ async def odd(completion, log_dir):
         asyncio.ensure_future(asyncio.sleep(60))
     return 2.0
 
+async def greedy(completion):
+    if completion == "blocks":
+        time.sleep(2.5)
+    await asyncio.sleep(0.5)
+    return 1.0
+
+async def busy(completion):
+    time.sleep(0.1)
+    return 1.0
+
+def heavy(completion, megabytes=0, _kept=[]):
+    _kept.append(bytearray(b"x") * (megabytes * 2**20))
+    return 1.0
+
+class Large:
+    def __init__(self):
+        self.kept = bytearray(b"x") * (300 * 2**20)
+    def __call__(self, completion):
+        return 1.0
+
 def quick(completion):
     if completion == "sleep":
         time.sleep(60)
@@ -675,6 +695,31 @@ def test_one_bad_coroutine_harms_no_other(crowded: Callable[..., RewardSpec], tm
     assert isinstance(down, Failed)
     assert down.fault == "server"
     assert down.where.endswith("crowded.py:20")
+
+
+def test_a_coroutine_that_holds_the_others_up_is_blamed_alone(crowded: Callable[..., RewardSpec]) -> None:
+    with Scorer([crowded("greedy")], workers=1, deadline_s=2.0, log_dir=None) as scorer:
+        (scored,) = scorer.score([make_group("x", "x", "blocks", "x", "x")])
+    assert kinds(scored) == ["Score", "Score", "timeout", "Score", "Score"]
+
+
+def test_coroutines_that_compute_take_turns(crowded: Callable[..., RewardSpec]) -> None:
+    with Scorer([crowded("busy")], workers=1, deadline_s=1.5, log_dir=None) as scorer:
+        (scored,) = scorer.score([make_group(*["x"] * 30)])  # three seconds of work in all
+        assert scorer.stats.restarts == 0
+    assert kinds(scored) == ["Score"] * 30
+
+
+def test_a_process_that_has_grown_is_replaced_and_one_that_begins_too_large_refused(
+    crowded: Callable[..., RewardSpec],
+) -> None:
+    with Scorer([crowded("heavy", megabytes=60)], workers=1, deadline_s=30.0, log_dir=None, memory_mb=400) as scorer:
+        for _ in range(3):  # what is left of earlier calls harms no later ones
+            (scored,) = scorer.score([make_group(*["x"] * 4)])
+            time.sleep(0.3)
+            assert kinds(scored).count("Score") >= 3
+    with pytest.raises(ValueError, match=r"loading the rewards takes \d+ MB, more than scoring.memory_mb=200"):
+        Scorer([crowded("Large")], workers=1, deadline_s=30.0, log_dir=None, memory_mb=200)
 
 
 def test_of_many_calls_in_a_message_only_the_culprit_fails(crowded: Callable[..., RewardSpec]) -> None:

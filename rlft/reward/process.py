@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -40,8 +41,8 @@ class Job:
     """For the caller: what the call is for."""
     call: Call
     """What the process gets."""
-    is_alone: bool = False
-    """Whether it is sent alone: its message ended a process, and it may be why."""
+    most: int = sys.maxsize
+    """Most jobs of a message that it may be in: fewer, once one of a message ended a process and may be this."""
 
 
 Start: TypeAlias = tuple[list[Loaded], int] | Invalid
@@ -118,7 +119,9 @@ class ScoringProcess:
     def expires(self) -> float:
         """When it has to be done with what it does now; infinite while idle."""
         position, began = self.present()
-        return self._expires if position is None else began + self.jobs[position].call.limit_s
+        if position is None or self.is_concurrent:
+            return self._expires
+        return began + self.jobs[position].call.limit_s
 
     def present(self) -> tuple[int | None, float]:
         """Position of the job that it works on, and when that began.
@@ -152,6 +155,11 @@ class ScoringProcess:
     def has_more(self) -> bool:
         """Whether another answer has been received with the last one."""
         return self._child.has_more
+
+    def answered(self) -> None:
+        """Give what it works on at once another deadline, now that one of them has been answered: it is not stuck."""
+        if self.is_concurrent and self.jobs:
+            self._expires = time.monotonic() + max(job.call.limit_s for job in self.jobs.values()) + GRACE_S
 
     def rest(self) -> list[Job]:
         """Take back what it has not answered; it is idle then."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 import weakref
 from collections import deque
@@ -50,7 +51,7 @@ class ScoringPool:
             memory_mb: resident memory above which a process is killed; 0 for no bound.
         """
         self.restarts = 0
-        """Processes replaced so far."""
+        """Processes that died or were killed for what they did, and were replaced, so far."""
         self.loaded: list[Loaded] = []
         """What the processes reported about the rewards."""
         self._specs, self._log_dir, self._variables = specs, log_dir, variables
@@ -99,16 +100,17 @@ class ScoringPool:
         finally:  # left early: nobody will read what the busy ones answer
             for process in [process for process in self._processes if process.busy]:
                 process.kill()
-                self._replace(process)
+                self._replace(process, is_fault=False)
 
     def _next_message(self, waiting: Iterator[Job]) -> list[Job]:
         """The jobs that an idle process gets next: of one reward, as many as it may have at once; empty at the end."""
         message: list[Job] = []
-        total = 0
+        total, most = 0, sys.maxsize
         while (job := self._queue.popleft() if self._queue else next(waiting, None)) is not None:
             reward = job.call.reward
-            is_full = message and (len(message) >= self._size_of(reward) or total >= LARGEST_ARGUMENTS)
-            if is_full or (message and (job.is_alone or message[0].is_alone or message[0].call.reward != reward)):
+            most = min(most, self._size_of(reward), job.most)
+            is_full = len(message) >= most or total >= LARGEST_ARGUMENTS
+            if message and (is_full or message[0].call.reward != reward):
                 self._queue.appendleft(job)
                 break
             message.append(job)
@@ -171,11 +173,15 @@ class ScoringPool:
             yield from self._lose(process, f"was killed, since it sent what is no answer: {error}")
 
     def _take(self, process: ScoringProcess, answer: Answer) -> Iterator[Done]:
-        """Give out the results of a process; what it did not come to is for whoever is idle."""
+        """Give out the results of a process. Jobs that it has not done go back to the queue.
+
+        Of several that were worked on at once, those were held up by another one: they are done again among fewer.
+        """
         done = [(process.jobs.pop(position), result) for position, result in answer.results.items()]
+        process.answered()
         if answer.is_last:
             left = process.rest()
-            self._queue.extendleft(reversed(left))
+            self._queue.extendleft(reversed(_halved(left) if process.is_concurrent else left))
             if done and not process.is_concurrent:
                 reward = done[0][0].call.reward
                 self._sizes[reward] = max(1, len(done)) if left else min(LARGEST_MESSAGE, 2 * self._sizes[reward])
@@ -195,6 +201,11 @@ class ScoringPool:
             )
         self.loaded, process.ready = loaded, True
         process.rest()
+        if self._memory_mb and (used := process.memory_mb()) > self._memory_mb:
+            self._give_up(
+                f"loading the rewards takes {used:.0f} MB, more than scoring.memory_mb={self._memory_mb} allows a "
+                "scoring process"
+            )
 
     def _lose(self, process: ScoringProcess, ending: str) -> Iterator[Done]:
         """Replace a process that has ended; the job that it was at has crashed."""
@@ -217,7 +228,7 @@ class ScoringPool:
         yield from self._blame(process, position, began, failed("timeout", f"no result within {limit_s:g} s"))
 
     def _look_at_memory(self, process: ScoringProcess) -> Iterator[Done]:
-        """Replace a process that has grown beyond its bound; what it works on has failed."""
+        """Replace a process that has grown beyond its bound; what it works on has failed, if it works."""
         if process.ready and (used := process.memory_mb()) > self._memory_mb:
             text = f"its process used {used:.0f} MB, more than scoring.memory_mb={self._memory_mb} allows"
             yield from self._blame(process, *process.present(), failed("crash", text))
@@ -225,13 +236,13 @@ class ScoringPool:
     def _blame(self, process: ScoringProcess, position: int | None, began: float, failure: Failed) -> Iterator[Done]:
         """Replace a process and fail the job that it works on since `began`; the others are done again.
 
-        Where it works on several at once, each is done again alone, so that the one that is to blame shows.
+        Where it works on several at once they are done again in halves, so that the one that is to blame shows.
         """
         seconds = time.monotonic() - began
         process.kill()
         job = None if position is None else process.jobs.pop(position)
         left = process.rest()
-        self._queue.extendleft(reversed([replace(each, is_alone=True) for each in left] if job is None else left))
+        self._queue.extendleft(reversed(_halved(left) if job is None else left))
         self._replace(process)
         if job is not None:
             yield job, Result(outcomes=[failure] * job.call.size, seconds=seconds)
@@ -240,10 +251,10 @@ class ScoringPool:
         log = self._log_dir and self._log_dir / _log_name(index)
         return ScoringProcess(self._specs, log, self._variables)
 
-    def _replace(self, process: ScoringProcess) -> None:
+    def _replace(self, process: ScoringProcess, *, is_fault: bool = True) -> None:
         index = self._processes.index(process)
         self._processes[index] = self._start(index)
-        self.restarts += 1
+        self.restarts += is_fault
 
     def _printed_by(self, process: ScoringProcess) -> str:
         """The end of what a process printed, to follow a sentence; empty where it is not kept."""
@@ -277,6 +288,11 @@ def _stop(processes: list[ScoringProcess], owner: int) -> None:
         for process in processes:
             process.kill()
         processes.clear()
+
+
+def _halved(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs of a message, to be sent in messages of half as many."""
+    return [replace(job, most=max(1, len(jobs) // 2)) for job in jobs]
 
 
 def _log_name(index: int) -> str:

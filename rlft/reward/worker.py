@@ -43,7 +43,9 @@ from rlft.types import Failed, RewardSpec
 
 TURN_S = 0.02
 """How long a process works on the calls of a message before it answers what it has done."""
-CLOSING_LIMIT_S = 0.5
+PULSE_S, STALL_S = 0.05, 0.1
+"""How often an event loop has to come round, and how much later it may."""
+CLOSING_LIMIT_S = 0.3
 """Time that cancelled coroutines have to clean up after themselves."""
 _SERVICES = frozenset({"openai", "anthropic", "litellm", "httpx", "httpcore", "requests", "urllib3", "aiohttp"})
 """Packages whose exceptions come from asking a server."""
@@ -125,7 +127,10 @@ def call_here(function: RewardFunction, arguments: Mapping[str, Any]) -> Any:
 
 
 async def run_async(call: Call, reward: Reward) -> Result:
-    """Like `run`, for an `async def` reward, which is cancelled at the deadline."""
+    """Like `run`, for an `async def` reward, which is cancelled at the deadline.
+
+    One that does not wait when the deadline passes cannot be cancelled; what it gives then comes too late.
+    """
     import asyncio
 
     began, plan = time.monotonic(), reward.loaded.plan
@@ -139,7 +144,35 @@ async def run_async(call: Call, reward: Reward) -> Result:
         if deadline.expired() and isinstance(error, TimeoutError):
             return _failed(failed("timeout", f"no result within {call.limit_s:g} s"), call.size, began)
         return _raised(error, call.size, began)
+    if time.monotonic() - began > call.limit_s:
+        return _failed(failed("timeout", f"no result within {call.limit_s:g} s"), call.size, began)
     return _returned(plan, result, notes, call.size, began)
+
+
+class Pulse:
+    """Tells whether the event loop was held up, so that a call may have come too late by no fault of its own."""
+
+    def __init__(self) -> None:
+        self._last = self._stalled = time.monotonic()
+
+    async def beat(self) -> None:
+        """Note each time that the loop comes back too late, until this is cancelled."""
+        import asyncio
+
+        while True:
+            await asyncio.sleep(PULSE_S)
+            self._look()
+            self._last = time.monotonic()
+
+    def has_stalled(self, since: float) -> bool:
+        """Whether the loop was held up after that time."""
+        self._look()
+        return self._stalled > since
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._last > PULSE_S + STALL_S:
+            self._stalled = now
 
 
 def _returned(plan: CallPlan, result: Any, notes: Notes, size: int, began: float) -> Result:
@@ -228,11 +261,20 @@ def _call(call: Call, reward: Reward) -> Result:
 async def _answer_at_once(calls: Sequence[Call], rewards: Sequence[Reward], answer: Callable[..., None]) -> None:
     import asyncio
 
-    async def one(position: int, call: Call) -> None:
-        answer({position: await run_async(call, rewards[call.reward])}, is_last=False)
+    pulse = Pulse()
 
+    async def one(position: int, call: Call) -> None:
+        began = time.monotonic()
+        result = await run_async(call, rewards[call.reward])
+        is_late = any(isinstance(o, Failed) and o.kind == "timeout" for o in result.outcomes)
+        # Among several another one may have kept the loop busy: then nobody is blamed, and the driver asks again.
+        if not (is_late and len(calls) > 1 and pulse.has_stalled(began)):
+            answer({position: result}, is_last=False)
+
+    beating = asyncio.ensure_future(pulse.beat())
     tasks: list[Awaitable[None]] = [asyncio.ensure_future(one(*each)) for each in enumerate(calls)]
     await asyncio.gather(*tasks)
+    beating.cancel()
     # Tasks that a reward started and left behind would go on beside the next calls.
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
