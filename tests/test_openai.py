@@ -250,7 +250,7 @@ def test_a_run_is_scored_by_a_judge(tiny_model: Path, tmp_path: Path) -> None:
         )
         launch.train(config)
     assert 0 < read_metrics(config.run_dir)[0]["reward/mean"] < 0.5
-    assert "<question>" in server.asked[0]["messages"][0]["content"]
+    assert "<question-" in server.asked[0]["messages"][0]["content"]
     with serve(lambda body, number: reply("Score: 10")) as server:
         notes: dict[str, Any] = {}
         value = asyncio.run(helpfulness("{why}", "{x}", notes.__setitem__, notes.__setitem__, base_url=server.base_url))
@@ -279,8 +279,11 @@ def test_what_was_asked_is_not_asked_again() -> None:
         assert judge("a", lambda text: text, base_url=server.base_url, model="m") == first[0].reply
         assert len(server.asked) == 2
         ask_all(server, "a", max_tokens=7)
-        assert len(server.asked) == 3
-    assert judge_cache.spent("") == (3, 30)
+        ask_all(server, "a", label="another model")
+        assert len(server.asked) == 4
+    assert judge_cache.spent("") == (4, 40)
+    Budget(tokens=1).start()
+    assert judge_cache.spent("") == (0, 0)
 
 
 def test_a_judge_that_has_changed_shows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +305,8 @@ def test_a_spent_budget_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
                 ask_all(server, f"{number}")
             with pytest.raises(BudgetSpentError, match=rf"rlft resume runs/{allowed} scoring.judge_tokens=N"):
                 ask_all(server, "another")
+            with pytest.raises(BudgetSpentError):
+                ask_all(server, *map(str, range(10, 20)))  # at the same time
             assert ask_all(server, "0")[0].value == 1.0  # known ones cost nothing
             assert len(server.asked) == allowed
 

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from rlft.common.chat_server import Reply, ServerError, ask_async, connect_async, request
 from rlft.reward import judge_cache
@@ -30,6 +33,8 @@ from rlft.types import Abstain, Message
 
 T = TypeVar("T")
 
+MOST_AT_ONCE = 64
+"""Most requests that a process has under way."""
 CHECKED = 100
 """Of so many replies that are known already, one is asked for again."""
 
@@ -76,6 +81,7 @@ async def ask_judge(
     temperature: float = 0.0,
     max_tokens: int = 512,
     extra: Mapping[str, Any] | None = None,
+    label: str = "",
 ) -> Verdict[T]:
     """A served model's verdict on what `question` holds, a user's message or a conversation.
 
@@ -89,6 +95,7 @@ async def ask_judge(
             another seed, or they would be the same.
         retries: further tries of each after a connection error, 429 or 5xx.
         extra: further fields of the request's body.
+        label: change it when the server has another model under the same name: then nothing is known yet.
 
     Raises:
         ValueError: the environment variable is not set here.
@@ -105,7 +112,7 @@ async def ask_judge(
     messages = [Message(role="user", content=question)] if isinstance(question, str) else list(question)
     tokens, is_known, drift = 0, True, None
     try:
-        async with asyncio.timeout(deadline_s):
+        async with _place(asyncio.get_running_loop()), asyncio.timeout(deadline_s):
             for attempt in range(attempts):
                 heat = max(temperature, 1.0) if attempt else temperature
                 sampling: dict[str, Any] = {
@@ -114,12 +121,12 @@ async def ask_judge(
                     "seed": attempt,
                     "extra": extra,
                 }
-                key = key_of(base_url, request(model, messages, **sampling))
+                key = key_of(base_url, request(model, messages, **sampling), label)
                 known = judge_cache.find(key)
                 reply = known or await _once(key, functools.partial(ask_async, client, model, messages, **sampling))
                 tokens, is_known = tokens + reply.tokens, is_known and known is not None
                 value = parse(reply.text)
-                if known and _is_checked(key):
+                if known and not heat and _is_checked(key):  # at temperature 0 the same question has the same answer
                     with suppress(ServerError):  # the known reply serves without it
                         new = await _paid(ask_async(client, model, messages, **sampling))
                         drift = _distance(value, parse(new.text))
@@ -132,7 +139,13 @@ async def ask_judge(
 
 def judge(question: str | Sequence[Message], parse: Callable[[str], T | None], **options: Any) -> T | None:
     """`ask_judge` for rewards that are no coroutines: the verdict's value."""
-    return _runner(os.getpid()).run(ask_judge(question, parse, **options)).value
+    return _runner(os.getpid(), threading.get_ident()).run(ask_judge(question, parse, **options)).value
+
+
+def fenced(tag: str, text: str) -> str:
+    """A text to judge between tags that it cannot close: their name holds the text's own hash."""
+    name = f"{tag}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    return f"<{name}>\n{text}\n</{name}>"
 
 
 def score(reply: str, *, low: float = 1, high: float = 10) -> float | None:
@@ -177,12 +190,12 @@ async def _paid(asking: Any, key: str = "") -> Reply:
     """Ask within the budget; the reply is kept under its key."""
     budget = Budget.here()
     try:
-        judge_cache.refuse_if_spent(budget)
+        judge_cache.take(budget)
     except ServerError:
         asking.close()
         raise
     reply: Reply = await asking
-    judge_cache.spend(budget, reply.tokens)
+    judge_cache.add_tokens(budget, reply.tokens)
     if key:
         judge_cache.keep(key, reply)
     return reply
@@ -201,14 +214,27 @@ def _distance(known: Any, new: Any) -> float:
     return float(known != new)
 
 
-@functools.cache
-def _client(base_url: str, api_key_env: str, retries: int, deadline_s: float, loop: Any) -> Any:
+def _client(base_url: str, api_key_env: str, retries: int, deadline_s: float, loop: asyncio.AbstractEventLoop) -> Any:
     """Kept between calls; one for each loop, since connections belong to it."""
-    # The client pauses between tries, so each try may only take a share of the time.
-    return connect_async(base_url, api_key_env=api_key_env, timeout_s=deadline_s / (retries + 1), retries=retries)
+    clients = _clients.setdefault(loop, {})
+    wanted = (base_url, api_key_env, retries, deadline_s)
+    if wanted not in clients:
+        # The client pauses between tries, so each try may only take a share of the time.
+        timeout_s = deadline_s / (retries + 1)
+        clients[wanted] = connect_async(base_url, api_key_env=api_key_env, timeout_s=timeout_s, retries=retries)
+    return clients[wanted]
 
 
-@functools.cache
-def _runner(process: int) -> asyncio.Runner:
-    """The event loop of callers that have none; one for each process, since it does not survive a fork."""
+def _place(loop: asyncio.AbstractEventLoop) -> asyncio.Semaphore:
+    """A place among those who ask at the same time; waiting for one is not charged to the judge's deadline."""
+    return _places.setdefault(loop, asyncio.Semaphore(MOST_AT_ONCE))
+
+
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Any]] = WeakKeyDictionary()
+_places: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+@functools.lru_cache(maxsize=8)
+def _runner(process: int, thread: int) -> asyncio.Runner:
+    """The event loop of callers that have none; one for each process and thread, which cannot share it."""
     return asyncio.Runner()

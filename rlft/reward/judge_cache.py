@@ -9,13 +9,15 @@ The file is `judge.sqlite` in rlft's cache; the environment variable RLFT_JUDGE_
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ class Budget:
     """What a run may ask of its judges in all."""
 
     scope: str = ""
-    """The run's directory; all its processes draw on one budget, and a resumed run goes on with it."""
+    """The run's directory, absolute; its processes draw on one budget, and a resumed run goes on with it."""
     calls: int = 0
     """Requests; 0 is no bound."""
     tokens: int = 0
@@ -53,15 +55,21 @@ class Budget:
         """That of this process."""
         return Budget(**json.loads(os.environ.get(BUDGET, "{}")))
 
+    def start(self) -> None:
+        """Let a run that starts over have all of it."""
+        if self.calls or self.tokens:
+            with _open() as database:
+                database.execute("delete from spent where scope = ?", (self.scope,))
+
     @property
     def variables(self) -> dict[str, str]:
         """The environment variable that tells it to a process."""
         return {BUDGET: json.dumps({"scope": self.scope, "calls": self.calls, "tokens": self.tokens})}
 
 
-def key_of(base_url: str, request: Mapping[str, Any]) -> str:
-    """Hash of a request to a server."""
-    return hashlib.sha256(json.dumps([base_url, request], sort_keys=True).encode()).hexdigest()
+def key_of(base_url: str, request: Mapping[str, Any], label: str = "") -> str:
+    """Hash of a request to a server; the label tells models apart that a server gives the same name."""
+    return hashlib.sha256(json.dumps([base_url, request, label], sort_keys=True).encode()).hexdigest()
 
 
 def find(key: str) -> Reply | None:
@@ -78,16 +86,21 @@ def keep(key: str, reply: Reply) -> None:
         database.execute("insert or ignore into replies values (?, ?, ?, ?, ?)", row)
 
 
-def refuse_if_spent(budget: Budget) -> None:
-    """Refuse a request for which the budget has nothing left.
+def take(budget: Budget) -> None:
+    """Count a request before it is sent, so that what is under way counts, too.
 
     Raises:
-        BudgetSpentError: what was spent, and how to go on.
+        BudgetSpentError: the budget has nothing left; what was spent, and how to go on.
     """
-    if not (budget.calls or budget.tokens):
-        return
-    calls, tokens = spent(budget.scope)
-    if (budget.calls and calls >= budget.calls) or (budget.tokens and tokens >= budget.tokens):
+    with _open() as database:
+        database.execute("insert or ignore into spent values (?, 0, 0)", (budget.scope,))
+        taken = database.execute(
+            "update spent set calls = calls + 1 where scope = :scope and (:calls = 0 or calls < :calls) "
+            "and (:tokens = 0 or tokens < :tokens)",
+            {"scope": budget.scope, "calls": budget.calls, "tokens": budget.tokens},
+        ).rowcount
+    if not taken:
+        calls, tokens = spent(budget.scope)
         raise BudgetSpentError(
             f"the judges' budget is spent: {calls} requests, {tokens} tokens, of at most "
             f"scoring.judge_calls={budget.calls} and scoring.judge_tokens={budget.tokens} (0: any). Raise them: "
@@ -95,14 +108,10 @@ def refuse_if_spent(budget: Budget) -> None:
         )
 
 
-def spend(budget: Budget, tokens: int) -> None:
-    """Count a request."""
+def add_tokens(budget: Budget, tokens: int) -> None:
+    """Count what a request cost."""
     with _open() as database:
-        database.execute(
-            "insert into spent values (?, 1, ?) on conflict (scope) do update set calls = calls + 1, "
-            "tokens = tokens + excluded.tokens",
-            (budget.scope, tokens),
-        )
+        database.execute("update spent set tokens = tokens + ? where scope = ?", (tokens, budget.scope))
 
 
 def spent(scope: str) -> tuple[int, int]:
@@ -116,12 +125,19 @@ def spent(scope: str) -> tuple[int, int]:
 def _open() -> Iterator[sqlite3.Connection]:
     """The file, locked for the time of a block only, so that nobody waits for anybody's server."""
     path = Path(os.environ.get("RLFT_JUDGE_CACHE") or cache_root() / "judge.sqlite")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with closing(sqlite3.connect(path, timeout=_BUSY_S)) as database, database:
-            database.executescript(_TABLES)
+        with _connection(path, os.getpid(), threading.get_ident()) as database:
             yield database
     except sqlite3.Error as error:
         raise RuntimeError(
             f"{path}, which keeps the replies of judges: {error}. Delete it, or name another file in RLFT_JUDGE_CACHE"
         ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _connection(path: Path, process: int, thread: int) -> sqlite3.Connection:
+    """One for each process and thread, which is what SQLite asks for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    database = sqlite3.connect(path, timeout=_BUSY_S)
+    database.executescript(_TABLES)
+    return database

@@ -51,7 +51,7 @@ from rlft.train import provenance
 from rlft.train.rl.evaluate import answer_heldout, evaluation, headline
 from rlft.train.rl.loop import train_rl
 from rlft.train.rl.observed import note_observed_failures, observed_sentences
-from rlft.train.rl.services import make_scorer, reward_remarks, services
+from rlft.train.rl.services import judge_budget, make_scorer, reward_remarks, services
 from rlft.train.rl.state import restore, snapshot
 from rlft.train.rl.summary import summarize
 from rlft.train.sft import check_demonstrations, train_sft
@@ -106,6 +106,7 @@ def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = 
         remarks = reward_remarks(config, prepared.environment, prepared.scorer)
         with Run.create(config, provenance=_provenance(config, prepared), restart=restart) as run:
             prepared.scorer.move_logs(run.path / LOGS)
+            judge_budget(config).start()
             for remark in remarks:
                 run.event("reward", remark)
             return _execute(run, prepared, remarks=remarks, pools=pools)

@@ -51,6 +51,12 @@ def _enter(run: Run | None, view: View, kind: str, message: str) -> None:
         view.note(message)
 
 
+def judge_budget(config: RunConfig) -> Budget:
+    """What the run may ask of its judges."""
+    scoring = config.scoring
+    return Budget(scope=str(config.run_dir.absolute()), calls=scoring.judge_calls, tokens=scoring.judge_tokens)
+
+
 def make_scorer(
     config: RunConfig, environment: Environment, *, log_dir: Path | None, learner: ScoreGroups | None = None
 ) -> Scorer:
@@ -63,8 +69,7 @@ def make_scorer(
         ValueError: a reward cannot be loaded or called, see `Scorer`.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # for a reward's tokenizer, too
-    budget = Budget(scope=str(config.run_dir), calls=config.scoring.judge_calls, tokens=config.scoring.judge_tokens)
-    os.environ |= budget.variables
+    os.environ |= judge_budget(config).variables
     return Scorer(
         config.rewards,
         workers=config.scoring.workers,
