@@ -454,7 +454,7 @@ def test_too_many_failures_stop_the_run_and_nothing_is_lost(
     assert "Reproduce it with:" in str(caught.value)
     rows = read_rollouts(config.run_dir, 3)
     assert [row["outcome"] for row in rows] == ["failed"] * 16
-    assert {row["failure_kind"] for row in rows} == {"error"}
+    assert {row["failure_kind"] for row in rows} == {"error", "not_run"}  # those that were not waited for
     events = read_lines(config.run_dir / "events.jsonl")
     assert [(event["kind"], event.get("step")) for event in events] == [("reward_failed", 3), ("stopped", None)]
     assert len(read_metrics(config.run_dir)) == 2

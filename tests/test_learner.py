@@ -97,6 +97,8 @@ def of_turns(rewards: list[float], turns: list[list[int]], *, cut: bool = False)
         action_mask=tuple(masks),
         sequence_index=batch.sequence_index[flat],
         rollout_logprobs=batch.rollout_logprobs[flat],
+        turn_index=None,
+        turn_rewards=None,
         is_truncated=torch.tensor([cut] + [False] * (len(turns) - 1)),
     )
 

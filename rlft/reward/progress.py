@@ -10,6 +10,7 @@ import mmap
 import struct
 import tempfile
 import time
+from typing import IO
 
 _FORM = struct.Struct("@qd")
 
@@ -35,8 +36,8 @@ SIZE = _FORM.size
 """Bytes of the shared memory."""
 
 
-def shared_file() -> tempfile._TemporaryFileWrapper[bytes]:
+def shared_file() -> IO[bytes]:
     """A nameless file to share; it goes when it is closed."""
     file = tempfile.TemporaryFile()  # noqa: SIM115
     file.truncate(SIZE)
-    return file  # type: ignore[return-value]
+    return file
