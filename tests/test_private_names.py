@@ -70,6 +70,7 @@ DOCUMENTED = {
     "verifiers.v1.configs.agent",
     "verifiers.v1.graph",
     "verifiers.v1.trace",
+    "verifiers.v1.task",
     "verifiers.v1.types",
     "vllm.inputs",
     "vllm.lora.request",

@@ -89,14 +89,11 @@ class _Parts:
 
 
 def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = None) -> RLSummary:
-    """Start a run and bring it to its end.
+    """Start a run and bring it to its end; returns its summary.
 
     Args:
         restart: move an existing run of that name aside.
         pools: makes the rollout pool; `pool.make_pool` if not given.
-
-    Returns:
-        The summary, as `summary.json` holds it.
 
     Raises:
         ValueError: something in the config, the environment, the rewards or the model cannot work; nothing was started.
