@@ -31,10 +31,7 @@ Metrics: TypeAlias = dict[str, float]
 
 
 def whole_text(text: str) -> str:
-    """The text with half a surrogate pair, as cut strings have it and JSON can write it, spelt out.
-
-    Tokenizers, parquet and servers take whole characters only.
-    """
+    """The text with halves of surrogate pairs spelt out: tokenizers, parquet and servers take whole characters."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -108,11 +105,9 @@ class Completion:
     logprobs: tuple[float, ...]
     """Log-probability of each token under the sampled distribution; same length as `token_ids`."""
     policy_logprobs: tuple[float, ...] | None = None
-    """The same under the policy at the sampling temperature, before top-p, top-k and min-p; None where these are off
-    and both are one."""
+    """The same under the policy, before top-p, top-k and min-p; None where these are off and both are one."""
     text: str | None = None
-    """What a server returned as text: then `token_ids` only count it and `logprobs` are NaN. None where the tokens are
-    what was sampled."""
+    """What a server returned as text: `token_ids` only count it, `logprobs` are NaN. None where tokens were sampled."""
     finish_reason: FinishReason
     """`stop`: the model ended its turn or wrote a stop text; `length`: cut at `max_new_tokens`."""
     adapter_version: int
@@ -199,6 +194,8 @@ class Abstain:
     """The reward does not apply to this sample; it leaves the group's baseline."""
 
     reason: str
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """As in `Score`, of the rewards that could be computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +213,8 @@ class Failed:
     """Whose failure it is."""
     where: str = ""
     """`file.py:12`: the innermost line of the user's code that raised; empty where no such line is known."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """As in `Score`, of the rewards that could be computed."""
 
 
 Outcome: TypeAlias = Score | Abstain | Failed
@@ -245,6 +244,11 @@ class Trajectory:
     """Rewards that failed on it, by name: `outcome` is `Failed` if one has a weight, else only parts are missing."""
 
     @property
+    def parts(self) -> Mapping[str, float]:
+        """Value of each reward and named part that could be computed, whatever the outcome."""
+        return {} if self.outcome is None else self.outcome.parts
+
+    @property
     def conversation(self) -> tuple[Message, ...]:
         """The prompt and everything after it as messages."""
         return self.messages or (*self.task.messages, Message(role="assistant", content=self.text))
@@ -272,12 +276,7 @@ class Trajectory:
     @property
     def policy_logprobs(self) -> tuple[float, ...]:
         """Log-probability of each token under the policy, before top-p, top-k and min-p; 0 where none was sampled."""
-        return self._flat(
-            lambda completion: (
-                completion.logprobs if completion.policy_logprobs is None else completion.policy_logprobs
-            ),
-            lambda ids: (0.0,) * len(ids),
-        )
+        return self._flat(lambda of: of.policy_logprobs or of.logprobs, lambda ids: (0.0,) * len(ids))
 
     @property
     def num_actions(self) -> int:

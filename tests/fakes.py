@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlft.config import RunConfig
 from rlft.environment.contract import Environment
-from rlft.train.rl.metrics import OF_THE_MACHINE
+from rlft.train.rl.metrics import is_of_the_machine
 from rlft.types import Completion, FinishReason, Group, Outcome, Score, Task, Trajectory, Turn
 
 CHAT_TEMPLATE = (
@@ -213,7 +213,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_metrics(run: Path) -> list[dict[str, float]]:
     """The rows of metrics.jsonl without times and memory, which no two runs share."""
     rows = read_lines(run / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if not name.startswith(OF_THE_MACHINE)} for row in rows]
+    return [{name: value for name, value in row.items() if not is_of_the_machine(name)} for row in rows]
 
 
 def read_rollouts(run: Path, step: int) -> list[dict[str, Any]]:

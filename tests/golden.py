@@ -23,10 +23,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rlft.train.rl.metrics import is_of_the_machine
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "debug"
 STEPS = 3
-OF_THE_MACHINE = ("time/", "rollout/worker_rss_mb")
 COMMANDS = {"dpo": "dpo", "reward_model": "reward-model"}
 """Of the configs that are not for `rlft train`."""
 
@@ -66,7 +67,9 @@ def differences(one: Path, other: Path, ignore: Sequence[str] = ()) -> Iterator[
         yield f"{len(rows[0])} and {len(rows[1])} lines of metrics"
     for mine, theirs in zip(*rows, strict=False):
         for metric in sorted({*mine, *theirs}):
-            if not metric.startswith((*OF_THE_MACHINE, *ignore)) and mine.get(metric) != theirs.get(metric):
+            if is_of_the_machine(metric) or metric.startswith(tuple(ignore)):
+                continue
+            if mine.get(metric) != theirs.get(metric):
                 yield f"step {mine['step']}: {metric} is {mine.get(metric)} and {theirs.get(metric)}"
     for pattern in ("**/*.parquet", "**/*.safetensors", "evals/*.json"):
         for file in sorted({str(path.relative_to(run)) for run in (one, other) for path in run.glob(pattern)}):

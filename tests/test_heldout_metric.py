@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -15,9 +17,12 @@ from rlft.curves import digest
 from rlft.curves.report import write_report
 from rlft.curves.statistics import accuracy_interval
 from rlft.model.adapter import bare_base
+from rlft.reward.contract import combine
 from rlft.run.records import Evaluation
+from rlft.run.rollout_table import to_parquet
 from rlft.train.rl.evaluate import evaluation, headline
-from rlft.types import Failed, Group, Score
+from rlft.train.rl.metrics import describe
+from rlft.types import Abstain, Failed, Group, Score
 from tests.fakes import made_up_group, tiny_config
 
 REWARDS = [{"path": "a:right"}, {"path": "b:style", "weight": 0}]
@@ -58,6 +63,20 @@ def test_every_reward_and_part_is_measured_with_its_interval() -> None:
     assert result.rewards["style"] == accuracy_interval([[18.5], [12.0]])
     assert (result.rewards["style"].n, result.failed, result.failed_parts) == (2, 0, {"style": 1})
     assert Evaluation.from_dict(json.loads(json.dumps(result.as_dict()))) == result
+
+
+def test_what_the_trained_reward_cannot_grade_still_counts_in_the_headline() -> None:
+    rewards = [{"path": "a:judge"}, {"path": "b:exact", "weight": 0}]
+    config = tiny_config("m", rewards=rewards, evaluation={"metric": "exact"})
+    graded = [(Abstain(reason="r"), 1.0), (FAILED, 1.0), (Score(value=0.5), 0.0)]
+    outcomes = [combine(config.rewards, [judged, Score(value=exact)]) for judged, exact in graded]
+    made = [made_up_group([outcome], task_id=f"t{number}") for number, outcome in enumerate(outcomes)]
+    result = evaluation(config, made, adapter=bare_base(), name="base", step=0, samples_file=None)
+    assert result.by_task == {"t0": [1], "t1": [1], "t2": [0]}
+    assert (result.failed, result.accuracy.mean, result.rewards["judge"].n) == (0, pytest.approx(2 / 3), 1)
+    assert describe(made)["reward/part/exact"] == pytest.approx(2 / 3)
+    rows = pq.read_table(io.BytesIO(to_parquet(made, step=1))).to_pylist()
+    assert [json.loads(row["parts"])["exact"] for row in rows] == [1, 1, 0]
 
 
 def test_the_headline_may_be_a_part_and_is_an_accuracy_only_of_zeros_and_ones() -> None:

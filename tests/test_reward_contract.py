@@ -415,7 +415,7 @@ def test_combine_is_a_weighted_sum_with_unweighted_parts() -> None:
 
 def test_combine_failures() -> None:
     failed = combine(specs(1.0, 0.5), [Score(value=1.0), FAILED])
-    assert failed == Failed(kind="error", message="r1: boom", reproduce="print()")
+    assert failed == Failed(kind="error", message="r1: boom", reproduce="print()", parts={"r0": 1.0})
     assert combine(specs(1.0, 0.0), [Score(value=1.0), FAILED]) == Score(value=1.0, parts={"r0": 1.0})
     assert failed_rewards(specs(1.0, 0.0, 0.0), [Score(value=1.0), FAILED, ABSTAIN]) == {"r1": FAILED}
     assert failed_rewards(specs(1.0, 0.5), [FAILED, FAILED]) == {"r0": FAILED, "r1": FAILED}
@@ -441,7 +441,8 @@ def test_combine_abstentions() -> None:
     assert combine(specs(1.0, 2.0), [ABSTAIN, Score(value=3.0)]) == Score(value=6.0, parts={"r1": 3.0})
     assert combine(specs(1.0, 2.0), [ABSTAIN, ABSTAIN]) == Abstain(reason="r0 returned None; r1 returned None")
     # An observing reward has no say: without a weight there is nothing to train on.
-    assert combine(specs(1.0, 0.0), [ABSTAIN, Score(value=3.0)]) == Abstain(reason="r0 returned None")
+    observed = combine(specs(1.0, 0.0), [ABSTAIN, Score(value=3.0, parts={"p": 2.0})])
+    assert observed == Abstain(reason="r0 returned None", parts={"r1": 3.0, "r1/p": 2.0})
     assert combine(specs(1.0, 0.0), [Score(value=0.0), ABSTAIN]) == Score(value=0.0, parts={"r0": 0.0})
 
 

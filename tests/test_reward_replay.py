@@ -24,14 +24,15 @@ import torch
 from typer.testing import CliRunner
 
 from rlft.cli import main
-from rlft.cli.reward_replay import rewards_of, steps_of
+from rlft.cli.reward_replay import _sentences, rewards_of, steps_of
 from rlft.cli.run_config import load_run
+from rlft.curves.statistics import mean_interval
 from rlft.learner.batch import collate
 from rlft.objectives.algorithm import PolicyObjective
 from rlft.objectives.batch_advantages import batch_advantages
 from rlft.objectives.presets import PRESETS
 from rlft.reward.explain import explain
-from rlft.reward.recompute import kl_coefs, recompute
+from rlft.reward.recompute import kl_coefs, recompute, used_groups
 from rlft.reward.replay import MOVED, Replay, replay
 from rlft.reward.stored import StoredTasks, read_step, unscored
 from rlft.run.rollout_table import to_parquet
@@ -50,7 +51,7 @@ def write(folder: Path, groups: list[Group], step: int = 1, **learned: Any) -> S
     data = to_parquet(groups, step=step, **learned)
     (folder / "rollouts" / f"step-{step:06d}.parquet").write_bytes(data)
     tasks = [StoredTask(task_id=g.task.id, step=1, answer=g.task.answer, columns=g.task.columns) for g in groups]
-    return StoredTasks(by_id={t.task_id: StoredTask.from_dict(json.loads(t.line())) for t in tasks})
+    return StoredTasks(lines={t.task_id: [StoredTask.from_dict(json.loads(t.line()))] for t in tasks})
 
 
 def replayed(run: Path, *rewards: RewardSpec, **changes: Any) -> Replay:
@@ -164,6 +165,71 @@ def _completion(ids: tuple[int, ...], finish_reason: str) -> dict[str, Any]:
         "adapter_version": 2,
         "adapter_hash": "h",
     }
+
+
+def test_empty_and_adjoining_actions_keep_their_turns(tmp_path: Path) -> None:
+    task = Task(id="e", messages=({"role": "user", "content": "go"},))
+    tokens: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((1,), (5, 6)), ((), (7,)), ((8, 9), ()), ((4,), (3,))]
+    turns = tuple(
+        Turn(prompt_ids=between, completion=Completion(**_completion(ids, "stop")), reward=float(number))
+        for number, (between, ids) in enumerate(tokens)
+    )
+    outcome = Score(value=6.0, turns=(0.0, 1.0, 2.0, 3.0))
+    whole = Trajectory(task=task, sample_index=0, seed=1, turns=turns, text="", outcome=outcome)
+    tasks = write(tmp_path, [Group(task=task, trajectories=(whole,))])
+    (group,) = read_step(tmp_path, 1, tasks).groups
+    assert group.trajectories[0].turns == (replace(turns[0], prompt_ids=()), *turns[1:])
+    path = tmp_path / "rollouts" / "step-000001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["action_ends"]), path)  # as an older rlft wrote it
+    (older,) = read_step(tmp_path, 1, tasks).groups
+    assert [turn.reward for turn in older.trajectories[0].turns] == [0.0, 1.0, 2.0, 3.0]
+    assert older.trajectories[0].token_ids == whole.token_ids
+    assert torch.equal(collate([older]).rewards, collate([Group(task=task, trajectories=(whole,))]).rewards)
+
+
+def test_a_sum_that_is_too_large_is_no_failure_of_the_environment(tmp_path: Path) -> None:
+    large = Failed(kind="too_large", message="weighted sum", reproduce="print(2e9)", parts={"r": 1e9})
+    broken = Failed(kind="error", message="it raised", reproduce="", fault="environment")
+    tasks = write(tmp_path, [made_up_group([large, broken])])
+    (group,) = read_step(tmp_path, 1, tasks).groups
+    assert [t.outcome for t in group.trajectories] == [large, broken]
+    assert [t.outcome for t in unscored(group).trajectories] == [None, broken]
+    path = tmp_path / "rollouts" / "step-000001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["failure_fault"]), path)  # where nothing says whose it is
+    (older,) = read_step(tmp_path, 1, tasks).groups
+    assert None not in [t.outcome for t in unscored(older).trajectories]
+
+
+def test_a_step_has_its_tasks_as_they_were_then() -> None:
+    first = StoredTask(task_id="t", step=1, answer="wrong", columns={"old": 1})
+    tasks = StoredTasks(lines={"t": [first, replace(first, step=5, answer="right", columns={"new": 1})]})
+    answers = [(task := tasks.of_step("t", step)) and task.answer for step in (0, 1, 4, 5, 9)]
+    assert answers == [None, "wrong", "wrong", "right", "right"]
+    assert tasks.columns == ["new", "old"]
+
+
+def test_turns_are_a_signal_where_the_algorithm_judges_them() -> None:
+    even, turned = (
+        made_up_group([Score(value=1.0, turns=turns) for turns in both], task_id="t")
+        for both in ([(1.0, 0.0), (1.0, 0.0)], [(1.0, 0.0), (0.0, 1.0)])
+    )
+    by_turn, by_sum = (
+        tiny_config("m", algorithm={"preset": "dapo", "credit": credit}).algorithm for credit in ("turn", "episode")
+    )
+    assert by_turn.max_refills
+    assert used_groups(by_turn, [even, turned]) == [1]
+    assert used_groups(by_sum, [even, turned]) == [0, 1]
+
+
+def test_a_repeated_task_counts_once_and_nothing_stored_is_said(tmp_path: Path, others: Path) -> None:
+    for step, scores in ((1, ([0.0], [1.0])), (2, ([0.5], [1.0]))):
+        groups = [made_up_group(each, task_id=f"t{number}") for number, each in enumerate(scores)]
+        write(tmp_path, groups, step=step)
+    config = tiny_config("m")
+    total = replay(tmp_path, config, [RewardSpec(path=f"{others}:constant")], workers=0).total
+    assert total.old == mean_interval([[0.0, 0.5], [1.0, 1.0]])
+    assert total.old.n == total.new.n == 2
+    assert _sentences(total)[0] == "No advantage is stored, so none is computed again."
 
 
 def test_rollouts_of_an_older_rlft_are_replayed_and_what_they_lack_is_said() -> None:

@@ -149,6 +149,10 @@ def test_a_task_is_kept_once_as_rewards_get_it(run: Run) -> None:
     again.__dict__ = {**run.__dict__, "_kept_tasks": None}  # as after a resume
     again.write_rollouts(5, [rich])
     assert len(read_tasks(run.path).rows) == 3
+    corrected = replace(rich, task=replace(rich.task, answer=("y",)))
+    for step, each in ((6, corrected), (7, corrected), (8, rich)):
+        again.write_rollouts(step, [each])
+    assert [(task.answer, task.step) for task in read_tasks(run.path).rows[3:]] == [(("y",), 6), (("x",), 8)]
     table = pyarrow.json.read_json(run.path / "tasks.jsonl").to_pylist()
     assert json.loads(table[1]["columns"]) == {"plain": columns["plain"]}
 

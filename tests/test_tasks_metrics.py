@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 
 from rlft.curves.statistics import mean_interval
-from rlft.train.rl.metrics import describe, has_signal
+from rlft.objectives.signal import has_signal
+from rlft.train.rl.metrics import describe, is_of_the_machine
 from rlft.train.task_order import tasks_of_step
 from rlft.types import Abstain, Failed, Group, Outcome, Score
 from tests.fakes import letters, made_up_group
@@ -85,6 +86,16 @@ def test_more_tasks_per_step_than_tasks() -> None:
 )
 def test_has_signal(outcomes: list[float | Outcome], expected: bool) -> None:
     assert has_signal(made_up_group(outcomes)) is expected
+
+
+def test_turns_are_a_signal_where_they_are_judged() -> None:
+    group = made_up_group([Score(value=1.0, turns=(1.0, 0.0)), Score(value=1.0, turns=(0.0, 1.0))])
+    assert (has_signal(group), has_signal(group, by_turn=True)) == (False, True)
+
+
+def test_what_a_judges_cache_decides_differs_between_identical_runs() -> None:
+    names = ["reward/logged/j/known", "reward/logged/j/drift", "time/step", "reward/logged/j/tokens", "reward/known"]
+    assert [is_of_the_machine(name) for name in names] == [True, True, True, False, False]
 
 
 # describe

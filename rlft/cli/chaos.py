@@ -28,7 +28,7 @@ from rlft.rollout.worker import Reply
 from rlft.run import logs
 from rlft.run.records import ADAPTERS, EVALS, ROLLOUTS
 from rlft.train.rl import launch
-from rlft.train.rl.metrics import OF_THE_MACHINE
+from rlft.train.rl.metrics import is_of_the_machine
 
 LATEST = 0.9
 """Largest share of a chunk's time after which a kill comes: all of its parts are hit, and it is rarely done by then."""
@@ -194,7 +194,7 @@ def _compare_metrics(one: Path, other: Path) -> Comparison:
     difference = "" if len(mine) == len(theirs) else f"{len(mine)} and {len(theirs)} steps"
     for line, its_line in zip(mine, theirs, strict=False):
         row, its = line.metrics, its_line.metrics
-        names = [n for n in sorted({*row, *its}) if not n.startswith(OF_THE_MACHINE) and row.get(n) != its.get(n)]
+        names = [n for n in sorted({*row, *its}) if not is_of_the_machine(n) and row.get(n) != its.get(n)]
         if names and not difference:
             name = "reward/mean" if "reward/mean" in names else names[0]
             difference = f"step {line.step}: {name} is {row.get(name)} and {its.get(name)}; {len(names)} numbers differ"

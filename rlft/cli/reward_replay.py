@@ -147,7 +147,9 @@ def _steps_table(result: Replay) -> Table:
 def _sentences(total: Compared) -> list[str]:
     """What the counts of all steps say, a line each."""
     counts = total.counts
-    if counts["reproduced"] == counts["stored_advantages"]:
+    if not counts["stored_advantages"]:
+        lines = ["No advantage is stored, so none is computed again."]
+    elif counts["reproduced"] == counts["stored_advantages"]:
         lines = [f"The {counts['stored_advantages']} stored advantages are computed again to the bit."]
     else:
         differ = counts["stored_advantages"] - counts["reproduced"]

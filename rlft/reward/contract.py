@@ -302,12 +302,13 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome
 
     A failure of a reward with a weight fails the trajectory. A failure of an observing reward (weight 0)
     leaves its part out; `failed_rewards` has it. Rewards that abstain contribute nothing; if all that have a weight
-    abstain, so does the trajectory. Where a reward says what each action adds, what the others give is added to the
-    last action.
+    abstain, so does the trajectory. The parts of any outcome have what could be computed. Where a reward says what each
+    action adds, what the others give is added to the last action.
     """
     parts: dict[str, float] = {}
     weighted: list[tuple[float, Score]] = []
     reasons: list[str] = []
+    failure: Failed | None = None
     value: float = 0
     for spec, outcome in zip(specs, outcomes, strict=True):
         label, weight = spec.label, spec.weight
@@ -319,19 +320,22 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome
             if weight:
                 weighted.append((weight, outcome))
         elif weight and isinstance(outcome, Failed):
-            return replace(outcome, message=f"{label}: {outcome.message}")
-        elif weight:
-            reasons.append(f"{label} {outcome.reason}" if isinstance(outcome, Abstain) else "")
+            failure = failure or replace(outcome, message=f"{label}: {outcome.message}")
+        elif weight and isinstance(outcome, Abstain):
+            reasons.append(f"{label} {outcome.reason}")
+    if failure:
+        return replace(failure, parts=parts)
     if not weighted:
-        return Abstain(reason="; ".join(reasons) or "no reward has a weight")
+        return Abstain(reason="; ".join(reasons) or "no reward has a weight", parts=parts)
     if refused := _refused(value, "is"):
         terms = " + ".join(f"{weight} * {score.value}" for weight, score in weighted)
-        return replace(refused, message=f"weighted sum {terms} {refused.message}", reproduce=f"print({terms})")
+        message = f"weighted sum {terms} {refused.message}"
+        return replace(refused, message=message, reproduce=f"print({terms})", parts=parts)
     turns = _sum_of_turns(weighted)
     for index, total in enumerate(turns):  # large ones may cancel out in the value
         if refused := _refused(total, f"turns[{index}] of the weighted sum is"):
             added = (f"{weight} * {_turns_of(score, len(turns))[index]}" for weight, score in weighted)
-            return replace(refused, reproduce=f"print({' + '.join(added)})")
+            return replace(refused, reproduce=f"print({' + '.join(added)})", parts=parts)
     return Score(value=value, parts=parts, turns=turns)
 
 

@@ -72,7 +72,7 @@ def _reward(config: RunConfig, trajectory: Trajectory, row: Mapping[str, Any]) -
     """The outcome, and each reward with its weight, value and share of the sum; parts of a reward have no weight."""
     outcome = trajectory.outcome
     weights = {spec.label: spec.weight for spec in config.rewards}
-    parts = outcome.parts if isinstance(outcome, Score) else {}
+    shares = weights if isinstance(outcome, Score) else {}  # without a sum there is no share of it
     return {
         "outcome": row["outcome"],
         "value": outcome.value if isinstance(outcome, Score) else None,
@@ -81,12 +81,12 @@ def _reward(config: RunConfig, trajectory: Trajectory, row: Mapping[str, Any]) -
                 "name": name,
                 "value": value,
                 "weight": weights.get(name),
-                "contribution": None if name not in weights else weights[name] * value,
+                "contribution": None if name not in shares else shares[name] * value,
             }
-            for name, value in parts.items()
+            for name, value in trajectory.parts.items()
         ],
         "failure": row["failure_message"],
-        "failed_parts": {name: failure.message for name, failure in trajectory.failed_parts.items() if name},
+        "failed_parts": {name: failure.message for name, failure in trajectory.failed_parts.items()},
         "environment_reward": row.get("environment_reward"),
     }
 

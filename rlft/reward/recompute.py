@@ -13,6 +13,7 @@ from rlft.config import RunConfig
 from rlft.learner.batch import collate
 from rlft.objectives.algorithm import Algorithm, PolicyObjective
 from rlft.objectives.batch_advantages import batch_advantages, sequence_means
+from rlft.objectives.signal import has_signal
 from rlft.types import Abstain, Batch, Group, Score, Trajectory
 
 _NEEDED = {
@@ -88,7 +89,8 @@ def recompute(
 def used_groups(algorithm: Algorithm, groups: Sequence[Group]) -> list[int]:
     """Positions of the groups that the learner gets, as `train.rl.rollouts` chooses them."""
     if algorithm.max_refills:
-        useful = [index for index, group in enumerate(groups) if len(set(group.scores)) > 1]
+        by_turn = algorithm.credits_turns
+        useful = [index for index, group in enumerate(groups) if has_signal(group, by_turn=by_turn)]
         return useful or list(range(len(groups)))
     if algorithm.needs_greedy:
         return [index for index, group in enumerate(groups) if group.baseline_score is not None]

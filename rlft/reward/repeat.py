@@ -76,8 +76,8 @@ def read_failed(run: Path, config: RunConfig, sample: str) -> FailedSample:
     group = stored.groups[where]
     trajectory = group.trajectories[member]
     failures = dict(trajectory.failed_parts)
-    if isinstance(trajectory.outcome, Failed) and (not failures or "" in failures):
-        # An older rlft did not say which reward it was.
+    if isinstance(trajectory.outcome, Failed) and not failures:
+        # It is of the environment or of the weighted sum, or an older rlft did not say which reward it was.
         is_known = is_environments_failure(trajectory)
         names = [""] if is_known else [spec.label for spec in config.rewards if spec.weight]
         failures = dict.fromkeys(names, trajectory.outcome)
@@ -91,7 +91,7 @@ def read_failed(run: Path, config: RunConfig, sample: str) -> FailedSample:
             group,
             trajectories=tuple(t for t in unscored(group).trajectories if not is_environments_failure(t)),
         )
-    lost = "" if tasks.by_id else "the tasks' columns"
+    lost = "" if tasks.lines else "the tasks' columns"
     return FailedSample(
         name=sample,
         step=step,

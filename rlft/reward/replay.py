@@ -17,6 +17,7 @@ from pathlib import Path
 from rlft.config import RunConfig
 from rlft.curves.reading import read_metrics, rollout_steps
 from rlft.curves.statistics import mean_interval
+from rlft.objectives.signal import has_signal
 from rlft.reward.recompute import Recomputed, kl_coefs, recompute
 from rlft.reward.scoring import Scorer
 from rlft.reward.stored import StoredStep, StoredTasks, read_greedy, read_step, read_tasks, unscored
@@ -189,8 +190,7 @@ class _StoredScores:
     def bind(self, groups: Sequence[Group]) -> None:
         """The stored groups that are scored next."""
         self._parts = [
-            {t.sample_index: t.outcome.parts for t in group.trajectories if isinstance(t.outcome, Score)}
-            for group in groups
+            {trajectory.sample_index: trajectory.parts for trajectory in group.trajectories} for group in groups
         ]
 
     def __call__(self, groups: Sequence[Group]) -> list[list[list[float]]]:
@@ -227,7 +227,7 @@ def _scorer(
 
 
 def _of_tasks(tasks: StoredTasks) -> Iterator[str]:
-    if not tasks.by_id:
+    if not tasks.lines:
         yield (
             "this run keeps no tasks.jsonl, as it was made by an earlier rlft: rewards that need a column of the tasks "
             "cannot be replayed, and answers are as JSON has them"
@@ -269,7 +269,7 @@ class _Collected:
         self._steps: list[Compared] = []
         self._counts: Counter[str] = Counter()
         self._parts: dict[str, Part] = defaultdict(Part)
-        self._values: dict[str, list[list[list[float]]]] = {"old": [], "new": []}
+        self._values: dict[str, dict[str, list[float]]] = {"old": defaultdict(list), "new": defaultdict(list)}
         self._moved: list[tuple[tuple[float, float], int, Moved]] = []
         self._old_names: set[str] = set()
         self._new_names: set[str] = set()
@@ -288,8 +288,8 @@ class _Collected:
             scored = [replace(group, baseline_score=baselines.get(group.task.id)) for group in scored]
         again = recompute(self._config, stored.groups, stored.rows, kl_coef=kl_coef)
         new = recompute(self._config, scored, stored.rows, kl_coef=kl_coef)
-        values = {"old": [g.scores for g in stored.groups], "new": [g.scores for g in scored]}
-        compared = Compared(step=stored.step, old=mean_interval(values["old"]), new=mean_interval(values["new"]))
+        old_mean, new_mean = (mean_interval([group.scores for group in groups]) for groups in (stored.groups, scored))
+        compared = Compared(step=stored.step, old=old_mean, new=new_mean)
         self._note(stored.step, again, new)
         for index, (old_group, new_group) in enumerate(zip(stored.groups, scored, strict=True)):
             self._enter_group(compared, old_group, new_group)
@@ -303,15 +303,16 @@ class _Collected:
                 )
         self._steps.append(compared)
         self._counts += compared.counts
-        for name in values:
-            self._values[name].append(values[name])
+        for name, groups in (("old", stored.groups), ("new", scored)):
+            for group in groups:
+                self._values[name][group.task.id] += group.scores
 
     def result(self, notes: Sequence[str]) -> Replay:
         """All steps together. A task counts once in the mean of all, with its samples of all steps."""
         total = Compared(
             step=None,
-            old=mean_interval([group for step in self._values["old"] for group in step]),
-            new=mean_interval([group for step in self._values["new"] for group in step]),
+            old=mean_interval([*self._values["old"].values()]),
+            new=mean_interval([*self._values["new"].values()]),
             counts=self._counts,
             parts=self._parts,
         )
@@ -339,7 +340,7 @@ class _Collected:
 
     def _enter_group(self, compared: Compared, old: Group, new: Group) -> None:
         counts = compared.counts
-        had, has = (len(set(group.scores)) > 1 for group in (old, new))
+        had, has = (has_signal(group, by_turn=self._config.algorithm.credits_turns) for group in (old, new))
         counts["groups"] += 1
         counts["gained"] += has and not had
         counts["lost"] += had and not has

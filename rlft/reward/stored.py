@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,21 +36,29 @@ class StoredStep:
 class StoredTasks:
     """What a run keeps of its tasks."""
 
-    by_id: Mapping[str, StoredTask]
-    """Empty where the run was made by an rlft that kept none."""
+    lines: Mapping[str, Sequence[StoredTask]]
+    """By task id, in the order in which they were written: several where the task has changed. Empty where the run was
+    made by an rlft that kept none."""
     lost: Sequence[str] = field(default=())
     """Names of columns that could not be kept of some task."""
 
     @property
     def columns(self) -> list[str]:
         """All columns that some task has."""
-        return sorted({name for task in self.by_id.values() for name in task.columns})
+        return sorted({name for lines in self.lines.values() for task in lines for name in task.columns})
+
+    def of_step(self, task_id: str, step: int) -> StoredTask | None:
+        """The task as the rollouts of a step had it; None if it is not kept."""
+        return next((task for task in reversed(self.lines.get(task_id, ())) if task.step <= step), None)
 
 
 def read_tasks(run: Path) -> StoredTasks:
     """The tasks that a run has used so far; ValueError if their file is damaged."""
-    tasks = {task.task_id: task for task in logs.read_tasks(run, []).rows}
-    return StoredTasks(by_id=tasks, lost=sorted({name for task in tasks.values() for name in task.lost}))
+    lines: dict[str, list[StoredTask]] = {}
+    for task in logs.read_tasks(run, []).rows:
+        lines.setdefault(task.task_id, []).append(task)
+    lost = {name for each in lines.values() for task in each for name in task.lost}
+    return StoredTasks(lines=lines, lost=sorted(lost))
 
 
 def read_step(run: Path, step: int, tasks: StoredTasks) -> StoredStep:
@@ -107,7 +114,7 @@ def unscored(group: Group) -> Group:
 
 def is_environments_failure(trajectory: Trajectory) -> bool:
     """Whether the episode failed before any reward saw it."""
-    return isinstance(trajectory.outcome, Failed) and not trajectory.failed_parts
+    return isinstance(trajectory.outcome, Failed) and trajectory.outcome.fault == "environment"
 
 
 def _step(step: int, rows: Sequence[Mapping[str, Any]], tasks: StoredTasks) -> StoredStep:
@@ -115,12 +122,12 @@ def _step(step: int, rows: Sequence[Mapping[str, Any]], tasks: StoredTasks) -> S
     for row in rows:
         by_group.setdefault(row["group_index"], []).append(row)
     members = list(by_group.values())
-    return StoredStep(step=step, groups=[_group(each, tasks) for each in members], rows=members)
+    return StoredStep(step=step, groups=[_group(each, tasks, step) for each in members], rows=members)
 
 
-def _group(rows: Sequence[Mapping[str, Any]], tasks: StoredTasks) -> Group:
+def _group(rows: Sequence[Mapping[str, Any]], tasks: StoredTasks, step: int) -> Group:
     first = rows[0]
-    stored = tasks.by_id.get(first["task_id"])
+    stored = tasks.of_step(first["task_id"], step)
     task = Task(
         id=first["task_id"],
         messages=tuple(json.loads(first["messages"])),
@@ -134,9 +141,6 @@ def _group(rows: Sequence[Mapping[str, Any]], tasks: StoredTasks) -> Group:
 def _trajectory(row: Mapping[str, Any], task: Task) -> Trajectory:
     conversation = json.loads(row["conversation"]) if row.get("conversation") else []
     failed = json.loads(row["failed_parts"]) if row.get("failed_parts") else {}
-    failed_parts = {name: _failed(failure) for name, failure in failed.items()}
-    if row["outcome"] == "failed" and "failed_parts" not in row:  # an older rlft did not say whose failure it is
-        failed_parts = {"": _failed({"message": row["failure_message"], "kind": row["failure_kind"]})}
     return Trajectory(
         task=task,
         sample_index=row["sample_index"],
@@ -147,38 +151,43 @@ def _trajectory(row: Mapping[str, Any], task: Task) -> Trajectory:
         stop_reason=row.get("stop_reason") or "done",
         extras=json.loads(row["extras"]) if row.get("extras") else {},
         outcome=_outcome(row),
-        failed_parts=failed_parts,
+        failed_parts={name: _failed(failure) for name, failure in failed.items()},
     )
 
 
 def _turns(row: Mapping[str, Any], observations: Sequence[tuple[Message, ...]]) -> tuple[Turn, ...]:
-    """The actions of a sample, told apart by the tokens that stand between them."""
-    tokens = list(zip(row["token_ids"], row["action_mask"], row["logprobs"], strict=True))
+    """The actions of a sample, and the tokens that stand between them."""
+    ends = _action_ends(row)
+    rewards = json.loads(row["turn_rewards"]) if row.get("turn_rewards") else []
+    if len(rewards) != len(ends):
+        rewards = [*[None] * (len(ends) - 1), row.get("environment_reward")]
     turns: list[Turn] = []
-    between: tuple[int, ...] = ()
-    for is_action, run in groupby(tokens, key=lambda token: token[1]):
-        ids, _, logprobs = zip(*run, strict=True)
-        if not is_action:
-            between = ids
-            continue
+    for start, end, reward in zip([0, *ends], ends, rewards, strict=False):
+        first = start + list(row["action_mask"][start:end]).count(False)
         completion = Completion(
-            token_ids=ids,
-            logprobs=logprobs,
-            finish_reason="stop",
+            token_ids=tuple(row["token_ids"][first:end]),
+            logprobs=tuple(row["logprobs"][first:end]),
+            finish_reason=row["finish_reason"] if len(turns) == len(ends) - 1 else "stop",
             adapter_version=row["adapter_version"],
             adapter_hash=row["adapter_hash"],
         )
         observed = observations[len(turns)] if len(turns) < len(observations) else ()
-        turns.append(Turn(prompt_ids=between, completion=completion, observation=observed))
-    if not turns:  # the policy wrote no token at all
-        empty = Completion(token_ids=(), logprobs=(), finish_reason="stop", adapter_version=-1, adapter_hash="")
-        turns = [Turn(prompt_ids=(), completion=empty)]
-    ended = replace(turns[-1].completion, finish_reason=row["finish_reason"])
-    turns[-1] = replace(turns[-1], completion=ended)
-    rewards = json.loads(row["turn_rewards"]) if row.get("turn_rewards") else []
-    if len(rewards) != len(turns):
-        rewards = [*[None] * (len(turns) - 1), row.get("environment_reward")]
-    return tuple(replace(turn, reward=reward) for turn, reward in zip(turns, rewards, strict=True))
+        between = tuple(row["token_ids"][start:first])
+        turns.append(Turn(prompt_ids=between, completion=completion, observation=observed, reward=reward))
+    return tuple(turns)
+
+
+def _action_ends(row: Mapping[str, Any]) -> list[int]:
+    """Tokens up to the end of each action.
+
+    An older rlft stored only which tokens are actions: there each run of them is one, and what is missing of the number
+    of actions (empty ones, and those that follow one another without a token between) stands empty at the end.
+    """
+    if row.get("action_ends") is not None:
+        return list(row["action_ends"])
+    mask = row["action_mask"]
+    ends = [end for end, is_action in enumerate(mask, start=1) if is_action and (end == len(mask) or not mask[end])]
+    return [*ends, *[len(mask)] * ((row.get("turns") or 1) - len(ends))]
 
 
 def _observations(conversation: Sequence[Message], turns: int) -> list[tuple[Message, ...]]:
@@ -189,14 +198,18 @@ def _observations(conversation: Sequence[Message], turns: int) -> list[tuple[Mes
 
 
 def _outcome(row: Mapping[str, Any]) -> Outcome:
+    parts = json.loads(row["parts"])
     if row["outcome"] == "score":
         turns = json.loads(row["turn_values"]) if row.get("turn_values") else ()
-        return Score(value=row["reward"], parts=json.loads(row["parts"]), turns=tuple(turns))
+        return Score(value=row["reward"], parts=parts, turns=tuple(turns))
     if row["outcome"] == "abstain":
-        return Abstain(reason="abstained")
+        return Abstain(reason="abstained", parts=parts)
     named = {"kind": "failure_kind", "message": "failure_message", "reproduce": "reproduce"}
     named |= {"fault": "failure_fault", "where": "failure_where"}
-    return _failed({name: row.get(column) for name, column in named.items()})
+    failure = _failed({**{name: row.get(column) for name, column in named.items()}, "parts": parts})
+    if "failure_fault" in row or "failed_parts" not in row or row["failed_parts"]:
+        return failure
+    return replace(failure, fault="environment")  # an older rlft did not say whose failure it is, but no reward's
 
 
 def _failed(stored: Mapping[str, Any]) -> Failed:

@@ -4,7 +4,7 @@ runs/NAME/
   config.yaml        the resolved config           provenance.json  versions, hardware, code hashes
   metrics.jsonl      one line of numbers per step  events.jsonl     what happened, with times
   rollouts/          step-000012.parquet: every sample, failed ones too
-  tasks.jsonl        answer and columns of the tasks, once each, for rewards to be replayed
+  tasks.jsonl        answer and columns of the tasks, for rewards to be replayed
   evals/             base.json, sft.json, step-000010.json and their rollouts
   adapters/          sft, v000012: PEFT folders    checkpoints/     what `rlft resume` starts from
   summary.json       at the end                    logs/            what scoring processes printed
@@ -121,7 +121,7 @@ class Run(Generic[C]):
         self.sources: Mapping[str, Any] = {}
         """What makes its rewards and tasks, for its rollouts and checkpoints: see `records.SOURCES`."""
         self._told: defaultdict[str, set[str]] | None = None
-        self._kept_tasks: set[str] | None = None
+        self._kept_tasks: dict[str, str] | None = None
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -224,9 +224,10 @@ class Run(Generic[C]):
         *,
         kind: str = "step",
     ) -> None:
-        """Keep every sample of a step, and the tasks that are new; `learned` is what `to_parquet` takes.
+        """Keep every sample of a step, and the tasks that are new or have changed.
 
         Args:
+            learned: as `to_parquet` takes it.
             kind: names the file, of samples that are not trained on another one.
         """
         self._keep_tasks(step, groups)
@@ -268,7 +269,7 @@ class Run(Generic[C]):
         write_file(self.path / EVALS / f"{evaluation.name}.json", json.dumps(evaluation.as_dict(), indent=1))
 
     def write_evaluation_samples(self, name: str, step: int, groups: Sequence[Group]) -> Path:
-        """Keep every sample of an evaluation, and the tasks that are new; returns the file."""
+        """Keep every sample of an evaluation, and the tasks that are new or have changed; returns the file."""
         self._keep_tasks(step, groups)
         path = self.path / EVALS / f"{name}.parquet"
         write_file(path, to_parquet(groups, step=step, sources=self.sources))
@@ -276,13 +277,14 @@ class Run(Generic[C]):
 
     def _keep_tasks(self, step: int, groups: Sequence[Group]) -> None:
         if self._kept_tasks is None:
-            self._kept_tasks = {task.task_id for task in logs.read_tasks(self.path).rows}
-        new = {group.task.id: group.task for group in groups if group.task.id not in self._kept_tasks}
+            self._kept_tasks = {task.task_id: task.digest for task in logs.read_tasks(self.path).rows}
+        tasks = {group.task.id: group.task for group in groups}.values()
+        used = [StoredTask(task_id=t.id, step=step, answer=t.answer, columns=t.columns) for t in tasks]
+        new = {task.digest: task for task in used if task.digest != self._kept_tasks.get(task.task_id)}
         if not new:
             return
-        stored = (StoredTask(task_id=t.id, step=step, answer=t.answer, columns=t.columns) for t in new.values())
-        _append(self.path / TASKS, "\n".join(task.line() for task in stored))
-        self._kept_tasks |= new.keys()
+        _append(self.path / TASKS, "\n".join(task.line() for task in new.values()))
+        self._kept_tasks |= {task.task_id: digest for digest, task in new.items()}
 
     def evaluation(self, name: str) -> Evaluation | None:
         """An evaluation that was made before, or None. Raises ValueError if its file is damaged."""

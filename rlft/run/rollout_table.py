@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -65,6 +66,7 @@ def _row(trajectory: Trajectory, *, step: int, group_index: int, baseline: float
         "completion": trajectory.text,
         "conversation": json.dumps(list(trajectory.messages), ensure_ascii=False) if trajectory.messages else None,
         "turns": len(trajectory.turns),
+        "action_ends": _action_ends(trajectory),
         "stop_reason": trajectory.stop_reason,
         "environment_reward": trajectory.environment_reward,
         "turn_rewards": None
@@ -73,7 +75,7 @@ def _row(trajectory: Trajectory, *, step: int, group_index: int, baseline: float
         "answer": json.dumps(task.answer, ensure_ascii=False, default=str),
         "outcome": _outcome_name(trajectory),
         "reward": outcome.value if isinstance(outcome, Score) else None,
-        "parts": json.dumps(dict(outcome.parts)) if isinstance(outcome, Score) else "{}",
+        "parts": json.dumps(dict(trajectory.parts)),
         "turn_values": json.dumps(outcome.turns) if isinstance(outcome, Score) and outcome.turns else None,
         "extras": json.dumps(dict(trajectory.extras), ensure_ascii=False, default=str) if trajectory.extras else None,
         "failure_kind": outcome.kind if isinstance(outcome, Failed) else None,
@@ -81,7 +83,7 @@ def _row(trajectory: Trajectory, *, step: int, group_index: int, baseline: float
         "failure_fault": outcome.fault if isinstance(outcome, Failed) else None,
         "failure_where": (outcome.where or None) if isinstance(outcome, Failed) else None,
         "reproduce": outcome.reproduce if isinstance(outcome, Failed) else None,
-        "failed_parts": json.dumps({name: asdict(failure) for name, failure in trajectory.failed_parts.items()})
+        "failed_parts": json.dumps({name: _failure(failure) for name, failure in trajectory.failed_parts.items()})
         if trajectory.failed_parts
         else None,
         "baseline": baseline,
@@ -95,6 +97,18 @@ def _row(trajectory: Trajectory, *, step: int, group_index: int, baseline: float
         "adapter_hash": completion.adapter_hash,
     }
     return {name: whole_text(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _action_ends(trajectory: Trajectory) -> list[int]:
+    """For each turn the number of tokens after the first prompt up to the end of its action."""
+    before = [0, *(len(turn.prompt_ids) for turn in trajectory.turns[1:])]
+    actions = (len(turn.completion.token_ids) for turn in trajectory.turns)
+    return list(accumulate(map(sum, zip(before, actions, strict=True))))
+
+
+def _failure(failure: Failed) -> dict[str, str]:
+    """A reward's own failure, which has no parts of others."""
+    return {name: value for name, value in asdict(failure).items() if name != "parts"}
 
 
 def _outcome_name(trajectory: Trajectory) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTask:
-    """One line of tasks.jsonl: what rewards are offered of a task besides its prompt, written when it is first used.
+    """One line of tasks.jsonl: what rewards are offered of a task besides its prompt, written when it is first used
+    and again when its answer or its columns have changed.
 
     Answer and columns are texts of JSON in the file, so that it is one table whatever the tasks hold. What JSON changes
     (tuples, bytes, keys that are no texts) stands in `literals` as Python writes it; what neither can hold, such as an
@@ -21,7 +23,7 @@ class StoredTask:
     task_id: str
     """The task, as in the rollouts."""
     step: int
-    """RL step, or steps behind the evaluation, that used it first."""
+    """RL step, or steps behind the evaluation, that used it first as it is here."""
     answer: Any = None
     """The task's answer."""
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -43,6 +45,11 @@ class StoredTask:
             "lost": [*self.lost, *(name.removeprefix("columns.") for name, how in kept.items() if how == "lost")],
         }
         return json.dumps({name: value for name, value in row.items() if value or name not in ("literals", "lost")})
+
+    @property
+    def digest(self) -> str:
+        """Hash of all but the step: equal for the same task with the same answer and columns."""
+        return hashlib.sha256(replace(self, step=0).line().encode()).hexdigest()
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> StoredTask:

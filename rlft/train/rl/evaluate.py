@@ -18,7 +18,7 @@ from rlft.rollout.chunk import make_chunks
 from rlft.rollout.pool import RolloutPool
 from rlft.rollout.work_queue import OnChunk
 from rlft.run.records import Evaluation
-from rlft.types import Adapter, Failed, Group, SamplingParams, Score, Task, Trajectory
+from rlft.types import Adapter, Failed, Group, SamplingParams, Task, Trajectory
 
 
 def headline(config: RunConfig) -> str:
@@ -91,7 +91,7 @@ def evaluation(
     metric = headline(config)
     trajectories = [t for group in groups for t in group.trajectories]
     values = {group.task.id: values_of(group, metric) for group in groups}
-    names = dict.fromkeys(name for t in trajectories if isinstance(t.outcome, Score) for name in t.outcome.parts)
+    names = dict.fromkeys(name for t in trajectories for name in t.parts)
     scored = [v for v in values.values() if v]
     failures = [failure for t in trajectories if (failure := _failure(t, metric))]
     if not scored or len(failures) > config.scoring.max_failed * len(trajectories):
@@ -114,9 +114,11 @@ def evaluation(
 
 
 def _failure(trajectory: Trajectory, metric: str) -> Failed | None:
-    if isinstance(trajectory.outcome, Failed):
+    """Why the metric has no value; None where it has one, though another reward failed."""
+    reward = metric.partition("/")[0]
+    if isinstance(trajectory.outcome, Failed) and reward not in trajectory.parts:
         return trajectory.outcome
-    return trajectory.failed_parts.get(metric.partition("/")[0])
+    return trajectory.failed_parts.get(reward)
 
 
 def _refusal(
@@ -147,8 +149,4 @@ def _refusal(
 
 def values_of(group: Group, reward: str) -> list[float]:
     """The value of the named reward or part on each of the group's samples that has one."""
-    return [
-        trajectory.outcome.parts[reward]
-        for trajectory in group.trajectories
-        if isinstance(trajectory.outcome, Score) and reward in trajectory.outcome.parts
-    ]
+    return [trajectory.parts[reward] for trajectory in group.trajectories if reward in trajectory.parts]

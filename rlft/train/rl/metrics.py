@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 
 from rlft.curves.statistics import mean_interval
-from rlft.types import Abstain, Failed, Group, Metrics, Score
+from rlft.objectives.signal import has_signal
+from rlft.types import Abstain, Failed, Group, Metrics
 
-OF_THE_MACHINE = ("time/", "rollout/worker_rss_mb")
-"""Prefixes of metrics that differ between identical runs."""
+_OF_THE_MACHINE = re.compile(r"time/|rollout/worker_rss_mb|reward/logged/[^/]+/(known|drift)$")
+
+
+def is_of_the_machine(name: str) -> bool:
+    """Whether a metric may differ between identical runs: times, memory, how a judge's cache was used."""
+    return bool(_OF_THE_MACHINE.match(name))
 
 
 class Clock:
@@ -41,7 +47,7 @@ def describe(groups: Sequence[Group], *, by_turn: bool = False, shadows: Collect
     """Reward with its interval clustered by task, parts, outcomes, signal, lengths.
 
     `reward/failed` counts samples without a score, `reward/failed/NAME` those on which the reward NAME failed,
-    whatever its weight.
+    whatever its weight. `reward/part/NAME` is over all samples that NAME has a value for, scored or not.
 
     Args:
         by_turn: whether the algorithm judges each turn, see `has_signal`.
@@ -80,26 +86,14 @@ def describe(groups: Sequence[Group], *, by_turn: bool = False, shadows: Collect
     parts: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for index, group in enumerate(groups):
         for trajectory in group.trajectories:
-            if isinstance(trajectory.outcome, Score):
-                for name, value in trajectory.outcome.parts.items():
-                    parts[name][index].append(value)
+            for name, value in trajectory.parts.items():
+                parts[name][index].append(value)
     for name, by_group in sorted(parts.items()):
         interval = mean_interval(list(by_group.values()))
         metrics[f"reward/part/{name}"] = interval.mean
         if name in shadows and interval.bounded:
             metrics |= {f"reward/shadow/{name}/low": interval.low, f"reward/shadow/{name}/high": interval.high}
     return metrics
-
-
-def has_signal(group: Group, *, by_turn: bool = False) -> bool:
-    """Whether the group's scores differ, so that a group-relative baseline leaves something.
-
-    Args:
-        by_turn: whether the scores of turns count, too, though their sums are equal.
-    """
-    if not by_turn:
-        return len(set(group.scores)) > 1
-    return len({(t.outcome.value, t.outcome.turns) for t in group.trajectories if isinstance(t.outcome, Score)}) > 1
 
 
 def describe_staleness(groups: Sequence[Group], version: int) -> Metrics:

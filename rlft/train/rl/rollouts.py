@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
+from rlft.objectives.signal import has_signal
 from rlft.reward.contract import first_cause
 from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import Chunk, make_chunks
 from rlft.rollout.pool import PendingGroups, RolloutPool
 from rlft.run.directory import Run
-from rlft.train.rl.metrics import Clock, has_signal
+from rlft.train.rl.metrics import Clock
 from rlft.train.rl.observed import note_observed_failures
 from rlft.train.task_order import tasks_of_step
 from rlft.types import Adapter, Failed, Group, SamplingParams, Task
