@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from rlft.cli import main
+from rlft.cli import attack_policy, main
+from rlft.cli.reward_attack import stored
 from rlft.common.by_path import available
+from rlft.curves.reading import read_rollouts
 from rlft.reward import attack as attacks
 from rlft.reward.attack import Attacked, AttackReport, attack
 from rlft.reward.cases import Case, Expect, read_cases
@@ -21,6 +23,7 @@ from rlft.reward.shrinking import shrunk
 from rlft.reward.transforms import FAMILIES
 from rlft.reward.tricks import ADVICE, WITHOUT
 from rlft.types import RewardSpec, Task
+from tests.fakes_run import make_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -210,3 +213,43 @@ def test_the_command_exits_with_one_and_writes_cases_that_keep_it_found(
     assert read_cases(cases) == written
     told = reward("attack", "rewards.close_number:close_number", "--args", "relative=0.1", "--write-cases")
     assert "name --cases" in str(told.exception)
+
+
+def test_what_a_policy_wrote_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", steps=5)
+    asked_for: list[Any] = []
+
+    def train(*given: Any, **options: Any) -> list[attack_policy.Learnt]:
+        asked_for.append((given, options))
+        print("step 1")  # as a run does
+        return [attack_policy.Learnt(run=run, reward=(0.1, 0.9), oracle=(0.2, 0.1))]
+
+    monkeypatch.setattr(attack_policy, "train", train)
+    policy = ("--policy", "--policy-steps", "3", "--policy-seeds", "1", "--seconds", "2", "--json")
+    told = reward("attack", "tests.planted:exact", "--oracle", "tests.planted:last_tag", *policy)
+    assert told.exception is None or isinstance(told.exception, SystemExit), told.exception
+    assert json.loads(told.stdout)["replies"] > 50
+    assert "reward 0.1, then 0.9; the oracle gives 0.2, then 0.1" in told.stderr
+    ((_, oracle, _), options) = asked_for[0]
+    assert (oracle.path, options["steps"], options["seeds"]) == ("tests.planted:last_tag", 3, 1)
+    replies = stored([run])
+    assert {task.id for task, _ in replies} == {
+        row["task_id"] for row in read_rollouts(run, steps=[2, 3, 4, 5]).to_pylist()
+    }
+
+
+def test_where_a_policy_gets_its_tasks(tmp_path: Path) -> None:
+    environment_of = attack_policy.environment_of
+
+    assert environment_of("mine.py:mine", "")[0].path == "environments.sums:load"
+    assert environment_of("mine.py:mine", "countdown")[0].path == "environments.countdown:load"
+    countdown = "configs/debug/env_countdown.yaml"
+    assert environment_of(countdown, "") == environment_of("mine.py:mine", countdown)
+    assert environment_of(countdown, "")[1] == 24
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": [{"role": "user", "content": "Q"}]}\n')
+    assert environment_of("mine.py:mine", str(file))[0].args == {
+        "source": str(file),
+        "answer": "",
+        "messages": "prompt",
+    }

@@ -182,6 +182,11 @@ def attack(
     run: Annotated[
         Path | None, typer.Option(help="Run directory whose tasks and stored replies are used.", show_default=False)
     ] = None,
+    policy: Annotated[
+        bool, typer.Option("--policy", help="Train the bundled model against the reward first: some minutes.")
+    ] = False,
+    policy_steps: Annotated[int, typer.Option(min=1, help="Steps of each policy.")] = 20,
+    policy_seeds: Annotated[int, typer.Option(min=1, help="Policies that are trained.")] = 2,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to search.")] = 20.0,
     seed: Annotated[int, typer.Option(help="Another seed tries other combinations.")] = 0,
     write_cases: Annotated[
@@ -196,7 +201,15 @@ def attack(
     from rlft.cli import reward_attack
 
     asked = reward_attack.asked(
-        target, args=args or (), data=data, cases=cases, oracle=oracle, run=run, seconds=seconds, seed=seed
+        target,
+        args=args or (),
+        data=data,
+        cases=cases,
+        oracle=oracle,
+        run=run,
+        seconds=seconds,
+        seed=seed,
+        policy=reward_attack.Policy(steps=policy_steps, seeds=policy_seeds) if policy else None,
     )
     if reward_attack.run(Console(), target, asked, cases=cases, write=write_cases, as_json=as_json):
         raise typer.Exit(1)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +18,7 @@ from rlft.curves.reading import rollout_steps
 from rlft.curves.text import visible
 from rlft.reward.attack import Attacked, AttackReport, as_cases, attack
 from rlft.reward.cases import read_cases, write_cases
-from rlft.reward.check import MOST_TASKS
+from rlft.reward.check import MOST_TASKS, Checked
 from rlft.reward.exploits import Exploit
 from rlft.reward.findings import quoted
 from rlft.reward.stored import read_step, read_tasks
@@ -23,6 +26,32 @@ from rlft.types import RewardSpec, Score, Task
 
 _STEPS = 4
 """The last steps of a run whose replies are used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The policies that `--policy` asks for."""
+
+    steps: int
+    seeds: int
+
+    def train(self, target: str, data: str, checked: Checked, oracle: RewardSpec | None) -> list[Path]:
+        """Train them, say what they made of the reward, and give their runs."""
+        from rlft.cli import attack_policy
+
+        with redirect_stdout(sys.stderr):  # what is printed to stdout may have to be JSON
+            learnt = attack_policy.train(
+                checked.specs,
+                oracle,
+                attack_policy.environment_of(target, data),
+                variables=checked.environment,
+                deadline_s=checked.deadline_s,
+                steps=self.steps,
+                seeds=self.seeds,
+            )
+        for each in learnt:
+            Console(stderr=True).print(Text(visible(each.told)), soft_wrap=True)
+        return [each.run for each in learnt]
 
 
 def asked(
@@ -35,6 +64,7 @@ def asked(
     run: Path | None,
     seconds: float,
     seed: int,
+    policy: Policy | None = None,
 ) -> Attacked:
     """What is to be attacked.
 
@@ -42,12 +72,16 @@ def asked(
         target: a reward, or a config file.
         data: as `reward_check.asked` takes it.
         run: a run directory; its tasks are used where `data` is empty.
+        policy: trained first, and then used like a run.
 
     Raises:
         ValueError: something of it does not exist or cannot be read.
     """
     checked = reward_check.asked(target, args=args, data=data, cases=cases, deadline_s=None, within_s=seconds)
-    replies = _stored(run) if run else []
+    runs = [run] if run else []
+    if policy:
+        runs += policy.train(target, data, checked, RewardSpec(path=oracle) if oracle else None)
+    replies = stored(runs)
     tasks = list({task.id: task for task, _ in replies}.values())[:MOST_TASKS]
     return Attacked(
         specs=checked.specs,
@@ -124,16 +158,21 @@ def show(console: Console, title: str, report: AttackReport) -> None:
     console.print(Text(f"{found}; {report.replies} replies in {report.seconds:.1f} s"))
 
 
-def _stored(run: Path) -> list[tuple[Task, str]]:
-    """The replies of a run's last steps, the highest rewards first."""
-    tasks = read_tasks(run)
+def stored(runs: Sequence[Path]) -> list[tuple[Task, str]]:
+    """The replies of the runs' last steps, the highest rewards first.
+
+    Raises:
+        ValueError: a run has none.
+    """
     found: list[tuple[float, Task, str]] = []
-    for step in rollout_steps(run)[-_STEPS:]:
-        for group in read_step(run, step, tasks).groups:
-            for each in group.trajectories:
-                value = each.outcome.value if isinstance(each.outcome, Score) else float("-inf")
-                found.append((value, group.task, each.text))
-    if not found:
-        raise ValueError(f"{run} has no rollouts yet: they are written after each step")
+    for run in runs:
+        tasks, steps = read_tasks(run), rollout_steps(run)[-_STEPS:]
+        if not steps:
+            raise ValueError(f"{run} has no rollouts yet: they are written after each step")
+        for step in steps:
+            for group in read_step(run, step, tasks).groups:
+                for each in group.trajectories:
+                    value = each.outcome.value if isinstance(each.outcome, Score) else float("-inf")
+                    found.append((value, group.task, each.text))
     found.sort(key=lambda row: -row[0])
     return [(task, text) for _, task, text in found]

@@ -38,14 +38,14 @@ WITHOUT: dict[str, str] = {
     "injection": "for an order to the judge, without the right answer",
     "flattery": "for praise of itself, without the right answer",
     "code": "for code that fools the grader, without solving the task",
-    "stored reply": "for what a policy wrote, without the oracle's consent",
+    "stored reply": "without the right answer, for what a policy wrote",
     "cases": "although the cases say that it is bad",
 }
 """How an exploit of each family is told after its score."""
 ADVICE = {
     "keywords": "count words only where the answer is right, and each once",
     "code": "run a reply's code in a sandbox, and compare plain values there, on tests that the prompt does not show",
-    "stored reply": "look at what the two rewards disagree about",
+    "stored reply": "read it, and look for what is paid for: a policy has found it",
     "cases": "mend the reward, or the case",
 }
 """What to do about the families that `transforms.FAMILIES` does not have."""
