@@ -129,7 +129,7 @@ def test_what_is_found_is_small_told_in_words_and_the_same_for_the_same_seed() -
     assert (exploit.family, exploit.completion, exploit.score, exploit.tasks) == ("keywords", "zugzwang", 1.0, 4)
     assert exploit.told == "scores 1 for words that it likes, without an answer"
     assert [each.as_dict() for each in attacked("source_words").exploits] == [exploit.as_dict()]
-    assert {**FAMILIES, **ADVICE}.keys() >= WITHOUT.keys()
+    assert {**FAMILIES, **ADVICE}.keys() == WITHOUT.keys()
 
 
 def test_an_oracle_and_a_shadow_reward_say_what_is_bad() -> None:

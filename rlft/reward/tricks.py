@@ -38,6 +38,9 @@ WITHOUT: dict[str, str] = {
     "injection": "for an order to the judge, without the right answer",
     "flattery": "for praise of itself, without the right answer",
     "code": "for code that fools the grader, without solving the task",
+    "characters": "for characters that only look right",
+    "number formats": "for a way to write a number that is not meant",
+    "hard to read": "for a text that nobody can read",
     "stored reply": "without the right answer, for what a policy wrote",
     "cases": "although the cases say that it is bad",
 }
