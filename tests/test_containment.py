@@ -40,10 +40,6 @@ def leave(completion, pid_file):
         os.closerange(0, 256)
         os.execve("/bin/sleep", ["sleep", "600"], {})
     os.wait()
-    if completion == "crash":
-        os._exit(3)
-    if completion == "segfault":
-        os.kill(os.getpid(), signal.SIGSEGV)
     if completion == "hang":
         time.sleep(60)
     return 1.0
@@ -69,9 +65,9 @@ def variables(completion):
     return {name: 1.0 for name in os.environ}
 
 def guard(completion):
-    """Does something to the process that watches this one."""
-    if completion in ("SIGKILL", "SIGSTOP"):
-        os.kill(os.getppid(), getattr(signal, completion))
+    """Stops the process that watches this one."""
+    if completion == "SIGSTOP":
+        os.kill(os.getppid(), signal.SIGSTOP)
         time.sleep(60)
     return 1.0
 '''
@@ -109,20 +105,6 @@ def test_daemons_of_a_reward_end_with_its_process(reward: Callable[..., RewardSp
         time.sleep(0.2)  # the last one becomes what it will be
         assert {(psutil.Process(pid).name(), *psutil.Process(pid).environ()) for pid in daemons} == {("sleep",)}
     assert [pid for pid in daemons if not gone(pid)] == []
-
-
-@linux
-@pytest.mark.parametrize(("how", "kind"), [("crash", "crash"), ("segfault", "crash"), ("hang", "timeout")])
-def test_daemons_end_when_their_process_is_replaced(
-    reward: Callable[..., RewardSpec], tmp_path: Path, how: str, kind: str
-) -> None:
-    file = tmp_path / "pids"
-    with Scorer([reward("leave", pid_file=str(file))], workers=1, deadline_s=2.0, log_dir=None) as scorer:
-        assert kinds(scorer.score([make_group("x", how, "x")])[0]) == ["Score", kind, "Score"]
-        first, second, third = pids(file)
-        assert [gone(first), gone(second)] == [True, True]
-        assert psutil.pid_exists(third)
-    assert gone(third)
 
 
 DRIVER = """
@@ -168,13 +150,6 @@ def test_orphans_that_end_are_not_kept_as_zombies(reward: Callable[..., RewardSp
         time.sleep(0.3)
         (guard,) = [p for p in psutil.Process().children() if "rlft.reward.worker:main" in p.cmdline()]
         assert len(guard.children(recursive=True)) == 1
-
-
-@linux
-def test_a_reward_that_kills_its_guard_ends_itself(reward: Callable[..., RewardSpec]) -> None:
-    with Scorer([reward("guard")], workers=1, deadline_s=20.0, log_dir=None) as scorer:
-        assert kinds(scorer.score([make_group("SIGKILL", "fine")])[0]) == ["crash", "Score"]
-        assert scorer.stats.seconds < 15
 
 
 @linux

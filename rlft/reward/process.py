@@ -29,6 +29,9 @@ STARTUP_LIMIT_S = 120.0
 """Time that a process may take to import the rewards; no sample is charged for it."""
 FINISH_LIMIT_S = 1.0
 """Time that an idle process has for its exit handlers."""
+LATE_S = 5.0
+"""Time that may pass between sending calls and the last of them that is begun before an answer; see `TURN_S` of
+`worker.py`. What a process says beyond that is not believed."""
 GRACE_S = 0.5
 """Time after a coroutine's deadline in which its process has to have cancelled it."""
 
@@ -76,6 +79,7 @@ class ScoringProcess:
         self.jobs: dict[int, Job] = {}
         """What it works on and has not answered, by position in the message."""
         self._sizes: list[int] = []
+        self._present = -1, 0.0
         with shared_file() as shared:
             self._progress = Progress(shared.fileno())
             self._child = ChildProcess(
@@ -110,7 +114,8 @@ class ScoringProcess:
         self.messages += 1
         self.jobs, self._sizes = dict(enumerate(jobs)), [job.call.size for job in jobs]
         self.is_concurrent, self._began = is_concurrent, time.monotonic()
-        self._progress.begin(0)
+        self._progress.begin(-1)  # it has begun none
+        self._present = -1, self._began
         self._expires = self._began + max(job.call.limit_s for job in jobs) + GRACE_S if is_concurrent else math.inf
         with suppress(OSError):  # it died while idle; that shows when it is waited for
             self._child.connection.send_bytes(pickle.dumps((self.messages, [job.call for job in jobs])))
@@ -119,22 +124,28 @@ class ScoringProcess:
     def expires(self) -> float:
         """When it has to be done with what it does now; infinite while idle."""
         position, began = self.present()
-        if position is None or self.is_concurrent:
+        if self.is_concurrent or not self.jobs:
             return self._expires
-        return began + self.jobs[position].call.limit_s
+        left = self.jobs.values() if position is None else [self.jobs[position]]
+        return began + max(job.call.limit_s for job in left)
 
     def present(self) -> tuple[int | None, float]:
         """Position of the job that it works on, and when that began.
 
-        The position is None where it works on none or on several. What it says itself is not trusted further than it
-        can be true.
+        The position is None where it works on none or on several, and where nobody knows: it answers, has begun none
+        yet, or says what cannot be true. Positions only grow, each has begun once, all of them soon after they were
+        sent.
         """
+        alone = next(iter(self.jobs)) if len(self.jobs) == 1 else None
         if self.is_concurrent or not self.jobs:
-            return (next(iter(self.jobs)) if len(self.jobs) == 1 else None), self._began
+            return alone, self._began
         position, began = self._progress.read()
-        if position not in self.jobs or not self._began <= began <= time.monotonic():
-            return next(iter(self.jobs)), self._began
-        return position, began
+        last, since = self._present
+        if not (last <= position <= len(self._sizes) and self._began <= began <= time.monotonic()):
+            return alone, since
+        if position > last:
+            self._present = last, since = position, min(began, self._began + LATE_S)
+        return (last if last in self.jobs else alone), since
 
     def receive(self) -> Start | Answer:
         """What it answered, after one of `handles` became readable.

@@ -220,11 +220,11 @@ class ScoringPool:
             printed = self._printed_by(process)
             self._give_up(f"importing the rewards took longer than {STARTUP_LIMIT_S:g} s{printed}")
         position, began = process.present()
+        if process.expires > time.monotonic():  # it came to the next call just now
+            return
         limit_s = max((job.call.limit_s for job in process.jobs.values()), default=0.0)
-        if position is not None and not process.is_concurrent:
+        if position is not None:
             limit_s = process.jobs[position].call.limit_s
-            if began + limit_s > time.monotonic():  # it came to the next call just now
-                return
         yield from self._blame(process, position, began, failed("timeout", f"no result within {limit_s:g} s"))
 
     def _look_at_memory(self, process: ScoringProcess) -> Iterator[Done]:
@@ -236,7 +236,7 @@ class ScoringPool:
     def _blame(self, process: ScoringProcess, position: int | None, began: float, failure: Failed) -> Iterator[Done]:
         """Replace a process and fail the job that it works on since `began`; the others are done again.
 
-        Where it works on several at once they are done again in halves, so that the one that is to blame shows.
+        Where nobody knows which one that is they are done again in halves, so that the one that is to blame shows.
         """
         seconds = time.monotonic() - began
         process.kill()

@@ -2,6 +2,10 @@
 
 A process gets many calls in one message. When one of them hangs or ends the process, the driver has to know which, and
 the process cannot say so any more.
+
+The memory is the process's own to write, so what stands there is believed only as far as it can be true
+(`ScoringProcess.present`). A reward that writes there can have another sample of its message fail in its place, and
+gains `process.LATE_S` of time at the most.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ class Progress:
         self._memory = mmap.mmap(descriptor, SIZE)
 
     def begin(self, position: int) -> None:
-        """Note that a call begins."""
+        """Note that a call begins; -1 for none yet, their number for none any more."""
         _FORM.pack_into(self._memory, 0, position, time.monotonic())
 
     def read(self) -> tuple[int, float]:

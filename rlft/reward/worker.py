@@ -246,6 +246,7 @@ def _answer_in_turn(
         results[position] = _call(call, rewards[call.reward])
         if time.monotonic() >= until:
             break
+    progress.begin(len(calls))  # none of them: what ends the process now may be the work of any
     answer(results, is_last=True)
 
 

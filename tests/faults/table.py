@@ -233,7 +233,7 @@ REWARDS = [
         "a typed failure with a program that repeats it; siblings are scored; it enters no mean and no baseline",
         (
             "scoring::every_misbehaviour_is_typed_and_siblings_are_scored",
-            "scoring::code_stuck_in_c_is_killed",
+            "attacks::an_attack_is_contained",
             "scoring::a_list_of_length_one_fails_all_eight",
             "errors::failures_enter_no_baseline",
             "errors::a_failure_is_reproduced_by_its_program",
@@ -459,7 +459,7 @@ CONTAINMENT = [
         "they end with its process, also when that crashes or the driver is killed",
         (
             "containment::daemons_of_a_reward_end_with_its_process",
-            "containment::daemons_end_when_their_process_is_replaced",
+            "attacks::an_attack_is_contained",
             "containment::daemons_end_when_the_driver_is_killed",
         ),
     ),
