@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from transformers import MistralConfig
 from typer.testing import CliRunner, Result
 
-from rlft.cli import main
+from rlft.cli import env_check, main
 from rlft.cli.env_check import Finding, check_environment
 from rlft.cli.env_measure import difficulties
 from rlft.config import EnvironmentConfig
@@ -224,6 +225,20 @@ def test_a_wrong_environment_ends_with_code_1(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "wrong" in result.output
     assert "KeyError" in result.output
+
+
+def test_a_step_that_hangs_is_found_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env_check, "STEP_S", 0.1)
+    began = time.monotonic()
+    found = [
+        finding for finding in find(tmp_path / "slow.py", step="import time; time.sleep(60)") if not finding.is_fine
+    ]
+    assert time.monotonic() - began < 50
+    assert [finding.name for finding in found] == ["episodes"]
+    assert found[0].detail.startswith(
+        "2 of 2 failed; the environment did not answer in turn 1 within step_deadline_s=0.1, while it was at "
+        f"{tmp_path}/slow.py:"
+    )
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.0])

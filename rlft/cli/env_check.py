@@ -28,6 +28,9 @@ from rlft.rollout.engines.scripted import ScriptedEngine, byte_tokenizer
 from rlft.rollout.generate import run_chunk
 from rlft.types import Failed, Group, SamplingParams, Score, Task, Trajectory
 
+STEP_S = 20.0
+"""Seconds after which a step hangs here, where nobody wants to wait for as long as a run may."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -73,19 +76,42 @@ def check_environment(
         findings += _starts(environment, chosen, seed)
         if not all(finding.is_fine for finding in findings):
             return findings  # episodes would only stumble over the same
-    engine = ScriptedEngine(tokenizer, say, context=10**6)
     params = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=_room(environment, max_new_tokens))
     chunk = Chunk(
         tasks=chosen, samples_per_task=samples, params=params, run_seed=seed, stream="check", step=0, version=0
     )
     try:
-        groups = run_chunk(engine, tokenizer, chunk, environment)
-        again = run_chunk(ScriptedEngine(tokenizer, say, context=10**6), tokenizer, chunk, environment)
+        groups = _played(environment, chunk, tokenizer, say)
+        if any(_hangs(trajectory) for trajectory in _trajectories(groups)):
+            return [*findings, _failures(groups)]
+        again = _played(environment, chunk, tokenizer, say)
     except ValueError as error:
         return [*findings, Finding(name="episodes", is_fine=False, detail=str(error))]
     findings += [_failures(groups), _deterministic(groups, again), _budgets(environment, groups)]
     findings += [_tokens(tokenizer, environment, groups), *_rewards(environment, groups, scorer)]
     return findings
+
+
+def _played(
+    environment: Environment,
+    chunk: Chunk,
+    tokenizer: PreTrainedTokenizerBase,
+    say: Callable[[str, int, int], str],
+) -> list[Group]:
+    """The episodes of a chunk, task by task until one hangs: others may hang, too, and nobody would see an end."""
+    limit_s = environment.step_deadline_s
+    environment = replace(environment, step_deadline_s=STEP_S if limit_s is None else min(limit_s, STEP_S))
+    engine = ScriptedEngine(tokenizer, say, context=10**6)
+    groups: list[Group] = []
+    for task in chunk.tasks:
+        groups += run_chunk(engine, tokenizer, replace(chunk, tasks=(task,)), environment)
+        if any(map(_hangs, groups[-1].trajectories)):
+            break
+    return groups
+
+
+def _hangs(trajectory: Trajectory) -> bool:
+    return isinstance(trajectory.outcome, Failed) and trajectory.outcome.kind == "timeout"
 
 
 def _tasks(environment: Environment) -> Finding:
