@@ -137,6 +137,8 @@ def test_an_oracle_and_a_shadow_reward_say_what_is_bad() -> None:
     (first, *_) = attacked("substring", oracle=oracle).exploits
     assert (first.score, first.oracle) == (1.0, 0.0)
     assert attacked("whole_text", oracle=oracle, tasks=WORDS).exploits == []
+    indifferent = attacked("excused", oracle=RewardSpec(path="tests.planted:only_tag"), generations=0)
+    assert "nothing" in {exploit.family for exploit in indifferent.exploits}  # the reward alone tells nothing
     pair = [RewardSpec(path="tests.planted:prefix"), RewardSpec(path="tests.planted:exact", role="shadow")]
     report = attack(Attacked(specs=pair, workers=0, generations=1))
     assert report.exploits
