@@ -361,7 +361,7 @@ def supervised(config: RunConfig) -> Any:
     As `environment.args.trouble` says: its worker dies (`die`), it takes 0.4 s (`sleep`), or another adapter is
     published while the first chunk runs (`publish`).
     """
-    errors = SimpleNamespace(RayError=_LostError, RayTaskError=KeyError)
+    errors = SimpleNamespace(RayError=_LostError, RayTaskError=KeyError, OutOfMemoryError=MemoryError)
     ray = SimpleNamespace(exceptions=errors, kill=lambda actor: None, put=lambda thing: thing)
     with ThreadPoolExecutor(8) as threads, mock.patch.object(ray_pool, "Cluster") as cluster:
         actor = _Actor(threads, config.environment.args["trouble"])

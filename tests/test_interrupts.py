@@ -165,6 +165,7 @@ import os, signal, sys, threading, time
 from rlft.common import interrupts
 interrupts.LONGEST_S = 1.0
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and under nohup
 interrupts.install()
 me = os.getpid()
 def send(*numbers, pause=0.8):
