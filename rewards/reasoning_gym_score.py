@@ -21,7 +21,7 @@ def reasoning_gym_score(
 ) -> float:
     """The data set's own score, 0 to 1, of what `extract` takes from the reply.
 
-    `strict` takes the whole reply, `answer_tag` what stands in its only `<answer>` tags, `last_number` its last number.
+    `strict` takes the whole reply, `answer_tag` what its `<answer>` tags agree on, `last_number` its last number.
     Many scorers want the bare answer, which a small model hardly ever writes: with `strict` all samples of a group may
     score 0 and nothing is learnt, where the right number stands at the end of a fifth of them.
     """

@@ -285,7 +285,7 @@ def test_the_score_depends_on_what_is_taken_from_the_reply() -> None:
     assert score(task, wordy, extract="last_number") == 1.0
     assert score(task, f"{task.answer} or 77", extract="last_number") < 0.2
     assert score(task, tagged, extract="answer_tag") == 1.0
-    assert score(task, tagged + tagged, extract="answer_tag") == 0.0
+    assert score(task, f"{tagged} <answer>{int(task.answer) + 1}</answer>", extract="answer_tag") == 0.0
     assert score(task, "no idea", extract="last_number") == 0.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -165,7 +166,8 @@ import os, signal, sys, threading, time
 from rlft.common import interrupts
 interrupts.LONGEST_S = 1.0
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and under nohup
+if "UNDER_NOHUP" not in os.environ:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 interrupts.install()
 me = os.getpid()
 def send(*numbers, pause=0.8):
@@ -222,6 +224,7 @@ def test_under_nohup_a_hangup_is_ignored() -> None:
     done = ran(
         "send(signal.SIGHUP, pause=0.2)\nbusy(0.6)\nprint('on')",
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        env={**os.environ, "UNDER_NOHUP": "1"},
     )
     assert (done.returncode, done.stdout) == (0, "on\n")
 
