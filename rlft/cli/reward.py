@@ -14,6 +14,21 @@ app = typer.Typer(help="Write, try, check and change reward functions.", no_args
 RewardArguments = Annotated[
     list[str] | None, typer.Option("--args", help="Argument of the reward: key=value.", metavar="KEY=VALUE")
 ]
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="package.module:function, file.py:function, or a config (YAML).",
+        show_default=False,
+        metavar="REWARD|CONFIG",
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Tasks: a file of rows with `prompt` and `answer`, an environment, or a config.", show_default=False
+    ),
+]
+Cases = Annotated[Path | None, typer.Option(help="File of cases; FILE.cases.jsonl beside the reward when left out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -111,24 +126,10 @@ def try_(
 
 @app.command()
 def check(
-    target: Annotated[
-        str,
-        typer.Argument(
-            help="package.module:function, file.py:function, or a config (YAML).",
-            show_default=False,
-            metavar="REWARD|CONFIG",
-        ),
-    ],
+    target: Target,
     args: RewardArguments = None,
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Tasks: a file of rows with `prompt` and `answer`, an environment, or a config.", show_default=False
-        ),
-    ] = "",
-    cases: Annotated[
-        Path | None, typer.Option(help="File of cases; FILE.cases.jsonl beside the reward when left out.")
-    ] = None,
+    data: Data = "",
+    cases: Cases = None,
     deadline_s: Annotated[
         float | None, typer.Option(help="Seconds for a reply; when left out, what takes 3 s hangs.")
     ] = None,
@@ -153,24 +154,10 @@ def check(
 
 @app.command()
 def attack(
-    target: Annotated[
-        str,
-        typer.Argument(
-            help="package.module:function, file.py:function, or a config (YAML).",
-            show_default=False,
-            metavar="REWARD|CONFIG",
-        ),
-    ],
+    target: Target,
     args: RewardArguments = None,
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Tasks: a file of rows with `prompt` and `answer`, an environment, or a config.", show_default=False
-        ),
-    ] = "",
-    cases: Annotated[
-        Path | None, typer.Option(help="File of cases; FILE.cases.jsonl beside the reward when left out.")
-    ] = None,
+    data: Data = "",
+    cases: Cases = None,
     oracle: Annotated[
         str,
         typer.Option(

@@ -142,10 +142,10 @@ async def run_async(call: Call, reward: Reward) -> Result:
         raise
     except BaseException as error:
         if deadline.expired() and isinstance(error, TimeoutError):
-            return _failed(failed("timeout", f"no result within {call.limit_s:g} s"), call.size, began)
+            return _timed_out(call, began)
         return _raised(error, call.size, began)
     if time.monotonic() - began > call.limit_s:
-        return _failed(failed("timeout", f"no result within {call.limit_s:g} s"), call.size, began)
+        return _timed_out(call, began)
     return _returned(plan, result, notes, call.size, began)
 
 
@@ -188,6 +188,10 @@ def _raised(error: BaseException, size: int, began: float) -> Result:
     kind, fault = ("server", "server") if is_server else ("error", "reward")
     failure = failed(kind, describe_error(error), fault=fault, where=innermost_line(error))  # type: ignore[arg-type]
     return _failed(failure, size, began)
+
+
+def _timed_out(call: Call, began: float) -> Result:
+    return _failed(failed("timeout", f"no result within {call.limit_s:g} s"), call.size, began)
 
 
 def _failed(failure: Failed, size: int, began: float) -> Result:
