@@ -74,8 +74,9 @@ def sources(*files: Path) -> dict[str, str]:
         files: one at least.
 
     Returns:
-        sha256 by path relative to the first file's folder, which comes first; that of another file which is installed
-        is relative to where packages are installed, so that it is the same on every machine.
+        sha256 by path relative to the first file's folder, which comes first, the others by these paths; that of
+        another file which is installed is relative to where packages are installed, so that it is the same on every
+        machine.
     """
     files = tuple(file.absolute() for file in files)
     found: dict[Path, str] = {}
@@ -90,7 +91,8 @@ def sources(*files: Path) -> dict[str, str]:
             if not _is_foreign(file):
                 waiting += _imported_files(each, text, top=file.parent)
     first, *others = found
-    return {_shown(each, first.parent): found[each] for each in (first, *sorted(others))}
+    shown = sorted((_shown(each, first.parent), found[each]) for each in others)
+    return {_shown(first, first.parent): found[first], **dict(shown)}
 
 
 def _shown(file: Path, folder: Path) -> str:
