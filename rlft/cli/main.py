@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlft.cli import env, listing, reward
+from rlft.cli import curves, env, listing, reward
+from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.common import interrupts
 from rlft.common.files import describe_os_error
 from rlft.curves.text import interval_text, visible
@@ -46,19 +47,6 @@ def _options(
     ] = False,
 ) -> None:
     """Options of `rlft` itself."""
-
-
-ConfigFile = Annotated[Path, typer.Argument(help="Config file (YAML).", show_default=False)]
-RunFolder = Annotated[Path, typer.Argument(help="Run directory, such as runs/quickstart.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="Settings that replace the config's: key.sub=value.",
-        show_default=False,
-        metavar="KEY=VALUE",
-    ),
-]
-Restart = Annotated[bool, typer.Option("--restart", help="Start over; an existing run of that name is moved aside.")]
 
 
 @app.command()
@@ -192,13 +180,7 @@ def evaluate(
     print(json.dumps({"adapter": str(adapter) if adapter else "base", **result}, indent=1))
 
 
-@app.command()
-def report(run: RunFolder) -> None:
-    """Write report.html and reward.png of a run, finished or not."""
-    from rlft.curves.report import write_report, write_reward_png
-
-    for path in (write_report(run), write_reward_png(run)):
-        Console().print(Text(visible(str(path))))
+curves.register(app)
 
 
 @app.command("list")
