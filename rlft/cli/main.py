@@ -19,6 +19,7 @@ from rlft.cli import curves, env, listing, reward
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.common import interrupts
 from rlft.common.files import describe_os_error
+from rlft.curves.passes import passes
 from rlft.curves.text import interval_text, visible
 from rlft.run.records import Interval
 
@@ -176,7 +177,8 @@ def evaluate(
     from rlft.train.rl import launch
 
     result = launch.measure(loaded, adapter).as_dict()
-    del result["by_task"]
+    if solved := passes(result.pop("by_task")):
+        result["passes"] = [each.as_dict() for each in solved]
     print(json.dumps({"adapter": str(adapter) if adapter else "base", **result}, indent=1))
 
 
@@ -298,11 +300,20 @@ def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
         console.print(table)
     if rewards := _rewards_table(summary, stages):
         console.print(rewards)
+    for sentence in _passes(run):
+        console.print(Text(sentence))
     for name, shadow in summary.get("shadow", {}).items():
         console.print(Text(visible(f"shadow {name} (not trained on): {shadow['sentence']}")))
     console.print("Written:")
     for name in ("report.html", "reward.png", "summary.json", summary["adapter"]):
         console.print(Text(visible(f"  {run / name}")))
+
+
+def _passes(run: Path) -> list[str]:
+    """pass@k and pass^k of the last evaluation, where it has several samples of each task."""
+    from rlft.curves.reading import read_evals
+
+    return [f"{e.label}: {each.sentence}" for e in read_evals(run)[-1:] for each in passes(e.by_task)]
 
 
 def _rewards_table(summary: Mapping[str, Any], stages: Sequence[tuple[str, str]]) -> Table | None:

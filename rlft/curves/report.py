@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.curves import charts, digest, reading
+from rlft.curves.passes import passes
 from rlft.curves.samples import ObservedFailure, Showcase, observed_failures, showcase
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
 from rlft.curves.text import duration, interval_text, number, percent, shortened, visible
@@ -165,13 +166,17 @@ def _observed_in_evals(config: Mapping[str, Any], evals: Sequence[Evaluation]) -
 def _heldout(
     evals: Sequence[Evaluation], shadows: Collection[str]
 ) -> tuple[list[str], list[tuple[str, list[Interval | None]]]]:
-    """(policies, the mean of each reward and part under each of them); empty where there is only the headline."""
+    """(policies, the mean of each reward and part under each of them, then pass@k and pass^k); empty where there is
+    only the headline."""
     shown = [e for e in evals if e.name in ("base", "sft")] + [e for e in evals if e.name not in ("base", "sft")][-1:]
     names = dict.fromkeys(name for evaluation in shown for name in evaluation.rewards)
-    if len(names) < 2:
-        return [], []
     labels = {name: f"{name}, shadow (not trained on)" if name in shadows else name for name in names}
-    return [e.label for e in shown], [(labels[name], [e.rewards.get(name) for e in shown]) for name in names]
+    rows = [(labels[name], [e.rewards.get(name) for e in shown]) for name in names]
+    by_k = [{each.k: each for each in passes(e.by_task)} for e in shown]
+    for k in sorted({k for known in by_k for k in known}):
+        rows.append((f"pass@{k}: one of {k} is right", [known[k].any_right if k in known else None for known in by_k]))
+        rows.append((f"pass^{k}: all {k} are right", [known[k].all_right if k in known else None for known in by_k]))
+    return ([e.label for e in shown], rows) if len(rows) > 1 else ([], [])
 
 
 def _facts(run: _Run) -> list[tuple[str, str]]:
