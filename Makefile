@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras coverage check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool planted bench-scoring clean
+.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool planted bench-scoring clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -67,6 +67,10 @@ bench-pool: .venv/installed
 
 bench-scoring: .venv/installed
 	$(BIN)/python -m benchmarks.scoring
+
+# How often the intervals of the curves hold the truth, for many kinds of values: minutes
+intervals: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.intervals
 
 planted: .venv/installed
 	$(BIN)/python -m tests.planted_recall

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlft.curves.statistics import accuracy_interval, mean_interval
+from rlft.curves.statistics import mean_interval
 from rlft.run.rollout_table import SCHEMA
 
 CONFIG = """\
@@ -74,7 +74,7 @@ def write_config(folder: Path, steps: int = 12) -> None:
 def write_eval(folder: Path, name: str, skill: float, random_: random.Random, tasks: int = 120) -> dict[str, Any]:
     """Write evals/NAME.json and return its accuracy."""
     by_task = {f"held-out-{i:03d}": [float(random_.random() < skill)] for i in range(tasks)}
-    accuracy = accuracy_interval(by_task).as_dict()
+    accuracy = mean_interval(by_task).as_dict()
     step = int(name[5:]) if name.startswith("step-") else 0
     record = {
         "name": name,

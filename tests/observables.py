@@ -20,6 +20,8 @@ from safetensors.torch import save
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlft.config import BaseRunConfig, RunConfig
+from rlft.curves.statistics import mean_interval
+from rlft.curves.verdict import judge
 from rlft.environment import loading
 from rlft.learner import processes
 from rlft.learner.batch import collate, minibatches
@@ -33,7 +35,7 @@ from rlft.rollout.context import fit
 from rlft.rollout.engines.by_name import make_engine
 from rlft.rollout.pool import make_pool
 from rlft.run.directory import Run
-from rlft.run.records import Provenance
+from rlft.run.records import Evaluation, Provenance
 from rlft.train.preference import data as preference_data
 from rlft.train.preference import launch as launch_preference
 from rlft.train.preference.config import PreferenceConfig
@@ -244,6 +246,17 @@ def evaluated(config: RunConfig) -> Any:
 def judged_by(config: RunConfig) -> str:
     """The reward or part that the policy is judged by."""
     return headline(config)
+
+
+def decided(config: RunConfig) -> str:
+    """The verdict on a run in which 10 of 100 held-out tasks were won."""
+    sides = [{f"t{i}": [float(i < solved)] for i in range(100)} for solved in (20, 30)]
+    numbers = {"adapter_version": 0, "adapter_hash": "", "metric": "m", "failed": 0, "length": 1.0, "truncated": 0.0}
+    evals = [
+        Evaluation(name=name, step=step, accuracy=mean_interval(side), by_task=side, **numbers)  # type: ignore[arg-type]
+        for (name, step), side in zip((("base", 0), ("step-000001", 1)), sides, strict=True)
+    ]
+    return judge(config.model_dump(), [], evals).kind
 
 
 def scored(config: RunConfig) -> Any:

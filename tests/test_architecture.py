@@ -139,7 +139,7 @@ def test_the_listing_shows_the_rooms() -> None:
     names = {path.name for path in (ROOT / "rlft").iterdir() if path.name != "__pycache__"}
     assert len(names) <= ENTRIES, sorted(names)
     folders = {path.name for path in (ROOT / "rlft").iterdir() if path.is_dir()} - {"__pycache__"}
-    assert folders == {each.partition("/")[0] for each in ROOMS} - {"types", "config", "config_file"}
+    assert folders == {each.partition("/")[0] for each in ROOMS} - {"types", "config_file"}
 
 
 def test_objectives_are_pure_tensor_functions() -> None:

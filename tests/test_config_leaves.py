@@ -179,6 +179,7 @@ RL: list[Row] = [
     ("evaluation.temperature", 0.5, see.evaluated, {}),
     ("evaluation.every", 1, see.files, {}),
     ("evaluation.metric", "share_of_a/part", see.judged_by, {}),
+    ("evaluation.min_effect", 0.5, see.decided, {}),
     ("guards.max_kl", 9.0, see.diverged, {}),
     ("guards.min_entropy", 0.0, see.diverged, {}),
     ("guards.steps_without_signal", 2, see.diverged, {}),

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rlft.cli import main
-from rlft.curves import digest
 from rlft.curves.report import write_report
-from rlft.curves.statistics import accuracy_interval
+from rlft.curves.statistics import mean_interval
+from rlft.curves.verdict import judge
 from rlft.model.adapter import bare_base
 from rlft.reward.contract import combine
 from rlft.run.records import Evaluation
@@ -58,9 +58,9 @@ PARTS = [
 def test_every_reward_and_part_is_measured_with_its_interval() -> None:
     result = measured("", PARTS, style=FAILED)
     assert result.metric == "right"
-    assert result.accuracy == result.rewards["right"] == accuracy_interval([[1.0], [0.0], [1.0]])
+    assert result.accuracy == result.rewards["right"] == mean_interval([[1.0], [0.0], [1.0]])
     assert list(result.rewards) == ["right", "style", "style/length"]
-    assert result.rewards["style"] == accuracy_interval([[18.5], [12.0]])
+    assert result.rewards["style"] == mean_interval([[18.5], [12.0]])
     assert (result.rewards["style"].n, result.failed, result.failed_parts) == (2, 0, {"style": 1})
     assert Evaluation.from_dict(json.loads(json.dumps(result.as_dict()))) == result
 
@@ -86,9 +86,9 @@ def test_the_headline_may_be_a_part_and_is_an_accuracy_only_of_zeros_and_ones() 
     part = measured("style/length", PARTS, style=FAILED)
     assert (part.metric, part.accuracy.mean, part.failed, part.word) == ("style/length", 0.75, 1, "mean")
     later = replace(part, name="step-000004", step=4)
-    assert digest.verdict([part, later], [], {}).sentence.startswith("Held-out mean went from 0.75")
-    assert digest.verdict([later], [], {}).sentence.startswith("Held-out mean is 0.75")
-    assert digest.verdict([part], [], {}).sentence.startswith("Held-out mean is 0.75")
+    assert judge({}, [], [part, later]).sentence.startswith("Held-out mean went from 0.75")
+    assert judge({}, [], [later]).sentence.startswith("Held-out mean is 0.75")
+    assert judge({}, [], [part]).sentence.startswith("Held-out mean is 0.75")
 
 
 def test_a_headline_that_is_not_there_is_refused_with_what_is() -> None:

@@ -88,7 +88,7 @@ def test_a_finished_run_is_told_on_one_page(tmp_path: Path) -> None:
     ):
         assert text in page.text
     for text in (
-        "improved",
+        "SHIP",
         "Held-out accuracy went from",
         "Best rollouts",
         "Worst rollouts",

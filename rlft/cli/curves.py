@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from typing import Annotated
+
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from rlft.cli.arguments import RunFolder
 from rlft.curves.text import visible
+from rlft.curves.verdict import Verdict
+
+_COLORS = {"ship": "green", "dont": "red", "cant_tell": "yellow", "against": "red", "doubt": "yellow"}
 
 
 def register(app: typer.Typer) -> None:
@@ -15,9 +21,29 @@ def register(app: typer.Typer) -> None:
     app.command()(report)
 
 
-def report(run: RunFolder) -> None:
-    """Write report.html and reward.png of a run, finished or not."""
+def report(
+    run: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON and write nothing.")] = False,
+) -> None:
+    """Say SHIP, DON'T or CAN'T TELL and why, and write report.html and reward.png of a run, finished or not."""
+    from rlft.curves.verdict import verdict_of
+
+    verdict = verdict_of(run)
+    if as_json:
+        print(json.dumps(verdict.as_dict(), indent=1))
+        return
+    show_verdict(verdict)
     from rlft.curves.report import write_report, write_reward_png
 
     for path in (write_report(run), write_reward_png(run)):
-        Console().print(Text(visible(str(path))))
+        Console().print(Text(visible(str(path))), soft_wrap=True)
+
+
+def show_verdict(verdict: Verdict) -> None:
+    """Print a verdict and its reasons."""
+    console = Console()
+    head = Text.assemble((verdict.word, f"bold {_COLORS[verdict.kind]}"), "  ", visible(verdict.sentence))
+    console.print(head, soft_wrap=True)
+    for reason in verdict.reasons:
+        if reason.says != verdict.sentence:
+            console.print(Text(f"  - {visible(reason.says)}", style=_COLORS.get(reason.weight, "")), soft_wrap=True)

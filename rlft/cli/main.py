@@ -322,7 +322,8 @@ def _rewards_table(summary: Mapping[str, Any], stages: Sequence[tuple[str, str]]
     names = dict.fromkeys(name for _, rewards in known for name in rewards)
     if len(names) < 2:
         return None
-    table = Table(title="All rewards and parts on held-out tasks, 95 % intervals", title_justify="left")
+    title = "All rewards and parts on held-out tasks, 95 % intervals"
+    table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("mean")
     for label, _ in known:
         table.add_column(label, justify="right")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import comb
 from typing import Any
 
-from rlft.curves.statistics import accuracy_interval
+from rlft.curves.statistics import mean_interval
 from rlft.curves.text import interval_text
 from rlft.run.records import Interval
 
@@ -74,8 +74,8 @@ def passes(by_task: Mapping[str, Sequence[float]], level: float = 0.95) -> list[
         result.append(
             Passes(
                 k=k,
-                any_right=accuracy_interval([[pass_at_k(n, c, k)] for n, c in known], level),
-                all_right=accuracy_interval([[pass_all_k(n, c, k)] for n, c in known], level),
+                any_right=mean_interval([[pass_at_k(n, c, k)] for n, c in known], level),
+                all_right=mean_interval([[pass_all_k(n, c, k)] for n, c in known], level),
                 left_out=len(by_task) - len(known),
             )
         )

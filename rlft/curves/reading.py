@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlft.run import logs
 from rlft.run.records import CONFIG, EVALS, ROLLOUTS, Evaluation, Event, numbered, step_name
+from rlft.types import RewardSpec
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -28,6 +30,20 @@ def read_config(run: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold a mapping, not {type(config).__name__}")
     return config
+
+
+def reward_specs(config: Mapping[str, Any]) -> list[RewardSpec]:
+    """The rewards that a resolved config names."""
+    return [
+        RewardSpec(
+            path=str(reward.get("path")),
+            name=str(reward.get("name") or ""),
+            weight=float(reward.get("weight", 1)),
+            role="shadow" if reward.get("role") == "shadow" else "train",
+        )
+        for reward in config.get("rewards") or []
+        if isinstance(reward, dict)
+    ]
 
 
 def read_metrics(run: Path, notes: list[str] | None = None) -> list[dict[str, float]]:
@@ -66,6 +82,24 @@ def read_eval_samples(run: Path, name: str, columns: Sequence[str]) -> Any:
     """
     path = Path(run) / EVALS / f"{name}.parquet"
     return _read_table(path, columns) if path.is_file() else None
+
+
+def read_eval_parts(run: Path, name: str) -> dict[str, dict[str, list[float]]]:
+    """The values of each reward and named part in an evaluation's stored samples, by task; empty where none are stored.
+
+    Raises ValueError if the file is broken.
+    """
+    table = read_eval_samples(run, name, ("task_id", "parts"))
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in table.to_pylist() if table is not None else ():
+        for part, value in json.loads(row["parts"] or "{}").items():
+            found.setdefault(part, {}).setdefault(row["task_id"], []).append(float(value))
+    return found
+
+
+def window(rows: Sequence[Mapping[str, float]]) -> int:
+    """How many steps `trends` averages at each end: a tenth of the run, 1 to 20."""
+    return max(1, min(20, len(rows) // 10))
 
 
 def rollout_steps(run: Path) -> list[int]:

@@ -22,9 +22,9 @@ from rlft.curves.passes import passes
 from rlft.curves.samples import ObservedFailure, Showcase, observed_failures, showcase
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
 from rlft.curves.text import duration, interval_text, number, percent, shortened, visible
+from rlft.curves.verdict import Verdict, judge, observed_changes
 from rlft.run import logs
 from rlft.run.records import CONFIG, SUMMARY, Evaluation, Event, Interval, Provenance, word_for
-from rlft.types import RewardSpec
 
 _PAGE = Path(__file__).with_name("page")
 
@@ -43,6 +43,7 @@ class _Run:
     waste: digest.Waste | None
     samples: Showcase | None
     observed: Sequence[ObservedFailure]
+    verdict: Verdict
     shadows: Sequence[Shadow]
     notes: Sequence[str]
 
@@ -75,10 +76,10 @@ def write_report(run: Path) -> Path:
         run=data,
         title=str(data.config.get("name") or data.folder.name),
         facts=_facts(data),
-        verdict=digest.verdict(data.evals, data.rows, data.summary),
+        verdict=data.verdict,
         tiles=_tiles(data),
         trends=digest.trends(data.rows),
-        steps_text="step" if (width := digest.window(data.rows)) == 1 else f"{width} steps",
+        steps_text="step" if (width := reading.window(data.rows)) == 1 else f"{width} steps",
         uses=_uses(data.waste),
         word=word_for(data.evals),
         heldout=_heldout(data.evals, {shadow.name for shadow in data.shadows}),
@@ -115,19 +116,24 @@ def _load(run: Path) -> _Run:
     notes: list[str] = []
     config = reading.read_config(run)  # first: it says whether this is a run directory at all
     stored = bool(reading.rollout_steps(run))
-    rows = reading.read_metrics(run, notes)
+    rows, evals = reading.read_metrics(run, notes), reading.read_evals(run)
+    rewards = reading.reward_specs(config)
+    shadows = measure_shadows(run, shadow_names(rewards), width=reading.window(rows))
+    unwatched = [reward.label for reward in rewards if reward.weight == 0 and reward.role != "shadow"]
+    observed = observed_changes(run, evals, unwatched)
     return _Run(
         folder=run,
         config=config,
         rows=rows,
-        evals=reading.read_evals(run),
+        evals=evals,
         events=reading.read_events(run, notes),
         summary=logs.read_json(run / SUMMARY),
         provenance=logs.read_provenance(run, notes),
         waste=digest.waste(reading.read_rollouts(run, digest.WASTE_COLUMNS)) if stored else None,
         samples=showcase(run) if stored else None,
         observed=observed_failures(run, _observed_rewards(config)) if stored else (),
-        shadows=measure_shadows(run, shadow_names(_rewards(config)), width=digest.window(rows)),
+        verdict=judge(config, rows, evals, shadows=shadows, observed=observed),
+        shadows=shadows,
         notes=notes,
     )
 
@@ -138,23 +144,9 @@ def _shown(provenance: Provenance) -> str:
     return json.dumps(known, indent=2, ensure_ascii=False) if known else ""
 
 
-def _rewards(config: Mapping[str, Any]) -> list[RewardSpec]:
-    """The rewards that the config names."""
-    return [
-        RewardSpec(
-            path=str(reward.get("path")),
-            name=str(reward.get("name") or ""),
-            weight=float(reward.get("weight", 1)),
-            role="shadow" if reward.get("role") == "shadow" else "train",
-        )
-        for reward in config.get("rewards") or []
-        if isinstance(reward, dict)
-    ]
-
-
 def _observed_rewards(config: Mapping[str, Any]) -> set[str]:
     """Names of the rewards that have no weight."""
-    return {reward.label for reward in _rewards(config) if reward.weight == 0}
+    return {reward.label for reward in reading.reward_specs(config) if reward.weight == 0}
 
 
 def _observed_in_evals(config: Mapping[str, Any], evals: Sequence[Evaluation]) -> list[tuple[str, int, str]]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rlft.curves import reading
-from rlft.curves.statistics import PairedDifference, paired_difference, unpaired_difference
+from rlft.curves.differences import Difference, paired, unpaired
+from rlft.curves.statistics import Bounds, bounds_of
 from rlft.curves.text import interval_text
 from rlft.run.records import Evaluation, Interval
 from rlft.types import RewardSpec
@@ -33,11 +34,11 @@ COLUMNS = ("task_id", "outcome", "reward", "parts")
 class Moved:
     """How far the trained reward and a shadow reward moved between two evaluations, paired by task."""
 
-    trained: PairedDifference
+    trained: Difference
     """Change of the weighted sum that is trained on, in its own units."""
-    shadow: PairedDifference
+    shadow: Difference
     """Change of the shadow reward, in its own units."""
-    gap: PairedDifference
+    gap: Difference
     """By how many standard deviations more the trained reward rose than the shadow."""
 
 
@@ -122,20 +123,21 @@ def moved(before: Pairs, after: Pairs) -> Moved:
     before training has one, too; a reward that has one value only did not move.
     """
     common = [task for task in before if after.get(task)]
-    trained, shadow, gap = _sides(*({task: side[task] for task in common} for side in (before, after)))
-    return Moved(trained=paired_difference(*trained), shadow=paired_difference(*shadow), gap=paired_difference(*gap))
+    sides = _sides(*({task: side[task] for task in common} for side in (before, after)))
+    trained, shadow, gap = (paired(first, last, bounds=bounds) for first, last, bounds in sides)
+    return Moved(trained=trained, shadow=shadow, gap=gap)
 
 
 def drifted(before: Pairs, after: Pairs) -> tuple[Interval, Interval, Interval]:
     """How far trained reward, shadow and gap moved between training steps, whose tasks differ, see `moved`."""
-    trained, shadow, gap = (unpaired_difference(*each) for each in _sides(before, after))
+    trained, shadow, gap = (unpaired(first, last, bounds=bounds) for first, last, bounds in _sides(before, after))
     return trained, shadow, gap
 
 
 def told(name: str, change: Moved) -> str:
     """One sentence on whether the shadow reward rose with the trained one.
 
-    "Cannot tell" is said wherever an interval includes 0 or too few tasks changed, see `PairedDifference.conclusive`.
+    "Cannot tell" is said wherever an interval includes 0 or too few tasks changed, see `Difference.conclusive`.
     """
     numbers = (
         f"(trained reward {interval_text(change.trained.interval, '+')}, {name} "
@@ -156,20 +158,29 @@ def told(name: str, change: Moved) -> str:
     return f"Cannot tell whether {name} rose with the trained reward {numbers}."
 
 
-def _rose(change: PairedDifference) -> bool:
+def _rose(change: Difference) -> bool:
     return change.conclusive and change.interval.mean > 0
 
 
-def _sides(before: Pairs, after: Pairs) -> list[tuple[_Values, _Values]]:
-    """(before, after) of the trained reward, of the shadow, and of their difference, each in its deviations."""
-    together = [pair for side in (before, after) for values in side.values() for pair in values]
-    trained, shadow = (_deviation([pair[index] for pair in together]) for index in (0, 1))
+def _sides(before: Pairs, after: Pairs) -> list[tuple[_Values, _Values, Bounds | None]]:
+    """(before, after, known bounds) of the trained reward, of the shadow, and of their difference in deviations."""
+    clusters = [values for side in (before, after) for values in side.values()]
+    trained, shadow = (_deviation([pair[index] for values in clusters for pair in values]) for index in (0, 1))
+    of_both = [
+        bounds_of(*([[pair[index] for pair in values] for values in side.values()] for side in (before, after)))
+        for index in (0, 1)
+    ]
+    of_gap = None
+    if of_both[0] and of_both[1]:
+        (lowest, highest), (low, high) = of_both[0], of_both[1]
+        of_gap = (lowest / trained - high / shadow, highest / trained - low / shadow)
     readings: list[Callable[[tuple[float, float]], float]] = [
         lambda pair: pair[0],
         lambda pair: pair[1],
         lambda pair: pair[0] / trained - pair[1] / shadow,
     ]
-    return [(_each(before, read), _each(after, read)) for read in readings]
+    sides = zip(readings, (*of_both, of_gap), strict=True)
+    return [(_each(before, read), _each(after, read), bounds) for read, bounds in sides]
 
 
 def _each(side: Pairs, read: Callable[[tuple[float, float]], float]) -> _Values:

@@ -1,180 +1,171 @@
-"""Intervals for reward curves: how far a number measured on few samples can be trusted.
+"""Intervals for means over tasks: how far a number measured on few samples can be trusted.
 
-The samples of one task are not independent: an easy task is easy for all of them. So the unit that is counted
-is the task, and the intervals are clustered by task (https://doi.org/10.3368/jhr.50.2.317, and for
-evaluations of language models https://arxiv.org/abs/2411.00640).
+The samples of one task are not independent: an easy task is easy for all of them. So the unit that is counted is the
+task, and the intervals are clustered by task (https://doi.org/10.3368/jhr.50.2.317, and for evaluations of language
+models https://arxiv.org/abs/2411.00640).
 
 A sample that could not be scored is absent, never zero; a task without any scored sample is absent, too.
+
+How often each interval holds the true mean is simulated by `make intervals`.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from rlft.run.records import Interval
 
 Clusters: TypeAlias = Mapping[str, Sequence[float]] | Sequence[Sequence[float]]
 """Values by task: a mapping from task id to its values, or just the values of each task."""
+Bounds: TypeAlias = tuple[float, float]
+"""The lowest and the highest value that there can be."""
 
-MIN_CHANGED = 6
-"""Fewest changed tasks from which a paired difference can be told from chance at 95 %: the exact test that
-flips the signs of n differences has no two-sided p-value below 2 / 2^n, which is below 0.05 from n = 6."""
-
-
-@dataclass(frozen=True, slots=True)
-class PairedDifference:
-    """How much the mean per task changed between two evaluations of the same tasks."""
-
-    interval: Interval
-    """Mean of (after - before) over the tasks that both have; n counts those tasks."""
-    changed: int
-    """Tasks whose mean is not the same before and after."""
-
-    @property
-    def conclusive(self) -> bool:
-        """Whether zero is excluded, and by enough changed tasks to be no chance, see `MIN_CHANGED`."""
-        excludes_zero = self.interval.low > 0 or self.interval.high < 0
-        return excludes_zero and self.changed >= MIN_CHANGED
+MIN_TASKS = 16
+"""Fewest tasks from which an interval is given for values that have no known bounds."""
+_MANY_TASKS = 50
+"""Fewest tasks from which values that were all within 0 and 1 are taken to be always."""
+_SKEW = 25.0
+"""Tasks that an interval needs, over the squared skewness of their means, where values have no known bounds (Cochran's
+rule, Sampling Techniques, 1977, section 2.15)."""
 
 
-def mean_interval(values_by_cluster: Clusters, level: float = 0.95) -> Interval:
-    """Mean over tasks of the mean of each task, with its t interval over those task means.
+def mean_interval(values_by_cluster: Clusters, level: float = 0.95, *, bounds: Bounds | None = None) -> Interval:
+    """Mean over tasks of the mean of each task, with an interval that holds the true mean as often as it says.
 
-    Every task counts once, however many of its samples could be scored: a task whose hard samples time out
-    keeps its weight. The spread of the task means holds both the spread between tasks and the noise within
-    them, so it is an unbiased estimate of the variance of this mean for equal and for unequal numbers of
-    samples; for equal numbers it is the cluster-robust variance of the plain mean. The t interval keeps its
-    level for few tasks, where a percentile bootstrap does not (75 % instead of 95 % with three).
+    Every task counts once, however many of its samples could be scored: a task whose hard samples time out keeps its
+    weight. The interval is Student's t over the means of the tasks and of two more that were not seen, one at the
+    lowest and one at the highest value that there can be (`adjusted_interval`). Those two keep it honest where a plain
+    t interval is not: near the ends of a share, with few tasks, and for values that are mostly the same.
 
-    Bounds are nan with fewer than two tasks. Bounds that equal the mean say that no spread was seen, not that
-    there is none. Raises ValueError on a value that is not finite and on a level outside (0, 1).
+    Values that look like shares are taken to be within 0 and 1 (`bounds_of`). For others that are not given bounds, the
+    range of what was seen stands in for them, which is only enough for many tasks without a long tail: there is no
+    interval for fewer than `MIN_TASKS` tasks, for means that are all the same, and for means that are skewed. No
+    interval of such values knows of what is worse than all that was seen and rarer than about 4 in the number of tasks.
+
+    Args:
+        values_by_cluster: the values of each task.
+        level: how often the interval is to hold the true mean.
+        bounds: the lowest and the highest value that there can be, where they are known.
+
+    Returns:
+        The mean, its interval and the number of tasks. Bounds are nan where no honest interval exists, and with fewer
+        than two tasks.
+
+    Raises:
+        ValueError: a value is not finite or not within `bounds`, or a level is not within (0, 1).
     """
-    from scipy.special import stdtrit  # here, because reading a run directory needs no scipy
-
-    _check_level(level)
-    means = [math.fsum(values) / len(values) for values in _clusters(values_by_cluster)]
-    n = len(means)
-    if n == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    mean = math.fsum(means) / n
-    if n == 1:
-        return Interval(mean, math.nan, math.nan, 1)
-    half = float(stdtrit(n - 1, 0.5 + level / 2)) * _standard_error(means, mean)
-    return Interval(mean, mean - half, mean + half, n)
-
-
-def proportion_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """Wilson's interval of a share of independent trials, one sample per task.
-
-    It stays within [0, 1] and stays honest near its ends, where the normal and t intervals collapse to a
-    point (https://doi.org/10.1214/ss/1009213286). Bounds are nan without trials. Raises ValueError if
-    successes are not within 0 to trials, or on a level outside (0, 1).
-    """
-    from scipy.special import ndtri
-
-    _check_level(level)
-    if not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes in {trials} trials: successes must be within 0 and trials")
-    if trials == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    low, high = _wilson(successes / trials, trials, float(ndtri(0.5 + level / 2)))
-    return Interval(successes / trials, low, high, trials)
-
-
-def accuracy_interval(values_by_task: Clusters, level: float = 0.95) -> Interval:
-    """Mean over tasks of an evaluation's values, with the interval that suits them.
-
-    One 0/1 value per task: `proportion_interval`. Several 0/1 values per task: Wilson's formula at the
-    effective sample size p (1 - p) / se^2, with se clustered by task and the size kept between the number of
-    tasks and the number of samples; with 50 tasks of 4 samples and a true accuracy of 0.03 it covers 90 %
-    where the t interval covers 82 %, and accuracies near 0 are where runs start. Anything else:
-    `mean_interval`, clipped to [0, 1] only if all values lie in it. Raises ValueError as `mean_interval`
-    does.
-    """
-    clusters = _clusters(values_by_task)
-    if not clusters or any(value not in (0, 1) for values in clusters for value in values):
-        interval = mean_interval(clusters, level)
-        if interval.bounded and all(0 <= value <= 1 for values in clusters for value in values):
-            return Interval(interval.mean, max(0.0, interval.low), min(1.0, interval.high), interval.n)
-        return interval
-    if all(len(values) == 1 for values in clusters):
-        return proportion_interval(sum(values == [1] for values in clusters), len(clusters), level)
-    return _clustered_proportion(clusters, level)
-
-
-def paired_difference(
-    before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]], level: float = 0.95
-) -> PairedDifference:
-    """Change of the mean per task between two evaluations, over the tasks that both scored.
-
-    Pairing removes the difficulty of the tasks from the noise, which is most of it. Raises ValueError as
-    `mean_interval` does.
-    """
-    # math.fsum rounds once, so equal samples in another order give a difference of exactly 0.
-    means = [{task: math.fsum(v) / len(v) for task, v in side.items() if v} for side in (before, after)]
-    differences = [means[1][task] - value for task, value in means[0].items() if task in means[1]]
-    interval = mean_interval([[difference] for difference in differences], level)
-    return PairedDifference(interval, sum(difference != 0 for difference in differences))
-
-
-def unpaired_difference(before: Clusters, after: Clusters, level: float = 0.95) -> Interval:
-    """Change of the mean per task between samples of different tasks, with Welch's t interval over the task means.
-
-    n is the number of tasks of the smaller side; bounds are nan where a side has fewer than two. Raises ValueError as
-    `mean_interval` does.
-    """
-    from scipy.special import stdtrit
-
-    _check_level(level)
-    sides = [[math.fsum(values) / len(values) for values in _clusters(side)] for side in (before, after)]
-    n = min(len(means) for means in sides)
-    if n == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    first, last = (math.fsum(means) / len(means) for means in sides)
-    if n == 1:
-        return Interval(last - first, math.nan, math.nan, 1)
-    variances = [_standard_error(means, mean) ** 2 for means, mean in zip(sides, (first, last), strict=True)]
-    whole = sum(variances)
-    if whole == 0:
-        return Interval(last - first, last - first, last - first, n)
-    freedom = whole**2 / sum(v**2 / (len(means) - 1) for v, means in zip(variances, sides, strict=True))
-    half = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(whole)
-    return Interval(last - first, last - first - half, last - first + half, n)
-
-
-def _clustered_proportion(clusters: list[list[float]], level: float) -> Interval:
-    from scipy.special import stdtrit
-
-    _check_level(level)
+    check_level(level)
+    clusters = clusters_of(values_by_cluster)
     means = [math.fsum(values) / len(values) for values in clusters]
-    n, samples = len(clusters), sum(len(values) for values in clusters)
-    mean = math.fsum(means) / n
-    if n == 1:
-        return Interval(mean, math.nan, math.nan, 1)
-    variance = _standard_error(means, mean) ** 2
-    # Without spread (all right or all wrong) nothing is known of the design: then only tasks are counted.
-    effective = min(max(mean * (1 - mean) / variance, n), samples) if variance > 0 else n
-    low, high = _wilson(mean, effective, float(stdtrit(n - 1, 0.5 + level / 2)))
+    seen = (min(map(min, clusters)), max(map(max, clusters))) if clusters else (0.0, 0.0)
+    known = bounds or bounds_of(clusters)
+    if known and not known[0] <= seen[0] <= seen[1] <= known[1]:
+        outside = seen[0] if seen[0] < known[0] else seen[1]
+        raise ValueError(f"the value {outside} is not within the bounds {known[0]} to {known[1]} that were given")
+    return interval_of_means(means, level, known=known, seen=seen)
+
+
+def bounds_of(*sides: Sequence[Sequence[float]]) -> Bounds | None:
+    """The bounds that the values of tasks can be taken to have, else None.
+
+    They are 0 and 1 where the values are only 0 and 1, and where many tasks have values within. Few values within 0 and
+    1 say little: those of a reward without an upper bound may all be small by chance, or 0 so far. Of a reward with two
+    other values, each of which several tasks of one side have, it is these two.
+
+    Args:
+        sides: the values of each task; of a comparison those of both sides.
+    """
+    values = {value for side in sides for cluster in side for value in cluster}
+    tasks = min(map(len, sides))
+    if not values or (len(values) == 1 and not values <= {0.0, 1.0}):
+        return None
+    low, high = min(values), max(values)
+    if values <= {0.0, 1.0}:
+        return (0.0, 1.0) if len(values) == 2 or tasks >= MIN_TASKS else None
+    if tasks >= MIN_TASKS and len(values) == 2:
+        counts = [Counter(value for cluster in side for value in set(cluster)) for side in sides]
+        return (low, high) if any(min(count[low], count[high]) > 1 for count in counts) else None
+    return (0.0, 1.0) if tasks >= _MANY_TASKS and 0 <= low <= high <= 1 else None
+
+
+def interval_of_means(means: Sequence[float], level: float, *, known: Bounds | None, seen: Bounds) -> Interval:
+    """The interval of `mean_interval` from the means of the tasks.
+
+    Args:
+        known: the bounds that values have; None where they are not known.
+        seen: the lowest and the highest value of the samples, which stand in for unknown bounds.
+    """
+    n = len(means)
+    mean = math.fsum(means) / n if n else math.nan
+    if n < 2 or (known is None and why_none(means)):
+        return Interval(mean, math.nan, math.nan, n)
+    low, high = adjusted_interval(means, known or seen, level)
+    if known is not None:
+        low, high = max(low, known[0]), min(high, known[1])
     return Interval(mean, low, high, n)
 
 
-def _wilson(share: float, trials: float, quantile: float) -> tuple[float, float]:
-    squared = quantile * quantile / trials
-    center = (share + squared / 2) / (1 + squared)
-    half = math.sqrt(share * (1 - share) * squared + squared * squared / 4) / (1 + squared)
-    # At the ends the bound is the end itself; the subtraction would leave a rounding error.
-    return (0.0 if share == 0 else center - half), (1.0 if share == 1 else center + half)
+def adjusted_interval(values: Sequence[float], bounds: Bounds, level: float) -> tuple[float, float]:
+    """Student's t interval of the mean of `values` and of two more, one at each of `bounds`.
+
+    For shares this is the adjustment of Agresti and Coull by one success and one failure, for differences of shares
+    that of Bonett and Price (https://doi.org/10.1080/00031305.1998.10480550,
+    https://doi.org/10.3102/1076998611411915). It always holds the mean of the values themselves.
+    """
+    from scipy.special import stdtrit  # here, because reading a run directory needs no scipy
+
+    total = len(values) + 2
+    center = math.fsum((*values, *bounds)) / total
+    spread = math.fsum((value - center) ** 2 for value in (*values, *bounds))
+    half = float(stdtrit(total - 1, 0.5 + level / 2)) * math.sqrt(spread / (total - 1) / total)
+    return center - half, center + half
 
 
-def _standard_error(means: list[float], mean: float) -> float:
+def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean of independent values that are close to normal, with Student's t interval.
+
+    This is for the means of whole runs over seeds, each of which is an average over many tasks: the t interval keeps
+    its level for two or three of them, where a percentile bootstrap does not (75 % instead of 95 % with three). Bounds
+    are nan with fewer than two values. Raises ValueError as `mean_interval` does.
+    """
+    from scipy.special import stdtrit
+
+    check_level(level)
+    n = len(clusters_of([[value] for value in values]))
+    mean = math.fsum(values) / n if n else math.nan
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, n)
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    half = float(stdtrit(n - 1, 0.5 + level / 2)) * error
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def why_none(means: Sequence[float]) -> str:
+    """Why values without known bounds have no honest interval, in words; empty where they have one."""
     n = len(means)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in means) / (n - 1) / n)
+    if n < MIN_TASKS:
+        return f"too few tasks: {n}, and values that may lie outside 0 to 1 need {MIN_TASKS}"
+    mean = math.fsum(means) / n
+    variance = math.fsum((value - mean) ** 2 for value in means) / n
+    if variance <= (1e-12 * max(map(abs, means))) ** 2:
+        return "no spread was seen, so how much there is cannot be told"
+    skewness = math.fsum((value - mean) ** 3 for value in means) / n / variance**1.5
+    if n < (needed := _SKEW * skewness**2):
+        return f"too skewed to tell: a skewness of {skewness:.1f} needs {math.ceil(needed):,} tasks, and there are {n}"
+    return ""
 
 
-def _clusters(values_by_cluster: Clusters) -> list[list[float]]:
+def check_level(level: float) -> None:
+    """Raise ValueError unless 0 < level < 1."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, for example 0.95, not {level}")
+
+
+def clusters_of(values_by_cluster: Clusters) -> list[list[float]]:
+    """The values of each task that has any. Raises ValueError for one that is not finite."""
     groups: Iterable[Sequence[float]] = (
         values_by_cluster.values() if isinstance(values_by_cluster, Mapping) else values_by_cluster
     )
@@ -183,8 +174,3 @@ def _clusters(values_by_cluster: Clusters) -> list[list[float]]:
         if not math.isfinite(value):
             raise ValueError(f"{value} is not a number that can be averaged; leave out samples that failed")
     return clusters
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, for example 0.95, not {level}")

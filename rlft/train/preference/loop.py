@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlft.curves.live_panel import View
-from rlft.curves.statistics import accuracy_interval
+from rlft.curves.statistics import mean_interval
 from rlft.learner.batch import packed_length
 from rlft.learner.core import lr_factor
 from rlft.objectives.algorithm import Loss
@@ -129,7 +129,7 @@ def measure(
         adapter_version=step,
         adapter_hash=adapter.hash,
         metric="preference",
-        accuracy=accuracy_interval(list(by_task.values())),
+        accuracy=mean_interval(list(by_task.values())),
         loss=float(losses.mean()),
         margin=float(margins.mean()),
         failed=0,

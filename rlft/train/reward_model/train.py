@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rlft.common.files import write_folder
-from rlft.curves.statistics import accuracy_interval
+from rlft.curves.statistics import mean_interval
 from rlft.learner.reward_model import FACTS
 from rlft.model import base as models
 from rlft.model import chat, special_tokens
@@ -144,7 +144,7 @@ def measure(config: RewardModelConfig, model: nn.Module, pairs: Sequence[Example
     by_prompt: dict[str, list[float]] = {}
     for pair, (chosen, rejected) in zip(pairs, scores.view(-1, 2).tolist(), strict=True):
         by_prompt.setdefault(pair.id, []).append(float(chosen > rejected) + 0.5 * float(chosen == rejected))
-    return Measured(accuracy_interval(by_prompt), scores.tolist())
+    return Measured(mean_interval(by_prompt), scores.tolist())
 
 
 def score(model: nn.Module, rows: Sequence[Sequence[int]], *, pad: int, batch_size: int) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlft.common.by_path import did_you_mean
 from rlft.config import RunConfig
-from rlft.curves.statistics import accuracy_interval
+from rlft.curves.statistics import mean_interval
 from rlft.reward.contract import first_cause
 from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import make_chunks
@@ -102,10 +102,10 @@ def evaluation(
         adapter_version=adapter.version,
         adapter_hash=adapter.hash,
         metric=metric,
-        accuracy=accuracy_interval(scored),
+        accuracy=mean_interval(scored),
         failed=len(failures),
         samples=len(trajectories),
-        rewards={each: accuracy_interval([values_of(group, each) for group in groups]) for each in names},
+        rewards={each: mean_interval([values_of(group, each) for group in groups]) for each in names},
         failed_parts=dict(sorted(Counter(part for t in trajectories for part in t.failed_parts).items())),
         length=sum(t.num_actions for t in trajectories) / len(trajectories),
         truncated=sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),

@@ -1,0 +1,214 @@
+"""What speaks against a run's result, or leaves it in doubt, whatever the held-out effect is.
+
+Each function looks at one thing and gives a `Reason`, or None where nothing is the matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from rlft.curves.differences import Difference, paired
+from rlft.curves.shadow import Shadow
+from rlft.curves.text import interval_text, number, percent
+from rlft.run.records import Evaluation
+
+Rows: TypeAlias = Sequence[Mapping[str, float]]
+
+MAX_MISSING = 0.2
+"""Largest share of samples without a score with which an evaluation can still tell something."""
+MAX_TRUNCATED = 0.2
+"""Share of completions cut at the length limit from which an evaluation measures the limit."""
+_FEWEST_STEPS = 3
+"""Fewest steps that say anything about the reward after an evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why a verdict is what it is."""
+
+    code: str
+    """Short name, for programs."""
+    weight: Literal["for", "against", "doubt", "note"]
+    """`against` makes it DON'T, `doubt` CAN'T TELL at best; `for` and `note` decide nothing alone."""
+    says: str
+    """One or two sentences for people."""
+
+
+def age(last: Evaluation, rows: Rows, every: int) -> Reason | None:
+    """Whether training went on for longer after the last evaluation than the config plans between two."""
+    step = int(rows[-1]["step"]) if rows else last.step
+    behind = step - last.step
+    if behind <= max(every, step // 10):
+        return None
+    return Reason(
+        code="age",
+        weight="doubt",
+        says=f"The last evaluation is of step {last.step}, and the run is at step {step}: {behind} steps are not "
+        "measured. Evaluate the last adapter: rlft evaluate RUN.",
+    )
+
+
+def fell_since(last: Evaluation, rows: Rows, order: str) -> Reason | None:
+    """Whether the train reward fell after the last evaluation, beyond chance.
+
+    The steps before the evaluation are compared with as many after it, at most 20, by Welch's t at 99.9 %. Where more
+    than half of what the reward had gained by then is gone, this speaks against the run.
+
+    Args:
+        order: the config's `environment.order`; where it is not `shuffle` the tasks of later steps may be harder, so a
+            fall is a doubt at most.
+    """
+    values = [(row["step"], row["reward/mean"]) for row in rows if math.isfinite(row.get("reward/mean", math.nan))]
+    since = [value for step, value in values if step > last.step][-20:]
+    until = [value for step, value in values if step <= last.step]
+    before = until[-20:]
+    if min(len(since), len(before)) < _FEWEST_STEPS:
+        return None
+    gone = _mean(before) - _mean(since)
+    if gone <= 0 or not _differ(before, since):
+        return None
+    gained = _mean(before) - _mean(until[: len(before)])
+    is_lost = gone > max(gained, 0.0) / 2 and order == "shuffle"
+    return Reason(
+        code="collapse",
+        weight="against" if is_lost else "doubt",
+        says=f"After the last evaluation (step {last.step}) the train reward fell from {number(_mean(before))} to "
+        f"{number(_mean(since))} (means of {len(before)} and {len(since)} steps): what was measured is not what "
+        "the run ends with.",
+    )
+
+
+def truncation(last: Evaluation) -> Reason | None:
+    """Whether so many completions were cut that the evaluation measures the limit."""
+    if not last.truncated >= 0.05:
+        return None
+    is_much = last.truncated >= MAX_TRUNCATED
+    return Reason(
+        code="truncation",
+        weight="doubt" if is_much else "note",
+        says=f"{percent(last.truncated)} of the held-out completions were cut at the length limit"
+        + ("; raise sampling.max_new_tokens before deciding." if is_much else "."),
+    )
+
+
+def missing(before: Evaluation, after: Evaluation, level: float, min_effect: float, is_gain: bool) -> Reason | None:
+    """What the samples without a score could change: the effect with each of them at its worst.
+
+    A task that has no score on either side is in neither; one that has some has the lowest value seen for each missing
+    sample after training and the highest before it (0 and 1 where all values lie within).
+    """
+    lost = [_missing(e) for e in (before, after)]
+    if not any(count for count, _ in lost):
+        return None
+    shares = [count / total for count, total in lost]
+    told = f"{lost[0][0]} of {lost[0][1]} samples before and {lost[1][0]} of {lost[1][1]} after have no score"
+    if max(shares) > MAX_MISSING:
+        return Reason(
+            code="missing",
+            weight="doubt",
+            says=f"{told}, more than {percent(MAX_MISSING)}: the others may be the easy ones. See the failures, mend "
+            "the reward and evaluate again.",
+        )
+    worst = worst_case(before, after, level)
+    holds = not is_gain or worst.interval.low > min_effect
+    return Reason(
+        code="missing",
+        weight="note" if holds else "doubt",
+        says=f"{told}; with all of them at their worst the change is {interval_text(worst.interval, '+')}"
+        + ("." if holds else ", which does not show the effect any more."),
+    )
+
+
+def worst_case(before: Evaluation, after: Evaluation, level: float) -> Difference:
+    """The paired change with every missing sample at its worst, see `missing`."""
+    flat = [value for e in (before, after) for values in e.by_task.values() for value in values] or [0.0]
+    bounds = (0.0, 1.0) if 0 <= min(flat) <= max(flat) <= 1 else (min(flat), max(flat))
+    tasks = [task for task in before.by_task if before.by_task[task] or after.by_task.get(task)]
+    sides = [
+        {task: _filled(e.by_task.get(task, ()), _per_task(e), fill) for task in tasks if task in e.by_task}
+        for e, fill in ((before, bounds[1]), (after, bounds[0]))
+    ]
+    return paired(sides[0], sides[1], level)
+
+
+def shadows(measured: Sequence[Shadow]) -> list[Reason]:
+    """What the shadow rewards say about a rise of the trained reward at the last evaluation."""
+    found = []
+    for shadow in measured:
+        if not shadow.moved:
+            continue
+        moved = shadow.moved[-1][1]
+        trained_rose = moved.trained.interval.low > 0
+        fell, rose = moved.shadow.interval.high < 0, moved.shadow.interval.low > 0
+        ahead = moved.gap.interval.low > 0
+        weight: Literal["for", "against", "doubt", "note"] = "note"
+        if fell and trained_rose:
+            weight = "against"
+        elif fell or (trained_rose and ahead and not rose):
+            weight = "doubt"
+        elif rose and trained_rose:
+            weight = "for"
+        found.append(Reason(code="shadow", weight=weight, says=f"Shadow reward {shadow.name}: {shadow.sentence}"))
+    return found
+
+
+def observed(changes: Mapping[str, Difference]) -> list[Reason]:
+    """Rewards of weight 0 that fell on held-out tasks while another was trained.
+
+    Args:
+        changes: paired change of each between the evaluation before training and the last one.
+    """
+    return [
+        Reason(
+            code="observed",
+            weight="doubt",
+            says=f"{name}, which is observed and not trained on, fell by {interval_text(change.interval, '+')} on the "
+            "held-out tasks. If it is what you want, this is reward hacking; give it role: shadow to have it watched.",
+        )
+        for name, change in changes.items()
+        if change.interval.high < 0
+    ]
+
+
+def longer(before: Evaluation, after: Evaluation) -> Reason | None:
+    """Whether completions grew to twice their length or more."""
+    if not (before.length > 0 and after.length >= 2 * before.length):
+        return None
+    return Reason(
+        code="length",
+        weight="note",
+        says=f"Held-out completions grew from {number(before.length)} to {number(after.length)} tokens.",
+    )
+
+
+def _missing(evaluation: Evaluation) -> tuple[int, int]:
+    """(samples without a score, samples), of tasks."""
+    scored = sum(map(len, evaluation.by_task.values()))
+    total = evaluation.samples or len(evaluation.by_task) * _per_task(evaluation)
+    return max(total - scored, evaluation.failed), max(total, 1)
+
+
+def _per_task(evaluation: Evaluation) -> int:
+    return max(map(len, evaluation.by_task.values()), default=0)
+
+
+def _filled(values: Sequence[float], count: int, fill: float) -> list[float]:
+    return [*values, *[fill] * (count - len(values))]
+
+
+def _differ(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Welch's t test at 99.9 %; values without any spread differ where they are not equal."""
+    from scipy.special import stdtrit
+
+    errors = [math.fsum((v - _mean(side)) ** 2 for v in side) / (len(side) - 1) / len(side) for side in (first, second)]
+    if sum(errors) == 0:
+        return _mean(first) != _mean(second)
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(s) - 1) for e, s in zip(errors, (first, second), strict=True))
+    return abs(_mean(first) - _mean(second)) > float(stdtrit(freedom, 0.9995)) * math.sqrt(sum(errors))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,89 @@
+"""Several evaluations of one run: who looks often finds something, so the looks share one error.
+
+Without a correction some evaluation of a run in which nothing changes is conclusive at 95 % in 13 % of the runs with 3
+evaluations and in half of those with 30. Here the 5 % are spent over the evaluations that the config plans: half on the
+last one, which decides, and half on all before it together (Bonferroni's inequality, so any dependence is allowed).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlft.run.records import Evaluation
+
+ERROR = 0.05
+"""How often any evaluation of a run in which nothing changed may be conclusive."""
+_SPLITS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Which of a run's evaluations one is."""
+
+    number: int
+    """Counted from 1."""
+    planned: int
+    """How many the config plans; more if more were made."""
+
+    @property
+    def level(self) -> float:
+        """Level of its interval."""
+        if self.planned == 1:
+            return 1 - ERROR
+        return 1 - ERROR / 2 / (1 if self.number == self.planned else self.planned - 1)
+
+    def __str__(self) -> str:
+        """`look 3 of 4`."""
+        return f"look {self.number} of {self.planned}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picked:
+    """The best of several evaluations, and by how much its number flatters it."""
+
+    evaluation: Evaluation
+    """The one with the highest mean; the earliest of equals."""
+    of: int
+    """Among how many."""
+    optimism: float
+    """By how much the best mean exceeds, on average, what the same choice gives on tasks that did not choose."""
+
+
+def look_at(config: Mapping[str, Any], trained: Sequence[Evaluation], index: int = -1) -> Look:
+    """Which look an evaluation is.
+
+    Args:
+        config: the run's resolved config; its `steps` and `evaluation.every` say how many are planned.
+        trained: evaluations of the trained policy, in order.
+        index: which of them.
+    """
+    steps, every = config.get("steps"), (config.get("evaluation") or {}).get("every", 0)
+    planned = math.ceil(steps / every) if isinstance(steps, int) and isinstance(every, int) and every > 0 else 1
+    number = range(len(trained))[index] + 1
+    is_over = isinstance(steps, int) and trained[index].step >= steps
+    planned = max(planned, len(trained))
+    return Look(number=planned if is_over else number, planned=planned)
+
+
+def picked(trained: Sequence[Evaluation], seed: int = 0) -> Picked | None:
+    """The best of several evaluations with its optimism, from 200 random halves of the tasks: one half chooses the
+    best evaluation, the other says how good it is. None with fewer than two evaluations or eight common tasks."""
+    import numpy as np
+
+    tasks = [task for task in (trained[0].by_task if trained else {}) if all(e.by_task.get(task) for e in trained)]
+    if len(trained) < 2 or len(tasks) < 8:
+        return None
+    means = np.array([[math.fsum(e.by_task[task]) / len(e.by_task[task]) for task in tasks] for e in trained])
+    generator = np.random.default_rng(seed)
+    excess = []
+    for _ in range(_SPLITS):
+        order = generator.permutation(len(tasks))
+        chooses, tells = (means[:, half].mean(axis=1) for half in np.array_split(order, 2))
+        best = int(chooses.argmax())
+        excess.append(chooses[best] - tells[best])
+    # Half of the tasks choose with sqrt(2) times the noise that all of them choose with.
+    optimism = max(0.0, float(np.mean(excess)) / math.sqrt(2))
+    return Picked(evaluation=trained[int(means.mean(axis=1).argmax())], of=len(trained), optimism=optimism)

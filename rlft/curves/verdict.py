@@ -1,0 +1,268 @@
+"""The verdict on a run: SHIP, DON'T or CAN'T TELL, with the reasons.
+
+What decides is the paired change on the held-out tasks between the policy that training began with and the last
+evaluation, not the best one: picking the best of several is picking the luckiest. It is SHIP only if the whole interval
+of the change lies above the smallest effect of interest (`evaluation.min_effect`) and nothing else leaves it in doubt
+(`doubts`). If training changed nothing, SHIP is said in at most 2.5 % of the runs, however many evaluations they have
+(`looks`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlft.curves import doubts, looks, reading
+from rlft.curves.differences import Difference, paired
+from rlft.curves.doubts import Reason
+from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
+from rlft.curves.text import interval_text, number
+from rlft.run.records import Evaluation, word_for
+
+MIN_EFFECT = 0.01
+"""The smallest effect of interest where the config does not name one."""
+WORDS = {"ship": "SHIP", "dont": "DON'T", "cant_tell": "CAN'T TELL"}
+"""How a verdict is written for people."""
+
+Kind = Literal["ship", "dont", "cant_tell"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """The change on the held-out tasks that a verdict rests on."""
+
+    before: Evaluation
+    """The policy that training began with: after SFT, else the base."""
+    after: Evaluation
+    """The last evaluation."""
+    change: Difference
+    """Paired by task, at the level of this look."""
+    look: looks.Look
+    """Which of the run's evaluations the last one is."""
+    min_effect: float
+    """The smallest change that matters, in units of the metric."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether the last evaluated policy is better than the one that training began with."""
+
+    kind: Kind
+    """What to do."""
+    sentence: str
+    """The result in plain words, with the numbers."""
+    reasons: Sequence[Reason]
+    """Why, the weightiest first."""
+    effect: Effect | None = None
+    """What it rests on; None where there is nothing to compare."""
+
+    @property
+    def word(self) -> str:
+        """The verdict for people."""
+        return WORDS[self.kind]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        reasons = [{"code": each.code, "weight": each.weight, "says": each.says} for each in self.reasons]
+        found: dict[str, Any] = {"verdict": self.kind, "sentence": self.sentence, "reasons": reasons, "effect": None}
+        if self.effect is not None:
+            effect = self.effect
+            found["effect"] = {
+                "metric": effect.after.metric,
+                "before": {"name": effect.before.name, **effect.before.accuracy.as_dict()},
+                "after": {"name": effect.after.name, **effect.after.accuracy.as_dict()},
+                **effect.change.interval.as_dict(),
+                "level": effect.change.level,
+                "changed_tasks": effect.change.changed,
+                "look": effect.look.number,
+                "planned_looks": effect.look.planned,
+                "min_effect": effect.min_effect,
+            }
+        return found
+
+
+def verdict_of(run: Path) -> Verdict:
+    """The verdict on a run directory, whether the run is over or goes on.
+
+    Raises:
+        ValueError: it is not a run directory, or one of its files is damaged.
+    """
+    config = reading.read_config(run)
+    evals, rows = reading.read_evals(run), reading.read_metrics(run)
+    rewards = reading.reward_specs(config)
+    unwatched = [each.label for each in rewards if each.weight == 0 and each.role != "shadow"]
+    return judge(
+        config,
+        rows,
+        evals,
+        shadows=measure_shadows(run, shadow_names(rewards)),
+        observed=observed_changes(run, evals, unwatched),
+    )
+
+
+def judge(
+    config: Mapping[str, Any],
+    rows: Sequence[Mapping[str, float]],
+    evals: Sequence[Evaluation],
+    *,
+    shadows: Sequence[Shadow] = (),
+    observed: Mapping[str, Difference] | None = None,
+    alarms: Iterable[Reason] = (),
+) -> Verdict:
+    """The verdict from what was read of a run.
+
+    Args:
+        config: the resolved config.
+        rows: metrics by step.
+        evals: all evaluations in order.
+        shadows: what is known of the shadow rewards.
+        observed: paired change of each reward of weight 0, as `observed_changes` gives it.
+        alarms: what the run's alarms say.
+    """
+    before = [e for e in evals if e.name in ("base", "sft")]
+    trained = [e for e in evals if e.name not in ("base", "sft")]
+    if not before or not trained:
+        says = _nothing_to_compare(before, trained, rows)
+        return Verdict(kind="cant_tell", sentence=says, reasons=[Reason(code="open", weight="doubt", says=says)])
+    start, last, settings = before[-1], trained[-1], config.get("evaluation") or {}
+    look = looks.look_at(config, trained)
+    effect = Effect(
+        before=start,
+        after=last,
+        change=paired(start.by_task, last.by_task, look.level),
+        look=look,
+        min_effect=float(settings.get("min_effect", MIN_EFFECT)),
+    )
+    measured = _measured(effect)
+    order = str((config.get("environment") or {}).get("order", "shuffle"))
+    found: list[Reason | None] = [
+        measured,
+        doubts.fell_since(last, rows, order),
+        doubts.age(last, rows, int(settings.get("every") or 0)),
+        doubts.missing(start, last, look.level, effect.min_effect, measured.weight == "for"),
+        doubts.truncation(last),
+        *doubts.shadows(shadows),
+        *doubts.observed(observed or {}),
+        *alarms,
+        doubts.longer(start, last),
+        _best_of(trained),
+    ]
+    weights = ("against", "doubt", "for", "note")
+    reasons = sorted((each for each in found if each), key=lambda each: weights.index(each.weight))
+    kinds: dict[str, Kind] = {"against": "dont", "doubt": "cant_tell"}
+    return Verdict(
+        kind=kinds.get(reasons[0].weight, "ship"),
+        sentence=_sentence(effect, before[0] if len(before) > 1 else None),
+        reasons=reasons,
+        effect=effect,
+    )
+
+
+def observed_changes(run: Path, evals: Sequence[Evaluation], names: Sequence[str]) -> dict[str, Difference]:
+    """Paired change of rewards between the policy before training and the last evaluation, from the stored samples.
+
+    A reward that has no values on both sides, or an evaluation whose samples are not stored, is left out.
+
+    Raises:
+        ValueError: a file of samples is damaged.
+    """
+    before = [e for e in evals if e.name in ("base", "sft")]
+    trained = [e for e in evals if e.name not in ("base", "sft")]
+    if not names or not before or not trained:
+        return {}
+    sides = [reading.read_eval_parts(run, e.name) for e in (before[-1], trained[-1])]
+    changes = {name: paired(sides[0].get(name, {}), sides[1].get(name, {})) for name in names}
+    return {name: change for name, change in changes.items() if change.interval.n}
+
+
+def _measured(effect: Effect) -> Reason:
+    """What the held-out change alone says."""
+    change, least = effect.change.interval, effect.min_effect
+    trainer, at = effect.after.stage, f"{100 * effect.change.level:.4g} % interval"
+    if change.n == 0:
+        return Reason(
+            code="effect",
+            weight="doubt",
+            says="The evaluations before and after training have no scored task in common, so they cannot be paired.",
+        )
+    if not change.bounded:
+        return Reason(code="effect", weight="doubt", says=f"No interval of the change: {effect.change.why_none}.")
+    told = f"{interval_text(change, '+')} ({at}, {change.n} tasks, {effect.change.changed} of them changed)"
+    if change.low > least:
+        says = f"The whole interval lies above the {least:g} that matters (evaluation.min_effect)."
+        return Reason(code="effect", weight="for", says=says)
+    if change.high < 0:
+        return Reason(code="effect", weight="against", says=f"{trainer} made it worse: {told}.")
+    if change.high < least:
+        return Reason(
+            code="effect",
+            weight="against",
+            says=f"The change is smaller than the {least:g} that matters (evaluation.min_effect): {told}.",
+        )
+    return Reason(
+        code="effect",
+        weight="doubt",
+        says=f"The change may be less than the {least:g} that matters and may be more: {told}. More held-out tasks or "
+        "samples narrow the interval: rlft power.",
+    )
+
+
+def _sentence(effect: Effect, base: Evaluation | None) -> str:
+    start, last, change = effect.before, effect.after, effect.change.interval
+    origin = _with_label(start) if base is None else f"{_with_label(base)} over {_with_label(start)}"
+    word = word_for([start, last, *([base] if base else [])])
+    told = f"Held-out {word} went from {origin} to {_with_label(last)}."
+    if change.n == 0:
+        return told
+    told += f" Paired over {change.n} tasks, {last.stage} changed it by {interval_text(change, '+')}"
+    if effect.look.planned > 1:
+        told += f" ({100 * effect.change.level:.4g} %: {effect.look})"
+    if base is not None:
+        whole = paired(base.by_task, last.by_task, effect.change.level).interval
+        told += f" against {start.label}; the whole run changed it by {interval_text(whole, '+')}"
+    return f"{told}."
+
+
+def _best_of(trained: Sequence[Evaluation]) -> Reason | None:
+    """Says where an earlier evaluation looks better than the last one."""
+    best = looks.picked(trained)
+    if best is None or best.evaluation is trained[-1]:
+        return None
+    return Reason(
+        code="picked",
+        weight="note",
+        says=f"The best of {best.of} evaluations is that of step {best.evaluation.step} "
+        f"({interval_text(best.evaluation.accuracy)}); as a picked one it flatters itself by about "
+        f"{number(best.optimism)}. The verdict is on the last.",
+    )
+
+
+def _nothing_to_compare(
+    before: Sequence[Evaluation], trained: Sequence[Evaluation], rows: Sequence[Mapping[str, float]]
+) -> str:
+    if trained:
+        told = f"Held-out {trained[-1].word} is {_with_label(trained[-1])}"
+        return f"{told}; nothing was evaluated before {trained[-1].stage} to compare with."
+    told = ""
+    if before:
+        known = " and ".join(map(_with_label, before))
+        told = f"Held-out {word_for(before)} is {known}; nothing has been evaluated after {before[0].stage} yet."
+    courses = {
+        what: [row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]
+        for what, metric in (("reward", "reward/mean"), ("margin", "preference/margin"))
+    }
+    what, values = next(((what, values) for what, values in courses.items() if values), ("", []))
+    if not values:
+        return told or "No step has finished and nothing has been evaluated yet."
+    width = reading.window(rows)
+    ends = [math.fsum(part) / len(part) for part in (values[:width], values[-width:])]
+    went = f"Train {what} went from {number(ends[0])} to {number(ends[1])} in {len(rows)} steps."
+    return f"{told or 'There is no held-out evaluation.'} {went}"
+
+
+def _with_label(evaluation: Evaluation) -> str:
+    missing = f"; {evaluation.missing} and are missing" if evaluation.missing else ""
+    return f"{interval_text(evaluation.accuracy)} ({evaluation.label}{missing})"
