@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool planted bench-scoring clean
+.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool planted bench-scoring compare-rates clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -71,6 +71,10 @@ bench-scoring: .venv/installed
 # How often the intervals of the curves hold the truth, for many kinds of values: minutes
 intervals: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.intervals
+
+# How often `rlft compare` and `rlft gate` are wrong, and how often they see what is there: half an hour
+compare-rates: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.compare_rates
 
 planted: .venv/installed
 	$(BIN)/python -m tests.planted_recall

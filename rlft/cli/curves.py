@@ -1,4 +1,4 @@
-"""`rlft report`: what a person sees of a run."""
+"""What a person sees of runs: `rlft report`, and the commands that compare runs and decide about them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from rlft.cli.arguments import RunFolder
+from rlft.cli.compare import compare
+from rlft.cli.gate import gate
+from rlft.cli.power import power
 from rlft.curves.text import visible
 from rlft.curves.verdict import Verdict
 
@@ -19,6 +22,9 @@ _COLORS = {"ship": "green", "dont": "red", "cant_tell": "yellow", "against": "re
 def register(app: typer.Typer) -> None:
     """Add the commands that read run directories; each has a file of its own in this folder where it is long."""
     app.command()(report)
+    app.command()(compare)
+    app.command()(gate)
+    app.command()(power)
 
 
 def report(

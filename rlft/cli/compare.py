@@ -1,0 +1,127 @@
+"""`rlft compare`: two runs, or two groups of seeds, and whether the second is better."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlft.curves.text import interval_text, number, shortened, visible
+
+if TYPE_CHECKING:
+    from rlft.curves.comparison import Comparison, Row, TaskChange
+
+RUNS_HELP = "Run directories or quoted globs, `vs` between the groups: runs/a vs runs/b, or 'runs/a-*' 'runs/b-*'."
+_BAR = 33
+
+Metric = Annotated[str, typer.Option(metavar="NAME", help="Reward or part; the config's headline when left out.")]
+ById = Annotated[
+    bool, typer.Option("--by-id", help="Pair tasks by id although prompts or answers differ, as between templates.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(help=RUNS_HELP, show_default=False)],
+    metric: Metric = "",
+    min_effect: Annotated[
+        float | None, typer.Option(help="Smallest change of interest; the first config's evaluation.min_effect.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Train reward whose reaching is timed; 80 % of the first's gain when left out.")
+    ] = None,
+    by_id: ById = False,
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison as a page.")] = None,
+) -> None:
+    """Say whether runs differ: paired by task, over seeds where there are several, or that it cannot be told.
+
+    A group is one config trained with several seeds. `@base`, `@sft` or `@step-000010` behind a name means that
+    evaluation instead of the last one.
+    """
+    from rlft.curves.compare import compare as compared
+    from rlft.curves.compare import min_effect_of
+    from rlft.curves.compare_page import write_page
+    from rlft.curves.scored_run import read_groups
+
+    before, after, remarks = read_groups(runs, metric, by_id=by_id)
+    wanted = min_effect_of(before) if min_effect is None else min_effect
+    result = compared(before, after, min_effect=wanted, threshold=threshold, remarks=remarks)
+    if html is not None:
+        write_page(result, html)
+    if as_json:
+        print(json.dumps(result.as_dict(), indent=1))
+        return
+    show(result)
+    if html is not None:
+        Console().print(Text(visible(f"Written: {html}")))
+
+
+def show(result: Comparison) -> None:
+    """Print a comparison: the sentence, what was compared, the table, the tasks that moved most."""
+    from rlft.curves.compare_page import facts, more_rows, p_text
+
+    console = Console()
+    style = {"better": "bold green", "worse": "bold red"}.get(result.verdict, "bold yellow")
+    console.print(Text(visible(result.sentence), style=style), soft_wrap=True)
+    for remark in result.remarks:
+        console.print(Text(visible(f"note: {remark}"), style="yellow"), soft_wrap=True)
+    console.print()
+    for fact in facts(result):
+        console.print(Text(visible(f"- {fact}")), soft_wrap=True)
+    console.print()
+    table = Table(title="95 % intervals; * is no chance; p of all but the first adjusted by Holm", title_justify="left")
+    table.add_column("mean")
+    for heading in (result.before.label, result.after.label, "change", "p"):
+        table.add_column(Text(visible(heading)), justify="right")
+    table.add_column("", no_wrap=True)
+    rows = [result.headline, *result.rows]
+    for row, bar in zip(rows, _bars(rows), strict=True):
+        p = f"{p_text(row.p)}{'*' if row.conclusive else ''}"
+        table.add_row(
+            Text(visible(row.label)), number(row.before), number(row.after), interval_text(row.change, "+"), p, bar
+        )
+    for label, first, last, change in more_rows(result):
+        table.add_row(Text(visible(label)), first, last, change, "", "")
+    console.print(table)
+    for group, scores, mean in zip((result.before, result.after), result.scores, result.intervals, strict=True):
+        if len(scores) > 1:
+            every = " ".join(number(score) for score in scores)
+            told = f"every seed of {group.label}: {every}; mean {interval_text(mean)}"
+            console.print(Text(visible(told)), soft_wrap=True)
+    for title, tasks in (("got worse most", result.worse), ("got better most", result.better)):
+        _show_tasks(console, title, tasks)
+
+
+def _show_tasks(console: Console, title: str, tasks: Sequence[TaskChange]) -> None:
+    for task in tasks:
+        prompt = " ".join(shortened(task.task, 100).split())
+        change = f"{number(task.before)} -> {number(task.after)}"
+        console.print(Text(visible(f"{title}: {change}  {prompt}")), soft_wrap=True)
+
+
+def _bars(rows: Sequence[Row]) -> list[str]:
+    """The intervals as lines of text around 0, all on one scale."""
+    ends = [abs(v) for row in rows for v in (row.change.low, row.change.high, row.change.mean) if math.isfinite(v)]
+    reach, middle = max([*ends, 1e-12]), _BAR // 2
+
+    def place(value: float) -> int:
+        return middle + round(value / reach * middle)
+
+    bars = []
+    for row in rows:
+        line = [" "] * _BAR
+        line[middle] = "|"
+        if row.change.bounded:
+            for index in range(place(row.change.low), place(row.change.high) + 1):
+                line[index] = "-" if index != middle else "+"
+        line[place(row.change.mean)] = "o"
+        bars.append("".join(line))
+    return bars

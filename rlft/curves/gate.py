@@ -1,0 +1,140 @@
+"""`rlft gate`: may a candidate replace a baseline? A test of non-inferiority with a stated margin.
+
+With `change` the candidate's held-out mean minus the baseline's, its 95 % interval [low, high], and the margin
+`min_effect`, the smallest loss that matters:
+
+- pass: low > -min_effect. The candidate is not worse by as much as matters. A candidate that is worse by exactly
+  the margin passes in at most 2.5 of 100 gates.
+- regression: high < 0, and it does not pass. The candidate is worse. An equal one is called so in at most 2.5 of 100.
+  Between groups of seeds an exact permutation has to agree, which takes at least 4 seeds on each side.
+- cannot tell: neither, or a score is missing on either side, or there is no honest interval.
+
+A candidate that is worse for certain, but by less than the margin, passes: that is what the margin says. The interval
+is that of `rlft compare`: paired by task for one run against one, over seeds and tasks for groups. `make compare-rates`
+simulates both error rates, and that the size which `rlft power` names finds a loss of the margin in 80 of 100 gates.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlft.curves.comparison import Comparison
+from rlft.curves.text import interval_text, visible
+
+EXIT_CODES = {"pass": 0, "regression": 1, "cannot_tell": 2}
+"""What `rlft gate` exits with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """The decision about a candidate."""
+
+    decision: Literal["pass", "regression", "cannot_tell"]
+    sentence: str
+    """The decision in words, with its numbers."""
+    reasons: Sequence[str]
+    """Why it cannot be told, and what would help; empty otherwise."""
+    min_effect: float
+    """The margin."""
+    comparison: Comparison
+
+    @property
+    def exit_code(self) -> int:
+        """0 pass, 1 regression, 2 cannot tell."""
+        return EXIT_CODES[self.decision]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        told = self.comparison.as_dict()
+        return {
+            "decision": self.decision,
+            "exit_code": self.exit_code,
+            "sentence": self.sentence,
+            "reasons": list(self.reasons),
+            "min_effect": self.min_effect,
+            **{
+                name: told[name]
+                for name in ("metric", "effect", "groups", "missing", "unpaired", "detectable", "remarks")
+            },
+        }
+
+    def junit(self) -> bytes:
+        """The decision as one test case of JUnit's XML: a regression is a failure, what cannot be told an error."""
+        failures, errors = (str(int(self.decision == each)) for each in ("regression", "cannot_tell"))
+        counts = {"tests": "1", "skipped": "0", "failures": failures, "errors": errors}
+        suite = ElementTree.Element("testsuite", {"name": "rlft gate", **counts})
+        name = visible(f"{self.comparison.after.label} against {self.comparison.before.label}")
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=visible(f"rlft.gate.{self.comparison.metric}"), name=name
+        )
+        if self.decision != "pass":
+            kind = "failure" if self.decision == "regression" else "error"
+            bad = ElementTree.SubElement(case, kind, type=self.decision, message=visible(self.sentence))
+            bad.text = visible("\n".join(self.reasons) or self.sentence)
+        text = ElementTree.SubElement(case, "system-out")
+        text.text = visible(self.sentence)
+        return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+
+
+def gate(comparison: Comparison, min_effect: float) -> Gate:
+    """Decide about the second group of a comparison, see above.
+
+    Raises ValueError unless `min_effect` is above 0: no finite number of tasks shows that nothing at all was lost.
+    """
+    if not min_effect > 0:
+        raise ValueError(
+            f"--min-effect is the smallest loss that matters and must be above 0, for example 0.02, not {min_effect}: "
+            "no number of tasks can show that a candidate lost nothing at all"
+        )
+    change = comparison.headline.change
+    reasons = _missing(comparison)
+    decision: Literal["pass", "regression", "cannot_tell"] = "cannot_tell"
+    if reasons:
+        pass
+    elif comparison.tasks.why_none or not change.bounded:
+        reasons = [comparison.tasks.why_none or "there is no interval: one run with one task, or none"]
+    elif change.low > -min_effect:
+        decision = "pass"
+    elif comparison.headline.conclusive and change.mean < 0:
+        decision = "regression"
+    elif change.high < 0:
+        reasons = list(comparison.reasons)
+    else:
+        reasons = [f"the interval holds both no loss and one of {min_effect:g}; {_what_would(comparison)}"]
+    names = f"{comparison.after.label} against {comparison.before.label}"
+    numbers = f"{comparison.metric} changed by {interval_text(change, '+')} over {change.n} tasks"
+    certain = f"worse{' ' if change.high <= -min_effect else ', perhaps '}by {min_effect:g} or more"
+    verdicts = {
+        "pass": f"PASS: {names}, {numbers}: no loss of {min_effect:g} or more.",
+        "regression": f"REGRESSION: {names}, {numbers}: {certain}.",
+        "cannot_tell": f"CANNOT TELL: {names}, {numbers}: {'; '.join(reasons)}.",
+    }
+    return Gate(
+        decision=decision,
+        sentence=verdicts[decision],
+        reasons=reasons,
+        min_effect=min_effect,
+        comparison=comparison,
+    )
+
+
+def _missing(comparison: Comparison) -> list[str]:
+    if not comparison.missing and not comparison.unpaired:
+        return []
+    return [
+        f"scores are missing: {comparison.missing} samples could not be scored, and {comparison.unpaired} tasks are "
+        "scored in some of the runs only; mend the reward, or evaluate all on the same tasks, and try again"
+    ]
+
+
+def _what_would(comparison: Comparison) -> str:
+    known = comparison.detectable
+    ways = []
+    if known.tasks:
+        ways.append(f"{known.tasks:,} tasks")
+    if known.seeds:
+        ways.append(f"{known.seeds} seeds on each side")
+    return f"{' or '.join(ways)} would tell in 80 of 100 gates" if ways else "neither more tasks nor more seeds tell"
