@@ -154,7 +154,7 @@ def test_curves_read_run_directories_only() -> None:
     for module, source in sources("rlft/curves").items():
         names = imported(source)
         of_runs = {name for name in names if name.startswith("rlft.run")}
-        assert of_runs <= {"rlft.run", "rlft.run.logs", "rlft.run.records"}, module
+        assert of_runs <= {"rlft.run", "rlft.run.logs", "rlft.run.records", "rlft.run.provenance"}, module
         assert {top(name) for name in names} & {"torch", "ray", "transformers", "peft", "trl", "datasets"} == set(), (
             module
         )
@@ -219,8 +219,14 @@ for name in sys.argv[1:]:
     heavy = {"torch", "ray", "transformers", "peft", "trl", "datasets"} & sys.modules.keys()
     assert not heavy, f"{name} imports {heavy}"
 """
-    light = ["rlft", "rlft.types", "rlft.config", "rlft.cli.main", "rlft.curves.report", "rlft.environment.contract"]
-    light += ["rlft.environment.loading", "rlft.reward.scoring", "rlft.reward.worker", "rlft.reward.judge"]
+    light = ["rlft", "rlft.types", "rlft.config", "rlft.cli.main", "rlft.curves.report", "rlft.curves.compare"]
+    light += [
+        "rlft.environment.contract",
+        "rlft.environment.loading",
+        "rlft.reward.scoring",
+        "rlft.reward.worker",
+        "rlft.reward.judge",
+    ]
     light += ["rlft.rollout.engines.by_name", "rlft.cli.run_config"]
     done = subprocess.run([sys.executable, "-c", program, *light], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
