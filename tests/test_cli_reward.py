@@ -28,6 +28,17 @@ def unsaid(completion):
     value = 1.0
     def inner():
         return value
+
+def longest(group, log_metric, log_extra):
+    sizes = [len(each.text) for each in group.trajectories]
+    log_metric("most", max(sizes))
+    log_extra("size", sizes)
+    return [float(size == max(sizes)) for size in sizes]
+
+def dies(completion):
+    print("farewell")
+    __import__("os")._exit(3)
+    return 1.0
 """
 
 
@@ -77,6 +88,48 @@ def test_a_file_of_completions_is_tried_as_json(odd: Path) -> None:
     told = reward("try", f"{odd}:odd", "--completions", replies)
     assert f"{replies}:2: expected" in str(told.exception)
     assert "nothing to score" in str(reward("try", f"{odd}:odd").exception)
+
+
+def test_completions_of_a_task_are_compared_and_what_is_noted_is_shown(odd: Path) -> None:
+    told = reward("try", f"{odd}:longest", "--completion", "ab", "--completion", "abc").output
+    assert re.findall(r"reward (\d)|(size: \d|most: \d)|(\d together)", told) == [
+        ("0", "", ""),
+        ("", "size: 2", ""),
+        ("", "", "2 together"),
+        ("1", "", ""),
+        ("", "most: 3", ""),
+        ("", "size: 3", ""),
+        ("", "", "2 together"),
+    ]
+    assert "note:" not in told
+    alone = reward("try", f"{odd}:longest", "--completion", "ab")
+    assert "longest compares the samples of a task, and here is one alone" in alone.output
+    (row,) = json.loads(reward("try", f"{odd}:longest", "--completion", "ab", "--json").output)
+    assert (row["log_metric"], row["log_extra"]) == ({"longest/most": 2.0}, {"longest/size": 2})
+
+
+def test_what_is_easily_overlooked_is_said(odd: Path) -> None:
+    told = reward("try", f"{odd}:unsaid", "--completion", "ab")
+    assert "abstained: unsaid: returned None" in told.output
+    assert f"{odd}:6: the function returns nothing, so the reward always abstains" in told.output
+    told = reward("try", f"{odd}:odd", "--completion", "ab")
+    assert "odd takes `answer`, and the task has none: give it with --answer" in told.output
+    told = reward("try", f"{odd}:dies", "--completion", "ab")
+    assert "ended with exit code 3\n" in told.output  # not where its log lies: that is gone when the command ends
+    assert "farewell" in told.output
+
+
+def test_parts_are_shown_where_the_sum_abstains(odd: Path, tmp_path: Path) -> None:
+    config = tmp_path / "two.yaml"
+    text = Path("configs/debug/env_countdown.yaml").read_text().partition("rewards:")
+    rest = text[2].partition("\nalgorithm:")
+    own = f"rewards: [{{path: '{odd}:unsaid'}}, {{path: '{odd}:odd', weight: 0}}]"
+    config.write_text(f"{text[0]}{own}\nalgorithm:{rest[2]}")
+    told = reward("try", "--config", config, "--completion", "ab")
+    assert told.output.startswith("task ")
+    assert told.output.index("abstained") < told.output.index("odd: 1.5  x weight 0") < told.output.index("odd/a: 0.5")
+    (row,) = json.loads(reward("try", "--config", config, "--completion", "ab", "--json").output)
+    assert (row["outcome"], row["parts"]) == ("abstain", {"odd": 1.5, "odd/a": 0.5, "odd/level": 1.0})
 
 
 def test_a_config_gives_the_rewards_and_the_task() -> None:

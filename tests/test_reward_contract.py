@@ -439,10 +439,10 @@ def test_combine_bounds_what_each_action_adds() -> None:
 
 def test_combine_abstentions() -> None:
     assert combine(specs(1.0, 2.0), [ABSTAIN, Score(value=3.0)]) == Score(value=6.0, parts={"r1": 3.0})
-    assert combine(specs(1.0, 2.0), [ABSTAIN, ABSTAIN]) == Abstain(reason="r0 returned None; r1 returned None")
+    assert combine(specs(1.0, 2.0), [ABSTAIN, ABSTAIN]) == Abstain(reason="r0: returned None; r1: returned None")
     # An observing reward has no say: without a weight there is nothing to train on.
     observed = combine(specs(1.0, 0.0), [ABSTAIN, Score(value=3.0, parts={"p": 2.0})])
-    assert observed == Abstain(reason="r0 returned None", parts={"r1": 3.0, "r1/p": 2.0})
+    assert observed == Abstain(reason="r0: returned None", parts={"r1": 3.0, "r1/p": 2.0})
     assert combine(specs(1.0, 0.0), [Score(value=0.0), ABSTAIN]) == Score(value=0.0, parts={"r0": 0.0})
 
 

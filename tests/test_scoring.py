@@ -548,7 +548,7 @@ def test_the_thread_that_started_it_may_end(reward: Callable[..., RewardSpec]) -
 def test_abstaining_everywhere_abstains(reward: Callable[..., RewardSpec]) -> None:
     with Scorer([reward("behave")], workers=1, deadline_s=5.0, log_dir=None) as scorer:
         (group,) = scorer.score([make_group("none", "none")])
-        assert outcomes(group) == [Abstain(reason="behave returned None")] * 2
+        assert outcomes(group) == [Abstain(reason="behave: returned None")] * 2
         assert group.scores == []
 
 

@@ -18,9 +18,11 @@ from rlft.common.by_path import did_you_mean
 from rlft.common.rows import read_rows
 from rlft.config import RunConfig
 from rlft.curves.text import shortened, visible
+from rlft.reward.behaviour import static_findings
+from rlft.reward.contract import prompt_text
 from rlft.reward.probe import Answered, Probe, make_task
 from rlft.reward.source import source_file
-from rlft.types import Abstain, Failed, RewardSpec, Score, Task
+from rlft.types import Abstain, Failed, Outcome, RewardSpec, Score, Task
 
 _POLL_S = 0.3
 _SHOWN = 200
@@ -59,14 +61,59 @@ def run(console: Console, asked: Asked, *, as_json: bool) -> bool:
     found: list[tuple[Task, str, Answered]] = []
     with Probe(specs, deadline_s=deadline_s, environment=environment, most_killed=len(samples)) as probe:
         probe.printed()  # while it was imported
-        for task, text in samples:
-            answered = probe.score_one(task, text)
-            found.append((task, text, answered))
-            if not as_json:
-                show(console, specs, text, answered)
+        compares = [label for label, plan in probe.plans.items() if plan.kind == "group"]
+        asks = _asks(samples, together=bool(compares))
+        notes = _notes(specs, probe, asks, deadline_s, compares)
+        if config and not as_json:
+            _show_task(console, samples[0][0])
+        for task, texts in asks:
+            for text, answered in zip(texts, probe.score_together(task, texts), strict=True):
+                found.append((task, text, answered))
+                if not as_json:
+                    show(console, specs, text, answered, of=len(texts))
     if as_json:
         console.print_json(json.dumps([row(specs, *one) for one in found]))
+    else:
+        for note in notes:
+            console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
     return not any(isinstance(answered.outcome, Failed) or answered.failed_parts for _, _, answered in found)
+
+
+def _asks(samples: Sequence[tuple[Task, str]], *, together: bool) -> list[tuple[Task, list[str]]]:
+    """The completions that are scored at once: each alone, or all of a task together where a reward compares them."""
+    asks: list[tuple[Task, list[str]]] = []
+    for task, text in samples:
+        if together and asks and asks[-1][0] == task:
+            asks[-1][1].append(text)
+        else:
+            asks.append((task, [text]))
+    return asks
+
+
+def _notes(
+    specs: Sequence[RewardSpec],
+    probe: Probe,
+    asks: Sequence[tuple[Task, Sequence[str]]],
+    deadline_s: float,
+    compares: Sequence[str],
+) -> list[str]:
+    """What may be overlooked: a missing `return`, an answer that was not given, a group of one."""
+    notes = [f"reward {each.reward}: {each.detail}; {each.advice}" for each in static_findings(specs, deadline_s)]
+    takers = [label for label, plan in probe.plans.items() if "answer" in plan.required]
+    if takers and any(task.answer is None for task, _ in asks):
+        notes.append(f"{', '.join(takers)} takes `answer`, and the task has none: give it with --answer")
+    if compares and any(len(texts) == 1 for _, texts in asks):
+        notes.append(
+            f"{', '.join(compares)} compares the samples of a task, and here is one alone: give several completions"
+        )
+    return notes
+
+
+def _show_task(console: Console, task: Task) -> None:
+    """Print which task of a config it is."""
+    said = shortened(" ".join(prompt_text(task).split()), _SHOWN)
+    answer = "" if task.answer is None else f"  answer: {shortened(str(task.answer), _SHOWN)}"
+    console.print(Text(visible(f"task {task.id}: {said}{answer}"), style="dim"), soft_wrap=True)
 
 
 def watch(console: Console, asked: Asked, *, as_json: bool, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -142,7 +189,8 @@ def find_task(tasks: Sequence[Task], task_id: str) -> Task:
     if not task_id:
         return tasks[0]
     if task_id not in by_id:
-        raise ValueError(f"no task {task_id!r} among {len(by_id)}.{did_you_mean(task_id, by_id)}")
+        some = ", ".join(list(by_id)[:3])
+        raise ValueError(f"no task {task_id!r} among {len(by_id)}, as {some}.{did_you_mean(task_id, by_id)}")
     return by_id[task_id]
 
 
@@ -219,22 +267,28 @@ def _files(asked: Asked) -> list[Path]:
     return [*dict.fromkeys([*files, *filter(None, [asked.file, asked.config])])]
 
 
-def show(console: Console, specs: Sequence[RewardSpec], text: str, answered: Answered) -> None:
-    """Print what came of one completion."""
+def show(console: Console, specs: Sequence[RewardSpec], text: str, answered: Answered, *, of: int = 1) -> None:
+    """Print what came of one completion, which was scored together with others where `of` is more than 1."""
     outcome = answered.outcome
     console.print(Text(visible(shortened(text, _SHOWN)) or "(an empty reply)", style="cyan"), soft_wrap=True)
     if isinstance(outcome, Score):
         console.print(Text(f"  reward {outcome.value:g}", style="bold green"))
-        for label, line in _parts(specs, outcome):
-            console.print(Text(visible(f"    {label}: {line}")))
     elif isinstance(outcome, Abstain):
         console.print(Text(visible(f"  abstained: {outcome.reason}"), style="yellow"), soft_wrap=True)
     else:
         show_failure(console, "failed", outcome)
+    for label, line in _parts(specs, outcome):
+        console.print(Text(visible(f"    {label}: {line}")))
     for name, failure in answered.failed_parts.items():
         if not (isinstance(outcome, Failed) and failure.message in outcome.message):  # else it is said already
             show_failure(console, f"{name} failed", failure)
-    console.print(Text(f"  {1e3 * answered.seconds:.1f} ms", style="dim"))
+    for name, value in answered.logged.items():
+        console.print(Text(visible(f"  log_metric {name}: {value:g}"), style="dim"))
+    for name, noted in answered.extras.items():
+        said = shortened(noted if isinstance(noted, str) else json.dumps(noted, ensure_ascii=False), _SHOWN)
+        console.print(Text(visible(f"  log_extra {name}: {said}"), style="dim"), soft_wrap=True)
+    together = f" for the {of} together" if of > 1 else ""
+    console.print(Text(f"  {1e3 * answered.seconds:.1f} ms{together}", style="dim"))
     if answered.printed:
         printed = visible(shortened(answered.printed.rstrip("\n"))).replace("\n", "\n    ")
         console.print(Text(f"  printed:\n    {printed}", style="dim"), soft_wrap=True)
@@ -247,7 +301,8 @@ def show_failure(console: Console, what: str, failure: Failed) -> None:
     console.print(Text(f"  {what} ({failure.kind}){place}:\n    {message}", style="red"), soft_wrap=True)
 
 
-def _parts(specs: Sequence[RewardSpec], outcome: Score) -> Iterator[tuple[str, str]]:
+def _parts(specs: Sequence[RewardSpec], outcome: Outcome) -> Iterator[tuple[str, str]]:
+    """The parts, also those that rewards gave where another one failed or all with a weight abstain."""
     weights = {spec.label: spec.weight for spec in specs}
     for name, value in outcome.parts.items():
         of_reward = name in weights
@@ -266,12 +321,15 @@ def row(specs: Sequence[RewardSpec], task: Task, text: str, answered: Answered) 
         "printed": answered.printed,
     }
     if isinstance(outcome, Score):
-        found |= {"outcome": "score", "reward": outcome.value, "parts": dict(outcome.parts)}
+        found |= {"outcome": "score", "reward": outcome.value}
     elif isinstance(outcome, Abstain):
         found |= {"outcome": "abstain", "reason": outcome.reason}
     else:
         found |= {"outcome": "failed", **_failure(outcome)}
     return found | {
+        "parts": dict(outcome.parts),
+        "log_metric": dict(answered.logged),
+        "log_extra": dict(answered.extras),
         "weights": {spec.label: spec.weight for spec in specs},
         "failed_parts": {name: _failure(failure) for name, failure in answered.failed_parts.items()},
     }

@@ -94,14 +94,16 @@ def static_findings(specs: Sequence[RewardSpec], deadline_s: float) -> list[Find
 def failure_findings(samples: Sequence[Sample]) -> list[Finding]:
     """Replies that could not be scored: one finding for each way to fail, with the shortest reply.
 
-    A reward that was not called, since others had failed, did nothing wrong.
+    Failures at one line of the user's code are one way, whatever they say; others are told apart by what they say. A
+    reward that was not called, since others had failed, did nothing wrong.
     """
     groups: dict[tuple[str, str, str], list[tuple[Sample, Failed]]] = defaultdict(list)
     for sample in samples:
         for reward, failure in sample.trajectory.failed_parts.items():
             if failure.kind == "not_run":
                 continue
-            groups[reward, failure.kind, failure.message.rpartition("\n")[2]].append((sample, failure))
+            way = failure.where or failure.message.rpartition("\n")[2]
+            groups[reward, failure.kind, way].append((sample, failure))
     if not groups:
         odd = [s for s in samples if isinstance(s.trajectory.outcome, Failed)]
         return [_failed(ALL, [(s, s.trajectory.outcome) for s in odd], len(samples))] if odd else []  # type: ignore[misc]

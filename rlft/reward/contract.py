@@ -293,7 +293,7 @@ def read_many(values: Any, size: int) -> list[Outcome]:
     if not isinstance(values, list | tuple):
         return [failed("type", f"expected a list of {size} values, got {_show(values)}")] * size
     if len(values) != size:
-        return [failed("length", f"expected {size} values, got {len(values)}: {_show(values)}")] * size
+        return [failed("length", f"expected {size} value{'s' * (size != 1)}, got {len(values)}: {_show(values)}")] * size
     return [read(value) for value in values]
 
 
@@ -322,7 +322,7 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> Outcome
         elif weight and isinstance(outcome, Failed):
             failure = failure or replace(outcome, message=f"{label}: {outcome.message}")
         elif weight and isinstance(outcome, Abstain):
-            reasons.append(f"{label} {outcome.reason}")
+            reasons.append(f"{label}: {outcome.reason}")
     if failure:
         return replace(failure, parts=parts)
     if not weighted:

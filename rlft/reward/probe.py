@@ -15,7 +15,7 @@ import math
 import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -56,7 +56,12 @@ class Answered:
     seconds: float
     """How long scoring it took; with the way to the process and back, some tenths of a millisecond."""
     printed: str
-    """What the rewards wrote to stdout and stderr meanwhile."""
+    """What the rewards wrote to stdout and stderr meanwhile; of completions that were scored together on the last."""
+    logged: Mapping[str, float] = field(default_factory=dict)
+    """What the rewards gave to `log_metric`, by `reward name/name`; of completions that were scored together on the
+    last, the means."""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    """What the rewards gave to `log_extra` for it, by `reward name/name`."""
 
 
 class Probe:
@@ -92,6 +97,7 @@ class Probe:
                 workers=workers,
                 deadline_s=deadline_s,
                 log_dir=Path(self._folder.name),
+                keeps_logs=False,
                 environment=environment,
             )
         except BaseException:
@@ -173,15 +179,28 @@ class Probe:
         """
         return self.score_member(made_up(task, [text]), 0)
 
+    def score_together(self, task: Task, texts: Sequence[str]) -> list[Answered]:
+        """Like `score_one`, of several completions as the samples of one group, which a reward may compare."""
+        return self._answered(made_up(task, texts), step=0)
+
     def score_member(self, group: Group, member: int, *, step: int = 0) -> Answered:
         """Like `score_one`, of a trajectory at a position of a group that there is, as in a step of training."""
-        trajectory = self._score([group], step=step)[0].trajectories[member]
-        return Answered(
-            outcome=_outcome(trajectory),
-            failed_parts=trajectory.failed_parts,
-            seconds=self.seconds,
-            printed=self.printed(),
+        answered = self._answered(group, step=step)
+        return replace(answered[member], printed=answered[-1].printed, logged=answered[-1].logged)
+
+    def _answered(self, group: Group, *, step: int) -> list[Answered]:
+        (scored,) = self._score([group], step=step)
+        *others, last = (
+            Answered(
+                outcome=_outcome(trajectory),
+                failed_parts=trajectory.failed_parts,
+                seconds=self.seconds,
+                printed="",
+                extras=trajectory.extras,
+            )
+            for trajectory in scored.trajectories
         )
+        return [*others, replace(last, printed=self.printed(), logged=self._scorer.stats.logged)]
 
     def printed(self) -> str:
         """What the rewards of the first process have printed since this was asked last."""

@@ -40,6 +40,7 @@ class ScoringPool:
         *,
         workers: int,
         log_dir: Path | None,
+        keeps_logs: bool,
         variables: Mapping[str, str],
         max_concurrent: int,
         memory_mb: int,
@@ -47,6 +48,7 @@ class ScoringPool:
         """Start them and wait until all have loaded the rewards; ValueError if one cannot.
 
         Args:
+            keeps_logs: whether a failure may say where the logs are.
             max_concurrent: most calls of `async def` rewards that a process makes at once.
             memory_mb: resident memory above which a process is killed; 0 for no bound.
         """
@@ -55,6 +57,7 @@ class ScoringPool:
         self.loaded: list[Loaded] = []
         """What the processes reported about the rewards."""
         self._specs, self._log_dir, self._variables = specs, log_dir, variables
+        self._keeps_logs = keeps_logs
         self._max_concurrent, self._memory_mb, self._looked = max_concurrent, memory_mb, time.monotonic()
         self._sizes = [1] * len(specs)
         """Calls of each reward that are sent in one message: as many as it makes in one turn."""
@@ -211,7 +214,7 @@ class ScoringPool:
         """Replace a process that has ended; the job that it was at has crashed."""
         if not process.ready:
             self._give_up(f"a scoring process {ending} while it imported the rewards{self._printed_by(process)}")
-        printed = f"; what it printed is in {self._log_dir}" if self._log_dir else ""
+        printed = f"; what it printed is in {self._log_dir}" if self._log_dir and self._keeps_logs else ""
         yield from self._blame(process, *process.present(), failed("crash", f"its process {ending}{printed}"))
 
     def _expire(self, process: ScoringProcess) -> Iterator[Done]:

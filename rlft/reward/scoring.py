@@ -117,6 +117,7 @@ class Scorer:
         workers: int,
         deadline_s: float,
         log_dir: Path | None,
+        keeps_logs: bool = True,
         environment: Collection[str] = (),
         columns: Collection[str] | None = None,
         learner: ScoreGroups | None = None,
@@ -131,6 +132,7 @@ class Scorer:
             workers: number of processes; 0 scores in this process, without deadlines.
             deadline_s: seconds that one trajectory may take; a call for a whole group may take their sum.
             log_dir: what the rewards print is appended to `scoring-N.log` there, up to a bound; None drops it.
+            keeps_logs: whether these files stay, so that a failure may say where they are.
             environment: names of environment variables that the processes get besides harmless ones.
             columns: the tasks' columns, to check parameters right away; None waits for the first groups.
             learner: scores the reward models on the learner's base, in the order of `specs`.
@@ -159,6 +161,7 @@ class Scorer:
                 self._called,
                 workers=workers,
                 log_dir=log_dir,
+                keeps_logs=keeps_logs,
                 variables=variables,
                 max_concurrent=max_concurrent,
                 memory_mb=memory_mb,
