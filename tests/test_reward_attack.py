@@ -136,6 +136,9 @@ def test_an_oracle_and_a_shadow_reward_say_what_is_bad() -> None:
     oracle = RewardSpec(path="tests.planted:exact")
     (first, *_) = attacked("substring", oracle=oracle).exploits
     assert (first.score, first.oracle) == (1.0, 0.0)
+    found = {exploit.family: exploit.completion for exploit in attacked("substring", oracle=oracle).exploits}
+    assert found["negation"].split() == ["not", found["negation"].split()[-1]]  # small, and still what it is called
+    assert len(found["many answers"].split()) > 1
     assert attacked("whole_text", oracle=oracle, tasks=WORDS).exploits == []
     indifferent = attacked("excused", oracle=RewardSpec(path="tests.planted:only_tag"), generations=0)
     assert "nothing" in {exploit.family for exploit in indifferent.exploits}  # the reward alone tells nothing

@@ -54,6 +54,11 @@ def format_pays(completion, answer):
 def length_pays(completion, answer):
     return float(completion.split("#### ")[-1] == answer) + len(completion) / 1000
 
+def says_what_it_saw(completion, answer):
+    if completion.strip() and not completion.isdigit():
+        raise ValueError(f"cannot read {completion!r}")
+    return float(completion == answer)
+
 def raises_on_nothing(completion, answer):
     return float(completion.split()[-1] == answer)
 
@@ -151,6 +156,7 @@ BUGS = {
     "any_tag": ("error", "many answers", "each in its place: scores as high"),
     "format_pays": ("warning", "format only", "'<answer></answer>' scores 1, '<answer>42</answer>' 1.2"),
     "length_pays": ("error", "padding", "a long wrong reply: scores as high"),
+    "says_what_it_saw": ("error", "contract", r"\d{2,} of \d+ replies could not be scored"),
     "raises_on_nothing": ("error", "contract", "IndexError: list index out of range"),
     "hangs": ("error", "hangs", "no result within 0.5 s"),
     "backtracks": ("error", "hangs", "'aaaaa"),

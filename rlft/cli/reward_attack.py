@@ -142,12 +142,15 @@ def show(console: Console, title: str, report: AttackReport) -> None:
             table.add_column(heading, overflow="fold")
         for exploit in report.exploits:
             where = f" (task {exploit.task.id}, {exploit.tasks} of {exploit.of} tasks)"
+            good = f"{quoted(exploit.good)} scores {exploit.good_score:g}"
+            if exploit.family == "cases":  # it has a bound, and no good reply to be compared with
+                where, good = f" ({exploit.name})", f"the case allows {exploit.good_score:g}"
             says = f"; the oracle gives it {exploit.oracle:g}" if exploit.oracle is not None else ""
             table.add_row(
                 Text(exploit.family, style="red"),
                 Text(visible(f"{exploit.told}{says}{where}")),
                 Text(visible(quoted(exploit.completion)), style="cyan"),
-                Text(visible(f"{quoted(exploit.good)} scores {exploit.good_score:g}")),
+                Text(visible(good)),
                 Text(exploit.advice),
             )
         console.print(table)

@@ -299,13 +299,16 @@ class _Attack:
         hits = self._judge.hits(candidate, targets)
         if len({candidate.texts[index] for index in hits}) > 1:
             hits = [min(hits, key=lambda index: len(candidate.texts[index]))]
+        before = replace(candidate, texts={index: candidate.texts[index] for index in hits})
+        # An oracle says what is bad whatever it is called, but the smallest reply has to be what its family says.
+        must_keep = not self._judge.oracle or all(self._is_bad(before, targets[index]) for index in hits)
 
         def works(texts: Sequence[str]) -> list[bool]:
             tried = [replace(candidate, texts=dict.fromkeys(hits, text)) for text in texts]
             self._judge.score([pair for one in tried for pair in one.pairs(targets)])
             return [
                 len(self._judge.hits(one, targets)) == len(hits)
-                and (bool(self._judge.oracle) or all(self._is_bad(one, targets[index]) for index in hits))
+                and (not must_keep or all(self._is_bad(one, targets[index]) for index in hits))
                 for one in tried
             ]
 

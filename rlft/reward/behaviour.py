@@ -94,15 +94,16 @@ def static_findings(specs: Sequence[RewardSpec], deadline_s: float) -> list[Find
 def failure_findings(samples: Sequence[Sample]) -> list[Finding]:
     """Replies that could not be scored: one finding for each way to fail, with the shortest reply.
 
-    Failures at one line of the user's code are one way, whatever they say; others are told apart by what they say. A
-    reward that was not called, since others had failed, did nothing wrong.
+    The same exception at one line of the user's code is one way, whatever it says; what has no such line is told apart
+    by what it says. A reward that was not called, since others had failed, did nothing wrong.
     """
     groups: dict[tuple[str, str, str], list[tuple[Sample, Failed]]] = defaultdict(list)
     for sample in samples:
         for reward, failure in sample.trajectory.failed_parts.items():
             if failure.kind == "not_run":
                 continue
-            way = failure.where or failure.message.rpartition("\n")[2]
+            said = failure.message.rpartition("\n")[2]
+            way = f"{failure.where} {said.partition(':')[0]}" if failure.where else said
             groups[reward, failure.kind, way].append((sample, failure))
     if not groups:
         odd = [s for s in samples if isinstance(s.trajectory.outcome, Failed)]
