@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlft.reward import sandbox
+from rlft.reward.probe import made_up, make_task
 from rlft.reward.scoring import Scorer
 from rlft.reward.systems.formula import Formula
 from rlft.reward.systems.text_similarity import METRICS
@@ -124,6 +126,23 @@ def test_model_graders_ask_the_server(tmp_path: Path) -> None:
     assert (asked["model"], asked["temperature"], asked["top_p"]) == ("mine", 0.5, 0.9)
     assert asked["messages"][0] == {"role": "system", "content": "You grade."}
     assert asked["messages"][1]["content"].startswith("4 or It is 4.?\n\nEnd with a line `Score: N`")
+
+    # What a grader of several notes has the grader's name.
+    multi = {"type": "multi", "calculate_output": "right + near / 10", "graders": {"right": CHECK, "near": MODEL}}
+    group = made_up(make_task("?", answer="4", columns={"solution": "4", "level": 3}), [f"4 {n}" for n in range(12)])
+
+    def slowly(body: dict[str, Any], count: int) -> tuple[int, dict[str, Any]]:
+        time.sleep(0.2)
+        return reply("Score: 7", tokens=5)
+
+    with serve(slowly) as server:
+        spec = RewardSpec(path=write(tmp_path, multi), args={"base_url": server.base_url})
+        with Scorer([spec], workers=1, deadline_s=20, log_dir=None) as scorer:
+            (scored,) = scorer.score([group])
+            assert scorer.stats.logged["my_grader/near/tokens"] == 5
+    assert [t.parts["my_grader"] for t in scored.trajectories] == [1.7] * 12
+    assert scored.trajectories[0].extras == {"my_grader/near/reply": "Score: 7"}
+    assert server.most_at_once > 6  # at the same time, by one process
 
     label = {"type": "label_model", "model": "m", "labels": ["good", "bad"], "passing_labels": ["good"]}
     label["input"] = [{"role": "user", "content": "{{sample.output_text}}"}]

@@ -5,6 +5,8 @@ that `args.base_url` names), and `multi`, whose formula is computed over the oth
 its columns, and `answer`. `{{ sample... }}` is the reply: `output_text`, `output_json`, `output_tools`, `choices`.
 
 A name that the row lacks is an error. One that the reply lacks, as a field of a JSON that it is not, scores 0.
+
+A grader with a model in it is an `async def` reward, so that many samples are asked about at the same time.
 """
 
 from __future__ import annotations
@@ -12,21 +14,21 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rlft.common.by_path import did_you_mean
 from rlft.reward import sandbox
 from rlft.reward.contract import RewardFunction, prompt_and_reply
-from rlft.reward.judge import judge
+from rlft.reward.judge import ask_judge
 from rlft.reward.systems.common import describe, row_of
 from rlft.reward.systems.formula import Formula
 from rlft.reward.systems.text_similarity import METRICS
-from rlft.types import Message, Trajectory
+from rlft.types import Abstain, Message, Trajectory
 
-Grade = Callable[[Mapping[str, Any]], Any]
-"""Of the two namespaces, `item` and `sample`: what a reward returns."""
+Grade: TypeAlias = Callable[[Mapping[str, Any]], Coroutine[Any, Any, Any]]
+"""Of `item` and `sample`, and of `log_metric` and `log_extra`: what a reward returns."""
 
 _TEMPLATE = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 _STEP = re.compile(r"\.?([A-Za-z_]\w*)|\[(\d+)\]|\[(['\"])(.+?)\3\]")
@@ -34,6 +36,7 @@ _SCORE = re.compile(r"(?:\bscore\b|\"result\")\W{0,10}?(-?\d+(?:\.\d+)?)", re.IG
 _LABEL = re.compile(r"\blabel\b\s*[:=]\s*[\"'*]*([^\"'*\n]+)", re.IGNORECASE)
 _JUDGE_ARGS = ("base_url", "api_key_env", "deadline_s", "attempts", "retries")
 _ARGS = ("model", "seconds", "memory_mb", *_JUDGE_ARGS)
+_NOTES = ("log_metric", "log_extra")
 
 
 class _AbsentError(Exception):
@@ -64,11 +67,34 @@ def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
-    def reward(**offered: Any) -> Any:
-        trajectory = offered["trajectory"]
-        return grade({"item": row_of(trajectory), "sample": _sample(trajectory)})
+    def graded(trajectory: Trajectory, **notes: Any) -> Coroutine[Any, Any, Any]:
+        return grade({"item": row_of(trajectory), "sample": _sample(trajectory), **notes})
 
+    def reward(**offered: Any) -> Any:
+        return _at_once(graded(offered["trajectory"]))
+
+    async def asking_reward(**offered: Any) -> Any:
+        notes = {name: offered[name] for name in _NOTES}
+        return await graded(offered["trajectory"], **notes)
+
+    if _asks(written):
+        return describe(asking_reward, None, takes=("trajectory", *_NOTES, *columns), file=str(file))
     return describe(reward, None, takes=("trajectory", *columns), file=str(file))
+
+
+def _asks(written: Any) -> bool:
+    """Whether there is a model in a grader."""
+    own = written.get("graders", {}) if written["type"] == "multi" else {}
+    return written["type"] in ("score_model", "label_model") or any(map(_asks, own.values()))
+
+
+def _at_once(grading: Coroutine[Any, Any, Any]) -> Any:
+    """What a grader gives that waits for nothing, without an event loop."""
+    try:
+        grading.send(None)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("a grader without a model waits for something")
 
 
 def _grader(written: Any, args: Mapping[str, Any]) -> Grade:
@@ -91,7 +117,11 @@ def _string_check(written: Mapping[str, Any], args: Mapping[str, Any]) -> Grade:
     }
     if operation not in operations:
         raise ValueError(f"string_check: operation is one of {', '.join(operations)}, got {operation!r}")
-    return _or_zero(lambda spaces: float(operations[operation](_fill(first, spaces), _fill(second, spaces))))
+
+    async def grade(spaces: Mapping[str, Any]) -> float:
+        return float(operations[operation](_fill(first, spaces), _fill(second, spaces)))
+
+    return _or_zero(grade)
 
 
 def _text_similarity(written: Mapping[str, Any], args: Mapping[str, Any]) -> Grade:
@@ -100,7 +130,11 @@ def _text_similarity(written: Mapping[str, Any], args: Mapping[str, Any]) -> Gra
         why = {"cosine": ": it needs OpenAI's embeddings", "meteor": ": it needs WordNet"}.get(metric, "")
         raise ValueError(f"text_similarity cannot compute {metric!r}{why}. It has {', '.join(METRICS)}")
     compare = METRICS[metric]
-    return _with_threshold(written, lambda spaces: compare(_fill(first, spaces), _fill(second, spaces)))
+
+    async def grade(spaces: Mapping[str, Any]) -> float:
+        return compare(_fill(first, spaces), _fill(second, spaces))
+
+    return _with_threshold(written, grade)
 
 
 def _python(written: Mapping[str, Any], args: Mapping[str, Any]) -> Grade:
@@ -114,7 +148,7 @@ def _python(written: Mapping[str, Any], args: Mapping[str, Any]) -> Grade:
     sandbox.require()
     chosen = {key: args[key] for key in ("seconds", "memory_mb") if key in args}
 
-    def grade(spaces: Mapping[str, Any]) -> Any:
+    async def grade(spaces: Mapping[str, Any]) -> Any:
         called = sandbox.call(source, "grade", [[spaces["sample"], spaces["item"]]], sandbox.Limits(**chosen))[0]
         if called.error:
             raise RuntimeError(f"python grader {name!r}: {called.error}")
@@ -125,29 +159,31 @@ def _python(written: Mapping[str, Any], args: Mapping[str, Any]) -> Grade:
 
 def _score_model(written: Mapping[str, Any], args: Mapping[str, Any]) -> Grade:
     low, high = written.get("range") or (0, 1)
-    ask = _asker(written, args, f"End with a line `Score: N`, where N is a number from {low:g} to {high:g}.")
 
     def parse(reply: str) -> float | None:
         found = _SCORE.findall(reply)
         value = float(found[-1]) if found else None
         return value if value is not None and low <= value <= high else None
 
-    return _with_threshold(written, lambda spaces: ask(spaces, parse))
+    form = f"End with a line `Score: N`, where N is a number from {low:g} to {high:g}."
+    return _with_threshold(written, _asker(written, args, form, parse))
 
 
 def _label_model(written: Mapping[str, Any], args: Mapping[str, Any]) -> Grade:
     labels, passing = written["labels"], set(written["passing_labels"])
-    ask = _asker(written, args, f"End with a line `Label: L`, where L is one of: {', '.join(labels)}.")
 
     def parse(reply: str) -> float | None:
         found = [label.strip() for label in _LABEL.findall(reply)]
         return float(found[-1] in passing) if found and found[-1] in labels else None
 
-    return _or_zero(lambda spaces: ask(spaces, parse))
+    form = f"End with a line `Label: L`, where L is one of: {', '.join(labels)}."
+    return _or_zero(_asker(written, args, form, parse))
 
 
-def _asker(written: Mapping[str, Any], args: Mapping[str, Any], form: str) -> Callable[..., float | None]:
-    """A function that asks the served model, with a sentence more on how to end."""
+def _asker(
+    written: Mapping[str, Any], args: Mapping[str, Any], form: str, parse: Callable[[str], float | None]
+) -> Grade:
+    """A grade that asks the served model, with a sentence more on how to end; it abstains where that is not kept."""
     if not args.get("base_url"):
         raise ValueError(f"{written['type']} asks a model: give args.base_url, the address of a chat server with it")
     sampling = dict(written.get("sampling_params") or {})
@@ -159,10 +195,12 @@ def _asker(written: Mapping[str, Any], args: Mapping[str, Any], form: str) -> Ca
     extra = {key: value for key, value in sampling.items() if value is not None}
     messages = [_message(each) for each in written["input"]]
 
-    def ask(spaces: Mapping[str, Any], parse: Callable[[str], float | None]) -> float | None:
+    async def ask(spaces: Mapping[str, Any]) -> float | Abstain:
         filled = [Message(role=each["role"], content=_fill(each["content"], spaces)) for each in messages]
         filled[-1] = Message(role=filled[-1]["role"], content=f"{filled[-1]['content']}\n\n{form}")
-        return judge(filled, parse, extra=extra, **settings)
+        verdict = await ask_judge(filled, parse, extra=extra, **settings)
+        verdict.note(spaces["log_metric"], spaces["log_extra"])
+        return verdict.abstention if verdict.value is None else verdict.value
 
     return ask
 
@@ -181,17 +219,26 @@ def _multi(written: Mapping[str, Any], args: Mapping[str, Any]) -> Grade:
     graders = {name: _grader(each, args) for name, each in written["graders"].items()}
     formula = Formula(written["calculate_output"], graders)
 
-    def grade(spaces: Mapping[str, Any]) -> Any:
+    async def grade(spaces: Mapping[str, Any]) -> Any:
         values: dict[str, float] = {}
         for name, one in graders.items():
-            value = one(spaces)
+            value = await one(_named(spaces, name))
             value = value["score"] if isinstance(value, Mapping) else value
-            if value is None:
-                return None
+            if value is None or isinstance(value, Abstain):
+                return value
             values[name] = float(value)
         return {**values, "score": formula.value(values)}
 
     return grade
+
+
+def _named(spaces: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The same for one of several graders: what it notes begins with its name."""
+
+    def under(note: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
+        return lambda key, value: note(f"{name}/{key}", value)
+
+    return {**spaces, **{key: under(spaces[key]) for key in _NOTES if key in spaces}}
 
 
 _KINDS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Grade]] = {
@@ -207,22 +254,23 @@ _KINDS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Grade]] = 
 def _or_zero(grade: Grade) -> Grade:
     """0 where the reply lacks what the grader reads of it."""
 
-    def safe(spaces: Mapping[str, Any]) -> Any:
+    async def safe(spaces: Mapping[str, Any]) -> Any:
         try:
-            return grade(spaces)
+            return await grade(spaces)
         except _AbsentError:
             return 0.0
 
     return safe
 
 
-def _with_threshold(written: Mapping[str, Any], grade: Callable[[Mapping[str, Any]], float | None]) -> Grade:
+def _with_threshold(written: Mapping[str, Any], grade: Grade) -> Grade:
     """The value, and whether it passes where the grader has a threshold."""
     threshold, safe = written.get("pass_threshold"), _or_zero(grade)
 
-    def graded(spaces: Mapping[str, Any]) -> Any:
-        value = safe(spaces)
-        return value if threshold is None or value is None else {"score": value, "passed": value >= threshold}
+    async def graded(spaces: Mapping[str, Any]) -> Any:
+        value = await safe(spaces)
+        is_value = not isinstance(value, Abstain)
+        return {"score": value, "passed": value >= threshold} if is_value and threshold is not None else value
 
     return graded
 
