@@ -40,7 +40,12 @@ async def pairwise(
     api_key_env: str = "",
     deadline_s: float = 8.0,
 ) -> list[float | Abstain]:
-    """Share of the other samples that each one beats, a draw being half; all abstain when a verdict is missing."""
+    """Share of the other samples that each one beats, a draw being half; all abstain when a verdict is missing.
+
+    A sample that is alone in its group abstains, too: held-out tasks need `evaluation.samples_per_task` above 1.
+    """
+    if len(group.trajectories) == 1:
+        return [Abstain(reason="it is alone in its group; evaluation.samples_per_task: 2 gives it another to compare")]
 
     async def wins(first: str, second: str) -> tuple[float | None, int]:
         """What the judge says of the first one, and the tokens of that."""
@@ -68,6 +73,6 @@ async def pairwise(
         won[first, second] = one if one == 1 - other else 0.5
     samples = [t.text for t in group.trajectories]
     return [
-        sum(won.get((text, other), 0.5) for other in samples[:i] + samples[i + 1 :]) / max(1, len(samples) - 1)
+        sum(won.get((text, other), 0.5) for other in samples[:i] + samples[i + 1 :]) / (len(samples) - 1)
         for i, text in enumerate(samples)
     ]

@@ -40,7 +40,14 @@ async def rubric(
     Args:
         criteria: each by a short name, for the curves.
         weights: of some of the criteria; the others weigh 1.
+
+    Raises:
+        ValueError: the criteria have no names, or a weight is of none of them.
     """
+    if not isinstance(criteria, Mapping) or not criteria:
+        raise ValueError(f"criteria: give each a name, as in {{polite: it is polite}}; got {criteria!r}")
+    if unknown := set(weights or {}) - set(criteria):
+        raise ValueError(f"weights: {', '.join(sorted(unknown))} is no criterion; there are {', '.join(criteria)}")
     names = list(criteria)
 
     def verdicts(reply: str) -> list[bool] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from rlft.reward.scoring import Scorer
-from rlft.types import Abstain, RewardSpec, Score
+from rlft.types import Abstain, Failed, RewardSpec, Score
 from tests.fakes_server import FakeServer, reply, serve
 from tests.test_scoring import make_group, outcomes
 
@@ -45,6 +46,12 @@ def criteria(question: str) -> str:
     return f"**1:** {'yes' if 'km' in answer[1] else 'no'}\n2: {'yes' if len(answer[1]) < 9 else 'No'}."
 
 
+def outcomes_of(path: str, texts: list[str], **args: Any) -> list[Any]:
+    """Where no judge is asked."""
+    with Scorer([RewardSpec(path=path, args=args)], workers=0, deadline_s=60.0, log_dir=None) as scorer:
+        return outcomes(scorer.score([make_group(*texts)])[0])
+
+
 def scores(judge: FakeServer, path: str, texts: list[str], **args: Any) -> list[Any]:
     spec = RewardSpec(path=path, args={"base_url": judge.base_url, **args})
     with Scorer([spec], workers=1, deadline_s=60.0, log_dir=None) as scorer:
@@ -73,6 +80,36 @@ def test_a_group_is_compared(judge: FakeServer, path: str, expected: list[float]
     values = [outcome.value for outcome in scores(judge, path, ["a", "bbbb", "bbbb", "cc"])]
     assert values == pytest.approx(expected if "ranking" in path else [wins / 3 for wins in expected])
     assert len(judge.asked) == requests
+
+
+@pytest.mark.parametrize("judge", [criteria], indirect=True)
+def test_what_cannot_be_judged_is_said(judge: FakeServer) -> None:
+    (unnamed,) = outcomes_of("rewards.rubric:rubric", ["5 km"], criteria=["it gives a unit"])
+    assert isinstance(unnamed, Failed)
+    assert "criteria: give each a name, as in {polite: it is polite}; got ['it gives a unit']" in unnamed.message
+    (unknown,) = outcomes_of("rewards.rubric:rubric", ["5 km"], criteria={"unit": "a unit"}, weights={"unti": 2})
+    assert isinstance(unknown, Failed)
+    assert "weights: unti is no criterion; there are unit" in unknown.message
+    (alone,) = outcomes_of("rewards.pairwise:pairwise", ["5 km"])
+    assert isinstance(alone, Abstain)  # a number would be made up
+    assert "evaluation.samples_per_task: 2" in alone.reason
+
+
+@pytest.mark.parametrize("judge", [lambda question: "Score: 10"], indirect=True)
+def test_replies_are_known_for_ever_unless_they_are_deleted(judge: FakeServer, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text()
+    (deleting,) = re.findall(r'judge\.sqlite "(delete from replies .*?)"', page)
+    file, path = tmp_path / "judge.sqlite", "rewards.judge:helpfulness"
+    scores(judge, path, ["a"])
+    scores(judge, path, ["b"])
+    with sqlite3.connect(file) as database:
+        database.execute("update replies set asked = 0 where rowid = 1")  # in 1970
+    scores(judge, path, ["a", "b"])
+    assert len(judge.asked) == 2
+    with sqlite3.connect(file) as database:
+        database.execute(deleting)
+    scores(judge, path, ["a", "b"])
+    assert len(judge.asked) == 3  # the other one is of today
 
 
 @pytest.mark.parametrize("judge", [lambda question: "Hm."], indirect=True)

@@ -92,7 +92,8 @@ def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
         if not isinstance(returned, Mapping):
             return unwrap_single(returned)
         if key not in returned:
-            raise ValueError(f"it returned {', '.join(map(str, returned))}: name the reward's in args.reward_key")
+            keys = ", ".join(map(str, returned))
+            raise ValueError(f"it returned a dict with {keys}: say in args.reward_key which of them is the reward")
         return {**{str(k): unwrap_single(v) for k, v in returned.items()}, "score": unwrap_single(returned[key])}
 
     def of_one(offered: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
