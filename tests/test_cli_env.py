@@ -409,6 +409,20 @@ def test_measured_tasks_come_easy_first(config_file: Path, tmp_path: Path) -> No
     assert max(steps[1]) <= min(steps[2])
 
 
+def test_the_metric_of_the_evaluation_tells_solved_from_not(config_file: Path, tmp_path: Path) -> None:
+    never = tmp_path / "never.py"
+    never.write_text("def never(completion): return {'always': 1.0, 'score': 0.0}")
+    rewards = f"rewards=[{{path: '{never}:never'}}]"
+    options = ("environment.args.num_train=2", rewards, "--samples", "2", "--out", tmp_path / "out.jsonl")
+    first = env("measure", config_file, *options)
+    assert "metric: never\n" in first.output, first.exception
+    assert "never solved: 2" in first.output
+    named = env("measure", config_file, "evaluation.metric=never/always", *options)
+    assert "metric: never/always\n" in named.output, named.exception
+    assert "always solved: 2" in named.output
+    assert "no reward is named 'nevr'" in str(env("measure", config_file, "evaluation.metric=nevr", *options).exception)
+
+
 def test_easy_first_without_a_measurement_is_refused_before_the_run(make_config: MakeConfig) -> None:
     config = make_config(
         "environment.path=environments.sums:load", "environment.args={high: 30}", "environment.order=easy_first"

@@ -17,7 +17,7 @@ from rlft.model.starting_point import resolve_model, start_tensors
 from rlft.rollout.chunk import make_chunks
 from rlft.rollout.context import fit
 from rlft.rollout.engines.by_name import check_engine
-from rlft.train.rl.evaluate import values_of
+from rlft.train.rl.evaluate import headline, values_of
 from rlft.train.rl.rollouts import sampling_params
 from rlft.train.rl.services import make_scorer, services
 from rlft.types import Group
@@ -34,7 +34,8 @@ def measure(config: RunConfig, *, samples: int, tasks: int, out: Path) -> dict[s
         out: JSON lines of `id`, `difficulty` and `samples`, which `environment.args.difficulty_file` takes.
 
     Returns:
-        Counts and the mean, see `difficulties`.
+        The name of the reward that tells solved from not, `evaluation.metric` or else the first one; counts and the mean
+        of the difficulties, see `difficulties`.
 
     Raises:
         ValueError: something in the config cannot work, or no sample has a score.
@@ -46,6 +47,7 @@ def measure(config: RunConfig, *, samples: int, tasks: int, out: Path) -> dict[s
             f"reward {config.learner_rewards[0].path} is scored on a learner, which is not there; measure with "
             "rewards.reward_model:reward_model instead"
         )
+    metric = headline(config)  # before minutes of sampling, if there is no such reward
     check_engine(config, is_trained=False)
     environment = loading.load(config.environment)
     model_folder = str(resolve_model(config))
@@ -70,10 +72,11 @@ def measure(config: RunConfig, *, samples: int, tasks: int, out: Path) -> dict[s
             version=adapter.version,
         )
         groups = scorer.score(pool.run(chunks, view.progress))
-    rows = difficulties(groups, config.rewards[0].label)
+    rows = difficulties(groups, metric)
     write_file(out, "".join(json.dumps(row) + "\n" for row in rows).encode())
     values = [row["difficulty"] for row in rows]
     return {
+        "metric": metric,
         "tasks": len(groups),
         "unscored": len(groups) - len(rows),
         "never_solved": sum(value == 1 for value in values),
