@@ -96,6 +96,16 @@ def test_a_headline_that_is_not_there_is_refused_with_what_is() -> None:
         headline(tiny_config("m", rewards=REWARDS, evaluation={"metric": "stile/length"}))
     with pytest.raises(RuntimeError, match=r"no sample has the part style/lenght.*right, style, style/length"):
         measured("style/lenght", PARTS)
+    alone = combine(tiny_config("m", rewards=REWARDS).rewards, [Abstain(reason="it is alone"), Score(value=1)])
+    with pytest.raises(RuntimeError, match=r"right returned None for all 1 samples.*\(right: it is alone\)"):
+        evaluation(
+            tiny_config("m", rewards=REWARDS),
+            [made_up_group([alone])],
+            adapter=bare_base(),
+            name="base",
+            step=0,
+            samples_file=None,
+        )
 
 
 def test_a_run_shows_what_it_is_judged_by(finished_run: Path) -> None:

@@ -25,7 +25,8 @@ from environments import calculator, dataset, number_guessing, retrieval
 from rewards.countdown import countdown as countdown_reward
 from rewards.exact_answer import exact_answer
 from rewards.graded_answer import graded_answer
-from rewards.instructions import CHECKS, instructions
+from rewards.constraints import CHECKS
+from rewards.instructions import instructions
 from rewards.last_number import last_number
 from rlft import config_file
 from rlft.common import rows

@@ -40,6 +40,12 @@ def test_every_reward_has_cases_and_a_line_in_the_table() -> None:
     assert [path for path in FUNCTIONS.values() if f"`{path}`" not in page] == []
 
 
+def test_a_reward_is_short_enough_to_be_read_and_copied() -> None:
+    lines = {file.name: len(file.read_text().splitlines()) for file in (ROOT / "rewards").glob("*.py")}
+    assert {file.stem for file in (ROOT / "rewards").glob("*.py")} >= set(FUNCTIONS)
+    assert [name for name, count in lines.items() if count >= 80 and name.removesuffix(".py") in FUNCTIONS] == []
+
+
 @pytest.mark.parametrize("file", CASES, ids=lambda file: file.name.removesuffix(SUFFIX))
 def test_a_reward_says_what_its_cases_expect(file: Path) -> None:
     function, spec, plan = planned(FUNCTIONS[file.name.removesuffix(SUFFIX)])

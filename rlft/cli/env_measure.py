@@ -34,8 +34,8 @@ def measure(config: RunConfig, *, samples: int, tasks: int, out: Path) -> dict[s
         out: JSON lines of `id`, `difficulty` and `samples`, which `environment.args.difficulty_file` takes.
 
     Returns:
-        The name of the reward that tells solved from not, `evaluation.metric` or else the first one; counts and the mean
-        of the difficulties, see `difficulties`.
+        `metric`, the reward or part that counts (`evaluation.metric`, or else the first reward); how many tasks there
+        are of which kind, and the mean of their `difficulties`.
 
     Raises:
         ValueError: something in the config cannot work, or no sample has a score.

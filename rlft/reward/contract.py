@@ -293,7 +293,9 @@ def read_many(values: Any, size: int) -> list[Outcome]:
     if not isinstance(values, list | tuple):
         return [failed("type", f"expected a list of {size} values, got {_show(values)}")] * size
     if len(values) != size:
-        return [failed("length", f"expected {size} value{'s' * (size != 1)}, got {len(values)}: {_show(values)}")] * size
+        return [
+            failed("length", f"expected {size} value{'s' * (size != 1)}, got {len(values)}: {_show(values)}")
+        ] * size
     return [read(value) for value in values]
 
 

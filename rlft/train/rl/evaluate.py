@@ -18,7 +18,7 @@ from rlft.rollout.chunk import make_chunks
 from rlft.rollout.pool import RolloutPool
 from rlft.rollout.work_queue import OnChunk
 from rlft.run.records import Evaluation
-from rlft.types import Adapter, Failed, Group, SamplingParams, Task, Trajectory
+from rlft.types import Abstain, Adapter, Failed, Group, SamplingParams, Task, Trajectory
 
 
 def headline(config: RunConfig) -> str:
@@ -95,7 +95,7 @@ def evaluation(
     scored = [v for v in values.values() if v]
     failures = [failure for t in trajectories if (failure := _failure(t, metric))]
     if not scored or len(failures) > config.scoring.max_failed * len(trajectories):
-        raise RuntimeError(_refusal(config, name, metric, names, len(trajectories), failures, samples_file))
+        raise RuntimeError(_refusal(config, name, metric, names, trajectories, failures, samples_file))
     return Evaluation(
         name=name,
         step=step,
@@ -126,18 +126,20 @@ def _refusal(
     name: str,
     metric: str,
     measured: Collection[str],
-    samples: int,
+    trajectories: Sequence[Trajectory],
     failures: Sequence[Failed],
     samples_file: Path | None,
 ) -> str:
+    samples = len(trajectories)
     kept = f" All samples are in {samples_file}." if samples_file else ""
     if not failures and "/" in metric:
         there = f"there are: {', '.join(measured)}" if measured else "no reward has a value"
         return f"evaluation {name}: no sample has the part {metric} of evaluation.metric; {there}.{kept}"
     if not failures:
+        why = next((f" ({t.outcome.reason})" for t in trajectories if isinstance(t.outcome, Abstain)), "")
         return (
             f"evaluation {name}: {metric} returned None for all {samples} samples, which says that it does not apply "
-            f"to them; return a number.{kept}"
+            f"to them{why}; return a number.{kept}"
         )
     first = first_cause(failures)
     return (
