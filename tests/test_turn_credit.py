@@ -115,6 +115,31 @@ def test_a_kl_in_the_reward_is_paid_from_its_turn_on() -> None:
     assert advantages.tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("baseline", ["leave_one_out", "group_mean", "none"])
+def test_it_changes_later_turns_and_never_the_first(baseline: str) -> None:
+    """From the first turn on come all rewards of the episode, so its tokens get what they get under `episode`.
+
+    What the second turn gets does not depend on what the first one earned.
+    """
+    lucky = [(2, 5.0), (2, 1.0)], [(1, 0.0), (3, 0.0)], [(2, -3.0), (1, 1.0)]
+    plain = [(2, 0.0), (2, 1.0)], [(1, 0.0), (3, 0.0)], [(2, 0.0), (1, 1.0)]
+
+    def advantages(episodes: Any, credit: str) -> tuple[list[float], list[float]]:
+        batch = collate([group("a", *episodes)])
+        algorithm = made(baseline=baseline, scale="none", credit=credit)
+        values, _ = batch_advantages(algorithm, batch, kl_coef=0.0, max_new_tokens=8)
+        assert batch.turn_index is not None
+        turns: tuple[list[float], list[float]] = ([], [])
+        for value, turn in zip(values.tolist(), batch.turn_index.tolist(), strict=True):
+            turns[turn].append(value)
+        return turns
+
+    (first, second), (all_of_first, all_of_second) = advantages(lucky, "turn"), advantages(lucky, "episode")
+    assert first == pytest.approx(all_of_first)
+    assert second != pytest.approx(all_of_second)
+    assert second == pytest.approx(advantages(plain, "turn")[1])
+
+
 def test_of_single_turns_it_is_the_same() -> None:
     batch = collate([group("a", [(3, 1.0)], [(2, 0.0)], [(1, 0.5)]), group("b", [(1, 2.0)], [(2, 2.0)])])
     for scale in ("none", "group_std"):

@@ -68,7 +68,8 @@ def _module_name(stem: str) -> str:
 def sources(*files: Path) -> dict[str, str]:
     """sha256 of Python files and of the files of their folders that they import, through others too and in functions.
 
-    Of what is installed, and of what rlft ships, only the file itself counts: their versions are in the provenance.
+    Of what is installed only the file itself counts, whose version is in the provenance. A reward or environment that
+    rlft ships counts with what lies beside it, as a user's does.
 
     Args:
         files: one at least.
@@ -88,7 +89,7 @@ def sources(*files: Path) -> dict[str, str]:
                 continue
             text = each.read_bytes()
             found[each] = hashlib.sha256(text).hexdigest()
-            if not _is_foreign(file):
+            if not _is_foreign(file) or file.parent in [_ROOT / name for name in _SHIPPED]:
                 waiting += _imported_files(each, text, top=file.parent)
     first, *others = found
     shown = sorted((_shown(each, first.parent), found[each]) for each in others)
