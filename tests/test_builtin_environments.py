@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from environments import arithmetic, calculator, countdown, instructions, number_guessing, programs, retrieval
-from rewards.countdown import countdown as countdown_reward
 from rewards.constraints import CHECKS
+from rewards.countdown import countdown as countdown_reward
 from rewards.instructions import instructions as instructions_reward
 from rewards.last_number import last_number
 from rlft.cli.env_check import check_environment

@@ -22,10 +22,10 @@ from hypothesis import given, settings
 from rich.console import Console
 
 from environments import calculator, dataset, number_guessing, retrieval
+from rewards.constraints import CHECKS
 from rewards.countdown import countdown as countdown_reward
 from rewards.exact_answer import exact_answer
 from rewards.graded_answer import graded_answer
-from rewards.constraints import CHECKS
 from rewards.instructions import instructions
 from rewards.last_number import last_number
 from rlft import config_file

@@ -191,6 +191,12 @@ def test_signatures_that_cannot_be_called_are_refused() -> None:
     assert "mix completion with prompts" in refusal(mixed)
     assert "mix prompt with completions" in refusal(mixed_prompt)
     assert "mix completions with group" in refusal(mixed_group)
+
+    def texts(completions: list[str]): ...  # type: ignore[no-untyped-def]
+    def messages(completions: list[list[Any]]): ...  # type: ignore[no-untyped-def]
+
+    assert "Name it trl:x:y, which hands over texts" in refusal(texts)
+    assert plan_call(messages, RewardSpec(path="x:y")).kind == "batch"
     assert "'completion' is positional-only" in refusal(positional)
     assert "Did you mean 'max_words'?" in refusal(fine, max_word=3)
     assert "args.completion comes from the sample" in refusal(fine, completion="x")

@@ -41,8 +41,8 @@ def test_shipped_rewards_load_by_import_path_and_by_file() -> None:
 
 
 def test_what_lies_beside_a_shipped_reward_is_hashed_too() -> None:
-    assert set(sources("rewards.instructions:instructions")) == {"instructions.py", "constraints.py"}
-    assert set(sources("rewards.exact_answer:exact_answer")) == {"exact_answer.py"}
+    assert set(sources_of("rewards.instructions:instructions")) == {"instructions.py", "constraints.py"}
+    assert set(sources_of("rewards.exact_answer:exact_answer")) == {"exact_answer.py"}
 
 
 def test_available_lists_every_shipped_reward_with_its_docstring() -> None:

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -88,7 +89,7 @@ def plan_call(function: RewardFunction, spec: RewardSpec) -> CallPlan:
     """Read from a reward's signature how to call it.
 
     Raises:
-        ValueError: if it cannot be called by name, mixes the names of two kinds, or does not take its `args`.
+        ValueError: if it cannot be called by name, mixes the names of two kinds, or does not take what it would get.
     """
     try:
         signature = inspect.signature(function)
@@ -101,6 +102,7 @@ def plan_call(function: RewardFunction, spec: RewardSpec) -> CallPlan:
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     kind = _kind(set(named), spec)
+    _check_annotation(named.get("completions"), spec)
     for name in spec.args:
         if name in _OFFERED[kind]:
             raise ValueError(f"reward {spec.path}: args.{name} comes from the sample; remove it from args")
@@ -129,6 +131,17 @@ def _kind(parameters: set[str], spec: RewardSpec) -> Kind:
             "completions, completion_ids) to be called with lists, `group` to compare a group's trajectories"
         )
     return "group" if comparative else "batch" if plural else "sample"
+
+
+def _check_annotation(completions: inspect.Parameter | None, spec: RewardSpec) -> None:
+    """Refuse `completions: list[str]`: on messages such a function mostly gives one wrong number and no error."""
+    wanted = getattr(completions, "annotation", None)
+    written = wanted if isinstance(wanted, str) else str(wanted)
+    if re.fullmatch(r"([a-z.]+\.)?(list|sequence|iterable)\[str\]", written.lower()):
+        raise ValueError(
+            f'reward {spec.path}: it wants {written}, but `completions` are messages, [{{"content": ...}}], '
+            f"for each sample. Name it trl:{spec.path}, which hands over texts, or annotate what it gets"
+        )
 
 
 def check_columns(plan: CallPlan, spec: RewardSpec, columns: Collection[str]) -> None:
