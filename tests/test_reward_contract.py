@@ -195,7 +195,7 @@ def test_signatures_that_cannot_be_called_are_refused() -> None:
     def texts(completions: list[str]): ...  # type: ignore[no-untyped-def]
     def messages(completions: list[list[Any]]): ...  # type: ignore[no-untyped-def]
 
-    assert "Name it trl:x:y, which hands over texts" in refusal(texts)
+    assert f"Name it trl:{SPEC.path}, which hands over texts" in refusal(texts)
     assert plan_call(messages, RewardSpec(path="x:y")).kind == "batch"
     assert "'completion' is positional-only" in refusal(positional)
     assert "Did you mean 'max_words'?" in refusal(fine, max_word=3)
