@@ -307,6 +307,10 @@ def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
     console.print("Written:")
     for name in ("report.html", "reward.png", "summary.json", summary["adapter"]):
         console.print(Text(visible(f"  {run / name}")))
+    from rlft.run.manifest import MANIFEST, root_hash
+
+    if root := root_hash(run):
+        console.print(Text(visible(f"Root hash (sha256 of {run / MANIFEST}, which you may sign): {root}")), soft_wrap=True)
 
 
 def _passes(run: Path) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from rlft.common.files import write_file
 from rlft.run import logs
 from rlft.run.checkpoint import Snapshot, load_latest
+from rlft.run.manifest import MANIFEST
 from rlft.run.records import (
     ADAPTERS,
     ASIDE,
@@ -82,6 +83,7 @@ def set_aside_after(path: Path, step: int) -> Path | None:
     moved += [path / SUMMARY] if (path / SUMMARY).exists() else []
     if not later and not moved:
         return None
+    moved += [path / MANIFEST] if (path / MANIFEST).exists() else []  # it names what goes; the next checkpoint has one
     names = (f"after-{step_name(step)}{f'-{n}' if n > 1 else ''}" for n in count(1))
     target = next(folder for name in names if not (folder := path / ASIDE / name).exists())
     target.mkdir(parents=True)

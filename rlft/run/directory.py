@@ -8,6 +8,7 @@ runs/NAME/
   evals/             base.json, sft.json, step-000010.json and their rollouts
   adapters/          sft, v000012: PEFT folders    checkpoints/     what `rlft resume` starts from
   summary.json       at the end                    logs/            what scoring processes printed
+  manifest.json      hashes of all of these        bisect/          evaluations that `rlft bisect` made
   skipped/           batches whose update was not finite
   aside/             records of steps that were made again after a resume
 """
@@ -40,6 +41,7 @@ from rlft.run import logs
 from rlft.run.checkpoint import Snapshot, save
 from rlft.run.earlier_configs import modernise
 from rlft.run.logs import read_evaluation
+from rlft.run.manifest import RecordHashes
 from rlft.run.records import (
     CHECKPOINTS,
     CONFIG,
@@ -122,6 +124,7 @@ class Run(Generic[C]):
         """What makes its rewards and tasks, for its rollouts and checkpoints: see `records.SOURCES`."""
         self._told: defaultdict[str, set[str]] | None = None
         self._kept_tasks: dict[str, str] | None = None
+        self._hashes = RecordHashes(self.path)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -296,11 +299,13 @@ class Run(Generic[C]):
         if self.sources:
             snapshot = replace(snapshot, state={**snapshot.state, "sources": self.sources})
         save(self.path / CHECKPOINTS, snapshot, keep=KEPT_CHECKPOINTS, every=every)
+        self._hashes.write(snapshot.step)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """The run's result."""
         path = self.path / SUMMARY
         write_file(path, json.dumps(summary, indent=1) + "\n")
+        self._hashes.write(int(summary.get("steps", 0)))
         return path
 
     def change_config(self, config: C) -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from rlft.config import BaseRunConfig
@@ -59,7 +62,7 @@ NO_NUMBERS = (
 
 _ARGUMENTS = ("args", "engine_args")
 """Settings that hold keys of the user's own."""
-_MACHINE = ("kernels", "device", "python", "machine", "system")
+_MACHINE = ("kernels", "device", "python", "machine", "processor", "system")
 
 
 def describe(
@@ -90,11 +93,20 @@ def describe(
         packages=packages,
         python=platform.python_version(),
         machine=platform.machine(),
+        processor=_processor(),
         system=platform.system(),
         cpus=os.cpu_count() or 0,
         cwd=os.getcwd(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _processor() -> str:
+    """The processor's own name, as the products of matrices of one kind round otherwise than those of another."""
+    with suppress(OSError):
+        if named := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return named[1].strip()
+    return platform.processor()
 
 
 def source_record(path: str, args: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:

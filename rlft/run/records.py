@@ -278,6 +278,8 @@ class Provenance:
     """Version."""
     machine: str = ""
     """Kind of processor."""
+    processor: str = ""
+    """The processor's own name; empty where the run was made by an rlft that did not write it down."""
     system: str = ""
     """Operating system."""
     cpus: int = 0
