@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlft.cli import curves, env, listing, reward
+from rlft.cli import curves, env, listing, reward, verify
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.common import interrupts
 from rlft.common.files import describe_os_error
@@ -183,6 +183,7 @@ def evaluate(
 
 
 curves.register(app)
+verify.register(app)
 
 
 @app.command("list")
@@ -310,7 +311,9 @@ def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
     from rlft.run.manifest import MANIFEST, root_hash
 
     if root := root_hash(run):
-        console.print(Text(visible(f"Root hash (sha256 of {run / MANIFEST}, which you may sign): {root}")), soft_wrap=True)
+        console.print(
+            Text(visible(f"Root hash (sha256 of {run / MANIFEST}, which you may sign): {root}")), soft_wrap=True
+        )
 
 
 def _passes(run: Path) -> list[str]:

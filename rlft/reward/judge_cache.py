@@ -46,7 +46,7 @@ class Budget:
     scope: str = ""
     """The run's directory, absolute; its processes draw on one budget, and a resumed run goes on with it."""
     calls: int = 0
-    """Requests; 0 is no bound."""
+    """Requests; 0 is no bound, and below 0 only kept replies count."""
     tokens: int = 0
     """Tokens of questions and replies; 0 is no bound."""
 
@@ -92,6 +92,8 @@ def take(budget: Budget) -> None:
     Raises:
         BudgetSpentError: the budget has nothing left; what was spent, and how to go on.
     """
+    if budget.calls < 0:
+        raise BudgetSpentError("no judge is asked here, and this reply is not among those that are kept")
     with _open() as database:
         database.execute("insert or ignore into spent values (?, 0, 0)", (budget.scope,))
         taken = database.execute(

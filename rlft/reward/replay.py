@@ -168,8 +168,8 @@ def replay(
     coefs = kl_coefs(config, read_metrics(run, []))
     notes = [*_of_tasks(tasks), *_of_models(config, rewards)]
     collected = _Collected(config)
-    stored_scores = _StoredScores(rewards)
-    with _scorer(config, rewards, tasks, stored_scores, workers=workers) as scorer:
+    stored_scores = StoredScores(rewards)
+    with stored_scorer(config, rewards, tasks, stored_scores, workers=workers) as scorer:
         for step in wanted:
             stored = read_step(run, step, tasks)
             stored_scores.bind(stored.groups)
@@ -180,7 +180,7 @@ def replay(
     return collected.result([*notes, *collected.notes])
 
 
-class _StoredScores:
+class StoredScores:
     """Scores of reward models on the run's own base: those that were stored, since no learner is there."""
 
     def __init__(self, rewards: Sequence[RewardSpec]) -> None:
@@ -204,9 +204,14 @@ class _StoredScores:
         ]
 
 
-def _scorer(
-    config: RunConfig, rewards: Sequence[RewardSpec], tasks: StoredTasks, scores: _StoredScores, *, workers: int
+def stored_scorer(
+    config: RunConfig, rewards: Sequence[RewardSpec], tasks: StoredTasks, scores: StoredScores, *, workers: int
 ) -> Scorer:
+    """Start scoring processes for stored rollouts; those of reward models on the learner's base come from `scores`.
+
+    Raises:
+        ValueError: a reward cannot be loaded, or lacks a parameter that the run has not kept.
+    """
     try:
         return Scorer(
             rewards,
@@ -251,7 +256,7 @@ def _of_models(config: RunConfig, rewards: Sequence[RewardSpec]) -> Iterator[str
 
 
 def _baselines(
-    scorer: Scorer, greedy: Sequence[Group], scores: _StoredScores, step: int
+    scorer: Scorer, greedy: Sequence[Group], scores: StoredScores, step: int
 ) -> dict[str, float | None] | None:
     """Score of each task's greedy answer under the new reward; None where the algorithm has no such baseline."""
     if not greedy:

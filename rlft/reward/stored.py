@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlft.curves.reading import read_rollouts
@@ -74,9 +75,16 @@ def read_step(run: Path, step: int, tasks: StoredTasks) -> StoredStep:
 def read_greedy(run: Path, step: int, tasks: StoredTasks) -> list[Group]:
     """The greedy answers that are the step's baseline; empty where the algorithm asks for none."""
     path = run / ROLLOUTS / f"greedy-{step:06d}.parquet"
-    if not path.is_file():
-        return []
-    return list(_step(step, pq.read_table(path, partitioning=None).to_pylist(), tasks).groups)
+    return list(read_samples(path, step, tasks).groups) if path.is_file() else []
+
+
+def read_samples(path: Path, step: int, tasks: StoredTasks) -> StoredStep:
+    """The samples in a file of a step or of an evaluation; ValueError if it is broken."""
+    try:
+        rows = pq.read_table(path, partitioning=None).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore it from a copy") from error
+    return _step(step, rows, tasks)
 
 
 def parse_sample(text: str) -> tuple[int, str, int]:

@@ -123,7 +123,7 @@ class _Batch:
         self._waiting = deque(
             _Waiting(index, number) for index, request in enumerate(requests) for number in range(len(request.seeds))
         )
-        self._uniform = [_uniform(request.seeds, params.max_new_tokens) for request in requests]
+        self._uniform = [drawing_numbers(request.seeds, params.max_new_tokens) for request in requests]
         self.results = [[Sampled([], [], []) for _ in request.seeds] for request in requests]
         self.rows: list[_Waiting | None] = []
         """Sample of each row; None once it has ended."""
@@ -212,7 +212,7 @@ class _Batch:
         self._slot_of = {request: slot for request, slot in self._slot_of.items() if request in live}
 
 
-def _uniform(seeds: Sequence[int], count: int) -> np.ndarray:
+def drawing_numbers(seeds: Sequence[int], count: int) -> np.ndarray:
     """Uniform numbers (samples, count), float32 in [0, 1), one for each token that may be drawn."""
     numbers = uniforms(np.array(seeds, dtype=np.uint64), count).astype(np.float32)
     return np.minimum(numbers, np.float32(1 - 2**-24))  # float32 rounds the largest doubles up to 1

@@ -58,17 +58,22 @@ def sample(logits: Tensor, uniform: Tensor, params: SamplingParams) -> Drawn:
 
 
 def _sample_rows(logits: Tensor, uniform: Tensor, params: SamplingParams) -> Drawn:
-    x = logits
-    if params.temperature != 1:
-        x = logits.float() / params.temperature
-    probabilities = torch.softmax(x, dim=-1, dtype=torch.float32)
-    if not params.is_truncating:
-        tokens, chosen = _draw(probabilities, uniform)
-        return Drawn(tokens, chosen.log_(), None)
-    kept = probabilities.masked_fill(probabilities < _threshold(probabilities, params), 0.0)
+    kept = kept_probabilities(logits, params)
     tokens, chosen = _draw(kept, uniform)
+    if not params.is_truncating:
+        return Drawn(tokens, chosen.log_(), None)
     policy = chosen.log()
     return Drawn(tokens, policy - kept.sum(dim=-1, dtype=torch.float64).log().float(), policy)
+
+
+def kept_probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
+    """(R, V) float32, softmax(logits / temperature) with 0 for what top-k, top-p and min-p leave out; rows then add up
+    to less than 1. The temperature is not 0."""
+    x = logits if params.temperature == 1 else logits.float() / params.temperature
+    probabilities = torch.softmax(x, dim=-1, dtype=torch.float32)
+    if not params.is_truncating:
+        return probabilities
+    return probabilities.masked_fill(probabilities < _threshold(probabilities, params), 0.0)
 
 
 def _draw(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

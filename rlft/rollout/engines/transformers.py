@@ -134,12 +134,17 @@ class TransformersEngine:
     @torch.inference_mode()
     def logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> list[float]:
         """Log-probs of these tokens behind the prompt at temperature 1, from one pass over both."""
+        logits = self.logits(prompt_ids, token_ids, version=version)
+        targets = torch.tensor(token_ids, device=self.device)[:, None]
+        return logits.float().log_softmax(dim=-1).gather(1, targets).squeeze(1).tolist()
+
+    @torch.inference_mode()
+    def logits(self, prompt_ids: Sequence[int], token_ids: Sequence[int], *, version: int) -> Tensor:
+        """Logits (len(token_ids), V) that each of these tokens behind the prompt is drawn from, of one pass."""
         refuse_other_version(version, self.version)
         torch.set_num_threads(self.threads)
         ids = torch.tensor([[*prompt_ids, *token_ids]], device=self.device)
-        logits = self._forward.logits(ids)[0, len(prompt_ids) - 1 : -1]
-        targets = ids[0, len(prompt_ids) :, None]
-        return logits.float().log_softmax(dim=-1).gather(1, targets).squeeze(1).tolist()
+        return self._forward.logits(ids)[0, len(prompt_ids) - 1 : -1]
 
     def _completion(self, sampled: Sampled) -> Completion:
         assert self.version is not None

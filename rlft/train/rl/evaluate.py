@@ -14,7 +14,7 @@ from rlft.config import RunConfig
 from rlft.curves.statistics import mean_interval
 from rlft.reward.contract import first_cause
 from rlft.reward.scoring import Scorer
-from rlft.rollout.chunk import make_chunks
+from rlft.rollout.chunk import Chunk, make_chunks
 from rlft.rollout.pool import RolloutPool
 from rlft.rollout.work_queue import OnChunk
 from rlft.run.records import Evaluation
@@ -55,7 +55,12 @@ def answer_heldout(
     """
     if not tasks:
         raise ValueError("the environment has no held-out tasks to evaluate on")
-    chunks = make_chunks(
+    return scorer.score(pool.run(heldout_chunks(config, tasks, version=version), on_chunk))
+
+
+def heldout_chunks(config: RunConfig, tasks: Sequence[Task], *, version: int) -> list[Chunk]:
+    """Chunks of an evaluation of the adapter `version` on the first `evaluation.tasks` of the held-out tasks."""
+    return make_chunks(
         tasks[: config.evaluation.tasks],
         # Evaluation has few samples of each task, so a chunk takes more tasks for the same number of rows.
         tasks_per_chunk=max(
@@ -73,7 +78,6 @@ def answer_heldout(
         step=0,
         version=version,
     )
-    return scorer.score(pool.run(chunks, on_chunk))
 
 
 def evaluation(

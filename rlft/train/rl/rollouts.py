@@ -101,10 +101,10 @@ class StepRollouts:
     def _submit(self, step: int, version: int) -> _InFlight:
         config = self._run.config
         tasks = self._tasks_of(step)
-        samples = self._chunks(step, tasks, version, config.sampling.temperature)
+        samples = step_chunks(config, tasks, step=step, version=version)
         greedy = None
         if config.algorithm.needs_greedy:
-            greedy = self._pool.submit(self._chunks(step, tasks, version, 0.0, samples_per_task=1, stream="greedy"))
+            greedy = self._pool.submit(step_chunks(config, tasks, step=step, version=version, stream=GREEDY))
         return _InFlight(step=step, version=version, samples=self._pool.submit(samples), greedy=greedy)
 
     def _with_signal(self, step: int, groups: list[Group]) -> tuple[list[Group], list[Group]]:
@@ -120,7 +120,7 @@ class StepRollouts:
             if len(useful) == config.tasks_per_step:
                 break
             tasks = self._tasks_of(step, number)[: config.tasks_per_step - len(useful)]
-            chunks = self._chunks(step, tasks, version, config.sampling.temperature, stream=f"refill-{number}")
+            chunks = step_chunks(config, tasks, step=step, version=version, stream=refill_stream(number))
             groups = groups + self._scored(step, self._pool.submit(chunks), version)
             useful = [group for group in groups if has_signal(group, by_turn=by_turn)]
         if not useful:
@@ -178,29 +178,32 @@ class StepRollouts:
             order=config.environment.order,
         )
 
-    def _chunks(
-        self,
-        step: int,
-        tasks: Sequence[Task],
-        version: int,
-        temperature: float,
-        *,
-        samples_per_task: int = 0,
-        stream: str = "train",
-    ) -> list[Chunk]:
-        """Chunks of a step. Those of all its streams meet the same environment: they are compared with each other."""
-        config = self._run.config
-        return make_chunks(
-            tasks,
-            tasks_per_chunk=config.rollout.tasks_per_chunk,
-            samples_per_task=samples_per_task or config.samples_per_task,
-            params=sampling_params(config, temperature=temperature),
-            run_seed=config.seed,
-            stream=stream,
-            step=step,
-            version=version,
-            environment_stream="train",
-        )
+
+TRAIN, GREEDY = "train", "greedy"
+"""Streams of a step's samples: those that are trained on, and the greedy answers that are their baselines."""
+
+
+def refill_stream(number: int) -> str:
+    """Stream of a step's samples in a further round, counted from 1."""
+    return f"refill-{number}"
+
+
+def step_chunks(
+    config: RunConfig, tasks: Sequence[Task], *, step: int, version: int, stream: str = TRAIN
+) -> list[Chunk]:
+    """Chunks of a step. Those of all its streams meet the same environment: they are compared with each other."""
+    is_greedy = stream == GREEDY
+    return make_chunks(
+        tasks,
+        tasks_per_chunk=config.rollout.tasks_per_chunk,
+        samples_per_task=1 if is_greedy else config.samples_per_task,
+        params=sampling_params(config, temperature=0.0 if is_greedy else config.sampling.temperature),
+        run_seed=config.seed,
+        stream=stream,
+        step=step,
+        version=version,
+        environment_stream=TRAIN,
+    )
 
 
 def sampling_params(config: RunConfig, *, temperature: float) -> SamplingParams:
