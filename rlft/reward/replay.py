@@ -21,6 +21,7 @@ from rlft.objectives.signal import has_signal
 from rlft.reward.recompute import Recomputed, kl_coefs, recompute
 from rlft.reward.scoring import Scorer
 from rlft.reward.stored import StoredStep, StoredTasks, read_greedy, read_step, read_tasks, unscored
+from rlft.reward.stored_scoring import StoredScores, stored_scorer
 from rlft.run.records import Interval
 from rlft.types import Abstain, Failed, Group, RewardSpec, Score
 
@@ -178,57 +179,6 @@ def replay(
             baselines = _baselines(scorer, greedy, stored_scores, step)
             collected.add(stored, scored, baselines, kl_coef=coefs.get(step, 0.0))
     return collected.result([*notes, *collected.notes])
-
-
-class StoredScores:
-    """Scores of reward models on the run's own base: those that were stored, since no learner is there."""
-
-    def __init__(self, rewards: Sequence[RewardSpec]) -> None:
-        self.labels = [spec.label for spec in rewards if spec.folder]
-        self._parts: list[dict[int, Mapping[str, float]]] = []
-
-    def bind(self, groups: Sequence[Group]) -> None:
-        """The stored groups that are scored next."""
-        self._parts = [
-            {trajectory.sample_index: trajectory.parts for trajectory in group.trajectories} for group in groups
-        ]
-
-    def __call__(self, groups: Sequence[Group]) -> list[list[list[float]]]:
-        """By reward, group and trajectory; nan, which becomes a failure, where none was stored."""
-        return [
-            [
-                [parts.get(t.sample_index, {}).get(label, float("nan")) for t in group.trajectories]
-                for group, parts in zip(groups, self._parts, strict=True)
-            ]
-            for label in self.labels
-        ]
-
-
-def stored_scorer(
-    config: RunConfig, rewards: Sequence[RewardSpec], tasks: StoredTasks, scores: StoredScores, *, workers: int
-) -> Scorer:
-    """Start scoring processes for stored rollouts; those of reward models on the learner's base come from `scores`.
-
-    Raises:
-        ValueError: a reward cannot be loaded, or lacks a parameter that the run has not kept.
-    """
-    try:
-        return Scorer(
-            rewards,
-            workers=workers,
-            deadline_s=config.scoring.deadline_s,
-            log_dir=None,
-            environment=config.scoring.environment,
-            columns=tasks.columns,
-            learner=scores if scores.labels else None,
-            max_concurrent=config.scoring.max_concurrent,
-            memory_mb=config.scoring.memory_mb,
-        )
-    except ValueError as error:
-        if "nothing supplies" not in str(error):
-            raise
-        why = f"{', '.join(tasks.lost)} could not be kept" if tasks.lost else "the tasks' columns are not among them"
-        raise ValueError(f"{error} Of the rollouts of this run {why}.") from error
 
 
 def _of_tasks(tasks: StoredTasks) -> Iterator[str]:

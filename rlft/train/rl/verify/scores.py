@@ -11,9 +11,9 @@ from rlft.common.user_folder import combined
 from rlft.config import RunConfig
 from rlft.model import chat
 from rlft.reward.judge_cache import BUDGET, Budget
-from rlft.reward.replay import StoredScores, stored_scorer
 from rlft.reward.scoring import Scorer
 from rlft.reward.stored import StoredTasks, is_environments_failure, unscored
+from rlft.reward.stored_scoring import StoredScores, stored_scorer
 from rlft.run.records import Provenance
 from rlft.train.rl.verify.findings import Check
 from rlft.train.rl.verify.material import Here, with_prompt

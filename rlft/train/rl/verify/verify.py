@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging as transformers_logging
 
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
@@ -96,6 +97,7 @@ def verify(run: Path, config: RunConfig, *, share: float, seed: int, root: str =
         ValueError: `run` has no rollouts, or a log, the config or the manifest cannot be read.
     """
     checks, found = _Checks(), _Found()
+    transformers_logging.disable_progress_bar()
     with View(f"verify {config.name}", steps=0) as view:
         view.stage("hashes")
         notes = _check_manifest(run, config, root, checks.manifest)
