@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlft.cli import curves, env, listing, reward, verify
+from rlft.cli import bisect, curves, env, listing, reward, verify
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.common import interrupts
 from rlft.common.files import describe_os_error
@@ -184,6 +184,7 @@ def evaluate(
 
 curves.register(app)
 verify.register(app)
+bisect.register(app)
 
 
 @app.command("list")
