@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from rlft.cli.main import app
 from rlft.curves.passes import pass_all_k, pass_at_k, passes
 from rlft.curves.report import write_report
 from tests.fakes_run import make_run
@@ -69,3 +71,5 @@ def test_the_report_shows_them(tmp_path: Path) -> None:
     # Even tasks: 1 of 4 right, so pass@2 is 1/2; odd ones: 3 of 4, so it is 1. The mean is 0.75.
     assert re.search(r"pass@2: one of 2 is right</td>.*0\.75 \[", page)
     assert "pass^4: all 4 are right" in page
+    told = CliRunner().invoke(app, ["report", str(run), "--json"], catch_exceptions=False)
+    assert [each["k"] for each in json.loads(told.output)["passes"]] == [2, 4]

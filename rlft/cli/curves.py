@@ -32,11 +32,15 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON and write nothing.")] = False,
 ) -> None:
     """Say SHIP, DON'T or CAN'T TELL and why, and write report.html and reward.png of a run, finished or not."""
+    from rlft.curves.passes import passes
+    from rlft.curves.reading import read_evals
     from rlft.curves.verdict import verdict_of
 
     verdict = verdict_of(run)
     if as_json:
-        print(json.dumps(verdict.as_dict(), indent=1))
+        evals = read_evals(run)
+        solved = [each.as_dict() for each in passes(evals[-1].by_task)] if evals else []
+        print(json.dumps({**verdict.as_dict(), **({"passes": solved} if solved else {})}, indent=1))
         return
     show_verdict(verdict)
     from rlft.curves.report import write_report, write_reward_png

@@ -61,9 +61,16 @@ class Size:
 
 
 def prior_noise(effect: float, *, seed_sd: float = SEED_SD, is_greedy: bool = False) -> Noise:
-    """The noise of 0/1 rewards on tasks of `PRIOR` difficulty, whose gains are spread as widely as their mean."""
+    """The noise of 0/1 rewards on tasks of `PRIOR` difficulty, whose gains are spread as widely as their mean.
+
+    Of a task that is solved with probability p, a sample has the variance p (1 - p). The other side's p is taken to be
+    smaller in proportion, by `effect` on average, which moves tasks away from the end at which there is no noise.
+    """
     a, b = PRIOR
-    within = a * b / (a + b) / (a + b + 1)
+    mean = a / (a + b)
+    square = mean * (a + 1) / (a + b + 1)
+    kept = 1 - min(abs(effect) / mean, 1.0)
+    within = ((mean - square) + (kept * mean - kept**2 * square)) / 2
     told = (
         f"difficulty of tasks: Beta({a}, {b}), 0/1 rewards (assumed; --run RUN measures it)",
         f"spread of the gain over tasks: {abs(effect):.3g} (assumed)",
