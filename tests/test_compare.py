@@ -114,6 +114,18 @@ def test_three_seeds_can_never_tell() -> None:
     assert compare(*four).verdict == "better"
 
 
+def test_one_run_against_many_can_never_tell() -> None:
+    rng = np.random.default_rng(13)
+    many = [run(f"new-{seed}", _values(rng, 0.9), seed=seed) for seed in range(6)]
+    single = Group(label="base", runs=[run("base", _values(rng, 0.1))])
+    result = compare(single, Group(label="new", runs=many), min_effect=0.1)
+    assert result.verdict == "cannot_tell"
+    assert "1 and 6 seeds can never show p < 0.05" in result.sentence
+    assert result.detectable.effect == float("inf")
+    assert result.detectable.tasks is None
+    assert result.detectable.seeds in range(4, 20)
+
+
 def test_a_difference_that_is_there_is_found_and_said_once() -> None:
     rng = np.random.default_rng(6)
     result = compare(*pair(World(seeds=6, seed_sd=0.01, effect=0.15, parts=2), rng))
@@ -296,6 +308,8 @@ def test_tasks_are_paired_by_content(tmp_path: Path) -> None:
     d = write_run(tmp_path / "d", {f"x{i}": [1.0] for i in range(10)})
     with pytest.raises(ValueError, match="different tasks, none is in both"):
         read_groups([str(a), str(d)])
+    same = read_groups([f"{a}@step-000010", str(b)])[0].label
+    assert same == "a@step-000010"
     with pytest.raises(ValueError, match="no evaluation 'base'; it has: step-000010"):
         read_groups([f"{a}@base", str(d)])
 

@@ -83,8 +83,7 @@ def compare(
     unpaired = len({task for run in runs for task, known in run.values.items() if known}) - len(common)
     if missing or unpaired:
         told.append(f"{missing} samples could not be scored, and {unpaired} tasks have scores in some runs only")
-    size = Size(seeds=min(len(before.runs), len(after.runs)) if grouped else 1, tasks=len(common), samples=1)
-    detectable = _detectable(tasks, grouped, size, min_effect, level)
+    detectable = _detectable(difference, before, after, len(common), min_effect, level)
     verdict, reasons = judge(row, difference, tasks, before, after, min_effect, level)
     means = [{t: _mean([_mean(run[t]) for run in side]) for t in common} for side in values]
     worse, better, counts = _changed_tasks(means[0], means[1], runs)
@@ -192,25 +191,36 @@ def interquartile_mean(values: Any) -> Any:
 
 
 def _detectable(
-    tasks: Difference, grouped: GroupDifference | None, size: Size, min_effect: float, level: float
+    difference: Difference | GroupDifference,
+    before: Group,
+    after: Group,
+    count: int,
+    min_effect: float,
+    level: float,
 ) -> Detectable:
-    """From the spreads that this comparison has seen; `samples` is 1, because noise is that of a task's mean."""
-    if not tasks.interval.bounded or size.tasks < 2:
+    """From the spreads that this comparison of `count` tasks has seen."""
+    tasks = difference.tasks if isinstance(difference, GroupDifference) else difference
+    if not tasks.interval.bounded or count < 2:
         return Detectable(effect=math.inf, wanted=min_effect, tasks=None, seeds=None)
-    if grouped is None:
+    if isinstance(difference, Difference):
+        size = Size(tasks=count)
         noise = Noise(within=_spread_of(tasks, level) / 2, effect_sd=0.0, seed_sd=0.0, is_share=False)
     else:
+        runs = [*before.runs, *after.runs]
+        n, m = len(before.runs), len(after.runs)
+        # Groups of different sizes are as good as two of the harmonic mean of their sizes.
+        size = Size(seeds=max(2, round(2 / (1 / n + 1 / m))) if least_p(n, m) <= 1 - level else 2, tasks=count)
         noise = Noise(
-            within=grouped.noise_variance * size.tasks,
-            effect_sd=math.sqrt(grouped.task_variance),
-            seed_sd=math.sqrt(grouped.seed_variance),
-            is_share=tasks.interval.low >= -1,
+            within=difference.noise_variance * count,  # of a task's mean, so that it counts as one sample
+            effect_sd=math.sqrt(difference.task_variance),
+            seed_sd=math.sqrt(difference.seed_variance),
+            is_share=all(0 <= v <= 1 for run in runs for values in run.values.values() for v in values),
         )
     return Detectable(
         effect=smallest_effect(noise, size, POWER, level),
         wanted=min_effect,
         tasks=tasks_needed(noise, min_effect, size, POWER, level),
-        seeds=seeds_needed(noise, min_effect, size, POWER, level) if grouped else None,
+        seeds=seeds_needed(noise, min_effect, size, POWER, level) if size.seeds > 1 else None,
     )
 
 

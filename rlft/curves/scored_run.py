@@ -35,6 +35,8 @@ class ScoredRun:
     """`seed` of its config; None where it has none."""
     evaluation: str
     """Name of the evaluation, such as `step-000010`."""
+    is_chosen: bool = False
+    """Whether the evaluation was asked for, and is not just the last one."""
     metric: str
     """Reward or part that `values` are of."""
     values: Mapping[str, Sequence[float]]
@@ -56,8 +58,8 @@ class ScoredRun:
 
     @property
     def name(self) -> str:
-        """Name of its folder, with the evaluation where that is one from before training."""
-        return self.folder.name + (f"@{self.evaluation}" if self.evaluation in _BEFORE else "")
+        """Name of its folder, with the evaluation where that is not the last one."""
+        return self.folder.name + (f"@{self.evaluation}" if self.is_chosen else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,7 @@ def read_run(folder: Path, evaluation: str = "", metric: str = "") -> ScoredRun:
         folder=folder,
         seed=seed if isinstance(seed, int) else None,
         evaluation=chosen.name,
+        is_chosen=bool(evaluation),
         metric=wanted,
         values=values,
         word="accuracy" if all(v in (0, 1) for each in values.values() for v in each) else "mean",
