@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool planted bench-scoring compare-rates clean
+.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool planted bench-scoring compare-rates bench-alarms clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -76,6 +76,15 @@ intervals: .venv/installed
 compare-rates: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.compare_rates
 
+# Which faults the alarms name, and how often they cry wolf; the generators of the faults lie in an environment of their own.
+bench-alarms: .venv/installed .venv-alarms/installed
+	$(BIN)/python -m benchmarks.alarms --peers .venv-alarms $(foreach run,$(RUNS),--run $(run))
+
+.venv-alarms/installed:
+	$(PYTHON) -m venv .venv-alarms
+	.venv-alarms/bin/python -m pip install --quiet rlprobe==0.1.0 rldoctor==0.2.0
+	touch $@
+
 planted: .venv/installed
 	$(BIN)/python -m tests.planted_recall
 
@@ -112,4 +121,4 @@ FRESH_TESTS = HF_HUB_OFFLINE=1 .venv-fresh/bin/python -m pytest $(SHARED_OUT) -m
 	.venv-fresh/bin/python -m pip install --progress-bar on $(FRESH) -e '.[dev]'
 
 clean:
-	rm -rf .venv .venv-vllm .venv-extras .venv-fresh .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm .venv-extras .venv-fresh .venv-alarms .mypy_cache .ruff_cache .pytest_cache

@@ -12,6 +12,7 @@ from rich.text import Text
 from rlft.cli.arguments import RunFolder
 from rlft.cli.compare import compare
 from rlft.cli.gate import gate
+from rlft.cli.health import health
 from rlft.cli.power import power
 from rlft.curves.text import visible
 from rlft.curves.verdict import Verdict
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command()(compare)
     app.command()(gate)
     app.command()(power)
+    app.command()(health)
 
 
 def report(

@@ -1,0 +1,79 @@
+"""`rlft health`: the alarms of a run, with an exit code for scripts."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlft.cli.arguments import RunFolder
+from rlft.curves.alarms.health import Alarm, Health
+from rlft.curves.text import number, visible
+
+_STYLES = {"critical": "bold red", "warning": "yellow"}
+
+
+def health(
+    run: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say what goes wrong in a run, finished or not: since which step, by which numbers and samples, and what to do.
+
+    Exit code: 0 healthy, 1 an alarm, 2 cannot tell (too few steps).
+    """
+    from rlft.curves.alarms.watch import alarms_of
+
+    found = alarms_of(run)
+    if as_json:
+        print(json.dumps({"run": str(run), **found.as_dict()}, indent=1))
+    else:
+        _show(Console(), found)
+    raise typer.Exit(found.exit_code)
+
+
+def _show(console: Console, found: Health) -> None:
+    if found.alarms:
+        console.print(_table(found))
+        for alarm in found.alarms:
+            _explain(console, alarm)
+    console.print(Text(_sentence(found)), soft_wrap=True)
+    for each in found.unable:
+        console.print(Text(visible(f"  cannot tell {each.name}: {each.reason}"), style="dim"), soft_wrap=True)
+
+
+def _sentence(found: Health) -> str:
+    if found.state == "cannot tell":
+        return f"cannot tell: {found.steps} steps are too few to call a run healthy, 20 are needed"
+    looked = f"{found.steps} steps"
+    if found.state == "healthy":
+        return f"healthy: no alarm in {looked}"
+    count = len(found.alarms)
+    return f"{count} alarm{'s' if count > 1 else ''} in {looked}"
+
+
+def _table(found: Health) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("alarm", "severity", "since step", "evidence"):
+        table.add_column(heading, justify="right" if heading == "since step" else "left", no_wrap=heading == "alarm")
+    for alarm in found.alarms:
+        style = _STYLES[alarm.severity]
+        table.add_row(
+            Text(alarm.name), Text(alarm.severity, style=style), str(alarm.onset), Text(visible(alarm.evidence))
+        )
+    return table
+
+
+def _explain(console: Console, alarm: Alarm) -> None:
+    console.print()
+    console.print(Text(f"{alarm.name}: ", style=_STYLES[alarm.severity]).append(alarm.meaning, style="default"))
+    console.print(Text(f"  do: {alarm.advice}"))
+    for sample in alarm.samples:
+        reward = f"reward {number(sample.reward)}" if math.isfinite(sample.reward) else "not scored"
+        text = " ".join(sample.excerpt.split())
+        console.print(Text(visible(f"  {sample.id}  {reward}, {sample.tokens} tokens: {text}"), style="dim"))
+    console.print()

@@ -1,0 +1,165 @@
+"""Alarms of plain metrics and of run directories."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlft.curves import reading
+from rlft.curves.alarms.course import MIN_STEPS, Rows, course_of, onset
+from rlft.curves.alarms.detectors import DETECTORS
+from rlft.curves.alarms.evidence import samples_for
+from rlft.curves.alarms.health import Alarm, Health, Unable
+from rlft.curves.alarms.seen import Found, Seen
+from rlft.curves.shadow import Shadow, measure_shadows
+from rlft.curves.text import interval_text
+from rlft.run.records import Event
+
+_MIN_TASKS = 30
+"""Fewest held-out tasks from which a shadow that is not seen to rise counts as one that did not."""
+
+
+def alarms_from(rows: Rows, *, shadows: Collection[str] = ()) -> Health:
+    """What the metrics of a run's steps say of its health; alarms come without samples.
+
+    Args:
+        rows: metrics of each step, ascending, each with its `step`; values may be nan, which is an alarm.
+        shadows: names of the rewards that are not trained on, whose means are `reward/part/NAME`.
+    """
+    return _health(rows, _answers(rows, shadows), {})
+
+
+def alarms_of(run: Path) -> Health:
+    """What a run directory says of its health, finished or not, with samples as evidence.
+
+    Raises:
+        ValueError: this is no run directory, or one of its files is damaged.
+    """
+    shadows = shadow_labels(reading.read_config(run))
+    rows = with_not_finite(reading.read_metrics(run), reading.read_events(run))
+    answers = _answers(rows, shadows)
+    if rows and shadows and not isinstance(answers["shadow_gap"], Found):
+        answers["shadow_gap"] = _of_samples(run, rows, shadows) or answers["shadow_gap"]
+    samples = {name: samples_for(run, name, found) for name, found in answers.items() if isinstance(found, Found)}
+    return _health(rows, answers, samples)
+
+
+def is_looked_at(step: int) -> bool:
+    """Whether a run that goes on is looked at after this step: every fifth one, of long runs fewer."""
+    return step % max(5, step // 200 * 5) == 0
+
+
+def shadow_labels(config: Mapping[str, Any]) -> list[str]:
+    """Names of the shadow rewards in a run's config."""
+    rewards = [reward for reward in config.get("rewards") or [] if isinstance(reward, dict)]
+    return [_label(reward) for reward in rewards if reward.get("role") == "shadow"]
+
+
+def with_not_finite(rows: Rows, events: Sequence[Event]) -> list[dict[str, float]]:
+    """The rows with nan where a metric was left out because it was not finite, which an event says."""
+    left_out: dict[int, list[str]] = {}
+    for event in events:
+        if event.kind == "not_finite" and event.step is not None:
+            names = re.sub(r" not finite, .*", "", event.message, flags=re.DOTALL).split(", ")
+            left_out.setdefault(event.step, []).extend(names)
+    return [{**row, **dict.fromkeys(left_out.get(int(row["step"]), ()), math.nan)} for row in rows]
+
+
+def _label(reward: Mapping[str, Any]) -> str:
+    from rlft.types import RewardSpec
+
+    return RewardSpec(path=str(reward.get("path")), name=str(reward.get("name") or "")).label
+
+
+def _answers(rows: Rows, shadows: Collection[str]) -> dict[str, Found | str | None]:
+    seen = Seen(rows=rows, shadows=tuple(shadows))
+    return {name: detector(seen) for name, detector in DETECTORS.items()} if rows else {}
+
+
+def _health(rows: Rows, answers: Mapping[str, Found | str | None], samples: Mapping[str, Any]) -> Health:
+    last = int(rows[-1]["step"]) if rows else 0
+    alarms = [
+        Alarm(
+            name=name,
+            severity=found.severity,
+            onset=found.onset,
+            seen=last,
+            evidence=found.evidence,
+            numbers=found.numbers,
+            samples=samples.get(name, ()),
+        )
+        for name, found in answers.items()
+        if isinstance(found, Found)
+    ]
+    return Health(
+        steps=len(rows),
+        alarms=tuple(sorted(alarms, key=lambda alarm: (alarm.severity != "critical", alarm.onset))),
+        unable=tuple(Unable(name=name, reason=reason) for name, reason in answers.items() if isinstance(reason, str)),
+        enough=len(rows) >= MIN_STEPS,
+    )
+
+
+def _of_samples(run: Path, rows: Rows, shadows: Sequence[str]) -> Found | None:
+    """What the stored samples of evaluations, or else of training, say: the reward rose, a shadow did not."""
+    steps = len(reading.rollout_steps(run))
+    for shadow in measure_shadows(run, shadows, width=max(3, min(10, steps // 8)) if steps >= MIN_STEPS else 0):
+        if found := _held_out(shadow, rows) or _in_training(shadow, rows):
+            return found
+    return None
+
+
+def _held_out(shadow: Shadow, rows: Rows) -> Found | None:
+    if not shadow.moved:
+        return None
+    evaluation, change = shadow.moved[-1]
+    ahead = (
+        change.trained.conclusive
+        and change.gap.conclusive
+        and min(change.trained.interval.low, change.gap.interval.low) > 0
+    )
+    followed = change.shadow.conclusive and change.shadow.interval.mean > 0
+    fell = change.shadow.conclusive and change.shadow.interval.mean < 0
+    if not ahead or followed or not (fell or change.shadow.interval.n >= _MIN_TASKS):
+        return None
+    return Found(
+        severity="critical" if fell else "warning",
+        onset=_parted(rows, shadow.name, evaluation.step),
+        evidence=f"held-out tasks, {evaluation.label} against {shadow.start}: reward "
+        f"{interval_text(change.trained.interval, '+')}, {shadow.name} {interval_text(change.shadow.interval, '+')}, "
+        f"gap {interval_text(change.gap.interval, '+')} SD",
+        numbers={"gap": change.gap.interval.mean, "rose": change.trained.interval.mean},
+        part=shadow.name,
+    )
+
+
+def _in_training(shadow: Shadow, rows: Rows) -> Found | None:
+    if shadow.moved or shadow.training is None:
+        return None
+    trained, moved, gap = shadow.training
+    if not (trained.low > 0 and gap.low > 0 and (moved.high < 0 or (moved.low <= 0 and moved.n >= _MIN_TASKS))):
+        return None
+    return Found(
+        severity="critical" if moved.high < 0 else "warning",
+        onset=_parted(rows, shadow.name, int(rows[-1]["step"])),
+        evidence=f"training samples of the first and the last steps: reward {interval_text(trained, '+')}, "
+        f"{shadow.name} {interval_text(moved, '+')}, gap {interval_text(gap, '+')} SD",
+        numbers={"gap": gap.mean, "rose": trained.mean},
+        part=shadow.name,
+    )
+
+
+def _parted(rows: Rows, name: str, otherwise: int) -> int:
+    """The step from which on the reward runs ahead of a shadow, each in the run's own spread."""
+    import numpy as np
+
+    both = [row for row in rows if f"reward/part/{name}" in row and "reward/mean" in row]
+    if len(both) < MIN_STEPS:
+        return otherwise
+    reward, shadow = (course_of(both, metric) for metric in ("reward/mean", f"reward/part/{name}"))
+    if len(reward) != len(shadow):
+        return otherwise
+    spreads = [float(np.std(course.values)) or 1.0 for course in (reward, shadow)]
+    return onset(type(reward)(reward.steps, reward.values / spreads[0] - shadow.values / spreads[1]), 1)
