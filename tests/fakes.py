@@ -224,10 +224,11 @@ def read_rollouts(run: Path, step: int) -> list[dict[str, Any]]:
 def read_result(run: Path) -> dict[str, Any]:
     """Everything of a finished run that its seed decides, by file: two runs are the same when these are equal."""
     result: dict[str, Any] = {"metrics.jsonl": read_metrics(run)}
-    result |= {path.name: read_lines(path) for path in run.glob("tasks.jsonl")}  # which preference runs do not have
-    for path in sorted([*run.glob("rollouts/[!.]*"), *run.glob("evals/[!.]*.parquet")]):
+    for path in (*run.glob("tasks.jsonl"), *run.glob("evals/sets/*/tasks.jsonl")):  # preference runs have none
+        result[str(path.relative_to(run))] = read_lines(path)
+    for path in sorted([*run.glob("rollouts/[!.]*"), *run.glob("evals/**/[!.]*.parquet")]):
         result[str(path.relative_to(run))] = pq.read_table(path).to_pylist()
-    for path in sorted([*run.glob("evals/[!.]*.json"), run / "summary.json"]):
+    for path in sorted([*run.glob("evals/**/[!.]*.json"), run / "summary.json"]):
         result[str(path.relative_to(run))] = json.loads(path.read_text(encoding="utf-8"))
     for path in sorted(run.glob("adapters/[!.]*/adapter_model.safetensors")):
         result[str(path.relative_to(run))] = path.read_bytes()

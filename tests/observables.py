@@ -243,9 +243,14 @@ def evaluated(config: RunConfig) -> Any:
     raise AssertionError("nothing was generated")
 
 
-def judged_by(config: RunConfig) -> str:
-    """The reward or part that the policy is judged by."""
-    return headline(config)
+def evaluated_sets(config: RunConfig) -> list[Any]:
+    """The chunks that the evaluation sets ask for."""
+    return [evaluated(config.for_set(each)) for each in config.evaluations]
+
+
+def judged_by(config: RunConfig) -> list[str]:
+    """The rewards or parts that the policy is judged by."""
+    return [headline(config), *(headline(config.for_set(each)) for each in config.evaluations)]
 
 
 def decided(config: RunConfig) -> str:
@@ -326,8 +331,8 @@ def files(config: RunConfig) -> list[str]:
     """What a whole run leaves behind."""
     with mock.patch.object(launch, "summarize", return_value={}):
         launch.train(config, restart=True)
-    folders = ("evals", "adapters", "checkpoints")
-    return sorted(str(path.relative_to(config.run_dir)) for f in folders for path in (config.run_dir / f).glob("*"))
+    folders = ("evals", "evals/sets/*", "adapters", "checkpoints")
+    return sorted(str(path.relative_to(config.run_dir)) for f in folders for path in config.run_dir.glob(f"{f}/*"))
 
 
 class _LostError(Exception):
@@ -511,3 +516,9 @@ def letters_with(trouble: str = "", num_train: int = 8, long: int = 0) -> Any:
         return environment
     message = {"role": "user", "content": "x" * long}
     return replace(environment, train=[*environment.train, Task(id="long", messages=(message,), answer="a")])  # type: ignore[arg-type]
+
+
+def other_letters(first: int = 3) -> Any:
+    """The environment of `tests.fakes`, whose held-out tasks begin at the one of this number."""
+    environment = letters_with()
+    return replace(environment, heldout=environment.heldout[first:])

@@ -32,6 +32,7 @@ from rlft.rollout.chunk import make_chunks
 from rlft.rollout.engines.transformers import TransformersEngine
 from rlft.rollout.generate import run_chunk
 from rlft.train.rl import launch
+from rlft.train.rl.measure import measure
 from rlft.types import Adapter, Group, SamplingParams, Score
 from tests.conftest import MakeConfig
 from tests.fakes import letters, made_up_group, read_metrics, tiny_config
@@ -218,7 +219,7 @@ def test_a_run_of_another_kind_with_a_warm_start(make_config: MakeConfig, kind: 
     assert rows[0]["policy/kl_ref"] < 1e-6  # the reference is the warm start
     names = {path.name for path in (config.run_dir / "adapters" / "v000002").iterdir()}
     assert ("model.safetensors" if kind == "full" else "adapter_model.safetensors") in names
-    assert launch.measure(config, config.run_dir / "adapters" / "v000002").accuracy.n == 2
+    assert measure(config, config.run_dir / "adapters" / "v000002").accuracy.n == 2
 
 
 def test_a_run_starts_from_a_saved_adapter(make_config: MakeConfig, finished_run: Path, tmp_path: Path) -> None:

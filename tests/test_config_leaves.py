@@ -57,6 +57,10 @@ def one_reward(name: str) -> dict[str, Any]:
     return {"rewards": [{"path": f"tests.leaf_rewards:{name}"}], "scoring.workers": 1}
 
 
+SETS = {"evaluations": [{"name": "further", "tasks": 2}]}
+ELSEWHERE = {
+    "evaluations": [{"name": "further", "tasks": 2, "environment": {"path": "tests.observables:other_letters"}}]
+}
 STRIPES = {"rewards": [{"path": "tests.leaf_rewards:stripes"}]}
 RL: list[Row] = [
     ("name", "other", see.place, {}),
@@ -180,6 +184,14 @@ RL: list[Row] = [
     ("evaluation.every", 1, see.files, {}),
     ("evaluation.metric", "share_of_a/part", see.judged_by, {}),
     ("evaluation.min_effect", 0.5, see.decided, {}),
+    ("evaluations.name", "other", see.files, SETS),
+    ("evaluations.tasks", 1, see.evaluated_sets, SETS),
+    ("evaluations.samples_per_task", 2, see.evaluated_sets, SETS),
+    ("evaluations.temperature", 0.5, see.evaluated_sets, SETS),
+    ("evaluations.every", 1, see.files, SETS),
+    ("evaluations.metric", "share_of_a/part", see.judged_by, SETS),
+    ("evaluations.environment.path", "tests.observables:letters_with", see.evaluated_sets, ELSEWHERE),
+    ("evaluations.environment.args", {"first": 7}, see.evaluated_sets, ELSEWHERE),
     ("guards.max_kl", 9.0, see.diverged, {}),
     ("guards.min_entropy", 0.0, see.diverged, {}),
     ("guards.steps_without_signal", 2, see.diverged, {}),

@@ -30,6 +30,7 @@ from rlft.run.checkpoint import load_latest
 from rlft.train.rl import launch
 from rlft.train.rl.evaluate import evaluation
 from rlft.train.rl.loop import refuse_mismatch
+from rlft.train.rl.measure import measure
 from rlft.train.rl.rollouts import refuse_wrong_stamps
 from rlft.types import Adapter, Failed, Group, Score
 from tests.conftest import MakeConfig
@@ -192,7 +193,7 @@ def test_scoring_processes_are_started_once(make_config: MakeConfig, tmp_path: P
     launch.resume(config.run_dir)
     assert len(importers(tmp_path)) == 2
     assert logs[0].read_text() == "imported\n" * 2
-    launch.measure(config, None)
+    measure(config, None)
     assert len(importers(tmp_path)) == 2
 
 
@@ -397,7 +398,7 @@ def test_an_observed_reward_that_fails_is_told_and_stops_nothing(
     launch.train(config)
     told = "observed reward style failed on 2 of 2 samples"
     assert capsys.readouterr().err.count(told) == 1  # of all steps and evaluations
-    assert launch.measure(config, None).failed_parts == {"style": 2}
+    assert measure(config, None).failed_parts == {"style": 2}
     assert told in capsys.readouterr().err
     own = [name for name in read_metrics(config.run_dir)[0] if name.endswith("style")]
     assert own == ["reward/failed/style", "reward/part/style"]

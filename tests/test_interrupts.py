@@ -19,7 +19,7 @@ from rlft.run.checkpoint import steps_kept
 from rlft.run.directory import Run
 from rlft.run.records import Provenance, numbered
 from rlft.train.preference import loop as preference_loop
-from rlft.train.rl import launch
+from rlft.train.rl import evaluations, launch
 from rlft.train.rl.rollouts import StepRollouts
 from rlft.train.standing import keep_adapter
 from rlft.types import Adapter
@@ -75,7 +75,7 @@ def test_a_stopped_run_keeps_its_last_whole_step_and_ends_the_same(
 ) -> None:
     config = make_config(*SETTINGS)
     with monkeypatch.context() as patch:
-        owner = launch if where == "evaluate" else StepRollouts
+        owner = evaluations if where == "evaluate" else StepRollouts
         name = "answer_heldout" if where == "evaluate" else where
         stop_in(patch, owner, name, call=call, error=error)
         with pytest.raises(type(error)):

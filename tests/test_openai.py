@@ -25,6 +25,7 @@ from rlft.rollout.engines import by_name
 from rlft.rollout.engines.contract import Request
 from rlft.rollout.engines.openai import OpenAIEngine
 from rlft.train.rl import launch
+from rlft.train.rl.measure import measure
 from rlft.types import Abstain, SamplingParams
 from tests.fakes import read_metrics, tiny_config
 from tests.fakes_server import FakeServer, refusal, reply, serve
@@ -166,7 +167,7 @@ def test_a_served_model_is_evaluated_and_never_trained_on(tiny_model: Path, tmp_
             output_dir=str(tmp_path),
             rollout={"engine": "openai", "engine_args": {"base_url": server.base_url, "model": "served"}},
         )
-        result = launch.measure(config, None)
+        result = measure(config, None)
         assert result.accuracy.mean == pytest.approx((7 * 1.0 + 0.5) / 8)
         assert result.extra["served"] == {"model": "served", "base_url": server.base_url}
         asked = len(server.asked)

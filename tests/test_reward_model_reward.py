@@ -22,6 +22,7 @@ from rlft.learner.rl import Learner
 from rlft.reward.scoring import Scorer
 from rlft.train.reward_model import launch as launch_reward
 from rlft.train.rl import launch
+from rlft.train.rl.measure import measure
 from rlft.types import Abstain, Failed, Group, Message, RewardSpec, Score, Task, Trajectory
 from tests.fakes import made_up_group, read_metrics, read_rollouts, save_tiny_model, tiny_config
 from tests.fakes_reward import reward_model_config
@@ -206,7 +207,7 @@ def test_a_run_may_have_no_other_reward(tmp_path: Path, tiny_model: Path, rm: Pa
     (path / "summary.json").unlink()
     launch.resume(path)
     assert read_metrics(path) == expected
-    measured = launch.measure(RunConfig.model_validate({**config.model_dump(), "name": "m"}), path / "adapters/v000002")
+    measured = measure(RunConfig.model_validate({**config.model_dump(), "name": "m"}), path / "adapters/v000002")
     last = json.loads((path / "evals" / "step-000002.json").read_text())
     assert measured.accuracy.as_dict() == last["accuracy"]
 

@@ -176,7 +176,7 @@ def compare(one: Path, other: Path) -> list[Comparison]:
     return [
         _compare_metrics(one, other),
         _compare_files("rollouts", one, other, f"{ROLLOUTS}/*.parquet"),
-        _compare_files("evaluations", one, other, f"{EVALS}/*.parquet"),
+        _compare_files("evaluations", one, other, f"{EVALS}/**/*.parquet"),
         _compare_files("adapters", one, other, f"{ADAPTERS}/*/adapter_model.safetensors"),
     ]
 

@@ -159,6 +159,10 @@ def evaluate(
     ],
     overrides: Overrides = None,
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder (PEFT layout) to measure instead.")] = None,
+    set_name: Annotated[
+        str,
+        typer.Option("--set", metavar="NAME", help="Which of the config's `evaluations`; `evaluation` if left out."),
+    ] = "",
 ) -> None:
     """Measure held-out accuracy and print it as JSON; nothing is written."""
     from rlft.cli.run_config import load, load_run
@@ -174,9 +178,9 @@ def evaluate(
         loaded = load_run(target, overrides, is_trained=False)
     else:
         loaded = load(target, overrides, is_trained=False)
-    from rlft.train.rl import launch
+    from rlft.train.rl.measure import measure
 
-    result = launch.measure(loaded, adapter).as_dict()
+    result = measure(loaded, adapter, set_name=set_name).as_dict()
     if solved := passes(result.pop("by_task")):
         result["passes"] = [each.as_dict() for each in solved]
     print(json.dumps({"adapter": str(adapter) if adapter else "base", **result}, indent=1))

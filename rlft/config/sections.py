@@ -52,14 +52,19 @@ class PolicyAdapterConfig(AdapterConfig):
     """Folder of an adapter (of a model for `full`) that training starts from; empty starts from the model itself."""
 
 
-class EnvironmentConfig(Strict):
-    """Where the tasks come from."""
+class TaskSource(Strict):
+    """A function that gives tasks."""
 
     path: str
     """`package.module:function` or `file.py:function`; the function returns an `Environment`. Or an environment of
     another system, `SYSTEM:NAME`, as in `gymnasium:FrozenLake-v1`."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of that function."""
+
+
+class EnvironmentConfig(TaskSource):
+    """Where the tasks come from."""
+
     overlong: Literal["error", "drop"] = "error"
     """Training tasks whose prompt and completion do not fit the model's context: refused before the run starts, or left
     out and counted."""
@@ -205,8 +210,8 @@ class SFTStageConfig(Strict):
     """Peak learning rate; linear decay."""
 
 
-class EvaluationConfig(Strict):
-    """The held-out measurements."""
+class MeasurementConfig(Strict):
+    """How answers to held-out tasks are sampled, and when."""
 
     tasks: int = Field(200, ge=1)
     """Held-out tasks, the first ones of the held-out set."""
@@ -216,10 +221,26 @@ class EvaluationConfig(Strict):
     """0 is greedy."""
     every: int = Field(0, ge=0)
     """Evaluate each so many steps; 0 means only at the start and at the end."""
+
+
+class EvaluationConfig(MeasurementConfig):
+    """The held-out measurement that decides the verdict."""
+
     metric: str = ""
     """The headline: NAME or NAME/PART of a reward. Empty is the first reward; all are measured in any case."""
     min_effect: float = Field(0.01, ge=0)
     """The smallest change of the headline that matters: the verdict is SHIP only if the whole interval lies above."""
+
+
+class EvaluationSetConfig(MeasurementConfig):
+    """A further held-out measurement, which decides nothing but may put the verdict in doubt."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    """What it is called: lower-case letters, digits, `-` and `_`."""
+    metric: str = ""
+    """Its headline, as in `evaluation`; empty is that of `evaluation`."""
+    environment: TaskSource | None = None
+    """Where its tasks come from: the held-out tasks there; null takes those of the run's environment."""
 
 
 class GuardsConfig(Strict):

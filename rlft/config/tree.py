@@ -13,6 +13,7 @@ from rlft.config.sections import (
     CheckpointConfig,
     EnvironmentConfig,
     EvaluationConfig,
+    EvaluationSetConfig,
     GuardsConfig,
     ModelConfig,
     PolicyAdapterConfig,
@@ -115,7 +116,9 @@ class RunConfig(PolicyRunConfig):
     sft: SFTStageConfig | None = None
     """Supervised warm start before RL; null goes straight to RL."""
     evaluation: EvaluationConfig = EvaluationConfig()  # type: ignore[call-arg]
-    """Held-out measurements."""
+    """The held-out measurement that decides the verdict."""
+    evaluations: tuple[EvaluationSetConfig, ...] = ()
+    """Further ones: other tasks, temperatures or metrics, each at steps of its own."""
     guards: GuardsConfig = GuardsConfig()  # type: ignore[call-arg]
     """What a diverged policy is told by."""
     checkpoint: CheckpointConfig = CheckpointConfig()  # type: ignore[call-arg]
@@ -163,7 +166,21 @@ class RunConfig(PolicyRunConfig):
         names = [reward.label for reward in self.rewards]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"rewards: the name {doubled[0]!r} stands twice; give one of them another `name`")
+        names = [each.name for each in self.evaluations]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"evaluations: the name {doubled[0]!r} stands twice; give one of them another `name`")
         return self
+
+    def for_set(self, measured: EvaluationSetConfig) -> RunConfig:
+        """This config with what a set measures in the place of what `evaluation` measures."""
+        chosen = {name: getattr(measured, name) for name in ("tasks", "samples_per_task", "temperature", "every")}
+        chosen["metric"] = measured.metric or self.evaluation.metric
+        changes: dict[str, Any] = {"evaluation": self.evaluation.model_copy(update=chosen), "evaluations": ()}
+        if (source := measured.environment) is not None:
+            changes["environment"] = EnvironmentConfig(
+                path=source.path, args=source.args, overlong=self.environment.overlong
+            )
+        return self.model_copy(update=changes)
 
     @property
     def processes(self) -> int:

@@ -105,20 +105,36 @@ def check(environment: Environment) -> None:
                 raise ValueError(f"{where}: the id stands twice; ids name tasks in seeds and metrics, make them unique")
             seen.add(task.id)
 
-    def asked(task: Task) -> str:
-        # Episodes may all open alike and go on differently, as games do: then the rest of the task tells them apart.
-        return _key(task.messages, environment.episode and [task.answer, dict(task.columns)])
-
-    twins = {asked(task): task.id for task in environment.heldout}
-    for task in environment.train:
-        if twin := twins.get(asked(task)):
-            raise ValueError(f"training task {task.id!r} asks the same as held-out task {twin!r}; split by problem")
-    heldout = {_key(task.messages): task.id for task in environment.heldout}
     for row, messages in enumerate(environment.demonstrations):
         check_messages(messages, f"demonstration {row}")
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise ValueError(f"demonstration {row}: expected a prompt and, last, the assistant's reply")
-        if twin := heldout.get(_key(messages[:-1])):
+    refuse_overlap(environment, environment.heldout, are_episodes=environment.episode is not None)
+
+
+def refuse_overlap(environment: Environment, heldout: Sequence[Task], *, are_episodes: bool) -> None:
+    """Refuse held-out tasks that a run trains on.
+
+    Args:
+        environment: whose training tasks and demonstrations the run learns from.
+        heldout: tasks that it is measured on, of this environment or another one.
+        are_episodes: whether tasks of either are episodes. Those may all open alike and go on differently, as games do:
+            then the answer and the columns tell them apart, too.
+
+    Raises:
+        ValueError: names a held-out task and the training task or the demonstration that asks the same.
+    """
+
+    def asked(task: Task) -> str:
+        return _key(task.messages, are_episodes and [task.answer, dict(task.columns)])
+
+    twins = {asked(task): task.id for task in heldout}
+    for task in environment.train:
+        if twin := twins.get(asked(task)):
+            raise ValueError(f"training task {task.id!r} asks the same as held-out task {twin!r}; split by problem")
+    prompts = {_key(task.messages): task.id for task in heldout}
+    for row, messages in enumerate(environment.demonstrations):
+        if twin := prompts.get(_key(messages[:-1])):
             raise ValueError(f"demonstration {row} answers held-out task {twin!r}; split by problem")
 
 

@@ -64,7 +64,7 @@ def fit_context(
     train, heldout = (
         [task for task in tasks if task.id not in dropped] for tasks in (environment.train, environment.heldout)
     )
-    if not train or (environment.heldout and not heldout):
+    if (environment.train and not train) or (environment.heldout and not heldout):
         raise ValueError(
             f"environment.overlong: drop leaves {len(train)} training and {len(heldout)} held-out tasks: {bound}"
         )

@@ -178,7 +178,7 @@ class Scorer:
         """The rewards with the arguments that each call gets."""
         if columns is not None:
             try:
-                self._check_columns(columns)
+                self.check_columns(columns)
             except ValueError:
                 self.close()
                 raise
@@ -230,7 +230,7 @@ class Scorer:
         if self._closed or (self._pool and self._pool.closed):
             raise ValueError("this Scorer is closed")
         if not self._columns_checked and groups:
-            self._check_columns({column for group in groups for column in group.task.columns})
+            self.check_columns({column for group in groups for column in group.task.columns})
             self._columns_checked = True
         began, restarts = time.monotonic(), self._pool.restarts if self._pool else 0
         whole, groups = groups, [_without_failed(group) for group in groups]
@@ -339,7 +339,8 @@ class Scorer:
             seconds=seconds,
         )
 
-    def _check_columns(self, columns: Collection[str]) -> None:
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Raise ValueError if a reward has a parameter that tasks with these columns do not supply."""
         for spec, loaded in zip(self._called, self._loaded, strict=True):
             check_columns(loaded.plan, replace(spec, args={}) if loaded.is_built else spec, columns)
 

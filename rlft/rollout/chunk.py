@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlft.config import EnvironmentConfig
 from rlft.rollout.seeds import episode_seed, sample_seed
 from rlft.types import SamplingParams, Task
 
@@ -30,6 +31,8 @@ class Chunk:
     environment_stream: str = ""
     """Stream whose environment the episodes meet, where samples are compared with those of another stream; empty: its
     own."""
+    environment: EnvironmentConfig | None = None
+    """Whose episodes the tasks are; None: the run's."""
 
     def seeds(self, task: Task) -> tuple[int, ...]:
         """One seed for each sample of a task."""
@@ -53,6 +56,7 @@ def make_chunks(
     step: int,
     version: int,
     environment_stream: str = "",
+    environment: EnvironmentConfig | None = None,
 ) -> list[Chunk]:
     """Cut tasks into chunks of a fixed number, in order."""
     return [
@@ -65,6 +69,7 @@ def make_chunks(
             step=step,
             version=version,
             environment_stream=environment_stream,
+            environment=environment,
         )
         for start in range(0, len(tasks), tasks_per_chunk)
     ]

@@ -12,8 +12,9 @@ import psutil
 import torch
 
 from rlft.common.cluster import node_id
-from rlft.config import RunConfig
+from rlft.config import EnvironmentConfig, RunConfig
 from rlft.environment import loading
+from rlft.environment.contract import Environment
 from rlft.model import chat
 from rlft.model.memory import keep_freed_memory
 from rlft.rollout.chunk import Chunk
@@ -51,7 +52,7 @@ class RolloutWorker:
         self._engine: Engine = make_engine(config, model_folder, self._tokenizer)
         self._prove = Prover(self._engine)
         # The driver has loaded it too; here it is needed for its episodes, which never travel.
-        self._environment = loading.load(config.environment)
+        self._environments = [(config.environment, loading.load(config.environment))]
 
     def load_adapter(self, adapter: Adapter) -> int:
         """Load an adapter into the engine, which has to prove that it computes with it; returns its version.
@@ -66,12 +67,21 @@ class RolloutWorker:
 
     def run_chunk(self, chunk: Chunk) -> list[Group]:
         """Generate the groups of a chunk, unscored."""
-        return run_chunk(self._engine, self._tokenizer, chunk, self._environment)
+        return run_chunk(self._engine, self._tokenizer, chunk, self._environment(chunk.environment))
 
     @property
     def slow_paths(self) -> tuple[str, ...]:
         """Why the engine is slower than it could be, as far as that has come up."""
         return tuple(getattr(self._engine, "slow_paths", ()))
+
+    def _environment(self, wanted: EnvironmentConfig | None) -> Environment:
+        """The run's environment, or that of an evaluation set, which is loaded when it is first asked for."""
+        found = next((e for c, e in self._environments if wanted is None or c == wanted), None)
+        if found is None:
+            assert wanted is not None
+            found = loading.load(wanted)
+            self._environments.append((wanted, found))
+        return found
 
     def close(self) -> None:
         """End the engine, where it has processes or connections of its own."""

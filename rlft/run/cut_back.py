@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from rlft.run.records import (
     EVENTS,
     METRICS,
     ROLLOUTS,
+    SETS,
     SUMMARY,
     TASKS,
     numbered,
@@ -101,15 +102,20 @@ def set_aside_after(path: Path, step: int) -> Path | None:
     return target
 
 
-def copy_until(path: Path, step: int, target: Path) -> None:
+def copy_until(path: Path, step: int, target: Path, *, sets: Collection[str] = ()) -> None:
     """Fill the new folder `target` with what a run at `path` had after `step`, whose checkpoint is whole.
 
     Files that nobody changes are shared by hard links where the disk can.
+
+    Args:
+        sets: the evaluation sets whose measurements are copied.
     """
-    for each in [path / CHECKPOINTS / step_name(step), *(each for each, number in _numbered(path) if number <= step)]:
-        _share(each, target / each.relative_to(path))
+    left_out = [each for each in _sets(path) if each.name not in sets]
+    found = [path / CHECKPOINTS / step_name(step), *(each for each, number in _numbered(path) if number <= step)]
     for name in ("base", "sft"):
-        for each in [*path.glob(f"{EVALS}/{name}.*"), *path.glob(f"{ADAPTERS}/{name}")]:
+        found += [*path.glob(f"{EVALS}/{name}.*"), *path.glob(f"{SETS}/*/{name}.*"), *path.glob(f"{ADAPTERS}/{name}")]
+    for each in [*found, *path.glob(f"{SETS}/*/{TASKS}")]:
+        if each.parent not in left_out:
             _share(each, target / each.relative_to(path))
     lines = [line for line in logs.read_metrics(path, [], skip_damaged=True).rows if line.step <= step]
     write_file(target / METRICS, "".join(line.line() + "\n" for line in lines))
@@ -121,8 +127,13 @@ def copy_until(path: Path, step: int, target: Path) -> None:
 
 def _numbered(path: Path) -> Iterator[tuple[Path, int]]:
     """(file or folder, its step) of all that belongs to one step, but for checkpoints."""
-    for folder in (ROLLOUTS, EVALS, ADAPTERS):
-        yield from ((each, step) for step, each in numbered(path / folder))
+    for folder in (path / ROLLOUTS, path / EVALS, *_sets(path), path / ADAPTERS):
+        yield from ((each, step) for step, each in numbered(folder))
+
+
+def _sets(path: Path) -> list[Path]:
+    """The folders of the evaluation sets that a run has measured."""
+    return [each for each in sorted((path / SETS).glob("[!.]*")) if each.is_dir()]
 
 
 def _share(source: Path, target: Path) -> None:

@@ -5,7 +5,7 @@ runs/NAME/
   metrics.jsonl      one line of numbers per step  events.jsonl     what happened, with times
   rollouts/          step-000012.parquet: every sample, failed ones too
   tasks.jsonl        answer and columns of the tasks, for rewards to be replayed
-  evals/             base.json, sft.json, step-000010.json and their rollouts
+  evals/             base.json, sft.json, step-000010.json and their rollouts; sets/NAME/: those of `evaluations`
   adapters/          sft, v000012: PEFT folders    checkpoints/     what `rlft resume` starts from
   summary.json       at the end                    logs/            what scoring processes printed
   manifest.json      hashes of all of these        bisect/          evaluations that `rlft bisect` made
@@ -45,7 +45,6 @@ from rlft.run.manifest import RecordHashes
 from rlft.run.records import (
     CHECKPOINTS,
     CONFIG,
-    EVALS,
     EVENTS,
     METRICS,
     PROVENANCE,
@@ -57,11 +56,12 @@ from rlft.run.records import (
     Event,
     MetricsLine,
     Provenance,
+    evaluations_folder,
     step_name,
 )
 from rlft.run.rollout_table import to_parquet
 from rlft.run.stored_task import StoredTask
-from rlft.types import Batch, Group, Metrics
+from rlft.types import Batch, Group, Metrics, Task
 
 C = TypeVar("C", bound=BaseRunConfig, default=RunConfig)
 D = TypeVar("D", bound=BaseRunConfig)
@@ -269,29 +269,48 @@ class Run(Generic[C]):
 
     def write_evaluation(self, evaluation: Evaluation) -> None:
         """Keep an evaluation; one that is there is not made again by `rlft resume`."""
-        write_file(self.path / EVALS / f"{evaluation.name}.json", json.dumps(evaluation.as_dict(), indent=1))
+        path = self.path / evaluations_folder(evaluation.set_name) / f"{evaluation.name}.json"
+        write_file(path, json.dumps(evaluation.as_dict(), indent=1))
 
-    def write_evaluation_samples(self, name: str, step: int, groups: Sequence[Group]) -> Path:
-        """Keep every sample of an evaluation, and the tasks that are new or have changed; returns the file."""
-        self._keep_tasks(step, groups)
-        path = self.path / EVALS / f"{name}.parquet"
-        write_file(path, to_parquet(groups, step=step, sources=self.sources))
+    def write_evaluation_samples(
+        self,
+        name: str,
+        step: int,
+        groups: Sequence[Group],
+        *,
+        set_name: str = "",
+        sources: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Keep every sample of an evaluation, and its tasks; returns the file.
+
+        Args:
+            set_name: the evaluation set, whose tasks are kept beside its samples: they may have the ids of other tasks.
+            sources: what made its rewards and tasks, where that is not what made the run's.
+        """
+        folder = self.path / evaluations_folder(set_name)
+        if set_name:
+            tasks = [_stored(group.task, step=0) for group in groups]
+            write_file(folder / TASKS, "".join(task.line() + "\n" for task in tasks))
+        else:
+            self._keep_tasks(step, groups)
+        path = folder / f"{name}.parquet"
+        write_file(path, to_parquet(groups, step=step, sources=sources or self.sources))
         return path
 
     def _keep_tasks(self, step: int, groups: Sequence[Group]) -> None:
         if self._kept_tasks is None:
             self._kept_tasks = {task.task_id: task.digest for task in logs.read_tasks(self.path).rows}
         tasks = {group.task.id: group.task for group in groups}.values()
-        used = [StoredTask(task_id=t.id, step=step, answer=t.answer, columns=t.columns) for t in tasks]
+        used = [_stored(task, step=step) for task in tasks]
         new = {task.digest: task for task in used if task.digest != self._kept_tasks.get(task.task_id)}
         if not new:
             return
         _append(self.path / TASKS, "\n".join(task.line() for task in new.values()))
         self._kept_tasks |= {task.task_id: digest for digest, task in new.items()}
 
-    def evaluation(self, name: str) -> Evaluation | None:
-        """An evaluation that was made before, or None. Raises ValueError if its file is damaged."""
-        path = self.path / EVALS / f"{name}.json"
+    def evaluation(self, name: str, set_name: str = "") -> Evaluation | None:
+        """An evaluation, perhaps of a set, that was made before, or None. Raises ValueError if its file is damaged."""
+        path = self.path / evaluations_folder(set_name) / f"{name}.json"
         return read_evaluation(path) if path.is_file() else None
 
     def checkpoint(self, snapshot: Snapshot, *, every: int) -> None:
@@ -316,6 +335,10 @@ class Run(Generic[C]):
     def write_provenance(self, provenance: Provenance) -> None:
         """Keep what makes the run's numbers."""
         write_file(self.path / PROVENANCE, json.dumps(provenance.as_dict(), indent=1))
+
+
+def _stored(task: Task, *, step: int) -> StoredTask:
+    return StoredTask(task_id=task.id, step=step, answer=task.answer, columns=task.columns)
 
 
 def _append(path: Path, line: str) -> None:

@@ -60,6 +60,8 @@ NO_NUMBERS = (
 )
 """Settings that decide where and how fast a run computes, what it keeps and when it stops, but not what is learnt."""
 
+_EVERY_OF_SET = re.compile(r"evaluations\.[^.]+\.every")
+"""The one setting of an evaluation set that may change within a run."""
 _ARGUMENTS = ("args", "engine_args")
 """Settings that hold keys of the user's own."""
 _MACHINE = ("kernels", "device", "python", "machine", "processor", "system")
@@ -127,7 +129,7 @@ def changed_numbers(then: Provenance, now: Provenance) -> list[str]:
     lines = [
         f"{key}: {_shown(old)} -> {_shown(new)}"
         for key, old, new in _differences(then.config, now.config)
-        if then.config and key not in NO_NUMBERS and not _extends(key, then.config, now.config)
+        if then.config and not _decides_nothing(key) and not _extends(key, then.config, now.config)
     ]
     for path in sorted({*then.sha256} & {*now.sha256}):
         if then.sha256[path] != now.sha256[path]:
@@ -159,7 +161,7 @@ def changed_computing(then: Provenance, now: Provenance) -> list[str]:
         lines += [
             f"{key}: {_shown(old)} -> {_shown(new)}"
             for key, old, new in _differences(then.config, now.config)
-            if key in NO_NUMBERS or _extends(key, then.config, now.config)
+            if _decides_nothing(key) or _extends(key, then.config, now.config)
         ]
     return lines
 
@@ -177,11 +179,39 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
     found: list[tuple[str, Any, Any]] = []
     for key in sorted({*then, *now}):
         old, new = then.get(key), now.get(key)
+        if (prefix, key) == ("", "evaluations"):
+            old, new = _by_name(old), _by_name(new)
         if isinstance(old, Mapping) and isinstance(new, Mapping) and key not in _ARGUMENTS:
             found += _differences(old, new, f"{prefix}{key}.")
         elif old != new:
             found.append((prefix + key, old, new))
     return found
+
+
+def tasks_of_set(name: str) -> str:
+    """The name under which `Provenance.sha256` has the hash of an evaluation set's own tasks."""
+    return f"the tasks of evaluation {name}"
+
+
+def same_sets(then: Provenance, now: Provenance) -> list[str]:
+    """Names of the evaluation sets that measure the same as before, if perhaps not as often."""
+    old, new = (_by_name(each.config.get("evaluations")) for each in (then, now))
+    return [
+        name
+        for name in new
+        if name in old
+        and {**old[name], "every": 0} == {**new[name], "every": 0}
+        and then.sha256.get(tasks_of_set(name)) == now.sha256.get(tasks_of_set(name))
+    ]
+
+
+def _decides_nothing(key: str) -> bool:
+    return key in NO_NUMBERS or _EVERY_OF_SET.fullmatch(key) is not None
+
+
+def _by_name(sets: Sequence[Mapping[str, Any]] | None) -> Mapping[str, Mapping[str, Any]]:
+    """The config's `evaluations` by name, so that each is compared with itself whatever their order."""
+    return {each["name"]: each for each in sets or ()}
 
 
 def _extends(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
     runs/NAME/  config.yaml  provenance.json  summary.json  metrics.jsonl  events.jsonl  tasks.jsonl
                 rollouts/step-000012.parquet   evals/base.json, sft.json, step-000010.json, each with a .parquet
+                evals/sets/NAME/: the same of each of `evaluations`, and tasks.jsonl, its tasks
                 adapters/sft, v000012          checkpoints/step-000010
 
 Whoever writes a run directory and whoever reads one uses this file. A run that is still going, or that was killed, has
@@ -28,6 +29,8 @@ FORMAT = 2
 CONFIG, PROVENANCE, SUMMARY = "config.yaml", "provenance.json", "summary.json"
 METRICS, EVENTS, TASKS = "metrics.jsonl", "events.jsonl", "tasks.jsonl"
 ROLLOUTS, EVALS, ADAPTERS, CHECKPOINTS = "rollouts", "evals", "adapters", "checkpoints"
+SETS = f"{EVALS}/sets"
+"""Evaluation sets: a folder of its own for each."""
 LOGS, SKIPPED, ASIDE = "logs", "skipped", "aside"
 """What processes print, updates that were not made, and what a resume moved away instead of deleting it."""
 REFERENCE, REWARD_MODEL = "reference", "reward-model"
@@ -44,6 +47,11 @@ def step_name(step: int) -> str:
 def adapter_folder(step: int | None) -> str:
     """`adapters/v000012`, that after a step, or `adapters/sft`, that of the warm start: folder below the run's own."""
     return f"{ADAPTERS}/{'sft' if step is None else f'v{step:06d}'}"
+
+
+def evaluations_folder(set_name: str) -> str:
+    """`evals/sets/NAME`, that of an evaluation set, or for an empty name `evals`: folder below the run's own."""
+    return f"{SETS}/{set_name}" if set_name else EVALS
 
 
 def step_of(name: str) -> int | None:
@@ -154,7 +162,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """`evals/NAME.json`: one measurement on held-out tasks or preferences."""
+    """`evals/NAME.json` or `evals/sets/SET/NAME.json`: one measurement on held-out tasks or preferences."""
 
     name: str
     """`base`, `sft` or `step-000010`."""
@@ -188,6 +196,8 @@ class Evaluation:
     """Mean over tasks of every reward and named part, with its 95 % interval; empty where the file does not say."""
     failed_parts: Mapping[str, int] = field(default_factory=dict)
     """Samples on which each reward failed, whatever its weight; rewards that never failed are absent."""
+    set_name: str = ""
+    """Name of the evaluation set that it is of; empty is the measurement that decides the verdict."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What else the file says."""
 
@@ -212,7 +222,7 @@ class Evaluation:
         of_preferences = {"stage": self.stage, "loss": self.loss, "margin": self.margin}
         named = {each.name: getattr(self, each.name) for each in fields(self)}
         kept = {name: value for name, value in named.items() if name != "extra" and name not in of_preferences}
-        for name in ("failed_parts", "rewards"):
+        for name in ("failed_parts", "rewards", "set_name"):
             if not kept[name]:
                 del kept[name]
         if self.rewards:
@@ -246,6 +256,7 @@ class Evaluation:
                 margin=_number(data.get("margin")),
                 rewards={str(name): Interval.from_dict(each) for name, each in data.get("rewards", {}).items()},
                 failed_parts={str(name): int(count) for name, count in data.get("failed_parts", {}).items()},
+                set_name=str(data.get("set_name", "")),
                 extra=_beyond(cls, data),
             )
         except (TypeError, AttributeError) as error:
@@ -363,8 +374,8 @@ ROLLOUT_COLUMNS = {
     "adapter_version": Column("int64", "adapter that made the last action"),
     "adapter_hash": Column("string", "content hash of that adapter"),
 }
-"""A row of `rollouts/step-000012.parquet` and `evals/NAME.parquet`: one sample, failed ones too. Files of other
-versions may have fewer or further columns."""
+"""A row of `rollouts/step-000012.parquet` and of the `.parquet` beside each evaluation: one sample, failed ones too.
+Files of other versions may have fewer or further columns."""
 
 SOURCES = "rlft:sources"
 """Key of the metadata of such a file: JSON of what made its rewards and its tasks, `rewards` by name and `environment`,

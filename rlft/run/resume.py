@@ -188,7 +188,7 @@ def _fork(run: Run[C], config: C, now: Provenance, how: How) -> Continued[C]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        cut_back.copy_until(run.path, snapshot.step, temporary)
+        cut_back.copy_until(run.path, snapshot.step, temporary, sets=provenance.same_sets(then, now))
         write_file(temporary / PROVENANCE, json.dumps(made.as_dict(), indent=1))
         write_file(temporary / CONFIG, config_file.dump(config))
         temporary.rename(target)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rlft.common.by_path import did_you_mean
-from rlft.config import RunConfig
+from rlft.config import EnvironmentConfig, RunConfig
 from rlft.curves.statistics import mean_interval
 from rlft.reward.contract import first_cause
 from rlft.reward.scoring import Scorer
@@ -21,17 +21,20 @@ from rlft.run.records import Evaluation
 from rlft.types import Abstain, Adapter, Failed, Group, SamplingParams, Task, Trajectory
 
 
-def headline(config: RunConfig) -> str:
+def headline(config: RunConfig, key: str = "evaluation") -> str:
     """Name of the reward or part that the policy is judged by on held-out tasks.
 
+    Args:
+        key: the section of the config that says so, for the error.
+
     Raises:
-        ValueError: `evaluation.metric` names a reward that the config does not have.
+        ValueError: its `metric` names a reward that the config does not have.
     """
     metric, rewards = config.evaluation.metric, [reward.label for reward in config.rewards]
     name = metric.partition("/")[0]
     if metric and name not in rewards:
         raise ValueError(
-            f"evaluation.metric: no reward is named {name!r}.{did_you_mean(name, rewards)} "
+            f"{key}.metric: no reward is named {name!r}.{did_you_mean(name, rewards)} "
             f"There are: {', '.join(rewards)}; write NAME, or NAME/PART for a part that it returns"
         )
     return metric or rewards[0]
@@ -44,21 +47,27 @@ def answer_heldout(
     tasks: Sequence[Task],
     *,
     version: int,
+    environment: EnvironmentConfig | None = None,
     on_chunk: OnChunk | None = None,
 ) -> list[Group]:
     """Sample and score answers to the first `evaluation.tasks` held-out tasks with the published adapter `version`.
 
     The samples' seeds do not depend on the step, so that two evaluations differ by the policy alone.
 
+    Args:
+        environment: whose episodes the tasks are, if not the run's.
+
     Raises:
         ValueError: there are no held-out tasks.
     """
     if not tasks:
         raise ValueError("the environment has no held-out tasks to evaluate on")
-    return scorer.score(pool.run(heldout_chunks(config, tasks, version=version), on_chunk))
+    return scorer.score(pool.run(heldout_chunks(config, tasks, version=version, environment=environment), on_chunk))
 
 
-def heldout_chunks(config: RunConfig, tasks: Sequence[Task], *, version: int) -> list[Chunk]:
+def heldout_chunks(
+    config: RunConfig, tasks: Sequence[Task], *, version: int, environment: EnvironmentConfig | None = None
+) -> list[Chunk]:
     """Chunks of an evaluation of the adapter `version` on the first `evaluation.tasks` of the held-out tasks."""
     return make_chunks(
         tasks[: config.evaluation.tasks],
@@ -77,16 +86,25 @@ def heldout_chunks(config: RunConfig, tasks: Sequence[Task], *, version: int) ->
         stream="evaluate",
         step=0,
         version=version,
+        environment=environment,
     )
 
 
 def evaluation(
-    config: RunConfig, groups: Sequence[Group], *, adapter: Adapter, name: str, step: int, samples_file: Path | None
+    config: RunConfig,
+    groups: Sequence[Group],
+    *,
+    adapter: Adapter,
+    name: str,
+    step: int,
+    samples_file: Path | None,
+    set_name: str = "",
 ) -> Evaluation:
     """What the scored answers of `answer_heldout` say about the adapter that gave them.
 
     Args:
         samples_file: where the samples are kept, for the error; None if they are not.
+        set_name: name of the evaluation set, of which `config` is then that of `RunConfig.for_set`.
 
     Raises:
         RuntimeError: the metric has no value, or failed on more samples than `scoring.max_failed` allows: a mean over
@@ -99,7 +117,8 @@ def evaluation(
     scored = [v for v in values.values() if v]
     failures = [failure for t in trajectories if (failure := _failure(t, metric))]
     if not scored or len(failures) > config.scoring.max_failed * len(trajectories):
-        raise RuntimeError(_refusal(config, name, metric, names, trajectories, failures, samples_file))
+        told = _told(name, set_name)
+        raise RuntimeError(_refusal(config, told, metric, names, trajectories, failures, samples_file))
     return Evaluation(
         name=name,
         step=step,
@@ -114,7 +133,12 @@ def evaluation(
         length=sum(t.num_actions for t in trajectories) / len(trajectories),
         truncated=sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
         by_task=values,
+        set_name=set_name,
     )
+
+
+def _told(name: str, set_name: str) -> str:
+    return f"{set_name}, {name}" if set_name else name
 
 
 def _failure(trajectory: Trajectory, metric: str) -> Failed | None:
@@ -138,7 +162,7 @@ def _refusal(
     kept = f" All samples are in {samples_file}." if samples_file else ""
     if not failures and "/" in metric:
         there = f"there are: {', '.join(measured)}" if measured else "no reward has a value"
-        return f"evaluation {name}: no sample has the part {metric} of evaluation.metric; {there}.{kept}"
+        return f"evaluation {name}: no sample has the part {metric} of its metric; {there}.{kept}"
     if not failures:
         why = next((f" ({t.outcome.reason})" for t in trajectories if isinstance(t.outcome, Abstain)), "")
         return (

@@ -19,38 +19,40 @@ from rlft.common.user_folder import combined
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
 from rlft.curves.shadow import shadow_names
-from rlft.curves.text import format_accuracy
 from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.learner import reward_model
 from rlft.learner.group import make_learner
 from rlft.learner.reward_model import folder_hash
-from rlft.learner.rl import Learner
 from rlft.model import chat
 from rlft.model.adapter import bare_base, make_adapter, read_folder
 from rlft.model.base import resolve_dtype
 from rlft.model.starting_point import (
     reference_source,
-    refuse_other_scale,
     resolve_model,
     save_adapter,
     start_tensors,
 )
 from rlft.reward.scoring import LearnerScores, Scorer
 from rlft.rollout.context import fit
-from rlft.rollout.engines.by_name import check_engine, traits_of
+from rlft.rollout.engines.by_name import check_engine
 from rlft.rollout.pool import MakePool, RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run, make_output_dir
 from rlft.run.provenance import source_record
-from rlft.run.records import LOGS, Evaluation, Provenance, adapter_folder, step_name
+from rlft.run.records import LOGS, Provenance, adapter_folder, step_name
 from rlft.run.resume import PLAIN, Continued, How, config_of, continued, way_on
 from rlft.run.summaries import RLSummary
 from rlft.train import provenance
-from rlft.train.rl.evaluate import answer_heldout, evaluation, headline
+from rlft.train.rl.evaluations import (
+    Measurement,
+    fit_measurements,
+    load_measurements,
+    measure_heldout,
+    own_hashes,
+)
 from rlft.train.rl.loop import train_rl
-from rlft.train.rl.observed import note_observed_failures, observed_sentences
 from rlft.train.rl.services import judge_budget, make_scorer, reward_remarks, services
 from rlft.train.rl.state import restore, snapshot
 from rlft.train.rl.summary import summarize
@@ -73,6 +75,8 @@ class _Prepared:
     """Its processes have loaded the rewards."""
     learner_scores: LearnerScores
     """Where the scorer gets the scores of the rewards on the learner's base."""
+    measurements: Sequence[Measurement]
+    """What is measured on held-out tasks; the first one decides the verdict."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,14 @@ class _Parts:
     pool: RolloutPool
     scorer: Scorer
     learner_scores: LearnerScores
+    measurements: Sequence[Measurement]
+
+    def evaluate(self, adapter: Adapter, *, name: str, step: int, publish: bool) -> None:
+        """Make what is to be measured of an adapter after a step and is not yet."""
+        due = [each for each in self.measurements if publish or each.is_due(step)]
+        measure_heldout(
+            self.run, self.view, self.pool, self.scorer, due, adapter, name=name, step=step, publish=publish
+        )
 
 
 def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = None) -> RLSummary:
@@ -154,41 +166,6 @@ def sft(config: RunConfig, *, restart: bool = False) -> Path:
         return run.path / adapter_folder(None)
 
 
-def measure(config: RunConfig, adapter_folder: Path | None) -> Evaluation:
-    """The rewards of the base model, or of an adapter folder, on held-out tasks; nothing is written.
-
-    Raises:
-        ValueError: see `train`.
-        RuntimeError: too many samples could not be scored, see `evaluation`.
-    """
-    check_engine(config, is_trained=False)
-    headline(config)
-    environment = loading.load(config.environment)
-    model_folder = str(resolve_model(config))
-    environment, _ = fit(config, environment, model_folder, is_trained=False)
-    adapter = bare_base()
-    if adapter_folder is not None:
-        refuse_other_scale(adapter_folder, config)
-        adapter = make_adapter(0, read_folder(adapter_folder))
-    learner_scores = LearnerScores()
-    scorer = make_scorer(config, environment, log_dir=None, learner=learner_scores)
-    with View(config.name, steps=0) as view, services(config, model_folder, scorer, None, view) as pool:
-        if config.learner_rewards:
-            reward_model.check(config, model_folder)
-            learner_scores.bind(partial(Learner(config, model_folder).scores, tools=environment.tools))
-        pool.publish(adapter)
-        view.stage("held-out evaluation")
-        groups = answer_heldout(
-            config, pool, scorer, environment.heldout, version=adapter.version, on_chunk=view.progress
-        )
-        for text in observed_sentences(config, groups):
-            view.note(text)
-        result = evaluation(config, groups, adapter=adapter, name="measure", step=0, samples_file=None)
-        if names := traits_of(config.rollout).says_what_is_measured:  # not the result's adapter_hash
-            return replace(result, extra={"served": {name: config.rollout.engine_args[name] for name in names}})
-        return result
-
-
 @contextmanager
 def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Prepared]:
     """Start the scoring processes and refuse what could not work, before a run exists.
@@ -198,10 +175,8 @@ def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Pre
             before the end, which deletes it.
     """
     check_engine(config, is_trained=True)
-    headline(config)
     environment = loading.load(config.environment)
-    if not environment.heldout:
-        raise ValueError(f"environment {config.environment.path} has no held-out tasks; the policy is measured on them")
+    measurements = load_measurements(config, environment)
     if config.sft is not None:
         check_demonstrations(config.sft, environment.demonstrations)
     start_tensors(config)
@@ -219,12 +194,14 @@ def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Pre
             environment.train, step=1, count=config.tasks_per_step, seed=config.seed, order=config.environment.order
         )
         reward_model.check(config, model_folder)
+        measurements, notes = fit_measurements(measurements, environment, model_folder, scorer)
         yield _Prepared(
-            environment=environment,
+            environment=replace(environment, notes=(*environment.notes, *notes)),
             model_folder=model_folder,
             dropped=dropped,
             scorer=scorer,
             learner_scores=learner_scores,
+            measurements=measurements,
         )
 
 
@@ -259,6 +236,7 @@ def _execute(
             pool=pool,
             scorer=scorer,
             learner_scores=prepared.learner_scores,
+            measurements=prepared.measurements,
         )
         try:
             return _stages(parts, going_on.snapshot if going_on else None)
@@ -271,7 +249,7 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
     run, view, config = parts.run, parts.view, parts.run.config
     base = bare_base()
     if not config.learner_rewards:  # else when the learner is there
-        _evaluate_once(parts, base, name="base", step=0, publish=True)
+        parts.evaluate(base, name="base", step=0, publish=True)
     warm_start = start_tensors(config)
     if config.sft is not None:
         warm_start = _warm_start(run, view, parts.environment, parts.model_folder)
@@ -281,9 +259,9 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
         tell_slow_paths(run, learner)
         parts.learner_scores.bind(partial(learner.scores, tools=parts.environment.tools))
         if config.learner_rewards:
-            _evaluate_once(parts, base, name="base", step=0, publish=True)
+            parts.evaluate(base, name="base", step=0, publish=True)
         if config.sft is not None and warm_start is not None:
-            _evaluate_once(parts, make_adapter(0, warm_start), name="sft", step=0, publish=True)
+            parts.evaluate(make_adapter(0, warm_start), name="sft", step=0, publish=True)
         earlier = restore(learner, saved) if saved else []
         start, every = saved.step if saved else 0, config.checkpoint.every
         standing = Standing(start)
@@ -294,8 +272,7 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
         def after_step(step: int, adapter: Adapter) -> None:
             is_last = step == config.steps
             tell_slow_paths(run, learner)
-            if is_last or (config.evaluation.every and step % config.evaluation.every == 0):
-                _evaluate_once(parts, adapter, name=step_name(step), step=step, publish=False)
+            parts.evaluate(adapter, name=step_name(step), step=step, publish=False)
             if is_last or step % every == 0:
                 keep_adapter(run, step, adapter, parts.model_folder, view)
                 if step > start:
@@ -348,28 +325,6 @@ def _warm_start(run: Run, view: View, environment: Environment, model_folder: st
     return read_folder(folder)
 
 
-def _evaluate_once(parts: _Parts, adapter: Adapter, *, name: str, step: int, publish: bool) -> None:
-    run, view = parts.run, parts.view
-    if run.evaluation(name) is not None:
-        return
-    view.stage(f"held-out evaluation: {name}")
-    if publish:
-        parts.pool.publish(adapter)
-    groups = answer_heldout(
-        run.config,
-        parts.pool,
-        parts.scorer,
-        parts.environment.heldout,
-        version=adapter.version,
-        on_chunk=view.progress,
-    )
-    samples = run.write_evaluation_samples(name, step, groups)
-    result = evaluation(run.config, groups, adapter=adapter, name=name, step=step, samples_file=samples)
-    run.write_evaluation(result)
-    note_observed_failures(run, view, groups, step=step)
-    view.note(f"held-out {result.metric}, {name}: {format_accuracy(result.accuracy, result.missing)}")
-
-
 def _sources(config: RunConfig, prepared: _Prepared) -> dict[str, Any]:
     """What makes the rewards and the tasks, see `records.SOURCES`."""
     of_rewards, environment = prepared.scorer.sources, config.environment
@@ -386,7 +341,8 @@ def _provenance(config: RunConfig, prepared: _Prepared) -> Provenance:
     # The scoring processes have hashed what they loaded: the driver imports no reward.
     sources = prepared.scorer.sources
     rewards = {r.path: folder_hash(r.folder) if r.folder else combined(sources[r.label]) for r in config.rewards}
-    hashes = {config.environment.path: loading.identity(config.environment.path), **rewards}
+    of_run = {config.environment.path: loading.identity(config.environment.path)}
+    hashes = {**of_run, **rewards, **own_hashes(prepared.measurements)}
     tasks = provenance.tasks_sha256(prepared.environment)
     return provenance.present(
         config,
