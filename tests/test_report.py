@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from rlft.curves import charts
-from rlft.curves.reading import read_evals, read_events, read_metrics
+from rlft.curves.reading import read_config, read_evals, read_events, read_metrics
 from rlft.curves.report import write_report, write_reward_png
 from tests.fakes_run import (
     append,
@@ -275,10 +275,40 @@ def test_bounds_that_are_not_known_leave_a_gap_and_valid_json(tmp_path: Path) ->
     ]
     (run / "metrics.jsonl").write_text("\n".join(lines))
     (figure,) = Page(write_report(run)).figures
-    low, high, mean = figure["data"]
+    low, high, mean, broken = figure["data"]
     assert (low["x"], low["y"], high["y"]) == ([2], [0.4], [0.8])
-    assert mean["x"] == [1, 2]
+    assert (mean["x"], mean["y"]) == ([1, 2, 3], [0.5, 0.6, None])
+    assert (broken["name"], broken["x"]) == ("not a number", [3])
     write_reward_png(run)
+
+
+def test_many_steps_are_drawn_as_means_with_bands_and_single_steps_faint() -> None:
+    rng = random.Random(0)
+    rows = [{"step": step, "reward/mean": 0.5 + rng.gauss(0, 0.1)} for step in range(1, 1001)]
+    (section,) = charts.sections(rows, [], [])
+    (chart,) = section.charts
+    low, high, faint, smooth = chart.traces
+    assert len(faint["x"]) == 1000
+    assert len(smooth["x"]) == len(low["x"]) == 59  # 58 times 17 steps, and 14
+    assert smooth["y"][0] == pytest.approx(sum(row["reward/mean"] for row in rows[:17]) / 17)
+    within = [a <= 0.5 <= b for a, b in zip(low["y"], high["y"], strict=True)]
+    assert 50 <= sum(within) < 59
+    assert "single steps faint" in chart.hint
+
+
+def test_train_and_held_out_say_what_they_are_and_share_an_axis(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    config = read_config(run) | {"tasks_per_step": 16, "evaluation": {"temperature": 0.0}}
+    for order, band in (("shuffle", "clustered by task"), ("listed", "for exactly the tasks of each step")):
+        (result, *_) = charts.sections(
+            read_metrics(run), read_evals(run), [], config=config | {"environment": {"order": order}}
+        )
+        train, heldout = result.charts
+        assert train.hint == f"T = 1, 16 training tasks a step; 95 % band {band}" + (
+            "" if order == "shuffle" else " (order: listed)"
+        )
+        assert heldout.hint.startswith("greedy, 120 held-out tasks; 95 % intervals")
+        assert train.layout["yaxis"] == heldout.layout["yaxis"]
 
 
 def test_an_empty_run_says_so(tmp_path: Path) -> None:

@@ -66,17 +66,16 @@ def test_a_shadow_with_a_weight_is_refused() -> None:
     assert type(config).model_validate(config.model_dump(mode="json")) == config  # as it is stored
 
 
-def test_the_interval_of_a_shadow_while_training_and_of_no_other_part() -> None:
+def test_the_interval_of_a_shadow_while_training() -> None:
     values = [0.0, 1.0, 1.0]
     groups = [
         made_up_group([Score(value=1.0, parts={"a": 1.0, "b": value})], task_id=str(i))
         for i, value in enumerate(values)
     ]
-    metrics = describe(groups, shadows=["b"])
+    metrics = describe(groups)
     expected = mean_interval([[value] for value in values])
     assert metrics["reward/part/b"] == expected.mean == 2 / 3
-    assert (metrics["reward/shadow/b/low"], metrics["reward/shadow/b/high"]) == (expected.low, expected.high)
-    assert describe(groups) == {k: v for k, v in metrics.items() if "/shadow/" not in k}
+    assert (metrics["low/reward/part/b"], metrics["high/reward/part/b"]) == (expected.low, expected.high)
 
 
 def test_the_gap_by_hand() -> None:
@@ -150,7 +149,7 @@ def write_shadow_run(run: Path, chances: dict[str, tuple[float, float]], *, shad
                 "reward/part/math_answer": chance[0],
                 f"reward/part/{shadow}": chance[1],
             }
-            bounds = {f"reward/shadow/{shadow}/{end}": chance[1] + by for end, by in (("low", -0.1), ("high", 0.1))}
+            bounds = {f"{end}/reward/part/{shadow}": chance[1] + by for end, by in (("low", -0.1), ("high", 0.1))}
             append(run / "metrics.jsonl", {"step": step, **metrics, **bounds})
         else:
             write_eval(run, name, chance[0], random.Random(seed))

@@ -123,6 +123,8 @@ def test_describe_by_hand() -> None:
             "rollout/length": 60 / 10,  # 1 + ... + 8 = 36, + 24
             "rollout/tokens": 60.0,
             "rollout/truncated": 2 / 10,
+            "low/groups/with_signal": 0.0,
+            "high/groups/with_signal": 1.0,
         }
     )
 
@@ -198,3 +200,13 @@ def test_describe_does_not_depend_on_the_order() -> None:
         return replace(group, trajectories=group.trajectories[::-1])
 
     assert describe([turned(group) for group in reversed(groups)]) == pytest.approx(describe(groups))
+
+
+def test_tasks_that_are_not_drawn_at_random_stand_for_themselves() -> None:
+    # Easy and hard tasks, answered 8 times each: the mean of tasks like them is known badly, that of these tasks well.
+    scores = [[1.0] * 8] * 8 + [[0.0] * 7 + [1.0]] * 8
+    groups = [made_up_group(each, task_id=str(index)) for index, each in enumerate(scores)]
+    drawn, listed = describe(groups), describe(groups, order="listed")
+    assert drawn["reward/mean"] == listed["reward/mean"] == pytest.approx(72 / 128)
+    assert drawn["reward/high"] - drawn["reward/low"] > 2 * (listed["reward/high"] - listed["reward/low"])
+    assert listed["reward/low"] < 72 / 128 < listed["reward/high"]

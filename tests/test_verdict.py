@@ -214,3 +214,15 @@ def test_evaluations_of_other_tasks_cannot_be_paired() -> None:
     assert (verdict.kind, word_for(evals)) == ("cant_tell", "accuracy")
     assert "no scored task in common" in verdict.reasons[0].says
     assert paired(evals[0].by_task, evals[1].by_task).why_none == "no task was scored on both sides"
+
+
+def test_a_critical_alarm_leaves_doubt(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", steps=40)
+    assert verdict_of(run).kind == "ship"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[20:]:
+        line["policy/entropy"] = 0.001
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    verdict = verdict_of(run)
+    assert (verdict.kind, verdict.reasons[0].code) == ("cant_tell", "alarm")
+    assert "entropy" in verdict.reasons[0].says

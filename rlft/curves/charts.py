@@ -19,15 +19,14 @@ from rlft.curves.plotly_traces import (
     RED,
     VIOLET,
     Trace,
-    band,
+    course,
     curve,
     event_rail,
     interval_points,
 )
+from rlft.curves.series import MANY, Rows, Series, series, span
 from rlft.curves.shadow import Shadow
 from rlft.run.records import Evaluation, Event, word_for
-
-Rows: TypeAlias = Sequence[Mapping[str, float]]
 
 _PART = "reward/part/"
 
@@ -154,17 +153,25 @@ _TIMES = (("time/rollout", "rollout", BLUE), ("time/score", "score", ORANGE), ("
 
 
 def sections(
-    rows: Rows, evals: Sequence[Evaluation], events: Sequence[Event], shadows: Sequence[Shadow] = ()
+    rows: Rows,
+    evals: Sequence[Evaluation],
+    events: Sequence[Event],
+    shadows: Sequence[Shadow] = (),
+    config: Mapping[str, Any] | None = None,
 ) -> list[Section]:
     """Every chart that the data allows, by section; sections without charts are absent."""
-    reward, margin = _reward(rows, events), _margin(rows, evals, events)
-    shadow = [chart for each in shadows for chart in _shadow(rows, each)]
+    config = config or {}
+    result, margin = _result(rows, evals, events, config), _margin(rows, evals, events)
+    shadow = [chart for each in shadows for chart in _shadow(rows, each, config)]
+    has_reward = bool(series(rows, "reward/mean"))
+    if not has_reward:
+        result = [*margin, *result]
     built = [
-        Section(title="Result", charts=[*(reward or margin), *shadow, *_accuracy(rows, evals)], wide=True),
+        Section(title="Result", charts=[*result[:1], *shadow, *result[1:]], wide=True),
         Section(title="Parts of the reward", charts=_parts(rows, {each.name for each in shadows})),
         Section(
             title="Preferences",
-            charts=[*(margin if reward else []), *_preference_loss(rows, evals), *_plain(rows, _PREFERENCES)],
+            charts=[*(margin if has_reward else []), *_preference_loss(rows, evals), *_plain(rows, _PREFERENCES)],
         ),
         Section(title="Behaviour", charts=[*_plain(rows, _BEHAVIOUR), *_failures(rows)]),
         Section(title="Learner", charts=_plain(rows, _LEARNER)),
@@ -194,33 +201,53 @@ def is_whole_reward(rows: Rows, part: str) -> bool:
     )
 
 
-def _reward(rows: Rows, events: Sequence[Event]) -> list[Chart]:
-    steps, mean = _series(rows, "reward/mean")
-    if not steps:
-        return []
-    traces = band(steps, _bounds(rows, steps, "reward"), BLUE)
-    traces.append(curve(steps, mean, "train reward", BLUE, width=2))
-    hint = "mean of each step" + (", 95 % band clustered by task" if len(traces) > 1 else "")
-    whole = [part for part in reward_parts(rows) if is_whole_reward(rows, part)]
-    title = f"Train reward ({whole[0]})" if len(whole) == 1 and len(reward_parts(rows)) == 1 else "Train reward"
-    return [_with_events(title, hint, traces, events)]
+def _result(rows: Rows, evals: Sequence[Evaluation], events: Sequence[Event], config: Mapping[str, Any]) -> list[Chart]:
+    """Train reward and held-out mean, on one y axis where they measure the same."""
+    reward = series(rows, "reward/mean")
+    charts, parts = [], reward_parts(rows)
+    whole = [part for part in parts if is_whole_reward(rows, part)]
+    if reward:
+        title = f"Train reward ({whole[0]})" if len(whole) == 1 and len(parts) == 1 else "Train reward"
+        hint = f"{_sampled(config.get('sampling'), 1.0)}, {_tasks_of_step(config)}{_band_hint(reward, config)}"
+        charts.append(_with_events(title, hint, course(reward, "train reward", BLUE, width=2), events))
+    heldout = _accuracy(rows, evals, config)
+    if heldout and reward and evals[-1].metric in whole:
+        low, high = span([reward], [e.accuracy for e in evals])
+        air = 0.04 * (high - low)
+        for chart in (*charts, *heldout):
+            chart.layout["yaxis"] = {"range": [low - air if low < 0 else 0, high + air]}
+    return [*charts, *heldout]
 
 
-def _bounds(rows: Rows, steps: Sequence[float], metric: str) -> list[tuple[float, float]]:
-    """The bounds of the metric at some steps, nan where they are not known."""
-    at = {row["step"]: row for row in rows}
-    return [(at[step].get(f"{metric}/low", math.nan), at[step].get(f"{metric}/high", math.nan)) for step in steps]
+def _sampled(settings: Any, default: float) -> str:
+    """How the completions behind a number were sampled."""
+    temperature = settings.get("temperature", default) if isinstance(settings, dict) else default
+    return "greedy" if temperature == 0 else f"T = {temperature:g}"
 
 
-def _shadow(rows: Rows, shadow: Shadow) -> list[Chart]:
+def _tasks_of_step(config: Mapping[str, Any]) -> str:
+    count = config.get("tasks_per_step")
+    return f"{count} training tasks a step" if count else "training tasks"
+
+
+def _band_hint(values: Series, config: Mapping[str, Any]) -> str:
+    """What the band of a train curve speaks of."""
+    if len(values.steps) > MANY:
+        return "; means of bins of steps with 95 % bands, single steps faint"
+    if not any(math.isfinite(low) for low, _ in values.bounds):
+        return ""
+    order = (config.get("environment") or {}).get("order", "shuffle")
+    of = "clustered by task" if order == "shuffle" else f"for exactly the tasks of each step (order: {order})"
+    return f"; 95 % band {of}"
+
+
+def _shadow(rows: Rows, shadow: Shadow, config: Mapping[str, Any]) -> list[Chart]:
     """The mean of each training step, and the gap on held-out tasks."""
     charts = []
-    steps, mean = _series(rows, _PART + shadow.name)
-    if steps:
-        traces = band(steps, _bounds(rows, steps, f"reward/shadow/{shadow.name}"), VIOLET)
-        hint = "mean of each step" + (", 95 % band clustered by task" if traces else "")
-        traces.append(curve(steps, mean, shadow.name, VIOLET, width=2))
-        charts.append(Chart(title=f"{shadow.name}: shadow (not trained on)", hint=hint, traces=traces))
+    if values := series(rows, _PART + shadow.name):
+        hint = "mean of each step" + _band_hint(values, config)
+        traces = course(values, shadow.name, VIOLET, width=2)
+        charts.append(_with_events(f"{shadow.name}: shadow (not trained on)", hint, traces, ()))
     if known := [(e.step, each.gap.interval) for e, each in shadow.moved if each.gap.interval.n]:
         points = interval_points([step for step, _ in known], [gap for _, gap in known], "gap", VIOLET)
         charts.append(
@@ -235,19 +262,17 @@ def _shadow(rows: Rows, shadow: Shadow) -> list[Chart]:
 
 
 def _margin(rows: Rows, evals: Sequence[Evaluation], events: Sequence[Event]) -> list[Chart]:
-    steps, values = _series(rows, "preference/margin")
-    if not steps:
+    if not (values := series(rows, "preference/margin")):
         return []
-    traces = [curve(steps, values, "train", BLUE, width=2), *_heldout(evals, "margin")]
+    traces = [*course(values, "train", BLUE, width=2), *_heldout(evals, "margin")]
     return [_with_events("Margin", "by how much the policy sides with the labels", traces, events)]
 
 
 def _preference_loss(rows: Rows, evals: Sequence[Evaluation]) -> list[Chart]:
-    steps, values = _series(rows, "preference/loss")
-    if not steps:
+    if not (values := series(rows, "preference/loss")):
         return []
-    traces = [curve(steps, values, "train", BLUE), *_heldout(evals, "loss")]
-    return [Chart(title="Preference loss", hint="mean of each step", traces=traces)]
+    traces = [*course(values, "train", BLUE), *_heldout(evals, "loss")]
+    return [_with_events("Preference loss", "mean of each step", traces, ())]
 
 
 def _heldout(evals: Sequence[Evaluation], number: str) -> list[Trace]:
@@ -257,17 +282,17 @@ def _heldout(evals: Sequence[Evaluation], number: str) -> list[Trace]:
 
 
 def _with_events(title: str, hint: str, traces: list[Trace], events: Sequence[Event]) -> Chart:
-    """A chart with the events along its lower edge."""
-    marks = [event for event in events if event.step is not None]
+    """A chart with the events along its lower edge, where there are any, and what belongs there otherwise."""
     layout: dict[str, Any] = {}
-    if marks:
+    if marks := [event for event in events if event.step is not None]:
         traces = [*traces, event_rail(marks)]
         hint += "; triangles: events"
+    if any(trace.get("yaxis") == "y2" for trace in traces):
         layout["yaxis2"] = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
     return Chart(title=title, hint=hint, traces=traces, layout=layout)
 
 
-def _accuracy(rows: Rows, evals: Sequence[Evaluation]) -> list[Chart]:
+def _accuracy(rows: Rows, evals: Sequence[Evaluation], config: Mapping[str, Any]) -> list[Chart]:
     known = [evaluation for evaluation in evals if math.isfinite(evaluation.accuracy.mean)]
     if not known:
         return []
@@ -293,11 +318,19 @@ def _accuracy(rows: Rows, evals: Sequence[Evaluation]) -> list[Chart]:
     return [
         Chart(
             title=f"Held-out {word_for(known)}{f' ({metric})' if metric else ''}",
-            hint="95 % intervals" + (f"; lines: {before}" if before and last > 0 else ""),
+            hint=f"{_asked(known[-1], config)}; 95 % intervals" + (f"; lines: {before}" if before and last > 0 else ""),
             traces=traces,
             layout={"yaxis": {"rangemode": "tozero"}, "hovermode": "closest"},
         )
     ]
+
+
+def _asked(evaluation: Evaluation, config: Mapping[str, Any]) -> str:
+    """How an evaluation samples, and on what."""
+    count = evaluation.accuracy.n
+    if evaluation.stage != "RL":
+        return f"{count} held-out prompts"
+    return f"{_sampled(config.get('evaluation'), 0.0)}, {count} held-out tasks"
 
 
 def _parts(rows: Rows, shadows: Collection[str]) -> list[Chart]:
@@ -307,10 +340,9 @@ def _parts(rows: Rows, shadows: Collection[str]) -> list[Chart]:
     colors = (BLUE, GREEN, VIOLET, ORANGE, RED, GREY)
     charts = []
     for index, part in enumerate(parts):
-        steps, values = _series(rows, _PART + part)
-        if steps:
-            part_curve = curve(steps, values, part, colors[index % len(colors)])
-            charts.append(Chart(title=part, hint="unweighted mean", traces=[part_curve]))
+        if values := series(rows, _PART + part):
+            traces = course(values, part, colors[index % len(colors)])
+            charts.append(_with_events(part, "unweighted mean, 95 % band", traces, ()))
     return charts
 
 
@@ -319,19 +351,22 @@ def _plain(rows: Rows, specs: Sequence[_Spec]) -> list[Chart]:
     for title, hint, axis, lines in specs:
         traces = []
         for line in lines:
-            steps, values = _series(rows, line.metric)
-            if steps:
-                traces.append(curve(steps, values, line.name, line.color))
+            if values := series(rows, line.metric):
+                traces += course(values, line.name, line.color)
         if traces:
-            charts.append(Chart(title=title, hint=hint, traces=traces, layout={"yaxis": axis}))
+            chart = _with_events(title, hint, traces, ())
+            chart.layout["yaxis"] = axis
+            charts.append(chart)
     return charts
 
 
 def _failures(rows: Rows) -> list[Chart]:
     traces, most = [], 0.0
     for metric, name, color in (("reward/failed", "failed", RED), ("reward/abstained", "abstained", GREY)):
-        steps, values = _series(rows, metric)
+        points = series(rows, metric).finite
+        values = [value for _, value in points]
         if any(values):
+            steps = [step for step, _ in points]
             traces.append({"type": "bar", "x": steps, "y": values, "name": name, "marker": {"color": color}})
             most += max(values)
     if not traces:
@@ -344,16 +379,10 @@ def _failures(rows: Rows) -> list[Chart]:
 def _times(rows: Rows) -> list[Chart]:
     traces = []
     for metric, name, color in _TIMES:
-        steps, values = _series(rows, metric)
-        if steps:
+        if points := series(rows, metric).finite:
             area = {"stackgroup": "time", "mode": "lines"}
-            traces.append({**curve(steps, values, name, color, width=0.5), **area})
+            line = curve([step for step, _ in points], [value for _, value in points], name, color, width=0.5)
+            traces.append({**line, **area})
     if not traces:
         return []
     return [Chart(title="Time per step", hint="seconds", traces=traces, layout={"yaxis": _FROM_ZERO})]
-
-
-def _series(rows: Rows, metric: str) -> tuple[list[float], list[float]]:
-    """Steps and values of a metric where it is a finite number."""
-    points = [(row["step"], row[metric]) for row in rows if math.isfinite(row.get(metric, math.nan))]
-    return [step for step, _ in points], [value for _, value in points]

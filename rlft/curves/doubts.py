@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from rlft.curves.differences import Difference, paired
 from rlft.curves.shadow import Shadow
 from rlft.curves.text import interval_text, number, percent
 from rlft.run.records import Evaluation
+
+if TYPE_CHECKING:
+    from rlft.curves.alarms import Health
 
 Rows: TypeAlias = Sequence[Mapping[str, float]]
 
@@ -170,6 +173,18 @@ def observed(changes: Mapping[str, Difference]) -> list[Reason]:
         )
         for name, change in changes.items()
         if change.interval.high < 0
+    ]
+
+
+def alarms(health: Health) -> list[Reason]:
+    """What the alarms of a run say; critical ones leave doubt, whatever the last evaluation measured."""
+    return [
+        Reason(
+            code="alarm",
+            weight="doubt" if alarm.severity == "critical" else "note",
+            says=f"{alarm.severity.capitalize()} alarm: {alarm.line}",
+        )
+        for alarm in health.alarms
     ]
 
 

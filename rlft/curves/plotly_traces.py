@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from rlft.curves.series import Series, bins
 from rlft.curves.text import interval_text, visible
 from rlft.run.records import Event, Interval
 
@@ -17,9 +18,9 @@ BLUE, GREEN, ORANGE, RED, VIOLET, GREY = "#3b82f6", "#1fa971", "#e58a1f", "#e052
 
 
 def curve(
-    x: Sequence[float], y: Sequence[float], name: str, color: str, *, width: float = 1.6, dash: str = "solid"
+    x: Sequence[float], y: Sequence[float | None], name: str, color: str, *, width: float = 1.6, dash: str = "solid"
 ) -> Trace:
-    """A line; its points are marked while there are few. Unknown values are left out, not None."""
+    """A line; its points are marked while there are few. It is broken where a value is None."""
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(x) <= 40 else "lines",
@@ -29,6 +30,22 @@ def curve(
         "line": {"color": color, "width": width, "dash": dash},
         "marker": {"size": 4, "color": color},
     }
+
+
+def course(values: Series, name: str, color: str, *, width: float = 1.6) -> list[Trace]:
+    """A metric over the steps: its band, its line, which is broken where values are not finite, and a mark there.
+
+    Of many steps the line is that of the means of bins, with their band, and the values of single steps are faint.
+    """
+    numbers = [value if math.isfinite(value) else None for value in values.values]
+    line = curve(values.steps, numbers, name, color, width=width)
+    marks = [_not_finite(values.broken, name)] if values.broken else []
+    if not (means := bins(values)):
+        return [*band(values.steps, values.bounds, color), line, *marks]
+    at = [each.step for each in means]
+    faint = {**line, "line": {"color": color + "40", "width": 0.8}, "showlegend": False, "hoverinfo": "skip"}
+    smooth = curve(at, [each.interval.mean for each in means], name, color, width=max(width, 2))
+    return [*band(at, [(e.interval.low, e.interval.high) for e in means], color), faint, smooth, *marks]
 
 
 def band(steps: Sequence[float], bounds: Sequence[tuple[float, float]], color: str) -> list[Trace]:
@@ -54,6 +71,20 @@ def band(steps: Sequence[float], bounds: Sequence[tuple[float, float]], color: s
             "fillcolor": color + "30",
         },
     ]
+
+
+def _not_finite(steps: Sequence[float], name: str) -> Trace:
+    """Crosses along the lower edge."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": list(steps),
+        "y": [0.02] * len(steps),
+        "yaxis": "y2",
+        "name": "not a number",
+        "hovertemplate": f"{plain_text(name)} is not a number<extra></extra>",
+        "marker": {"symbol": "x", "size": 9, "color": RED},
+    }
 
 
 def interval_points(steps: Sequence[float], intervals: Sequence[Interval], name: str, color: str) -> Trace:

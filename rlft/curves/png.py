@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rlft.curves.charts import step_range
-from rlft.curves.plotly_traces import BLUE, GREY, ORANGE
+from rlft.curves.plotly_traces import BLUE, GREY, ORANGE, RED
+from rlft.curves.series import Series, bins, series
 from rlft.curves.text import interval_text, visible
 from rlft.run.records import Evaluation, word_for
 
@@ -28,7 +29,7 @@ def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evalua
     from matplotlib.ticker import MaxNLocator
 
     course = "reward/mean" if any("reward/mean" in row for row in rows) else "preference/margin"
-    rewards = [row for row in rows if math.isfinite(row.get(course, math.nan))]
+    rewards = series(rows, course)
     known = [evaluation for evaluation in evals if math.isfinite(evaluation.accuracy.mean)]
     figure = Figure(
         figsize=SIZE_INCHES,
@@ -64,22 +65,26 @@ def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evalua
     return buffer.getvalue()
 
 
-def _draw_course(axes: Axes, rows: Sequence[Mapping[str, float]], metric: str) -> None:
-    steps = [row["step"] for row in rows]
-    mark = "." if len(rows) <= 40 else ""
-    axes.plot(steps, [row[metric] for row in rows], color=BLUE, linewidth=1.8, marker=mark, label="mean")
-    banded = [row for row in rows if math.isfinite(row.get("reward/low", math.nan) + row.get("reward/high", math.nan))]
-    if banded:
-        axes.fill_between(
-            [row["step"] for row in banded],
-            [row["reward/low"] for row in banded],
-            [row["reward/high"] for row in banded],
-            color=BLUE,
-            alpha=0.18,
-            linewidth=0,
-        )
+def _draw_course(axes: Axes, values: Series, metric: str) -> None:
     what = "reward" if metric == "reward/mean" else "margin"
-    axes.set_title(f"Train {what}, mean of each step", fontsize=10.5, loc="left")
+    mark = "." if len(values.steps) <= 40 else ""
+    if means := bins(values):
+        axes.plot(values.steps, values.values, color=BLUE, linewidth=0.7, alpha=0.3)
+        axes.plot([e.step for e in means], [e.interval.mean for e in means], color=BLUE, linewidth=2)
+        edges = [(e.step, e.interval.low, e.interval.high) for e in means if e.interval.bounded]
+        how = f"means of {math.ceil(len(values.finite) / len(means))} steps, single steps faint"
+    else:
+        axes.plot(values.steps, values.values, color=BLUE, linewidth=1.8, marker=mark)
+        known = zip(values.steps, values.bounds, strict=True)
+        edges = [(step, low, high) for step, (low, high) in known if math.isfinite(low + high)]
+        how = "mean of each step"
+    if edges:
+        steps, lows, highs = zip(*edges, strict=True)
+        axes.fill_between(steps, lows, highs, color=BLUE, alpha=0.18, linewidth=0)
+    for step in values.broken:
+        axes.axvline(step, color=RED, linewidth=0.8, linestyle=":")
+    broken = f"; dotted: not a number ({len(values.broken)} steps)" if values.broken else ""
+    axes.set_title(f"Train {what}, {how}{broken}", fontsize=10.5, loc="left")
 
 
 def _draw_accuracy(axes: Axes, evals: Sequence[Evaluation], steps: tuple[float, float]) -> None:

@@ -22,7 +22,7 @@ from rlft.curves.passes import passes
 from rlft.curves.samples import ObservedFailure, Showcase, observed_failures, showcase
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
 from rlft.curves.text import duration, interval_text, number, percent, shortened, visible
-from rlft.curves.verdict import Verdict, judge, observed_changes
+from rlft.curves.verdict import Verdict, verdict_of
 from rlft.run import logs
 from rlft.run.records import CONFIG, SUMMARY, Evaluation, Event, Interval, Provenance, word_for
 
@@ -71,7 +71,7 @@ def write_report(run: Path) -> Path:
         number=number, percent=percent, duration=duration, interval=interval_text, shortened=shortened
     )
     library, script = plotly.offline.get_plotlyjs(), (_PAGE / "report.js").read_text(encoding="utf-8")
-    sections = charts.sections(data.rows, data.evals, data.events, data.shadows)
+    sections = charts.sections(data.rows, data.evals, data.events, data.shadows, data.config)
     html = environment.get_template("report.html.j2").render(
         run=data,
         title=str(data.config.get("name") or data.folder.name),
@@ -117,10 +117,6 @@ def _load(run: Path) -> _Run:
     config = reading.read_config(run)  # first: it says whether this is a run directory at all
     stored = bool(reading.rollout_steps(run))
     rows, evals = reading.read_metrics(run, notes), reading.read_evals(run)
-    rewards = reading.reward_specs(config)
-    shadows = measure_shadows(run, shadow_names(rewards), width=reading.window(rows))
-    unwatched = [reward.label for reward in rewards if reward.weight == 0 and reward.role != "shadow"]
-    observed = observed_changes(run, evals, unwatched)
     return _Run(
         folder=run,
         config=config,
@@ -132,8 +128,8 @@ def _load(run: Path) -> _Run:
         waste=digest.waste(reading.read_rollouts(run, digest.WASTE_COLUMNS)) if stored else None,
         samples=showcase(run) if stored else None,
         observed=observed_failures(run, _observed_rewards(config)) if stored else (),
-        verdict=judge(config, rows, evals, shadows=shadows, observed=observed),
-        shadows=shadows,
+        verdict=verdict_of(run),
+        shadows=measure_shadows(run, shadow_names(reading.reward_specs(config)), width=reading.window(rows)),
         notes=notes,
     )
 

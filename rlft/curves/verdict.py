@@ -90,6 +90,8 @@ def verdict_of(run: Path) -> Verdict:
     Raises:
         ValueError: it is not a run directory, or one of its files is damaged.
     """
+    from rlft.curves.alarms import alarms_of  # needs numpy, which a report that is only imported does not
+
     config = reading.read_config(run)
     evals, rows = reading.read_evals(run), reading.read_metrics(run)
     rewards = reading.reward_specs(config)
@@ -100,6 +102,7 @@ def verdict_of(run: Path) -> Verdict:
         evals,
         shadows=measure_shadows(run, shadow_names(rewards)),
         observed=observed_changes(run, evals, unwatched),
+        alarms=doubts.alarms(alarms_of(run)),
     )
 
 
@@ -120,7 +123,7 @@ def judge(
         evals: all evaluations in order.
         shadows: what is known of the shadow rewards.
         observed: paired change of each reward of weight 0, as `observed_changes` gives it.
-        alarms: what the run's alarms say.
+        alarms: what the run's alarms say, as `doubts.alarms` gives it.
     """
     before = [e for e in evals if e.name in ("base", "sft")]
     trained = [e for e in evals if e.name not in ("base", "sft")]

@@ -13,7 +13,6 @@ import torch
 
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
-from rlft.curves.shadow import shadow_names
 from rlft.learner.batch import collate, minibatches
 from rlft.learner.rl import PolicyLearner
 from rlft.learner.update import step_metrics
@@ -76,8 +75,8 @@ def train_rl(
         clock = Clock()
         rollouts.submit_ahead()
         groups, unused = rollouts.collect(step, clock)
-        by_turn, shadows = config.algorithm.credits_turns, shadow_names(config.rewards)
-        metrics = describe([*groups, *unused], by_turn=by_turn, shadows=shadows) | {"groups/used": float(len(groups))}
+        by_turn, order = config.algorithm.credits_turns, config.environment.order
+        metrics = describe([*groups, *unused], by_turn=by_turn, order=order) | {"groups/used": float(len(groups))}
         if config.max_staleness:
             metrics |= describe_staleness([*groups, *unused], version=step - 1) | describe_dropped(groups, unused)
         is_stale = metrics.get("rollout/staleness_max", 0.0) > 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from rlft.curves.statistics import mean_interval
+from rlft.curves.statistics import interval_of_these_tasks, mean_interval
 from rlft.objectives.signal import has_signal
+from rlft.run.records import Interval
 from rlft.types import Abstain, Failed, Group, Metrics
 
 _OF_THE_MACHINE = re.compile(r"time/|rollout/worker_rss_mb|reward/logged/[^/]+/(known|drift)$")
@@ -43,15 +44,17 @@ class Clock:
         return {**self._laps, "time/step": total, "time/tokens_per_s": tokens / total}
 
 
-def describe(groups: Sequence[Group], *, by_turn: bool = False, shadows: Collection[str] = ()) -> Metrics:
-    """Reward with its interval clustered by task, parts, outcomes, signal, lengths.
+def describe(groups: Sequence[Group], *, by_turn: bool = False, order: str = "shuffle") -> Metrics:
+    """Reward, parts, lengths and signal with their 95 % intervals, and outcomes.
 
     `reward/failed` counts samples without a score, `reward/failed/NAME` those on which the reward NAME failed,
     whatever its weight. `reward/part/NAME` is over all samples that NAME has a value for, scored or not.
 
     Args:
         by_turn: whether the algorithm judges each turn, see `has_signal`.
-        shadows: names of the shadow rewards; the interval of each is `reward/shadow/NAME/low` and `/high`.
+        order: `environment.order`; tasks that it draws at random stand for all tasks, so intervals are clustered by
+            task; others stand for themselves. The interval of the reward is `reward/low` and `reward/high`, that of
+            another metric M `low/M` and `high/M`; it is absent where there is no honest one.
     """
     trajectories = [t for group in groups for t in group.trajectories]
     outcomes = [t.outcome for t in trajectories]
@@ -69,19 +72,24 @@ def describe(groups: Sequence[Group], *, by_turn: bool = False, shadows: Collect
     if any(t.messages for t in trajectories):
         metrics["rollout/turns"] = sum(len(t.turns) for t in trajectories) / len(trajectories)
     scores = [group.scores for group in groups if group.scores]
+    measure = mean_interval if order == "shuffle" else interval_of_these_tasks
+    length = measure([[float(t.num_actions) for t in group.trajectories] for group in groups])
+    metrics |= _bounds("rollout/length", length)
     if scores:
-        interval = mean_interval(scores)
+        interval = measure(scores)
         flat = [score for group in scores for score in group]
         mean = sum(flat) / len(flat)
+        signal = mean_interval([[float(has_signal(group, by_turn=by_turn))] for group in groups])
         best, worst = max(flat), min(flat)
         metrics |= {
             "reward/mean": interval.mean,
             "reward/std": (sum((score - mean) ** 2 for score in flat) / len(flat)) ** 0.5,
-            "groups/with_signal": sum(has_signal(group, by_turn=by_turn) for group in groups) / len(groups),
+            "groups/with_signal": signal.mean,
+            **_bounds("groups/with_signal", signal),
             "groups/solved_all": sum(set(group) == {best} for group in scores if best > worst) / len(groups),
             "groups/solved_none": sum(set(group) == {worst} for group in scores if best > worst) / len(groups),
         }
-        if interval.low == interval.low:  # one group alone has no interval
+        if interval.bounded:
             metrics |= {"reward/low": interval.low, "reward/high": interval.high}
     parts: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for index, group in enumerate(groups):
@@ -89,11 +97,13 @@ def describe(groups: Sequence[Group], *, by_turn: bool = False, shadows: Collect
             for name, value in trajectory.parts.items():
                 parts[name][index].append(value)
     for name, by_group in sorted(parts.items()):
-        interval = mean_interval(list(by_group.values()))
-        metrics[f"reward/part/{name}"] = interval.mean
-        if name in shadows and interval.bounded:
-            metrics |= {f"reward/shadow/{name}/low": interval.low, f"reward/shadow/{name}/high": interval.high}
+        interval = measure(list(by_group.values()))
+        metrics |= {f"reward/part/{name}": interval.mean, **_bounds(f"reward/part/{name}", interval)}
     return metrics
+
+
+def _bounds(name: str, interval: Interval) -> Metrics:
+    return {f"low/{name}": interval.low, f"high/{name}": interval.high} if interval.bounded else {}
 
 
 def describe_staleness(groups: Sequence[Group], version: int) -> Metrics:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rlft.config import RunConfig
-from rlft.curves.shadow import shadow_names
 from rlft.environment.contract import Environment
 from rlft.reward.recompute import recompute, used_groups
 from rlft.reward.stored import StoredStep, StoredTasks
@@ -27,7 +26,7 @@ from rlft.types import Adapter, Group, Metrics, Task
 
 CLOSE = 1e-5
 """Largest difference of two advantages, relative where they are above 1, on another machine than the run's."""
-_FROM_ROLLOUTS = ("reward/", "groups/", "rollout/")
+_FROM_ROLLOUTS = ("reward/", "groups/", "rollout/", "low/", "high/")
 _NOT_FROM_ROLLOUTS = ("reward/logged/", "reward/overlong_penalty")
 
 
@@ -78,8 +77,8 @@ def expected_metrics(config: RunConfig, stored: StoredStep) -> Metrics:
     """The metrics of a step that follow from its rollouts alone, as the loop logs them."""
     groups = stored.groups
     used = set(used_groups(config.algorithm, groups))
-    by_turn, shadows = config.algorithm.credits_turns, shadow_names(config.rewards)
-    metrics = describe(groups, by_turn=by_turn, shadows=shadows) | {"groups/used": float(len(used))}
+    by_turn, order = config.algorithm.credits_turns, config.environment.order
+    metrics = describe(groups, by_turn=by_turn, order=order) | {"groups/used": float(len(used))}
     if config.max_staleness:
         learnt = [group for index, group in enumerate(groups) if index in used]
         others = [group for index, group in enumerate(groups) if index not in used]

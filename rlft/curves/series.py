@@ -1,0 +1,97 @@
+"""A metric over the steps of a run, as a reader should see it: with its gaps, and averaged where steps are many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from rlft.curves.statistics import t_interval
+from rlft.run.records import Interval
+
+Rows: TypeAlias = Sequence[Mapping[str, float]]
+
+MANY = 200
+"""More steps than this are drawn as means of bins, with the values of each step behind them."""
+_BINS = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """The values that a metric has over the steps."""
+
+    steps: Sequence[float]
+    """Steps that the metric was logged for, ascending."""
+    values: Sequence[float]
+    """Its value at each; nan where it was logged and is not finite."""
+    bounds: Sequence[tuple[float, float]]
+    """Its interval at each; nan where there is none."""
+
+    @property
+    def broken(self) -> list[float]:
+        """Steps whose value is not finite."""
+        return [step for step, value in zip(self.steps, self.values, strict=True) if not math.isfinite(value)]
+
+    @property
+    def finite(self) -> list[tuple[float, float]]:
+        """(step, value) of the others."""
+        return [(s, value) for s, value in zip(self.steps, self.values, strict=True) if math.isfinite(value)]
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self.finite)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bin:
+    """Neighbouring steps."""
+
+    step: float
+    """The mean of the steps."""
+    interval: Interval
+    """The mean of their values with a 95 % interval, from their spread around each other; n counts the steps."""
+
+
+def series(rows: Rows, metric: str) -> Series:
+    """A metric over the steps that it was logged for, with its interval where one was logged.
+
+    The interval of `reward/mean` is `reward/low` and `reward/high`, that of another metric M `low/M` and `high/M`.
+    """
+    low, high = ("reward/low", "reward/high") if metric == "reward/mean" else (f"low/{metric}", f"high/{metric}")
+    logged = [row for row in rows if metric in row]
+    values = (row[metric] for row in logged)
+    return Series(
+        steps=[row["step"] for row in logged],
+        values=[value if math.isfinite(value) else math.nan for value in values],
+        bounds=[(row.get(low, math.nan), row.get(high, math.nan)) for row in logged],
+    )
+
+
+def bins(values: Series) -> list[Bin]:
+    """Means of about 60 bins of equally many steps; none where there are few steps.
+
+    The interval is Student's t over the steps of the bin, each of which has tasks and samples of its own. A trend
+    within the bin makes it wider, never narrower.
+    """
+    points = values.finite
+    if len(values.steps) <= MANY:
+        return []
+    size = math.ceil(len(points) / _BINS)
+    return [_bin(points[start : start + size]) for start in range(0, len(points), size)]
+
+
+def span(several: Iterable[Series], intervals: Iterable[Interval] = ()) -> tuple[float, float]:
+    """The lowest and the highest number that a chart of these series and intervals has to hold; (0, 1) without any."""
+    numbers = [0.0]
+    for each in several:
+        numbers += [number for _, number in each.finite]
+        numbers += [bound for bounds in each.bounds for bound in bounds if math.isfinite(bound)]
+    for interval in intervals:
+        numbers += [n for n in (interval.mean, interval.low, interval.high) if math.isfinite(n)]
+    return (min(numbers), max(numbers)) if max(numbers) > min(numbers) else (0.0, 1.0)
+
+
+def _bin(points: Sequence[tuple[float, float]]) -> Bin:
+    steps, values = zip(*points, strict=True)
+    return Bin(step=math.fsum(steps) / len(steps), interval=t_interval(values))
