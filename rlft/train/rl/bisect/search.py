@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from rlft.curves.statistics import mean_interval
+from rlft.curves.statistics import interval_of_means
 from rlft.run.records import Interval
 
 ERROR_RATE = 0.05
@@ -78,9 +78,12 @@ def look(question: Question, values: Values, *, first: Values, last: Values, loo
         values: of the policy. first, last: of the two ends, for what is asked in relation to them; tasks are paired.
         looks: how many there may be in the search, which share `ERROR_RATE`.
     """
+    if question.kind == "by" and values is first:  # which has moved by nothing, whatever the noise
+        distance = -question.bound
+        return Look(side="before", margin=Interval(distance, distance, distance, len(values)))
     margins = _margins(question, values, first, last)
     everything = [value for side in (values, first, last) for each in side.values() for value in each]
-    interval = _interval(margins, everything, 1 - ERROR_RATE / looks)
+    interval = _interval(question, margins, everything, 1 - ERROR_RATE / looks)
     side: Side = "unclear"
     if interval.bounded and (interval.low > 0 or interval.high < 0):
         side = "after" if interval.low > 0 else "before"
@@ -117,7 +120,7 @@ def search(count: int, look_at: Callable[[int], Look]) -> Found:
 def _why_none(start: Side, end: Side) -> str:
     ends = {"the first policy": start, "the last policy": end}
     if unclear := [name for name, side in ends.items() if side == "unclear"]:
-        return f"{' and '.join(unclear)} cannot be told from it: 0 lies within the interval of the distance"
+        return f"{' and '.join(unclear)} cannot be told from it: the interval of the distance holds 0, or there is none"
     return f"the first and the last policy are both {'beyond it' if start == 'after' else 'short of it'}"
 
 
@@ -137,17 +140,17 @@ def _margins(question: Question, values: Values, first: Values, last: Values) ->
     return [[sign * (own[task] - (start[task] + end[task]) / 2)] for task in paired]
 
 
-def _interval(margins: Sequence[Sequence[float]], everything: Sequence[float], level: float) -> Interval:
-    """Interval of the mean margin. Margins of values within [0, 1] are scaled to it, where intervals are best."""
+def _interval(
+    question: Question, margins: Sequence[Sequence[float]], values: Sequence[float], level: float
+) -> Interval:
+    """Interval of the mean margin; its bounds are nan where there is no honest one."""
     if not margins:
         return Interval(math.nan, math.nan, math.nan, 0)
-    flat = [value for each in margins for value in each]
-    is_share = all(0 <= value <= 1 for value in everything)
-    scale, shift = (2.0, 1.0) if is_share and max(map(abs, flat)) <= 1 else (1.0, 0.0)
-    scaled = [[(value + shift) / scale for value in each] for each in margins]
-    found = mean_interval(scaled, level)
-    low, high = found.low, found.high
-    if low == high:  # no spread was seen: so large a share of the tasks may yet be otherwise
-        half = (max(everything) - min(everything) or 1.0) / scale * (1 - (1 - level) ** (1 / found.n))
-        low, high = low - half, high + half
-    return Interval(found.mean * scale - shift, low * scale - shift, high * scale - shift, found.n)
+    means = [math.fsum(each) / len(each) for each in margins]
+    known = None
+    if all(0 <= value <= 1 for value in values):  # a share, whose margin is bounded, too
+        bound = question.bound
+        known = {"above": (-bound, 1 - bound), "below": (bound - 1, bound), "by": (-1 - bound, 1 - bound)}.get(
+            question.kind, (-1.0, 1.0)
+        )
+    return interval_of_means(means, level, known=known, seen=(min(means), max(means)))
