@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlft.cli import main
+from rlft.cli.summary import show_summary
 from rlft.curves.report import write_report
 from rlft.curves.statistics import mean_interval
 from rlft.curves.verdict import judge
@@ -129,7 +130,7 @@ def test_tables_show_all_rewards(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "style/length" in page
     summary = {"metric": "style", "word": "mean", "adapter": "adapters/v000002", "rewards_base": None}
     means = {name: interval.as_dict() for name, interval in result.rewards.items()}
-    main._show_summary(tmp_path, {**summary, "accuracy_rl": means["style"], "rewards_rl": means})
+    show_summary(tmp_path, {**summary, "accuracy_rl": means["style"], "rewards_rl": means})
     shown = capsys.readouterr().out
     assert "accuracy" not in shown
     assert "All rewards and parts on held-out tasks" in shown

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from rlft.cli import main
+from rlft.cli.summary import show_summary
 from rlft.curves.live_panel import View
 from rlft.curves.report import write_report
 from rlft.curves.shadow import Pairs, measure_shadows, moved, shadow_names, told
@@ -228,7 +228,7 @@ def test_a_run_ends_with_what_its_shadow_says(shadow_run: Path, capsys: pytest.C
     assert shadow["rl"] == summary["rewards_rl"]["hidden"]
     assert shadow["sft"] is None
     assert (set(shadow["gap"]), shadow["gap"]["n"]) == ({"mean", "low", "high", "n"}, 4)
-    main._show_summary(shadow_run, summary)
+    show_summary(shadow_run, summary)
     shown = " ".join(capsys.readouterr().out.split())
     assert f"shadow hidden (not trained on): {shadow['sentence']}" in shown
     assert "Held-out gap to hidden" in (shadow_run / "report.html").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rlft.cli.arguments import RunFolder
-from rlft.curves.alarms.health import Alarm, Health
 from rlft.curves.text import number, visible
+
+if TYPE_CHECKING:
+    from rlft.curves.alarms import Alarm, Health  # needs numpy, which `rlft --help` does not
 
 _STYLES = {"critical": "bold red", "warning": "yellow"}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,11 +16,11 @@ from rich.text import Text
 
 from rlft.cli import bisect, curves, env, listing, reward, verify
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
+from rlft.cli.summary import show_reward_model, show_summary
 from rlft.common import interrupts
 from rlft.common.files import describe_os_error
 from rlft.curves.passes import passes
-from rlft.curves.text import interval_text, visible
-from rlft.run.records import Interval
+from rlft.curves.text import visible
 
 app = typer.Typer(
     name="rlft",
@@ -58,7 +57,7 @@ def train(config: ConfigFile, overrides: Overrides = None, restart: Restart = Fa
     loaded = load(config, overrides)
     from rlft.train.rl import launch  # takes seconds, which a misspelt key should not cost
 
-    _show_summary(loaded.run_dir, launch.train(loaded, restart=restart))
+    show_summary(loaded.run_dir, launch.train(loaded, restart=restart))
 
 
 @app.command()
@@ -82,7 +81,7 @@ def dpo(config: ConfigFile, overrides: Overrides = None, restart: Restart = Fals
     loaded = load_kind(config, overrides, PreferenceConfig)
     from rlft.train.preference import launch as launch_dpo
 
-    _show_summary(loaded.run_dir, launch_dpo.train(loaded, restart=restart))
+    show_summary(loaded.run_dir, launch_dpo.train(loaded, restart=restart))
 
 
 @app.command("reward-model")
@@ -94,7 +93,7 @@ def reward_model(config: ConfigFile, overrides: Overrides = None, restart: Resta
     loaded = load_kind(config, overrides, RewardModelConfig)
     from rlft.train.reward_model import launch as launch_reward
 
-    _show_reward_model(loaded.run_dir, launch_reward.train(loaded, restart=restart))
+    show_reward_model(loaded.run_dir, launch_reward.train(loaded, restart=restart))
 
 
 @app.command()
@@ -144,11 +143,11 @@ def resume(
     if _is_preference_run(run):
         from rlft.train.preference import launch as launch_dpo
 
-        _show_summary(*launch_dpo.resume(run, how))
+        show_summary(*launch_dpo.resume(run, how))
         return
     from rlft.train.rl import launch
 
-    _show_summary(*launch.resume(run, how))
+    show_summary(*launch.resume(run, how))
 
 
 @app.command()
@@ -284,85 +283,6 @@ def _last_adapter(run: Path) -> Path:
     return folders[-1]
 
 
-def _show_summary(run: Path, summary: Mapping[str, Any]) -> None:
-    table = Table(title=Text(visible(f"Held-out {summary['metric']}")), title_justify="left")
-    stages = [("base model", "base"), ("after SFT", "sft"), ("after RL", "rl")]
-    stages.append((f"after {summary.get('stage')}", "trained"))  # a preference run names its loss
-    failed = {key: summary.get(f"failed_{key}") or 0 for _, key in stages}
-    for heading in (
-        "policy",
-        str(summary.get("word", "accuracy")),
-        "95 % interval",
-        "tasks",
-        *(["samples failed"] if any(failed.values()) else []),
-    ):
-        table.add_column(heading, justify="left" if heading == "policy" else "right")
-    for label, key in stages:
-        if accuracy := summary.get(f"accuracy_{key}"):
-            row = (label, f"{accuracy['mean']:.3f}", _interval(accuracy), str(accuracy["n"]), str(failed[key]))
-            table.add_row(*row[: len(table.columns)])
-    console = Console()
-    if table.row_count:
-        console.print(table)
-    if rewards := _rewards_table(summary, stages):
-        console.print(rewards)
-    for sentence in _passes(run):
-        console.print(Text(sentence))
-    for name, shadow in summary.get("shadow", {}).items():
-        console.print(Text(visible(f"shadow {name} (not trained on): {shadow['sentence']}")))
-    console.print("Written:")
-    for name in ("report.html", "reward.png", "summary.json", summary["adapter"]):
-        console.print(Text(visible(f"  {run / name}")))
-    from rlft.run.manifest import MANIFEST, root_hash
-
-    if root := root_hash(run):
-        console.print(
-            Text(visible(f"Root hash (sha256 of {run / MANIFEST}, which you may sign): {root}")), soft_wrap=True
-        )
-
-
-def _passes(run: Path) -> list[str]:
-    """pass@k and pass^k of the last evaluation, where it has several samples of each task."""
-    from rlft.curves.reading import read_evals
-
-    return [f"{e.label}: {each.sentence}" for e in read_evals(run)[-1:] for each in passes(e.by_task)]
-
-
-def _rewards_table(summary: Mapping[str, Any], stages: Sequence[tuple[str, str]]) -> Table | None:
-    """Every held-out reward and part under each policy; None where there is only the headline."""
-    known = [(label, rewards) for label, key in stages if (rewards := summary.get(f"rewards_{key}"))]
-    names = dict.fromkeys(name for _, rewards in known for name in rewards)
-    if len(names) < 2:
-        return None
-    title = "All rewards and parts on held-out tasks, 95 % intervals"
-    table = Table(title=title, title_justify="left", min_width=len(title))
-    table.add_column("mean")
-    for label, _ in known:
-        table.add_column(label, justify="right")
-    for name in names:
-        means = (interval_text(Interval.from_dict(each[name])) if name in each else "" for _, each in known)
-        table.add_row(Text(visible(name)), *means)
-    return table
-
-
-def _show_reward_model(run: Path, summary: Mapping[str, Any]) -> None:
-    table = Table(title="Held-out pairs in the right order", title_justify="left")
-    for heading in ("training", "accuracy", "95 % interval", "pairs"):
-        table.add_column(heading, justify="left" if heading == "training" else "right")
-    for label in ("before", "after"):
-        accuracy = summary[f"accuracy_{label}"]
-        table.add_row(label, f"{accuracy['mean']:.3f}", _interval(accuracy), str(summary["n"]))
-    console = Console()
-    console.print(table)
-    folder = run / summary["reward_model"]
-    console.print(Text(visible(f"Written:\n  {folder}\n  {run / 'summary.json'}")))
-    console.print(Text(visible(f"As a reward, on the model of the run: path: adapter:{folder}")), soft_wrap=True)
-    console.print(
-        Text(visible(f"As a reward of its own: path: rewards.reward_model:reward_model, args: {{folder: {folder}}}")),
-        soft_wrap=True,
-    )
-
-
 def _show_chaos(outcome: Any) -> None:
     console = Console()
     for kill in outcome.kills:
@@ -377,7 +297,3 @@ def _show_chaos(outcome: Any) -> None:
     if not outcome.is_same and outcome.reason:
         console.print(Text(f"They may differ without a fault: {outcome.reason}."), soft_wrap=True)
     console.print(Text(visible(f"Written:\n  {outcome.undisturbed}\n  {outcome.disturbed}")), soft_wrap=True)
-
-
-def _interval(accuracy: dict[str, Any]) -> str:
-    return "" if accuracy["low"] is None else f"{accuracy['low']:.3f} to {accuracy['high']:.3f}"
