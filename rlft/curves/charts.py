@@ -195,7 +195,7 @@ def reward_parts(rows: Rows) -> list[str]:
 
 def is_whole_reward(rows: Rows, part: str) -> bool:
     """Whether a part equals the reward at every step, so that its curve says nothing new."""
-    both = [row for row in rows if _PART + part in row and "reward/mean" in row]
+    both = [row for row in rows if _PART + part in row and math.isfinite(row.get("reward/mean", math.nan))]
     return bool(both) and all(
         math.isclose(row[_PART + part], row["reward/mean"], rel_tol=1e-6, abs_tol=1e-9) for row in both
     )

@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rlft.curves.charts import step_range
+from rlft.curves.charts import is_whole_reward, step_range
 from rlft.curves.plotly_traces import BLUE, GREY, ORANGE, RED
-from rlft.curves.series import Series, bins, series
+from rlft.curves.series import Series, bins, series, span
 from rlft.curves.text import interval_text, visible
 from rlft.run.records import Evaluation, word_for
 
@@ -53,6 +53,11 @@ def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evalua
         _draw_course(panels[0], rewards, course)
     if known:
         _draw_accuracy(panels[-1], known, step_range(rows, evals))
+    if rewards and known and is_whole_reward(rows, known[-1].metric):  # both measure the same: one scale
+        low, high = span([rewards], [e.accuracy for e in known])
+        air = 0.04 * (high - low)
+        for axes in panels:
+            axes.set_ylim(low - air if low < 0 else 0, high + air)
     if not rewards and not known:
         panels[0].text(0.5, 0.5, "nothing has been logged yet", ha="center", transform=panels[0].transAxes)
     panels[-1].set_xlabel("step", color="#5b6472")
