@@ -212,7 +212,7 @@ class Failed:
     fault: Fault = "reward"
     """Whose failure it is."""
     where: str = ""
-    """`file.py:12`: the innermost line of the user's code that raised; empty where no such line is known."""
+    """`file.py:12`: the innermost line of the user's code that raised, or hung; empty where no such line is known."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """As in `Score`, of the rewards that could be computed."""
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from rlft.reward.scoring import LearnerScores, Scorer
+from rlft.reward.stack import users_line
 from rlft.types import (
     Abstain,
     Completion,
@@ -730,3 +732,47 @@ def test_values_of_turns_are_the_episodes(crowded: Callable[..., RewardSpec]) ->
     assert second == Score(value=8.5, parts={"turns": 4.0, "plain": 0.5}, turns=(8.5,))
     assert isinstance(third, Failed)
     assert third.message == "turns: turns: expected a number for each of 2 actions, got 1"
+
+
+HANGING = """
+import asyncio, re, signal, time
+
+def loops(completion):
+    while True:
+        helps()
+
+def helps():
+    return 1
+
+def backtracks(completion):
+    return bool(re.match(r"(a+)+$", "a" * 40 + "!"))
+
+async def waits(completion):
+    await asyncio.sleep(60)
+
+def deaf(completion):
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"), [("loops", (5, 6, 8, 9)), ("backtracks", (12,)), ("waits", (15,)), ("deaf", ())]
+)
+def test_of_what_hangs_the_line_is_told(tmp_path: Path, name: str, lines: tuple[int, ...]) -> None:
+    file = tmp_path / "hanging.py"
+    file.write_text(HANGING)
+    with Scorer([RewardSpec(path=f"{file}:{name}")], workers=1, deadline_s=0.3, log_dir=None) as scorer:
+        (outcome,) = outcomes(scorer.score([make_group("a")])[0])
+    assert isinstance(outcome, Failed)
+    assert outcome.message == f"{name}: no result within 0.3 s"
+    assert outcome.where in ([f"{file}:{line}" for line in lines] or [""])
+
+
+def test_a_process_that_is_not_its_own_is_not_asked_where_it_is(tmp_path: Path) -> None:
+    with tempfile.TemporaryFile() as shared, subprocess.Popen(["sleep", "60"]) as other:
+        try:  # a signal would end it
+            assert users_line(other.pid, shared.fileno(), start=0, parent=1) == ""
+            assert other.poll() is None
+        finally:
+            other.kill()

@@ -103,7 +103,8 @@ def failure_findings(samples: Sequence[Sample]) -> list[Finding]:
             if failure.kind == "not_run":
                 continue
             said = failure.message.rpartition("\n")[2]
-            way = f"{failure.where} {said.partition(':')[0]}" if failure.where else said
+            is_raised = failure.kind == "error" and failure.where
+            way = f"{failure.where} {said.partition(':')[0]}" if is_raised else said
             groups[reward, failure.kind, way].append((sample, failure))
     if not groups:
         odd = [s for s in samples if isinstance(s.trajectory.outcome, Failed)]

@@ -275,7 +275,7 @@ def _hangs(error: GaveUpError, limit_s: float, deadline_s: float) -> Finding:
         check="hangs" if is_slow else "contract",
         severity="error",
         reward=_culprit(error),
-        detail=error.outcome.message,
+        detail=error.outcome.message + (f", at {error.outcome.where}" if error.outcome.where else ""),
         example=quoted(error.text),
         advice=f"bound the work for a reply{slower}" if is_slow else "find out what ends its process",
     )

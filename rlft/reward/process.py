@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ import psutil
 
 from rlft.common.child_process import ChildProcess
 from rlft.reward.answers import ANSWER_LIMIT, Answer, Invalid, Loaded, read_results, read_start
-from rlft.reward.progress import Progress, shared_file
+from rlft.reward.progress import SIZE, Progress, shared_file
+from rlft.reward.stack import users_line
 from rlft.reward.worker import Call, main
 from rlft.types import RewardSpec
 
@@ -81,7 +83,8 @@ class ScoringProcess:
         self._sizes: list[int] = []
         self._present = -1, 0.0
         with shared_file() as shared:
-            self._progress = Progress(shared.fileno())
+            self._progress, self._shared = Progress(shared.fileno()), os.dup(shared.fileno())
+            weakref.finalize(self, os.close, self._shared)
             self._child = ChildProcess(
                 main,
                 log=log or Path(os.devnull),
@@ -184,6 +187,10 @@ class ScoringProcess:
             return float(psutil.Process(self.pid).memory_info().rss) / 2**20 if self.pid else 0.0
         except psutil.Error:  # it has just ended; that shows when it is waited for
             return 0.0
+
+    def users_line(self) -> str:
+        """`file.py:12`, the line of the user's code at which it is, if it says so."""
+        return users_line(self.pid, self._shared, start=SIZE, parent=self._child.pid)
 
     def ask_to_finish(self) -> None:
         """Let an idle process run its exit handlers; `kill` follows."""

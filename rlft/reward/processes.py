@@ -228,7 +228,10 @@ class ScoringPool:
         limit_s = max((job.call.limit_s for job in process.jobs.values()), default=0.0)
         if position is not None:
             limit_s = process.jobs[position].call.limit_s
-        yield from self._blame(process, position, began, failed("timeout", f"no result within {limit_s:g} s"))
+        where = "" if position is None else process.users_line()
+        yield from self._blame(
+            process, position, began, failed("timeout", f"no result within {limit_s:g} s", where=where)
+        )
 
     def _look_at_memory(self, process: ScoringProcess) -> Iterator[Done]:
         """Replace a process that has grown beyond its bound; what it works on has failed, if it works."""

@@ -39,6 +39,7 @@ from rlft.reward.contract import CallPlan, RewardFunction, failed, plan_call, re
 from rlft.reward.loading import build, load, reward_sources
 from rlft.reward.notes import Notes
 from rlft.reward.progress import Progress
+from rlft.reward.stack import write_when_asked
 from rlft.types import Failed, RewardSpec
 
 TURN_S = 0.02
@@ -142,7 +143,7 @@ async def run_async(call: Call, reward: Reward) -> Result:
         raise
     except BaseException as error:
         if deadline.expired() and isinstance(error, TimeoutError):
-            return _timed_out(call, began)
+            return _timed_out(call, began, where=innermost_line(error.__cause__ or error))
         return _raised(error, call.size, began)
     if time.monotonic() - began > call.limit_s:
         return _timed_out(call, began)
@@ -190,8 +191,8 @@ def _raised(error: BaseException, size: int, began: float) -> Result:
     return _failed(failure, size, began)
 
 
-def _timed_out(call: Call, began: float) -> Result:
-    return _failed(failed("timeout", f"no result within {call.limit_s:g} s"), call.size, began)
+def _timed_out(call: Call, began: float, where: str = "") -> Result:
+    return _failed(failed("timeout", f"no result within {call.limit_s:g} s", where=where), call.size, began)
 
 
 def _failed(failure: Failed, size: int, began: float) -> Result:
@@ -218,7 +219,7 @@ def main(connection: Connection) -> None:
     process_id = os.getpid()
     specs, descriptor = connection.recv()
     progress = Progress(descriptor)
-    os.close(descriptor)
+    write_when_asked(descriptor)
     try:
         rewards = open_rewards(specs)
     except ValueError as error:
