@@ -33,21 +33,22 @@ class World:
     """Further rewards, measured on samples of their own."""
 
 
-def shifted(p: np.ndarray, change: np.ndarray | float) -> np.ndarray:
-    """Probabilities moved by `change` on average, within [0, 1].
+def shifted(p: np.ndarray, change: np.ndarray | float, mean: float = 0.5) -> np.ndarray:
+    """Probabilities whose true mean is `mean`, moved by `change` on average, within [0, 1].
 
-    Moving up, the room above is used in proportion, and that below moving down; so the mean is moved by exactly
-    `change` on average over Beta(0.8, 0.8), whose mean is a half.
+    Moving up, the room above is used in proportion, and that below moving down.
     """
-    up = p + 2 * np.maximum(change, 0) * (1 - p)
-    return up - 2 * np.maximum(-np.asarray(change), 0) * up
+    up = p + np.maximum(change, 0) * (1 - p) / (1 - mean)
+    return up - np.maximum(-np.asarray(change), 0) * up / mean
 
 
-def group(label: str, truth: np.ndarray, world: World, rng: np.random.Generator, first: int = 0) -> Group:
-    """Runs of one config: success probabilities [tasks], moved by a seed's own luck."""
+def group(
+    label: str, truth: np.ndarray, world: World, rng: np.random.Generator, *, mean: float = 0.5, first: int = 0
+) -> Group:
+    """Runs of one config: success probabilities [tasks], whose true mean is `mean`, moved by a seed's own luck."""
     runs = []
     for seed in range(world.seeds):
-        p = shifted(truth, rng.normal(0, world.seed_sd)) if world.seed_sd else truth
+        p = shifted(truth, rng.normal(0, world.seed_sd), mean) if world.seed_sd else truth
         luck = rng.normal(0, 0.03) if world.seed_sd else 0.0
         noise = luck + rng.normal(0, 0.08, world.steps)
         curve = [(step + 1, float(0.5 * step / world.steps + noise[step])) for step in range(world.steps)]
@@ -86,7 +87,7 @@ def pair(world: World, rng: np.random.Generator) -> tuple[Group, Group]:
     difficulty = rng.beta(0.8, 0.8, world.tasks)
     change = world.effect + rng.normal(0, 1, world.tasks) * world.effect_sd
     before, after = difficulty, shifted(difficulty, change)
-    return group("base", before, world, rng), group("new", after, world, rng, first=100)
+    return group("base", before, world, rng), group("new", after, world, rng, mean=0.5 + world.effect, first=100)
 
 
 def write_run(
