@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -18,7 +21,11 @@ from rlft import config_file
 from rlft.cli import main
 from rlft.config import RunConfig
 from rlft.curves import report
+from rlft.curves.differences import paired
+from rlft.curves.statistics import mean_interval
+from rlft.curves.verdict import verdict_of
 from rlft.environment.contract import Environment, Step
+from rlft.run.records import Evaluation, evaluations_folder
 from rlft.run.resume import How
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.rl import evaluations, launch
@@ -28,6 +35,7 @@ from tests.fakes import read_lines, read_metrics, read_result, tiny_config
 from tests.test_interrupts import stop_in
 
 HERE = Path(__file__)
+WRITE_REPORT = report.write_report  # the real one, see `no_pages`
 HOT = {"name": "hot", "temperature": 1.0, "samples_per_task": 4, "every": 2, "tasks": 3}
 HARD = {"name": "math-500", "every": 3, "tasks": 3, "environment": {"path": f"{HERE}:others"}}
 GAME = {"name": "game", "tasks": 2, "environment": {"path": f"{HERE}:game"}}
@@ -284,3 +292,122 @@ def test_a_set_takes_from_the_run_what_it_does_not_say() -> None:
     assert (hot.evaluation.temperature, hot.environment, hot.evaluations) == (1.0, config.environment, ())
     assert (hard.environment.path, hard.environment.order) == (f"{HERE}:others", "shuffle")
     assert RunConfig.model_validate(hard.model_dump()) == hard
+
+
+# What they say
+
+
+def values(shares: Sequence[float], seed: int, tasks: int = 60) -> list[dict[str, list[float]]]:
+    """For each policy 0/1 values of two samples of each task; a task is as hard for all of them."""
+    generator = np.random.default_rng(seed)
+    hard = generator.beta(2, 2, tasks) - 0.5
+    return [{f"t{i}": list(map(float, generator.random(2) < p + h)) for i, h in enumerate(hard)} for p in shares]
+
+
+def write_evals(run: Path, name: str, by_step: dict[int, dict[str, list[float]]]) -> None:
+    """Evaluations of a set, or of the run for an empty name; step 0 is the base."""
+    for step, by_task in by_step.items():
+        policy = "base" if step == 0 else f"step-{step:06d}"
+        record = Evaluation(
+            name=policy,
+            step=step,
+            adapter_version=step - 1,
+            adapter_hash="",
+            metric="odd",
+            accuracy=mean_interval(list(by_task.values())),
+            failed=0,
+            length=1.0,
+            truncated=0.0,
+            samples=2 * len(by_task),
+            by_task=by_task,
+            set_name=name,
+        )
+        path = run / evaluations_folder(name) / f"{policy}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record.as_dict()))
+
+
+@pytest.fixture
+def told_run(tmp_path: Path) -> Path:
+    """A run that got better, with a set that got worse and one that did not change."""
+    config = {
+        "name": "told",
+        "steps": 2,
+        "evaluation": {"every": 0},
+        "evaluations": [
+            {"name": "hard", "every": 1, "samples_per_task": 2, "environment": {"path": "mine.py:hard", "args": {}}},
+            {"name": "same", "every": 0, "samples_per_task": 2, "temperature": 0.7},
+        ],
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    write_evals(tmp_path, "", dict(zip((0, 2), values([0.2, 0.7], 0), strict=True)))
+    write_evals(tmp_path, "hard", dict(enumerate(values([0.7, 0.6, 0.3], 1))))
+    [same] = values([0.5], 2)
+    write_evals(tmp_path, "same", {0: same, 2: same})
+    return tmp_path
+
+
+def test_a_set_that_got_worse_leaves_doubt_and_never_decides(told_run: Path) -> None:
+    verdict = verdict_of(told_run)
+    doubt = verdict.reasons[0]
+    assert (verdict.kind, doubt.code, doubt.weight) == ("cant_tell", "evaluation_set", "doubt")
+    # Half of 5 % for the last look of two, shared by two sets: 98.75 %.
+    assert re.fullmatch(
+        r"Evaluation hard got worse: -0\.\d\d \[-0\.\d\d, -0\.\d\d\] since base \(98\.75 % interval, 60 tasks, "
+        r"look 2 of 2; odd, greedy, 2 samples of each task, tasks of mine\.py:hard\)\.",
+        doubt.says,
+    )
+    shutil.rmtree(told_run / "evals/sets/hard")
+    assert verdict_of(told_run).kind == "ship"  # a set that got no better is no doubt
+    write_evals(told_run, "hard", dict(enumerate(values([0.1, 0.5, 0.9], 1))))
+    assert verdict_of(told_run).kind == "ship"
+    write_evals(told_run, "", dict(zip((0, 2), values([0.7, 0.2], 0), strict=True)))
+    assert verdict_of(told_run).kind == "dont"  # nor does one that got better make a verdict better
+
+
+def test_a_null_run_is_seldom_in_doubt_and_a_fall_is_found() -> None:
+    def share_in_doubt(shares: Sequence[float], runs: int) -> float:
+        found = 0
+        for seed in range(runs):
+            changes = [paired(*values(shares, 3 * seed + number), 1 - 0.05 / 3) for number in range(3)]
+            found += any(change.interval.high < 0 for change in changes)
+        return found / runs
+
+    assert share_in_doubt([0.5, 0.5], 200) <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 200)
+    assert share_in_doubt([0.6, 0.35], 20) >= 0.9
+
+
+def test_report_lists_the_sets(told_run: Path) -> None:
+    def report_of(*arguments: str) -> str:
+        return CliRunner().invoke(main.app, ["report", str(told_run), *arguments], catch_exceptions=False).stdout
+
+    hard, same = json.loads(report_of("--json"))["evaluations"]
+    assert (hard["name"], hard["settings"]["every"], hard["metric"], hard["word"]) == ("hard", 1, "odd", "accuracy")
+    assert [policy["name"] for policy in hard["policies"]] == ["base", "step-000001", "step-000002"]
+    assert [each["k"] for each in hard["policies"][0]["passes"]] == [2]
+    assert (hard["change"]["conclusive"], hard["change"]["level"]) == (True, pytest.approx(0.9875))
+    assert (same["change"]["mean"], same["change"]["conclusive"], same["change"]["look"]) == (0, False, 1)
+    table = report_of()
+    assert "pass@2" in table
+    assert "same: odd, T = 0.7, 2 samples of each task" in table
+
+
+def test_the_page_shows_the_sets(told_run: Path) -> None:
+    page = WRITE_REPORT(told_run).read_text(encoding="utf-8")
+    assert "hard: Held-out accuracy (odd)" in page
+    assert "hard: odd, greedy, 2 samples of each task, tasks of mine.py:hard; changed by -0." in page
+    assert "<td>same</td><td>base</td>" in page
+    assert page.index("Evaluation hard got worse") < page.index("Evaluation sets, which do not decide")
+
+
+def test_the_summary_has_the_sets(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())["evaluations"]
+    assert list(summary) == ["hot", "math-500", "game"]
+    last = json.loads((run / "evals/sets/hot/step-000004.json").read_text())
+    assert summary["hot"] == {
+        "metric": "odd",
+        "word": "mean",
+        "base": json.loads((run / "evals/sets/hot/base.json").read_text())["accuracy"],
+        "sft": None,
+        "rl": last["accuracy"],
+    }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from rlft.cli.arguments import RunFolder
@@ -14,6 +16,7 @@ from rlft.cli.compare import compare
 from rlft.cli.gate import gate
 from rlft.cli.health import health
 from rlft.cli.power import power
+from rlft.curves.evaluation_sets import HEADINGS, EvaluationSet, read_sets
 from rlft.curves.text import visible
 from rlft.curves.verdict import Verdict
 
@@ -35,20 +38,40 @@ def report(
 ) -> None:
     """Say SHIP, DON'T or CAN'T TELL and why, and write report.html and reward.png of a run, finished or not."""
     from rlft.curves.passes import passes
-    from rlft.curves.reading import read_evals
+    from rlft.curves.reading import read_config, read_evals
     from rlft.curves.verdict import verdict_of
 
-    verdict = verdict_of(run)
+    verdict, sets = verdict_of(run), read_sets(run, read_config(run))
     if as_json:
         evals = read_evals(run)
         solved = [each.as_dict() for each in passes(evals[-1].by_task)] if evals else []
-        print(json.dumps({**verdict.as_dict(), **({"passes": solved} if solved else {})}, indent=1))
+        besides = {"passes": solved, "evaluations": [each.as_dict() for each in sets]}
+        told = {**verdict.as_dict(), **{name: value for name, value in besides.items() if value}}
+        print(json.dumps(told, indent=1))
         return
     show_verdict(verdict)
+    show_sets(sets)
     from rlft.curves.report import write_report, write_reward_png
 
     for path in (write_report(run), write_reward_png(run)):
         Console().print(Text(visible(str(path))), soft_wrap=True)
+
+
+def show_sets(sets: Sequence[EvaluationSet]) -> None:
+    """Print what each evaluation set shows, if there are any."""
+    rows = [row for each in sets for row in each.rows]
+    if not rows:
+        return
+    table = Table(title="Evaluation sets", title_justify="left")
+    shown = [column for column in range(len(HEADINGS)) if any(row[column] not in ("", "0") for row in rows)]
+    for column in shown:
+        table.add_column(HEADINGS[column], justify="right" if 2 <= column < 5 else "left")
+    for row in rows:
+        table.add_row(*(Text(visible(row[column])) for column in shown))
+    console = Console()
+    console.print(table)
+    for each in sets:
+        console.print(Text(visible(f"{each.name}: {each.asked}")), soft_wrap=True)
 
 
 def show_verdict(verdict: Verdict) -> None:

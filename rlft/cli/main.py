@@ -20,6 +20,7 @@ from rlft.cli.summary import show_reward_model, show_summary
 from rlft.common import interrupts
 from rlft.common.files import describe_os_error
 from rlft.curves.passes import passes
+from rlft.curves.reading import read_config
 from rlft.curves.text import visible
 
 app = typer.Typer(
@@ -260,8 +261,6 @@ def main() -> None:
 
 
 def _kind(run: Path) -> str:
-    from rlft.curves.reading import read_config
-
     return str(read_config(run).get("kind", "rl"))
 
 

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlft.cli.curves import show_verdict
+from rlft.cli.curves import show_sets, show_verdict
+from rlft.curves.evaluation_sets import read_sets
 from rlft.curves.passes import passes
-from rlft.curves.reading import read_evals
+from rlft.curves.reading import read_config, read_evals
 from rlft.curves.text import interval_text, visible
 from rlft.curves.verdict import verdict_of
 from rlft.run.manifest import MANIFEST, root_hash
@@ -42,6 +43,7 @@ def show_summary(run: Path, summary: Mapping[str, Any]) -> None:
         console.print(table)
     if rewards := _rewards_table(summary, stages):
         console.print(rewards)
+    show_sets(read_sets(run, read_config(run)))
     for sentence in _passes(run):
         console.print(Text(sentence))
     for name, shadow in summary.get("shadow", {}).items():

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+from rlft.curves.evaluation_sets import EvaluationSet
 from rlft.curves.plotly_traces import (
     BLUE,
     GREEN,
@@ -158,6 +159,7 @@ def sections(
     events: Sequence[Event],
     shadows: Sequence[Shadow] = (),
     config: Mapping[str, Any] | None = None,
+    sets: Sequence[EvaluationSet] = (),
 ) -> list[Section]:
     """Every chart that the data allows, by section; sections without charts are absent."""
     config = config or {}
@@ -168,6 +170,7 @@ def sections(
         result = [*margin, *result]
     built = [
         Section(title="Result", charts=[*result[:1], *shadow, *result[1:]], wide=True),
+        Section(title="Evaluation sets", charts=[chart for each in sets for chart in _of_set(rows, each, config)]),
         Section(title="Parts of the reward", charts=_parts(rows, {each.name for each in shadows})),
         Section(
             title="Preferences",
@@ -323,6 +326,11 @@ def _accuracy(rows: Rows, evals: Sequence[Evaluation], config: Mapping[str, Any]
             layout={"yaxis": {"rangemode": "tozero"}, "hovermode": "closest"},
         )
     ]
+
+
+def _of_set(rows: Rows, measured: EvaluationSet, config: Mapping[str, Any]) -> list[Chart]:
+    charts = _accuracy(rows, measured.evals, {**config, "evaluation": measured.settings})
+    return [replace(chart, title=f"{measured.name}: {chart.title}") for chart in charts]
 
 
 def _asked(evaluation: Evaluation, config: Mapping[str, Any]) -> str:

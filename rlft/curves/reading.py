@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.run import logs
-from rlft.run.records import CONFIG, EVALS, ROLLOUTS, Evaluation, Event, numbered, step_name
+from rlft.run.records import CONFIG, EVALS, ROLLOUTS, Evaluation, Event, evaluations_folder, numbered, step_name
 from rlft.types import RewardSpec
 
 
@@ -65,12 +65,13 @@ def read_events(run: Path, notes: list[str] | None = None) -> list[Event]:
     return logs.read_events(run, notes).rows
 
 
-def read_evals(run: Path) -> list[Evaluation]:
-    """Every evaluation, ordered base, sft, then by step; empty if there is none.
+def read_evals(run: Path, set_name: str = "") -> list[Evaluation]:
+    """Every evaluation, or every one of an evaluation set, ordered base, sft, then by step; empty if there is none.
 
     Raises ValueError naming the file if one cannot be read or lacks a field.
     """
-    evals = [logs.read_evaluation(path) for path in sorted((Path(run) / EVALS).glob("*.json"))]
+    folder = Path(run) / evaluations_folder(set_name)
+    evals = [logs.read_evaluation(path) for path in sorted(folder.glob("*.json"))]
     order = {"base": 0, "sft": 1}
     return sorted(evals, key=lambda e: (order.get(e.name, 2), e.step, e.name))
 

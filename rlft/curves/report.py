@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from rlft.curves import charts, digest, reading
+from rlft.curves.evaluation_sets import HEADINGS as SET_HEADINGS
+from rlft.curves.evaluation_sets import EvaluationSet, read_sets
 from rlft.curves.passes import passes
 from rlft.curves.samples import ObservedFailure, Showcase, observed_failures, showcase
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
@@ -45,6 +47,7 @@ class _Run:
     observed: Sequence[ObservedFailure]
     verdict: Verdict
     shadows: Sequence[Shadow]
+    sets: Sequence[EvaluationSet]
     notes: Sequence[str]
 
 
@@ -71,7 +74,7 @@ def write_report(run: Path) -> Path:
         number=number, percent=percent, duration=duration, interval=interval_text, shortened=shortened
     )
     library, script = plotly.offline.get_plotlyjs(), (_PAGE / "report.js").read_text(encoding="utf-8")
-    sections = charts.sections(data.rows, data.evals, data.events, data.shadows, data.config)
+    sections = charts.sections(data.rows, data.evals, data.events, data.shadows, data.config, data.sets)
     html = environment.get_template("report.html.j2").render(
         run=data,
         title=str(data.config.get("name") or data.folder.name),
@@ -85,8 +88,9 @@ def write_report(run: Path) -> Path:
         heldout=_heldout(data.evals, {shadow.name for shadow in data.shadows}),
         observed_in_evals=_observed_in_evals(data.config, data.evals),
         unscored={e.name: _unscored(e, _observed_rewards(data.config) - {e.metric}) for e in data.evals},
+        set_headings=SET_HEADINGS,
         sections=sections,
-        figures=Markup(_figures(sections, charts.step_range(data.rows, data.evals))),
+        figures=Markup(_figures(sections, charts.step_range(data.rows, [*data.evals, *(e for each in data.sets for e in each.evals)]))),
         provenance=_shown(data.provenance),
         config_text=(data.folder / CONFIG).read_text(encoding="utf-8"),
         style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
@@ -130,6 +134,7 @@ def _load(run: Path) -> _Run:
         observed=observed_failures(run, _observed_rewards(config)) if stored else (),
         verdict=verdict_of(run),
         shadows=measure_shadows(run, shadow_names(reading.reward_specs(config)), width=reading.window(rows)),
+        sets=read_sets(run, config),
         notes=notes,
     )
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from rlft.curves import doubts, looks, reading
 from rlft.curves.differences import Difference, paired
 from rlft.curves.doubts import Reason
+from rlft.curves.evaluation_sets import EvaluationSet, read_sets, worse
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
 from rlft.curves.text import interval_text, number
 from rlft.run.records import Evaluation, word_for
@@ -103,6 +104,7 @@ def verdict_of(run: Path) -> Verdict:
         shadows=measure_shadows(run, shadow_names(rewards)),
         observed=observed_changes(run, evals, unwatched),
         alarms=doubts.alarms(alarms_of(run)),
+        sets=read_sets(run, config),
     )
 
 
@@ -114,6 +116,7 @@ def judge(
     shadows: Sequence[Shadow] = (),
     observed: Mapping[str, Difference] | None = None,
     alarms: Iterable[Reason] = (),
+    sets: Sequence[EvaluationSet] = (),
 ) -> Verdict:
     """The verdict from what was read of a run.
 
@@ -124,6 +127,7 @@ def judge(
         shadows: what is known of the shadow rewards.
         observed: paired change of each reward of weight 0, as `observed_changes` gives it.
         alarms: what the run's alarms say, as `doubts.alarms` gives it.
+        sets: the evaluation sets, which never decide alone.
     """
     before = [e for e in evals if e.name in ("base", "sft")]
     trained = [e for e in evals if e.name not in ("base", "sft")]
@@ -149,6 +153,7 @@ def judge(
         doubts.truncation(last),
         *doubts.shadows(shadows),
         *doubts.observed(observed or {}),
+        *worse(sets),
         *alarms,
         doubts.longer(start, last),
         _best_of(trained),

@@ -14,6 +14,9 @@ class RLSummary(TypedDict):
 
     `shadow` is there where the config has shadow rewards. It has, by name, the means `base`, `sft` and `rl`, the `gap`,
     in standard deviations, and `sentence`, which says what it means.
+
+    `evaluations` is there where the config has some. It has, by name, `metric`, `word`, and the means `base`, `sft` and
+    `rl`, None where there is none.
     """
 
     name: str
@@ -31,6 +34,7 @@ class RLSummary(TypedDict):
     rewards_rl: dict[str, dict[str, float | int | None]] | None
     adapter: str
     shadow: NotRequired[dict[str, dict[str, Any]]]
+    evaluations: NotRequired[dict[str, dict[str, Any]]]
 
 
 class PreferenceSummary(TypedDict):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rlft.curves.shadow import measure_shadows, shadow_names
 from rlft.run.directory import Run
 from rlft.run.records import Evaluation, adapter_folder, step_name, word_for
@@ -14,7 +17,8 @@ def summarize(run: Run) -> RLSummary:
     from rlft.curves.report import write_report, write_reward_png
 
     config = run.config
-    base, sft, trained = (run.evaluation(name) for name in ("base", "sft", step_name(config.steps)))
+    names = {"base": "base", "sft": "sft", "rl": step_name(config.steps)}
+    base, sft, trained = (run.evaluation(name) for name in names.values())
     summary: RLSummary = {
         "name": config.name,
         "metric": headline(config),
@@ -31,7 +35,12 @@ def summarize(run: Run) -> RLSummary:
         "rewards_rl": _rewards(trained),
         "adapter": adapter_folder(config.steps),
     }
-    if names := shadow_names(config.rewards):
+    if config.evaluations:
+        summary["evaluations"] = {
+            each.name: _of_set({key: run.evaluation(name, each.name) for key, name in names.items()})
+            for each in config.evaluations
+        }
+    if shadows := shadow_names(config.rewards):
         stages = {"base": base, "sft": sft, "rl": trained}
         summary["shadow"] = {
             each.name: {
@@ -39,12 +48,18 @@ def summarize(run: Run) -> RLSummary:
                 "gap": each.moved[-1][1].gap.interval.as_dict() if each.moved else None,
                 "sentence": each.sentence,
             }
-            for each in measure_shadows(run.path, names)
+            for each in measure_shadows(run.path, shadows)
         }
     run.write_summary(summary)
     write_report(run.path)
     write_reward_png(run.path)
     return summary
+
+
+def _of_set(policies: Mapping[str, Evaluation | None]) -> dict[str, Any]:
+    known = [each for each in policies.values() if each]
+    means = {key: each.accuracy.as_dict() if each else None for key, each in policies.items()}
+    return {"metric": known[0].metric, "word": word_for(known), **means}
 
 
 def _mean(evaluation: Evaluation | None, name: str) -> dict[str, float | int | None] | None:

@@ -1,0 +1,147 @@
+"""Evaluation sets, the config's `evaluations`: what each shows, and whether one got worse.
+
+They are measured beside `evaluation`, which alone decides the verdict. One that got worse leaves it in doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlft.curves import looks, reading
+from rlft.curves.differences import Difference, paired
+from rlft.curves.doubts import Reason
+from rlft.curves.passes import passes
+from rlft.curves.text import interval_text
+from rlft.run.records import Evaluation, word_for
+
+BEFORE = ("base", "sft")
+"""Names of the evaluations from before training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSet:
+    """What was measured of one set."""
+
+    name: str
+    """Its name in the config."""
+    settings: Mapping[str, Any]
+    """Its section of the config."""
+    evals: Sequence[Evaluation]
+    """Base, SFT, then by step."""
+    change: Difference | None = None
+    """Paired by task, from the policy that training began with to the last evaluation; None where one is missing."""
+    look: looks.Look | None = None
+    """Which of the planned evaluations of the set the last one is; None where there is no change."""
+
+    @property
+    def shown(self) -> list[Evaluation]:
+        """Those from before training and the last one."""
+        trained = [e for e in self.evals if e.name not in BEFORE]
+        return [*(e for e in self.evals if e.name in BEFORE), *trained[-1:]]
+
+    @property
+    def asked(self) -> str:
+        """What is measured, how its answers are sampled, and to what."""
+        metric = f"{self.evals[-1].metric}, " if self.evals else ""
+        temperature, samples = self.settings.get("temperature", 0.0), self.settings.get("samples_per_task", 1)
+        told = metric + ("greedy" if temperature == 0 else f"T = {temperature:g}")
+        told += f", {samples} samples of each task" if samples != 1 else ""
+        source = self.settings.get("environment")
+        return told + (f", tasks of {source['path']}" if source else "")
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """A line of a table for each policy shown, by `HEADINGS`."""
+        return [
+            [
+                self.name,
+                evaluation.label,
+                interval_text(evaluation.accuracy),
+                str(evaluation.accuracy.n),
+                str(evaluation.failed),
+                solved[-1].sentence if (solved := passes(evaluation.by_task)) else "",
+            ]
+            for evaluation in self.shown
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        change = None
+        if self.change is not None and self.look is not None:
+            change = {
+                **self.change.interval.as_dict(),
+                "level": self.change.level,
+                "changed_tasks": self.change.changed,
+                "conclusive": self.change.conclusive,
+                "look": self.look.number,
+                "planned_looks": self.look.planned,
+            }
+        return {
+            "name": self.name,
+            "settings": {key: value for key, value in self.settings.items() if key != "name"},
+            "metric": self.evals[-1].metric if self.evals else None,
+            "word": word_for(self.evals),
+            "policies": [_policy(each) for each in self.evals],
+            "change": change,
+        }
+
+
+HEADINGS = ("set", "policy", "mean [95 %]", "tasks", "not scored", "one and all of k samples right")
+"""Of `EvaluationSet.rows`."""
+
+
+def read_sets(run: Path, config: Mapping[str, Any]) -> list[EvaluationSet]:
+    """The evaluation sets of a run in the order of its config.
+
+    The level of a change is that of its look, and what it allows to be conclusive by chance is shared by the sets: if
+    training changed nothing, any of them seems to have got worse in at most 2.5 % of the runs.
+
+    Args:
+        config: the resolved config.
+
+    Raises:
+        ValueError: an evaluation's file is damaged.
+    """
+    found = [each for each in config.get("evaluations") or () if isinstance(each, dict)]
+    return [_read(run, config, settings, len(found)) for settings in found]
+
+
+def worse(sets: Sequence[EvaluationSet]) -> list[Reason]:
+    """A doubt for each set whose mean fell, beyond chance, since training began."""
+    return [
+        Reason(
+            code="evaluation_set",
+            weight="doubt",
+            says=f"Evaluation {each.name} got worse: {interval_text(each.change.interval, '+')} since "
+            f"{[e for e in each.evals if e.name in BEFORE][-1].label} ({100 * each.change.level:.4g} % interval, "
+            f"{each.change.interval.n} tasks, {each.look}; {each.asked}).",
+        )
+        for each in sets
+        if each.change is not None and each.change.interval.high < 0
+    ]
+
+
+def _read(run: Path, config: Mapping[str, Any], settings: Mapping[str, Any], count: int) -> EvaluationSet:
+    name = str(settings.get("name"))
+    evals = reading.read_evals(run, name)
+    before = [e for e in evals if e.name in BEFORE]
+    trained = [e for e in evals if e.name not in BEFORE]
+    if not before or not trained:
+        return EvaluationSet(name=name, settings=settings, evals=evals)
+    look = looks.look_at({**config, "evaluation": settings}, trained)
+    change = paired(before[-1].by_task, trained[-1].by_task, 1 - (1 - look.level) / count)
+    return EvaluationSet(name=name, settings=settings, evals=evals, change=change, look=look)
+
+
+def _policy(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "name": evaluation.name,
+        "step": evaluation.step,
+        **evaluation.accuracy.as_dict(),
+        "samples": evaluation.samples,
+        "failed": evaluation.failed,
+        "passes": [each.as_dict() for each in passes(evaluation.by_task)],
+    }
