@@ -24,6 +24,7 @@ from rlft.curves import report
 from rlft.curves.differences import paired
 from rlft.curves.statistics import mean_interval
 from rlft.curves.verdict import verdict_of
+from rlft.environment import loading
 from rlft.environment.contract import Environment, Step
 from rlft.run.records import Evaluation, evaluations_folder
 from rlft.run.resume import How
@@ -389,7 +390,7 @@ def test_report_lists_the_sets(told_run: Path) -> None:
     assert (same["change"]["mean"], same["change"]["conclusive"], same["change"]["look"]) == (0, False, 1)
     table = report_of()
     assert "pass@2" in table
-    assert "same: odd, T = 0.7, 2 samples of each task" in table
+    assert "same: odd, T = 0.7, 2 samples of each task; changed by +0.00 [" in table
 
 
 def test_the_page_shows_the_sets(told_run: Path) -> None:
@@ -411,3 +412,18 @@ def test_the_summary_has_the_sets(run: Path) -> None:
         "sft": None,
         "rl": last["accuracy"],
     }
+
+
+def test_the_example_of_the_docs_can_be_measured(tmp_path: Path) -> None:
+    page = (HERE.parents[1] / "docs/evaluation.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "run.yaml").write_text(example)
+    config = config_file.load(tmp_path / "run.yaml")
+    found = evaluations.load_measurements(config, loading.load(config.environment))
+    assert [(each.set_name, each.config.evaluation.every) for each in found] == [
+        ("", 50),
+        ("hot", 100),
+        ("three-digits", 20),
+    ]
+    assert [each.is_due(40) for each in found] == [False, False, True]
+    assert {len(task.answer) for task in found[2].environment.heldout} == {3}

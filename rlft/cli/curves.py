@@ -71,7 +71,7 @@ def show_sets(sets: Sequence[EvaluationSet]) -> None:
     console = Console()
     console.print(table)
     for each in sets:
-        console.print(Text(visible(f"{each.name}: {each.asked}")), soft_wrap=True)
+        console.print(Text(visible(each.sentence)), soft_wrap=True)
 
 
 def show_verdict(verdict: Verdict) -> None:

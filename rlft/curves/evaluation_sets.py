@@ -53,6 +53,15 @@ class EvaluationSet:
         return told + (f", tasks of {source['path']}" if source else "")
 
     @property
+    def sentence(self) -> str:
+        """What is measured, and by how much it changed."""
+        told = f"{self.name}: {self.asked}"
+        if self.change is None or not self.change.interval.n:
+            return told
+        change = interval_text(self.change.interval, "+")
+        return f"{told}; changed by {change} ({100 * self.change.level:.4g} % interval, {self.look})"
+
+    @property
     def rows(self) -> list[list[str]]:
         """A line of a table for each policy shown, by `HEADINGS`."""
         return [

@@ -90,7 +90,11 @@ def write_report(run: Path) -> Path:
         unscored={e.name: _unscored(e, _observed_rewards(data.config) - {e.metric}) for e in data.evals},
         set_headings=SET_HEADINGS,
         sections=sections,
-        figures=Markup(_figures(sections, charts.step_range(data.rows, [*data.evals, *(e for each in data.sets for e in each.evals)]))),
+        figures=Markup(
+            _figures(
+                sections, charts.step_range(data.rows, [*data.evals, *(e for each in data.sets for e in each.evals)])
+            )
+        ),
         provenance=_shown(data.provenance),
         config_text=(data.folder / CONFIG).read_text(encoding="utf-8"),
         style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
