@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ from rlft.train.reward_model import launch as launch_reward_model
 from rlft.train.reward_model import train as reward_model
 from rlft.train.reward_model.config import RewardModelConfig
 from rlft.train.rl import launch
+from rlft.train.rl.alarms import AlarmWatch
 from rlft.train.rl.evaluate import answer_heldout, headline
 from rlft.train.rl.guards import Guards
 from rlft.train.rl.loop import refuse_mismatch
@@ -304,6 +306,16 @@ def diverged(config: RunConfig) -> Any:
         except RuntimeError:
             stopped = stopped or step
     return sorted(call.args[1].split()[1] for call in run.event.call_args_list), run.log.call_args_list, stopped
+
+
+def stops_on_truncation(config: RunConfig) -> bool:
+    """Whether 20 steps whose completions are all cut stop the run."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines = (json.dumps({"step": step, "rollout/truncated": 1.0, "reward/mean": 0.5}) for step in range(1, 21))
+        (Path(folder) / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        run: Any = mock.MagicMock(config=config, path=Path(folder))
+        run.told.return_value = ()
+        return _raises(RuntimeError, lambda: AlarmWatch(run, mock.MagicMock()).look(20))
 
 
 def stops_on_mismatch(config: RunConfig) -> bool:

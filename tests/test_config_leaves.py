@@ -196,6 +196,7 @@ RL: list[Row] = [
     ("guards.min_entropy", 0.0, see.diverged, {}),
     ("guards.steps_without_signal", 2, see.diverged, {}),
     ("guards.stop", [], see.diverged, {}),
+    ("guards.alarms", {"truncation": "stop"}, see.stops_on_truncation, {"steps": 30}),
     ("checkpoint.every", 1, see.files, {}),
     ("checkpoint.adapters", "last 1", see.files, {"checkpoint.every": 1}),
 ]

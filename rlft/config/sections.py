@@ -243,6 +243,27 @@ class EvaluationSetConfig(MeasurementConfig):
     """Where its tasks come from: the held-out tasks there; null takes those of the run's environment."""
 
 
+AlarmName = Literal[
+    "not_finite",
+    "entropy_collapse",
+    "kl_without_reward",
+    "length_with_reward",
+    "part_against_part",
+    "shadow_gap",
+    "repetition",
+    "truncation",
+    "no_signal",
+    "reward_spike",
+    "reward_collapse",
+    "gradient_spikes",
+    "clip_saturation",
+    "critic_diverges",
+    "mismatch",
+    "throughput",
+]
+"""The alarms of `rlft health`, docs/health.md."""
+
+
 class GuardsConfig(Strict):
     """When a policy counts as diverged: an event on the curves, and where `stop` names it the run's end."""
 
@@ -254,6 +275,9 @@ class GuardsConfig(Strict):
     """Most steps in a row in which all groups have equal rewards; 0 is off."""
     stop: tuple[Literal["kl", "entropy", "signal"], ...] = ("kl",)
     """Which of them stop the run; the last adapter from before is named. Parameters that are not finite always do."""
+    alarms: Mapping[AlarmName, Literal["pause", "stop", "roll_back"]] = {}
+    """What an alarm of `rlft health` does besides being told: pause until `rlft resume`, stop until it is taken out of
+    here, or roll_back: end with the last adapter from before its onset as the result."""
 
 
 class CheckpointConfig(Strict):

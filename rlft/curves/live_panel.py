@@ -64,6 +64,7 @@ class View:
         self._course: list[float] = []
         self._durations: deque[float] = deque(maxlen=20)
         self._metrics: Metrics = {}
+        self._alarms: Sequence[str] = ()
         self._shadows = [(name, f"reward/part/{name}") for name in shadows]
         self._first: dict[str, tuple[int, float, float]] = {}
         """By shadow: the first step that has both rewards, its mean there, and that of the trained reward."""
@@ -102,6 +103,8 @@ class View:
                 table.add_row(Text(label, style="dim"), Text(format(self._metrics[name], form)) + spark)
         for name, text in self._shadow_lines():
             table.add_row(Text(visible(f"shadow {name}"), style="dim"), Text(text))
+        for line in self._alarms:
+            table.add_row(Text("alarm", style="bold red"), Text(visible(line)))
         if self._step:
             table.add_row(Text("left", style="dim"), Text(_duration(self._seconds_left())))
         heading = f"{visible(self._title)}  {self._unit} {self._step}/{self.steps}"
@@ -138,6 +141,10 @@ class View:
             self._console.print(
                 Text(f"{self._unit} {step}/{self.steps}  {shown}  left {_duration(self._seconds_left())}")
             )
+
+    def alarms(self, lines: Sequence[str]) -> None:
+        """The alarms that are raised now, one line each."""
+        self._alarms = lines
 
     def note(self, text: str) -> None:
         """A line that stays."""

@@ -86,6 +86,13 @@ def read_config(
     return config_file.load(run / CONFIG, overrides, kind, amend=modernise, check=check)
 
 
+def kept_checkpoints(config: BaseRunConfig) -> int:
+    """How many snapshots stay: `KEPT_CHECKPOINTS`; those of the last third of the steps where an alarm may go back."""
+    if not isinstance(config, RunConfig) or not {"stop", "roll_back"} & {*config.guards.alarms.values()}:
+        return KEPT_CHECKPOINTS
+    return KEPT_CHECKPOINTS + config.steps // (3 * config.checkpoint.every)
+
+
 def make_output_dir(folder: Path) -> None:
     """Make the folder that runs lie in, if it is not there.
 
@@ -317,7 +324,7 @@ class Run(Generic[C]):
         """Save what `rlft resume` needs; `every` is the schedule, which a stopped run's last checkpoint is not on."""
         if self.sources:
             snapshot = replace(snapshot, state={**snapshot.state, "sources": self.sources})
-        save(self.path / CHECKPOINTS, snapshot, keep=KEPT_CHECKPOINTS, every=every)
+        save(self.path / CHECKPOINTS, snapshot, keep=kept_checkpoints(self.config), every=every)
         self._hashes.write(snapshot.step)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:

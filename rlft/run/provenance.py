@@ -42,6 +42,7 @@ NO_NUMBERS = (
     "guards.min_entropy",
     "guards.steps_without_signal",
     "guards.stop",
+    "guards.alarms",
     "rollout.workers",
     "rollout.threads",
     "rollout.gpus_per_worker",

@@ -15,7 +15,7 @@ from rlft.common.files import write_file
 from rlft.config import BaseRunConfig
 from rlft.run import cut_back, logs, provenance
 from rlft.run.checkpoint import Snapshot, load_latest, prune, steps_kept
-from rlft.run.directory import KEPT_CHECKPOINTS, Run, read_config
+from rlft.run.directory import Run, kept_checkpoints, read_config
 from rlft.run.records import CHECKPOINTS, CONFIG, PROVENANCE, SUMMARY, Provenance
 
 C = TypeVar("C", bound=BaseRunConfig)
@@ -139,7 +139,7 @@ def continued(
     for problem in problems:
         run.event("checkpoint_skipped", problem)
     aside = cut_back.set_aside_after(run.path, step)
-    prune(run.path / CHECKPOINTS, keep=KEPT_CHECKPOINTS, last=step, every=every)
+    prune(run.path / CHECKPOINTS, keep=kept_checkpoints(config), last=step, every=every)
     moved = f"; the records of later steps are in {aside}" if aside else ""
     run.event("resumed", f"continuing after step {step}{moved}", step=step)
     if changes:

@@ -24,9 +24,7 @@ from rlft.environment.contract import Environment
 from rlft.learner import reward_model
 from rlft.learner.group import make_learner
 from rlft.learner.reward_model import folder_hash
-from rlft.model import chat
 from rlft.model.adapter import bare_base, make_adapter, read_folder
-from rlft.model.base import resolve_dtype
 from rlft.model.starting_point import (
     reference_source,
     resolve_model,
@@ -37,7 +35,6 @@ from rlft.reward.scoring import LearnerScores, Scorer
 from rlft.rollout.context import fit
 from rlft.rollout.engines.by_name import check_engine
 from rlft.rollout.pool import MakePool, RolloutPool
-from rlft.rollout.weight_proof import CanaryMaker
 from rlft.run.checkpoint import Snapshot
 from rlft.run.directory import Run, make_output_dir
 from rlft.run.provenance import source_record
@@ -45,6 +42,7 @@ from rlft.run.records import LOGS, Provenance, adapter_folder, step_name
 from rlft.run.resume import PLAIN, Continued, How, config_of, continued, way_on
 from rlft.run.summaries import RLSummary
 from rlft.train import provenance
+from rlft.train.rl.alarms import AlarmWatch, RollBackError, rolled_back_adapter
 from rlft.train.rl.evaluations import (
     Measurement,
     fit_measurements,
@@ -53,7 +51,7 @@ from rlft.train.rl.evaluations import (
     own_hashes,
 )
 from rlft.train.rl.loop import train_rl
-from rlft.train.rl.services import judge_budget, make_scorer, reward_remarks, services
+from rlft.train.rl.services import canary_maker, judge_budget, make_scorer, reward_remarks, services
 from rlft.train.rl.state import restore, snapshot
 from rlft.train.rl.summary import summarize
 from rlft.train.sft import check_demonstrations, train_sft
@@ -264,7 +262,7 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
             parts.evaluate(make_adapter(0, warm_start), name="sft", step=0, publish=True)
         earlier = restore(learner, saved) if saved else []
         start, every = saved.step if saved else 0, config.checkpoint.every
-        standing = Standing(start)
+        standing, watch = Standing(start), AlarmWatch(run, view)
 
         def take(step: int) -> Snapshot:
             return snapshot(learner, step, standing.adapters[:-1])
@@ -277,28 +275,28 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
                 keep_adapter(run, step, adapter, parts.model_folder, view)
                 if step > start:
                     run.checkpoint(take(step), every=every)
+            watch.look(step)
 
-        with standing.saved(run, view, take, every=every):
-            train_rl(
-                run,
-                learner,
-                parts.pool,
-                parts.scorer,
-                parts.environment.train,
-                start=start,
-                earlier=earlier,
-                canary=_canary(config, parts.model_folder, parts.environment),
-                view=view,
-                standing=standing,
-                after_step=after_step,
-            )
+        try:
+            with standing.saved(run, view, take, every=every):
+                train_rl(
+                    run,
+                    learner,
+                    parts.pool,
+                    parts.scorer,
+                    parts.environment.train,
+                    start=start,
+                    earlier=earlier,
+                    canary=canary_maker(config, parts.model_folder, parts.environment),
+                    view=view,
+                    standing=standing,
+                    after_step=after_step,
+                )
+        except RollBackError as back:
+            adapter = rolled_back_adapter(run, view, back)
+            parts.evaluate(adapter, name=step_name(back.step), step=back.step, publish=True)
+            return summarize(run, back.step)
     return summarize(run)
-
-
-def _canary(config: RunConfig, model_folder: str, environment: Environment) -> CanaryMaker:
-    dtype = str(resolve_dtype(config.model)).removeprefix("torch.")
-    tokenizer = chat.load_tokenizer(model_folder, special_tokens_in_text=config.model.special_tokens_in_text)
-    return CanaryMaker(tokenizer, environment.train[0], dtype=dtype)
 
 
 def _warm_start(run: Run, view: View, environment: Environment, model_folder: str) -> dict[str, Tensor]:

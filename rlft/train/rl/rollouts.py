@@ -20,8 +20,9 @@ from rlft.rollout.pool import PendingGroups, RolloutPool
 from rlft.run.directory import Run
 from rlft.train.rl.metrics import Clock
 from rlft.train.rl.observed import note_observed_failures
+from rlft.train.rl.repetition import describe_repetition
 from rlft.train.task_order import tasks_of_step
-from rlft.types import Adapter, Failed, Group, SamplingParams, Task
+from rlft.types import Adapter, Failed, Group, Metrics, SamplingParams, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class StepRollouts:
         self._clock = Clock()
         self._waited_s = self._busy_while_waiting_s = self._busy_s = 0.0
         self._logged: dict[str, float] = {}
+        self._repetition: Metrics = {}
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -89,14 +91,19 @@ class StepRollouts:
             groups, unused = self._with_signal(step, groups)
         if flying.greedy is not None:
             groups, unused = self._with_baseline_scores(step, groups, flying.greedy, flying.version)
+        self._repetition = describe_repetition([*groups, *unused])
         return groups, unused
 
     def measure(self, clock: Clock) -> dict[str, float]:
-        """Enter waiting and overlap into the step's clock; what workers' processes need, and what rewards logged."""
+        """Enter waiting and overlap into the step's clock.
+
+        Returns:
+            What workers' processes need, how much the step's completions repeat, and what rewards logged.
+        """
         clock.add("wait_rollout", self._waited_s)
         clock.add("overlap", max(0.0, self._pool.busy_s - self._busy_s - self._busy_while_waiting_s))
         logged = {f"reward/logged/{name}": value for name, value in self._logged.items()}
-        return {"rollout/worker_rss_mb": self._pool.worker_rss_mb, **logged}
+        return {"rollout/worker_rss_mb": self._pool.worker_rss_mb, **self._repetition, **logged}
 
     def _submit(self, step: int, version: int) -> _InFlight:
         config = self._run.config

@@ -13,12 +13,15 @@ from transformers.utils import logging as transformers_logging
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
 from rlft.environment.contract import Environment
+from rlft.model import chat
+from rlft.model.base import resolve_dtype
 from rlft.model.layers.slow_paths import SLOW_PATH
 from rlft.model.memory import keep_freed_memory
 from rlft.reward.judge_cache import Budget
 from rlft.reward.scoring import ScoreGroups, Scorer
 from rlft.reward.startup import look, told
 from rlft.rollout.pool import MakePool, RolloutPool, make_pool
+from rlft.rollout.weight_proof import CanaryMaker
 from rlft.run.directory import Run
 
 
@@ -99,3 +102,10 @@ def reward_remarks(config: RunConfig, environment: Environment, scorer: Scorer) 
             "\n".join(errors) + "\n`rlft reward check CONFIG` shows more; to train all the same: scoring.check=warn"
         )
     return [told(finding) for finding in findings]
+
+
+def canary_maker(config: RunConfig, model_folder: str, environment: Environment) -> CanaryMaker:
+    """What makes the proof that every published adapter asks of the engines, on the first training task."""
+    dtype = str(resolve_dtype(config.model)).removeprefix("torch.")
+    tokenizer = chat.load_tokenizer(model_folder, special_tokens_in_text=config.model.special_tokens_in_text)
+    return CanaryMaker(tokenizer, environment.train[0], dtype=dtype)

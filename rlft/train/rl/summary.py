@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rlft.curves.shadow import measure_shadows, shadow_names
@@ -12,17 +13,22 @@ from rlft.run.summaries import RLSummary
 from rlft.train.rl.evaluate import headline
 
 
-def summarize(run: Run) -> RLSummary:
-    """Write the result, the report and the picture of a run that has ended; the result, as `summary.json` holds it."""
+def summarize(run: Run, step: int | None = None) -> RLSummary:
+    """Write the result, the report and the picture of a run that has ended; the result, as `summary.json` holds it.
+
+    Args:
+        step: whose adapter is the result; the last one if not given.
+    """
     from rlft.curves.report import write_report, write_reward_png
 
     config = run.config
-    names = {"base": "base", "sft": "sft", "rl": step_name(config.steps)}
+    step = config.steps if step is None else step
+    names = {"base": "base", "sft": "sft", "rl": step_name(step)}
     base, sft, trained = (run.evaluation(name) for name in names.values())
     summary: RLSummary = {
         "name": config.name,
         "metric": headline(config),
-        "steps": config.steps,
+        "steps": step,
         "accuracy_base": base.accuracy.as_dict() if base else None,
         "accuracy_sft": sft.accuracy.as_dict() if sft else None,
         "accuracy_rl": trained.accuracy.as_dict() if trained else None,
@@ -33,7 +39,7 @@ def summarize(run: Run) -> RLSummary:
         "rewards_base": _rewards(base),
         "rewards_sft": _rewards(sft),
         "rewards_rl": _rewards(trained),
-        "adapter": adapter_folder(config.steps),
+        "adapter": adapter_folder(step),
     }
     if config.evaluations:
         summary["evaluations"] = {
@@ -48,7 +54,8 @@ def summarize(run: Run) -> RLSummary:
                 "gap": each.moved[-1][1].gap.interval.as_dict() if each.moved else None,
                 "sentence": each.sentence,
             }
-            for each in measure_shadows(run.path, shadows)
+            for found in measure_shadows(run.path, shadows)
+            for each in [replace(found, moved=[pair for pair in found.moved if pair[0].step <= step])]
         }
     run.write_summary(summary)
     write_report(run.path)
