@@ -274,3 +274,14 @@ def test_held_out_samples_tell_a_shadow_that_does_not_follow(tmp_path: Path) -> 
     assert alarms["shadow_gap"].severity == "warning"
     assert "held-out tasks, RL, step 30 against base" in alarms["shadow_gap"].evidence
     assert len(alarms["shadow_gap"].samples) == 5
+
+
+def test_the_report_has_the_alarms_with_their_samples(tmp_path: Path) -> None:
+    from rlft.curves.report import write_report
+
+    run = write_run(tmp_path / "run", FAULTS["truncation"])
+    page = write_report(run).read_text(encoding="utf-8").partition("<main>")[2]
+    assert "Critical alarm since step" in page
+    assert "step-000198/sum-000/0" in page
+    assert "&lt;b&gt;" in page
+    assert "\x1b" not in page

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.curves import charts, digest, reading
+from rlft.curves.alarms import Health, alarms_of
 from rlft.curves.evaluation_sets import HEADINGS as SET_HEADINGS
 from rlft.curves.evaluation_sets import EvaluationSet, read_sets
 from rlft.curves.passes import passes
@@ -46,6 +47,7 @@ class _Run:
     samples: Showcase | None
     observed: Sequence[ObservedFailure]
     verdict: Verdict
+    health: Health
     shadows: Sequence[Shadow]
     sets: Sequence[EvaluationSet]
     notes: Sequence[str]
@@ -137,6 +139,7 @@ def _load(run: Path) -> _Run:
         samples=showcase(run) if stored else None,
         observed=observed_failures(run, _observed_rewards(config)) if stored else (),
         verdict=verdict_of(run),
+        health=alarms_of(run),
         shadows=measure_shadows(run, shadow_names(reading.reward_specs(config)), width=reading.window(rows)),
         sets=read_sets(run, config),
         notes=notes,

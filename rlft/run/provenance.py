@@ -63,7 +63,7 @@ NO_NUMBERS = (
 
 _EVERY_OF_SET = re.compile(r"evaluations\.[^.]+\.every")
 """The one setting of an evaluation set that may change within a run."""
-_ARGUMENTS = ("args", "engine_args")
+_ARGUMENTS = ("args", "engine_args", "alarms")
 """Settings that hold keys of the user's own."""
 _MACHINE = ("kernels", "device", "python", "machine", "processor", "system")
 
