@@ -26,10 +26,12 @@ from rlft.curves.statistics import mean_interval
 from rlft.curves.verdict import verdict_of
 from rlft.environment import loading
 from rlft.environment.contract import Environment, Step
+from rlft.run.directory import read_config
 from rlft.run.records import Evaluation, evaluations_folder
 from rlft.run.resume import How
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.rl import evaluations, launch
+from rlft.train.rl.verify.verify import verify
 from rlft.types import Message, Task
 from tests.conftest import MakeConfig
 from tests.fakes import read_lines, read_metrics, read_result, tiny_config
@@ -220,7 +222,20 @@ def test_too_many_failures_in_a_set_stop_the_run(make_config: MakeConfig) -> Non
     assert "evals/sets/math-500/base.parquet" in str(stop.value)
 
 
-# Resuming
+# Checking and resuming
+
+
+def test_verify_computes_sets_again(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+
+    def told() -> dict[str, int]:
+        found = verify(copy, read_config(copy, RunConfig), share=0.0, seed=0, root="", workers=0)
+        return {check.what: check.different for check in found.checks if check.different}
+
+    assert told() == {}
+    file = copy / "evals/sets/hot/step-000002.json"
+    file.write_text(file.read_text().replace('"mean": 0.', '"mean": 0.9', 1))
+    assert told() == {"hashes in the manifest": 1, "evaluations computed again": 1}
 
 
 def test_a_run_that_is_stopped_in_its_sets_ends_the_same(

@@ -109,8 +109,13 @@ def check_lines(material: Material, check: Check) -> None:
         check.differ("metrics.jsonl", f"step {step} is missing")
 
 
-def check_evaluation(config: RunConfig, path: Path, file: str, groups: Sequence[Group], check: Check) -> None:
+def check_evaluation(
+    config: RunConfig, path: Path, file: str, groups: Sequence[Group], check: Check, *, set_name: str = ""
+) -> None:
     """An evaluation's numbers are those of its samples.
+
+    Args:
+        set_name: the evaluation set that it is of, whose config `config` is.
 
     Raises:
         ValueError: the evaluation's file cannot be read.
@@ -118,7 +123,15 @@ def check_evaluation(config: RunConfig, path: Path, file: str, groups: Sequence[
     stored = read_evaluation(path)
     adapter = Adapter(version=stored.adapter_version, hash=stored.adapter_hash, tensors={})
     try:
-        again = evaluation(config, groups, adapter=adapter, name=stored.name, step=stored.step, samples_file=None)
+        again = evaluation(
+            config,
+            groups,
+            adapter=adapter,
+            name=stored.name,
+            step=stored.step,
+            samples_file=None,
+            set_name=set_name,
+        )
     except RuntimeError as error:
         check.differ(file, f"its samples make no evaluation: {error}")
         return

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging as transformers_logging
 
-from rlft.config import RunConfig
+from rlft.config import EvaluationSetConfig, RunConfig
 from rlft.curves.live_panel import View
 from rlft.model.adapter import adapter_hash, bare_base, read_folder
-from rlft.reward.stored import read_greedy, read_samples
+from rlft.reward.stored import read_greedy, read_samples, read_tasks
 from rlft.run import logs, manifest
 from rlft.run.checkpoint import steps_kept
 from rlft.run.checkpoint import verify as verify_checkpoint
-from rlft.run.records import CHECKPOINTS, EVALS, ROLLOUTS, Evaluation, step_name
+from rlft.run.records import CHECKPOINTS, EVALS, ROLLOUTS, Evaluation, evaluations_folder, step_name
 from rlft.train.rl.verify import arithmetic, stamps
 from rlft.train.rl.verify.findings import Check, Verification
 from rlft.train.rl.verify.material import Here, Material, StoredAdapters, look_around, read_material
@@ -218,6 +218,12 @@ def _check_records(work: _Work) -> None:
     arithmetic.check_lines(material, checks.metrics)
     for path in sorted((run / EVALS).glob("[!.]*.json")):
         _check_evaluation(work, path)
+    for measured in config.evaluations:
+        checks.samples.remark(
+            "those of evaluation sets are not made again; their seeds, adapters and means are checked"
+        )
+        for path in sorted((run / evaluations_folder(measured.name)).glob("[!.]*.json")):
+            _check_evaluation(work, path, measured)
     try:
         arithmetic.check_summary(run, config, found.evaluations, checks.evaluations)
     except ValueError as error:
@@ -229,26 +235,29 @@ def _check_records(work: _Work) -> None:
         arithmetic.check_tasks(work.here.environment, tasks, found.asked, checks.tasks)
 
 
-def _check_evaluation(work: _Work, path: Path) -> None:
+def _check_evaluation(work: _Work, path: Path, measured: EvaluationSetConfig | None = None) -> None:
     material, check, found = work.material, work.checks.evaluations, work.found
-    file, samples = f"{EVALS}/{path.name}", path.with_suffix(".parquet")
+    folder, samples = evaluations_folder(measured.name if measured else ""), path.with_suffix(".parquet")
+    file, config = f"{folder}/{path.name}", material.config.for_set(measured) if measured else material.config
     if not samples.is_file():
         check.skip("evaluations whose samples are not stored")
         return
     try:
         evaluation = logs.read_evaluation(path)
-        groups = read_samples(samples, evaluation.step, material.tasks).groups
-        arithmetic.check_evaluation(material.config, path, file, groups, check)
+        tasks = read_tasks(path.parent) if measured else material.tasks
+        groups = read_samples(samples, evaluation.step, tasks).groups
+        arithmetic.check_evaluation(config, path, file, groups, check, set_name=measured.name if measured else "")
     except ValueError as error:
         check.differ(file, str(error))
         return
-    found.evaluations[path.stem] = evaluation
     found.stamps.add(evaluation.adapter_version, evaluation.adapter_hash, file)
-    found.add(f"{EVALS}/{samples.name}", 0, groups)
+    if not measured:
+        found.evaluations[path.stem] = evaluation
+        found.add(f"{EVALS}/{samples.name}", 0, groups)
     found.units += stamps.check_heldout_stamps(
-        material.config,
-        work.here.environment,
-        file=f"{EVALS}/{samples.name}",
+        config,
+        None if measured else work.here.environment,
+        file=f"{folder}/{samples.name}",
         step=evaluation.step,
         version=evaluation.adapter_version,
         groups=groups,
