@@ -11,9 +11,10 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlft.model.kernels import frozen_linear
+from rlft.model.kernels import frozen_linear, library
 from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.kv_cache import KVCache
+from rlft.model.kernels.llama_layers import LlamaLayer, LlamaLayers
 from rlft.model.layers.packed_attention import NAME
 from rlft.rollout.engines.forward import forward_pass
 from rlft.rollout.engines.llama_forward import LlamaForward, llama_forward_of
@@ -125,6 +126,118 @@ def test_rows_that_come_move_and_grow_get_the_models_logits(dtype: torch.dtype, 
                 expected = model(input_ids=whole, use_cache=False).logits[0, -1]
                 error = (logits[row] - expected).float().norm() / expected.float().norm()
                 assert error < (1e-4 if dtype == torch.float32 else 5e-2), (step, row)
+
+
+WIDE = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
+"""Sizes that kernels take."""
+
+
+def filled_cache(lean: LlamaForward, rows: int = 5) -> KVCache:
+    cache = KVCache(prompts=2, prompt_length=9, rows=rows, new_tokens=40, device=torch.device("cpu"))
+    cache.enter_prompts([0, 1], [9, 4], lean.prefill(tokens(2, 9)))
+    cache.enter_rows(range(rows), [row % 2 for row in range(rows)])
+    return cache
+
+
+def has_products() -> bool:
+    return "linear bfloat16" in library.operations()
+
+
+@pytest.mark.parametrize(
+    ("config_class", "changes"),
+    [
+        ("LlamaConfig", {}),
+        ("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4, "vocab_size": 100}),
+        ("Qwen2Config", {"num_attention_heads": 2, "num_key_value_heads": 1}),
+        ("Qwen3Config", {}),
+    ],
+)
+@pytest.mark.usefixtures("no_matrix_unit")
+def test_a_step_in_shared_buffers_is_the_same_to_the_bit(
+    config_class: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lean = llama_forward_of(random_model(config_class, torch.bfloat16, **{**WIDE, **changes}))
+    assert lean is not None
+    with torch.inference_mode():
+        cache, other = filled_cache(lean), filled_cache(lean)
+        for width in (5,) * 20 + (3, 3):  # more tokens than there is room for at first; then two rows leave
+            token_ids = tokens(width, seed=width)
+            with monkeypatch.context() as patch:
+                if has_products():  # then no layer is computed by the tensor functions
+                    patch.setattr(LlamaLayer, "__call__", None)
+                actual = lean.step(token_ids, cache)
+            with monkeypatch.context() as patch:
+                patch.setattr(LlamaLayers, "_by_kernels", lambda *operands: None)
+                expected = lean.step(token_ids, other)
+            assert torch.equal(actual, expected)
+            # Rows that left keep what they had; what was never written is whatever memory held.
+            used = int(cache.age.max())
+            for layer, same in zip(cache.layers, other.layers, strict=True):
+                assert torch.equal(layer.rows[:, :width, :, :used], same.rows[:, :width, :, :used])
+
+
+@pytest.mark.usefixtures("no_matrix_unit")
+def test_operands_of_a_step_that_do_not_fit_never_reach_a_kernel() -> None:
+    lean, others = (
+        llama_forward_of(random_model("LlamaConfig", torch.bfloat16, **{**WIDE, **changes}))
+        for changes in ({}, {"head_dim": 64, "num_key_value_heads": 4})
+    )
+    assert lean is not None
+    assert others is not None
+    layers = lean._loaded
+    with torch.inference_mode():
+        cache = filled_cache(lean)
+        embedded = lean._embedded(tokens(5), cache.begin(5))
+        x, cos, signed_sin = embedded
+        assert (layers._by_kernels(*embedded, cache) is not None) is has_products()
+        strided = torch.empty(5, 2 * x.shape[1], dtype=x.dtype)[:, ::2].copy_(x)
+        for wrong in (
+            (x[:4], cos, signed_sin),
+            (x[:, :32].contiguous(), cos, signed_sin),
+            (strided, cos, signed_sin),
+            (x.float(), cos.float(), signed_sin.float()),
+            (x, cos.float(), signed_sin),
+            (x, cos[:1], signed_sin[:1]),
+            (x, cos[..., :16].contiguous(), signed_sin[..., :16].contiguous()),
+        ):
+            assert layers._by_kernels(*wrong, cache) is None
+        foreign = filled_cache(others)  # of other heads
+        foreign.begin(5)
+        assert layers._by_kernels(*embedded, foreign) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"hidden_act": "gelu"}, {"head_dim": 16}, {"intermediate_size": 95}],
+    ids=["gate", "size of heads", "odd width"],
+)
+@pytest.mark.usefixtures("no_matrix_unit")
+def test_layers_that_kernels_do_not_take_are_left_to_the_tensor_functions(changes: dict[str, Any]) -> None:
+    lean = LlamaForward(random_model("LlamaConfig", torch.bfloat16, **{**WIDE, **changes}))
+    assert lean._loaded._sizes is None
+    with torch.inference_mode():
+        assert lean.step(tokens(5), filled_cache(lean)).isfinite().all()
+
+
+@pytest.mark.usefixtures("no_matrix_unit")
+def test_norms_change_in_place_and_what_replaces_a_parameter_waits_for_a_reload() -> None:
+    model = random_model("LlamaConfig", torch.bfloat16, **WIDE)
+    lean = llama_forward_of(model)
+    assert lean is not None
+    norm = model.get_parameter("model.layers.1.input_layernorm.weight")
+
+    def step() -> Tensor:
+        with torch.inference_mode():
+            return lean.step(tokens(5), filled_cache(lean))
+
+    before = step()
+    norm.mul_(2)
+    doubled = step()
+    assert not torch.equal(doubled, before)
+    norm.data = norm.data / 2
+    assert torch.equal(step(), doubled)
+    lean.reload()
+    assert torch.equal(step(), before)
 
 
 def test_new_weights_are_used_and_the_models_own_stay() -> None:

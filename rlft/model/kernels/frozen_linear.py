@@ -29,8 +29,8 @@ class FrozenLinear:
     """A linear layer x W^T + bias whose weight does not change."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Keep a copy of `weight` (out, in), laid out, and `bias` (out,) itself."""
-        weight = weight.detach().contiguous()
+        """Keep a copy of `weight` (out, in), laid out, and `bias` (out,) itself, which may change in place."""
+        weight, bias = weight.detach().contiguous(), None if bias is None else bias.detach()
         self._product = _in_panels(weight, bias) or _reordered(weight, bias) or _plain(weight, bias)
         self.shape, self.bias = weight.shape, bias
 
@@ -38,6 +38,17 @@ class FrozenLinear:
     def panels(self) -> Tensor | None:
         """The weight as the kernels take it, where they compute the product."""
         return self._product.panels if isinstance(self._product, _InPanels) else None
+
+    def pointers(self) -> tuple[int, int | None]:
+        """To `panels` and the bias, for modules of this folder that check the product's operands themselves; they are
+        right as long as this layer exists.
+
+        Raises:
+            ValueError: the weight is not in panels.
+        """
+        if self.panels is None:
+            raise ValueError("this layer's weight is not in panels")
+        return self.panels.data_ptr(), None if self.bias is None else self.bias.data_ptr()
 
     def __call__(self, x: Tensor) -> Tensor:
         """The layer's output (R, out) for x (R, in)."""

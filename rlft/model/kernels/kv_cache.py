@@ -15,16 +15,28 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlft.model.kernels.block_attention import scaled_bmm
-from rlft.model.kernels.library import VECTOR, kernel
+from rlft.model.kernels.library import VECTOR, Kernel, kernel
 from rlft.model.kernels.sizes import LENGTH, rounded_up
 
 _COLUMNS = 16
 """Rows get room for a multiple of so many tokens, when they need it."""
+
+
+class KernelOperands(NamedTuple):
+    """What does not change within a step; pointers are right until the next step begins."""
+
+    run: Kernel
+    rows: tuple[int, int, int]
+    """Pointers to what is known of each row and prompt."""
+    shape: ctypes.Array[ctypes.c_int64]
+    layers: list[tuple[int, int]]
+    """Pointers to each layer's keys and values: of prompts and of rows."""
 
 
 class KVCache:
@@ -110,9 +122,10 @@ class KVCache:
             self._current_groups = None
             self.age[width:] = 0  # rows that leave; when they are filled again they have nothing of their own
         age, longest = self.age[:width], self.prompt_length[self.prompt_of_row[:width]]
-        columns = self._room_for(int(age.max()) + 1)
-        for layer in self.layers:
-            layer.make_room(columns, width)
+        before, columns = self.num_columns, self._room_for(int(age.max()) + 1)
+        if columns > before:
+            for layer in self.layers:
+                layer.make_room(columns, width)
         self._current_mask = None
         return longest + age
 
@@ -167,6 +180,27 @@ class KVCache:
         output = groups.scatter(torch.bmm(groups.gather(of_prompt), prompt_values), shape)
         own_output = torch.bmm(of_row.reshape(num_rows * num_key_heads, shape[2], -1), row_values)
         return own_output.view(*shape, size).add_(output).view(num_rows, 1, num_heads, size)
+
+    def kernel_operands(self, x: Tensor, num_heads: int, num_key_heads: int, size: int) -> KernelOperands | None:
+        """What a kernel attends with in the current step, for modules of this folder: in every layer, which keeps the
+        step's keys and values, too. None where it does not take them.
+
+        Args:
+            x: of the type that queries, keys and values (R, num_heads + 2 num_key_heads, size) are going to have.
+        """
+        run = kernel("cached_attention", x, *(y for layer in self.layers for y in (layer.prompts, layer.rows)))
+        is_laid_out = size % VECTOR == 0 and num_heads % num_key_heads == 0
+        if run is None or not is_laid_out or any(layer.kind != (num_key_heads, size) for layer in self.layers):
+            return None
+        for layer in self.layers:
+            layer.is_by_kernel = True
+        row_stride = (num_heads + 2 * num_key_heads) * size
+        return KernelOperands(
+            run,
+            (self.prompt_of_row.data_ptr(), self.prompt_length.data_ptr(), self.age.data_ptr()),
+            self._kernel_shape((row_stride, num_heads, num_key_heads, size)),
+            [(layer.prompts.data_ptr(), layer.rows.data_ptr()) for layer in self.layers],
+        )
 
     def _by_kernel(
         self, layer: _Layer, query: Tensor, scale: float, keys_values: Tensor | None = None
@@ -263,6 +297,7 @@ class _Layer:
                 f"this model's keys have {size} dimensions and its values {values.shape[3]}; the transformers engine "
                 "needs as many of both: use rollout.engine=vllm"
             )
+        self.kind = (heads, size)
         # Zeros, since what is masked is still multiplied.
         self.prompts = keys.new_zeros(2, prompts, heads, length, size)
         """Keys and values of every prompt."""

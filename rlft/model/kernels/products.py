@@ -18,7 +18,8 @@ from rlft.model.kernels.library import kernel
 Operation = Literal["none", "add", "mul", "silu"]
 """What is done with the product: plus or times another operand, or silu of it."""
 
-_CODES: dict[Operation, int] = {"none": 0, "add": 1, "mul": 2, "silu": 3}
+CODES: dict[Operation, int] = {"none": 0, "add": 1, "mul": 2, "silu": 3}
+"""How the kernel calls them."""
 _PANEL = 32
 _MANY_ROWS = 256
 
@@ -57,7 +58,7 @@ def in_panels(weight: Tensor, bias: Tensor | None = None, *, is_transposed: bool
     pack = kernel("panels_of_transposed" if is_transposed else "panels_of", weight)
     if pack is None or inputs % 2:
         return None
-    if bias is not None and not (bias.dtype == weight.dtype and bias.is_contiguous()):
+    if bias is not None and (bias.shape != (outputs,) or kernel("linear", weight, bias) is None):
         return None
     panels = weight.new_empty(-(-outputs // _PANEL), inputs, _PANEL)
     pack(weight.data_ptr(), panels.data_ptr(), inputs, outputs)
@@ -91,5 +92,5 @@ def product(
             f"this product takes contiguous {panels.dtype} on the CPU: x (R, {inputs}), other (R, {outputs})"
         )
     pointers = [None if each is None else each.data_ptr() for each in (x, panels, bias, other, y)]
-    run(*pointers, len(x), inputs, outputs, _CODES[operation])
+    run(*pointers, len(x), inputs, outputs, CODES[operation])
     return y

@@ -23,8 +23,8 @@ from rlft.model.kernels.elementwise import rms_norm, signed_sin_of
 from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.joint_projection import joint_bias
 from rlft.model.kernels.kv_cache import KVCache
+from rlft.model.kernels.llama_layers import LlamaLayer, LlamaLayers, Norm
 from rlft.model.layers.slow_paths import note, slow_paths
-from rlft.rollout.engines.llama_layer import Attention, LlamaLayer, Norm
 
 
 def llama_forward_of(model: PreTrainedModel) -> LlamaForward | None:
@@ -69,13 +69,13 @@ class LlamaForward:
         for linear in self._linears.all:
             if any(name in names for name in linear.names):
                 linear.load(weight)
-        self._loaded = [layer.loaded() for layer in self._layers]
+        self._loaded = LlamaLayers([layer.loaded() for layer in self._layers])
 
     def reload(self) -> None:
         """Take the model's own weights again, which have changed."""
         for linear in self._linears.all:
             linear.load(self._model.get_parameter)
-        self._loaded = [layer.loaded() for layer in self._layers]
+        self._loaded = LlamaLayers([layer.loaded() for layer in self._layers])
 
     def prefill(self, token_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values (P, H_kv, T, D) of every layer for sequences (P, T)."""
@@ -90,7 +90,7 @@ class LlamaForward:
     def step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
         """Append a token to each of the first R rows of the cache, (R,); returns their logits (R, V)."""
         positions = cache.begin(len(token_ids))
-        logits = self._head.linear(self._hidden(token_ids, positions, cache.attention))
+        logits = self._head.linear(self._normed(self._loaded.step(*self._embedded(token_ids, positions), cache)))
         cache.advance()
         return logits
 
@@ -106,15 +106,15 @@ class LlamaForward:
             return output.transpose(1, 2).flatten(0, 1)
 
         positions = torch.arange(length, device=token_ids.device).repeat(num_sequences)
-        return self._hidden(token_ids.flatten(), positions, causal)
+        return self._normed(self._loaded(*self._embedded(token_ids.flatten(), positions), causal))
 
-    def _hidden(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """Last hidden states (N, width) of tokens (N,) at their positions (N,)."""
+    def _embedded(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the layers take of tokens (N,) at their positions (N,): (x (N, width), cosines and signed sines)."""
         x = self._decoder.embed_tokens(token_ids)
         cos, sin = (table[0, :, None] for table in self._decoder.rotary_emb(x, positions[None]))
-        signed_sin = signed_sin_of(sin)
-        for index, layer in enumerate(self._loaded):
-            x = layer(index, x, cos, signed_sin, attention)
+        return x, cos, signed_sin_of(sin)
+
+    def _normed(self, x: Tensor) -> Tensor:
         return rms_norm(x, *_norm(self._decoder.norm))
 
 
