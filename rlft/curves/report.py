@@ -15,10 +15,9 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlft.curves import charts, digest, reading
-from rlft.curves.alarms import Health, alarms_of
 from rlft.curves.evaluation_sets import HEADINGS as SET_HEADINGS
 from rlft.curves.evaluation_sets import EvaluationSet, read_sets
 from rlft.curves.passes import passes
@@ -28,6 +27,9 @@ from rlft.curves.text import duration, interval_text, number, percent, shortened
 from rlft.curves.verdict import Verdict, verdict_of
 from rlft.run import logs
 from rlft.run.records import CONFIG, SUMMARY, Evaluation, Event, Interval, Provenance, word_for
+
+if TYPE_CHECKING:
+    from rlft.curves.alarms import Health
 
 _PAGE = Path(__file__).with_name("page")
 
@@ -123,6 +125,8 @@ def write_reward_png(run: Path) -> Path:
 
 
 def _load(run: Path) -> _Run:
+    from rlft.curves.alarms import alarms_of  # needs numpy, which a report that is only imported does not
+
     notes: list[str] = []
     config = reading.read_config(run)  # first: it says whether this is a run directory at all
     stored = bool(reading.rollout_steps(run))
