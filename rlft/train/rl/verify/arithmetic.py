@@ -20,6 +20,7 @@ from rlft.run.records import SUMMARY, Evaluation, step_name
 from rlft.run.stored_task import StoredTask
 from rlft.train.rl.evaluate import evaluation
 from rlft.train.rl.metrics import describe, describe_dropped, describe_staleness, is_of_the_machine
+from rlft.train.rl.repetition import describe_repetition
 from rlft.train.rl.verify.findings import Check
 from rlft.train.rl.verify.material import Here, Material
 from rlft.types import Adapter, Group, Metrics, Task
@@ -83,6 +84,7 @@ def expected_metrics(config: RunConfig, stored: StoredStep) -> Metrics:
     used = set(used_groups(config.algorithm, groups))
     by_turn, order = config.algorithm.credits_turns, config.environment.order
     metrics = describe(groups, by_turn=by_turn, order=order) | {"groups/used": float(len(used))}
+    metrics |= describe_repetition(groups)
     if config.max_staleness:
         learnt = [group for index, group in enumerate(groups) if index in used]
         others = [group for index, group in enumerate(groups) if index not in used]
