@@ -71,6 +71,8 @@ HELP = {
     "health": ["RUN", "--json", "since which step", "Exit code"],
     "verify": ["RUN", "--share", "--root"],
     "bisect": ["RUN", "--metric"],
+    "doctor": ["--json", "--start-ray", "what this machine can do", "Exit code 0"],
+    "data": ["check", "duplicates", "too long for the model"],
     "list": ["KIND", "rewards, environments, presets or engines"],
     "schema": ["JSON Schema"],
     "models": ["hub"],

@@ -33,6 +33,8 @@ DOCUMENTED = {
     "matplotlib.axes",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
+    "packaging.requirements",
+    "packaging.specifiers",
     "matplotlib.layout_engine",
     "matplotlib.ticker",
     "numpy.typing",

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlft.cli import bisect, curves, env, listing, reward, verify
+from rlft.cli import bisect, curves, data, doctor, env, listing, reward, verify
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.cli.summary import show_reward_model, show_summary
 from rlft.common import interrupts
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 app.add_typer(env.app, name="env")
+app.add_typer(data.app, name="data")
 app.add_typer(reward.app, name="reward")
 
 
@@ -189,6 +190,7 @@ def evaluate(
 curves.register(app)
 verify.register(app)
 bisect.register(app)
+doctor.register(app)
 
 
 @app.command("list")

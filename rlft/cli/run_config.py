@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from rlft import config_file
-from rlft.config import RunConfig
+from rlft.config import BaseRunConfig, RunConfig
 from rlft.rollout.engines.by_name import engine_problems
 from rlft.rollout.engines.traits import ENGINES
 
@@ -48,6 +48,18 @@ def load_kind(
         if command := _other_command(path, kind):
             raise ValueError(f"{path}: this looks like a config of `rlft {command}`") from None
         raise
+
+
+def load_any(path: Path, overrides: Sequence[str] | None) -> BaseRunConfig:
+    """Read the config of whichever command its keys fit best; errors as of `load`."""
+    from rlft.train.preference.config import PreferenceConfig
+    from rlft.train.reward_model.config import RewardModelConfig
+
+    command = _other_command(path, RunConfig)
+    if not command:
+        return load(path, overrides)
+    kinds: dict[str, type[BaseRunConfig]] = {"dpo": PreferenceConfig, "reward-model": RewardModelConfig}
+    return load_kind(path, overrides, kinds[command])
 
 
 def _other_command(path: Path, kind: type[BaseModel]) -> str:

@@ -203,8 +203,8 @@ def _resolve_catalogue(model: CatalogueModel, revision: str, root: Path) -> Path
 def _resolve_hub(hub_id: str, revision: str | None) -> Path:
     reason = None
     try:
-        _hub_commit(hub_id, revision)
-    except _UnreachableError as error:
+        hub_commit(hub_id, revision)
+    except UnreachableError as error:
         reason = f"{error}, and its local cache does not hold the model"
     try:
         # By name, not by commit: the hub's cache then knows the name when offline.
@@ -223,19 +223,25 @@ def _resolve_hub(hub_id: str, revision: str | None) -> Path:
 # ---------------------------------------------------------------- the hub
 
 
-class _UnreachableError(SourceError):
+class UnreachableError(SourceError):
     """The hub gave no usable answer; what is cached may still do."""
 
 
-def _hub_commit(hub_id: str, revision: str | None) -> str | None:
-    """Return the commit that `revision` names, by one request with a deadline: downloads retry long."""
+def hub_commit(hub_id: str, revision: str | None, seconds: float = 0.0) -> str | None:
+    """Return the commit that `revision` names, by one request with a deadline: downloads retry long.
+
+    Raises:
+        UnreachableError: no usable answer within `seconds`; 0 is `_HUB_SECONDS`.
+        SourceError: the hub has no such model, or wants its terms accepted.
+    """
+    seconds = seconds or _HUB_SECONDS
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
-        raise _UnreachableError("HF_HUB_OFFLINE is set")
+        raise UnreachableError("HF_HUB_OFFLINE is set")
     url = hf_hub_url(hub_id, "config.json", revision=revision)
     try:
-        return _within(_HUB_SECONDS, lambda: get_hf_file_metadata(url, timeout=_HUB_SECONDS).commit_hash)
+        return _within(seconds, lambda: get_hf_file_metadata(url, timeout=seconds).commit_hash)
     except errors.GatedRepoError as error:
         raise SourceError(f"model {hub_id!r} is gated: accept its terms on the hub, set HF_TOKEN") from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
@@ -244,7 +250,7 @@ def _hub_commit(hub_id: str, revision: str | None) -> str | None:
             f"(a private one needs HF_TOKEN){_did_you_mean(hub_id)}"
         ) from error
     except Exception as error:  # the hub's errors and its HTTP library's have no common base
-        raise _UnreachableError(f"the hub is not reachable ({brief(error)})") from error
+        raise UnreachableError(f"the hub is not reachable ({brief(error)})") from error
 
 
 def _download_hub(hub_id: str, **options: Any) -> Path:
@@ -259,7 +265,7 @@ def _download_hub(hub_id: str, **options: Any) -> Path:
 
 
 def _fetch_hub(model: CatalogueModel, revision: str, folder: Path) -> dict[str, object]:
-    commit = _hub_commit(model.hub_id, revision)
+    commit = hub_commit(model.hub_id, revision)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         _download_hub(model.hub_id, revision=commit, local_dir=work)
         weights = Path(work, "model.safetensors")

@@ -147,6 +147,11 @@ def require() -> None:
         raise ValueError(f"code of a model runs in a sandbox or not at all, and there is none: {problem}")
 
 
+def missing() -> str:
+    """Why code of a model cannot be run here and how to change that; empty where it can. Tried once in a process."""
+    return _problem()
+
+
 @functools.cache
 def _problem() -> str:
     """Why there is no sandbox, empty if there is one; it is tried once."""

@@ -12,13 +12,12 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from rlft.common.machine import processor_name
 from rlft.config import BaseRunConfig
 from rlft.run.records import Provenance
 
@@ -96,20 +95,12 @@ def describe(
         packages=packages,
         python=platform.python_version(),
         machine=platform.machine(),
-        processor=_processor(),
+        processor=processor_name(),
         system=platform.system(),
         cpus=os.cpu_count() or 0,
         cwd=os.getcwd(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _processor() -> str:
-    """The processor's own name, as the products of matrices of one kind round otherwise than those of another."""
-    with suppress(OSError):
-        if named := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return named[1].strip()
-    return platform.processor()
 
 
 def source_record(path: str, args: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:

@@ -62,15 +62,40 @@ def load_library() -> tuple[ctypes.CDLL, str]:
         raise BuildError(str(error)) from error
 
 
-def _load(compiler: str, version: str) -> ctypes.CDLL:
+def is_compiled() -> bool:
+    """Whether the cache has the library for this compiler and this processor, so that loading it takes no minute.
+
+    False also where nothing could be compiled; `load_library` says why.
+    """
+    compiler = shutil.which("c++")
+    if compiler is None:
+        return False
+    try:
+        _, name = _job(compiler, _output(compiler, "--version"))
+    except (OSError, RuntimeError):
+        return False
+    return (_folder() / name).exists()
+
+
+def _folder() -> Path:
+    return cache_root() / f"kernels-{os.getuid()}"
+
+
+def _job(compiler: str, version: str) -> tuple[list[str], str]:
+    """(The command that compiles the library, but for its target; the library's name in the cache.)"""
     # Torch has an OpenMP of its own under a name of its own; a second one would be a second pool of threads.
     runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))[:1]
     command = [compiler, *FLAGS, str(SOURCES / "kernels.cpp"), *map(str, runtime), "-Wl,--as-needed"]
     key = hashlib.sha256("\0".join([*command, version, _processor()]).encode())
     for source in sorted(SOURCES.iterdir()):
         key.update(f"\0{source.name}\0".encode() + source.read_bytes())
-    folder = _own_folder(cache_root() / f"kernels-{os.getuid()}")
-    target = folder / f"{key.hexdigest()[:20]}.so"
+    return command, f"{key.hexdigest()[:20]}.so"
+
+
+def _load(compiler: str, version: str) -> ctypes.CDLL:
+    command, name = _job(compiler, version)
+    folder = _own_folder(_folder())
+    target = folder / name
     checksum = target.with_suffix(".sha256")
     with FileLock(folder / "lock"):
         if target.exists() and not _is_whole(target, checksum):

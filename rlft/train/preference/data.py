@@ -101,7 +101,7 @@ def load(
     for number, (where, columns) in enumerate(rows, start=1):
         try:
             row = parse(columns, paired=paired)
-            example = _tokenize(row, tokenizer, end_ids)
+            example = tokenize(row, tokenizer, end_ids)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         shows_tools |= bool(row.tools)
@@ -115,8 +115,9 @@ def load(
         if length > limit:
             dropped += 1
         else:
-            is_heldout = int(example.id, 16) < config.heldout * 16 ** len(example.id)
-            (heldout if is_heldout else train).extend([example] if paired else _apart(example))
+            (heldout if is_heldout(example.id, config.heldout) else train).extend(
+                [example] if paired else _apart(example)
+            )
         if on_row:
             on_row(number, len(rows))
     if dropped == len(rows):
@@ -158,14 +159,29 @@ def make_batch(examples: Sequence[Example]) -> Batch:
     )
 
 
-def _tokenize(row: Row, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int] | None) -> Example:
+def row_id(row: Row) -> str:
+    """Hash of a row's prompt and its tools: 16 hex digits."""
+    named = [row.prompt, row.tools] if row.tools else row.prompt
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_heldout(row_id: str, share: float) -> bool:
+    """Whether a row of this `row_id` is measured on, where this share of the prompts is."""
+    return int(row_id, 16) < share * 16 ** len(row_id)
+
+
+def tokenize(row: Row, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int] | None) -> Example:
+    """A row as tokens; arguments as of `load`.
+
+    Raises:
+        ValueError: the chat template refuses it, or its completions are the same tokens.
+    """
     rendered = [_render(row, completion, tokenizer, end_ids) for completion in row.completions]
     prompts, completions, masks = zip(*rendered, strict=True)
     if len(set(completions)) < len(completions):
         raise ValueError(SAME)
-    named = [row.prompt, row.tools] if row.tools else row.prompt
     return Example(
-        id=hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16],
+        id=row_id(row),
         prompt_ids=prompts[0],
         completions=completions,
         action_mask=masks,
