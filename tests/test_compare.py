@@ -276,6 +276,33 @@ def test_the_command_says_one_sentence_first(runs: Path, monkeypatch: pytest.Mon
     assert "One run each: whether other seeds would do the same is not known" in one
 
 
+def test_a_narrow_terminal_cuts_nothing(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+    (runs / "runs" / "base-0").rename(runs / "runs" / "baseline-with-a-long-name-that-ends-in-10")
+    words = ["compare", "runs/baseline-with-a-long-name-that-ends-in-10", "runs/new-0"]
+    change = json.loads(_invoke(*words, "--json"))["effect"]
+    tables = {}
+    for width in (80, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        told = _invoke(*words)
+        tables[width] = [
+            line
+            for line in told.splitlines()
+            if line[:1] in set("\N{BOX DRAWINGS HEAVY VERTICAL}\N{BOX DRAWINGS LIGHT VERTICAL}")
+        ]
+        assert "\N{HORIZONTAL ELLIPSIS}" not in told
+        assert any(f"[{change['low']:+.2f}, {change['high']:+.2f}]" in line for line in tables[width])
+    cells = [
+        line.strip("\N{BOX DRAWINGS HEAVY VERTICAL}").split("\N{BOX DRAWINGS HEAVY VERTICAL}")
+        for line in tables[80]
+        if line[0] == "\N{BOX DRAWINGS HEAVY VERTICAL}"
+    ]
+    assert "".join(cell[1].strip() for cell in cells) == "baseline-with-a-long-name-that-ends-in-10"
+    assert max(map(len, tables[80])) <= 80
+    assert any("o" in line and "---" in line for line in tables[200])
+    assert not any("---" in line for line in tables[80])
+
+
 def test_what_a_data_set_wrote_stays_text(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs)
     hostile = "<script>alert(1)</script>\x1b]0;x\x07 [red]"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RUNS_HELP = "Run directories or quoted globs, `vs` between the groups: runs/a vs runs/b, or 'runs/a-*' 'runs/b-*'."
 _BAR = 33
+_LABEL = 40  # columns that the names of rows have at least before bars are drawn
 
 Metric = Annotated[str, typer.Option(metavar="NAME", help="Reward or part; the config's headline when left out.")]
 ById = Annotated[
@@ -66,7 +67,7 @@ def compare(
 
 def show(result: Comparison) -> None:
     """Print a comparison: the sentence, what was compared, the table, the tasks that moved most."""
-    from rlft.curves.compare_page import facts, more_rows, p_text
+    from rlft.curves.compare_page import facts
 
     console = Console()
     style = {"better": "bold green", "worse": "bold red"}.get(result.verdict, "bold yellow")
@@ -77,20 +78,7 @@ def show(result: Comparison) -> None:
     for fact in facts(result):
         console.print(Text(visible(f"- {fact}")), soft_wrap=True)
     console.print()
-    table = Table(title="95 % intervals; * is no chance; p of all but the first adjusted by Holm", title_justify="left")
-    table.add_column("mean")
-    for heading in (result.before.label, result.after.label, "change", "p"):
-        table.add_column(Text(visible(heading)), justify="right")
-    table.add_column("", no_wrap=True)
-    rows = [result.headline, *result.rows]
-    for row, bar in zip(rows, _bars(rows), strict=True):
-        p = f"{p_text(row.p)}{'*' if row.conclusive else ''}"
-        table.add_row(
-            Text(visible(row.label)), number(row.before), number(row.after), interval_text(row.change, "+"), p, bar
-        )
-    for label, first, last, change in more_rows(result):
-        table.add_row(Text(visible(label)), first, last, change, "", "")
-    console.print(table)
+    console.print(_table(result, console.width))
     for group, scores, mean in zip((result.before, result.after), result.scores, result.intervals, strict=True):
         if len(scores) > 1:
             every = " ".join(number(score) for score in scores)
@@ -98,6 +86,32 @@ def show(result: Comparison) -> None:
             console.print(Text(visible(told)), soft_wrap=True)
     for title, tasks in (("got worse most", result.worse), ("got better most", result.better)):
         _show_tasks(console, title, tasks)
+
+
+def _table(result: Comparison, width: int) -> Table:
+    """The measured quantities; nothing is cut, and the bars are left out where they do not fit into `width`."""
+    from rlft.curves.compare_page import more_rows, p_text
+
+    rows = [result.headline, *result.rows]
+    lines = [
+        (row.label, number(row.before), number(row.after), interval_text(row.change, "+"),
+         f"{p_text(row.p)}{'*' if row.conclusive else ''}", bar)
+        for row, bar in zip(rows, _bars(rows), strict=True)
+    ]  # fmt: skip
+    lines += [(*cells, "", "") for cells in more_rows(result)]
+    headings = ("mean", result.before.label, result.after.label, "change", "p", "")
+    widths = [max(map(len, column)) for column in zip(headings, *lines, strict=True)]
+    has_bars = min(widths[0], _LABEL) + sum(widths[1:]) + 3 * len(headings) + 1 <= width
+    shown = range(len(headings) if has_bars else len(headings) - 1)
+    table = Table(title="95 % intervals; * is no chance; p of all but the first adjusted by Holm", title_justify="left")
+    for index in shown:
+        numbers = max(len(line[index]) for line in lines) if index else None  # what must not be broken
+        text = Text(visible(headings[index]), overflow="fold")
+        is_text = index in (0, len(headings) - 1)
+        table.add_column(text, justify="left" if is_text else "right", overflow="fold", min_width=numbers)
+    for line in lines:
+        table.add_row(*(Text(visible(line[index])) for index in shown))
+    return table
 
 
 def _show_tasks(console: Console, title: str, tasks: Sequence[TaskChange]) -> None:
