@@ -6,6 +6,7 @@ import builtins
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,18 @@ def test_lengths_and_special_tokens_of_a_model(tmp_path: Path) -> None:
     assert length == len(checked.tokens) + 20
     assert "short" in "".join(text for text, _ in checked.tokens)
     assert not any(is_learnt for _, is_learnt in checked.tokens)
+
+    longest = max(tokens.write(record, model, kind="tasks").length for record in records.rows)
+    assert "too long" not in lines(_check(records, replace(model, limit=longest)))
+    assert lines(_check(records, replace(model, limit=longest - 1)))["too long"] == [2]
+
+
+def test_other_numbers_make_another_question() -> None:
+    pytest.importorskip("datasketch")
+    story = "A shop sells {} boxes of pears and gives every customer a bag. How many boxes are left in the evening?"
+    prompts = [story.format(5), story.format(9), story.format(5).replace("gives", "hands")]
+    records = [Record(where=f"f:{n}", is_heldout=False, prompt=prompt) for n, prompt in enumerate(prompts)]
+    assert [(one.where, two.where) for one, two in same.near_pairs(records)] == [("f:0", "f:2")]
 
 
 def test_the_reply_is_what_is_learnt() -> None:

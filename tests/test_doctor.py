@@ -36,6 +36,7 @@ def test_the_limits_of_all_control_groups_around_a_process_hold(tmp_path: Path) 
     own.write_text("0::/job/step\n")
     group(tmp_path, "job", memory_max=str(3 * 2**20), memory_current=str(2**20), cpu_max="50000 100000")
     group(tmp_path, "job/step", memory_max="max", cpu_max="max 100000")
+    group(tmp_path, "", memory_max=str(9 * 2**20), memory_current=str(2**20))
     memory = machine.memory(tmp_path, own)
     assert (memory.limit, memory.usable) == (3 * 2**20, 3 * 2**20)
     assert memory.available == 2 * 2**20
