@@ -83,6 +83,8 @@ def judge(
         return ("cannot_tell", [doubt]) if doubt else (verdict, [])
     if change.low <= 0 <= change.high:
         reasons.append("the interval of the change includes 0")
+    if tasks.how_skewed:
+        reasons.append(tasks.how_skewed)
     if isinstance(difference, GroupDifference) and least_p(n, m) > 1 - level:
         needed = seeds_needed(level)
         reasons.append(

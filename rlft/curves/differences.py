@@ -10,7 +10,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlft.curves.statistics import Bounds, Clusters, bounds_of, check_level, clusters_of, interval_of_means, why_none
+from rlft.curves.statistics import (
+    BEYOND,
+    Bounds,
+    Clusters,
+    bounds_of,
+    check_level,
+    clusters_of,
+    how_skewed,
+    interval_of_means,
+    why_none,
+)
 from rlft.run.records import Interval
 
 
@@ -26,6 +36,8 @@ class Difference:
     """How often the interval holds the true difference."""
     why_none: str = ""
     """Why there is no interval, in words; empty where there is one."""
+    how_skewed: str = ""
+    """Why the interval is a wide one, in words; empty where it is not."""
 
     @property
     def conclusive(self) -> bool:
@@ -45,8 +57,8 @@ def paired(
     Pairing removes the difficulty of the tasks from the noise, which is most of it. The interval is that of
     `statistics.mean_interval` over the differences of the tasks, whose bounds are -1 and 1 for shares: six tasks of 0/1
     values that all changed for the better are the fewest that are conclusive at 95 %, as in the exact test that flips
-    signs. For other values the smallest and the largest difference seen stand in for the bounds, and there is no
-    interval where `statistics.why_none` says why.
+    signs. For other values the smallest and the largest difference seen stand in for the bounds; the interval is a wide
+    one where `statistics.how_skewed` says why, and there is none where `statistics.why_none` does.
 
     Args:
         before: values of each task.
@@ -72,7 +84,8 @@ def paired(
         reason = "one task has no interval" if common else "no task was scored on both sides"
     elif known is None:
         reason = why_none(differences)
-    return Difference(interval, sum(difference != 0 for difference in differences), level, reason)
+    skewed = how_skewed(differences) if known is None and not reason else ""
+    return Difference(interval, sum(difference != 0 for difference in differences), level, reason, skewed)
 
 
 def unpaired(before: Clusters, after: Clusters, level: float = 0.95, *, bounds: Bounds | None = None) -> Interval:
@@ -101,7 +114,10 @@ def unpaired(before: Clusters, after: Clusters, level: float = 0.95, *, bounds: 
     known = bounds or bounds_of(*sides)
     if n == 1 or (known is None and any(why_none(side) for side in means)):
         return Interval(change, math.nan, math.nan, n)
-    full = [[*side, *(known or (min(flat), max(flat)))] for side in means]
+    seen, width = (min(flat), max(flat)), max(flat) - min(flat)
+    if any(how_skewed(side) for side in means):
+        seen = (seen[0] - BEYOND * width, seen[1] + BEYOND * width)
+    full = [[*side, *(known or seen)] for side in means]
     centers = [math.fsum(side) / len(side) for side in full]
     errors = [
         math.fsum((value - center) ** 2 for value in side) / (len(side) - 1) / len(side)

@@ -103,7 +103,8 @@ def gate(comparison: Comparison, min_effect: float) -> Gate:
     elif change.high < 0:
         reasons = list(comparison.reasons)
     else:
-        reasons = [f"the interval holds both no loss and one of {min_effect:g}; {_what_would(comparison)}"]
+        what = comparison.tasks.how_skewed or _what_would(comparison)
+        reasons = [f"the interval holds both no loss and one of {min_effect:g}; {what}"]
     names = f"{comparison.after.label} against {comparison.before.label}"
     numbers = f"{comparison.metric} changed by {interval_text(change, '+')} over {change.n} tasks"
     certain = f"worse{' ' if change.high <= -min_effect else ', perhaps '}by {min_effect:g} or more"

@@ -28,8 +28,10 @@ MIN_TASKS = 16
 _MANY_TASKS = 50
 """Fewest tasks from which values that were all within 0 and 1 are taken to be always."""
 _SKEW = 25.0
-"""Tasks that an interval needs, over the squared skewness of their means, where values have no known bounds (Cochran's
-rule, Sampling Techniques, 1977, section 2.15)."""
+"""Tasks that a narrow interval needs, over the squared skewness of their means, where values have no known bounds
+(Cochran's rule, Sampling Techniques, 1977, section 2.15)."""
+BEYOND = 2.0
+"""How far beyond what was seen skewed values may reach, in widths of its range."""
 
 
 def mean_interval(values_by_cluster: Clusters, level: float = 0.95, *, bounds: Bounds | None = None) -> Interval:
@@ -41,9 +43,9 @@ def mean_interval(values_by_cluster: Clusters, level: float = 0.95, *, bounds: B
     t interval is not: near the ends of a share, with few tasks, and for values that are mostly the same.
 
     Values that look like shares are taken to be within 0 and 1 (`bounds_of`). For others that are not given bounds, the
-    range of what was seen stands in for them, which is only enough for many tasks without a long tail: there is no
-    interval for fewer than `MIN_TASKS` tasks, for means that are all the same, and for means that are skewed. No
-    interval of such values knows of what is worse than all that was seen and rarer than about 4 in the number of tasks.
+    range of what was seen stands in for them, five times as wide where the means are skewed (`how_skewed`), and there
+    is no interval for fewer than `MIN_TASKS` tasks and for means that are all the same. No interval of such values
+    knows of what is worse than all that was seen and rarer than about 4 in the number of tasks.
 
     Args:
         values_by_cluster: the values of each task.
@@ -118,6 +120,9 @@ def interval_of_means(means: Sequence[float], level: float, *, known: Bounds | N
     mean = math.fsum(means) / n if n else math.nan
     if n < 2 or (known is None and why_none(means)):
         return Interval(mean, math.nan, math.nan, n)
+    if known is None and how_skewed(means):
+        width = seen[1] - seen[0]
+        seen = (seen[0] - BEYOND * width, seen[1] + BEYOND * width)
     low, high = adjusted_interval(means, known or seen, level)
     if known is not None:
         low, high = max(low, known[0]), min(high, known[1])
@@ -168,10 +173,19 @@ def why_none(means: Sequence[float]) -> str:
     variance = math.fsum((value - mean) ** 2 for value in means) / n
     if variance <= (1e-12 * max(map(abs, means))) ** 2:
         return "no spread was seen, so how much there is cannot be told"
-    skewness = math.fsum((value - mean) ** 3 for value in means) / n / variance**1.5
-    if n < (needed := _SKEW * skewness**2):
-        return f"too skewed to tell: a skewness of {skewness:.1f} needs {math.ceil(needed):,} tasks, and there are {n}"
     return ""
+
+
+def how_skewed(means: Sequence[float]) -> str:
+    """Why the interval of values without known bounds has to be a wide one, in words; empty where it has not."""
+    n, mean = len(means), math.fsum(means) / len(means)
+    variance = math.fsum((value - mean) ** 2 for value in means) / n
+    if variance == 0:
+        return ""
+    skewness = math.fsum((value - mean) ** 3 for value in means) / n / variance**1.5
+    if n >= (needed := _SKEW * skewness**2):
+        return ""
+    return f"too skewed to tell: a skewness of {skewness:.1f} needs {math.ceil(needed):,} tasks, and there are {n}"
 
 
 def check_level(level: float) -> None:

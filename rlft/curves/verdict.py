@@ -213,8 +213,9 @@ def _measured(effect: Effect) -> Reason:
     return Reason(
         code="effect",
         weight="doubt",
-        says=f"The change may be less than the {least:g} that matters and may be more: {told}. More held-out tasks or "
-        "samples narrow the interval: rlft power.",
+        says=f"The change may be less than the {least:g} that matters and may be more: {told}. "
+        + (effect.change.how_skewed or "More held-out tasks or samples narrow the interval: rlft power")
+        + ".",
     )
 
 
