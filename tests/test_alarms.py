@@ -160,7 +160,7 @@ def test_what_learning_looks_like_is_no_alarm() -> None:
 def test_too_few_steps_cannot_be_called_healthy() -> None:
     for steps in (0, 1, 19):
         health = alarms_from(quiet_rows(steps))
-        assert (health.state, health.exit_code) == ("cannot tell", 2)
+        assert (health.state, health.exit_code) == ("cant_tell", 2)
     assert alarms_from(quiet_rows(20)).exit_code == 0
 
 
@@ -233,8 +233,13 @@ def test_the_command_shows_samples_and_exits_with_a_code(tmp_path: Path, monkeyp
         assert shown.exit_code == code, shown.output
         assert "\x1b[31m" not in shown.output
         data = json.loads(CliRunner().invoke(main.app, ["health", str(run), "--json"]).output)
-        assert data["state"] == ("healthy", "alarm", "cannot tell")[code]
+        assert (data["verdict"], data["exit_code"]) == (("healthy", "alarm", "cant_tell")[code], code)
     assert "cannot tell: 5 steps are too few" in shown.output
+    gone = CliRunner().invoke(main.app, ["health", str(tmp_path / "gone"), "--json"])
+    assert (gone.exit_code, json.loads(gone.stdout)["verdict"]) == (2, "cant_tell"), (
+        "1 would say that there is an alarm"
+    )
+    assert "is not a run directory" in gone.stderr
     health = alarms_of(runs[1])
     (alarm,) = health.alarms
     assert [sample.id for sample in alarm.samples] == [f"step-000198/sum-000/{index}" for index in range(4)] + [

@@ -106,7 +106,7 @@ def test_three_seeds_can_never_tell() -> None:
         for label, chance, seeds in (("base", 0.1, range(3)), ("new", 0.9, range(3)))
     ]
     result = compare(*groups)
-    assert result.verdict == "cannot_tell"
+    assert result.verdict == "cant_tell"
     assert result.headline.change.low > 0.5
     assert "3 and 3 seeds can never show p < 0.05 (the smallest exact p is 0.10); 4 of each can" in result.sentence
     more = [run("x", _values(rng, chance), seed=9) for chance in (0.1, 0.9)]
@@ -119,7 +119,7 @@ def test_one_run_against_many_can_never_tell() -> None:
     many = [run(f"new-{seed}", _values(rng, 0.9), seed=seed) for seed in range(6)]
     single = Group(label="base", runs=[run("base", _values(rng, 0.1))])
     result = compare(single, Group(label="new", runs=many), min_effect=0.1)
-    assert result.verdict == "cannot_tell"
+    assert result.verdict == "cant_tell"
     assert "1 and 6 seeds can never show p < 0.05" in result.sentence
     assert result.detectable.effect == float("inf")
     assert result.detectable.tasks is None
@@ -147,7 +147,7 @@ def test_a_small_interval_around_zero_is_no_difference() -> None:
     result = compare(*same, min_effect=0.02)
     assert result.verdict == "same"
     assert result.sentence.startswith("b and a differ by less than 0.02")
-    assert compare(*same, min_effect=0.005).verdict == "cannot_tell"  # 400 tasks that agree do not show so little
+    assert compare(*same, min_effect=0.005).verdict == "cant_tell"  # 400 tasks that agree do not show so little
 
 
 def test_a_verdict_has_to_hold_with_missing_samples_at_their_worst() -> None:
@@ -161,7 +161,7 @@ def test_a_verdict_has_to_hold_with_missing_samples_at_their_worst() -> None:
 
     holds, open_ = verdict(10), verdict(38)
     assert (holds.verdict, holds.missing, holds.unpaired) == ("better", 10, 10)
-    assert (open_.verdict, open_.headline.conclusive) == ("cannot_tell", True)
+    assert (open_.verdict, open_.headline.conclusive) == ("cant_tell", True)
     assert "38 samples could not be scored; with all of them at their worst the change is +0.02 [" in open_.sentence
 
 
@@ -362,8 +362,19 @@ def test_what_is_no_group_of_seeds_is_refused(runs: Path, monkeypatch: pytest.Mo
     (runs / "runs" / "base-0" / "evals" / "sft.json").write_text(
         (runs / "runs" / "base-1" / "evals" / "step-000010.json").read_text().replace('"step-000010"', '"sft"')
     )
-    with pytest.raises(ValueError, match="has no evaluation after training"):
+    with pytest.raises(ValueError, match=r"has no evaluation after training .* name another one: runs/base-0@sft"):
         read_run(Path("runs/base-0"))
+    (runs / "runs" / "base-0" / "evals" / "sft.json").unlink()
+    with pytest.raises(ValueError, match=r"there is: none.*or leave it out$"):
+        read_run(Path("runs/base-0"))
+
+
+def test_what_is_measured_besides_may_differ_in_a_group(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+    with (runs / "runs" / "base-1" / "config.yaml").open("a") as file:
+        file.write("evaluations: [{name: hot, temperature: 1.0}]\n")
+    before, _, _ = read_groups(["runs/base-*", "runs/new-*"])
+    assert len(before.runs) == 5
 
 
 def test_the_power_command(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_each_decision() -> None:
     assert found.sentence.startswith("REGRESSION: new against base, right changed by -0.19 [")
     assert "worse by 0.05 or more" in found.sentence
     unsure = _gate(10, 14)
-    assert (unsure.decision, unsure.exit_code) == ("cannot_tell", 2)
+    assert (unsure.decision, unsure.exit_code) == ("cant_tell", 2)
     assert "tasks would tell in 80 of 100 gates" in unsure.sentence
     assert _gate(0, 12, tasks=1000).decision == "pass"  # worse for certain, by less than the margin
     assert _gate(0, 12, tasks=1000, min_effect=0.01).decision == "regression"
@@ -40,8 +40,8 @@ def test_each_decision() -> None:
 
 def test_nothing_that_changed_passes_only_where_there_are_enough_tasks() -> None:
     assert _gate(0, 0, tasks=200).decision == "pass"
-    assert _gate(0, 0, tasks=10).decision == "cannot_tell"
-    assert _gate(0, 0, tasks=1).decision == "cannot_tell"
+    assert _gate(0, 0, tasks=10).decision == "cant_tell"
+    assert _gate(0, 0, tasks=1).decision == "cant_tell"
 
 
 def test_missing_scores_cannot_be_told() -> None:
@@ -97,7 +97,7 @@ def test_the_command(tmp_path: Path) -> None:
     junit = tmp_path / "gate.xml"
     bad = _invoke(base, worse, "--min-effect", 0.05, "--junit", junit, "--json")
     assert bad.exit_code == 1
-    assert json.loads(bad.output)["decision"] == "regression"
+    assert json.loads(bad.output)["verdict"] == "regression"
     suite = ElementTree.fromstring(junit.read_text())
     assert (suite.get("failures"), suite.get("errors")) == ("1", "0")
     assert "REGRESSION" in str(suite.find("testcase/failure").get("message"))  # type: ignore[union-attr]
@@ -106,6 +106,10 @@ def test_the_command(tmp_path: Path) -> None:
     assert unknown.exit_code == 2
     assert "missing" in unknown.output
     assert ElementTree.fromstring(junit.read_text()).find("testcase/error") is not None
-    gone = _invoke(base, tmp_path / "gone", "--min-effect", 0.05)  # not 1, which would say that it is worse
-    assert gone.exit_code == 2
-    assert "is not a run directory" in gone.output
+    gone = _invoke(base, tmp_path / "gone", "--min-effect", 0.05, "--junit", junit, "--json")
+    assert gone.exit_code == 2, "not 1, which would say that it is worse"
+    told = json.loads(gone.stdout)
+    assert (told["verdict"], told["exit_code"]) == ("cant_tell", 2)
+    for text in (gone.stderr, told["sentence"], junit.read_text()):
+        assert "is not a run directory" in text
+    assert ElementTree.fromstring(junit.read_text()).find("testcase/error") is not None

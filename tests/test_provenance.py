@@ -284,6 +284,8 @@ def test_what_was_not_written_down_is_not_compared() -> None:
     empty = Provenance()
     assert changed_numbers(empty, full) == changed_computing(empty, full) == []
     assert changed_computing(full, replace(full, operations=["rms_norm float32"])) == []
+    small, large = (replace(full, config={"evaluation": {"min_effect": each}}) for each in (0.01, 0.05))
+    assert changed_numbers(small, large) == []
     assert changed_numbers(full, replace(full, model="other")) == ["the model's files: sha256 m -> other"]
 
 

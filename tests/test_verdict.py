@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,12 @@ from typer.testing import CliRunner
 from rlft.cli.main import app
 from rlft.curves import doubts
 from rlft.curves.differences import paired
+from rlft.curves.scored_run import read_run
 from rlft.curves.shadow import Shadow, moved
 from rlft.curves.statistics import mean_interval
 from rlft.curves.verdict import Verdict, judge, verdict_of
 from rlft.run.records import Evaluation, word_for
-from tests.fakes_run import make_run, rollout, write_config, write_rollouts
+from tests.fakes_run import append, event, make_run, rollout, write_config, write_eval, write_rollouts
 
 Values = Mapping[str, Sequence[float]]
 
@@ -194,6 +196,38 @@ def test_an_observed_reward_that_falls_leaves_doubt(tmp_path: Path) -> None:
     told = " ".join(reason.says for reason in verdict.reasons)
     assert "brevity, which is observed and not trained on, fell by -0.40" in told
     assert "grew from 10.0 to 100" in told
+
+
+def test_an_observed_reward_that_falls_in_training_leaves_doubt_where_no_samples_are_stored(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", steps=40)
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("weight: 0.1", "weight: 0.0"))
+    assert verdict_of(run).kind == "ship"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[20:]:
+        line["reward/part/brevity"] -= 0.3
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    verdict = verdict_of(run)
+    assert (verdict.kind, _codes(verdict)["observed"]) == ("cant_tell", "doubt")
+
+
+def test_what_was_rolled_back_does_not_count(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", steps=20, sft=False)
+    for name in ("step-000015", "step-000020"):
+        write_eval(run, name, 0.0, random.Random(0))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[10:]:
+        line["reward/mean"] = 0.0
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert verdict_of(run).kind != "ship"
+    append(run / "events.jsonl", event("rolled_back", "reward_collapse", step=10))
+    verdict = verdict_of(run)
+    assert verdict.effect is not None
+    assert (verdict.effect.after.step, verdict.effect.look.planned) == (10, 2)
+    assert (_codes(verdict)["effect"], _codes(verdict)["rolled_back"]) == ("for", "note")
+    assert "collapse" not in _codes(verdict)
+    assert read_run(run).evaluation == "step-000010"
+    append(run / "events.jsonl", event("resumed", "continuing after step 20", step=20))
+    assert verdict_of(run).kind != "ship"
 
 
 def test_a_verdict_is_for_programs_too(tmp_path: Path) -> None:

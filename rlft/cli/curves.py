@@ -46,7 +46,7 @@ def report(
         evals = read_evals(run)
         solved = [each.as_dict() for each in passes(evals[-1].by_task)] if evals else []
         besides = {"passes": solved, "evaluations": [each.as_dict() for each in sets]}
-        told = {**verdict.as_dict(), **{name: value for name, value in besides.items() if value}}
+        told = {"run": str(run), **verdict.as_dict(), **{name: value for name, value in besides.items() if value}}
         print(json.dumps(told, indent=1))
         return
     show_verdict(verdict)

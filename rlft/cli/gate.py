@@ -31,6 +31,7 @@ def gate(
     from rlft.curves.compare import compare
     from rlft.curves.gate import EXIT_CODES
     from rlft.curves.gate import gate as decide
+    from rlft.curves.gate import junit as as_junit
     from rlft.curves.scored_run import read_groups
 
     try:
@@ -40,7 +41,13 @@ def gate(
             write_file(junit, result.junit())
     except (ValueError, OSError) as error:  # exit code 1 would say that the candidate is worse
         Console(stderr=True).print(Text(visible(f"error: {error}"), style="red"), soft_wrap=True)
-        raise typer.Exit(EXIT_CODES["cannot_tell"]) from None
+        told = {"verdict": "cant_tell", "exit_code": EXIT_CODES["cant_tell"], "sentence": f"CANNOT TELL: {error}"}
+        if as_json:
+            print(json.dumps({**told, "reasons": [str(error)]}, indent=1))
+        if junit is not None and junit.parent.is_dir():
+            name = f"{Path(candidate).name} against {Path(baseline).name}"
+            write_file(junit, as_junit("cant_tell", str(error), [], name=name))
+        raise typer.Exit(EXIT_CODES["cant_tell"]) from None
     if as_json:
         print(json.dumps(result.as_dict(), indent=1))
     else:

@@ -26,11 +26,18 @@ def health(
 ) -> None:
     """Say what goes wrong in a run, finished or not: since which step, by which numbers and samples, and what to do.
 
-    Exit code: 0 healthy, 1 an alarm, 2 cannot tell (too few steps).
+    Exit code: 0 healthy, 1 an alarm, 2 cannot tell (too few steps, or a run that cannot be read).
     """
     from rlft.curves.alarms.watch import alarms_of
 
-    found = alarms_of(run)
+    try:
+        found = alarms_of(run)
+    except (ValueError, OSError) as error:  # exit code 1 would say that there is an alarm
+        Console(stderr=True).print(Text(visible(f"error: {error}"), style="red"), soft_wrap=True)
+        if as_json:
+            told = {"run": str(run), "verdict": "cant_tell", "exit_code": 2, "reasons": [str(error)]}
+            print(json.dumps(told, indent=1))
+        raise typer.Exit(2) from None
     if as_json:
         print(json.dumps({"run": str(run), **found.as_dict()}, indent=1))
     else:
@@ -49,7 +56,7 @@ def _show(console: Console, found: Health) -> None:
 
 
 def _sentence(found: Health) -> str:
-    if found.state == "cannot tell":
+    if found.state == "cant_tell":
         return f"cannot tell: {found.steps} steps are too few to call a run healthy, 20 are needed"
     looked = f"{found.steps} steps"
     if found.state == "healthy":

@@ -12,7 +12,7 @@ from rlft.curves.scored_run import Group, ScoredRun
 from rlft.curves.seeds import GroupDifference, group_difference, least_p, paired_p, seeds_needed
 from rlft.curves.text import interval_text, number
 
-Verdict: TypeAlias = Literal["better", "worse", "same", "cannot_tell"]
+Verdict: TypeAlias = Literal["better", "worse", "same", "cant_tell"]
 
 
 def score(run: Mapping[str, Sequence[float]]) -> float:
@@ -72,15 +72,15 @@ def judge(
     elif not change.bounded:
         reasons.append("there is no interval")
     if reasons:
-        return "cannot_tell", reasons
-    verdict: Verdict = "cannot_tell"
+        return "cant_tell", reasons
+    verdict: Verdict = "cant_tell"
     if row.conclusive:
         verdict = "better" if change.mean > 0 else "worse"
     elif change.low > -min_effect and change.high < min_effect:
         verdict = "same"
-    if verdict != "cannot_tell":
+    if verdict != "cant_tell":
         doubt = _doubt_of_missing(verdict, before, after, min_effect, level)
-        return ("cannot_tell", [doubt]) if doubt else (verdict, [])
+        return ("cant_tell", [doubt]) if doubt else (verdict, [])
     if change.low <= 0 <= change.high:
         reasons.append("the interval of the change includes 0")
     if tasks.how_skewed:
@@ -93,7 +93,7 @@ def judge(
         )
     elif isinstance(difference, GroupDifference) and not reasons:
         reasons.append(f"an exact permutation of the seeds gives p = {difference.seeds.p:.2f}")
-    return "cannot_tell", reasons
+    return "cant_tell", reasons
 
 
 def sentence_of(

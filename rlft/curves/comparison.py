@@ -59,7 +59,7 @@ class Detectable:
 class Comparison:
     """Everything that `rlft compare` says."""
 
-    verdict: Literal["better", "worse", "same", "cannot_tell"]
+    verdict: Literal["better", "worse", "same", "cant_tell"]
     """`same`: the change lies within the smallest one of interest, in both directions."""
     sentence: str
     """The verdict in words, with its numbers."""

@@ -176,6 +176,40 @@ def observed(changes: Mapping[str, Difference]) -> list[Reason]:
     ]
 
 
+def observed_in_training(rows: Rows, names: Sequence[str]) -> list[Reason]:
+    """Rewards of weight 0 that fell during training, for runs whose held-out samples do not tell.
+
+    The first and the last steps, a quarter of them and at most 20, are compared by Welch's t at 99.9 %.
+
+    Args:
+        names: of the rewards.
+    """
+    found = []
+    for name in names:
+        metric = f"reward/part/{name}"
+        values = [row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]
+        width = min(20, len(values) // 4)
+        if width < _FEWEST_STEPS:
+            continue
+        first, last = values[:width], values[-width:]
+        if _mean(last) < _mean(first) and _differ(first, last):
+            says = (
+                f"{name}, which is observed and not trained on, fell from {number(_mean(first))} to "
+                f"{number(_mean(last))} in training (means of {width} steps each; held-out samples are not stored). "
+                "If it is what you want, this is reward hacking."
+            )
+            found.append(Reason(code="observed", weight="doubt", says=says))
+    return found
+
+
+def rolled_back(step: int) -> Reason:
+    """Says that an earlier adapter than the last one is the result."""
+    says = (
+        f"An alarm rolled the run back: its result is the adapter of step {step}, and what came after does not count."
+    )
+    return Reason(code="rolled_back", weight="note", says=says)
+
+
 def alarms(health: Health) -> list[Reason]:
     """What the alarms of a run say; critical ones leave doubt, whatever the last evaluation measured."""
     return [

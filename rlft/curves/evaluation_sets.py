@@ -102,7 +102,7 @@ HEADINGS = ("set", "policy", "mean [95 %]", "tasks", "not scored", "one and all 
 """Of `EvaluationSet.rows`."""
 
 
-def read_sets(run: Path, config: Mapping[str, Any]) -> list[EvaluationSet]:
+def read_sets(run: Path, config: Mapping[str, Any], *, until: int | None = None) -> list[EvaluationSet]:
     """The evaluation sets of a run in the order of its config.
 
     The level of a change is that of its look, and what it allows to be conclusive by chance is shared by the sets: if
@@ -110,12 +110,13 @@ def read_sets(run: Path, config: Mapping[str, Any]) -> list[EvaluationSet]:
 
     Args:
         config: the resolved config.
+        until: the step after which evaluations do not count, as in a run that was rolled back to it.
 
     Raises:
         ValueError: an evaluation's file is damaged.
     """
     found = [each for each in config.get("evaluations") or () if isinstance(each, dict)]
-    return [_read(run, config, settings, len(found)) for settings in found]
+    return [_read(run, config, settings, len(found), until) for settings in found]
 
 
 def worse(sets: Sequence[EvaluationSet]) -> list[Reason]:
@@ -133,9 +134,11 @@ def worse(sets: Sequence[EvaluationSet]) -> list[Reason]:
     ]
 
 
-def _read(run: Path, config: Mapping[str, Any], settings: Mapping[str, Any], count: int) -> EvaluationSet:
+def _read(
+    run: Path, config: Mapping[str, Any], settings: Mapping[str, Any], count: int, until: int | None
+) -> EvaluationSet:
     name = str(settings.get("name"))
-    evals = reading.read_evals(run, name)
+    evals = [e for e in reading.read_evals(run, name) if until is None or e.step <= until]
     before = [e for e in evals if e.name in BEFORE]
     trained = [e for e in evals if e.name not in BEFORE]
     if not before or not trained:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from rlft.curves.comparison import Comparison
 from rlft.curves.text import interval_text, visible
 
-EXIT_CODES = {"pass": 0, "regression": 1, "cannot_tell": 2}
+EXIT_CODES = {"pass": 0, "regression": 1, "cant_tell": 2}
 """What `rlft gate` exits with."""
 
 
@@ -32,7 +32,7 @@ EXIT_CODES = {"pass": 0, "regression": 1, "cannot_tell": 2}
 class Gate:
     """The decision about a candidate."""
 
-    decision: Literal["pass", "regression", "cannot_tell"]
+    decision: Literal["pass", "regression", "cant_tell"]
     sentence: str
     """The decision in words, with its numbers."""
     reasons: Sequence[str]
@@ -50,7 +50,7 @@ class Gate:
         """Plain data for JSON."""
         told = self.comparison.as_dict()
         return {
-            "decision": self.decision,
+            "verdict": self.decision,
             "exit_code": self.exit_code,
             "sentence": self.sentence,
             "reasons": list(self.reasons),
@@ -63,20 +63,24 @@ class Gate:
 
     def junit(self) -> bytes:
         """The decision as one test case of JUnit's XML: a regression is a failure, what cannot be told an error."""
-        failures, errors = (str(int(self.decision == each)) for each in ("regression", "cannot_tell"))
-        counts = {"tests": "1", "skipped": "0", "failures": failures, "errors": errors}
-        suite = ElementTree.Element("testsuite", {"name": "rlft gate", **counts})
-        name = visible(f"{self.comparison.after.label} against {self.comparison.before.label}")
-        case = ElementTree.SubElement(
-            suite, "testcase", classname=visible(f"rlft.gate.{self.comparison.metric}"), name=name
-        )
-        if self.decision != "pass":
-            kind = "failure" if self.decision == "regression" else "error"
-            bad = ElementTree.SubElement(case, kind, type=self.decision, message=visible(self.sentence))
-            bad.text = visible("\n".join(self.reasons) or self.sentence)
-        text = ElementTree.SubElement(case, "system-out")
-        text.text = visible(self.sentence)
-        return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+        name = f"{self.comparison.after.label} against {self.comparison.before.label}"
+        return junit(self.decision, self.sentence, self.reasons, name=name, metric=self.comparison.metric)
+
+
+def junit(decision: str, sentence: str, reasons: Sequence[str], *, name: str, metric: str = "") -> bytes:
+    """A decision as JUnit's XML, also one that could not be made because a run cannot be read."""
+    failures, errors = (str(int(decision == each)) for each in ("regression", "cant_tell"))
+    counts = {"tests": "1", "skipped": "0", "failures": failures, "errors": errors}
+    suite = ElementTree.Element("testsuite", {"name": "rlft gate", **counts})
+    classname = f"rlft.gate.{metric}" if metric else "rlft.gate"
+    case = ElementTree.SubElement(suite, "testcase", classname=visible(classname), name=visible(name))
+    if decision != "pass":
+        kind = "failure" if decision == "regression" else "error"
+        bad = ElementTree.SubElement(case, kind, type=decision, message=visible(sentence))
+        bad.text = visible("\n".join(reasons) or sentence)
+    text = ElementTree.SubElement(case, "system-out")
+    text.text = visible(sentence)
+    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
 
 
 def gate(comparison: Comparison, min_effect: float) -> Gate:
@@ -91,7 +95,7 @@ def gate(comparison: Comparison, min_effect: float) -> Gate:
         )
     change = comparison.headline.change
     reasons = _missing(comparison)
-    decision: Literal["pass", "regression", "cannot_tell"] = "cannot_tell"
+    decision: Literal["pass", "regression", "cant_tell"] = "cant_tell"
     if reasons:
         pass
     elif comparison.tasks.why_none or not change.bounded:
@@ -111,7 +115,7 @@ def gate(comparison: Comparison, min_effect: float) -> Gate:
     verdicts = {
         "pass": f"PASS: {names}, {numbers}: no loss of {min_effect:g} or more.",
         "regression": f"REGRESSION: {names}, {numbers}: {certain}.",
-        "cannot_tell": f"CANNOT TELL: {names}, {numbers}: {'; '.join(reasons)}.",
+        "cant_tell": f"CANNOT TELL: {names}, {numbers}: {'; '.join(reasons)}.",
     }
     return Gate(
         decision=decision,

@@ -65,6 +65,16 @@ def read_events(run: Path, notes: list[str] | None = None) -> list[Event]:
     return logs.read_events(run, notes).rows
 
 
+def rolled_back_to(run: Path) -> int | None:
+    """The step whose adapter is the result of a run that an alarm rolled back; None where it is that of the last step.
+
+    Raises ValueError with file and line for a damaged file of events.
+    """
+    kinds = ("rolled_back", "resumed", "forked")
+    last = next((event for event in reversed(read_events(run, [])) if event.kind in kinds), None)
+    return last.step if last is not None and last.kind == "rolled_back" else None
+
+
 def read_evals(run: Path, set_name: str = "") -> list[Evaluation]:
     """Every evaluation, or every one of an evaluation set, ordered base, sft, then by step; empty if there is none.
 

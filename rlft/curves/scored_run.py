@@ -22,7 +22,7 @@ VERSUS = "vs"
 """Word between the two groups on the command line."""
 _MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}(-\d+)?$")
 _BEFORE = ("base", "sft")
-_ONLY_JUDGE = ("evaluation.metric", "evaluation.min_effect")
+_ONLY_JUDGE = ("evaluation.metric", "evaluation.min_effect", "evaluations")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,7 @@ def read_run(folder: Path, evaluation: str = "", metric: str = "") -> ScoredRun:
             for row in reading.read_metrics(folder)
             if math.isfinite(row.get("reward/mean", math.nan))
         ],
-        config={key: value for key, value in flat.items() if key not in NO_NUMBERS},
+        config={key: value for key, value in flat.items() if key not in NO_NUMBERS or key in _ONLY_JUDGE},
     )
 
 
@@ -255,11 +255,12 @@ def _choose(folder: Path, evals: Sequence[Evaluation], name: str) -> Evaluation:
         if chosen := next((e for e in evals if e.name == name), None):
             return chosen
         raise ValueError(f"{folder} has no evaluation {name!r}; it has: {there}")
-    if trained := [e for e in evals if e.name not in _BEFORE]:
+    back = reading.rolled_back_to(folder)
+    if trained := [e for e in evals if e.name not in _BEFORE and (back is None or e.step <= back)]:
         return trained[-1]
     raise ValueError(
         f"{folder} has no evaluation after training in {EVALS}/ (there is: {there}): finish it with `rlft resume "
-        f"{folder}`, leave it out, or name another one, such as {folder}@base"
+        f"{folder}`, or leave it out{f', or name another one: {folder}@{evals[-1].name}' if evals else ''}"
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,17 +94,29 @@ def verdict_of(run: Path) -> Verdict:
     from rlft.curves.alarms import alarms_of  # needs numpy, which a report that is only imported does not
 
     config = reading.read_config(run)
-    evals, rows = reading.read_evals(run), reading.read_metrics(run)
+    evals, rows, health = reading.read_evals(run), reading.read_metrics(run), alarms_of(run)
     rewards = reading.reward_specs(config)
+    shadows = measure_shadows(run, shadow_names(rewards))
+    back = reading.rolled_back_to(run)
+    if back is not None:  # what came after the step that is the result is on record, and not what would be shipped
+        evals, rows = [e for e in evals if e.step <= back], [row for row in rows if row["step"] <= back]
+        health = replace(health, alarms=tuple(alarm for alarm in health.alarms if alarm.onset <= back))
+        shadows = [replace(each, moved=[m for m in each.moved if m[0].step <= back]) for each in shadows]
     unwatched = [each.label for each in rewards if each.weight == 0 and each.role != "shadow"]
+    observed = observed_changes(run, evals, unwatched)
+    remarks = [
+        *doubts.observed_in_training(rows, [name for name in unwatched if name not in observed]),
+        *doubts.alarms(health),
+        *([doubts.rolled_back(back)] if back is not None else []),
+    ]
     return judge(
         config,
         rows,
         evals,
-        shadows=measure_shadows(run, shadow_names(rewards)),
-        observed=observed_changes(run, evals, unwatched),
-        alarms=doubts.alarms(alarms_of(run)),
-        sets=read_sets(run, config),
+        shadows=shadows,
+        observed=observed,
+        remarks=remarks,
+        sets=read_sets(run, config, until=back),
     )
 
 
@@ -115,7 +127,7 @@ def judge(
     *,
     shadows: Sequence[Shadow] = (),
     observed: Mapping[str, Difference] | None = None,
-    alarms: Iterable[Reason] = (),
+    remarks: Iterable[Reason] = (),
     sets: Sequence[EvaluationSet] = (),
 ) -> Verdict:
     """The verdict from what was read of a run.
@@ -126,7 +138,7 @@ def judge(
         evals: all evaluations in order.
         shadows: what is known of the shadow rewards.
         observed: paired change of each reward of weight 0, as `observed_changes` gives it.
-        alarms: what the run's alarms say, as `doubts.alarms` gives it.
+        remarks: further reasons, such as what the run's alarms say (`doubts.alarms`).
         sets: the evaluation sets, which never decide alone.
     """
     before = [e for e in evals if e.name in ("base", "sft")]
@@ -154,7 +166,7 @@ def judge(
         *doubts.shadows(shadows),
         *doubts.observed(observed or {}),
         *worse(sets),
-        *alarms,
+        *remarks,
         doubts.longer(start, last),
         _best_of(trained),
     ]

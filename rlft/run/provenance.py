@@ -55,6 +55,7 @@ NO_NUMBERS = (
     "learner.tokens_per_microbatch",
     "learner.activations",
     "evaluation.every",
+    "evaluation.min_effect",
     "checkpoint.every",
     "checkpoint.adapters",
 )

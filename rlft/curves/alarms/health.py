@@ -120,21 +120,22 @@ class Health:
     """Whether there are steps enough to say that nothing is wrong."""
 
     @property
-    def state(self) -> Literal["healthy", "alarm", "cannot tell"]:
-        """`alarm` if there is one, else `cannot tell` of a run that is too short to be called healthy."""
+    def state(self) -> Literal["healthy", "alarm", "cant_tell"]:
+        """`alarm` if there is one, else `cant_tell` of a run that is too short to be called healthy."""
         if self.alarms:
             return "alarm"
-        return "healthy" if self.enough else "cannot tell"
+        return "healthy" if self.enough else "cant_tell"
 
     @property
     def exit_code(self) -> int:
         """0 healthy, 1 an alarm, 2 cannot tell."""
-        return {"healthy": 0, "alarm": 1, "cannot tell": 2}[self.state]
+        return {"healthy": 0, "alarm": 1, "cant_tell": 2}[self.state]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
-            "state": self.state,
+            "verdict": self.state,
+            "exit_code": self.exit_code,
             "steps": self.steps,
             "alarms": [alarm.as_dict() for alarm in self.alarms],
             "unable": [{"name": each.name, "reason": each.reason} for each in self.unable],
