@@ -30,7 +30,7 @@ _MANY_TASKS = 50
 _SKEW = 25.0
 """Tasks that a narrow interval needs, over the squared skewness of their means, where values have no known bounds
 (Cochran's rule, Sampling Techniques, 1977, section 2.15)."""
-BEYOND = 2.0
+BEYOND = 4.0
 """How far beyond what was seen skewed values may reach, in widths of its range."""
 
 
@@ -43,7 +43,7 @@ def mean_interval(values_by_cluster: Clusters, level: float = 0.95, *, bounds: B
     t interval is not: near the ends of a share, with few tasks, and for values that are mostly the same.
 
     Values that look like shares are taken to be within 0 and 1 (`bounds_of`). For others that are not given bounds, the
-    range of what was seen stands in for them, five times as wide where the means are skewed (`how_skewed`), and there
+    range of what was seen stands in for them, nine times as wide where the means are skewed (`how_skewed`), and there
     is no interval for fewer than `MIN_TASKS` tasks and for means that are all the same. No interval of such values
     knows of what is worse than all that was seen and rarer than about 4 in the number of tasks.
 
