@@ -44,7 +44,7 @@ def entropy_collapse(seen: Seen) -> Found | str | None:
         return None
     # Entropy that falls while the reward rises is what learning looks like; so the part after half of the fall counts.
     below = course.steps[course.values < change.begin.median + change.by / 2]
-    if seen.learns_since(float(below[0])):
+    if not _no_gain_since(seen, float(below[0])):
         return None
     begin, now = math.exp(change.begin.median), math.exp(change.now.median)
     return Found(
@@ -167,6 +167,18 @@ def _grown(
         evidence=f"{show(begin)} {what} in {change.begin}, {show(now)} in {change.now}",
         numbers={"begin": begin, "now": now},
     )
+
+
+def _no_gain_since(seen: Seen, step: float) -> bool:
+    """Whether it is sure, from the noise, that the reward has hardly risen since a step.
+
+    Hardly is a third of what it had risen before, or 0.15 deviations of single samples.
+    """
+    reward = seen.course("reward/mean")
+    gain, at = shift(reward), level_at(reward, step)
+    spread = seen.course("reward/std").values
+    most = max(0.35 * (at - gain.begin.median), 0.15 * float(np.median(spread)) if len(spread) else 0.0)
+    return gain.now.median - at + 2 * gain.error < most
 
 
 def _flat_since(reward: Course) -> int | None:

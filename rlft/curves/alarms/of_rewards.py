@@ -10,6 +10,9 @@ from rlft.curves.alarms.course import MIN_STEPS, Course, noise, onset, shift, sm
 from rlft.curves.alarms.seen import Found, Seen, around, level_at, scatter
 from rlft.curves.text import number, percent
 
+_ALL_ALONG = 150
+"""Fewest steps without signal that are more than a slow beginning."""
+
 
 def part_against_part(seen: Seen) -> Found | str | None:
     """A part that rises while another falls from its best, or stops although it rose before and is not at its top."""
@@ -47,16 +50,16 @@ def shadow_gap(seen: Seen) -> Found | str | None:
 
 
 def no_signal(seen: Seen) -> Found | str | None:
-    """At most 45 % of the groups teach something, half of what did in the beginning, and not because they are solved
-    now; or at most 30 % from the beginning on, whatever the cause, while nothing is learnt."""
+    """At most 45 % of the groups teach something, 30 points less than in the beginning, and not because they are solved
+    now; or at most 27 % for 150 steps from the first on, whatever the cause, while nothing is learnt."""
     if reason := seen.missing("groups/with_signal"):
         return reason
     course = seen.course("groups/with_signal")
     change = shift(course)
     begin, now = change.begin.median, change.now.median
     solved = seen.latest("groups/solved_all")
-    fell = change.is_real and now <= 0.45 and now <= 0.55 * begin and not solved >= 0.6 * (1 - now)
-    stays = now <= 0.3 and begin <= 0.3 and len(course) >= 3 * MIN_STEPS
+    fell = change.is_real and now <= 0.45 and now <= begin - 0.3 and not solved >= 0.6 * (1 - now)
+    stays = now <= 0.27 and begin <= 0.27 and len(course) >= _ALL_ALONG
     first = int(course.steps[0])
     quarter = float(course.steps[len(course) // 4])
     if not fell and (not stays or trend(course).rises(0.01) or seen.learns_since(quarter, 0.01)):
@@ -112,7 +115,7 @@ def reward_collapse(seen: Seen) -> Found | str | None:
     if drop < max(0.5 * gain, scale, 8 * change.error, 1e-9):
         return None
     after = course.since(float(windows.steps[best]))
-    if len(after) < 5:
+    if len(after) < 5 or not _stays_down(course, peak, drop):
         return None
     return Found(
         severity="critical",
@@ -121,6 +124,13 @@ def reward_collapse(seen: Seen) -> Found | str | None:
         f"began at {number(change.begin.median)}",
         numbers={"peak": peak, "now": now, "begin": change.begin.median},
     )
+
+
+def _stays_down(course: Course, peak: float, drop: float) -> bool:
+    """Whether a fall from a peak is large, a fifth of the scale from 0 to 1; or has lasted, and is a tenth of it."""
+    is_share = course.values.min() >= 0 and course.values.max() <= 1
+    lasting = float(np.median(course.values[-max(30, len(course) // 5) :]))
+    return bool((is_share and drop >= 0.2) or (peak - lasting >= 0.5 * drop and not (is_share and drop < 0.1)))
 
 
 def _against(seen: Seen, rising: str, other: str, up: Course, down: Course) -> Found | None:
@@ -132,7 +142,7 @@ def _against(seen: Seen, rising: str, other: str, up: Course, down: Course) -> F
     drop = peak - fall.now.median
     rose = trend(up.since(start))
     lost = max(8 * fall.error, 0.25 * max(abs(peak), peak - fall.begin.median))
-    if drop > lost and rose.rises(0.01) and rose.change > 4 * change.error:
+    if drop > lost and _stays_down(down, peak, drop) and rose.rises(0.01) and rose.change > 4 * change.error:
         began = onset(down.since(start), -1)
         return Found(
             severity="critical",
