@@ -309,13 +309,15 @@ def diverged(config: RunConfig) -> Any:
 
 
 def stops_on_truncation(config: RunConfig) -> bool:
-    """Whether 20 steps whose completions are all cut stop the run."""
+    """Whether 25 steps whose completions are all cut stop the run."""
     with tempfile.TemporaryDirectory() as folder:
-        lines = (json.dumps({"step": step, "rollout/truncated": 1.0, "reward/mean": 0.5}) for step in range(1, 21))
+        lines = (json.dumps({"step": step, "rollout/truncated": 1.0, "reward/mean": 0.5}) for step in range(1, 26))
         (Path(folder) / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         run: Any = mock.MagicMock(config=config, path=Path(folder))
         run.told.return_value = ()
-        return _raises(RuntimeError, lambda: AlarmWatch(run, mock.MagicMock()).look(20))
+        watch = AlarmWatch(run, mock.MagicMock())
+        watch.look(20)
+        return _raises(RuntimeError, lambda: watch.look(25))
 
 
 def stops_on_mismatch(config: RunConfig) -> bool:

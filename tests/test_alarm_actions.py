@@ -24,16 +24,16 @@ from rlft.train.rl.repetition import describe_repetition
 from tests.conftest import MakeConfig
 from tests.fakes import made_up_group, read_metrics
 
-RUN = ("steps=11", "checkpoint.every=2", "evaluation.tasks=2")
+RUN = ("steps=16", "checkpoint.every=2", "evaluation.tasks=2")
 
 
 @pytest.fixture
 def _alarm_from_step_5(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny model's runs are too short for a real one: one that says that the reward has collapsed since step 4."""
+    """The tiny model's runs are too short for a real one: one that says that the reward has collapsed since step 5."""
 
     def made(rows: Any, *, shadows: Collection[str]) -> Health:
         alarm = Alarm(
-            name="reward_collapse", severity="critical", onset=4, seen=len(rows), evidence="half of [it]", numbers={}
+            name="reward_collapse", severity="critical", onset=5, seen=len(rows), evidence="half of [it]", numbers={}
         )
         return Health(steps=len(rows), alarms=(alarm,) if len(rows) >= 5 else (), unable=())
 
@@ -49,24 +49,24 @@ def test_an_alarm_is_told_once_and_a_paused_run_goes_on(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(*RUN, "guards.alarms={reward_collapse: pause}")
-    with pytest.raises(RuntimeError, match=r"step 5: paused, as guards\.alarms asks for: reward_collapse since step 4"):
+    with pytest.raises(RuntimeError, match=r"step 10: paused, as guards\.alarms asks for: reward_collapse since step 5"):
         launch.train(config)
-    assert (config.run_dir / "checkpoints" / "step-000005").is_dir(), "off the schedule, so that nothing is lost"
+    assert (config.run_dir / "checkpoints" / "step-000010").is_dir()
     _, summary = launch.resume(config.run_dir)
-    assert summary["steps"] == len(read_metrics(config.run_dir)) == 11
-    assert told(config.run_dir) == [(4, "reward_collapse since step 4: half of [it] (told after step 5)")]
-    assert "alarm after step 5: reward_collapse since step 4" in capsys.readouterr().err
+    assert summary["steps"] == len(read_metrics(config.run_dir)) == 16
+    assert told(config.run_dir) == [(5, "reward_collapse since step 5: half of [it] (told after step 10)")]
+    assert "alarm after step 10: reward_collapse since step 5" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_alarm_from_step_5")
 def test_a_stopped_run_stops_again_until_the_alarm_is_taken_out(make_config: MakeConfig) -> None:
     config = make_config(*RUN, "guards.alarms={reward_collapse: stop}")
-    with pytest.raises(RuntimeError, match=r"The last healthy adapter is .*v000002\. To go on from there with its opt"):
+    with pytest.raises(RuntimeError, match=r"The last healthy adapter is .*v000004\. To go on from there with its opt"):
         launch.train(config)
-    with pytest.raises(RuntimeError, match="step 5: stopped"):
+    with pytest.raises(RuntimeError, match="step 10: stopped"):
         launch.resume(config.run_dir)
     _, summary = launch.resume(config.run_dir, How(overrides=("guards.alarms={}",)))
-    assert summary["steps"] == 11
+    assert summary["steps"] == 16
     assert len(told(config.run_dir)) == 1
 
 
@@ -75,15 +75,15 @@ def test_rolling_back_makes_the_last_healthy_adapter_the_result(make_config: Mak
     config = make_config(*RUN, "guards.alarms={reward_collapse: roll_back}")
     summary = launch.train(config)
     run = config.run_dir
-    assert (summary["steps"], summary["adapter"]) == (2, "adapters/v000002")
-    assert json.loads((run / "summary.json").read_text())["adapter"] == "adapters/v000002"
-    evaluation = json.loads((run / "evals" / "step-000002.json").read_text())
-    assert evaluation["adapter_hash"] == adapter_hash(read_folder(run / "adapters" / "v000002"))
+    assert (summary["steps"], summary["adapter"]) == (4, "adapters/v000004")
+    assert json.loads((run / "summary.json").read_text())["adapter"] == "adapters/v000004"
+    evaluation = json.loads((run / "evals" / "step-000004.json").read_text())
+    assert evaluation["adapter_hash"] == adapter_hash(read_folder(run / "adapters" / "v000004"))
     ((step, message),) = told(run, "rolled_back")
-    assert step == 2
-    assert f"rlft resume {run} --fork NAME --step 2" in message
-    path, forked = launch.resume(run, How(fork="again", step=2, overrides=("guards.alarms={}",)))
-    assert forked["steps"] == len(read_metrics(path)) == 11
+    assert step == 4
+    assert f"rlft resume {run} --fork NAME --step 4" in message
+    path, forked = launch.resume(run, How(fork="again", step=4, overrides=("guards.alarms={}",)))
+    assert forked["steps"] == len(read_metrics(path)) == 16
 
 
 def test_without_an_adapter_from_before_there_is_nothing_to_go_back_to(tmp_path: Path, make_config: MakeConfig) -> None:

@@ -10,7 +10,7 @@ from rlft.curves.alarms.course import MIN_STEPS, Course, noise, onset, shift, sm
 from rlft.curves.alarms.seen import Found, Seen, around, level_at, scatter
 from rlft.curves.text import number, percent
 
-_ALL_ALONG = 150
+_ALL_ALONG = 250
 """Fewest steps without signal that are more than a slow beginning."""
 
 
@@ -51,7 +51,7 @@ def shadow_gap(seen: Seen) -> Found | str | None:
 
 def no_signal(seen: Seen) -> Found | str | None:
     """At most 45 % of the groups teach something, 30 points less than in the beginning, and not because they are solved
-    now; or at most 27 % for 150 steps from the first on, whatever the cause, while nothing is learnt."""
+    now; or at most 30 % for 250 steps from the first on, whatever the cause, while nothing is learnt."""
     if reason := seen.missing("groups/with_signal"):
         return reason
     course = seen.course("groups/with_signal")
@@ -59,7 +59,7 @@ def no_signal(seen: Seen) -> Found | str | None:
     begin, now = change.begin.median, change.now.median
     solved = seen.latest("groups/solved_all")
     fell = change.is_real and now <= 0.45 and now <= begin - 0.3 and not solved >= 0.6 * (1 - now)
-    stays = now <= 0.27 and begin <= 0.27 and len(course) >= _ALL_ALONG
+    stays = now <= 0.3 and begin <= 0.3 and len(course) >= _ALL_ALONG
     first = int(course.steps[0])
     quarter = float(course.steps[len(course) // 4])
     if not fell and (not stays or trend(course).rises(0.01) or seen.learns_since(quarter, 0.01)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ def alarms_of(run: Path) -> Health:
 def is_looked_at(step: int) -> bool:
     """Whether a run that goes on is looked at after this step: every fifth one, of long runs fewer."""
     return step % max(5, step // 200 * 5) == 0
+
+
+def lasting(alarms: Iterable[Alarm], before: Collection[str]) -> list[Alarm]:
+    """The alarms that were found before, too, and values that are not finite, which no chance makes."""
+    return [alarm for alarm in alarms if alarm.name in before or alarm.name == "not_finite"]
 
 
 def shadow_labels(config: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from rlft.curves.alarms.health import Alarm
-from rlft.curves.alarms.watch import alarms_from, is_looked_at, with_not_finite
+from rlft.curves.alarms.watch import alarms_from, is_looked_at, lasting, with_not_finite
 from rlft.curves.live_panel import View
 from rlft.curves.reading import read_events, read_metrics
 from rlft.curves.shadow import shadow_names
@@ -34,9 +34,13 @@ class AlarmWatch:
     def __init__(self, run: Run, view: View) -> None:
         """Go on with what the run directory holds."""
         self._run, self._view = run, view
+        self._before: tuple[Alarm, ...] = ()
+        """What the last look has found."""
 
     def look(self, step: int) -> None:
         """Tell what is wrong after this step, each alarm once in a run, and do what the config asks for.
+
+        An alarm counts if the look before has found it, too: chance rarely lasts.
 
         Raises:
             RuntimeError: the run is to pause or to stop.
@@ -47,15 +51,17 @@ class AlarmWatch:
             return
         rows = [row for row in read_metrics(run.path) if row["step"] <= step]
         found = alarms_from(with_not_finite(rows, read_events(run.path)), shadows=shadow_names(run.config.rewards))
-        self._view.alarms([alarm.line for alarm in found.alarms])
         told = {message.partition(" ")[0] for message in run.told(EVENT)}
-        new = {alarm.name for alarm in found.alarms} - told
-        for alarm in found.alarms:
+        raised = lasting(found.alarms, {*told, *(alarm.name for alarm in self._before)})
+        self._before = found.alarms
+        self._view.alarms([alarm.line for alarm in raised])
+        new = {alarm.name for alarm in raised} - told
+        for alarm in raised:
             if alarm.name in new:
                 run.event(EVENT, f"{alarm.line} (told after step {step})", step=alarm.onset)
                 self._view.note(f"alarm after step {step}: {alarm.line}. {alarm.meaning} {alarm.advice}")
         if step < run.config.steps:  # nothing is left to be stopped after the last one
-            for alarm in found.alarms:
+            for alarm in raised:
                 self._act(alarm, step, is_new=alarm.name in new)
 
     def _act(self, alarm: Alarm, step: int, *, is_new: bool) -> None:
