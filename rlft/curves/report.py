@@ -130,7 +130,7 @@ def _load(run: Path) -> _Run:
     notes: list[str] = []
     config = reading.read_config(run)  # first: it says whether this is a run directory at all
     stored = bool(reading.rollout_steps(run))
-    rows, evals = reading.read_metrics(run, notes), reading.read_evals(run)
+    rows, evals, health = reading.read_metrics(run, notes), reading.read_evals(run), alarms_of(run)
     return _Run(
         folder=run,
         config=config,
@@ -142,8 +142,8 @@ def _load(run: Path) -> _Run:
         waste=digest.waste(reading.read_rollouts(run, digest.WASTE_COLUMNS)) if stored else None,
         samples=showcase(run) if stored else None,
         observed=observed_failures(run, _observed_rewards(config)) if stored else (),
-        verdict=verdict_of(run),
-        health=alarms_of(run),
+        verdict=verdict_of(run, health),
+        health=health,
         shadows=measure_shadows(run, shadow_names(reading.reward_specs(config)), width=reading.window(rows)),
         sets=read_sets(run, config),
         notes=notes,

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlft.curves import doubts, looks, reading
 from rlft.curves.differences import Difference, paired
@@ -22,6 +22,9 @@ from rlft.curves.evaluation_sets import EvaluationSet, read_sets, worse
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
 from rlft.curves.text import interval_text, number
 from rlft.run.records import Evaluation, word_for
+
+if TYPE_CHECKING:
+    from rlft.curves.alarms import Health
 
 MIN_EFFECT = 0.01
 """The smallest effect of interest where the config does not name one."""
@@ -85,8 +88,12 @@ class Verdict:
         return found
 
 
-def verdict_of(run: Path) -> Verdict:
+def verdict_of(run: Path, health: Health | None = None) -> Verdict:
     """The verdict on a run directory, whether the run is over or goes on.
+
+    Args:
+        run: the run directory.
+        health: what its alarms say, where that is known already.
 
     Raises:
         ValueError: it is not a run directory, or one of its files is damaged.
@@ -94,7 +101,7 @@ def verdict_of(run: Path) -> Verdict:
     from rlft.curves.alarms import alarms_of  # needs numpy, which a report that is only imported does not
 
     config = reading.read_config(run)
-    evals, rows, health = reading.read_evals(run), reading.read_metrics(run), alarms_of(run)
+    evals, rows, health = reading.read_evals(run), reading.read_metrics(run), health or alarms_of(run)
     rewards = reading.reward_specs(config)
     shadows = measure_shadows(run, shadow_names(rewards))
     back = reading.rolled_back_to(run)
