@@ -25,7 +25,8 @@ from rlft.curves.plotly_traces import (
     event_rail,
     interval_points,
 )
-from rlft.curves.series import MANY, Rows, Series, series, span
+from rlft.curves.reading import Rows
+from rlft.curves.series import MANY, Series, series, span
 from rlft.curves.shadow import Shadow
 from rlft.run.records import Evaluation, Event, word_for
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 from rlft.curves.differences import Difference, paired
+from rlft.curves.reading import Rows
 from rlft.curves.shadow import Shadow
 from rlft.curves.text import interval_text, number, percent
 from rlft.run.records import Evaluation
@@ -18,7 +19,6 @@ from rlft.run.records import Evaluation
 if TYPE_CHECKING:
     from rlft.curves.alarms import Health
 
-Rows: TypeAlias = Sequence[Mapping[str, float]]
 
 MAX_MISSING = 0.2
 """Largest share of samples without a score with which an evaluation can still tell something."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rlft.run import logs
 from rlft.run.records import CONFIG, EVALS, ROLLOUTS, Evaluation, Event, evaluations_folder, numbered, step_name
 from rlft.types import RewardSpec
+
+Rows: TypeAlias = Sequence[Mapping[str, float]]
+"""Metrics of each step, ascending, each with its `step`."""
 
 
 def read_config(run: Path) -> dict[str, Any]:

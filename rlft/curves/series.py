@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
+from rlft.curves.reading import Rows
 from rlft.curves.statistics import t_interval
 from rlft.run.records import Interval
-
-Rows: TypeAlias = Sequence[Mapping[str, float]]
 
 MANY = 200
 """More steps than this are drawn as means of bins, with the values of each step behind them."""

@@ -8,7 +8,7 @@ slowly. scipy is imported where it is needed: reading a run directory does witho
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -17,9 +17,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rlft.curves.reading import Rows
+
 Floats: TypeAlias = NDArray[np.float64]
-Rows: TypeAlias = Sequence[Mapping[str, float]]
-"""Metrics of steps in ascending order, each with its `step`."""
 
 MIN_STEPS = 20
 """Fewest steps with a value from which anything is said of its course."""

@@ -9,8 +9,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from rlft.curves.alarms.course import MIN_STEPS, Course, Rows, course_of, shift, trend
+from rlft.curves.alarms.course import MIN_STEPS, Course, course_of, shift, trend
 from rlft.curves.alarms.health import Severity
+from rlft.curves.reading import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

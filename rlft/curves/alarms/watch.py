@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rlft.curves import reading
-from rlft.curves.alarms.course import MIN_STEPS, Rows, course_of, onset
+from rlft.curves.alarms.course import MIN_STEPS, course_of, onset
 from rlft.curves.alarms.detectors import DETECTORS
 from rlft.curves.alarms.evidence import samples_for
 from rlft.curves.alarms.health import Alarm, Health, Unable
 from rlft.curves.alarms.seen import Found, Seen
-from rlft.curves.shadow import Shadow, measure_shadows
+from rlft.curves.reading import Rows
+from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
 from rlft.curves.text import interval_text
 from rlft.run.records import Event
 
@@ -38,7 +39,7 @@ def alarms_of(run: Path) -> Health:
     Raises:
         ValueError: this is no run directory, or one of its files is damaged.
     """
-    shadows = shadow_labels(reading.read_config(run))
+    shadows = shadow_names(reading.reward_specs(reading.read_config(run)))
     rows = with_not_finite(reading.read_metrics(run), reading.read_events(run))
     answers = _answers(rows, shadows)
     if rows and shadows and not isinstance(answers["shadow_gap"], Found):
@@ -57,12 +58,6 @@ def lasting(alarms: Iterable[Alarm], before: Collection[str]) -> list[Alarm]:
     return [alarm for alarm in alarms if alarm.name in before or alarm.name == "not_finite"]
 
 
-def shadow_labels(config: Mapping[str, Any]) -> list[str]:
-    """Names of the shadow rewards in a run's config."""
-    rewards = [reward for reward in config.get("rewards") or [] if isinstance(reward, dict)]
-    return [_label(reward) for reward in rewards if reward.get("role") == "shadow"]
-
-
 def with_not_finite(rows: Rows, events: Sequence[Event]) -> list[dict[str, float]]:
     """The rows with nan where a metric was left out because it was not finite, which an event says."""
     left_out: dict[int, list[str]] = {}
@@ -71,12 +66,6 @@ def with_not_finite(rows: Rows, events: Sequence[Event]) -> list[dict[str, float
             names = re.sub(r" not finite, .*", "", event.message, flags=re.DOTALL).split(", ")
             left_out.setdefault(event.step, []).extend(names)
     return [{**row, **dict.fromkeys(left_out.get(int(row["step"]), ()), math.nan)} for row in rows]
-
-
-def _label(reward: Mapping[str, Any]) -> str:
-    from rlft.types import RewardSpec
-
-    return RewardSpec(path=str(reward.get("path")), name=str(reward.get("name") or "")).label
 
 
 def _answers(rows: Rows, shadows: Collection[str]) -> dict[str, Found | str | None]:
