@@ -19,6 +19,7 @@ from rlft.curves.statistics import (
     clusters_of,
     how_skewed,
     interval_of_means,
+    welch_half_width,
     why_none,
 )
 from rlft.run.records import Interval
@@ -101,8 +102,6 @@ def unpaired(before: Clusters, after: Clusters, level: float = 0.95, *, bounds: 
     Raises:
         ValueError: as `paired`.
     """
-    from scipy.special import stdtrit
-
     check_level(level)
     sides = [clusters_of(before), clusters_of(after)]
     means = [[math.fsum(values) / len(values) for values in side] for side in sides]
@@ -118,13 +117,7 @@ def unpaired(before: Clusters, after: Clusters, level: float = 0.95, *, bounds: 
     if any(how_skewed(side) for side in means):
         seen = (seen[0] - BEYOND * width, seen[1] + BEYOND * width)
     full = [[*side, *(known or seen)] for side in means]
-    centers = [math.fsum(side) / len(side) for side in full]
-    errors = [
-        math.fsum((value - center) ** 2 for value in side) / (len(side) - 1) / len(side)
-        for side, center in zip(full, centers, strict=True)
-    ]
-    freedom = sum(errors) ** 2 / sum(e**2 / (len(side) - 1) for e, side in zip(errors, full, strict=True))
-    half = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(sum(errors))
-    center = centers[1] - centers[0]
+    half = welch_half_width(full, level)
+    center = math.fsum(full[1]) / len(full[1]) - math.fsum(full[0]) / len(full[0])
     limit = math.inf if known is None else known[1] - known[0]
     return Interval(change, max(center - half, -limit), min(center + half, limit), n)

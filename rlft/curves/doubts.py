@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from rlft.curves.differences import Difference, paired
 from rlft.curves.reading import Rows
 from rlft.curves.shadow import Shadow
+from rlft.curves.statistics import welch_half_width
 from rlft.curves.text import interval_text, number, percent
 from rlft.run.records import Evaluation
 
@@ -250,13 +251,7 @@ def _filled(values: Sequence[float], count: int, fill: float) -> list[float]:
 
 def _differ(first: Sequence[float], second: Sequence[float]) -> bool:
     """Welch's t test at 99.9 %; values without any spread differ where they are not equal."""
-    from scipy.special import stdtrit
-
-    errors = [math.fsum((v - _mean(side)) ** 2 for v in side) / (len(side) - 1) / len(side) for side in (first, second)]
-    if sum(errors) == 0:
-        return _mean(first) != _mean(second)
-    freedom = sum(errors) ** 2 / sum(e**2 / (len(s) - 1) for e, s in zip(errors, (first, second), strict=True))
-    return abs(_mean(first) - _mean(second)) > float(stdtrit(freedom, 0.9995)) * math.sqrt(sum(errors))
+    return abs(_mean(first) - _mean(second)) > welch_half_width((first, second), 0.999)
 
 
 def _mean(values: Sequence[float]) -> float:

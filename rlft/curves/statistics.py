@@ -145,6 +145,26 @@ def adjusted_interval(values: Sequence[float], bounds: Bounds, level: float) -> 
     return center - half, center + half
 
 
+def welch_half_width(sides: Sequence[Sequence[float]], level: float) -> float:
+    """Half of Welch's t interval of the difference between the means of two sides; 0 where neither has any spread.
+
+    Args:
+        sides: values of both sides, two at least on each.
+        level: how often the interval is to hold the true difference.
+    """
+    from scipy.special import stdtrit
+
+    centers = [math.fsum(side) / len(side) for side in sides]
+    errors = [
+        math.fsum((value - center) ** 2 for value in side) / (len(side) - 1) / len(side)
+        for side, center in zip(sides, centers, strict=True)
+    ]
+    if sum(errors) == 0:
+        return 0.0
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(side) - 1) for e, side in zip(errors, sides, strict=True))
+    return float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(sum(errors))
+
+
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Mean of independent values that are close to normal, with Student's t interval.
 
