@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlft.curves import pages
 from rlft.curves.comparison import Comparison
 from rlft.curves.courses import Courses
 from rlft.curves.scored_run import Group
-from rlft.curves.text import interval_text, number, shortened, visible
+from rlft.curves.text import interval_text, number, shortened
 
-_PAGE = Path(__file__).with_name("page")
 _WIDTH, _LABELS, _ROW = 560, 190, 26  # of the drawings, in pixels
 
 
@@ -70,27 +70,19 @@ def more_rows(c: Comparison) -> list[tuple[str, str, str, str]]:
 
 def write_page(c: Comparison, path: Path) -> None:
     """Write the HTML file. Raises OSError if it cannot be written."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(_PAGE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(p=p_text, number=number, interval=interval_text, shortened=shortened)
-    html = environment.get_template("compare.html.j2").render(
+    html = pages.render(
+        "compare.html.j2",
+        {"p": p_text},
         c=c,
-        style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
+        style=Markup((pages.FOLDER / "report.css").read_text(encoding="utf-8")),
         forest=_forest(c),
         strip=_strip(c),
         more=more_rows(c),
         facts=facts(c),
     )
-    path.write_bytes(html.encode("utf-8", errors="backslashreplace"))
+    path.write_bytes(html)
 
 
 def p_text(p: float) -> str:

@@ -17,21 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlft.curves import charts, digest, reading
+from rlft.curves import charts, digest, pages, reading
 from rlft.curves.evaluation_sets import HEADINGS as SET_HEADINGS
 from rlft.curves.evaluation_sets import EvaluationSet, read_sets
 from rlft.curves.passes import passes
 from rlft.curves.samples import ObservedFailure, Showcase, observed_failures, showcase
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
-from rlft.curves.text import duration, interval_text, number, percent, shortened, visible
+from rlft.curves.text import duration, percent
 from rlft.curves.verdict import Verdict, verdict_of
 from rlft.run import logs
 from rlft.run.records import CONFIG, SUMMARY, Evaluation, Event, Interval, Provenance, word_for
 
 if TYPE_CHECKING:
     from rlft.curves.alarms import Health
-
-_PAGE = Path(__file__).with_name("page")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,24 +60,13 @@ def write_report(run: Path) -> Path:
     cannot be written.
     """
     import plotly.offline
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     data = _load(Path(run))
-    environment = Environment(
-        loader=FileSystemLoader(_PAGE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=number, percent=percent, duration=duration, interval=interval_text, shortened=shortened
-    )
-    library, script = plotly.offline.get_plotlyjs(), (_PAGE / "report.js").read_text(encoding="utf-8")
+    library, script = plotly.offline.get_plotlyjs(), (pages.FOLDER / "report.js").read_text(encoding="utf-8")
     sections = charts.sections(data.rows, data.evals, data.events, data.shadows, data.config, data.sets)
-    html = environment.get_template("report.html.j2").render(
+    html = pages.render(
+        "report.html.j2",
         run=data,
         title=str(data.config.get("name") or data.folder.name),
         facts=_facts(data),
@@ -101,12 +88,12 @@ def write_report(run: Path) -> Path:
         ),
         provenance=_shown(data.provenance),
         config_text=(data.folder / CONFIG).read_text(encoding="utf-8"),
-        style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
+        style=Markup((pages.FOLDER / "report.css").read_text(encoding="utf-8")),
         library=Markup(library),
         script=Markup(script),
         hashes=[_script_hash(library), _script_hash(script)],
     )
-    return _replace(data.folder / "report.html", html.encode("utf-8", errors="backslashreplace"))
+    return _replace(data.folder / "report.html", html)
 
 
 def write_reward_png(run: Path) -> Path:
