@@ -184,3 +184,24 @@ def test_a_cluster_that_lost_a_process_ends_in_a_bounded_time_and_says_so(
     else:  # Ray swallows what a handler raises, so the process ends by itself
         assert done.returncode == 1
     assert time.monotonic() - started < 80
+
+
+def test_ray_that_does_not_start_ends_the_driver_with_a_message() -> None:
+    program = (
+        "import subprocess; from rlft.common import ray_watch; from rlft.common.cluster import Cluster, protect\n"
+        "protect(); import ray; ray_watch.START_S = 1.0\n"
+        "def init(**options):\n"
+        "    child = subprocess.Popen(['sleep', '600']); print(child.pid, options['_temp_dir'], flush=True)\n"
+        "    child.wait()\n"
+        "ray.init = init; Cluster('', processes=1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: Ray did not start within 1 s; nothing was lost, the same command may work now\n",
+    )
+    child, folder = done.stdout.split()
+    until = time.monotonic() + 30
+    while psutil.pid_exists(int(child)) or Path(folder).parent.exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)

@@ -63,24 +63,34 @@ def _rlft(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]
 
 
 # The system's clock belongs to everybody, so a library in front of libc gives a run one of its own: it jumps two days
-# forth or back every two seconds. What waits by the monotonic clock does not notice.
+# forth or back every two seconds. What waits by the monotonic clock does not notice. Ray's own code keeps the true
+# time: gRPC waits by the wall clock, and Ray does not start in about one of three runs where that jumps meanwhile.
 JUMPING_CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
-int clock_gettime(clockid_t id, struct timespec *now) {
+static int told(clockid_t id, struct timespec *now, void *caller) {
   struct timespec running;
+  Dl_info from;
   int result = syscall(SYS_clock_gettime, id, now);
+  if (id != CLOCK_REALTIME || result) return result;
+  if (dladdr(caller, &from) && from.dli_fname)
+    if (strstr(from.dli_fname, "/ray/") || strstr(from.dli_fname, "libstdc++")) return 0;
   syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &running);
-  if (id == CLOCK_REALTIME && result == 0) now->tv_sec += running.tv_sec / 2 % 2 ? 86400 : -86400;
-  return result;
+  now->tv_sec += running.tv_sec / 2 % 2 ? 86400 : -86400;
+  return 0;
 }
+
+int clock_gettime(clockid_t id, struct timespec *now) { return told(id, now, __builtin_return_address(0)); }
 
 int gettimeofday(struct timeval *now, void *zone) {
   struct timespec precise;
-  int result = clock_gettime(CLOCK_REALTIME, &precise);
+  int result = told(CLOCK_REALTIME, &precise, __builtin_return_address(0));
   now->tv_sec = precise.tv_sec;
   now->tv_usec = precise.tv_nsec / 1000;
   return result;
@@ -88,7 +98,7 @@ int gettimeofday(struct timeval *now, void *zone) {
 
 time_t time(time_t *now) {
   struct timespec precise;
-  clock_gettime(CLOCK_REALTIME, &precise);
+  told(CLOCK_REALTIME, &precise, __builtin_return_address(0));
   if (now) *now = precise.tv_sec;
   return precise.tv_sec;
 }

@@ -38,12 +38,12 @@ def report(
 ) -> None:
     """Say SHIP, DON'T or CAN'T TELL and why, and write report.html and reward.png of a run, finished or not."""
     from rlft.curves.passes import passes
-    from rlft.curves.reading import read_config, read_evals
+    from rlft.curves.reading import evals_of_result, read_config, rolled_back_to
     from rlft.curves.verdict import verdict_of
 
-    verdict, sets = verdict_of(run), read_sets(run, read_config(run))
+    verdict, sets = verdict_of(run), read_sets(run, read_config(run), until=rolled_back_to(run))
     if as_json:
-        evals = read_evals(run)
+        evals = evals_of_result(run)
         solved = [each.as_dict() for each in passes(evals[-1].by_task)] if evals else []
         besides = {"passes": solved, "evaluations": [each.as_dict() for each in sets]}
         told = {"run": str(run), **verdict.as_dict(), **{name: value for name, value in besides.items() if value}}

@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from rlft.common.private_names import missing
 from rlft.common.ray_guard import MARK, Guard
-from rlft.common.ray_watch import Watch
+from rlft.common.ray_watch import Watch, bounded_start
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -171,7 +171,8 @@ def _start(address: str, processes: int, guard: Guard | None) -> None:
         os.environ[MARK] = str(guard.folder)
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
+        with bounded_start():
+            ray.init(**options)
     except RuntimeError as error:
         for option in ("_node_ip_address", "_temp_dir"):
             if "Unknown keyword" in str(error) and option in str(error):

@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -25,10 +27,29 @@ STOPPED_S = 10.0
 DEAF_S = 30.0
 """Seconds that the main thread has to save what it has and to close the cluster, before the process ends anyway."""
 EVERY_S = 0.25
+START_S = 180.0
+"""Seconds that Ray may take to start or to be joined; it takes a few, on a busy machine some tens."""
 
 
 class ClusterLostError(RuntimeError):
     """The run's Ray cluster is gone; what it had finished is in the run directory."""
+
+
+@contextmanager
+def bounded_start() -> Iterator[None]:
+    """End this process with a message where Ray does not start within `START_S`.
+
+    Ray waits for its own processes without an end, in a call that no signal handler interrupts; a clock that jumps
+    while they start is enough for that.
+    """
+    message = f"Ray did not start within {START_S:g} s; nothing was lost, the same command may work now"
+    timer = threading.Timer(START_S, _end, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Watch:
@@ -89,16 +110,17 @@ class Watch:
         lost = self._lost
         os.kill(os.getpid(), signal.SIGUSR1)  # its handler runs in the main thread
         if not self._is_over.wait(DEAF_S):  # it waits inside of Ray, which swallows what a handler raises
-            print(
-                f"error: {lost}; `rlft resume RUN` continues from the last checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(1)
+            _end(f"{lost}; `rlft resume RUN` continues from the last checkpoint")
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         lost, self._lost = self._lost, ""
         raise ClusterLostError(lost)
+
+
+def _end(message: str) -> None:
+    """End this process, whose main thread cannot be told; what guards the cluster clears up after it."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _state(process: psutil.Process) -> str:

@@ -300,7 +300,7 @@ def _accuracy(rows: Rows, evals: Sequence[Evaluation], config: Mapping[str, Any]
     known = [evaluation for evaluation in evals if math.isfinite(evaluation.accuracy.mean)]
     if not known:
         return []
-    trained = [e for e in known if e.name not in ("base", "sft")]
+    trained = [e for e in known if not e.is_before]
     last = max([evaluation.step for evaluation in known] + [row["step"] for row in rows])
     traces: list[Trace] = []
     for name, color, dash in (("base", GREY, "dot"), ("sft", ORANGE, "dash")):

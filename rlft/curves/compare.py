@@ -21,7 +21,7 @@ from rlft.curves.power import POWER, Noise, Size, seeds_needed, smallest_effect,
 from rlft.curves.scored_run import Group, ScoredRun, config_changes
 from rlft.curves.seeds import GroupDifference, SeedDifference, holm, least_p
 from rlft.curves.statistics import t_interval
-from rlft.run.records import Interval
+from rlft.run.records import BEFORE_TRAINING, Interval
 
 MIN_EFFECT = 0.01
 """Smallest change of interest where neither the command nor the config has one."""
@@ -136,7 +136,7 @@ def _adjusted(row: Row, p: float, level: float) -> Row:
 
 def _courses(before: Group, after: Group, threshold: float | None, level: float, told: list[str]) -> Courses | None:
     runs = [*before.runs, *after.runs]
-    if any(run.evaluation in ("base", "sft") for run in runs):
+    if any(run.evaluation in BEFORE_TRAINING for run in runs):
         return None
     if before.runs[0].config.get("rewards") != after.runs[0].config.get("rewards"):
         told.append("train rewards are not compared: the configs' rewards differ, so they are not on one scale")

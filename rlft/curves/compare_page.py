@@ -40,7 +40,7 @@ def facts(c: Comparison) -> list[str]:
 def detectable(c: Comparison) -> str:
     """What a comparison like this one can see, and what would be needed for the smallest change of interest."""
     known = c.detectable
-    sees = "no change, however large" if math.isinf(known.effect) else f"changes from {number(known.effect)} on"
+    sees = "no change, however large," if math.isinf(known.effect) else f"changes from {number(known.effect)} on"
     told = f"a comparison like this one sees {sees} in 80 of 100 cases"
     if known.effect <= known.wanted:
         return told

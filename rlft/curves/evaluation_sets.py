@@ -14,11 +14,9 @@ from rlft.curves import looks, reading
 from rlft.curves.differences import Difference, paired
 from rlft.curves.doubts import Reason
 from rlft.curves.passes import passes
+from rlft.curves.statistics import Bounds
 from rlft.curves.text import interval_text
 from rlft.run.records import Evaluation, word_for
-
-BEFORE = ("base", "sft")
-"""Names of the evaluations from before training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +37,8 @@ class EvaluationSet:
     @property
     def shown(self) -> list[Evaluation]:
         """Those from before training and the last one."""
-        trained = [e for e in self.evals if e.name not in BEFORE]
-        return [*(e for e in self.evals if e.name in BEFORE), *trained[-1:]]
+        trained = [e for e in self.evals if not e.is_before]
+        return [*(e for e in self.evals if e.is_before), *trained[-1:]]
 
     @property
     def asked(self) -> str:
@@ -102,6 +100,11 @@ HEADINGS = ("set", "policy", "mean [95 %]", "tasks", "not scored", "one and all 
 """Of `EvaluationSet.rows`."""
 
 
+def bounds_of_stage(evaluation: Evaluation) -> Bounds | None:
+    """The values that there can be, where the kind of measurement says so: a preference is right, wrong or a tie."""
+    return (0.0, 1.0) if evaluation.stage != "RL" else None
+
+
 def read_sets(run: Path, config: Mapping[str, Any], *, until: int | None = None) -> list[EvaluationSet]:
     """The evaluation sets of a run in the order of its config.
 
@@ -126,7 +129,7 @@ def worse(sets: Sequence[EvaluationSet]) -> list[Reason]:
             code="evaluation_set",
             weight="doubt",
             says=f"Evaluation {each.name} got worse: {interval_text(each.change.interval, '+')} since "
-            f"{[e for e in each.evals if e.name in BEFORE][-1].label} ({100 * each.change.level:.4g} % interval, "
+            f"{[e for e in each.evals if e.is_before][-1].label} ({100 * each.change.level:.4g} % interval, "
             f"{each.change.interval.n} tasks, {each.look}; {each.asked}).",
         )
         for each in sets
@@ -139,12 +142,14 @@ def _read(
 ) -> EvaluationSet:
     name = str(settings.get("name"))
     evals = [e for e in reading.read_evals(run, name) if until is None or e.step <= until]
-    before = [e for e in evals if e.name in BEFORE]
-    trained = [e for e in evals if e.name not in BEFORE]
+    before = [e for e in evals if e.is_before]
+    trained = [e for e in evals if not e.is_before]
     if not before or not trained:
         return EvaluationSet(name=name, settings=settings, evals=evals)
     look = looks.look_at({**config, "evaluation": settings}, trained)
-    change = paired(before[-1].by_task, trained[-1].by_task, 1 - (1 - look.level) / count)
+    change = paired(
+        before[-1].by_task, trained[-1].by_task, 1 - (1 - look.level) / count, bounds=bounds_of_stage(trained[-1])
+    )
     return EvaluationSet(name=name, settings=settings, evals=evals, change=change, look=look)
 
 

@@ -76,7 +76,7 @@ def write_report(run: Path) -> Path:
         steps_text="step" if (width := reading.window(data.rows)) == 1 else f"{width} steps",
         uses=_uses(data.waste),
         word=word_for(data.evals),
-        heldout=_heldout(data.evals, {shadow.name for shadow in data.shadows}),
+        heldout=_heldout(reading.evals_of_result(data.folder), {shadow.name for shadow in data.shadows}),
         observed_in_evals=_observed_in_evals(data.config, data.evals),
         unscored={e.name: _unscored(e, _observed_rewards(data.config) - {e.metric}) for e in data.evals},
         set_headings=SET_HEADINGS,
@@ -132,7 +132,7 @@ def _load(run: Path) -> _Run:
         verdict=verdict_of(run, health),
         health=health,
         shadows=measure_shadows(run, shadow_names(reading.reward_specs(config)), width=reading.window(rows)),
-        sets=read_sets(run, config),
+        sets=read_sets(run, config, until=reading.rolled_back_to(run)),
         notes=notes,
     )
 
@@ -159,7 +159,7 @@ def _heldout(
 ) -> tuple[list[str], list[tuple[str, list[Interval | None]]]]:
     """(policies, the mean of each reward and part under each of them, then pass@k and pass^k); empty where there is
     only the headline."""
-    shown = [e for e in evals if e.name in ("base", "sft")] + [e for e in evals if e.name not in ("base", "sft")][-1:]
+    shown = [e for e in evals if e.is_before] + [e for e in evals if not e.is_before][-1:]
     names = dict.fromkeys(name for evaluation in shown for name in evaluation.rewards)
     labels = {name: f"{name}, shadow (not trained on)" if name in shadows else name for name in names}
     rows = [(labels[name], [e.rewards.get(name) for e in shown]) for name in names]

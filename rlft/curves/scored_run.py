@@ -15,13 +15,12 @@ from typing import Any
 
 from rlft.common.by_path import did_you_mean
 from rlft.curves import reading
-from rlft.run.provenance import NO_NUMBERS
-from rlft.run.records import CONFIG, EVALS, Evaluation
+from rlft.run.provenance import decides_nothing
+from rlft.run.records import BEFORE_TRAINING, CONFIG, EVALS, Evaluation
 
 VERSUS = "vs"
 """Word between the two groups on the command line."""
 _MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}(-\d+)?$")
-_BEFORE = ("base", "sft")
 _ONLY_JUDGE = ("evaluation.metric", "evaluation.min_effect", "evaluations")
 
 
@@ -139,7 +138,7 @@ def read_run(folder: Path, evaluation: str = "", metric: str = "") -> ScoredRun:
             for row in reading.read_metrics(folder)
             if math.isfinite(row.get("reward/mean", math.nan))
         ],
-        config={key: value for key, value in flat.items() if key not in NO_NUMBERS or key in _ONLY_JUDGE},
+        config={key: value for key, value in flat.items() if not decides_nothing(key) or key in _ONLY_JUDGE},
     )
 
 
@@ -201,7 +200,7 @@ def find_runs(pattern: str) -> list[Path]:
 def first_evaluation(folder: Path) -> str:
     """Name of the evaluation that training started from: `sft`, else `base`; empty if there is neither."""
     names = {evaluation.name for evaluation in reading.read_evals(folder)}
-    return next((name for name in reversed(_BEFORE) if name in names), "")
+    return next((name for name in reversed(BEFORE_TRAINING) if name in names), "")
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -256,7 +255,7 @@ def _choose(folder: Path, evals: Sequence[Evaluation], name: str) -> Evaluation:
             return chosen
         raise ValueError(f"{folder} has no evaluation {name!r}; it has: {there}")
     back = reading.rolled_back_to(folder)
-    if trained := [e for e in evals if e.name not in _BEFORE and (back is None or e.step <= back)]:
+    if trained := [e for e in evals if not e.is_before and (back is None or e.step <= back)]:
         return trained[-1]
     raise ValueError(
         f"{folder} has no evaluation after training in {EVALS}/ (there is: {there}): finish it with `rlft resume "

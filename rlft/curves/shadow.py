@@ -83,9 +83,9 @@ def measure_shadows(run: Path, names: Sequence[str], *, width: int = 0) -> list[
     if not names:
         return []
     evals = reading.read_evals(run)
-    before = [e for e in evals if e.name in ("base", "sft")][-1:]
+    before = [e for e in evals if e.is_before][-1:]
     samples = {e.name: reading.read_eval_samples(run, e.name, COLUMNS) for e in evals}
-    trained = [e for e in evals if e.name not in ("base", "sft") and samples[e.name] is not None]
+    trained = [e for e in evals if not e.is_before and samples[e.name] is not None]
     start = before[0] if before and samples[before[0].name] is not None else None
     steps = reading.rollout_steps(run)
     ends = (

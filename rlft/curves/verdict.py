@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlft.curves import doubts, looks, reading
 from rlft.curves.differences import Difference, paired
 from rlft.curves.doubts import Reason
-from rlft.curves.evaluation_sets import EvaluationSet, read_sets, worse
+from rlft.curves.evaluation_sets import EvaluationSet, bounds_of_stage, read_sets, worse
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
 from rlft.curves.text import interval_text, number
 from rlft.run.records import Evaluation, word_for
@@ -148,8 +148,7 @@ def judge(
         remarks: further reasons, such as what the run's alarms say (`doubts.alarms`).
         sets: the evaluation sets, which never decide alone.
     """
-    before = [e for e in evals if e.name in ("base", "sft")]
-    trained = [e for e in evals if e.name not in ("base", "sft")]
+    before, trained = [e for e in evals if e.is_before], [e for e in evals if not e.is_before]
     if not before or not trained:
         says = _nothing_to_compare(before, trained, rows)
         return Verdict(kind="cant_tell", sentence=says, reasons=[Reason(code="open", weight="doubt", says=says)])
@@ -158,7 +157,7 @@ def judge(
     effect = Effect(
         before=start,
         after=last,
-        change=paired(start.by_task, last.by_task, look.level),
+        change=paired(start.by_task, last.by_task, look.level, bounds=bounds_of_stage(last)),
         look=look,
         min_effect=float(settings.get("min_effect", MIN_EFFECT)),
     )
@@ -196,8 +195,7 @@ def observed_changes(run: Path, evals: Sequence[Evaluation], names: Sequence[str
     Raises:
         ValueError: a file of samples is damaged.
     """
-    before = [e for e in evals if e.name in ("base", "sft")]
-    trained = [e for e in evals if e.name not in ("base", "sft")]
+    before, trained = [e for e in evals if e.is_before], [e for e in evals if not e.is_before]
     if not names or not before or not trained:
         return {}
     sides = [reading.read_eval_parts(run, e.name) for e in (before[-1], trained[-1])]
@@ -249,7 +247,7 @@ def _sentence(effect: Effect, base: Evaluation | None) -> str:
     if effect.look.planned > 1:
         told += f" ({100 * effect.change.level:.4g} %: {effect.look})"
     if base is not None:
-        whole = paired(base.by_task, last.by_task, effect.change.level).interval
+        whole = paired(base.by_task, last.by_task, effect.change.level, bounds=bounds_of_stage(last)).interval
         told += f" against {start.label}; the whole run changed it by {interval_text(whole, '+')}"
     return f"{told}."
 

@@ -19,6 +19,7 @@ from rlft.run.manifest import MANIFEST
 from rlft.run.records import (
     ADAPTERS,
     ASIDE,
+    BEFORE_TRAINING,
     CHECKPOINTS,
     EVALS,
     EVENTS,
@@ -112,7 +113,7 @@ def copy_until(path: Path, step: int, target: Path, *, sets: Collection[str] = (
     """
     left_out = [each for each in _sets(path) if each.name not in sets]
     found = [path / CHECKPOINTS / step_name(step), *(each for each, number in _numbered(path) if number <= step)]
-    for name in ("base", "sft"):
+    for name in BEFORE_TRAINING:
         found += [*path.glob(f"{EVALS}/{name}.*"), *path.glob(f"{SETS}/*/{name}.*"), *path.glob(f"{ADAPTERS}/{name}")]
     for each in [*found, *path.glob(f"{SETS}/*/{TASKS}")]:
         if each.parent not in left_out:

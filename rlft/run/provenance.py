@@ -122,7 +122,7 @@ def changed_numbers(then: Provenance, now: Provenance) -> list[str]:
     lines = [
         f"{key}: {_shown(old)} -> {_shown(new)}"
         for key, old, new in _differences(then.config, now.config)
-        if then.config and not _decides_nothing(key) and not _extends(key, then.config, now.config)
+        if then.config and not decides_nothing(key) and not _extends(key, then.config, now.config)
     ]
     for path in sorted({*then.sha256} & {*now.sha256}):
         if then.sha256[path] != now.sha256[path]:
@@ -154,7 +154,7 @@ def changed_computing(then: Provenance, now: Provenance) -> list[str]:
         lines += [
             f"{key}: {_shown(old)} -> {_shown(new)}"
             for key, old, new in _differences(then.config, now.config)
-            if _decides_nothing(key) or _extends(key, then.config, now.config)
+            if decides_nothing(key) or _extends(key, then.config, now.config)
         ]
     return lines
 
@@ -198,8 +198,9 @@ def same_sets(then: Provenance, now: Provenance) -> list[str]:
     ]
 
 
-def _decides_nothing(key: str) -> bool:
-    return key in NO_NUMBERS or _EVERY_OF_SET.fullmatch(key) is not None
+def decides_nothing(key: str) -> bool:
+    """Whether the number of no step rests on this setting, such as `guards.alarms.grad_norm` of a flattened config."""
+    return key in NO_NUMBERS or key.startswith("guards.alarms.") or _EVERY_OF_SET.fullmatch(key) is not None
 
 
 def _by_name(sets: Sequence[Mapping[str, Any]] | None) -> Mapping[str, Mapping[str, Any]]:

@@ -9,8 +9,7 @@ Whoever writes a run directory and whoever reads one uses this file. A run that 
 to be readable: what does not exist yet is empty, and the last line of a log may be torn. Everything else that is not as
 expected is a ValueError that says where it is and what to do. What a record has beyond its fields, as one of a newer
 rlft may, is kept and handed on.
-
-Two kinds of values are kept apart: numbers, which may be averaged over samples and steps, and texts for people.
+Numbers, which may be averaged over samples and steps, and texts for people are kept apart.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ FORMAT = 2
 """Number of these formats, written into provenance.json; a directory without one has format 1."""
 
 CONFIG, PROVENANCE, SUMMARY = "config.yaml", "provenance.json", "summary.json"
+BEFORE_TRAINING = ("base", "sft")
+"""Names of the evaluations of the policies before the training that a run is about."""
 METRICS, EVENTS, TASKS = "metrics.jsonl", "events.jsonl", "tasks.jsonl"
 ROLLOUTS, EVALS, ADAPTERS, CHECKPOINTS = "rollouts", "evals", "adapters", "checkpoints"
 SETS = f"{EVALS}/sets"
@@ -207,6 +208,11 @@ class Evaluation:
         return {"base": "base", "sft": "SFT"}.get(self.name, f"{self.stage}, step {self.step}")
 
     @property
+    def is_before(self) -> bool:
+        """Whether it measured the base or the warm start."""
+        return self.name in BEFORE_TRAINING
+
+    @property
     def word(self) -> str:
         """What the mean may be called: `accuracy` where all values are 0 or 1, else `mean`."""
         is_share = self.stage != "RL" or all(value in (0, 1) for values in self.by_task.values() for value in values)
@@ -220,15 +226,13 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, of RL without what only preferences have."""
         of_preferences = {"stage": self.stage, "loss": self.loss, "margin": self.margin}
-        named = {each.name: getattr(self, each.name) for each in fields(self)}
-        kept = {name: value for name, value in named.items() if name != "extra" and name not in of_preferences}
-        for name in ("failed_parts", "rewards", "set_name"):
+        names = [each.name for each in fields(self) if each.name not in ("extra", *of_preferences)]
+        kept = {name: getattr(self, name) for name in names}
+        for name in ("failed_parts", "rewards", "set_name", "samples"):
             if not kept[name]:
                 del kept[name]
         if self.rewards:
             kept["rewards"] = {name: interval.as_dict() for name, interval in self.rewards.items()}
-        if not self.samples:
-            del kept["samples"]
         if self.stage != "RL":
             kept |= of_preferences
         kept["accuracy"] = self.accuracy.as_dict()

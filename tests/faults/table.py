@@ -115,8 +115,13 @@ PROCESSES = [
         missing="Ray keeps what a chunk returns inside its reply; the store holds adapters only, of a few MB",
     ),
     Fault(
+        "Ray does not start, as when the clock jumps meanwhile",
+        "ends after three minutes and says so; nothing is left behind",
+        ("cluster::ray_that_does_not_start_ends_the_driver_with_a_message",),
+    ),
+    Fault(
         "the clock jumps while a run waits",
-        "nothing: waits use the monotonic clock",
+        "nothing: waits use the monotonic clock (but Ray's own, which keep the true time in this test)",
         (
             "faults::a_clock_that_jumps_does_not_show_in_a_run",
             "faults::a_clock_that_jumps_ends_no_deadline_early_or_late",

@@ -129,7 +129,7 @@ def measure(
         adapter_version=step,
         adapter_hash=adapter.hash,
         metric="preference",
-        accuracy=mean_interval(list(by_task.values())),
+        accuracy=mean_interval(list(by_task.values()), bounds=(0.0, 1.0)),
         loss=float(losses.mean()),
         margin=float(margins.mean()),
         failed=0,
