@@ -1,6 +1,6 @@
 """Config files: YAML to a frozen tree and back, with `a.b=c` overrides from the command line.
 
-Unknown keys are errors with file, line and a suggestion.
+Unknown keys are errors with file, line and a suggestion. A file that `extends` another one is laid over it first.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rlft.common.by_path import did_you_mean
 from rlft.config import RunConfig
+from rlft.config.layers import EXTENDS, Layer, Location, line_of, merged, place, read_layers
 from rlft.objectives.presets import PRESETS
 
 C = TypeVar("C", bound=BaseModel)
-Problem: TypeAlias = tuple[tuple[str | int, ...], str]
+Problem: TypeAlias = tuple[Location, str]
 """(where in the tree, what is wrong there and what to do instead)."""
 
 _PLAIN_DATA = "Arguments are texts, finite numbers, true, false, null, lists and mappings of them"
@@ -58,11 +59,11 @@ def load(
     amend: Callable[[Any], None] | None = None,
     check: Callable[[Any], Iterable[Problem]] | None = None,
 ) -> BaseModel:
-    """Read a config file, apply `key.sub=value` overrides, validate.
+    """Read a config file and those that it extends, apply `key.sub=value` overrides, validate.
 
     Args:
         kind: the tree that the file holds.
-        amend: called with the parsed file, which it may change in place, before the overrides are applied.
+        amend: called with the parsed tree, which it may change in place, before the overrides are applied.
         check: finds further problems in a tree that is valid by itself.
 
     Raises:
@@ -90,6 +91,27 @@ def _load(
     amend: Callable[[Any], None] | None,
     check: Callable[[Any], Iterable[Problem]] | None,
 ) -> BaseModel:
+    layers = read_layers(path, _read)
+    found = {} if len(layers) == 1 else dict(_not_kept_in(layers))
+    tree = merged(layers)
+    if amend:
+        amend(tree)
+    for override in overrides:
+        _apply(tree, override)
+    config, unfit = None, list(_not_kept(tree))
+    try:
+        config = kind.model_validate(_plain(tree))
+        unfit += check(config) if check is not None else []
+    except ValidationError as error:
+        found |= _explain(error, lambda loc: _place(layers, overrides, loc), kind)
+    found |= {_place(layers, overrides, loc): what for loc, what in unfit}
+    if config is None or found:
+        raise ValueError("\n".join(f"{where}: {what}" for where, what in found.items()))
+    return config
+
+
+def _read(path: Path) -> Any:
+    """The mapping that one file holds."""
     try:
         tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
     except MarkedYAMLError as error:
@@ -99,33 +121,18 @@ def _load(
         raise ValueError(f"{path}: not UTF-8 text in YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a mapping of keys to values, found {type(tree).__name__}")
-    if amend:
-        amend(tree)
-    for override in overrides:
-        _apply(tree, override)
-    found = list(_not_kept(tree))
-    config, problems = None, dict[str, str]()
-    try:
-        config = kind.model_validate(_plain(tree))
-        found += check(config) if check is not None else []
-    except ValidationError as error:
-        problems = _explain(error, lambda loc: _place(path, tree, overrides, loc), kind)
-    problems |= {_place(path, tree, overrides, loc): what for loc, what in found}
-    if config is None or problems:
-        raise ValueError("\n".join(f"{where}: {what}" for where, what in problems.items()))
-    return config
+    return tree
 
 
 def keys(path: Path) -> set[str]:
-    """The keys at the top of a config file; none if it cannot be read."""
+    """The keys at the top of a config file and of those that it extends; none if they cannot be read."""
     try:
-        tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except (OSError, YAMLError, UnicodeDecodeError, RecursionError):
+        return {str(key) for layer in read_layers(path, _read) for key in layer.tree}
+    except (OSError, ValueError, RecursionError):
         return set()
-    return set(map(str, tree)) if isinstance(tree, dict) else set()
 
 
-def dotted(loc: tuple[str | int, ...]) -> str:
+def dotted(loc: Location) -> str:
     """A place in the tree as a text, `rewards.0.weight`."""
     return ".".join(map(str, loc))
 
@@ -152,9 +159,26 @@ def dump(config: BaseModel) -> str:
     return stream.getvalue()
 
 
-def schema() -> dict[str, Any]:
-    """JSON Schema of a config file, for editors."""
-    tree = RunConfig.model_json_schema()
+def schema(kind: type[BaseModel] = RunConfig) -> dict[str, Any]:
+    """JSON Schema of a config file, for editors; a file that extends another one needs no key but that."""
+    tree = kind.model_json_schema()
+    if kind is RunConfig:
+        _describe_algorithm(tree)
+    tree["properties"] |= {
+        EXTENDS: {
+            "type": "string",
+            "description": "Path of a config file that this one is a variation of, relative to this file.",
+        }
+    }
+    whole: dict[str, Any] = {"required": tree.pop("required"), "properties": {}}
+    for name, section in tree["properties"].items():
+        # What a section needs may stand in the file below; sections that are entries of a list are never merged.
+        if required := tree["$defs"].get(section.get("$ref", "").rpartition("/")[2], {}).pop("required", None):
+            whole["properties"][name] = {"required": required}
+    return {**tree, "if": {"not": {"required": [EXTENDS]}}, "then": whole}
+
+
+def _describe_algorithm(tree: dict[str, Any]) -> None:
     kinds: dict[str, list[str]] = {}
     for name, algorithm in PRESETS.items():
         kinds.setdefault(type(algorithm).__name__, []).append(name)
@@ -167,13 +191,14 @@ def schema() -> dict[str, Any]:
         "description": tree["properties"]["algorithm"].get("description", ""),
         "anyOf": [{"enum": list(PRESETS)}, *({"$ref": f"#/$defs/{kind}"} for kind in kinds)],
     }
-    return tree
 
 
 def _apply(tree: Any, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"override {override!r}: expected key.sub=value")
+    if key == EXTENDS:
+        raise ValueError(f"override {override!r}: only a file can extend another one; name that file instead")
     *parents, last = key.split(".")
     node = tree
     for part in parents:
@@ -204,7 +229,7 @@ def _index(part: str, node: list[Any], override: str) -> int:
     return int(part)
 
 
-def _not_kept(node: Any, loc: tuple[str | int, ...] = ()) -> Iterator[Problem]:
+def _not_kept(node: Any, loc: Location = ()) -> Iterator[Problem]:
     """A problem for every value that a run's config.yaml would not give back as it is."""
     if isinstance(node, CommentedSet | TaggedScalar) or ((tag := getattr(node, "tag", None)) and tag.value):
         yield loc, f"a value with a YAML tag. {_PLAIN_DATA}"
@@ -236,9 +261,7 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _explain(
-    error: ValidationError, place_of: Callable[[tuple[str | int, ...]], str], kind: type[BaseModel]
-) -> dict[str, str]:
+def _explain(error: ValidationError, place_of: Callable[[Location], str], kind: type[BaseModel]) -> dict[str, str]:
     """What is wrong by where, as `place_of` says it of a place in the tree."""
     found: dict[str, str] = {}
     problems = error.errors()
@@ -259,30 +282,25 @@ def _explain(
     return found
 
 
-def _place(path: Path, tree: Any, overrides: Sequence[str], loc: tuple[str | int, ...]) -> str:
+def _place(layers: Sequence[Layer], overrides: Sequence[str], loc: Location) -> str:
     """Where a value comes from: `override key=value`, or `file:line: key`."""
     names = [str(part) for part in loc]
     for override in reversed(overrides):
         given = override.partition("=")[0].split(".")
         if names[: len(given)] == given:
             return f"override {override}" + (f": {dotted(loc)}" if len(names) > len(given) else "")
-    return f"{path}:{_line(tree, loc)}: {dotted(loc) or 'config'}"
+    path, line = place(layers, loc)
+    return f"{path}:{line}: {dotted(loc) or 'config'}"
 
 
-def _line(tree: Any, loc: tuple[Any, ...]) -> int:
-    """1-based line of the deepest part of `loc` that the file has."""
-    line, node = 1, tree
-    for part in loc:
-        position = getattr(node, "lc", None)
-        try:
-            line = position.key(part)[0] + 1 if isinstance(node, dict) else position.item(part)[0] + 1  # type: ignore[union-attr]
-            node = node[part]
-        except (AttributeError, KeyError, IndexError, TypeError):
-            break
-    return line
+def _not_kept_in(layers: Sequence[Layer]) -> Iterator[tuple[str, str]]:
+    """(where, what is wrong) of values that a run's config.yaml would not give back, also of those laid over."""
+    for layer in layers:
+        for loc, what in _not_kept(layer.tree):
+            yield f"{layer.path}:{line_of(layer.tree, loc)}: {dotted(loc)}", what
 
 
-def _section(kind: type[BaseModel], parts: Sequence[str | int]) -> tuple[tuple[str | int, ...], Any]:
+def _section(kind: type[BaseModel], parts: Sequence[str | int]) -> tuple[Location, Any]:
     """(location as the file has it, class of the section that its last part stands in).
 
     Args:

@@ -122,9 +122,9 @@ def test_what_is_easily_overlooked_is_said(odd: Path) -> None:
 def test_parts_are_shown_where_the_sum_abstains(odd: Path, tmp_path: Path) -> None:
     config = tmp_path / "two.yaml"
     text = Path("configs/debug/env_countdown.yaml").read_text().partition("rewards:")
-    rest = text[2].partition("\nalgorithm:")
+    rest = text[2].partition("\nsampling:")
     own = f"rewards: [{{path: '{odd}:unsaid'}}, {{path: '{odd}:odd', weight: 0}}]"
-    config.write_text(f"{text[0]}{own}\nalgorithm:{rest[2]}")
+    config.write_text(f"{text[0]}{own}\nsampling:{rest[2]}")
     told = reward("try", "--config", config, "--completion", "ab")
     assert told.output.startswith("task ")
     assert told.output.index("abstained") < told.output.index("odd: 1.5  x weight 0") < told.output.index("odd/a: 0.5")

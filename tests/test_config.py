@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -437,6 +437,7 @@ def test_what_a_preset_brings_may_be_without_effect(write: Any, tmp_path: Path) 
 
 def test_there_are_little_more_than_100_settings() -> None:
     found = leaves(configs.schema(), configs.schema())
+    found.pop("extends")  # names a file, and is in no config
     assert {
         "steps",
         "learner.lr",
@@ -491,6 +492,47 @@ KINDS = {"dpo": PreferenceConfig, "reward_model": RewardModelConfig}
 def test_every_shipped_config_loads_and_fits_the_schema(path: Path) -> None:
     kind = KINDS.get(path.stem, RunConfig)
     assert isinstance(load(path, (), kind), kind)
-    schema = configs.schema() if kind is RunConfig else kind.model_json_schema()
+    schema = configs.schema(kind)
     tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     assert [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(tree)] == []
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda p: p.stem)
+def test_no_line_of_a_shipped_config_says_what_holds_anyway(path: Path, tmp_path: Path) -> None:
+    assert needless(path, KINDS.get(path.stem, RunConfig), tmp_path) == []
+
+
+def test_a_needless_line_would_be_found(write: Any, tmp_path: Path) -> None:
+    assert needless(write("seed: 0\nlearner: {lr: 0.1, threads: 2}\n"), RunConfig, tmp_path) == [
+        "seed",
+        "learner.threads",
+    ]
+
+
+def needless(path: Path, kind: type[BaseModel], folder: Path) -> list[str]:
+    """The keys of a config file without which it would be the same config; arguments of functions are not looked at."""
+    yaml = YAML()
+    meant = load(path, (), kind)
+    tree = yaml.load(path.read_text(encoding="utf-8"))
+    if "extends" in tree:
+        tree["extends"] = str(path.parent / tree["extends"])
+    found = []
+    for section, key, name in list(_keys(tree)):
+        value = section.pop(key)
+        yaml.dump(tree, without := folder / "without.yaml")
+        with suppress(ValueError):  # it is needed
+            found += [name] if load(without, (), kind) == meant else []
+        section[key] = value
+    return found
+
+
+def _keys(node: Any, path: str = "") -> Iterator[tuple[Any, str, str]]:
+    """(section, key in it, dotted name) of everything that a config says."""
+    if isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _keys(value, f"{path}{number}.")
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield node, key, f"{path}{key}"
+            if key != "args":
+                yield from _keys(value, f"{path}{key}.")

@@ -213,15 +213,17 @@ def schema(
     kind: Annotated[Literal["rl", "dpo", "reward-model"], typer.Option(help="Which command's config.")] = "rl",
 ) -> None:
     """Print the JSON Schema of a config, for editors."""
+    from rlft import config_file
+
     if kind == "reward-model":
         from rlft.train.reward_model.config import RewardModelConfig
 
-        print(json.dumps(RewardModelConfig.model_json_schema(), indent=1))
+        print(json.dumps(config_file.schema(RewardModelConfig), indent=1))
         return
     if kind == "dpo":
         from rlft.train.preference.config import PreferenceConfig
 
-        print(json.dumps(PreferenceConfig.model_json_schema(), indent=1))
+        print(json.dumps(config_file.schema(PreferenceConfig), indent=1))
         return
     from rlft.cli.run_config import schema as config_schema
 
