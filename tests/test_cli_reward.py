@@ -207,6 +207,11 @@ def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert command == "rlft"
         done = CliRunner().invoke(main.app, arguments)
         assert done.exit_code == 0, done.output
-    (lines,) = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    lines, episodes = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
     (tmp_path / "page.cases.jsonl").write_text(lines)
     assert len(read_cases(tmp_path / "page.cases.jsonl")) == 5
+    for line, reward in zip(episodes.splitlines(), ("tool_calls", "environment_reward"), strict=True):
+        (tmp_path / "episode.cases.jsonl").write_text(line)
+        path = f"rewards.{reward}:{reward}"
+        done = CliRunner().invoke(main.app, ["reward", "check", path, "--cases", "episode.cases.jsonl", "--json"])
+        assert {"all 1 hold"} <= {each["detail"] for each in json.loads(done.output)["findings"]}, done.output

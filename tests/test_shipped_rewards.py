@@ -20,12 +20,12 @@ from rlft.types import Message, Outcome, RewardSpec
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = {path.partition(":")[0].rpartition(".")[2]: path for path in available("rewards")}
 CASES = sorted((ROOT / "rewards").glob(f"*{SUFFIX}"))
-WITHOUT_CASES = {"environment_reward", "judge", "rubric", "ranking", "pairwise"} | {
+WITHOUT_CASES = {"judge", "rubric", "ranking", "pairwise"} | {
     "reasoning_gym_score",
     "reward_model",
     "embedding_similarity",
 }
-"""They need an environment, a server or a model, and have tests of their own."""
+"""They need a server or a model, and have tests of their own."""
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def test_a_reward_says_what_its_cases_expect(file: Path) -> None:
     cases = read_cases(file)
     outcomes: list[Outcome] = []
     for case in cases:
-        group = made_up(case.task, [case.completion])
+        group = made_up(case.task, [case.reply])
         outcomes.append(read(function(**call_arguments(plan, spec, group, 0))))
     assert broken_cases(cases, outcomes) == {}
 
@@ -99,7 +99,7 @@ def test_grounded_wants_the_answer_in_what_was_retrieved() -> None:
     from rewards.grounded import grounded
 
     question, found = says("user", "Where was Ada born?"), says("tool", "Ada was born in Kelham.")
-    right, wrong = says("assistant", "In Kelham."), says("assistant", "In Norbury.")
+    right, wrong = says("assistant", "Kelham."), says("assistant", "Norbury.")
     assert grounded([question, call("search", query="Ada"), found, right], "Kelham") == {
         "score": 1.0,
         "right": 1.0,

@@ -22,6 +22,7 @@ from rlft.reward.check import MOST_TASKS, Checked
 from rlft.reward.exploits import Exploit
 from rlft.reward.findings import quoted
 from rlft.reward.stored import read_step, read_tasks
+from rlft.reward.transcript import of_trajectory
 from rlft.types import RewardSpec, Score, Task
 
 _STEPS = 4
@@ -176,6 +177,6 @@ def stored(runs: Sequence[Path]) -> list[tuple[Task, str]]:
             for group in read_step(run, step, tasks).groups:
                 for each in group.trajectories:
                     value = each.outcome.value if isinstance(each.outcome, Score) else float("-inf")
-                    found.append((value, group.task, each.text))
+                    found.append((value, group.task, of_trajectory(each)))
     found.sort(key=lambda row: -row[0])
     return [(task, text) for _, task, text in found]

@@ -22,6 +22,7 @@ from rlft.reward.behaviour import static_findings
 from rlft.reward.contract import prompt_text
 from rlft.reward.probe import Answered, Probe, make_task
 from rlft.reward.source import source_file
+from rlft.reward.transcript import Transcript, parted, read_turns, whole
 from rlft.types import Abstain, Failed, Outcome, RewardSpec, Score, Task
 
 _POLL_S = 0.3
@@ -222,7 +223,8 @@ def _samples(asked: Asked, config: RunConfig | None) -> Iterator[tuple[Task, str
         if not isinstance(row.get("completion"), str):
             raise ValueError(f'{where}: expected {{"completion": "..."}}, found {dict(row)!r}')
         own = {"prompt", "answer", "columns"} & row.keys()
-        yield _of_row(task, row) if own else task, row["completion"]
+        turns = read_turns(row.get("turns", []), f"{where}: turns")
+        yield _of_row(task, row) if own else task, whole(turns, row["completion"])
 
 
 def _of_row(task: Task, row: Mapping[str, Any]) -> Task:
@@ -270,7 +272,8 @@ def _files(asked: Asked) -> list[Path]:
 def show(console: Console, specs: Sequence[RewardSpec], text: str, answered: Answered, *, of: int = 1) -> None:
     """Print what came of one completion, which was scored together with others where `of` is more than 1."""
     outcome = answered.outcome
-    console.print(Text(visible(shortened(text, _SHOWN)) or "(an empty reply)", style="cyan"), soft_wrap=True)
+    shown = repr(text) if isinstance(text, Transcript) else text
+    console.print(Text(visible(shortened(shown, _SHOWN)) or "(an empty reply)", style="cyan"), soft_wrap=True)
     if isinstance(outcome, Score):
         console.print(Text(f"  reward {outcome.value:g}", style="bold green"))
     elif isinstance(outcome, Abstain):
@@ -314,8 +317,10 @@ def _parts(specs: Sequence[RewardSpec], outcome: Outcome) -> Iterator[tuple[str,
 def row(specs: Sequence[RewardSpec], task: Task, text: str, answered: Answered) -> dict[str, Any]:
     """What came of one completion as plain data."""
     outcome = answered.outcome
+    turns, reply, _ = parted(text)
     found: dict[str, Any] = {
-        "completion": text,
+        "turns": list(turns),
+        "completion": reply,
         "task": task.id,
         "seconds": answered.seconds,
         "printed": answered.printed,

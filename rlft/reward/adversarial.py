@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,17 +13,20 @@ from rlft.reward.cases import Case, Expect
 from rlft.reward.contract import prompt_text
 from rlft.reward.findings import Finding, quoted
 from rlft.reward.probe import GaveUpError, Probe
+from rlft.reward.transcript import calls_of, parted
 from rlft.reward.transforms import (
     FAMILIES,
     GARBAGE,
     TEMPLATES,
     TRANSFORMS,
     Good,
+    Looks,
     Severity,
     Transform,
     other_answers,
     same_answer,
 )
+from rlft.reward.turn_transforms import TURN_TRANSFORMS, broken, looked_at
 from rlft.types import Task
 
 _AS_GOOD = 0.01
@@ -70,15 +73,25 @@ def written(tasks: Sequence[Task]) -> dict[str, list[Source]]:
 
 
 def shown(pairs: Iterable[tuple[Task, str]], tasks: Sequence[Task]) -> list[Source]:
-    """Good replies that somebody wrote."""
+    """Good replies, or `Transcript`s of good episodes, that somebody wrote."""
+    episodes = [(task, *parted(whole)) for task, whole in pairs]
     answers = [text for task in tasks if (text := answer_text(task.answer))]
     found = []
-    for task, reply in pairs:
+    for task, turns, reply, rewards in episodes:
+        others_turns = [message for _, other, *_ in episodes if other != turns for message in other]
         answer = answer_text(task.answer)
         known = answer if answer and answer in reply else None
-        write = _replacer(reply, known) if known else _same
-        others = _others(known, answers) if known else ()
-        good = Good(text=reply, prompt=prompt_text(task), answer=known, write=write, others=others)
+        good = Good(
+            text=reply,
+            prompt=prompt_text(task),
+            answer=known,
+            write=_replacer(reply, known) if known else _same,
+            others=_others(known, answers) if known else (),
+            turns=turns,
+            rewards=rewards,
+            other_calls=tuple(call for call in calls_of(others_turns) if call not in calls_of(turns)),
+            other_results=tuple(message["content"] for message in others_turns if message["role"] != "assistant"),
+        )
         found.append(Source(task=task, good=good, form=""))
     return found
 
@@ -89,7 +102,7 @@ def good_cases(cases: Sequence[Case]) -> list[tuple[Task, str]]:
     if not wanted:
         return []
     highest, lowest = max(wish for _, wish in wanted), min(wish for _, wish in wanted)
-    return [(case.task, case.completion) for case, wish in wanted if wish == highest and (wish > lowest or wish > 0)]
+    return [(case.task, case.reply) for case, wish in wanted if wish == highest and (wish > lowest or wish > 0)]
 
 
 def _wish(expect: Expect) -> float | None:
@@ -190,7 +203,8 @@ class Search:
     def _measured(self, source: Source, comparative: bool) -> Known | None:
         good = source.good
         wrong = [good.write(other) for other in good.others[:4]] if good.answer is not None else []
-        texts = [good.text, "", GARBAGE, *wrong]
+        spoilt = broken(good)
+        texts = [*map(good.whole, [good.text, *wrong]), *(text for texts in spoilt.values() for text in texts)]
         if comparative:
             scored = self.probe.trajectories([(source.task, texts)])[0]
             found = [Sample(task=source.task, text=t, trajectory=s) for t, s in zip(texts, scored, strict=True)]
@@ -201,10 +215,12 @@ class Search:
         high, low = values[0], min((value for value in values[1:] if value is not None), default=None)
         if high is None or low is None or high <= low:
             return None
-        room = _AS_GOOD * (high - low)
-        aware = bool(wrong) and all(value is not None and value < high - room for value in values[3:])
-        nonsense = low if values[2] is None else values[2]
-        return Known(source=source, high=high, low=low, nonsense=nonsense, aware=aware)
+        bar = high - _AS_GOOD * (high - low)
+        aware = bool(wrong) and all(value is not None and value < bar for value in values[1 : 1 + len(wrong)])
+        of_garbage = values[2 + len(wrong)]
+        nonsense = low if of_garbage is None else of_garbage
+        looks = looked_at(spoilt, dict(zip(texts, values, strict=True)).get, bar)
+        return Known(source=source, high=high, low=low, nonsense=nonsense, aware=aware, looks=looks)
 
     def _cheated(self, known: Sequence[Known], comparative: bool) -> list[Finding]:
         hits: dict[tuple[Transform, str], list[_Hit]] = defaultdict(list)
@@ -212,8 +228,9 @@ class Search:
         ruinous: set[Transform] = set()  # what a reward has hung on is not tried again
         for one in known:
             good = one.source.good
-            made = [(t, text) for t in TRANSFORMS if t not in ruinous and (text := _make(t, good)) is not None]
-            beside = [good.text, good.write(good.wrong)] if comparative else []
+            rows = [t for t in (*TRANSFORMS, *TURN_TRANSFORMS) if t not in ruinous and applies(t, one.looks)]
+            made = [(t, text) for t in rows if (text := make(t, good)) is not None]
+            beside = [good.whole(good.text), good.whole(good.write(good.wrong))] if comparative else []
             values = self.score([(one.source.task, text) for _, text in made], beside=beside)
             ruinous |= {transform for transform, text in made if text in {error.text for error in self.lost}}
             for (transform, text), value in zip(made, values, strict=True):
@@ -237,6 +254,8 @@ class Known:
     """Score of words that mean nothing."""
     aware: bool
     """Whether wrong answers score lower."""
+    looks: frozenset[Looks]
+    """What of a reply the reward looks at."""
 
     def verdict(self, transform: Transform, value: float) -> str:
         """What is wrong with the value of a transformed reply: `full`, `half`, `more`, `less`; empty if nothing."""
@@ -260,11 +279,17 @@ class _Hit:
     verdict: str
 
 
-def _make(transform: Transform, good: Good) -> str | None:
+def applies(transform: Transform, looks: Collection[Looks]) -> bool:
+    """Whether what a transform expects is safe to expect of a reward that looks at some things."""
+    return transform.looks in looks and transform.not_at not in looks
+
+
+def make(transform: Transform, good: Good) -> str | None:
+    """What a transform makes of a good reply: the whole episode; None where it applies not, or changes nothing."""
     if transform.of_answer and good.answer is None:
         return None
     text = transform.make(good)
-    return None if text == good.text else text
+    return None if text is None or text == good.text else good.whole(text)
 
 
 def _told(
@@ -282,6 +307,7 @@ def _told(
     findings = []
     for (family, severity), pairs in by_family.items():
         transform, hit = min(pairs, key=lambda pair: len(pair[1].text))
+        good = hit.known.source.good
         names = list(dict.fromkeys(each.name for each, _ in pairs))
         told = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         findings.append(
@@ -290,8 +316,7 @@ def _told(
                 severity=severity,
                 reward=ALL,
                 detail=f"{told}: {_verdict(hit)}",
-                example=f"{quoted(hit.text)} scores {hit.value:g}, {quoted(hit.known.source.good.text)} "
-                f"{hit.known.high:g}",
+                example=f"{quoted(hit.text)} scores {hit.value:g}, {quoted(good.whole(good.text))} {hit.known.high:g}",
                 advice=FAMILIES[family],
             )
         )

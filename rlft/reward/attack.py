@@ -27,7 +27,8 @@ from rlft.reward.check import MADE_UP, MOST_TASKS
 from rlft.reward.exploit_judge import Judge
 from rlft.reward.exploits import Candidate, Exploit, Target, contentless
 from rlft.reward.probe import MOST_KILLED, GaveUpError, Probe
-from rlft.reward.shrinking import shrunk
+from rlft.reward.shrinking import fewest_actions, shrunk
+from rlft.reward.transcript import Transcript, parted
 from rlft.reward.tricks import Piece
 from rlft.types import RewardSpec, Task
 
@@ -118,7 +119,7 @@ def attack(attacked: Attacked) -> AttackReport:
 def as_cases(exploits: Sequence[Exploit], known: Sequence[Case]) -> list[Case]:
     """Cases that hold once the reward no longer falls for the exploits; those that stand there already are left out."""
     names = {case.name for case in known}
-    there = {(case.completion, str(case.answer)) for case in known}
+    there = {(case.reply, str(case.answer)) for case in known}
     found: list[Case] = []
     for exploit in exploits:
         task = exploit.task
@@ -129,9 +130,12 @@ def as_cases(exploits: Sequence[Exploit], known: Sequence[Case]) -> list[Case]:
         names.add(name)
         prompt = next((m["content"] for m in reversed(task.messages) if m["role"] == "user"), "")
         expect = Expect(at_most=round(exploit.at_most, 6))
+        turns, reply, rewards = parted(exploit.completion)
         found.append(
             Case(
-                completion=exploit.completion,
+                completion=reply,
+                turns=turns,
+                rewards=rewards,
                 expect=expect,
                 name=name,
                 prompt=prompt,
@@ -170,6 +174,12 @@ class _Attack:
             return
         if judge.oracle and not (targets := [target for target in targets if target.oracle_tells]):
             judge.notes.append("the oracle gives good replies no more than nonsense, so that it cannot say what is bad")
+            return
+        episodes = [target for target in targets if target.looks - {"reply"}]
+        changed = [Candidate.of_turns(transform, episodes) for transform in judge.turn_transforms()]
+        self._smallest([one for one in changed if judge.works(one, episodes)], episodes)
+        if not (targets := [target for target in targets if "reply" in target.looks]):
+            judge.notes.append("the reward does not look at the last reply, so that only calls and results were tried")
             return
         by_answer = self._takes_answer or any(target.aware for target in targets)
         if not by_answer and not judge.oracle:
@@ -212,7 +222,8 @@ class _Attack:
     def _pieces(self, targets: Sequence[Target]) -> list[Piece]:
         """The pieces that may be used on these tasks; replies to other tasks only where the answers are known."""
         known = all(target.source.good.answer is not None for target in targets)
-        replies = list(dict.fromkeys(text for _, text in self._attacked.replies))[:24] if known else []
+        texts = dict.fromkeys(parted(reply)[1] for _, reply in self._attacked.replies)
+        replies = list(texts)[:24] if known else []
         pieces = tricks.single_pieces(self._trained, replies)
         return pieces
 
@@ -294,6 +305,20 @@ class _Attack:
         may_try = candidate.recipe is None or self._judge.may_try(candidate.family, text, target)
         return may_try and candidate.keeps(target.source)
 
+    def _fewest_actions(self, candidate: Candidate, episode: Transcript, targets: Sequence[Target]) -> Candidate:
+        """The candidate on one task, with as few actions as it needs; a good episode is none."""
+        (index,) = [index for index, text in candidate.texts.items() if text == episode]
+        good = targets[index].source.good
+
+        def works(episodes: Sequence[str]) -> list[bool]:
+            tried = [replace(candidate, texts={index: each}) for each in episodes]
+            return [
+                next(iter(one.texts.values())) != good.whole(good.text) and bool(self._judge.hits(one, targets))
+                for one in tried
+            ]
+
+        return replace(candidate, texts={index: fewest_actions(episode, works)})
+
     def _shrunk(self, candidate: Candidate, targets: Sequence[Target]) -> Candidate:
         """The candidate on the task where it is shortest, or on all where it is the same everywhere, made small."""
         hits = self._judge.hits(candidate, targets)
@@ -312,7 +337,10 @@ class _Attack:
                 for one in tried
             ]
 
-        small = shrunk(candidate.texts[hits[0]], works)
+        first = candidate.texts[hits[0]]
+        if isinstance(first, Transcript):
+            return self._fewest_actions(replace(before, worked_on=len(hits)), first, targets)
+        small = shrunk(first, works)
         family = candidate.family
         if not small.strip():
             family = "nothing"

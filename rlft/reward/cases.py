@@ -10,6 +10,14 @@
 `expect` is a number, bounds (`equals`, `at_least`, `at_most`), the name of a case that must score lower (`above`), or
 "abstain". `part` makes bounds and order be about a part instead of the value: `NAME` of the reward's own, or
 `REWARD/NAME`.
+
+Of an episode, `turns` are the messages between the prompt and the last reply, and `rewards` what the environment gave
+for each action, the reply's included:
+
+    {"prompt": "Where was Ada born?", "turns": [
+        {"role": "assistant", "tool_calls": [{"name": "search", "arguments": {"query": "Ada"}}]},
+        {"role": "tool", "content": "Ada was born in Kelham."}],
+     "completion": "In Kelham.", "answer": "Kelham", "expect": 1.0}
 """
 
 from __future__ import annotations
@@ -25,13 +33,14 @@ from rlft.common.files import write_file
 from rlft.common.rows import read_rows
 from rlft.reward import systems
 from rlft.reward.probe import make_task
-from rlft.types import Abstain, Failed, Outcome, Score, Task
+from rlft.reward.transcript import read_turns, whole
+from rlft.types import Abstain, Failed, Message, Outcome, Score, Task
 
 SUFFIX = ".cases.jsonl"
 TOLERANCE = 1e-6
 """How far a value may be from the one that is expected, relative to it where it is above 1."""
 
-_KEYS = ("name", "prompt", "completion", "answer", "columns", "expect")
+_KEYS = ("name", "prompt", "turns", "completion", "rewards", "answer", "columns", "expect")
 _EXPECT_KEYS = ("part", "equals", "at_least", "at_most", "above")
 
 
@@ -63,6 +72,15 @@ class Case:
     prompt: str = ""
     answer: Any = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    turns: tuple[Message, ...] = ()
+    """What was said between the prompt and the completion."""
+    rewards: tuple[float, ...] = ()
+    """What the environment gave for each action; empty where it gave nothing."""
+
+    @property
+    def reply(self) -> str:
+        """What is scored: the completion, with all that came before it."""
+        return whole(self.turns, self.completion, self.rewards)
 
     @property
     def task(self) -> Task:
@@ -165,6 +183,10 @@ def _case(where: str, row: Mapping[str, Any]) -> Case:
         if key in row and not isinstance(row[key], kind):
             expected = "text" if kind is str else "an object"
             raise ValueError(f"{where}: {key} must be {expected}, got {type(row[key]).__name__}")
+    turns, rewards = read_turns(row.get("turns", []), f"{where}: turns"), row.get("rewards", [])
+    actions = 1 + sum(message["role"] == "assistant" for message in turns)
+    if not isinstance(rewards, list) or not all(map(_is_number, rewards)) or len(rewards) not in (0, actions):
+        raise ValueError(f"{where}: rewards must be a number for each of the {actions} actions, got {rewards!r}")
     line = where.rpartition(":")[2].rpartition(" ")[2]
     return Case(
         completion=row["completion"],
@@ -174,6 +196,8 @@ def _case(where: str, row: Mapping[str, Any]) -> Case:
         prompt=row.get("prompt", ""),
         answer=row.get("answer"),
         columns=row.get("columns", {}),
+        turns=turns,
+        rewards=tuple(map(float, rewards)),
     )
 
 
@@ -207,9 +231,13 @@ def _row(case: Case) -> dict[str, Any]:
     row = {
         "name": "" if case.name.startswith("line ") else case.name,
         "prompt": case.prompt,
+        "turns": list(case.turns),
         "completion": case.completion,
+        "rewards": list(case.rewards),
         "answer": case.answer,
         "columns": dict(case.columns),
         "expect": "abstain" if expect.abstain else asked.get("equals") if asked.keys() == {"equals"} else asked,
     }
-    return {key: value for key, value in row.items() if key in ("completion", "expect") or value not in ("", None, {})}
+    return {
+        key: value for key, value in row.items() if key in ("completion", "expect") or value not in ("", None, {}, [])
+    }

@@ -116,7 +116,7 @@ def _first(probe: Probe, checked: Checked, samples: list[Sample]) -> list[Findin
     """What each reward has to keep, on replies of all sorts: alone, once more in another order, and in groups."""
     kinds = {label: plan.kind for label, plan in probe.plans.items()}
     shown_replies = [*good_cases(checked.cases), *checked.demonstrations[:MOST_TASKS]]
-    of_cases = [(case.task, case.completion) for case in checked.cases]
+    of_cases = [(case.task, case.reply) for case in checked.cases]
     texts = [*shown_replies, *of_cases, *plain_replies(checked.tasks)]
     texts = list({(task.id, text): (task, text) for task, text in texts}.values())
     began = time.monotonic()
@@ -163,7 +163,7 @@ def _cases(probe: Probe, checked: Checked) -> list[Finding]:
     """The user's cases, those of one task in groups of their own."""
     if not checked.cases:
         return []
-    outcomes = [outcomes[0] for outcomes in probe.score_groups([(c.task, [c.completion]) for c in checked.cases])]
+    outcomes = [outcomes[0] for outcomes in probe.score_groups([(c.task, [c.reply]) for c in checked.cases])]
     wrong = case_files.broken_cases(checked.cases, outcomes)
     by_name = {case.name: case for case in checked.cases}
     if not wrong:
@@ -175,7 +175,7 @@ def _cases(probe: Probe, checked: Checked) -> list[Finding]:
             severity="error",
             reward=ALL,
             detail=f"{by_name[name].where}: case {name!r}: {problem}",
-            example=quoted(by_name[name].completion),
+            example=quoted(by_name[name].reply),
             advice="mend the reward, or the case",
         )
         for name, problem in wrong.items()

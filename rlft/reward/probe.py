@@ -11,6 +11,7 @@ log-probs are 0. Many short texts cost no more than calling the reward, since th
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 import time
@@ -18,10 +19,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 from rlft.reward.contract import CallPlan
 from rlft.reward.scoring import Scorer
+from rlft.reward.transcript import Transcript
 from rlft.types import Completion, Failed, Group, Message, Outcome, RewardSpec, Task, Trajectory, Turn, whole_text
 
 DEADLINE_S = 2.0
@@ -33,7 +35,7 @@ AT_ONCE = 64
 _PRINTED_WITHIN_S = 0.1
 
 Ask: TypeAlias = tuple[Task, Sequence[str]]
-"""A task, and the completions that a reward sees as one group."""
+"""A task, and the completions that a reward sees as one group; a `Transcript` among them is an episode."""
 
 
 class GaveUpError(RuntimeError):
@@ -234,25 +236,56 @@ def make_task(
 
 
 def made_up(task: Task, texts: Sequence[str]) -> Group:
-    """A group as after a rollout, with these texts as completions; every byte is a token."""
-    prompt = tuple("\n".join(message["content"] for message in task.messages).encode(errors="backslashreplace"))
+    """A group as after a rollout, with these texts as completions, or transcripts as episodes; a byte is a token."""
+    prompt = _bytes(task.messages)
     return Group(
         task=task,
-        trajectories=tuple(_trajectory(task, prompt, index, whole_text(text)) for index, text in enumerate(texts)),
+        trajectories=tuple(_trajectory(task, prompt, index, text) for index, text in enumerate(texts)),
     )
 
 
 def _trajectory(task: Task, prompt: tuple[int, ...], index: int, text: str) -> Trajectory:
-    tokens = tuple(text.encode())
-    completion = Completion(
+    if isinstance(text, Transcript):
+        return _episode(task, prompt, index, text)
+    text = whole_text(text)
+    turn = Turn(prompt_ids=prompt, completion=_completion(text))
+    return Trajectory(task=task, sample_index=index, seed=index, turns=(turn,), text=text)
+
+
+def _episode(task: Task, prompt: tuple[int, ...], index: int, of: Transcript) -> Trajectory:
+    messages = [cast(Message, {**each, "content": whole_text(each["content"])}) for each in of.messages]
+    actions = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    turns, before = [], prompt
+    rewards = of.rewards or (None,) * len(actions)
+    for start, end, reward in zip(actions, [*actions[1:], len(messages)], rewards, strict=True):
+        said, calls = messages[start]["content"], messages[start].get("tool_calls")
+        text = said + (json.dumps(calls, ensure_ascii=False) if calls else "")  # a template would write them somehow
+        answer = tuple(messages[start + 1 : end])
+        turns.append(Turn(prompt_ids=before, completion=_completion(text), observation=answer, reward=reward))
+        before = _bytes(answer)
+    return Trajectory(
+        task=task,
+        sample_index=index,
+        seed=index,
+        turns=tuple(turns),
+        text=messages[-1]["content"],
+        messages=(*task.messages, *messages),
+    )
+
+
+def _completion(text: str) -> Completion:
+    tokens = tuple(text.encode(errors="backslashreplace"))
+    return Completion(
         token_ids=tokens,
         logprobs=(0.0,) * len(tokens),
         finish_reason="stop",
         adapter_version=-1,
         adapter_hash="",
     )
-    turn = Turn(prompt_ids=prompt, completion=completion)
-    return Trajectory(task=task, sample_index=index, seed=index, turns=(turn,), text=text)
+
+
+def _bytes(messages: Sequence[Message]) -> tuple[int, ...]:
+    return tuple("\n".join(message["content"] for message in messages).encode(errors="backslashreplace"))
 
 
 def _outcome(trajectory: Trajectory) -> Outcome:

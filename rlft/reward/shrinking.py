@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from rlft.reward.transcript import Transcript, transcript
+from rlft.types import Message
 
 Works = Callable[[Sequence[str]], Sequence[bool]]
 """Says of each text whether it still does it; says no to all when the time is over."""
@@ -22,6 +26,25 @@ def shrunk(text: str, works: Works) -> str:
     for unit in (_LINE, _WORD):
         text = _without(unit.findall(text), works)
     return _without(list(text), works) if len(text) <= _MOST_LETTERS else text
+
+
+def fewest_actions(episode: Transcript, works: Works) -> Transcript:
+    """The episode without the actions that it does not need, and what was answered to them."""
+    turns = episode.turns
+    starts = [index for index, message in enumerate(turns) if message["role"] == "assistant"]
+    actions = [turns[start:end] for start, end in pairwise([*starts, len(turns)])]
+    index = 0
+    while index < len(actions):
+        fewer = [*actions[:index], *actions[index + 1 :]]
+        if works([_joined(fewer, episode.reply)])[0]:
+            actions = fewer
+        else:
+            index += 1
+    return _joined(actions, episode.reply)
+
+
+def _joined(actions: Sequence[Sequence[Message]], reply: str) -> Transcript:
+    return transcript([message for action in actions for message in action], reply)
 
 
 def _without(units: list[str], works: Works) -> str:

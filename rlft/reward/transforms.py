@@ -10,11 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+from rlft.reward.transcript import whole
+from rlft.types import Message
 
 Expected: TypeAlias = Literal["below", "not above", "same", "scored"]
 """Of a transformed reply: it scores below the good one; not above it; as high; or it can be scored at all."""
 Severity: TypeAlias = Literal["error", "warning", "info"]
+Looks: TypeAlias = Literal["reply", "calls", "results"]
+"""What a reward looks at in an episode: the last reply, the calls of tools, or what these answered."""
 
 GARBAGE = "asdf qwer zxcv lorem ipsum"
 FILLER = "Let me think about this very carefully. "
@@ -53,6 +58,8 @@ FAMILIES: dict[str, str] = {
     "characters": "normalise the text first (unicodedata.normalize('NFKC', text), without invisible characters)",
     "number formats": "compare numbers as values, if other ways to write them should count",
     "hard to read": "handle every text: a reply can be anything",
+    "calls": "read the messages' `tool_calls`, compare names and arguments, and count every call too many",
+    "results": "read results from messages of tools only, and not what repeats the policy's own words",
 }
 """What to do about a trick of each family."""
 
@@ -83,6 +90,18 @@ class Good:
     """A reply like the good one that gives another answer."""
     others: tuple[str, ...] = ()
     """Other answers of the same kind, of other tasks where there are some."""
+    turns: tuple[Message, ...] = ()
+    """What was said between the prompt and the reply."""
+    rewards: tuple[float, ...] = ()
+    """What the environment gave for the actions."""
+    other_calls: tuple[Any, ...] = ()
+    """Calls of tools in good replies to other tasks."""
+    other_results: tuple[str, ...] = ()
+    """What was answered to those."""
+
+    def whole(self, text: str) -> str:
+        """The episode with another last reply; a reply alone where there are no turns."""
+        return whole(self.turns, text, self.rewards)
 
     @property
     def wrong(self) -> str:
@@ -103,6 +122,10 @@ class Transform:
     """Of a reply that does not score as expected."""
     of_answer: bool = True
     """Whether it needs a good reply whose answer is known."""
+    looks: Looks = "reply"
+    """What the reward has to look at for the expectation to hold."""
+    not_at: Looks | None = None
+    """What it must not look at for that."""
 
 
 def other_answers(answer: str) -> tuple[str, ...]:

@@ -41,6 +41,8 @@ WITHOUT: dict[str, str] = {
     "characters": "for characters that only look right",
     "number formats": "for a way to write a number that is not meant",
     "hard to read": "for a text that nobody can read",
+    "calls": "without the right calls of tools",
+    "results": "without the results that the answer needs",
     "stored reply": "without the right answer, for what a policy wrote",
     "cases": "although the cases say that it is bad",
 }
