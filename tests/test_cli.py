@@ -71,6 +71,7 @@ HELP = {
     "health": ["RUN", "--json", "since which step", "Exit code"],
     "verify": ["RUN", "--share", "--root"],
     "bisect": ["RUN", "--metric"],
+    "export": ["RUN", "--merged", "--to", "--adapter", "model card", "fresh process"],
     "doctor": ["--json", "--start-ray", "what this machine can do", "Exit code 0"],
     "data": ["check", "duplicates", "too long for the model"],
     "list": ["KIND", "rewards, environments, presets or engines"],

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlft.cli import bisect, curves, data, doctor, env, listing, reward, verify
+from rlft.cli import bisect, curves, data, doctor, env, export, listing, reward, verify
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.cli.summary import show_reward_model, show_summary
 from rlft.common import interrupts
 from rlft.common.files import describe_os_error
 from rlft.curves.passes import passes
-from rlft.curves.reading import read_config
+from rlft.curves.reading import adapter_of, read_config
 from rlft.curves.text import visible
 
 app = typer.Typer(
@@ -173,9 +173,9 @@ def evaluate(
         if _is_preference_run(target):
             raise ValueError(
                 f"{target} is a preference run, which has no tasks; its held-out numbers are in {target / 'evals'}. To "
-                f"measure its adapter on tasks: rlft evaluate CONFIG --adapter {_last_adapter(target)}"
+                f"measure its adapter on tasks: rlft evaluate CONFIG --adapter {adapter_of(target)}"
             )
-        adapter = adapter or _last_adapter(target)
+        adapter = adapter or adapter_of(target)
         loaded = load_run(target, overrides, is_trained=False)
     else:
         loaded = load(target, overrides, is_trained=False)
@@ -191,6 +191,7 @@ curves.register(app)
 verify.register(app)
 bisect.register(app)
 doctor.register(app)
+export.register(app)
 
 
 @app.command("list")
@@ -275,15 +276,6 @@ def _is_preference_run(run: Path) -> bool:
 def _refuse_reward_model(run: Path, command: str, instead: str) -> None:
     if _kind(run) == "reward-model":
         raise ValueError(f"{run} holds a reward model, which `rlft {command}` is not for; {instead}")
-
-
-def _last_adapter(run: Path) -> Path:
-    from rlft.run.records import ADAPTERS, adapter_folder, numbered
-
-    folders = [folder for _, folder in numbered(run / ADAPTERS)] or [run / adapter_folder(None)]
-    if not folders[-1].exists():
-        raise ValueError(f"{run} has no adapter yet; pass a config file to measure the base model")
-    return folders[-1]
 
 
 def _show_chaos(outcome: Any) -> None:

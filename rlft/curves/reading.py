@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rlft.run import logs
-from rlft.run.records import CONFIG, EVALS, ROLLOUTS, Evaluation, Event, evaluations_folder, numbered, step_name
+from rlft.run.records import (
+    ADAPTERS,
+    CONFIG,
+    EVALS,
+    ROLLOUTS,
+    Evaluation,
+    Event,
+    adapter_folder,
+    evaluations_folder,
+    numbered,
+    step_name,
+    step_of,
+)
 from rlft.types import RewardSpec
 
 Rows: TypeAlias = Sequence[Mapping[str, float]]
@@ -76,6 +88,27 @@ def rolled_back_to(run: Path) -> int | None:
     kinds = ("rolled_back", "resumed", "forked")
     last = next((event for event in reversed(read_events(run, [])) if event.kind in kinds), None)
     return last.step if last is not None and last.kind == "rolled_back" else None
+
+
+def adapter_of(run: Path, name: str = "") -> Path:
+    """Folder of the policy that a run has made: `name` as in `v12` or `sft`, or without one the run's result.
+
+    The result is the last adapter, or that of the step that the run was rolled back to. Raises ValueError if there is
+    no such adapter, naming those that there are.
+    """
+    run = Path(run)
+    folders = {folder.name: folder for _, folder in numbered(run / ADAPTERS)}
+    if (sft := run / adapter_folder(None)).is_dir():
+        folders = {sft.name: sft, **folders}
+    if not folders:
+        raise ValueError(f"{run} has no adapter yet; pass a config file to measure the base model")
+    if not name and (step := rolled_back_to(run)) is not None:
+        name = f"v{step}"
+    step = step_of(name)
+    wanted = list(folders)[-1] if not name else name if step is None else Path(adapter_folder(step)).name
+    if wanted not in folders:
+        raise ValueError(f"{run} has no adapter {name!r}; there are: {', '.join(folders)}")
+    return folders[wanted]
 
 
 def read_evals(run: Path, set_name: str = "") -> list[Evaluation]:

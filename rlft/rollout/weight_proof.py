@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rlft.model import chat
 from rlft.model.adapter import make_adapter
 from rlft.rollout.engines.contract import Engine
-from rlft.types import Adapter, Canary, Task
+from rlft.types import Adapter, Canary, Message, Task
 
 TOLERANCE = {"float32": (2e-3, 1e-3), "bfloat16": (0.5, 0.12)}
 """Largest mean |difference| in nats per token by the type of the base's weights: at least the first number, and this
@@ -43,6 +43,14 @@ LogprobsOf = Callable[[tuple[int, ...], tuple[int, ...]], Sequence[float]]
 """The learner's log-probs of tokens behind a prompt, at temperature 1."""
 
 
+def canary_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of the prompt that these messages make, and of a plain reply to it."""
+    reply = tokenizer(REPLY, add_special_tokens=False)["input_ids"][:CANARY_TOKENS]
+    return chat.render(tokenizer, messages), tuple(reply)
+
+
 class CanaryMaker:
     """Puts the canary into every adapter that a learner publishes."""
 
@@ -52,13 +60,8 @@ class CanaryMaker:
         Args:
             dtype: type of the base's weights, a key of `TOLERANCE`.
         """
-        reply = tokenizer(REPLY, add_special_tokens=False)["input_ids"][:CANARY_TOKENS]
-        self._canary = Canary(
-            prompt_ids=chat.render(tokenizer, task.messages),
-            token_ids=tuple(reply),
-            logprobs=(),
-            tolerance=0.0,
-        )
+        prompt_ids, token_ids = canary_text(tokenizer, task.messages)
+        self._canary = Canary(prompt_ids=prompt_ids, token_ids=token_ids, logprobs=(), tolerance=0.0)
         self._absolute, self._relative = TOLERANCE[dtype]
 
     def __call__(self, adapter: Adapter, logprobs_of: LogprobsOf) -> Adapter:
@@ -94,7 +97,7 @@ class Prover:
         if canary is None:
             return
         found = self._ask(adapter, canary)
-        difference = _distance(canary.logprobs, found)
+        difference = distance(canary.logprobs, found)
         if not difference <= canary.tolerance:  # also where one of them is no number
             raise RuntimeError(
                 f"the engine does not compute with adapter version {adapter.version}, though it has received it: the "
@@ -102,7 +105,7 @@ class Prover:
                 f"{canary.tolerance:.4f} is allowed. {_cause(canary, found)} No sample was taken."
             )
         if (earlier := self._unmoved(adapter, canary, found)) is not None and not self._takes(adapter, canary, found):
-            moved = _distance(canary.logprobs, canary.earlier[earlier])
+            moved = distance(canary.logprobs, canary.earlier[earlier])
             raise RuntimeError(
                 f"the engine does not compute with adapter version {adapter.version}, though it has received it: the "
                 f"log-probs of the canary are exactly those that it found under version {earlier}, while the learner's "
@@ -118,7 +121,7 @@ class Prover:
         """An earlier version with which the engine gave the same log-probs and the learner others; None without one."""
         for version, logprobs in canary.earlier.items():
             content_hash, bits = self._found.get(version, (adapter.hash, ()))
-            has_moved = _distance(canary.logprobs, logprobs) > canary.tolerance * MOVED
+            has_moved = distance(canary.logprobs, logprobs) > canary.tolerance * MOVED
             if content_hash != adapter.hash and bits == found and has_moved:
                 return version
         return None
@@ -134,7 +137,7 @@ class Prover:
 
 def _cause(canary: Canary, found: Sequence[float]) -> str:
     """What probably happened, in a sentence."""
-    moved = _distance(canary.logprobs, next(iter(canary.earlier.values()), canary.logprobs))
+    moved = distance(canary.logprobs, next(iter(canary.earlier.values()), canary.logprobs))
     if not moved <= DIVERGED:
         return (
             f"The policy itself has moved by {moved:.1f} nats per token since the first version, so that the learner "
@@ -144,11 +147,12 @@ def _cause(canary: Canary, found: Sequence[float]) -> str:
 
 
 def _likeness(canary: Canary, found: Sequence[float]) -> str:
-    near = min(canary.earlier, key=lambda version: _distance(canary.earlier[version], found), default=None)
-    if near is None or _distance(canary.earlier[near], found) > canary.tolerance:
+    near = min(canary.earlier, key=lambda version: distance(canary.earlier[version], found), default=None)
+    if near is None or distance(canary.earlier[near], found) > canary.tolerance:
         return "no version that the learner remembers, as an adapter applied twice or another model would"
     return f"version {near}: the new adapter did not take effect"
 
 
-def _distance(one: Sequence[float], other: Sequence[float]) -> float:
+def distance(one: Sequence[float], other: Sequence[float]) -> float:
+    """Mean |difference| of log-probs of the same tokens, nats per token."""
     return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,15 +11,26 @@ from transformers import Conv1D, PreTrainedModel
 
 from rlft.config import AdapterConfig
 from rlft.model.adapter import lora_scale, merged_weight
-from rlft.rollout.engines.forward import ForwardPass
 from rlft.types import Adapter
 
 
-class MergedWeights:
-    """The weights of a forward pass, which carry one adapter at a time."""
+class Weights(Protocol):
+    """Parameters that can be replaced: those of a forward pass, or of a model that is to be saved."""
 
-    def __init__(self, model: PreTrainedModel, forward: ForwardPass, config: AdapterConfig) -> None:
-        """Take over a forward pass, into which nothing is merged yet."""
+    def pristine(self, name: str) -> Tensor:
+        """A parameter of the base model."""
+        ...
+
+    def load(self, names: Collection[str], weight: Callable[[str], Tensor]) -> None:
+        """Replace these parameters by what `weight` gives for their names."""
+        ...
+
+
+class MergedWeights:
+    """Weights that carry one adapter at a time."""
+
+    def __init__(self, model: PreTrainedModel, forward: Weights, config: AdapterConfig) -> None:
+        """Take over a model's weights, into which nothing is merged yet."""
         self._model, self._forward = model, forward
         self._kind, self._rank, self._scale = config.kind, config.rank, lora_scale(config)
         self._names = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if config.kind == "dora" else set())
