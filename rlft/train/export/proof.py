@@ -113,7 +113,7 @@ def expect(policy: Policy) -> Expected:
     if expected.moved <= SMALLEST:
         raise ProofError(
             f"{policy.folder} is equal to the base model: it moves the canary's log-probs by {expected.moved:.2g} nats "
-            f"per token, where less than {NEARER * TOLERANCE['float32']:.2g} cannot be told from rounding. Nothing was "
+            f"per token, where less than {SMALLEST:.2g} cannot be told from rounding. Nothing was "
             "learnt up to this adapter, or its tensors are zero; choose a later one with --adapter"
         )
     return expected
