@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.curves import reading
-from rlft.curves.evaluation_sets import BEFORE, HEADINGS, read_sets
+from rlft.curves.evaluation_sets import HEADINGS, read_sets
 from rlft.curves.pages import FOLDER
 from rlft.curves.passes import passes
 from rlft.curves.png import draw
@@ -143,7 +143,7 @@ def _card(
     )
     environment.filters.update(code=lambda value: Markup(code(value)), interval=interval_text)
     provenance, sets, verdict = logs.read_provenance(run, []), read_sets(run, config), verdict_of(run)
-    shown = [e for e in evals if e.name in BEFORE or e.adapter_hash == exported.adapter_hash]
+    shown = [e for e in evals if e.is_before or e.adapter_hash == exported.adapter_hash]
     judged = verdict.effect.after if verdict.effect is not None else None
     text: str = environment.get_template("model_card.md.j2").render(
         front=Markup(_front_matter(exported)),
