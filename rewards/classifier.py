@@ -1,72 +1,51 @@
-"""Loading a sequence classifier with one output, which is what a reward model is: a model folder, or an adapter."""
+"""A trained head as a reward: the probability that it gives a label, or its number. `rlft head` trains one."""
 
 from __future__ import annotations
 
-import functools
-import json
-from pathlib import Path
-from typing import Any, NamedTuple
-
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging
+
+from rlft.model.head import Classifier
+from rlft.types import Message
 
 
-class Classifier(NamedTuple):
-    """A model with one output, ready to be called."""
+def classifier(
+    prompts: list[list[Message]],
+    completions: list[list[Message]],
+    folder: str,
+    label: str = "",
+    threads: int = 1,
+    device: str = "",
+) -> list[float]:
+    """Probability of a label, 0 to 1, or the number that a regression predicts.
 
-    model: Any
-    tokenizer: Any
-    facts: dict[str, Any]
-    """What `reward_model.json` says of it."""
+    A head that was trained on texts reads the reply alone, one that was trained on conversations prompt and reply. An
+    empty reply has the probability 0. The first call of every scoring process loads the model: `scoring.deadline_s` has
+    to leave time for that.
 
-    @staticmethod
-    @functools.cache
-    def load(folder: str, device: str) -> Classifier:
-        """Load it from a folder; once for each process.
+    A policy learns what the head likes, not what the label means: replies unlike all that it was trained on may get
+    probabilities near 1. So train it on replies of the policy, too, keep another reward or a judge as a shadow
+    (`role: shadow`), and look at the samples with the highest values.
 
-        Raises:
-            ValueError: there is no such folder, or no such model in it.
-        """
-        path = Path(folder)
-        if not path.is_dir():
-            raise ValueError(f"no folder {folder} with a reward model; make one with `rlft reward-model`")
-        adapter = _read(path / "adapter_config.json")
-        facts = _read(path / "reward_model.json")
-        names = [adapter.get("task_type", "")] if adapter else _read(path / "config.json").get("architectures", [""])
-        if not names[0].endswith(("SEQ_CLS", "ForSequenceClassification")):
-            raise ValueError(f"{folder} holds no reward model: it is {names[0] or 'neither an adapter nor a model'}")
-        dtype = getattr(torch, facts.get("dtype", "float32"))
-        base = path if not adapter else adapter["base_model_name_or_path"]
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # it would report that the base has no output layer, which the adapter brings
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                base,
-                num_labels=1,
-                dtype=dtype if adapter else torch.float32,
-                trust_remote_code=False,  # no code from a model's folder is run
-                use_safetensors=True,
-            )
-        finally:
-            logging.set_verbosity(verbosity)
-        # As in training: the layers below compute in their type, the output layer in float32.
-        getattr(model, model.base_model_prefix).to(dtype)
-        model.score.float().register_forward_pre_hook(_in_float32)
-        if adapter:
-            model = PeftModel.from_pretrained(model, folder)
-        named = folder if (path / "tokenizer_config.json").is_file() else base
-        tokenizer = AutoTokenizer.from_pretrained(named, trust_remote_code=False)
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        return Classifier(model.to(device).eval(), tokenizer, facts)
+    Args:
+        folder: what `rlft head` wrote, such as runs/head/head.
+        label: which label is wanted; of a regression empty.
+        threads: CPU threads of each scoring process.
+        device: where the model computes; empty is the first GPU, or the CPU.
 
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _in_float32(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].float(),)
+    Raises:
+        ValueError: there is no such head or label, or a reply is longer than the head reads.
+    """
+    torch.set_num_threads(threads)
+    head = Classifier.load(folder, device)
+    column = head.column(label)
+    contents = [
+        [*prompt, *reply] if head.facts.conversations else reply[-1]["content"]
+        for prompt, reply in zip(prompts, completions, strict=True)
+    ]
+    spoken = [row for row, reply in enumerate(completions) if reply[-1]["content"].strip()]
+    if not head.facts.labels and len(spoken) < len(contents):
+        raise ValueError("a reply is empty, of which a regression says nothing")
+    values = [0.0] * len(contents)
+    for row, found in zip(spoken, head.predict([contents[row] for row in spoken])[:, column].tolist(), strict=True):
+        values[row] = found
+    return values

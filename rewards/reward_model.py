@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rlft.model.chat import conversation
 from rlft.types import Message
 
-from .classifier import Classifier
+from .reward_model_folder import Classifier
 
 
 def reward_model(

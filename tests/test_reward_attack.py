@@ -95,7 +95,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "tests_pass": CODE,
 }
 SLOW = {"rewards.code_tests:code_tests", "rewards.embedding_similarity:embedding_similarity"}
-SERVED = ("judge", "reward_model", "ranking", "rubric", "pairwise", "reasoning_gym", "environment_reward")
+SERVED = ("judge", "reward_model", "classifier", "ranking", "rubric", "pairwise", "reasoning_gym", "environment_reward")
 SHIPPED = [path for path in available("rewards") if path not in SLOW and not any(name in path for name in SERVED)]
 
 

@@ -23,6 +23,7 @@ CASES = sorted((ROOT / "rewards").glob(f"*{SUFFIX}"))
 WITHOUT_CASES = {"judge", "rubric", "ranking", "pairwise"} | {
     "reasoning_gym_score",
     "reward_model",
+    "classifier",
     "embedding_similarity",
 }
 """They need a server or a model, and have tests of their own."""

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlft.cli import bisect, curves, data, doctor, env, export, listing, reward, verify
+from rlft.cli import bisect, curves, data, doctor, env, export, head, listing, reward, verify
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.cli.summary import show_reward_model, show_summary
 from rlft.common import interrupts
@@ -98,6 +98,9 @@ def reward_model(config: ConfigFile, overrides: Overrides = None, restart: Resta
     show_reward_model(loaded.run_dir, launch_reward.train(loaded, restart=restart))
 
 
+head.register(app)
+
+
 @app.command()
 def chaos(
     config: ConfigFile,
@@ -141,7 +144,7 @@ def resume(
     from rlft.run.resume import How
 
     how = How(fork=fork, overrides=overrides or (), step=step, strict=strict)
-    _refuse_reward_model(run, "resume", "it is short and starts over: rlft reward-model CONFIG --restart")
+    _refuse_stage(run, "resume", "it is short and starts over: rlft {kind} CONFIG --restart")
     if _is_preference_run(run):
         from rlft.train.preference import launch as launch_dpo
 
@@ -169,7 +172,7 @@ def evaluate(
     from rlft.cli.run_config import load, load_run
 
     if target.is_dir():
-        _refuse_reward_model(target, "evaluate", f"its held-out accuracy is in {target / 'summary.json'}")
+        _refuse_stage(target, "evaluate", f"its held-out accuracy is in {target / 'summary.json'}")
         if _is_preference_run(target):
             raise ValueError(
                 f"{target} is a preference run, which has no tasks; its held-out numbers are in {target / 'evals'}. To "
@@ -211,11 +214,16 @@ def list_(
 
 @app.command()
 def schema(
-    kind: Annotated[Literal["rl", "dpo", "reward-model"], typer.Option(help="Which command's config.")] = "rl",
+    kind: Annotated[Literal["rl", "dpo", "reward-model", "head"], typer.Option(help="Which command's config.")] = "rl",
 ) -> None:
     """Print the JSON Schema of a config, for editors."""
     from rlft import config_file
 
+    if kind == "head":
+        from rlft.train.head.config import HeadConfig
+
+        print(json.dumps(config_file.schema(HeadConfig), indent=1))
+        return
     if kind == "reward-model":
         from rlft.train.reward_model.config import RewardModelConfig
 
@@ -273,9 +281,10 @@ def _is_preference_run(run: Path) -> bool:
     return _kind(run) == "dpo"
 
 
-def _refuse_reward_model(run: Path, command: str, instead: str) -> None:
-    if _kind(run) == "reward-model":
-        raise ValueError(f"{run} holds a reward model, which `rlft {command}` is not for; {instead}")
+def _refuse_stage(run: Path, command: str, instead: str) -> None:
+    kind = _kind(run)
+    if what := {"reward-model": "a reward model", "head": "a head"}.get(kind):
+        raise ValueError(f"{run} holds {what}, which `rlft {command}` is not for; {instead.replace('{kind}', kind)}")
 
 
 def _show_chaos(outcome: Any) -> None:

@@ -52,18 +52,24 @@ def load_kind(
 
 def load_any(path: Path, overrides: Sequence[str] | None) -> BaseRunConfig:
     """Read the config of whichever command its keys fit best; errors as of `load`."""
+    from rlft.train.head.config import HeadConfig
     from rlft.train.preference.config import PreferenceConfig
     from rlft.train.reward_model.config import RewardModelConfig
 
     command = _other_command(path, RunConfig)
     if not command:
         return load(path, overrides)
-    kinds: dict[str, type[BaseRunConfig]] = {"dpo": PreferenceConfig, "reward-model": RewardModelConfig}
+    kinds: dict[str, type[BaseRunConfig]] = {
+        "dpo": PreferenceConfig,
+        "reward-model": RewardModelConfig,
+        "head": HeadConfig,
+    }
     return load_kind(path, overrides, kinds[command])
 
 
 def _other_command(path: Path, kind: type[BaseModel]) -> str:
     """The command whose config has the keys of a file, if they do not fit `kind`; else empty."""
+    from rlft.train.head.config import HeadConfig
     from rlft.train.preference.config import PreferenceConfig
     from rlft.train.reward_model.config import RewardModelConfig
 
@@ -72,6 +78,7 @@ def _other_command(path: Path, kind: type[BaseModel]) -> str:
         "train": RunConfig,
         "dpo": PreferenceConfig,
         "reward-model": RewardModelConfig,
+        "head": HeadConfig,
     }
 
     def misfits(other: type[BaseModel]) -> int:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlft.common.files import cache_root
+from rlft.common.wheel import has_pip
 from rlft.model.cache import SourceError
 from rlft.model.gguf import brief
-from rlft.model.sources import CatalogueModel, has_pip, hub_commit
+from rlft.model.sources import CatalogueModel, hub_commit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

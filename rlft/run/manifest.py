@@ -28,6 +28,7 @@ from rlft.run.records import (
     CONFIG,
     EVALS,
     EVENTS,
+    HEAD,
     METRICS,
     PROVENANCE,
     REFERENCE,
@@ -44,7 +45,7 @@ FORMAT = 1
 LOGS = (METRICS, EVENTS, TASKS)
 """Files that grow."""
 _SINGLE = (CONFIG, PROVENANCE, SUMMARY)
-_FOLDERS = (ROLLOUTS, EVALS, ADAPTERS, SKIPPED, REFERENCE, REWARD_MODEL)
+_FOLDERS = (ROLLOUTS, EVALS, ADAPTERS, SKIPPED, REFERENCE, REWARD_MODEL, HEAD)
 _DIGITS = 8
 """Of the hash of each prefix of the metrics."""
 

@@ -34,8 +34,8 @@ SETS = f"{EVALS}/sets"
 """Evaluation sets: a folder of its own for each."""
 LOGS, SKIPPED, ASIDE = "logs", "skipped", "aside"
 """What processes print, updates that were not made, and what a resume moved away instead of deleting it."""
-REFERENCE, REWARD_MODEL = "reference", "reward-model"
-"""Log-probs of the reference over preference data, and a trained reward model."""
+REFERENCE, REWARD_MODEL, HEAD = "reference", "reward-model", "head"
+"""Log-probs of the reference over preference data, a trained reward model, and a trained head with its trunk."""
 
 _NUMBERED = re.compile(r"(?:[a-z]+-|v)(\d+)")
 

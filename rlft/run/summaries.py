@@ -64,3 +64,30 @@ class RewardModelSummary(TypedDict):
     accuracy_after: dict[str, float | int | None]
     n: int
     reward_model: str
+
+
+class HeadSummary(TypedDict):
+    """summary.json of `rlft head`: new layers on a trunk, beside what they have to beat, on held-out texts.
+
+    `predictors` has by name (majority, bag_of_words, head) every measure as `Interval.as_dict`, among them `metric`.
+    `difference` is the paired difference of `metric` between the head and the bag of words, positive where the head is
+    better, `verdict` better, worse or cannot_tell, and `sentence` says both.
+    """
+
+    name: str
+    task: str
+    metric: str
+    labels: list[str]
+    texts: dict[str, int]
+    features: dict[str, int] | None
+    epochs: int
+    best_epoch: int
+    temperature: float
+    penalty: float
+    predictors: dict[str, dict[str, dict[str, float | int | None]]]
+    difference: dict[str, float | int | None]
+    verdict: str
+    sentence: str
+    per_label: list[dict[str, Any]]
+    reliability: list[dict[str, Any]]
+    head: str

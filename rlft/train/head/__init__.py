@@ -1,0 +1,1 @@
+"""New layers on a pretrained trunk: classification, several labels, regression."""
