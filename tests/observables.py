@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlft.config import BaseRunConfig, RunConfig
@@ -37,6 +37,9 @@ from rlft.rollout.engines.by_name import make_engine
 from rlft.rollout.pool import make_pool
 from rlft.run.directory import Run
 from rlft.run.records import Evaluation, Provenance
+from rlft.train.head import data as head_data
+from rlft.train.head import launch as launch_head
+from rlft.train.head.config import HeadConfig
 from rlft.train.preference import data as preference_data
 from rlft.train.preference import launch as launch_preference
 from rlft.train.preference.config import PreferenceConfig
@@ -80,6 +83,8 @@ def spelling(config: Any) -> Any:
             fit(config, loading.load(config.environment), config.model.source)
         elif isinstance(config, PreferenceConfig):
             launch_preference._prepare(config, mock.MagicMock())
+        elif isinstance(config, HeadConfig):
+            launch_head.load_tokenizer(config, config.model.source)
         else:
             reward_model.load_tokenizer(config.model.source, config.model.special_tokens_in_text)
     return [call.args[1] for call in told.call_args_list]
@@ -506,6 +511,44 @@ def threads_set(config: RewardModelConfig) -> Any:
         mock.patch.object(launch_reward_model, "resolve_model", side_effect=_SeenError),
     ):
         assert _raises(_SeenError, lambda: launch_reward_model.train(config))
+    return told.call_args_list
+
+
+# Heads
+
+
+def heading(config: HeadConfig) -> Any:
+    """The head after a whole run, the trunk below it, and what was measured."""
+    summary = launch_head.train(config, restart=True)
+    folder = config.run_dir / "head"
+    return [_digest(load_file(folder / name)) for name in ("head.safetensors", "model.safetensors")], summary["epochs"]
+
+
+def labelled(config: HeadConfig) -> Any:
+    """What a head is trained and measured on, or why not."""
+    asked: list[Any] = []
+
+    def load_dataset(source: str, subset: str | None, *, split: str) -> Any:
+        asked.append((subset, split))
+        lines = Path(source, "rows.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    tokenizer = chat.load_tokenizer(config.model.source, for_chat=False)
+    with mock.patch("datasets.load_dataset", load_dataset):
+        try:
+            data = head_data.load(config, tokenizer, context=256)
+        except ValueError as error:
+            return str(error)
+    return asked, data
+
+
+def head_threads(config: HeadConfig) -> Any:
+    """Threads that torch is told to use."""
+    with (
+        mock.patch.object(torch, "set_num_threads") as told,
+        mock.patch.object(launch_head, "resolve_model", side_effect=_SeenError),
+    ):
+        assert _raises(_SeenError, lambda: launch_head.train(config))
     return told.call_args_list
 
 

@@ -61,6 +61,7 @@ HELP = {
     "train": ["CONFIG", "KEY=VALUE", "--restart", "measure the base model", "RL"],
     "sft": ["CONFIG", "KEY=VALUE", "--restart", "SFT stage", "PEFT"],
     "reward-model": ["CONFIG", "KEY=VALUE", "--restart", "preferences", "held-out pairs", "PEFT"],
+    "head": ["CONFIG", "KEY=VALUE", "--restart", "new layers", "bag of words", "computed once"],
     "dpo": ["CONFIG", "KEY=VALUE", "--restart", "preferences", "KTO"],
     "resume": ["RUN", "interrupted run", "newest whole checkpoint"],
     "evaluate": ["TARGET", "KEY=VALUE", "--adapter", "accuracy", "JSON"],

@@ -20,6 +20,7 @@ from rlft import config_file as configs
 from rlft.config import EnvironmentConfig, RunConfig
 from rlft.config_file import dump, load
 from rlft.objectives.presets import PRESETS
+from rlft.train.head.config import HeadConfig
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.reward_model.config import RewardModelConfig
 
@@ -485,7 +486,7 @@ def test_the_schema_accepts_an_algorithm_as_users_write_it(write: Any, algorithm
         load(write(), [f"algorithm={json.dumps(algorithm)}"])
 
 
-KINDS = {"dpo": PreferenceConfig, "reward_model": RewardModelConfig}
+KINDS = {"dpo": PreferenceConfig, "reward_model": RewardModelConfig, "head": HeadConfig}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda p: p.stem)

@@ -22,10 +22,12 @@ from rlft.config import RunConfig
 from rlft.model.starting_point import save_adapter
 from rlft.run.directory import Run
 from rlft.run.records import Provenance
+from rlft.train.head.config import HeadConfig
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.reward_model.config import RewardModelConfig
 from tests import observables as see
 from tests.fakes import save_tiny_model
+from tests.fakes_head import write_texts
 from tests.fakes_reward import write_pairs
 
 Row = tuple[str, Any, Callable[[Any], Any], dict[str, Any]]
@@ -267,8 +269,49 @@ REWARD_MODEL: list[Row] = [
     ("lr", 0.5, see.rewarding, {}),
     ("threads", 3, see.threads_set, {}),
 ]
-KINDS: dict[type[BaseModel], list[Row]] = {RunConfig: RL, PreferenceConfig: PREFERENCE, RewardModelConfig: REWARD_MODEL}
-ONE_VALUE = [(PreferenceConfig, "kind"), (RewardModelConfig, "kind")]
+TEXTS = {"data.source": "{folder}/texts"}
+LORA = {"adapter.kind": "lora", "epochs": 1}
+HEAD: list[Row] = [
+    ("name", "other", see.place, {}),
+    ("output_dir", "{folder}/elsewhere", see.place, {}),
+    ("seed", 1, see.heading, {}),
+    ("model.source", "{folder}/other", see.heading, {}),
+    ("model.dtype", "bfloat16", see.heading, {}),
+    ("model.special_tokens_in_text", "refuse", see.spelling, {}),
+    ("adapter.kind", "full", see.heading, {"epochs": 1}),
+    ("adapter.rank", 2, see.heading, LORA),
+    ("adapter.alpha", 9.0, see.heading, LORA),
+    ("adapter.target_modules", ["q_proj"], see.heading, LORA),
+    ("data.source", "{folder}/fewer.jsonl", see.labelled, {}),
+    ("data.subset", "clean", see.labelled, TEXTS),
+    ("data.split", "test", see.labelled, TEXTS),
+    ("data.text", "other", see.labelled, {}),
+    ("data.label", "other", see.labelled, {}),
+    ("data.limit", 50, see.labelled, {}),
+    ("data.heldout", 0.3, see.labelled, {}),
+    ("data.validation", 0.3, see.labelled, {}),
+    ("data.max_length", 4, see.labelled, {}),
+    ("data.overlong", "drop", see.labelled, {"data.max_length": 5}),
+    ("task", "regression", see.labelled, {"data.source": "{folder}/numbers.jsonl"}),
+    ("labels", ["liked", "disliked"], see.labelled, {}),
+    ("class_weights", "balanced", see.heading, {"data.source": "{folder}/uneven.jsonl"}),
+    ("trunk_layers", 1, see.heading, {}),
+    ("pooling", "max", see.heading, {}),
+    ("hidden_sizes", [4], see.heading, {}),
+    ("epochs", 1, see.heading, {}),
+    ("patience", 1, see.heading, {"lr": 0.5, "epochs": 10}),
+    ("batch_size", 3, see.heading, {}),
+    ("lr", 0.05, see.heading, {}),
+    ("trunk_lr", 0.01, see.heading, LORA),
+    ("threads", 3, see.head_threads, {}),
+]
+KINDS: dict[type[BaseModel], list[Row]] = {
+    RunConfig: RL,
+    PreferenceConfig: PREFERENCE,
+    RewardModelConfig: REWARD_MODEL,
+    HeadConfig: HEAD,
+}
+ONE_VALUE = [(PreferenceConfig, "kind"), (RewardModelConfig, "kind"), (HeadConfig, "kind")]
 """They tell run directories apart: see the test below."""
 REFUSED = {(RewardModelConfig, "adapter.start"): "somewhere", (PreferenceConfig, "learner.critic_lr"): 0.5}
 """Settings that another command has in a section of this name, with a value for it."""
@@ -297,6 +340,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     save_tiny_model(folder / "other", seed=5)
     write_pairs(folder / "pairs.jsonl", 24)
     write_pairs(folder / "few.jsonl", 16)
+    texts = write_texts(folder / "texts.jsonl", 120).read_text().splitlines(keepends=True)
+    write_texts(folder / "texts.jsonl", 80)
+    write_texts(folder / "fewer.jsonl", 60)
+    write_texts(folder / "numbers.jsonl", 60, task="regression")
+    (folder / "uneven.jsonl").write_text("".join(row for at, row in enumerate(texts) if at % 4 < 2 or '"liked"' in row))
+    (folder / "texts").mkdir()
+    write_texts(folder / "texts" / "rows.jsonl", 60)
     (folder / "pairs").mkdir()
     write_pairs(folder / "pairs" / "rows.jsonl", 24)
     config = make(RunConfig, base(RunConfig, folder, tiny_model))
@@ -316,6 +366,9 @@ def base(kind: type[BaseModel], folder: Path, model: Path) -> dict[str, Any]:
     data = {"data": {"source": str(folder / "pairs.jsonl"), "heldout": 0.5}}
     if kind is RewardModelConfig:
         return {**shared, **data, "threads": 1, "epochs": 1, "lr": 1e-2}
+    if kind is HeadConfig:
+        data = {"data": {"source": str(folder / "texts.jsonl"), "heldout": 0.4}}
+        return {**shared, **data, "threads": 1, "epochs": 3, "lr": 0.02, "pooling": "last"}
     learner = {"learner": {"threads": 1, "lr": 1e-2}}
     if kind is PreferenceConfig:
         return {**shared, **data, **learner, "batch_size": 4}
@@ -386,7 +439,17 @@ def test_a_setting_changes_something(
     assert observable(config) != before
 
 
-STEADY = [see.learnt, see.passes, see.requested, see.scored, see.compared, see.rewarding, see.warm_start, see.rows]
+STEADY = [
+    see.learnt,
+    see.passes,
+    see.requested,
+    see.scored,
+    see.compared,
+    see.rewarding,
+    see.warm_start,
+    see.rows,
+    see.heading,
+]
 
 
 @pytest.mark.parametrize("observable", STEADY, ids=lambda f: f.__name__)

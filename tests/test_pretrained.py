@@ -87,7 +87,12 @@ def test_nothing_else_loads_from_folders() -> None:
     """Calls of `from_pretrained` elsewhere would have to repeat the two rules."""
     # gguf and the rewards say the rules themselves, the learner's reads JSON, and sources quotes a command.
     model = {f"rlft/model/{name}.py" for name in ("pretrained", "gguf", "sources")}
-    allowed = {*model, "rlft/learner/reward_model.py", "rewards/reward_model_folder.py", "rewards/embedding_similarity.py"}
+    allowed = {
+        *model,
+        "rlft/learner/reward_model.py",
+        "rewards/reward_model_folder.py",
+        "rewards/embedding_similarity.py",
+    }
     files = [path for room in ("rlft", "rewards", "environments") for path in (ROOT / room).rglob("*.py")]
     found = {str(p.relative_to(ROOT)) for p in files if ".from_pretrained" in p.read_text(encoding="utf-8")}
     assert found <= allowed, "use rlft.model.pretrained"

@@ -41,6 +41,11 @@ def report(
     from rlft.curves.reading import evals_of_result, read_config, rolled_back_to
     from rlft.curves.verdict import verdict_of
 
+    if read_config(run).get("kind") == "head":
+        from rlft.cli.head import report as report_head
+
+        report_head(run, as_json=as_json)
+        return
     verdict, sets = verdict_of(run), read_sets(run, read_config(run), until=rolled_back_to(run))
     if as_json:
         evals = evals_of_result(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from rlft.cli.arguments import ConfigFile, Overrides, Restart
 from rlft.curves.text import interval_text, visible
-from rlft.run.records import Interval
+from rlft.run.records import SUMMARY, Interval
 
 _NAMES = {
     "accuracy": "accuracy",
@@ -49,6 +50,22 @@ def head(config: ConfigFile, overrides: Overrides = None, restart: Restart = Fal
     from rlft.train.head import launch  # takes seconds, which a misspelt key should not cost
 
     show_head(loaded.run_dir, launch.train(loaded, restart=restart))
+
+
+def report(run: Path, *, as_json: bool) -> None:
+    """What `rlft report` says of a head: it has no curve of rewards, so its tables are printed again.
+
+    Raises:
+        ValueError: the run has not ended.
+    """
+    if not (run / SUMMARY).is_file():
+        raise ValueError(f"{run} is a run of `rlft head` that has not ended; start it over with --restart")
+    summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
+    if as_json:
+        print(json.dumps({"run": str(run), **summary}, indent=1))
+        return
+    Console().print(Text(visible(f"{run} is a run of `rlft head`, which has no curve of rewards; its result:")))
+    show_head(run, summary)
 
 
 def show_head(run: Path, summary: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from rlft.train.data_check import balance, same, texts, tokens
 from rlft.train.data_check.findings import Checked, Finding, found
 from rlft.train.data_check.records import Records, of_environment, of_file, of_preferences
 from rlft.train.data_check.tokens import Model
+from rlft.train.head.config import HeadConfig
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.preference.data import is_heldout, row_id
 from rlft.train.preference.rows import read as read_preferences
@@ -54,6 +55,9 @@ def check_config(config: BaseRunConfig) -> Checked:
     """
     if isinstance(config, RunConfig):
         return _check_tasks(config)
+    if isinstance(config, HeadConfig):
+        source = config.data
+        return check_file(source.source, model=config.model.source, prompt=source.text, answer=source.label)
     assert isinstance(config, PreferenceConfig | RewardModelConfig)
     data = config.data
     is_policy = isinstance(config, PreferenceConfig)

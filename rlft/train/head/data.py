@@ -254,7 +254,7 @@ def _refuse_few(config: HeadConfig, labels: Sequence[str], parts: Mapping[str, S
                 f"{config.data.source}: there are {len(part)} {name} texts, too few; use more rows, or other shares in "
                 "data.heldout and data.validation"
             )
-        if config.task == "regression":
+        if config.task == "regression" or name == "validation":
             continue
         counts = Counter(number for e in part for number in (e.target if isinstance(e.target, tuple) else (e.target,)))
         if rare := [label for number, label in enumerate(labels) if counts[number] < _FEW]:

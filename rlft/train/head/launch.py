@@ -50,7 +50,7 @@ def train(config: HeadConfig, *, restart: bool = False) -> HeadSummary:
     torch.set_num_threads(config.threads)
     with View(config.name, steps=0) as view:
         model_folder = str(resolve_model(config))
-        tokenizer = _tokenizer(config, model_folder)
+        tokenizer = load_tokenizer(config, model_folder)
         view.stage("reading texts")
         context = model_context(load_config(model_folder)).tokens
         data = load(config, tokenizer, context=context, on_row=view.progress)
@@ -68,7 +68,12 @@ def train(config: HeadConfig, *, restart: bool = False) -> HeadSummary:
             return _stages(run, view, model_folder, tokenizer, data, model, context)
 
 
-def _tokenizer(config: HeadConfig, model_folder: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: HeadConfig, model_folder: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer with a padding token; a chat template is needed only by conversations.
+
+    Raises:
+        ValueError: there is no token to pad with.
+    """
     tokenizer = chat.load_tokenizer(
         model_folder, for_chat=False, special_tokens_in_text=config.model.special_tokens_in_text
     )
