@@ -55,6 +55,8 @@ DOCUMENTED = {
     "ruamel.yaml.comments",
     "ruamel.yaml.error",
     "safetensors.torch",
+    "scipy.optimize",
+    "scipy.sparse",
     "scipy.special",
     "scipy.stats",
     "torch.distributed",

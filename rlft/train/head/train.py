@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rlft.model.base import seeded
 from rlft.model.head import Head
