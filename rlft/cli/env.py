@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rlft.config import EnvironmentConfig, ScoringConfig
     from rlft.environment.contract import Environment
     from rlft.reward.scoring import Scorer
-    from rlft.types import Message, RewardSpec, Task
+    from rlft.types import Message, RewardSpec, Task, Trajectory
 
 app = typer.Typer(help="Play, check and measure environments.", no_args_is_help=True)
 
@@ -201,7 +201,7 @@ def _play(console: Console, environment: Environment, task: Task, seed: int, rew
         described = tool["function"]
         arguments = ", ".join(described["parameters"].get("properties", {}))
         console.print(Text(visible(f"tool {described['name']}({arguments}): {described['description']}"), style="dim"))
-    _show(console, messages)
+    show_messages(console, messages)
     given: list[tuple[Message, Step]] = []
     reason = "left"
     with asyncio.Runner() as runner:
@@ -213,7 +213,7 @@ def _play(console: Console, environment: Environment, task: Task, seed: int, rew
                 step = runner.run(_awaiting(answer)) if inspect.isawaitable(answer) else answer
             given.append((messages[-1], step))
             messages += step.messages
-            _show(console, step.messages)
+            show_messages(console, step.messages)
             if step.reward is not None:
                 console.print(Text(f"reward {step.reward:g}", style="green"))
             if step.done or len(given) >= environment.max_turns:
@@ -234,10 +234,16 @@ def _play(console: Console, environment: Environment, task: Task, seed: int, rew
 def _score(
     console: Console, scorer: Scorer, task: Task, seed: int, turns: list[Any], messages: list[Message], text: str
 ) -> None:
-    from rlft.types import Failed, Group, Score, Trajectory
+    from rlft.types import Group, Trajectory
 
     played = Trajectory(task=task, sample_index=0, seed=seed, turns=tuple(turns), text=text, messages=tuple(messages))
-    (scored,) = scorer.score([Group(task=task, trajectories=(played,))])[0].trajectories
+    show_outcome(console, scorer.score([Group(task=task, trajectories=(played,))])[0].trajectories[0])
+
+
+def show_outcome(console: Console, scored: Trajectory) -> None:
+    """Print what the rewards say of a trajectory: each part and their sum, or why there is none."""
+    from rlft.types import Failed, Score
+
     outcome = scored.outcome
     if isinstance(outcome, Score):
         for name, value in outcome.parts.items():
@@ -258,7 +264,8 @@ def _typed() -> Any:
     return Completion(token_ids=(), logprobs=(), finish_reason="stop", adapter_version=0, adapter_hash="")
 
 
-def _show(console: Console, messages: Any) -> None:
+def show_messages(console: Console, messages: Any) -> None:
+    """Print messages, each under its role."""
     for message in messages:
         name = f" {message['name']}" if message.get("name") else ""
         console.print(Text(visible(f"{message['role']}{name}"), style="cyan"))

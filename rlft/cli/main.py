@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlft.cli import bisect, curves, data, doctor, env, export, head, listing, reward, serve, verify
+from rlft.cli import bisect, chat, curves, data, doctor, env, export, head, listing, reward, serve, verify
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.cli.summary import show_reward_model, show_summary
 from rlft.common import interrupts
@@ -195,6 +195,7 @@ verify.register(app)
 bisect.register(app)
 doctor.register(app)
 export.register(app)
+chat.register(app)
 serve.register(app)
 
 

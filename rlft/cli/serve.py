@@ -38,6 +38,10 @@ def serve(
         typer.Option(help="auto: vLLM where it is installed, else transformers' own server."),
     ] = "auto",
     adapter: AdapterName = "",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="What a run's policy is served in; auto: as its base is stored."),
+    ] = "auto",
 ) -> None:
     """Serve a run's policy, or a model, by OpenAI's API on 127.0.0.1 until Ctrl-C.
 
@@ -49,7 +53,7 @@ def serve(
     run = Path(target) if is_run(target) else None
     console = Console()
     with tempfile.TemporaryDirectory(prefix=".serve-", dir=run) as place:
-        folder = _folder(console, target, run, adapter, Path(place))
+        folder = _folder(console, target, run, adapter, dtype, Path(place))
         software = {"vllm": "vLLM", "transformers": "transformers' own server"}[choice.kind]
         _tell(console, f"Starting {software}, {choice.why} ...")
         with serving(choice.kind, folder, port=port, log=Path(place) / "server.log") as running:
@@ -75,13 +79,20 @@ def is_run(target: str) -> bool:
     return (Path(target) / "config.yaml").is_file()
 
 
-def _folder(console: Console, target: str, run: Path | None, adapter: str, place: Path) -> Path:
+def _folder(
+    console: Console,
+    target: str,
+    run: Path | None,
+    adapter: str,
+    dtype: Literal["auto", "float32", "bfloat16"],
+    place: Path,
+) -> Path:
     """The model's folder under the name that it is served by."""
     if run is None:
         from rlft.model import sources
 
-        if adapter:
-            raise ValueError("--adapter names an adapter of a run, and this is a model")
+        if adapter or dtype != "auto":
+            raise ValueError(f"{target} is no run directory, and --adapter and --dtype are for runs")
         model = sources.resolve(target)
         named = place / (target.rstrip("/").rpartition("/")[2].partition("@")[0] or "model")
         named.symlink_to(model, target_is_directory=True)
@@ -91,7 +102,7 @@ def _folder(console: Console, target: str, run: Path | None, adapter: str, place
 
     _tell(console, f"Merging the policy of {run}, and proving that it is what was trained ...")
     name = str(read_config(run).get("name") or run.name)
-    done = export(run, adapter=adapter, merged=True, to=place / name)
+    done = export(run, adapter=adapter, merged=True, to=place / name, dtype=dtype)
     _tell(console, f"{done.what.name}: {done.proof.sentence}")
     return done.folder
 

@@ -74,6 +74,7 @@ def sample_all(
     end_ids: frozenset[int],
     ends_with_stop: Callable[[Sequence[int]], bool],
     device: torch.device,
+    on_token: Callable[[Sequence[int]], None] | None = None,
 ) -> list[list[Sampled]]:
     """Draw every sample of the requests, with as many rows in the batch as there is room for.
 
@@ -81,6 +82,7 @@ def sample_all(
         max_rows: rows that the decoder has room for.
         max_prompts: prompts that it has room for.
         ends_with_stop: whether the last token of a completion completes one of `params.stop`.
+        on_token: called after each token with all tokens of its sample; what it raises ends the sampling.
     """
     batch = _Batch(requests, params, max_rows=max_rows, max_prompts=max_prompts, device=device)
     batch.admit(decoder)
@@ -96,6 +98,8 @@ def sample_all(
             sampled.logprobs.append(logprob)
             if drawn.policy_logprobs is not None:
                 sampled.policy_logprobs.append(policy_logprob)
+            if on_token is not None:
+                on_token(sampled.token_ids)
             if token in end_ids or (params.stop and ends_with_stop(sampled.token_ids)):
                 sampled.has_stopped = True
                 batch.release(row)

@@ -8,7 +8,7 @@ the model allows it (`llama_forward`); one pass over the vocabulary per token (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -104,8 +104,20 @@ class TransformersEngine:
         self._forward.reload()
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], params: SamplingParams, *, version: int) -> list[list[Completion]]:
-        """Complete every request; all of them share batches and one cache, which is dropped afterwards."""
+    def generate(
+        self,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        *,
+        version: int,
+        on_token: Callable[[Sequence[int]], None] | None = None,
+    ) -> list[list[Completion]]:
+        """Complete every request; all of them share batches and one cache, which is dropped afterwards.
+
+        Args:
+            on_token: called after each token with all tokens of its sample, to show them as they come; what it raises
+                ends the call.
+        """
         refuse_other_version(version, self.version)
         self._check(requests, params)
         if not any(request.seeds for request in requests):
@@ -128,6 +140,7 @@ class TransformersEngine:
             end_ids=self._end_ids,
             ends_with_stop=lambda ids: chat.ends_with(self._tokenizer, ids, params.stop),
             device=self.device,
+            on_token=on_token,
         )
         return [[self._completion(one) for one in samples] for samples in sampled]
 

@@ -47,7 +47,9 @@ def choose(wanted: Kind | Literal["auto"] = "auto") -> Choice:
     Raises:
         ValueError: what to install.
     """
-    missing = {kind: [name for name in names if importlib.util.find_spec(name) is None] for kind, names in _NEEDS.items()}
+    missing = {
+        kind: [name for name in names if importlib.util.find_spec(name) is None] for kind, names in _NEEDS.items()
+    }
     if wanted != "auto":
         if missing[wanted]:
             extra = "vllm" if wanted == "vllm" else "serve"
@@ -154,4 +156,3 @@ def _until_it_answers(child: ChildProcess, port: int) -> None:
 def _ended(child: ChildProcess) -> str:
     how = child.kill()
     return f"the server {how}; it printed:\n{child.printed() or 'nothing'}"
-
