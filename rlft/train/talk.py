@@ -217,7 +217,7 @@ def talk_to_model(source: str, *, changes: dict[str, float], seed: int, system: 
     return Talk(
         [Speaker(label="model", adapter=bare_base())],
         sources.resolve(source),
-        model=ModelConfig(source=source),  # type: ignore[call-arg]
+        model=ModelConfig(source=source),
         adapter=AdapterConfig(),  # type: ignore[call-arg]
         params=sampling_params(DEFAULT, changes),
         seed=seed,
