@@ -298,13 +298,13 @@ def test_a_judge_that_has_changed_shows(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_spent_budget_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    for limits, allowed in ({"calls": 2}, 2), ({"tokens": 25}, 3):
+    for limits, allowed, spent in ({"calls": 2}, 2, "judge_calls"), ({"tokens": 25}, 3, "judge_tokens"):
         budget = Budget(scope=f"runs/{allowed}", **limits)
         monkeypatch.setenv(*next(iter(budget.variables.items())))
         with serve(lambda body, number: reply("Score: 10", tokens=10)) as server:
             for number in range(allowed):
                 ask_all(server, f"{number}")
-            with pytest.raises(BudgetSpentError, match=rf"rlft resume runs/{allowed} scoring.judge_tokens=N"):
+            with pytest.raises(BudgetSpentError, match=rf"rlft resume runs/{allowed} scoring\.{spent}=N\."):
                 ask_all(server, "another")
             with pytest.raises(BudgetSpentError):
                 ask_all(server, *map(str, range(10, 20)))  # at the same time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -138,6 +139,43 @@ def test_it_changes_later_turns_and_never_the_first(baseline: str) -> None:
     assert first == pytest.approx(all_of_first)
     assert second != pytest.approx(all_of_second)
     assert second == pytest.approx(advantages(plain, "turn")[1])
+
+
+def learnt_first_turn(credit: str, seed: int, *, steps: int = 30, luck: float = 20.0) -> float:
+    """Probability of the action that the first turn pays for, after some steps of a policy with one logit.
+
+    The second turn earns 0 or `luck`, whatever is done. The critic knows which turn it is and nothing else, and begins
+    with the right values; both are updated by what `batch_advantages` says.
+    """
+    draw, logit, values = random.Random(seed), 0.0, [luck / 2 + 0.5, luck / 2]
+    algorithm = replace(PRESETS["ppo"], credit=credit, kl="none", kl_coef=0.0, scale="none", gamma=1.0, gae_lambda=0.0)
+    for _ in range(steps):
+        probability = 1 / (1 + math.exp(-logit))
+        actions = [float(draw.random() < probability) for _ in range(16)]
+        batch = collate([group("a", *([(1, action), (1, luck * draw.randint(0, 1))] for action in actions))])
+        assert batch.turn_index is not None
+        batch = replace(batch, values=torch.tensor(values)[batch.turn_index])
+        advantages, returns = batch_advantages(algorithm, batch, kl_coef=0.0, max_new_tokens=8)
+        assert returns is not None
+        first = advantages[batch.turn_index == 0].tolist()
+        logit += sum(a * (action - probability) for a, action in zip(first, actions, strict=True)) / len(actions)
+        for turn in (0, 1):
+            values[turn] += 0.1 * (float(returns[batch.turn_index == turn].mean()) - values[turn])
+    return 1 / (1 + math.exp(-logit))
+
+
+def test_with_a_critic_only_turn_credit_teaches_a_first_turn_whose_second_is_luck() -> None:
+    """With lambda = 0 an action hears of later rewards through the critic alone.
+
+    By episode the first turn's reward arrives behind the second one, so that the first hears nothing of what it earned:
+    its advantages are equal for all samples. By turn it hears it at once, and nothing of the luck.
+    """
+    seeds = range(10)
+    by_turn = [learnt_first_turn("turn", seed) for seed in seeds]
+    by_episode = [learnt_first_turn("episode", seed) for seed in seeds]
+    assert min(by_turn) > 0.9, by_turn
+    assert max(by_episode) < 0.9, by_episode
+    assert sum(by_episode) / len(by_episode) == pytest.approx(0.5, abs=0.15)
 
 
 def test_of_single_turns_it_is_the_same() -> None:

@@ -103,10 +103,15 @@ def take(budget: Budget) -> None:
         ).rowcount
     if not taken:
         calls, tokens = spent(budget.scope)
+        raised = [
+            f"scoring.{name}=N"
+            for name, done, most in (("judge_calls", calls, budget.calls), ("judge_tokens", tokens, budget.tokens))
+            if most and done >= most
+        ]
         raise BudgetSpentError(
             f"the judges' budget is spent: {calls} requests, {tokens} tokens, of at most "
-            f"scoring.judge_calls={budget.calls} and scoring.judge_tokens={budget.tokens} (0: any). Raise them: "
-            f"rlft resume {budget.scope} scoring.judge_tokens=N. Nothing is lost, replies are kept"
+            f"scoring.judge_calls={budget.calls} and scoring.judge_tokens={budget.tokens} (0: any). Raise it: "
+            f"rlft resume {budget.scope} {' '.join(raised)}. Nothing is lost, replies are kept"
         )
 
 
