@@ -313,6 +313,9 @@ def test_lost_signal_failures_and_abstentions_are_counted(finished_run: Path, ot
     counts = result.total.counts
     assert (counts["samples"], counts["failed_new"], counts["abstained_new"], counts["compared"]) == (16, 4, 4, 8)
     assert counts["advantages"] == 8
+    (told,) = [note for note in result.notes if "fails" in note]
+    assert told.startswith("step 1: the first that fails (error): half: ")
+    assert ", at " in told
     assert json.loads(json.dumps(result.as_dict(), allow_nan=False))["total"]["failed_new"] == 4
 
 

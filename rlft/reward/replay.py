@@ -229,6 +229,7 @@ class _Collected:
         self._old_names: set[str] = set()
         self._new_names: set[str] = set()
         self.notes: list[str] = []
+        self._has_failed = False
 
     def add(
         self,
@@ -246,6 +247,7 @@ class _Collected:
         old_mean, new_mean = (mean_interval([group.scores for group in groups]) for groups in (stored.groups, scored))
         compared = Compared(step=stored.step, old=old_mean, new=new_mean)
         self._note(stored.step, again, new)
+        self._note_failure(stored.step, scored)
         for index, (old_group, new_group) in enumerate(zip(stored.groups, scored, strict=True)):
             self._enter_group(compared, old_group, new_group)
             for member, row in enumerate(stored.rows[index]):
@@ -292,6 +294,16 @@ class _Collected:
                 f"step {step}: {new.left_out} samples that the run did not learn from have no advantage under the new "
                 "reward, since what the learner would have computed of them is not stored"
             )
+
+    def _note_failure(self, step: int, scored: Sequence[Group]) -> None:
+        """Say once why a sample fails now; one that its environment failed was never scored."""
+        outcomes = (trajectory.outcome for group in scored for trajectory in group.trajectories)
+        failures = [each for each in outcomes if isinstance(each, Failed) and each.fault != "environment"]
+        if failures and not self._has_failed:
+            self._has_failed = True
+            first = failures[0]
+            at = f", at {first.where}" if first.where else ""
+            self.notes.append(f"step {step}: the first that fails ({first.kind}): {first.message}{at}")
 
     def _enter_group(self, compared: Compared, old: Group, new: Group) -> None:
         counts = compared.counts
