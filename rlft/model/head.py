@@ -273,6 +273,7 @@ class Classifier:
         self.facts = HeadFacts(**told)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         outputs = len(self.facts.labels) or 1
+        transformers_logging.disable_progress_bar()
         with _quiet():
             model = load_classifier(path, num_labels=outputs, dtype=getattr(torch, self.facts.dtype))
         sizes = [model.config.get_text_config().hidden_size, *self.facts.hidden_sizes, outputs]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 from scipy.stats import rankdata
 
 from rlft.curves.statistics import mean_interval
@@ -26,6 +27,8 @@ BINS, _BIN = 10, 30
 HEADLINE = {"classification": "accuracy", "multilabel": "label_accuracy", "regression": "squared_error"}
 """The measure of each task that decides, as a mean over texts."""
 _LEVEL = 0.95
+_TEMPERATURE_SPREAD = 0.4
+"""Standard deviation of the logarithm of temperatures, before any text was seen."""
 
 
 def probabilities(task: Task, outputs: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -159,13 +162,15 @@ def reliability(sure: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
 
 
 def fit_temperature(task: Task, outputs: np.ndarray, targets: np.ndarray) -> float:
-    """What logits are to be divided by so that the validation loss is lowest (https://arxiv.org/abs/1706.04599)."""
-    from scipy.optimize import minimize_scalar
+    """What logits are to be divided by so that the validation loss is lowest (https://arxiv.org/abs/1706.04599).
+
+    A normal prior on its logarithm keeps it near 1 where few texts say otherwise.
+    """
 
     def loss(log: float) -> float:
         chances = np.clip(probabilities(task, outputs, float(np.exp(log))), 1e-12, 1 - 1e-12)
         wrong = (1 - targets) * np.log(1 - chances) if task == "multilabel" else 0.0
-        return -float((targets * np.log(chances) + wrong).sum())
+        return log**2 / (2 * _TEMPERATURE_SPREAD**2) - float((targets * np.log(chances) + wrong).sum())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
 
