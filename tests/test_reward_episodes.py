@@ -123,6 +123,17 @@ def test_an_exploit_has_no_more_actions_than_it_needs() -> None:
     assert sum(message["role"] == "assistant" for message in turns) == 1 + sum(m["role"] == "assistant" for m in good)
 
 
+def notes_and_pays_for_anything(completion: str, answer: Any, log_metric: Any, task_id: str) -> float:
+    log_metric("length", len(completion))
+    return float(str(answer) in completion)
+
+
+def test_what_takes_notes_is_attacked_without_data_too() -> None:
+    specs = [RewardSpec(path=f"{__name__}:notes_and_pays_for_anything")]
+    families = {exploit.family for exploit in attack(Attacked(specs=specs, workers=0, seconds=3)).exploits}
+    assert {"negation", "many answers"} <= families
+
+
 def test_an_episode_is_what_a_rollout_would_be(tmp_path: Path) -> None:
     case = next(case for case in read_cases(SEARCH) if case.name == "in the second search")
     (trajectory,) = made_up(case.task, [case.reply]).trajectories

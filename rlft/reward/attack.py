@@ -24,6 +24,7 @@ from rlft.reward import tricks
 from rlft.reward.adversarial import Source, good_cases, shown, written
 from rlft.reward.cases import Case, Expect
 from rlft.reward.check import MADE_UP, MOST_TASKS
+from rlft.reward.contract import OFFERED
 from rlft.reward.exploit_judge import Judge
 from rlft.reward.exploits import Candidate, Exploit, Target, contentless
 from rlft.reward.probe import MOST_KILLED, GaveUpError, Probe
@@ -154,8 +155,7 @@ class _Attack:
         plans = judge.probe.plans
         trained = [spec for spec in attacked.specs if spec.weight]
         self._takes_answer = any("answer" in plans[spec.label].parameters for spec in trained)
-        offered = {"completion", "completions", "prompt", "prompts", "answer", "messages", "trajectory", "group"}
-        self._needs_columns = any(plans[spec.label].required - offered - spec.args.keys() for spec in trained)
+        self._needs_columns = any(plans[spec.label].required - OFFERED - spec.args.keys() for spec in trained)
         self._trained = trained
 
     def run(self) -> None:
