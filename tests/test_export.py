@@ -21,6 +21,8 @@ from typer.main import get_command
 from rlft.cli import main
 from rlft.curves import model_card, reading
 from rlft.curves.model_card import Base, Exported, block, code, markdown, write_card
+from rlft.learner.roles import make_policy, read_role
+from rlft.model.starting_point import save_adapter
 from rlft.train.export import export as exporting
 from rlft.train.export.export import export
 from rlft.train.export.folder import write_adapter, write_merged
@@ -102,6 +104,30 @@ def test_both_folders_give_the_learners_logprobs_without_code_of_rlft(
     heavy = ("rlft.model", "rlft.learner", "rlft.rollout", "rlft.config")
     assert "rlft.train.export.plain_loading" in modules
     assert [name for name in modules if name.startswith(heavy)] == []
+
+
+@pytest.mark.parametrize("kind", ["dora", "rslora", "full"])
+def test_every_kind_of_training_is_exported_as_what_it_is(
+    kind: str, policy: Policy, fresh: FreshProcess, tmp_path: Path
+) -> None:
+    config = policy.config.model_copy(update={"adapter": policy.config.adapter.model_copy(update={"kind": kind})})
+    role = make_policy(
+        policy.model_folder, config.model, config.adapter, device=torch.device("cpu"), seed=1, start=None
+    )
+    generator = torch.Generator().manual_seed(1)
+    moved = {
+        name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator) for name, tensor in read_role(role).items()
+    }
+    save_adapter(tmp_path / "trained", config, str(policy.model_folder), moved)
+    own = replace(policy, config=config, tensors=moved, folder=tmp_path / "trained")
+    expected = expect(own)
+    for name, write in {"adapter": write_adapter, "merged": write_merged}.items():
+        if (kind, name) == ("full", "adapter"):
+            continue
+        (folder := tmp_path / name).mkdir()
+        dtype = write(folder, own, "base" if name == "adapter" else "auto")  # type: ignore[operator]
+        proof = prove(folder, own, expected, fresh, is_adapter=name == "adapter", dtype=dtype)
+        assert proof.difference < 1e-5 < 0.01 < proof.moved
 
 
 Fault = Callable[[Path, Policy], None]
@@ -256,6 +282,7 @@ def exported(**changes: Any) -> Exported:
         "is_adapter": True,
         "kind": "lora",
         "dtype": "float32",
+        "vllm_rank": 16,
         "base": base,
         "proof": "the same",
         "root": "",
@@ -291,6 +318,17 @@ def test_the_card_of_another_adapter_does_not_take_the_verdict_for_its_own(tmp_p
     text = card_of(make_run(tmp_path / "r"), tmp_path / "card")
     assert "What lies here was not measured itself." in text
     assert "That is the verdict on RL, step 12 of the run, which is not what lies here." in text
+
+
+def test_the_card_serves_an_adapter_only_by_what_takes_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    serving = 'vllm serve "org/mine" --enable-lora --lora-modules r-v000012=r-v000012'
+    assert serving in card_of(run, tmp_path / "16")
+    assert "--enable-lora --max-lora-rank 64 " in card_of(run, tmp_path / "64", vllm_rank=64)
+    other = card_of(run, tmp_path / "dora", vllm_rank=0, kind="dora")
+    assert "vllm serve" not in other
+    assert "`rlft export --merged`" in other
+    assert "supervised fine-tuning" in card_of(run, tmp_path / "sft", adapter="sft")
 
 
 HOSTILE = "`<b>code<td><script src=x> ![x](javascript:p) | **b** \x1b[31m\n# h\n```\nwww.evil.example"

@@ -23,6 +23,8 @@ from rlft.run import logs
 from rlft.run.records import Evaluation
 
 CARD, CURVE = "README.md", "curve.png"
+VLLM_RANK = 16
+"""Largest rank of an adapter that vLLM takes by default."""
 _LONGEST_VALUE = 300
 _MARKUP = re.compile(r"([\\`*_\[\]#|~<>&$@]|:(?=//)|(?<=www)\.)")
 """What Markdown, HTML, formulas, mentions and addresses that become links by themselves begin with."""
@@ -87,6 +89,8 @@ class Exported:
     """`adapter.kind` of the config."""
     dtype: str
     """Type of the stored weights."""
+    vllm_rank: int
+    """`--max-lora-rank` that vLLM takes this adapter with; 0 where it takes no such adapter."""
     base: Base
     proof: str
     """What a fresh process found."""
@@ -151,7 +155,7 @@ def _card(
         base=exported.base,
         model_sha256=provenance.model,
         run=str(config.get("name") or run.name),
-        method=_method(config),
+        method="supervised fine-tuning" if exported.adapter == "sft" else _method(config),
         verdict=verdict,
         other="" if judged is None or judged.adapter_hash == exported.adapter_hash else judged.label,
         is_measured=any(e.adapter_hash == exported.adapter_hash for e in evals),
@@ -164,7 +168,7 @@ def _card(
         set_sentences=[each.sentence for each in sets],
         curve=CURVE if has_curve else "",
         loading=Markup(block(_loading(exported), "python")),
-        serving=Markup(block(_serving(exported), "bash")),
+        serving=Markup(block(_serving(exported), "bash")) if exported.vllm_rank or not exported.is_adapter else "",
         data=_data(config, provenance.sha256, provenance.tasks),
         rewards=_rewards(config, provenance.sha256),
         algorithm=_choices(config.get("algorithm") or config.get("preference")),
@@ -204,7 +208,8 @@ def _method(config: Mapping[str, Any]) -> str:
         return f"preferences ({loss})"
     preset = _at(config, "algorithm.preset") or config.get("algorithm") or config.get("kind") or "rl"
     warm = " after an SFT warm start" if config.get("sft") else ""
-    return f"reinforcement learning ({preset}){warm}" if config.get("kind", "rl") == "rl" else str(preset)
+    named = {"sft": "supervised fine-tuning"}.get(str(preset), str(preset))
+    return f"reinforcement learning ({preset}){warm}" if config.get("kind", "rl") == "rl" else named
 
 
 def _heldout(shown: Sequence[Evaluation]) -> list[tuple[str, list[str]]]:
@@ -257,7 +262,8 @@ def _serving(exported: Exported) -> str:
     if not exported.is_adapter:
         return f"vllm serve {exported.title} --served-model-name {exported.name}"
     base = json.dumps(exported.base.reference)
-    return f"vllm serve {base} --enable-lora --lora-modules {exported.name}={exported.title}"
+    rank = f" --max-lora-rank {exported.vllm_rank}" if exported.vllm_rank > VLLM_RANK else ""
+    return f"vllm serve {base} --enable-lora{rank} --lora-modules {exported.name}={exported.title}"
 
 
 def _is_of_hub(base: Base) -> bool:

@@ -101,7 +101,9 @@ def adapter_of(run: Path, name: str = "") -> Path:
     if (sft := run / adapter_folder(None)).is_dir():
         folders = {sft.name: sft, **folders}
     if not folders:
-        raise ValueError(f"{run} has no adapter yet; pass a config file to measure the base model")
+        raise ValueError(
+            f"{run} has no adapter yet, as one is kept at its first checkpoint; a config file names its base model"
+        )
     if not name and (step := rolled_back_to(run)) is not None:
         name = f"v{step}"
     step = step_of(name)

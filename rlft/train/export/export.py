@@ -8,10 +8,12 @@ from pathlib import Path
 
 from rlft.common.files import write_folder
 from rlft.curves.model_card import Exported, write_card
+from rlft.rollout.engines.traits import ENGINES
+from rlft.rollout.engines.vllm import RANKS
 from rlft.run.manifest import root_hash
 from rlft.train.export.base import describe_base
 from rlft.train.export.folder import Dtype, refuse_quantized, write_adapter, write_merged
-from rlft.train.export.policy import find_policy
+from rlft.train.export.policy import Policy, find_policy
 from rlft.train.export.proof import FreshProcess, Proof, ProofError, expect, prove
 
 EXPORTS = "exports"
@@ -73,6 +75,7 @@ def export(
             is_adapter=is_adapter,
             kind=policy.config.adapter.kind,
             dtype=stored,
+            vllm_rank=_vllm_rank(policy),
             base=base,
             proof=proof.sentence,
             root=root_hash(run),
@@ -95,6 +98,14 @@ def refuse_occupied(target: Path) -> None:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already and not empty; name another folder with --to, or remove it")
+
+
+def _vllm_rank(policy: Policy) -> int:
+    """See `Exported.vllm_rank`."""
+    config = policy.config.adapter
+    if config.kind not in ENGINES["vllm"].adapter_kinds:
+        return 0
+    return next((rank for rank in RANKS if rank >= config.rank), 0)
 
 
 def _set_aside(folder: Path, target: Path) -> Path:

@@ -12,9 +12,11 @@ from rlft.config import PolicyRunConfig
 from rlft.curves import reading
 from rlft.model.adapter import adapter_hash, read_folder
 from rlft.model.starting_point import refuse_other_scale, resolve_model
-from rlft.run.records import step_name, step_of
+from rlft.run.records import HEAD, REWARD_MODEL, step_name, step_of
 from rlft.types import Message
 
+NO_POLICY = (REWARD_MODEL, HEAD)
+"""Kinds of runs that train something else, in a folder of the same name."""
 NEUTRAL = (Message(role="user", content="What is six times seven? Explain your answer."),)
 """The canary's prompt where a run has no rollouts to take one from."""
 
@@ -57,10 +59,10 @@ def find_policy(run: Path, adapter: str = "") -> Policy:
             config says, or another one than the run evaluated and signed under its name.
     """
     tree = reading.read_config(run)
-    if (kind := tree.get("kind", "rl")) == "reward-model":
+    if (kind := tree.get("kind", "rl")) in NO_POLICY:
         raise ValueError(
-            f"{run} holds a reward model and no policy; plain peft and transformers load its folder as it is: "
-            f"{run / 'reward-model'}"
+            f"{run} is a run of kind {kind} and has no policy; plain peft and transformers load its folder as it is: "
+            f"{run / kind}"
         )
     known = {key: tree[key] for key in PolicyRunConfig.model_fields if key in tree}
     try:
