@@ -73,10 +73,10 @@ def show_head(run: Path, summary: Mapping[str, Any]) -> None:
     console, texts = Console(), summary["texts"]
     is_regression = summary["task"] == "regression"
     title = f"{texts['heldout']} held-out texts, 95 % intervals"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
     guess = {"classification": "most frequent", "multilabel": "frequencies"}.get(summary["task"], "mean")
     for heading in ("", guess, "bag of words", "head"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if heading else "left")
     predictors = summary["predictors"]
     for name in (name for name in predictors["bag_of_words"] if name in _NAMES):
         intervals = (predictors[key][name] for key in ("majority", "bag_of_words", "head"))

@@ -22,6 +22,8 @@ Measured: TypeAlias = dict[str, Interval]
 """Intervals by the name of the measure."""
 DRAWS = 1000
 """Bootstrap draws."""
+PER_LABEL, PER_CORRELATION = 10, 100
+"""Fewest texts from which F1 has an interval, for each label, and R² and Spearman's correlation."""
 BINS, _BIN = 10, 30
 """Most bins of the reliability diagram, of equally many decisions, and the fewest decisions that a bin should have."""
 HEADLINE = {"classification": "accuracy", "multilabel": "label_accuracy", "regression": "squared_error"}
@@ -112,8 +114,9 @@ def per_label(decided: np.ndarray, targets: np.ndarray, labels: Sequence[str], *
 def f1(decided: np.ndarray, targets: np.ndarray, *, seed: int, average: str = "macro") -> Interval:
     """F1, the harmonic mean of precision and recall, averaged over labels or over all decisions (`micro`).
 
-    The bootstrap has one text more for each label than was seen, half found and half missed, without which the interval
-    of few texts would be too narrow, and that of faultless decisions a point.
+    The bootstrap has up to two texts more than were seen, half found and half missed, shared by the labels, without
+    which the interval of few texts would be too narrow, and that of faultless decisions a point. There is none below
+    `PER_LABEL` texts for each label, as it would hold the true value too rarely.
 
     Args:
         decided: 0 or 1, (n, labels).
@@ -130,8 +133,9 @@ def f1(decided: np.ndarray, targets: np.ndarray, *, seed: int, average: str = "m
     n, _, labels = parts.shape
     random = np.random.default_rng([seed, 1])
     sums = np.concatenate([_weights(random, size, n) @ parts.reshape(n, -1) for size in _chunks(n)])
-    drawn = sums.reshape(DRAWS, 2, labels) * n + random.gamma(0.5, size=(DRAWS, 2, labels))
-    return _interval(float(score(parts.sum(0))), score(drawn), n)
+    drawn = sums.reshape(DRAWS, 2, labels) * n + random.gamma(min(0.5, 1 / labels), size=(DRAWS, 2, labels))
+    needed = PER_LABEL * labels if average == "macro" else PER_LABEL
+    return _interval(float(score(parts.sum(0))), score(drawn), n, needed)
 
 
 def calibration_error(sure: np.ndarray, right: np.ndarray, *, seed: int) -> Interval:
@@ -202,10 +206,12 @@ def _bootstrap(seed: int, n: int, statistic: Any) -> Interval:
     """Args: `statistic` takes weights (draws, n) whose rows sum to 1 and gives (draws,)."""
     random = np.random.default_rng([seed, 3])
     drawn = np.concatenate([statistic(_weights(random, size, n)) for size in _chunks(n)])
-    return _interval(float(statistic(np.full((1, n), 1 / n))[0]), drawn, n)
+    return _interval(float(statistic(np.full((1, n), 1 / n))[0]), drawn, n, PER_CORRELATION)
 
 
-def _interval(estimate: float, drawn: np.ndarray, n: int) -> Interval:
+def _interval(estimate: float, drawn: np.ndarray, n: int, needed: int) -> Interval:
+    if n < needed:
+        return Interval(estimate, float("nan"), float("nan"), n)
     low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(estimate, min(float(low), estimate), max(float(high), estimate), n)
 

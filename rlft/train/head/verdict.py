@@ -39,7 +39,8 @@ def verdict(task: Task, change: Difference) -> tuple[Kind, str]:
     if change.conclusive:
         is_better = found.low > 0
         direction = "higher" if is_better != is_error else "lower"
-        size = f"by {number(abs(found.mean))} (95 % interval {number(bounds[0])} to {number(bounds[1])}, {among})"
+        show = number if is_error else "{:.3f}".format
+        size = f"by {show(abs(found.mean))} (95 % interval {show(bounds[0])} to {show(bounds[1])}, {among})"
         says = _WORDS[task].format(direction, size)
         if is_better:
             return "better", f"The head beats the bag of words: {says}."
