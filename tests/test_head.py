@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from rewards.classifier import classifier
 from rlft import config_file
+from rlft.cli.head import show_head
 from rlft.cli.main import app
 from rlft.model.head import Classifier
 from rlft.run.directory import Run
@@ -78,7 +79,11 @@ def test_features_are_computed_once(tiny_model: Path, tmp_path: Path, monkeypatc
     ids=["linear", "attention", "multilabel", "regression", "lora", "full"],
 )
 def test_what_was_measured_is_what_is_saved(
-    tiny_model: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     seen: list[Any] = []
     train_head = launch.train_head
@@ -92,13 +97,16 @@ def test_what_was_measured_is_what_is_saved(
     summary = launch.train(config)
     loaded = Classifier(config.run_dir / "head")
     found = loaded.logits([example.text for example in seen[0][2]])
-    trained = seen[1].outputs[2]
+    trained = seen[1].outputs[1]
     if config.task == "regression":
         errors = [each.target for each in seen[0][0]]
         mean, std = torch.tensor(errors).double().mean(), torch.tensor(errors).double().std(correction=0)
         trained = trained * std + mean
     torch.testing.assert_close(found, trained.float(), atol=1e-4, rtol=1e-4)
     assert set(summary["predictors"]) == {"majority", "bag_of_words", "head"}
+    show_head(config.run_dir, summary)
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("bag of words", summary["sentence"], str(config.run_dir / "head")))
     if config.adapter.kind == "lora":  # and training moved the trunk
         own = load_file(tiny_model / "model.safetensors")
         merged = load_file(config.run_dir / "head" / "model.safetensors")

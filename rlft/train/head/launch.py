@@ -106,8 +106,8 @@ def _stages(
         task, texts[0], standardized[0], texts[1], standardized[1], texts[2], loss_weights(config, targets[0])
     )
     trained = train_head(run, view, model_folder, parts, standardized, model)
-    logits = [each.double().numpy() for each in trained.outputs]
-    temperature = 1.0 if task == "regression" else measure.fit_temperature(task, logits[1], targets[1])
+    seen, logits = (each.double().numpy() for each in trained.outputs)
+    temperature = 1.0 if task == "regression" else measure.fit_temperature(task, seen, targets[1])
 
     def values(raw: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         return raw * scale + shift if task == "regression" else measure.probabilities(task, raw, temperature)
@@ -116,11 +116,11 @@ def _stages(
     predicted = {
         "majority": np.repeat(targets[0].mean(0, keepdims=True), len(data.heldout), axis=0),
         "bag_of_words": values(words),
-        "head": values(logits[2], temperature),
+        "head": values(logits, temperature),
     }
     measured = {name: measure.measure(task, each, targets[2], seed=config.seed) for name, each in predicted.items()}
     if task != "regression":
-        plain = measure.measure(task, values(logits[2]), targets[2], seed=config.seed)
+        plain = measure.measure(task, values(logits), targets[2], seed=config.seed)
         measured["head"] |= {f"{name}_at_temperature_1": plain[name] for name in ("ece", "brier")}
     change = difference(task, predicted["bag_of_words"], predicted["head"], targets[2])
     decision, sentence = verdict(task, change)

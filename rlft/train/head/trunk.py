@@ -38,7 +38,7 @@ class Trained:
     model: PreTrainedModel
     """The trunk below it, as it is saved: an adapter is merged."""
     outputs: Sequence[Tensor]
-    """Raw outputs for the texts of each part, computed with that trunk."""
+    """Raw outputs for the validation and the held-out texts, computed with that trunk."""
     fitted: Fitted
     """How the training went."""
     features: dict[str, int] | None
@@ -116,7 +116,7 @@ def train_head(
     return Trained(
         head=head,
         model=model,
-        outputs=[outputs(head, measured, each, size) for each in numbers],
+        outputs=[outputs(head, measured, each, size) for each in numbers[1:]],
         fitted=fitted,
         features={"computed": features.computed, "kept": features.kept} if features else None,
     )
