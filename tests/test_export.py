@@ -322,12 +322,14 @@ def test_the_card_of_another_adapter_does_not_take_the_verdict_for_its_own(tmp_p
 
 def test_the_card_serves_an_adapter_only_by_what_takes_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r")
-    serving = 'vllm serve "org/mine" --enable-lora --lora-modules r-v000012=r-v000012'
+    serving = "vllm serve org/mine --enable-lora --lora-modules r-v000012=r-v000012"
     assert serving in card_of(run, tmp_path / "16")
     assert "--enable-lora --max-lora-rank 64 " in card_of(run, tmp_path / "64", vllm_rank=64)
     other = card_of(run, tmp_path / "dora", vllm_rank=0, kind="dora")
     assert "vllm serve" not in other
     assert "`rlft export --merged`" in other
+    for text in (other, card_of(run, tmp_path / "merged", is_adapter=False)):
+        compile(text.partition("```python\n")[2].partition("```")[0], "card", "exec")
     assert "supervised fine-tuning" in card_of(run, tmp_path / "sft", adapter="sft")
 
 

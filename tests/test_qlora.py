@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from rlft.learner.rl import Learner
 from rlft.model.adapter import read_folder
 from rlft.model.base import load_base
+from rlft.train.export.export import export
 from rlft.train.rl import launch
 from tests.fakes import read_metrics, tiny_config
 from tests.test_learner import gradients, made_up_batch, random_tensors
@@ -70,3 +71,22 @@ def test_a_run_learns_and_its_engine_proves_its_weights(tiny_model: Path, tmp_pa
             assert row["policy/mismatch"] < 1e-3
     tensors = read_folder(tmp_path / "q" / summary["adapter"])
     assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
+
+
+def test_an_exported_adapter_is_proven_on_what_the_four_bits_stand_for(tiny_model: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        tiny_model,
+        name="q",
+        output_dir=str(tmp_path),
+        steps=2,
+        adapter={"kind": "qlora", "rank": 4, "alpha": 8},
+        learner={"lr": 0.01},
+    )
+    launch.train(config)
+    done = export(config.run_dir, to=tmp_path / "adapter")
+    assert done.proof.difference < 1e-5 < 0.01 < done.proof.moved
+    card = (done.folder / "README.md").read_text(encoding="utf-8")
+    compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec")
+    assert "load_in_4bit=True" in card
+    with pytest.raises(ValueError, match="cannot be merged"):
+        export(config.run_dir, merged=True)

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from rlft.cli.export import AdapterName
 from rlft.cli.serve import RunOrModel, is_run
+from rlft.curves.reading import read_config
 from rlft.curves.text import visible
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def chat(
 
         talk = talk_to_model(target, changes=changes, seed=seed, system=system)
     else:
+        if task and (kind := read_config(Path(target)).get("kind", "rl")) != "rl":
+            raise ValueError(f"{target} is a run of kind {kind}, which has no tasks; ask something with --prompt")
         if task and system:
             raise ValueError("a task has its own prompt; leave --system out")
         from rlft.train.talk import talk_to_run

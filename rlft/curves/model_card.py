@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,7 +206,7 @@ def _plain(value: Any) -> Any:
 def _method(config: Mapping[str, Any]) -> str:
     """How the policy was trained, in a few words."""
     if loss := _at(config, "preference.loss"):
-        return f"preferences ({loss})"
+        return f"learning from preferences ({loss} loss)"
     preset = _at(config, "algorithm.preset") or config.get("algorithm") or config.get("kind") or "rl"
     warm = " after an SFT warm start" if config.get("sft") else ""
     named = {"sft": "supervised fine-tuning"}.get(str(preset), str(preset))
@@ -234,21 +235,27 @@ def _loading(exported: Exported) -> str:
     if not exported.is_adapter:
         return (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'folder = "{exported.title}"  # where this README lies\n'
+            f"folder = {exported.title!r}  # where this README lies\n"
             "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
             'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")\n' + _GENERATING
         )
-    revision = f", revision={exported.base.revision!r}" if exported.base.revision and _is_of_hub(exported.base) else ""
+    base, is_quantized = exported.base, exported.kind == "qlora"
+    revision = f", revision={base.revision!r}" if base.revision and _is_of_hub(base) else ""
+    bits = f", quantization_config={_FOUR_BITS}" if is_quantized else ""
+    names = f"AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if is_quantized else ''}"
     return (
         "from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'folder = "{exported.title}"  # where this README lies\n'
+        f"from transformers import {names}\n\n"
+        f"folder = {exported.title!r}  # where this README lies\n"
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        f'base = AutoModelForCausalLM.from_pretrained({exported.base.reference!r}{revision}, dtype="auto")\n'
+        "base = AutoModelForCausalLM.from_pretrained(\n"
+        f'    {base.reference!r}{revision}{bits}, dtype="auto"\n'
+        ")\n"
         "model = PeftModel.from_pretrained(base, folder)\n" + _GENERATING
     )
 
 
+_FOUR_BITS = 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'
 _GENERATING = """
 messages = [{"role": "user", "content": "..."}]
 prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -260,10 +267,10 @@ print(tokenizer.decode(reply, skip_special_tokens=True))
 def _serving(exported: Exported) -> str:
     """The command that serves the folder by vLLM."""
     if not exported.is_adapter:
-        return f"vllm serve {exported.title} --served-model-name {exported.name}"
-    base = json.dumps(exported.base.reference)
-    rank = f" --max-lora-rank {exported.vllm_rank}" if exported.vllm_rank > VLLM_RANK else ""
-    return f"vllm serve {base} --enable-lora{rank} --lora-modules {exported.name}={exported.title}"
+        return shlex.join(["vllm", "serve", exported.title, "--served-model-name", exported.name])
+    rank = ["--max-lora-rank", str(exported.vllm_rank)] if exported.vllm_rank > VLLM_RANK else []
+    modules = ["--lora-modules", f"{exported.name}={exported.title}"]
+    return shlex.join(["vllm", "serve", exported.base.reference, "--enable-lora", *rank, *modules])
 
 
 def _is_of_hub(base: Base) -> bool:

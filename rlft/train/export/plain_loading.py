@@ -64,13 +64,13 @@ def _model(folder: str, base: str, *, four_bits: bool) -> Any:
             bnb_4bit_compute_dtype=torch.float32,
         )
     model = AutoModelForCausalLM.from_pretrained(base or folder, **options)
+    if four_bits:  # what the four bits stand for: the kernels for them may compute in bfloat16
+        model = model.dequantize().float()
     if base:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, folder)
-    if not four_bits:
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return model.eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def _logprobs(model: Any, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[float]:
