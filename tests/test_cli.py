@@ -75,6 +75,7 @@ HELP = {
     "export": ["RUN", "--merged", "--to", "--adapter", "model card", "fresh process"],
     "chat": ["RUN|MODEL", "--only", "--prompt", "--task", "side by side", "Ctrl-C stops a reply"],
     "serve": ["RUN|MODEL", "--port", "--server", "127.0.0.1", "OpenAI's API"],
+    "new": ["FOLDER", "--template", "answer|judge|tools|game|classify", "of your own", "several turns"],
     "doctor": ["--json", "--start-ray", "what this machine can do", "Exit code 0"],
     "data": ["check", "duplicates", "too long for the model"],
     "list": ["KIND", "rewards, environments, presets or engines"],

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlft.cli import bisect, chat, curves, data, doctor, env, export, head, listing, reward, serve, verify
+from rlft.cli import bisect, chat, curves, data, doctor, env, export, head, listing, new, reward, serve, verify
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.cli.summary import show_reward_model, show_summary
 from rlft.common import interrupts
@@ -197,6 +197,7 @@ doctor.register(app)
 export.register(app)
 chat.register(app)
 serve.register(app)
+new.register(app)
 
 
 @app.command("list")
