@@ -151,6 +151,9 @@ def test_the_environment_is_clean(project: Path) -> None:
     code, told = rlft("env", "check", CONFIG, "--samples", "2", "--tasks", "3")
     assert code == 0, told
     assert "wrong" not in told
+    config = load(CONFIG)
+    if config.sft:
+        assert config.sft.examples <= len(loading.load(config.environment).demonstrations)
 
 
 def test_it_trains_as_it_is(project: Path, roomy_model: Path) -> None:

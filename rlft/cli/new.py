@@ -46,7 +46,7 @@ def new(
     inside = shlex.quote(str(folder))  # one word to a shell, whatever its name is
     steps = (
         (f"cd {inside} && rlft reward check {CONFIG}", "what is wrong with the reward: seconds, no model"),
-        (f"rlft train {CONFIG}", "base measurement, training, report: two minutes on two CPU cores"),
+        (f"rlft train {CONFIG}", "base measurement, training, report: minutes on a CPU"),
         (f"rlft report runs/{template}", "the curves again"),
     )
     width = max(len(command) for command, _ in steps)

@@ -39,19 +39,55 @@ def say(text: str) -> Step:
     return Step(messages=(Message(role="user", content=text),))
 
 
-def load(high: int = 99, heldout: int = 40, seed: int = 0) -> Environment:
-    """Games with numbers up to `high`; other bounds are held out than trained on.
+def load(high: int = 99, heldout: int = 40, demonstrations: int = 16, seed: int = 0) -> Environment:
+    """Games with numbers up to `high`; held-out, shown and training games have different bounds.
 
     The same arguments have to give the same tasks: every worker and every resumed run calls this again.
+
+    Args:
+        heldout: games that are only measured on.
+        demonstrations: games that the warm start shows; the others are trained on.
     """
     random_ = random.Random(seed)
     tasks = [task(low, low + NUMBERS - 1, random_) for low in range(10, high - NUMBERS + 2)]
     random_.shuffle(tasks)
-    return Environment(train=tasks[heldout:], heldout=tasks[:heldout], episode=Game, max_turns=GUESSES)
+    shown = tasks[heldout : heldout + demonstrations]
+    return Environment(
+        heldout=tasks[:heldout],
+        demonstrations=[conversation for each in shown for conversation in demonstrate(each, random_)],
+        train=tasks[heldout + demonstrations :],
+        episode=Game,
+        max_turns=GUESSES,
+    )
 
 
 def task(low: int, high: int, random_: random.Random) -> Task:
     """One game."""
     text = f"I think of a number from {low} to {high}. Guess it. Reply with one number."
     number = str(random_.randint(low, high))
-    return Task(id=f"{low}-{high}", messages=({"role": "user", "content": text},), answer=number)
+    return Task(
+        id=f"{low}-{high}",
+        messages=({"role": "user", "content": text},),
+        answer=number,
+        columns={"low": low, "high": high},
+    )
+
+
+def demonstrate(game: Task, random_: random.Random) -> list[tuple[Message, ...]]:
+    """A conversation for each guess of a game, which is learnt: numbers that are still possible, drawn at random.
+
+    They show how a guess is written and that hints count. Which numbers are good ones is left to RL.
+    """
+    low, high = game.columns["low"], game.columns["high"]
+    player, conversations = Game(), []
+    messages = player.start(game, 0)
+    for _ in range(GUESSES):
+        guess = random_.randint(low, high)
+        messages = [*messages, Message(role="assistant", content=str(guess))]
+        conversations.append(tuple(messages))
+        answer = player.step(messages[-1])
+        if answer.done:
+            break
+        messages += answer.messages
+        low, high = (guess + 1, high) if guess < player.number else (low, guess - 1)
+    return conversations
