@@ -57,6 +57,11 @@ from rlft.train.rl.rollouts import StepRollouts, refuse_failures
 from rlft.train.rl.services import make_scorer, reward_remarks
 from rlft.train.sft import train_sft
 from rlft.train.standing import Standing
+from rlft.train.supervised import data as supervised_data
+from rlft.train.supervised import launch as launch_supervised
+from rlft.train.supervised.config import SupervisedConfig
+from rlft.train.supervised.learner import make_supervised_learner
+from rlft.train.supervised.loop import train_supervised
 from rlft.types import Adapter, Failed, Group, Score, Task
 from tests.fakes import made_up_group
 
@@ -85,6 +90,8 @@ def spelling(config: Any) -> Any:
             launch_preference._prepare(config, mock.MagicMock())
         elif isinstance(config, HeadConfig):
             launch_head.load_tokenizer(config, config.model.source)
+        elif isinstance(config, SupervisedConfig):
+            launch_supervised._prepare(config, mock.MagicMock())
         else:
             reward_model.load_tokenizer(config.model.source, config.model.special_tokens_in_text)
     return [call.args[1] for call in told.call_args_list]
@@ -105,6 +112,8 @@ def reserved(config: Any) -> Any:
             if isinstance(config, PreferenceConfig):
                 folder = config.model.source
                 make = make_preference_learner(config, folder, max_length=64, start=None, reference=None)
+            elif isinstance(config, SupervisedConfig):
+                make = make_supervised_learner(config, config.model.source, start=None)
             elif config.learner.processes:
                 make = make_learner(config, config.model.source, warm_start=None, reference=None)
             else:
@@ -441,7 +450,7 @@ def _chunk(name: str) -> Chunk:
 # Preferences
 
 
-def rows(config: PreferenceConfig | RewardModelConfig) -> Any:
+def rows(config: PreferenceConfig | RewardModelConfig | SupervisedConfig) -> Any:
     """What is trained and measured on, or why not."""
     asked: list[Any] = []
 
@@ -454,6 +463,9 @@ def rows(config: PreferenceConfig | RewardModelConfig) -> Any:
     ends = END if isinstance(config, PreferenceConfig) else None
     with mock.patch("datasets.load_dataset", load_dataset):
         try:
+            if isinstance(config, SupervisedConfig):
+                found = supervised_data.load(config.data, tokenizer, END, context=256)
+                return len(found.train), len(found.heldout), found.dropped, found.max_length, found.hash, asked
             data = preference_data.load(config.data, tokenizer, ends, context=256, paired=True)
         except ValueError as error:
             return str(error)
@@ -488,6 +500,41 @@ def preference_files(config: PreferenceConfig) -> list[str]:
     with mock.patch.object(launch_preference, "_summarize", return_value={}):
         launch_preference.train(config, restart=True)
     folders = ("reference", "adapters", "checkpoints")
+    return sorted(f"{f} {len(list((config.run_dir / f).glob('*')))}" for f in folders)
+
+
+# Supervised runs
+
+
+def taught(config: SupervisedConfig) -> Any:
+    """The learner's whole state after all updates, and how many there were."""
+    tokenizer = chat.load_tokenizer(config.model.source, for_chat=False)
+    data = supervised_data.load(config.data, tokenizer, END, context=256)
+    made = make_supervised_learner(config, config.model.source, start=start_tensors(config))
+    with closing(made):
+        run: Any = SimpleNamespace(config=config, log=mock.Mock(), skip=mock.Mock())
+        steps = train_supervised(
+            run,
+            made,
+            data,
+            start=0,
+            view=mock.MagicMock(),
+            standing=Standing(0),
+            after_update=lambda step: False,
+        )
+        return _digest(made.state()[0]), steps
+
+
+def taught_passes(config: SupervisedConfig) -> Any:
+    """Calls of decoder layers in a whole training, and the bytes that autograd keeps for the backward passes."""
+    return _counted(lambda: taught(config))
+
+
+def supervised_files(config: SupervisedConfig) -> list[str]:
+    """What a whole supervised run leaves behind."""
+    with mock.patch.object(launch_supervised, "_summarize", return_value={}):
+        launch_supervised.train(config, restart=True)
+    folders = ("adapters", "checkpoints", "evals", "evals/sets")
     return sorted(f"{f} {len(list((config.run_dir / f).glob('*')))}" for f in folders)
 
 

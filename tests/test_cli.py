@@ -59,9 +59,10 @@ def rlft(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 HELP = {
     "train": ["CONFIG", "KEY=VALUE", "--restart", "measure the base model", "RL"],
-    "sft": ["CONFIG", "KEY=VALUE", "--restart", "SFT stage", "PEFT"],
+    "sft": ["CONFIG", "KEY=VALUE", "--restart", "rows of text or chat", "SFT stage", "PEFT"],
     "reward-model": ["CONFIG", "KEY=VALUE", "--restart", "preferences", "held-out pairs", "PEFT"],
     "head": ["CONFIG", "KEY=VALUE", "--restart", "new layers", "bag of words", "computed once"],
+    "distill": ["RUN", "--top", "--min-reward", "--all-steps", "best samples", "Held-out tasks"],
     "dpo": ["CONFIG", "KEY=VALUE", "--restart", "preferences", "KTO"],
     "resume": ["RUN", "interrupted run", "newest whole checkpoint"],
     "evaluate": ["TARGET", "KEY=VALUE", "--adapter", "accuracy", "JSON"],
@@ -274,6 +275,8 @@ def test_report_names_its_files(rlft: Rlft, finished_run: Path, tmp_path: Path) 
         (("dpo", "{config}"), "{config}: this looks like a config of `rlft train`"),
         (("reward-model", "{config}"), "{config}: this looks like a config of `rlft train`"),
         (("train", "configs/dpo.yaml"), "this looks like a config of `rlft dpo`"),
+        (("train", "configs/sft.yaml"), "this looks like a config of `rlft sft`"),
+        (("sft", "configs/dpo.yaml"), "this looks like a config of `rlft dpo`"),
         (("dpo", "configs/reward_model.yaml"), "this looks like a config of `rlft reward-model`"),
         (("train", "{config}", "steps"), "expected key.sub=value"),
         (("train", "{config}", "environment.path=environments.sumz:load"), "Did you mean 'environments.sums:load'"),

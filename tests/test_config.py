@@ -23,6 +23,7 @@ from rlft.objectives.presets import PRESETS
 from rlft.train.head.config import HeadConfig
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.reward_model.config import RewardModelConfig
+from rlft.train.supervised.config import SupervisedConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -486,7 +487,12 @@ def test_the_schema_accepts_an_algorithm_as_users_write_it(write: Any, algorithm
         load(write(), [f"algorithm={json.dumps(algorithm)}"])
 
 
-KINDS = {"dpo": PreferenceConfig, "reward_model": RewardModelConfig, "head": HeadConfig}
+KINDS = {
+    "dpo": PreferenceConfig,
+    "reward_model": RewardModelConfig,
+    "head": HeadConfig,
+    "sft": SupervisedConfig,
+}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda p: p.stem)

@@ -25,8 +25,9 @@ from rlft.run.records import Provenance
 from rlft.train.head.config import HeadConfig
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.reward_model.config import RewardModelConfig
+from rlft.train.supervised.config import SupervisedConfig
 from tests import observables as see
-from tests.fakes import save_tiny_model
+from tests.fakes import save_tiny_model, write_config
 from tests.fakes_head import write_texts
 from tests.fakes_reward import write_pairs
 
@@ -305,15 +306,61 @@ HEAD: list[Row] = [
     ("trunk_lr", 0.01, see.heading, LORA),
     ("threads", 3, see.head_threads, {}),
 ]
+MEASURED = {"evaluation.every": 1, "learner.lr": 1e-9, "data.heldout": 20, "epochs": 4}
+SUPERVISED: list[Row] = [
+    ("name", "other", see.place, {}),
+    ("output_dir", "{folder}/elsewhere", see.place, {}),
+    ("seed", 1, see.taught, {}),
+    ("model.source", "{folder}/other", see.taught, {}),
+    ("model.dtype", "bfloat16", see.taught, {}),
+    ("model.special_tokens_in_text", "refuse", see.spelling, {}),
+    ("adapter.kind", "rslora", see.taught, {}),
+    ("adapter.start", "{folder}/adapter", see.taught, {}),
+    ("adapter.rank", 2, see.taught, {}),
+    ("adapter.alpha", 9.0, see.taught, {}),
+    ("adapter.target_modules", ["q_proj"], see.taught, {}),
+    ("data.source", "{folder}/few.jsonl", see.rows, {}),
+    ("data.subset", "clean", see.rows, FOLDER),
+    ("data.split", "test", see.rows, FOLDER),
+    ("data.columns", {"completion": "rejected"}, see.rows, {}),
+    ("data.loss_on", "all", see.rows, {}),
+    ("data.heldout", 3, see.rows, {}),
+    ("data.max_length", 60, see.rows, {}),
+    ("data.overlong", "drop", see.rows, {"data.max_length": 11}),
+    ("epochs", 2.0, see.taught, {}),
+    ("batch_size", 3, see.taught, {}),
+    ("learner.lr", 0.5, see.taught, {}),
+    ("learner.schedule", "cosine", see.taught, {}),
+    ("learner.warmup_steps", 2, see.taught, {}),
+    ("learner.weight_decay", 0.5, see.taught, {}),
+    ("learner.max_grad_norm", 1e-3, see.taught, {}),
+    ("learner.activations", "recompute", see.taught_passes, {}),
+    ("learner.tokens_per_microbatch", 8, see.taught_passes, {}),
+    ("learner.workers", 2, see.reserved, {"learner.gpus_per_worker": 1.0}),
+    ("learner.gpus_per_worker", 1.0, see.reserved, {"learner.workers": 2}),
+    ("learner.threads", 3, see.reserved, {"learner.workers": 2}),
+    ("ray_address", "somewhere", see.reserved, {"learner.workers": 2}),
+    ("evaluation.every", 1, see.supervised_files, {}),
+    ("evaluation.patience", 1, see.supervised_files, MEASURED),
+    ("evaluation.min_effect", 0.5, see.decided, {}),
+    ("evaluation.tasks", "{folder}/run.yaml", see.supervised_files, {}),
+    ("checkpoint.every", 1, see.supervised_files, {}),
+    ("checkpoint.adapters", "last 1", see.supervised_files, {"checkpoint.every": 1}),
+]
 KINDS: dict[type[BaseModel], list[Row]] = {
     RunConfig: RL,
+    SupervisedConfig: SUPERVISED,
     PreferenceConfig: PREFERENCE,
     RewardModelConfig: REWARD_MODEL,
     HeadConfig: HEAD,
 }
-ONE_VALUE = [(PreferenceConfig, "kind"), (RewardModelConfig, "kind"), (HeadConfig, "kind")]
+ONE_VALUE = [(kind, "kind") for kind in (SupervisedConfig, PreferenceConfig, RewardModelConfig, HeadConfig)]
 """They tell run directories apart: see the test below."""
-REFUSED = {(RewardModelConfig, "adapter.start"): "somewhere", (PreferenceConfig, "learner.critic_lr"): 0.5}
+REFUSED = {
+    (RewardModelConfig, "adapter.start"): "somewhere",
+    (PreferenceConfig, "learner.critic_lr"): 0.5,
+    (SupervisedConfig, "learner.critic_lr"): 0.5,
+}
 """Settings that another command has in a section of this name, with a value for it."""
 
 
@@ -349,6 +396,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     write_texts(folder / "texts" / "rows.jsonl", 60)
     (folder / "pairs").mkdir()
     write_pairs(folder / "pairs" / "rows.jsonl", 24)
+    write_config(folder, tiny_model)
     config = make(RunConfig, base(RunConfig, folder, tiny_model))
     tensors = {name: tensor + 0.1 for name, tensor in see.learner(config).adapter(0).tensors.items()}
     save_adapter(folder / "adapter", config, str(tiny_model), tensors)
@@ -370,6 +418,9 @@ def base(kind: type[BaseModel], folder: Path, model: Path) -> dict[str, Any]:
         data = {"data": {"source": str(folder / "texts.jsonl"), "heldout": 0.4}}
         return {**shared, **data, "threads": 1, "epochs": 3, "lr": 0.02, "pooling": "last"}
     learner = {"learner": {"threads": 1, "lr": 1e-2}}
+    if kind is SupervisedConfig:
+        renamed = {"columns": {"completion": "chosen"}}
+        return {**shared, "data": {**data["data"], **renamed}, **learner, "batch_size": 4}
     if kind is PreferenceConfig:
         return {**shared, **data, **learner, "batch_size": 4}
     return {

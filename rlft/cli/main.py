@@ -14,7 +14,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlft.cli import bisect, chat, curves, data, doctor, env, export, head, listing, new, reward, serve, verify
+from rlft.cli import (
+    bisect,
+    chat,
+    curves,
+    data,
+    distill,
+    doctor,
+    env,
+    export,
+    head,
+    listing,
+    new,
+    reward,
+    serve,
+    sft,
+    verify,
+)
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.cli.summary import show_reward_model, show_summary
 from rlft.common import interrupts
@@ -60,18 +76,6 @@ def train(config: ConfigFile, overrides: Overrides = None, restart: Restart = Fa
     from rlft.train.rl import launch  # takes seconds, which a misspelt key should not cost
 
     show_summary(loaded.run_dir, launch.train(loaded, restart=restart))
-
-
-@app.command()
-def sft(config: ConfigFile, overrides: Overrides = None, restart: Restart = False) -> None:
-    """Run only the SFT stage of a config and write its adapter in PEFT's layout."""
-    from rlft.cli.run_config import load
-
-    loaded = load(config, overrides)
-    from rlft.train.rl import launch
-
-    folder = launch.sft(loaded, restart=restart)
-    Console().print(Text(visible(f"SFT adapter: {folder}")))
 
 
 @app.command()
@@ -150,6 +154,11 @@ def resume(
 
         show_summary(*launch_dpo.resume(run, how))
         return
+    if _kind(run) == "sft":
+        from rlft.train.supervised import launch as launch_sft
+
+        sft.show(*launch_sft.resume(run, how))
+        return
     from rlft.train.rl import launch
 
     show_summary(*launch.resume(run, how))
@@ -178,6 +187,11 @@ def evaluate(
                 f"{target} is a preference run, which has no tasks; its held-out numbers are in {target / 'evals'}. To "
                 f"measure its adapter on tasks: rlft evaluate CONFIG --adapter {adapter_of(target)}"
             )
+        if _kind(target) == "sft":
+            raise ValueError(
+                f"{target} is a supervised run; its held-out numbers are in {target / 'evals'}. To measure its adapter "
+                f"on tasks: rlft evaluate CONFIG --adapter {adapter_of(target)}"
+            )
         adapter = adapter or adapter_of(target)
         loaded = load_run(target, overrides, is_trained=False)
     else:
@@ -190,6 +204,8 @@ def evaluate(
     print(json.dumps({"adapter": str(adapter) if adapter else "base", **result}, indent=1))
 
 
+sft.register(app)
+distill.register(app)
 curves.register(app)
 verify.register(app)
 bisect.register(app)
@@ -217,7 +233,9 @@ def list_(
 
 @app.command()
 def schema(
-    kind: Annotated[Literal["rl", "dpo", "reward-model", "head"], typer.Option(help="Which command's config.")] = "rl",
+    kind: Annotated[
+        Literal["rl", "sft", "dpo", "reward-model", "head"], typer.Option(help="Which command's config.")
+    ] = "rl",
 ) -> None:
     """Print the JSON Schema of a config, for editors."""
     from rlft import config_file
@@ -231,6 +249,11 @@ def schema(
         from rlft.train.reward_model.config import RewardModelConfig
 
         print(json.dumps(config_file.schema(RewardModelConfig), indent=1))
+        return
+    if kind == "sft":
+        from rlft.train.supervised.config import SupervisedConfig
+
+        print(json.dumps(SupervisedConfig.model_json_schema(), indent=1))
         return
     if kind == "dpo":
         from rlft.train.preference.config import PreferenceConfig

@@ -52,34 +52,29 @@ def load_kind(
 
 def load_any(path: Path, overrides: Sequence[str] | None) -> BaseRunConfig:
     """Read the config of whichever command its keys fit best; errors as of `load`."""
+    command = _other_command(path, RunConfig)
+    return load_kind(path, overrides, _kinds()[command]) if command else load(path, overrides)
+
+
+def _kinds() -> dict[str, type[BaseRunConfig]]:
+    """The config of each command; of those that a file fits alike the first one counts."""
     from rlft.train.head.config import HeadConfig
     from rlft.train.preference.config import PreferenceConfig
     from rlft.train.reward_model.config import RewardModelConfig
+    from rlft.train.supervised.config import SupervisedConfig
 
-    command = _other_command(path, RunConfig)
-    if not command:
-        return load(path, overrides)
-    kinds: dict[str, type[BaseRunConfig]] = {
+    return {
+        "train": RunConfig,
+        "sft": SupervisedConfig,
         "dpo": PreferenceConfig,
         "reward-model": RewardModelConfig,
         "head": HeadConfig,
     }
-    return load_kind(path, overrides, kinds[command])
 
 
 def _other_command(path: Path, kind: type[BaseModel]) -> str:
     """The command whose config has the keys of a file, if they do not fit `kind`; else empty."""
-    from rlft.train.head.config import HeadConfig
-    from rlft.train.preference.config import PreferenceConfig
-    from rlft.train.reward_model.config import RewardModelConfig
-
-    keys = config_file.keys(path)
-    kinds: dict[str, type[BaseModel]] = {
-        "train": RunConfig,
-        "dpo": PreferenceConfig,
-        "reward-model": RewardModelConfig,
-        "head": HeadConfig,
-    }
+    keys, kinds = config_file.keys(path), _kinds()
 
     def misfits(other: type[BaseModel]) -> int:
         fields = other.model_fields

@@ -56,12 +56,20 @@ def _verified(run: Path, share: float, seed: int, root: str) -> Any:
     from rlft.cli.run_config import load_run
     from rlft.curves.reading import read_config
 
-    if (kind := str(read_config(run).get("kind", "rl"))) != "rl":
-        raise ValueError(f"{run} is a run of kind {kind}, which has no rollouts to check; give one of `rlft train`")
+    if (kind := str(read_config(run).get("kind", "rl"))) not in ("rl", "sft"):
+        raise ValueError(
+            f"{run} is a run of kind {kind}, which has no rollouts to check; give one of `rlft train` or `rlft sft`"
+        )
     if root and (len(root) != 64 or set(root) - set("0123456789abcdef")):
         raise ValueError(
             f"--root {root!r} is no sha256: write the 64 digits that `sha256sum {run}/manifest.json` prints"
         )
+    if kind == "sft":
+        from rlft.run.directory import read_config as read_settings
+        from rlft.train.supervised.config import SupervisedConfig
+        from rlft.train.supervised.verify import verify as check_supervised
+
+        return check_supervised(run, read_settings(run, SupervisedConfig), root=root)
     config = load_run(run, [])
     from rlft.train.rl.verify.verify import verify as check
 
@@ -90,7 +98,8 @@ def show(console: Console, found: Any) -> None:
             console.print(Text(visible(f"not checked, {check.what}: {counted}{reason}")), soft_wrap=True)
         for remark in check.remarks:
             console.print(Text(visible(f"note, {check.what}: {remark}")), soft_wrap=True)
-    console.print(_odds_table(found))
+    if found.odds:
+        console.print(_odds_table(found))
     for note in found.notes:
         console.print(Text(visible(note)), soft_wrap=True)
     style = {"agrees": "green", "differs": "red", "could not check": "yellow"}[found.verdict]

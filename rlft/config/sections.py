@@ -149,7 +149,7 @@ class RolloutConfig(Strict):
 class LearnerConfig(Strict):
     """The optimizer and its batches."""
 
-    ELSEWHERE: ClassVar[Mapping[str, str]] = {"critic_lr": "preferences train no critic; leave it out"}
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {"critic_lr": "only RL trains a critic; leave it out"}
 
     lr: float = Field(2e-4, gt=0)
     """Peak learning rate of the policy adapter."""

@@ -168,15 +168,13 @@ def sections(
     shadow = [chart for each in shadows for chart in _shadow(rows, each, config)]
     has_reward = bool(series(rows, "reward/mean"))
     if not has_reward:
-        result = [*margin, *result]
+        result = [*margin, *_loss(rows, evals, "sft/loss", "Loss, nats per token"), *result]
+    preferences = [*_loss(rows, evals, "preference/loss", "Preference loss"), *_plain(rows, _PREFERENCES)]
     built = [
         Section(title="Result", charts=[*result[:1], *shadow, *result[1:]], wide=True),
         Section(title="Evaluation sets", charts=[chart for each in sets for chart in _of_set(rows, each, config)]),
         Section(title="Parts of the reward", charts=_parts(rows, {each.name for each in shadows})),
-        Section(
-            title="Preferences",
-            charts=[*(margin if has_reward else []), *_preference_loss(rows, evals), *_plain(rows, _PREFERENCES)],
-        ),
+        Section(title="Preferences", charts=[*(margin if has_reward else []), *preferences]),
         Section(title="Behaviour", charts=[*_plain(rows, _BEHAVIOUR), *_failures(rows)]),
         Section(title="Learner", charts=_plain(rows, _LEARNER)),
         Section(title="Speed", charts=[*_plain(rows, _THROUGHPUT), *_times(rows)]),
@@ -272,11 +270,11 @@ def _margin(rows: Rows, evals: Sequence[Evaluation], events: Sequence[Event]) ->
     return [_with_events("Margin", "by how much the policy sides with the labels", traces, events)]
 
 
-def _preference_loss(rows: Rows, evals: Sequence[Evaluation]) -> list[Chart]:
-    if not (values := series(rows, "preference/loss")):
+def _loss(rows: Rows, evals: Sequence[Evaluation], metric: str, title: str) -> list[Chart]:
+    if not (values := series(rows, metric)):
         return []
     traces = [*course(values, "train", BLUE), *_heldout(evals, "loss")]
-    return [_with_events("Preference loss", "mean of each step", traces, ())]
+    return [_with_events(title, "mean of each step", traces, ())]
 
 
 def _heldout(evals: Sequence[Evaluation], number: str) -> list[Trace]:

@@ -15,6 +15,7 @@ WASTE_COLUMNS = ("step", "group_index", "outcome", "reward", "advantage", "compl
 
 _TRENDS = (
     ("Train reward", "reward/mean", "number"),
+    ("Training loss, nats per token", "sft/loss", "number"),
     ("Preference loss", "preference/loss", "number"),
     ("Margin", "preference/margin", "number"),
     ("Preferences on the right side", "preference/accuracy", "share"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlft.curves.differences import Difference, paired
 from rlft.curves.reading import Rows
@@ -203,11 +203,10 @@ def observed_in_training(rows: Rows, names: Sequence[str]) -> list[Reason]:
     return found
 
 
-def rolled_back(step: int) -> Reason:
+def rolled_back(step: int, config: Mapping[str, Any]) -> Reason:
     """Says that an earlier adapter than the last one is the result."""
-    says = (
-        f"An alarm rolled the run back: its result is the adapter of step {step}, and what came after does not count."
-    )
+    why = "Training was stopped early" if config.get("kind") == "sft" else "An alarm rolled the run back"
+    says = f"{why}: its result is the adapter of step {step}, and what came after does not count."
     return Reason(code="rolled_back", weight="note", says=says)
 
 

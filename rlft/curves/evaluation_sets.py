@@ -18,6 +18,9 @@ from rlft.curves.statistics import Bounds
 from rlft.curves.text import interval_text
 from rlft.run.records import Evaluation, word_for
 
+TASKS = "tasks"
+"""Name of the set that a supervised run measures, its `evaluation.tasks`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSet:
@@ -102,7 +105,7 @@ HEADINGS = ("set", "policy", "mean [95 %]", "tasks", "not scored", "one and all 
 
 def bounds_of_stage(evaluation: Evaluation) -> Bounds | None:
     """The values that there can be, where the kind of measurement says so: a preference is right, wrong or a tie."""
-    return (0.0, 1.0) if evaluation.stage != "RL" else None
+    return (0.0, 1.0) if evaluation.stage not in ("RL", "SFT") else None
 
 
 def read_sets(run: Path, config: Mapping[str, Any], *, until: int | None = None) -> list[EvaluationSet]:
@@ -119,6 +122,9 @@ def read_sets(run: Path, config: Mapping[str, Any], *, until: int | None = None)
         ValueError: an evaluation's file is damaged.
     """
     found = [each for each in config.get("evaluations") or () if isinstance(each, dict)]
+    if (config.get("evaluation") or {}).get("tasks") and config.get("kind") == "sft":
+        stored = reading.read_evals(run, TASKS)
+        found = [{"name": TASKS, **(stored[-1].extra.get("settings") or {})}] if stored else []
     return [_read(run, config, settings, len(found), until) for settings in found]
 
 

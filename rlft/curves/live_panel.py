@@ -20,11 +20,12 @@ from rlft.curves.text import visible
 from rlft.types import Metrics
 
 _BARS = "▁▂▃▄▅▆▇█"
-_COURSES = ("reward/mean", "preference/margin")
+_COURSES = ("reward/mean", "preference/margin", "sft/loss")
 """The first of these that a run logs is drawn as a sparkline."""
 _SHOWN = (
     ("reward", "reward/mean", ".3f"),
     ("loss", "preference/loss", ".4f"),
+    ("loss", "sft/loss", ".4f"),
     ("accuracy", "preference/accuracy", ".0%"),
     ("margin", "preference/margin", ".3f"),
     ("KL", "policy/kl_ref", ".4f"),

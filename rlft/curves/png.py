@@ -18,17 +18,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE_INCHES, DPI = (9.0, 6.0), 150
+_COURSES = {"reward/mean": "reward", "preference/margin": "margin", "sft/loss": "loss"}
+"""What is drawn of the training, the first that there is, and what it is called."""
 _REFERENCES = {"base": (GREY, ":"), "sft": (ORANGE, "--")}
 
 
 def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evaluation]) -> bytes:
-    """The picture as PNG bytes: reward (or margin) above, held-out accuracy below, over one axis of steps."""
+    """The picture as PNG bytes: reward (or margin, or loss) above, held-out accuracy below, over one axis of steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
 
-    course = "reward/mean" if any("reward/mean" in row for row in rows) else "preference/margin"
+    course = next((name for name in _COURSES if any(name in row for row in rows)), "reward/mean")
     rewards = series(rows, course)
     known = [evaluation for evaluation in evals if math.isfinite(evaluation.accuracy.mean)]
     figure = Figure(
@@ -71,7 +73,7 @@ def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evalua
 
 
 def _draw_course(axes: Axes, values: Series, metric: str) -> None:
-    what = "reward" if metric == "reward/mean" else "margin"
+    what = _COURSES[metric]
     mark = "." if len(values.steps) <= 40 else ""
     if means := bins(values):
         axes.plot(values.steps, values.values, color=BLUE, linewidth=0.7, alpha=0.3)

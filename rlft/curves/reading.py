@@ -28,6 +28,8 @@ from rlft.types import RewardSpec
 
 Rows: TypeAlias = Sequence[Mapping[str, float]]
 """Metrics of each step, ascending, each with its `step`."""
+ROLLED_BACK, STOPPED_EARLY = "rolled_back", "stopped_early"
+"""Kinds of the events whose step is that of the result, which then need not be the last one."""
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -81,13 +83,14 @@ def read_events(run: Path, notes: list[str] | None = None) -> list[Event]:
 
 
 def rolled_back_to(run: Path) -> int | None:
-    """The step whose adapter is the result of a run that an alarm rolled back; None where it is that of the last step.
+    """The step whose adapter is the result of a run that an alarm rolled back or that was stopped early; None where it
+    is that of the last step.
 
     Raises ValueError with file and line for a damaged file of events.
     """
-    kinds = ("rolled_back", "resumed", "forked")
+    kinds = (ROLLED_BACK, STOPPED_EARLY, "resumed", "forked")
     last = next((event for event in reversed(read_events(run, [])) if event.kind in kinds), None)
-    return last.step if last is not None and last.kind == "rolled_back" else None
+    return last.step if last is not None and last.kind in (ROLLED_BACK, STOPPED_EARLY) else None
 
 
 def adapter_of(run: Path, name: str = "") -> Path:

@@ -114,7 +114,7 @@ def verdict_of(run: Path, health: Health | None = None) -> Verdict:
     remarks = [
         *doubts.observed_in_training(rows, [name for name in unwatched if name not in observed]),
         *doubts.alarms(health),
-        *([doubts.rolled_back(back)] if back is not None else []),
+        *([doubts.rolled_back(back, config)] if back is not None else []),
     ]
     return judge(
         config,
@@ -278,7 +278,7 @@ def _nothing_to_compare(
         told = f"Held-out {word_for(before)} is {known}; nothing has been evaluated after {before[0].stage} yet."
     courses = {
         what: [row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]
-        for what, metric in (("reward", "reward/mean"), ("margin", "preference/margin"))
+        for what, metric in (("reward", "reward/mean"), ("margin", "preference/margin"), ("loss", "sft/loss"))
     }
     what, values = next(((what, values) for what, values in courses.items() if values), ("", []))
     if not values:

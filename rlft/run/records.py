@@ -188,9 +188,9 @@ class Evaluation:
     samples: int = 0
     """All samples that were made, failed ones too; 0 where the file does not say."""
     stage: str = "RL"
-    """What trains the policy: RL, or a preference loss such as DPO."""
+    """What trains the policy: RL, SFT on a table, or a preference loss such as DPO."""
     loss: float = math.nan
-    """Mean loss of held-out preferences; nan in RL."""
+    """Mean loss of held-out preferences, or of SFT that of held-out rows, nats per token; nan in RL."""
     margin: float = math.nan
     """Mean margin of held-out preferences; nan in RL."""
     rewards: Mapping[str, Interval] = field(default_factory=dict)
@@ -214,9 +214,9 @@ class Evaluation:
 
     @property
     def word(self) -> str:
-        """What the mean may be called: `accuracy` where all values are 0 or 1, else `mean`."""
-        is_share = self.stage != "RL" or all(value in (0, 1) for values in self.by_task.values() for value in values)
-        return "accuracy" if is_share else "mean"
+        """What the mean may be called: `accuracy` if all values are 0 or 1, else `mean`; of SFT `log-probability`."""
+        word = {"RL": "mean", "SFT": "mean" if self.set_name else "log-probability"}.get(self.stage, "accuracy")
+        return "accuracy" if all(v in (0, 1) for values in self.by_task.values() for v in values) else word
 
     @property
     def missing(self) -> str:
@@ -325,7 +325,7 @@ class Provenance:
 
 def word_for(evaluations: Iterable[Evaluation]) -> str:
     """What the means of several evaluations may be called together, see `Evaluation.word`."""
-    return "accuracy" if all(evaluation.word == "accuracy" for evaluation in evaluations) else "mean"
+    return words.pop() if len(words := {each.word for each in evaluations} or {"accuracy"}) == 1 else "mean"
 
 
 class Column(NamedTuple):

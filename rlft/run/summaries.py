@@ -56,6 +56,34 @@ class PreferenceSummary(TypedDict):
     margin_trained: float | None
 
 
+class SupervisedSummary(TypedDict):
+    """summary.json of `rlft sft` on a table: held-out rows before and after.
+
+    Accuracies are mean log-probabilities per token, nats, and losses their negatives. `steps` updates were made, and
+    `result_step` is that of `adapter`: an earlier one where the run was stopped early. `tasks` is there where the
+    config has `evaluation.tasks`: the accuracy on them, `base` and `trained`.
+    """
+
+    name: str
+    stage: str
+    metric: str
+    word: str
+    steps: int
+    result_step: int
+    train_examples: int
+    heldout_examples: int
+    dropped_rows: int
+    duplicate_rows: int
+    adapter: str
+    accuracy_base: dict[str, float | int | None] | None
+    loss_base: float | None
+    perplexity_base: float | None
+    accuracy_trained: dict[str, float | int | None] | None
+    loss_trained: float | None
+    perplexity_trained: float | None
+    tasks: NotRequired[dict[str, dict[str, float | int | None] | None]]
+
+
 class RewardModelSummary(TypedDict):
     """summary.json of `rlft reward-model`: held-out pairs in the right order before and after."""
 

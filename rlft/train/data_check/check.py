@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rlft.config import BaseRunConfig, ModelConfig, RunConfig
 from rlft.environment import loading
 from rlft.model import chat, pretrained, sources
 from rlft.model.context import max_positions, model_context
+from rlft.train.chat_rows import read_table
 from rlft.train.data_check import balance, same, texts, tokens
 from rlft.train.data_check.findings import Checked, Finding, found
-from rlft.train.data_check.records import Records, of_environment, of_file, of_preferences
+from rlft.train.data_check.records import Records, of_demonstrations, of_environment, of_file, of_preferences
 from rlft.train.data_check.tokens import Model
 from rlft.train.head.config import HeadConfig
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.preference.data import is_heldout, row_id
-from rlft.train.preference.rows import read as read_preferences
 from rlft.train.reward_model.config import RewardModelConfig
+from rlft.train.supervised.config import SupervisedConfig
+from rlft.train.supervised.data import held_out
 
 _ORDER = ("error", "warning", "not checked")
 
@@ -58,6 +61,8 @@ def check_config(config: BaseRunConfig) -> Checked:
     if isinstance(config, HeadConfig):
         source = config.data
         return check_file(source.source, model=config.model.source, prompt=source.text, answer=source.label)
+    if isinstance(config, SupervisedConfig):
+        return _check_demonstrations(config)
     assert isinstance(config, PreferenceConfig | RewardModelConfig)
     data = config.data
     is_policy = isinstance(config, PreferenceConfig)
@@ -67,9 +72,20 @@ def check_config(config: BaseRunConfig) -> Checked:
         model = replace(model, limit=data.max_length, limit_name="data.max_length")
     paired = config.preference.is_paired if isinstance(config, PreferenceConfig) else True
     records = of_preferences(
-        data.source, read_preferences(data), paired=paired, is_heldout=lambda row: is_heldout(row_id(row), data.heldout)
+        data.source, read_table(data), paired=paired, is_heldout=lambda row: is_heldout(row_id(row), data.heldout)
     )
     return _check(records, model)
+
+
+def _check_demonstrations(config: SupervisedConfig) -> Checked:
+    data = config.data
+    model = replace(
+        _model(config.model), is_dropped=data.overlong == "drop", columns=data.columns, loss_on=data.loss_on
+    )
+    if data.max_length:
+        model = replace(model, limit=data.max_length, limit_name="data.max_length")
+    split = partial(held_out, heldout=data.heldout)
+    return _check(of_demonstrations(data.source, read_table(data), names=data.columns, held_out=split), model)
 
 
 def _check_tasks(config: RunConfig) -> Checked:

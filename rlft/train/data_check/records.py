@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from rlft.common.by_path import did_you_mean
 from rlft.common.rows import canonical_text, read_rows
 from rlft.environment.contract import Environment
 from rlft.train.preference import rows as preference_rows
+from rlft.train.supervised import rows as supervised_rows
 from rlft.types import Message, Task
 
 PROMPTS = ("prompt", "question", "instruction", "input", "text", "problem", "query")
@@ -67,7 +68,7 @@ class Records:
     problems: list[tuple[str, str]]
     """(Place, what is wrong) of rows that no run could use."""
     kind: str
-    """`tasks`, `pairs` or `rated`."""
+    """`tasks`, `pairs`, `rated` or `demonstrations`."""
     notes: list[str]
     """What a reader should know, such as which columns were taken."""
 
@@ -179,6 +180,46 @@ def of_preferences(
         )
     kind = "pairs" if paired else "rated"
     return Records(source=source, rows=rows, problems=problems, kind=kind, notes=[])
+
+
+def of_demonstrations(
+    source: str,
+    read: Iterable[tuple[str, Mapping[str, Any]]],
+    *,
+    names: Mapping[Any, str],
+    held_out: Callable[[Sequence[str]], Collection[str]],
+) -> Records:
+    """Conversations and texts by the reader that `rlft sft` uses.
+
+    Args:
+        read: rows with their places.
+        names: what the columns are called, as `data.columns` has it.
+        held_out: which of the ids of all rows are measured on.
+    """
+    parsed, problems = [], []
+    for where, columns in read:
+        try:
+            parsed.append((where, columns, supervised_rows.parse(columns, names)))
+        except ValueError as error:
+            problems.append((where, str(error)))
+    out = held_out([row.id for _, _, row in parsed])
+    rows = []
+    for where, columns, row in parsed:
+        messages = () if isinstance(row.prompt, str) else tuple(row.prompt)
+        text = row.prompt if isinstance(row.prompt, str) else _joined(row.prompt)
+        rows.append(
+            Record(
+                where=where,
+                is_heldout=row.id in out,
+                prompt=text or str(row.completion),
+                messages=messages,
+                replies=(row.completion,) if row.prompt else (),
+                tools=row.tools,
+                columns=columns,
+                is_task=False,
+            )
+        )
+    return Records(source=source, rows=rows, problems=problems, kind="demonstrations", notes=[])
 
 
 def of_environment(environment: Environment, source: str, *, subset: str = "", split: str = "train") -> Records:

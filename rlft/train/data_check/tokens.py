@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,6 +14,8 @@ from rlft.train.data_check.findings import Finding, found
 from rlft.train.data_check.records import Record
 from rlft.train.preference import data as preference_data
 from rlft.train.preference import rows as preference_rows
+from rlft.train.supervised import data as supervised_data
+from rlft.train.supervised import rows as supervised_rows
 
 _LOOK_SPECIAL = re.compile(
     r"<\|\w+\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<(?:bos|eos|pad)>|<\uff5c[^<>]{1,40}\uff5c>"
@@ -38,6 +41,10 @@ class Model:
     """Whether a run leaves out longer rows, else it refuses them."""
     policy: special_tokens.Policy = "encode"
     """`model.special_tokens_in_text`."""
+    columns: Mapping[Any, str] = field(default_factory=dict)
+    """`data.columns` of `rlft sft`."""
+    loss_on: str = "replies"
+    """`data.loss_on` of `rlft sft`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,12 @@ def write(record: Record, model: Model, *, kind: str) -> Written:
     Raises:
         ValueError: the template or the reader refuses it.
     """
+    if kind == "demonstrations":
+        assert model.end_ids is not None
+        said = supervised_rows.parse(record.columns, model.columns)
+        made = supervised_data.tokenize(said, model.tokenizer, model.end_ids, loss_on=model.loss_on)
+        length = len(made.prompt_ids) + len(made.token_ids)
+        return Written(made.prompt_ids, made.token_ids, made.action_mask, length)
     if kind != "tasks":
         row = preference_rows.parse(record.columns, paired=kind == "pairs")
         example = preference_data.tokenize(row, model.tokenizer, model.end_ids)

@@ -1,6 +1,6 @@
 """Preferences as tokens: what is trained on, what is held out, and batches of it.
 
-`rows` reads the rows. KTO takes pairs too, as one good and one bad completion.
+`rows` reads the columns. KTO takes pairs too, as one good and one bad completion.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlft.learner.batch import unscored
 from rlft.model import chat, templates
+from rlft.train.chat_rows import Text, read_table
 from rlft.train.preference.config import PreferenceDataConfig
-from rlft.train.preference.rows import SAME, Row, Text, parse, read
+from rlft.train.preference.rows import SAME, Row, parse
 from rlft.types import Batch
 
 OnRow: TypeAlias = "Callable[[int, int], None]"
@@ -90,7 +91,7 @@ def load(
         raise ValueError(f"data.max_length is {config.max_length}, more than the model's context of {context}")
     limit = config.max_length or context
     try:
-        rows = list(read(config))
+        rows = list(read_table(config))
     except UnicodeDecodeError as error:
         raise ValueError(f"{config.source}: not UTF-8 text: {error}") from None
     if not rows:

@@ -7,7 +7,7 @@ import shlex
 from rlft.curves.alarms.health import Alarm
 from rlft.curves.alarms.watch import alarms_from, is_looked_at, lasting, with_not_finite
 from rlft.curves.live_panel import View
-from rlft.curves.reading import read_events, read_metrics
+from rlft.curves.reading import ROLLED_BACK, read_events, read_metrics
 from rlft.curves.shadow import shadow_names
 from rlft.model.adapter import make_adapter, read_folder
 from rlft.run.checkpoint import steps_kept
@@ -16,7 +16,6 @@ from rlft.run.records import ADAPTERS, CHECKPOINTS, adapter_folder, numbered
 from rlft.types import Adapter
 
 EVENT = "alarm"
-ROLLED_BACK = "rolled_back"
 
 
 class RollBackError(Exception):

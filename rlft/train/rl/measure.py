@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +24,14 @@ from rlft.train.rl.observed import observed_sentences
 from rlft.train.rl.services import make_scorer, services
 
 
-def measure(config: RunConfig, adapter_folder: Path | None, *, set_name: str = "") -> Evaluation:
+def measure(
+    config: RunConfig, adapter_folder: Path | None, *, set_name: str = "", view: View | None = None
+) -> Evaluation:
     """The rewards of the base model, or of an adapter folder, on held-out tasks; nothing is written.
 
     Args:
         set_name: name of an evaluation set, to measure that instead of `evaluation`.
+        view: shows how far it is; a view of its own if not given.
 
     Raises:
         ValueError: see `train`; or there is no such set.
@@ -46,7 +50,10 @@ def measure(config: RunConfig, adapter_folder: Path | None, *, set_name: str = "
         adapter = make_adapter(0, read_folder(adapter_folder))
     learner_scores = LearnerScores()
     scorer = make_scorer(config, environment, log_dir=None, learner=learner_scores)
-    with View(config.name, steps=0) as view, services(config, model_folder, scorer, None, view) as pool:
+    with (
+        View(config.name, steps=0) if view is None else nullcontext(view) as view,
+        services(config, model_folder, scorer, None, view) as pool,
+    ):
         if config.learner_rewards:
             reward_model.check(config, model_folder)
             learner_scores.bind(partial(Learner(config, model_folder).scores, tools=environment.tools))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging as transformers_logging
 
-from rlft.config import EvaluationSetConfig, RunConfig
+from rlft.config import CheckpointConfig, EvaluationSetConfig, RunConfig
 from rlft.curves.live_panel import View
 from rlft.model.adapter import adapter_hash, bare_base, read_folder
 from rlft.reward.stored import read_greedy, read_samples, read_tasks
@@ -100,7 +100,7 @@ def verify(run: Path, config: RunConfig, *, share: float, seed: int, root: str =
     transformers_logging.disable_progress_bar()
     with View(f"verify {config.name}", steps=0) as view:
         view.stage("hashes")
-        notes = _check_manifest(run, config, root, checks.manifest)
+        notes = check_manifest(run, config.checkpoint, root, checks.manifest)
         material = read_material(run, config)
         here = look_around(run, config)
         adapters = StoredAdapters(run, config, here.model_folder)
@@ -158,9 +158,9 @@ def choose(count: int, share: float, seed: int, stream: int) -> list[int]:
     return sorted(int(index) for index in generator.choice(count, size=wanted, replace=False))
 
 
-def _check_manifest(run: Path, config: RunConfig, root: str, check: Check) -> list[str]:
-    """Compare the files with the manifest; what is to be known of it."""
-    found = manifest.compare(run, keeps_adapters=config.checkpoint.adapters == "all")
+def check_manifest(run: Path, checkpoint: CheckpointConfig, root: str, check: Check) -> list[str]:
+    """Compare the files of any kind of run with its manifest; what is to be known of it."""
+    found = manifest.compare(run, keeps_adapters=checkpoint.adapters == "all")
     if found is None:
         if root:
             check.differ("manifest.json", f"it is missing, and its root should be {root[:12]}")

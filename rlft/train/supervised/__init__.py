@@ -1,0 +1,1 @@
+"""Supervised fine-tuning on a table of texts or conversations: `rlft sft`."""
