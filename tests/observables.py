@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 import threading
 import time
@@ -566,7 +567,8 @@ def threads_set(config: RewardModelConfig) -> Any:
 
 def heading(config: HeadConfig) -> Any:
     """The head after a whole run, the trunk below it, and what was measured."""
-    summary = launch_head.train(config, restart=True)
+    with mock.patch.dict(os.environ, RLFT_CACHE=f"{config.output_dir}-cache"):  # features of tiny models stay out
+        summary = launch_head.train(config, restart=True)
     folder = config.run_dir / "head"
     return [_digest(load_file(folder / name)) for name in ("head.safetensors", "model.safetensors")], summary["epochs"]
 
