@@ -59,6 +59,7 @@ def rlft(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 HELP = {
     "train": ["CONFIG", "KEY=VALUE", "--restart", "measure the base model", "RL"],
+    "plan": ["CONFIG", "KEY=VALUE", "--no-probe", "--anyway", "--json", "memory, time", "signal", "Exit code 1"],
     "sft": ["CONFIG", "KEY=VALUE", "--restart", "rows of text or chat", "SFT stage", "PEFT"],
     "reward-model": ["CONFIG", "KEY=VALUE", "--restart", "preferences", "held-out pairs", "PEFT"],
     "head": ["CONFIG", "KEY=VALUE", "--restart", "new layers", "bag of words", "computed once"],

@@ -26,6 +26,7 @@ from rlft.cli import (
     head,
     listing,
     new,
+    plan,
     reward,
     serve,
     sft,
@@ -214,6 +215,7 @@ export.register(app)
 chat.register(app)
 serve.register(app)
 new.register(app)
+plan.register(app)
 
 
 @app.command("list")

@@ -48,7 +48,7 @@ def fit_context(
     tasks: Sequence[Task] = [*environment.train, *environment.heldout]
     if environment.episode is not None and overlong == "error":
         tasks = tasks[:: -(-len(tasks) // STARTED)]
-    lengths = {task.id: _prompt_length(environment, tokenizer, task) for task in tasks}
+    lengths = {task.id: prompt_length(environment, tokenizer, task) for task in tasks}
     too_long = [(length, task_id) for task_id, length in lengths.items() if length + max_new_tokens > context.tokens]
     if not too_long:
         return environment, ""
@@ -75,7 +75,8 @@ def fit_context(
     return replace(environment, train=train, heldout=heldout), note
 
 
-def _prompt_length(environment: Environment, tokenizer: PreTrainedTokenizerBase, task: Task) -> int:
+def prompt_length(environment: Environment, tokenizer: PreTrainedTokenizerBase, task: Task) -> int:
+    """Tokens of a task's prompt, of an episode of the first one. Raises ValueError if the episode cannot start."""
     if environment.episode is None:
         return len(chat.render(tokenizer, task.messages))
     return len(chat.render(tokenizer, first_messages(environment, task, seed=0), tools=environment.tools))

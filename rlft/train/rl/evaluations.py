@@ -22,6 +22,9 @@ from rlft.train.rl.evaluate import answer_heldout, evaluation, headline
 from rlft.train.rl.observed import note_observed_failures
 from rlft.types import Adapter
 
+EVALUATION = "held-out evaluation: "
+"""How the stage of an evaluation is called, before `[SET, ]NAME`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
@@ -169,7 +172,7 @@ def measure_heldout(
         pool.publish(adapter)
     for each in missing:
         told = f"{each.set_name}, {name}" if each.set_name else name
-        view.stage(f"held-out evaluation: {told}")
+        view.stage(f"{EVALUATION}{told}")
         groups = answer_heldout(
             each.config,
             pool,

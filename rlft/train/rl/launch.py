@@ -6,7 +6,7 @@ A stage that is complete on disk is not done again, which is what makes resuming
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -60,6 +60,9 @@ from rlft.train.standing import Standing, has_adapter, keep_adapter
 from rlft.train.task_order import tasks_of_step
 from rlft.types import Adapter
 
+WARM_START, LOADING = "SFT warm start", "loading the learner"
+"""What two stages are called."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
@@ -98,12 +101,15 @@ class _Parts:
         )
 
 
-def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = None) -> RLSummary:
+def train(
+    config: RunConfig, *, restart: bool = False, pools: MakePool | None = None, make_view: Callable[..., View] = View
+) -> RLSummary:
     """Start a run and bring it to its end; returns its summary.
 
     Args:
         restart: move an existing run of that name aside.
         pools: makes the rollout pool; `pool.make_pool` if not given.
+        make_view: what is called for the run's view, with the arguments of `View`.
 
     Raises:
         ValueError: something in the config, the environment, the rewards or the model cannot work; nothing was started.
@@ -116,7 +122,7 @@ def train(config: RunConfig, *, restart: bool = False, pools: MakePool | None = 
             judge_budget(config).start()
             for remark in remarks:
                 run.event("reward", remark)
-            return _execute(run, prepared, remarks=remarks, pools=pools)
+            return _execute(run, prepared, remarks=remarks, pools=pools, make_view=make_view)
 
 
 def resume(path: Path, how: How = PLAIN) -> tuple[Path, RLSummary]:
@@ -210,11 +216,12 @@ def _execute(
     going_on: Continued[RunConfig] | None = None,
     remarks: Sequence[str] = (),
     pools: MakePool | None = None,
+    make_view: Callable[..., View] = View,
 ) -> RLSummary:
     config, model_folder, scorer = run.config, prepared.model_folder, prepared.scorer
     run.sources = _sources(config, prepared)
     with (
-        View(config.name, steps=config.steps, shadows=shadow_names(config.rewards)) as view,
+        make_view(config.name, steps=config.steps, shadows=shadow_names(config.rewards)) as view,
         services(config, model_folder, scorer, run, view, pools) as pool,
     ):
         if prepared.dropped:
@@ -251,7 +258,7 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
     warm_start = start_tensors(config)
     if config.sft is not None:
         warm_start = _warm_start(run, view, parts.environment, parts.model_folder)
-    view.stage("loading the learner")
+    view.stage(LOADING)
     source = reference_source(config.reference)
     with closing(make_learner(config, parts.model_folder, warm_start=warm_start, reference=source)) as learner:
         tell_slow_paths(run, learner)
@@ -303,7 +310,7 @@ def _warm_start(run: Run, view: View, environment: Environment, model_folder: st
     """The SFT adapter: made now, or read where a complete one lies."""
     folder = run.path / adapter_folder(None)
     if not folder.exists():
-        view.stage("SFT warm start")
+        view.stage(WARM_START)
         losses: list[float] = []
 
         def on_update(done: int, total: int, loss: float) -> None:

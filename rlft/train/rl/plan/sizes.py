@@ -1,0 +1,93 @@
+"""How large a config's data and model are, without loading the model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from safetensors import safe_open
+from transformers import PretrainedConfig
+
+from rlft.config import RunConfig
+from rlft.environment import loading
+from rlft.environment.prompt_lengths import STARTED, prompt_length
+from rlft.learner.core import DEFAULT_TOKENS
+from rlft.model import chat
+from rlft.model.base import resolve_dtype
+from rlft.model.pretrained import load_config
+from rlft.model.starting_point import resolve_model
+from rlft.train.rl.evaluations import load_measurements
+from rlft.train.rl.plan.arithmetic import Counts, Lengths, count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What a config names, in numbers."""
+
+    train: int
+    """Training tasks."""
+    heldout: Mapping[str, int]
+    """Held-out tasks of each evaluation set; of the headline under the empty name."""
+    longest: Lengths
+    """Prompts as they are, completions of the most tokens that a rollout may have."""
+    parameters: int
+    """Weights of the model."""
+    config: PretrainedConfig
+    """The model's configuration, of its text part."""
+    dtype: torch.dtype
+    """Of its frozen weights."""
+
+    def counts(self, config: RunConfig, lengths: Lengths) -> Counts:
+        """The config's arithmetic with completions of these lengths."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return count(
+            config,
+            train=self.train,
+            heldout=self.heldout,
+            lengths=lengths,
+            default_microbatch=DEFAULT_TOKENS[device],
+        )
+
+
+def sizes_of(config: RunConfig) -> Sizes:
+    """Look at the data, the tokenizer and the header of the weights.
+
+    Raises:
+        ValueError: the environment or the model cannot be loaded.
+    """
+    environment = loading.load(config.environment)
+    measurements = load_measurements(config, environment)
+    folder = resolve_model(config)
+    tokenizer = chat.load_tokenizer(folder, special_tokens_in_text=config.model.special_tokens_in_text)
+    tasks = environment.train[:: -(-len(environment.train) // STARTED)]
+    longest = config.sampling.max_new_tokens
+    if environment.episode is not None:
+        longest = environment.max_tokens or longest
+    return Sizes(
+        train=len(environment.train),
+        heldout={each.set_name: len(each.environment.heldout) for each in measurements},
+        longest=Lengths(
+            prompt=fmean(prompt_length(environment, tokenizer, task) for task in tasks),
+            completion=longest,
+            is_measured=False,
+        ),
+        parameters=_parameters(folder),
+        config=load_config(folder).get_text_config(),
+        dtype=resolve_dtype(config.model),
+    )
+
+
+def _parameters(folder: Path) -> int:
+    """Numbers in the safetensors files of a model; tied weights are stored once."""
+    total = 0
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                size = 1
+                for length in file.get_slice(name).get_shape():
+                    size *= length
+                total += size
+    return total

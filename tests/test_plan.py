@@ -1,0 +1,153 @@
+"""What a run will take, as `rlft plan` says before it is started."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rlft.cli import main
+from rlft.config import RunConfig
+from rlft.train.rl.plan import forecast
+from rlft.train.rl.plan.arithmetic import Lengths, count
+from rlft.train.rl.plan.probe import Mark, Probed, _role, probe_config
+from tests.conftest import MakeConfig
+
+LENGTHS = Lengths(prompt=20.0, completion=11.0, is_measured=True)
+
+
+def test_the_arithmetic_of_a_config(make_config: MakeConfig) -> None:
+    config = make_config(
+        *("steps=30", "tasks_per_step=16", "samples_per_task=8", "updates_per_step=2", "evaluation.every=10"),
+        *("sft={examples: 64, batch_size: 8, epochs: 2}", "learner.tokens_per_microbatch=400", "evaluation.tasks=250"),
+        "evaluations=[{name: hard, tasks: 50, samples_per_task: 4}]",
+    )
+    counts = count(config, train=240, heldout={"": 200, "hard": 200}, lengths=LENGTHS, default_microbatch=1280)
+    assert (counts.completions_per_step, counts.completions, counts.updates, counts.passes) == (128, 3840, 60, 2.0)
+    assert counts.tokens_per_step == 16 * (20 + 8 * 10)  # the last token of a completion predicts nothing
+    assert counts.microbatches_per_update == 2  # of 400 tokens, in each of two updates of 800
+    assert counts.sft_updates == 16
+    assert counts.evaluations == (("", 5, 200), ("hard", 3, 200))  # base, SFT, steps 10, 20, 30; and without the middle
+
+
+def marks(*, signal: float = 0.5) -> list[Mark]:
+    """A probe of three steps that take 5, 3 and 3 s, each with a checkpoint of half a second."""
+    text = [
+        ("stage", "starting rollout workers", 8.0),
+        ("stage", "held-out evaluation: base", 10.0),
+        ("note", "held-out exact, base: 0.1", 14.0),
+        ("stage", "SFT warm start", 14.0),
+        ("progress", "1/4", 18.0),
+        ("progress", "4/4", 21.0),
+        ("stage", "loading the learner", 22.0),
+        ("stage", "held-out evaluation: sft", 25.0),
+        ("note", "held-out exact, sft: 0.2", 27.0),
+    ]
+    found = [Mark(kind=kind, text=name, at=at) for kind, name, at in text]
+    for step, (at, seconds) in enumerate(((32.0, 5.0), (35.5, 3.0), (39.0, 3.0)), start=1):
+        metrics = {"time/step": seconds, "groups/total": 16.0, "groups/with_signal": signal, "reward/mean": 0.25}
+        found.append(Mark(kind="step", text=str(step), at=at, metrics=metrics))
+    found.append(Mark(kind="stage", text="held-out evaluation: step-000003", at=39.0))
+    return [*found, Mark(kind="note", text="held-out exact, step-000003: 0.3", at=40.0)]
+
+
+def probed(config: RunConfig, *, signal: float = 0.5) -> Probed:
+    return Probed(
+        config=probe_config(config, "runs"),
+        marks=marks(signal=signal),
+        seconds=42.0,
+        peaks={"driver": (1, 1e9)},
+        peak=1e9,
+        lengths=LENGTHS,
+    )
+
+
+def test_a_runs_time_follows_from_the_probes_stages(make_config: MakeConfig) -> None:
+    config = make_config(
+        *("steps=20", "tasks_per_step=16", "samples_per_task=4", "rollout.tasks_per_chunk=16", "evaluation.every=5"),
+        *("evaluation.tasks=128", "sft={examples: 80, batch_size: 10}", "checkpoint.every=10"),
+    )
+    counts = count(config, train=100, heldout={"": 500}, lengths=LENGTHS, default_microbatch=1280)
+    found = {stage.name: stage.seconds for stage in forecast.stages(config, counts, probed(config))}
+    assert found == {
+        "start": 10.0,
+        "evaluations": 2 * (4.0 + 2.0 + 4 * 1.0),  # the probe answered half of the 128 tasks
+        "warm start": 8.0 + (8 - 2) * 3.0,  # its two marks of progress lie 3 s apart
+        "learner": 3.0,
+        "steps": 5.0 + 19 * 3.0,
+        "records": 1 * 0.5 + 2.0,
+    }
+
+
+def test_a_probe_has_groups_enough_and_no_more_than_the_run(make_config: MakeConfig) -> None:
+    config = make_config(
+        "steps=40",
+        "tasks_per_step=8",
+        "samples_per_task=4",
+        "evaluation.tasks=500",
+        "max_staleness=1",
+        "algorithm.correction=token_truncate",
+    )
+    short = probe_config(config, "elsewhere")
+    assert (short.steps, short.run_dir, short.checkpoint.every) == (4, Path("elsewhere/probe"), 1)
+    assert short.evaluation.tasks == config.rollout.tasks_per_chunk * 4
+    assert probe_config(make_config("steps=2", "tasks_per_step=1"), "x").steps == 2
+    assert probe_config(make_config("steps=90", "tasks_per_step=64"), "x").steps == 2
+
+
+@pytest.mark.parametrize(("share", "is_hopeless"), [(0.0, True), (0.5, False), (1 / 16, False)])
+def test_a_run_without_signal_is_hopeless(make_config: MakeConfig, share: float, is_hopeless: bool) -> None:
+    config = make_config("steps=20", "tasks_per_step=16")
+    found = forecast.signal(probed(config, signal=share))
+    assert found.share.n == 48
+    assert found.share.mean == pytest.approx(share)
+    assert found.is_hopeless is is_hopeless
+    assert "warm start" in forecast.advice(config, found)
+
+
+def test_few_groups_without_signal_tell_nothing(make_config: MakeConfig) -> None:
+    config = make_config("steps=20", "tasks_per_step=16")
+    few = probed(config, signal=0.0)
+    metrics = {"time/step": 1.0, "groups/total": 4.0, "groups/with_signal": 0.0, "reward/mean": 0.0}
+    few.marks[:] = [Mark(kind="step", text="1", at=1.0, metrics=metrics)]
+    assert not forecast.signal(few).is_hopeless
+
+
+def test_processes_are_told_by_their_command_lines() -> None:
+    assert _role("ray::WorkerProcess.run_chunk") == "rollout worker"
+    assert _role("ray::DashboardAgent") == "Ray"
+    assert _role("/x/ray/core/src/ray/raylet/raylet --a") == "Ray"
+    assert _role("python -c boot rlft.train.rl.plan.probe:_serve 9 10") == "driver"
+    assert _role("sleep 5") == ""
+
+
+def test_a_plan_of_a_tiny_run(config_file: Path) -> None:
+    arguments = ["plan", str(config_file), "backend=inline", "steps=50", "evaluation.tasks=2", "--json"]
+    result = CliRunner().invoke(main.app, arguments)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["counts"]["updates"] == 50
+    stages = {stage["name"]: stage["seconds"] for stage in told["stages"]}
+    assert stages["steps"] > 0
+    assert stages["start"] > 0
+    assert math.isclose(told["seconds"], sum(stages.values()))
+    assert told["memory_bytes"]["driver"]["peak_of_one"] > 1e8
+    assert 0 < told["lengths"]["completion"] <= 64
+    assert not (config_file.parent / "runs").exists()  # the probe's run lay elsewhere
+
+
+def test_what_a_run_would_stop_with_is_said(config_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("def odd(completion):\n    raise KeyError('no such thing')\n")
+    result = CliRunner().invoke(main.app, ["plan", str(config_file), "backend=inline", "scoring.workers=0"])
+    assert result.exit_code == 1
+    assert "no such thing" in str(result.exception)
+
+
+def test_a_plan_without_a_probe_starts_nothing(config_file: Path) -> None:
+    result = CliRunner().invoke(main.app, ["plan", str(config_file), "--no-probe"])
+    assert result.exit_code == 0, result.output
+    for words in ("A step", "The run", "Time on this machine", "Memory", "expect half to twice"):
+        assert words in result.output
