@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool planted bench-scoring compare-rates bench-alarms clean
+.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool planted bench-scoring bench-plan compare-rates bench-alarms clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -64,6 +64,9 @@ bench-rollout: .venv/installed
 
 bench-pool: .venv/installed
 	$(BIN)/python -m benchmarks.rollout_pool
+
+bench-plan: .venv/installed
+	$(BIN)/python -m benchmarks.plan
 
 bench-scoring: .venv/installed
 	$(BIN)/python -m benchmarks.scoring
