@@ -33,6 +33,7 @@ _SETTINGS = (
     "steps",
     "epochs",
     "batch_size",
+    "data",
     "tasks_per_step",
     "samples_per_task",
     "updates_per_step",
