@@ -85,11 +85,14 @@ def test_an_adapter_that_is_pickled_only_is_refused(tiny_model: Path, tmp_path: 
 
 def test_nothing_else_loads_from_folders() -> None:
     """Calls of `from_pretrained` elsewhere would have to repeat the two rules."""
-    # gguf and the rewards say the rules themselves, the learner's reads JSON, and sources quotes a command.
+    # gguf and the rewards say the rules themselves, the learner's reads JSON, sources and the model card quote it, and
+    # what loads an export has to be plain transformers.
     model = {f"rlft/model/{name}.py" for name in ("pretrained", "gguf", "sources")}
     allowed = {
         *model,
         "rlft/learner/reward_model.py",
+        "rlft/curves/model_card.py",
+        "rlft/train/export/plain_loading.py",
         "rewards/reward_model_folder.py",
         "rewards/embedding_similarity.py",
     }
