@@ -27,14 +27,28 @@ def code_tests(
         answer: the cases, `[[arguments, expected], ...]`.
         function: name of the function that the task asks for, from a column.
         seconds: wall time for all cases.
+
+    Raises:
+        ValueError: the answer holds something else than cases.
     """
     if not answer:
         return None
+    _refuse_others(answer)
     code = code_block(completion, defines=function)
     limits = Limits(seconds=seconds, memory_mb=memory_mb)
     calls = call(completion if code is None else code, function, [case[0] for case in answer], limits)
     right = [not one.error and _same(one.value, case[1]) for one, case in zip(calls, answer, strict=True)]
     return {"score": float(all(right)), "share": sum(right) / len(right)}
+
+
+def _refuse_others(answer: Any) -> None:
+    form = "cases [[arguments, expected], ...] such as [[[2, 3], 5]]"
+    if not isinstance(answer, list | tuple):
+        read = " The column holds JSON as text: read it with json.loads first." if isinstance(answer, str) else ""
+        raise ValueError(f"code_tests: `answer` has to be a list of {form}, got {str(answer)[:80]!r}.{read}")
+    for place, case in enumerate(answer):
+        if not isinstance(case, list | tuple) or len(case) != 2 or not isinstance(case[0], list | tuple):
+            raise ValueError(f"code_tests: `answer[{place}]` is none of {form}: {str(case)[:80]!r}")
 
 
 def _same(value: Any, expected: Any) -> bool:

@@ -1,8 +1,8 @@
 """A served model compares the answers of a group in pairs, each pair in both orders.
 
 Judges prefer a place (mostly the first): a pair counts as won only where both orders agree, else as a draw. A group of
-n different answers costs n (n - 1) requests; `ranking` costs one. A judge that is talked into one answer is talked into
-it in both orders.
+n different answers costs n (n - 1) requests; `ranking` costs one. Both orders do not help against an answer that talks
+the judge into it: it stands between tags that it cannot close, and the judge is told that it is text to judge.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Telling which of several answers is better is easier than grading one alone. Scores are only comparable within a group,
 as group baselines need them; their mean says nothing about progress, so observe another reward beside it. Equal answers
 are shown once, so that copies cannot crowd a group, and the order is drawn from the texts, so that a place in the list
-is worth nothing.
+is worth nothing. What convinces the judge still wins: each answer stands between tags that it cannot close, and the
+judge is told that it is text to judge.
 """
 
 from __future__ import annotations

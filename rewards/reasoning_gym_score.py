@@ -24,6 +24,10 @@ def reasoning_gym_score(
     `strict` takes the whole reply, `answer_tag` what its `<answer>` tags agree on, `last_number` its last number.
     Many scorers want the bare answer, which a small model hardly ever writes: with `strict` all samples of a group may
     score 0 and nothing is learnt, where the right number stands at the end of a fifth of them.
+
+    It is as hard to cheat as the data set's scorer: some give a little for any number, or for the answer within a
+    longer text, so look at what a wrong reply gets (`rlft reward try`). `extract` settles on one answer before the
+    scorer is asked: tags that differ are none, and of several numbers the last one counts.
     """
     found = _EXTRACT[extract](completion)
     if found is None:

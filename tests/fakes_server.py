@@ -21,6 +21,8 @@ class FakeServer:
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     most_at_once: int = 0
+    broken: list[Exception] = field(default_factory=list)
+    """What `answer` raised: the test's own mistake, which `serve` raises when it ends."""
 
 
 def reply(text: str | None, finish: str = "stop", tokens: int = 0) -> tuple[int, dict[str, Any]]:
@@ -38,7 +40,7 @@ def refusal(status: int, message: str) -> tuple[int, dict[str, Any]]:
 
 @contextmanager
 def serve(answer: Callable[[dict[str, Any], int], tuple[int, dict[str, Any]]]) -> Iterator[FakeServer]:
-    """Serve until the block ends."""
+    """Serve until the block ends, and raise then what `answer` raised."""
     fake, lock = FakeServer(answer), threading.Lock()
     busy = 0
 
@@ -54,7 +56,11 @@ def serve(answer: Callable[[dict[str, Any], int], tuple[int, dict[str, Any]]]) -
                 fake.headers.append({name.lower(): value for name, value in self.headers.items()})
                 busy += 1
                 fake.most_at_once = max(fake.most_at_once, busy)
-            status, answer = fake.answer(body, number)
+            try:
+                status, answer = fake.answer(body, number)
+            except Exception as error:
+                fake.broken.append(error)
+                status, answer = refusal(400, f"the fake server's rule raised {error!r}")  # a 400 is not tried again
             content = json.dumps(answer).encode()
             with lock:
                 busy -= 1
@@ -78,3 +84,5 @@ def serve(answer: Callable[[dict[str, Any], int], tuple[int, dict[str, Any]]]) -
         server.shutdown()
         server.server_close()
         thread.join()
+    if fake.broken:
+        raise fake.broken[0]

@@ -10,23 +10,25 @@ from typing import Any
 
 import pytest
 
+from rlft.cli.reward_check import spread
 from rlft.common.by_path import available
-from rlft.reward.cases import SUFFIX, broken_cases, read_cases
+from rlft.common.chat_server import Reply, ServerError
+from rlft.model.base import seeded
+from rlft.reward.attack import Attacked, attack
+from rlft.reward.cases import SUFFIX, broken_cases, case_outcomes, read_cases
+from rlft.reward.check import Checked, check_rewards
 from rlft.reward.contract import call_arguments, plan_call, read
 from rlft.reward.loading import load
-from rlft.reward.probe import made_up
-from rlft.types import Message, Outcome, RewardSpec
+from rlft.reward.probe import Probe, made_up, make_task
+from rlft.types import Message, Outcome, RewardSpec, Score
+from tests.fakes_judge import ask_directly, serve_judge
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = {path.partition(":")[0].rpartition(".")[2]: path for path in available("rewards")}
 CASES = sorted((ROOT / "rewards").glob(f"*{SUFFIX}"))
-WITHOUT_CASES = {"judge", "rubric", "ranking", "pairwise"} | {
-    "reasoning_gym_score",
-    "reward_model",
-    "classifier",
-    "embedding_similarity",
-}
-"""They need a server or a model, and have tests of their own."""
+JUDGES = ("judge", "rubric", "ranking", "pairwise")
+WITHOUT_CASES = {"reasoning_gym_score", "reward_model", "classifier", "embedding_similarity"}
+"""What they say depends on the model or the data set that they are given."""
 
 
 @functools.cache
@@ -47,15 +49,61 @@ def test_a_reward_is_short_enough_to_be_read_and_copied() -> None:
     assert [name for name, count in lines.items() if count >= 80 and name.removesuffix(".py") in FUNCTIONS] == []
 
 
-@pytest.mark.parametrize("file", CASES, ids=lambda file: file.name.removesuffix(SUFFIX))
-def test_a_reward_says_what_its_cases_expect(file: Path) -> None:
-    function, spec, plan = planned(FUNCTIONS[file.name.removesuffix(SUFFIX)])
-    cases = read_cases(file)
+@pytest.mark.parametrize("name", [name for file in CASES if (name := file.name.removesuffix(SUFFIX)) not in JUDGES])
+def test_a_reward_says_what_its_cases_expect(name: str) -> None:
+    function, spec, plan = planned(FUNCTIONS[name])
+    cases = read_cases(ROOT / "rewards" / f"{name}{SUFFIX}")
     outcomes: list[Outcome] = []
     for case in cases:
         group = made_up(case.task, [case.reply])
         outcomes.append(read(function(**call_arguments(plan, spec, group, 0))))
     assert broken_cases(cases, outcomes) == {}
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_judge_says_what_its_cases_expect(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLFT_JUDGE_CACHE", str(tmp_path / "judge.sqlite"))
+    cases = read_cases(ROOT / "rewards" / f"{name}{SUFFIX}")
+    with serve_judge() as server:
+        spec = RewardSpec(path=FUNCTIONS[name], args={"base_url": server.base_url})
+        with Probe([spec], deadline_s=60.0, workers=0) as probe:
+            assert broken_cases(cases, case_outcomes(probe, cases)) == {}
+        assert server.asked
+
+
+def judged(path: str, name: str, server: str = "near") -> tuple[RewardSpec, dict[str, Any]]:
+    """A reward that asks a judge, and what it is checked and attacked on: the cases of a shipped one."""
+    cases = read_cases(ROOT / "rewards" / f"{name}{SUFFIX}")
+    return RewardSpec(path=path, args={"base_url": f"http://{server}/v1"}), {
+        "cases": cases,
+        "tasks": spread([case.task for case in cases])[:2],
+        "workers": 0,
+    }
+
+
+@pytest.fixture
+def judge_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge of `serve_judge` without its server, which a thousand questions would wait for."""
+    monkeypatch.setattr("rlft.reward.judge.ask_async", ask_directly)
+    monkeypatch.setenv("RLFT_JUDGE_CACHE", ":memory:")
+
+
+@pytest.mark.usefixtures("judge_is_near")
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_judge_passes_check_and_survives_an_attack(name: str) -> None:
+    spec, given = judged(FUNCTIONS[name], name)
+    findings = check_rewards(Checked(specs=[spec], **given)).findings
+    assert [finding for finding in findings if finding.severity != "info"] == []
+    report = attack(Attacked(specs=[spec], generations=0, seconds=60.0, **given))
+    assert (list(report.exploits), list(report.notes)) == ([], [])
+    assert report.replies > 100
+
+
+@pytest.mark.usefixtures("judge_is_near")
+def test_a_judge_whose_tags_a_reply_can_close_is_cheated() -> None:
+    spec, given = judged("tests.fakes_judge:gullible", "judge")
+    report = attack(Attacked(specs=[spec], generations=0, seconds=60.0, **given))
+    assert "injection" in {exploit.family for exploit in report.exploits}
 
 
 def call(name: str, **arguments: Any) -> Message:
@@ -129,9 +177,85 @@ def test_embedding_similarity_with_a_model_from_a_folder(tiny_model: Path) -> No
         embedding_similarity([[says("assistant", "x")]], ["y"], "nowhere")
 
 
+def test_a_model_as_reward_says_the_same_alone_and_beside_others(tiny_model: Path, tmp_path: Path) -> None:
+    # What it says depends on the model, so it has no cases; how it says it does not.
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    with seeded(0):
+        AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    texts = ["42", "It is 42.", "", " \n", "asdf", "\U0001f4a9 \u202e\u05d0", "a" * 100]
+    task = make_task("What is 17 + 25?", answer="42")
+    for name, folder in (("reward_model", tmp_path), ("embedding_similarity", tiny_model)):
+        spec = RewardSpec(path=FUNCTIONS[name], args={"folder": str(folder)})
+        with Probe([spec], deadline_s=60.0, workers=0) as probe:
+            alone, backwards = probe.score(task, texts), probe.score(task, texts[::-1])[::-1]
+            (together,) = probe.score_groups([(task, texts)])
+        values = [outcome.value for outcome in alone if isinstance(outcome, Score)]
+        assert len(values) == len(texts)
+        assert len(set(values)) > 2
+        for others in (backwards, together):
+            assert [outcome.value for outcome in others if isinstance(outcome, Score)] == pytest.approx(
+                values, abs=1e-5
+            )
+    assert check_rewards(Checked(specs=[spec], workers=0)).errors == []  # the sentences' model reads any length
+
+
 def test_a_length_penalty_without_a_buffer_is_refused() -> None:
     from rewards.soft_overlong import soft_overlong
 
     trajectory = made_up(read_cases(ROOT / "rewards" / f"soft_overlong{SUFFIX}")[0].task, ["x"]).trajectories[0]
     with pytest.raises(ValueError, match="buffer is 0, but must be between 1 and max_tokens, 10"):
         soft_overlong(trajectory, max_tokens=10, buffer=0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("[[[2], 4]]", r"a list of cases .*got '\[\[\[2\], 4\]\]'\. The column holds JSON as text: read it with json"),
+        ({"in": [2]}, r"`answer` has to be a list of cases \[\[arguments, expected\], \.\.\.\]"),
+        ([[[2], 4], [3, 9]], r"`answer\[1\]` is none of cases .*: '\[3, 9\]'"),
+        ([[[2], 4, 5]], r"`answer\[0\]` is none of cases"),
+    ],
+)
+def test_code_tests_says_what_its_cases_have_to_be(answer: Any, said: str) -> None:
+    from rewards.code_tests import code_tests
+
+    with pytest.raises(ValueError, match=said):
+        code_tests("def f(n):\n    return n * n", answer, "f")
+
+
+def test_a_judge_without_its_server_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def gone(client: object, model: str, *given: object, **sampling: object) -> None:
+        raise ServerError(f"model {model!r} at http://gone/v1/: Connection error.")
+
+    monkeypatch.setattr("rlft.reward.judge.ask_async", gone)
+    monkeypatch.setenv("RLFT_JUDGE_CACHE", ":memory:")
+    for name, cases in (("judge", "6 of 6"), ("pairwise", "5 of 6")):  # its last case is alone and asks nobody
+        spec, given = judged(FUNCTIONS[name], name, "gone")
+        errors = check_rewards(Checked(specs=[spec], **given)).errors
+        assert [finding.check for finding in errors] == ["cases", "contract"]
+        told = f"{cases} cases could not be scored (server): model 'judge' at http://gone/v1/: Connection error."
+        assert errors[0].detail == told
+        assert all("start the server" in finding.advice for finding in errors)
+        assert all("--args base_url=URL" in finding.advice for finding in errors)
+        for cases_given in (given["cases"], ()):
+            with pytest.raises(ValueError, match=r"nothing could be attacked.*Connection error\.; start the server"):
+                attack(Attacked(specs=[spec], **{**given, "cases": cases_given}))
+
+
+def test_an_attack_says_how_many_replies_could_not_be_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def breaks(client: object, model: str, messages: list[Message], **sampling: object) -> Reply:
+        if "SYSTEM" in messages[0]["content"]:
+            raise ServerError("it is too busy")
+        return await ask_directly(client, model, messages)
+
+    monkeypatch.setattr("rlft.reward.judge.ask_async", breaks)
+    monkeypatch.setenv("RLFT_JUDGE_CACHE", ":memory:")
+    spec, given = judged("rewards.judge:helpfulness", "judge", "busy")
+    given["cases"] = given["cases"][:3]
+    report = attack(Attacked(specs=[spec], generations=0, seconds=60.0, **given))
+    (note,) = report.notes
+    count, _, of = note.partition(" of ")
+    assert 0 < int(count) < report.replies == int(of.split()[0])
+    assert note.endswith("so nothing is known of them (server): it is too busy")

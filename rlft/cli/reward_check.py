@@ -26,6 +26,8 @@ from rlft.types import RewardSpec, Task
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 _ROWS = 200
+OF_SERVERS = {"base_url", "model", "api_key_env", "deadline_s"}
+"""Arguments that say which judge is asked, and not what is right."""
 
 
 def asked(
@@ -83,9 +85,12 @@ def show(console: Console, title: str, report: Report, *, as_json: bool) -> None
 
 
 def cases_file(specs: Sequence[RewardSpec]) -> Path | None:
-    """Where the cases of the only reward with a weight lie, or would: they are for weight 1 and no arguments."""
+    """Where the cases of the only reward with a weight lie, or would.
+
+    They are for weight 1 and no arguments but `OF_SERVERS`.
+    """
     weighted = [spec for spec in specs if spec.weight]
-    if len(weighted) != 1 or weighted[0].weight != 1 or weighted[0].args:
+    if len(weighted) != 1 or weighted[0].weight != 1 or weighted[0].args.keys() - OF_SERVERS:
         return None
     file, name = source_file(weighted[0].path), weighted[0].path.rpartition(":")[2]
     if file is None:

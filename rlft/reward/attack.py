@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 from rlft.reward import tricks
 from rlft.reward.adversarial import Source, good_cases, shown, written
+from rlft.reward.behaviour import server_said
 from rlft.reward.cases import Case, Expect
 from rlft.reward.check import MADE_UP, MOST_TASKS
 from rlft.reward.contract import OFFERED
@@ -85,7 +86,7 @@ def attack(attacked: Attacked) -> AttackReport:
     """Attack rewards in processes that can be killed.
 
     Raises:
-        ValueError: a reward or the oracle cannot be loaded or called.
+        ValueError: a reward or the oracle cannot be loaded or called, or asks a server that does not answer.
     """
     shadow = next((spec for spec in attacked.specs if spec.role == "shadow"), None)
     oracle = replace(attacked.oracle, name=ORACLE, weight=0.0) if attacked.oracle else shadow
@@ -106,6 +107,15 @@ def attack(attacked: Attacked) -> AttackReport:
             judge.notes.append(
                 f"the attack ended early, since the reward hangs or dies: {error}; see rlft reward check"
             )
+    if len(judge.failed) == len(judge.known):
+        judge.refuse_unasked(judge.failed)
+    if judge.failed:
+        first = judge.failed[0]
+        judge.notes.insert(
+            0,
+            f"{len(judge.failed)} of {len(judge.known)} replies could not be scored, so nothing is known of them "
+            f"({first.kind}): {server_said(first)}",
+        )
     if judge.stopped:
         judge.notes.append(f"not everything was tried within {attacked.seconds:g} s")
     found.sort(key=lambda exploit: (-exploit.score, len(exploit.completion)))

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
+from typing import TypeGuard
 
 from rlft.reward.findings import Finding, quoted
 from rlft.reward.odd_replies import ODD_REPLIES
@@ -17,6 +18,10 @@ ALL = "all together"
 """Name of the weighted sum of a config's rewards."""
 _DIFFERS = 1e-4
 """Values further apart than this share of them differ; reward models in float32 vary by less."""
+SERVER_ADVICE = (
+    "start the server that the reward asks, which has to speak OpenAI's chat API, and name it and its model: "
+    "--args base_url=URL --args model=NAME, or `args` in the config"
+)
 _FEW = 8
 """Replies that have to score alike before a reward is called constant."""
 _TIMED = 20
@@ -112,15 +117,28 @@ def failure_findings(samples: Sequence[Sample]) -> list[Finding]:
     return [_failed(reward, found, len(samples)) for (reward, _, _), found in groups.items()]
 
 
+def of_server(outcome: object) -> TypeGuard[Failed]:
+    """Whether it failed since a server that a reward asks cannot be reached or refuses."""
+    return isinstance(outcome, Failed) and outcome.kind == "server"
+
+
+def server_said(failure: Failed) -> str:
+    """Why a server did not help, without the way there."""
+    return failure.message.rpartition("\n")[2].rpartition("ServerError: ")[2]
+
+
 def _failed(reward: str, found: Sequence[tuple[Sample, Failed]], of: int) -> Finding:
     sample, failure = min(found, key=lambda pair: len(pair[0].text))
     return Finding(
         check="contract",
         severity="error",
         reward=reward,
-        detail=f"{len(found)} of {of} replies could not be scored ({failure.kind}): {failure.message}",
+        detail=f"{len(found)} of {of} replies could not be scored ({failure.kind}): "
+        f"{server_said(failure) if failure.kind == 'server' else failure.message}",
         example=quoted(sample.text),
-        advice="handle every text and every task, since a reply can be anything; None abstains",
+        advice=SERVER_ADVICE
+        if failure.kind == "server"
+        else "handle every text and every task, since a reply can be anything; None abstains",
     )
 
 

@@ -32,7 +32,7 @@ from rlft.common.by_path import did_you_mean
 from rlft.common.files import write_file
 from rlft.common.rows import read_rows
 from rlft.reward import systems
-from rlft.reward.probe import make_task
+from rlft.reward.probe import Probe, make_task
 from rlft.reward.transcript import read_turns, whole
 from rlft.types import Abstain, Failed, Message, Outcome, Score, Task
 
@@ -116,6 +116,26 @@ def read_cases(path: Path) -> list[Case]:
 def write_cases(path: Path, cases: Iterable[Case]) -> None:
     """Write a file of cases, whole or not at all; what a case has not is left out."""
     write_file(path, "".join(json.dumps(_row(case), ensure_ascii=False) + "\n" for case in cases))
+
+
+def case_outcomes(probe: Probe, cases: Sequence[Case]) -> list[Outcome]:
+    """What the rewards of a probe say to the cases, in their order.
+
+    Each case is a group of its own; for a reward that compares, the cases of one task are one group.
+    """
+    comparative = any(plan.kind == "group" for plan in probe.plans.values())
+    together: dict[str, list[Case]] = {}
+    for case in cases:
+        task = json.dumps([case.prompt, case.answer, dict(case.columns)], sort_keys=True, default=str)
+        together.setdefault(task if comparative else case.name, []).append(case)
+    groups = list(together.values())
+    scored = probe.score_groups([(group[0].task, [case.reply for case in group]) for group in groups])
+    found = {
+        case.name: outcome
+        for group, outcomes in zip(groups, scored, strict=True)
+        for case, outcome in zip(group, outcomes, strict=True)
+    }
+    return [found[case.name] for case in cases]
 
 
 def broken_cases(cases: Sequence[Case], outcomes: Sequence[Outcome]) -> dict[str, str]:

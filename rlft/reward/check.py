@@ -160,16 +160,22 @@ def _leaks(tasks: Sequence[Task]) -> list[Finding]:
 
 
 def _cases(probe: Probe, checked: Checked) -> list[Finding]:
-    """The user's cases, those of one task in groups of their own."""
+    """Whether the user's cases hold."""
     if not checked.cases:
         return []
-    outcomes = [outcomes[0] for outcomes in probe.score_groups([(c.task, [c.reply]) for c in checked.cases])]
+    outcomes = case_files.case_outcomes(probe, checked.cases)
     wrong = case_files.broken_cases(checked.cases, outcomes)
     by_name = {case.name: case for case in checked.cases}
     if not wrong:
         detail = f"all {len(by_name)} hold"
         return [Finding(check="cases", severity="info", reward=ALL, detail=detail)]
-    return [
+    found = []
+    if unasked := {c.name: o for c, o in zip(checked.cases, outcomes, strict=True) if behaviour.of_server(o)}:
+        wrong = {name: problem for name, problem in wrong.items() if name not in unasked}
+        said = behaviour.server_said(next(iter(unasked.values())))
+        detail = f"{len(unasked)} of {len(by_name)} cases could not be scored (server): {said}"
+        found = [Finding(check="cases", severity="error", reward=ALL, detail=detail, advice=behaviour.SERVER_ADVICE)]
+    return found + [
         Finding(
             check="cases",
             severity="error",
