@@ -16,7 +16,7 @@ from typing import Any
 from rlft.common.by_path import did_you_mean
 from rlft.curves import reading
 from rlft.run.provenance import decides_nothing
-from rlft.run.records import BEFORE_TRAINING, CONFIG, EVALS, Evaluation
+from rlft.run.records import BEFORE_TRAINING, CONFIG, EVALS, SUMMARY, Evaluation
 
 VERSUS = "vs"
 """Word between the two groups on the command line."""
@@ -257,6 +257,11 @@ def _choose(folder: Path, evals: Sequence[Evaluation], name: str) -> Evaluation:
     back = reading.rolled_back_to(folder)
     if trained := [e for e in evals if not e.is_before and (back is None or e.step <= back)]:
         return trained[-1]
+    if not evals and (folder / SUMMARY).is_file():
+        raise ValueError(
+            f"{folder} has ended without an evaluation in {EVALS}/, as runs of heads and reward models do; what it "
+            f"measured is in {folder / SUMMARY}"
+        )
     raise ValueError(
         f"{folder} has no evaluation after training in {EVALS}/ (there is: {there}): finish it with `rlft resume "
         f"{folder}`, or leave it out{f', or name another one: {folder}@{evals[-1].name}' if evals else ''}"
