@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlft.cli.reward_check import spread
+from rlft.cli.reward_check import cases_file, spread
 from rlft.common.by_path import available
 from rlft.common.chat_server import Reply, ServerError
 from rlft.model.base import seeded
@@ -259,3 +259,14 @@ def test_an_attack_says_how_many_replies_could_not_be_scored(monkeypatch: pytest
     count, _, of = note.partition(" of ")
     assert 0 < int(count) < report.replies == int(of.split()[0])
     assert note.endswith("so nothing is known of them (server): it is too busy")
+
+
+def test_the_cases_of_a_judge_are_found_whatever_server_it_asks() -> None:
+    def found(**args: Any) -> str:
+        file = cases_file([RewardSpec(path=FUNCTIONS["rubric"], args=args)])
+        return file.name if file else ""
+
+    assert found(base_url="http://judge/v1", model="m", api_key_env="KEY", deadline_s=3.0) == f"rubric{SUFFIX}"
+    assert (
+        found(base_url="http://judge/v1", criteria={"polite": "it is polite"}) == ""
+    )  # others hold for other criteria
