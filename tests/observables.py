@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import queue
 import tempfile
 import threading
 import time
@@ -38,6 +39,8 @@ from rlft.rollout.engines.by_name import make_engine
 from rlft.rollout.pool import make_pool
 from rlft.run.directory import Run
 from rlft.run.records import Evaluation, Provenance
+from rlft.run.trackers import mirror
+from rlft.run.trackers.contract import TrackedRun
 from rlft.train.head import data as head_data
 from rlft.train.head import launch as launch_head
 from rlft.train.head.config import HeadConfig
@@ -80,6 +83,21 @@ def place(config: BaseRunConfig) -> Any:
     """Where the run directory lies."""
     with Run.create(config, provenance=Provenance(), restart=True) as run:
         return str(run.path), sorted(path.name for path in run.path.iterdir())
+
+
+def tracked(config: BaseRunConfig) -> Any:
+    """What each tracker is told about the run, but for its id."""
+    told = queue.SimpleQueue[Any]()
+
+    def make(name: str, run: TrackedRun) -> Any:
+        told.put((name, run.project, run.to))
+        return mock.Mock()
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(mirror, "make_tracker", make):
+        sending = mirror.Mirror(Path(folder), config)
+        sending.log(1, {})
+        assert sending.finish() == []
+    return [told.get_nowait() for _ in config.trackers]
 
 
 def spelling(config: Any) -> Any:

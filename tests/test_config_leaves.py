@@ -65,7 +65,14 @@ ELSEWHERE = {
     "evaluations": [{"name": "further", "tasks": 2, "environment": {"path": "tests.observables:other_letters"}}]
 }
 STRIPES = {"rewards": [{"path": "tests.leaf_rewards:stripes"}]}
+TRACKED = {"trackers": [{"name": "wandb"}]}
+TRACKERS: list[Row] = [
+    ("trackers.name", "mlflow", see.tracked, TRACKED),
+    ("trackers.project", "team/other", see.tracked, TRACKED),
+    ("trackers.to", "offline", see.tracked, TRACKED),
+]
 RL: list[Row] = [
+    *TRACKERS,
     ("name", "other", see.place, {}),
     ("output_dir", "{folder}/elsewhere", see.place, {}),
     ("seed", 1, see.requested, {}),
@@ -207,6 +214,7 @@ SIMPO = {"preference": {"loss": "simpo", "beta": 2.0}}
 KTO = {"preference": {"loss": "kto"}}
 FOLDER = {"data.source": "{folder}/pairs"}
 PREFERENCE: list[Row] = [
+    *TRACKERS,
     ("name", "other", see.place, {}),
     ("output_dir", "{folder}/elsewhere", see.place, {}),
     ("seed", 1, see.compared, {}),
@@ -249,6 +257,7 @@ PREFERENCE: list[Row] = [
     ("checkpoint.adapters", "last 1", see.preference_files, {"checkpoint.every": 1}),
 ]
 REWARD_MODEL: list[Row] = [
+    *TRACKERS,
     ("name", "other", see.place, {}),
     ("output_dir", "{folder}/elsewhere", see.place, {}),
     ("seed", 1, see.rewarding, {}),
@@ -273,6 +282,7 @@ REWARD_MODEL: list[Row] = [
 TEXTS = {"data.source": "{folder}/texts"}
 LORA = {"adapter.kind": "lora", "epochs": 1}
 HEAD: list[Row] = [
+    *TRACKERS,
     ("name", "other", see.place, {}),
     ("output_dir", "{folder}/elsewhere", see.place, {}),
     ("seed", 1, see.heading, {}),
@@ -308,6 +318,7 @@ HEAD: list[Row] = [
 ]
 MEASURED = {"evaluation.every": 1, "learner.lr": 1e-9, "data.heldout": 20, "epochs": 4}
 SUPERVISED: list[Row] = [
+    *TRACKERS,
     ("name", "other", see.place, {}),
     ("output_dir", "{folder}/elsewhere", see.place, {}),
     ("seed", 1, see.taught, {}),

@@ -20,6 +20,7 @@ from rlft.config.sections import (
     ScoringConfig,
     SFTStageConfig,
     Strict,
+    TrackerConfig,
 )
 from rlft.config.tree import BaseRunConfig, PolicyRunConfig, RunConfig
 
@@ -42,4 +43,5 @@ __all__ = [
     "SamplingConfig",
     "ScoringConfig",
     "Strict",
+    "TrackerConfig",
 ]

@@ -288,3 +288,28 @@ class CheckpointConfig(Strict):
     adapters: str = Field("all", pattern=r"^(all|(last|every) [1-9][0-9]*)$")
     """Which adapters stay in `adapters/`, where each snapshot leaves one: `all`, `last K`, or `every N` (of the steps
     that N divides, and the last one)."""
+
+
+class TrackerConfig(Strict):
+    """A tracker that the run's numbers are also sent to: a mapping, or its name alone."""
+
+    name: Literal["tensorboard", "wandb", "mlflow", "trackio"]
+    """Which one; each needs its extra, such as `pip install 'rlft[wandb]'`."""
+    project: str = Field("rlft", min_length=1)
+    """Project (of wandb also TEAM/PROJECT; the experiment of mlflow) that the run is put into; not for tensorboard."""
+    to: str = ""
+    """Where to: a folder for tensorboard, `online` or `offline` for wandb, a tracking URI for mlflow, a Space for
+    trackio. Empty: on this machine, but for wandb and mlflow what their own environment variables say."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> TrackerConfig:
+        if self.name == "wandb" and self.to not in ("", "online", "offline"):
+            raise ValueError(
+                f"wandb goes `online` or `offline`, not to {self.to!r}; another server is named by WANDB_BASE_URL"
+            )
+        return self

@@ -23,6 +23,7 @@ from rlft.config.sections import (
     ScoringConfig,
     SFTStageConfig,
     Strict,
+    TrackerConfig,
 )
 from rlft.objectives.algorithm import Loss, PolicyObjective, PreferenceObjective
 from rlft.objectives.presets import PRESETS, kind_of, preset_fields, refuse_unused
@@ -52,6 +53,13 @@ _Algorithm = Annotated[
 ]
 
 
+def _each_once(trackers: tuple[TrackerConfig, ...]) -> tuple[TrackerConfig, ...]:
+    names = [tracker.name for tracker in trackers]
+    if doubled := next((name for name in names if names.count(name) > 1), ""):
+        raise ValueError(f"{doubled} stands twice; a run is sent to each tracker once")
+    return trackers
+
+
 class BaseRunConfig(Strict):
     """The settings that every kind of run has."""
 
@@ -65,6 +73,8 @@ class BaseRunConfig(Strict):
     """The language model."""
     adapter: AdapterConfig = AdapterConfig()  # type: ignore[call-arg]
     """What is trained of it."""
+    trackers: Annotated[tuple[TrackerConfig, ...], AfterValidator(_each_once)] = ()
+    """Experiment trackers that get the run's numbers, too; none of them can stop it."""
 
     @property
     def run_dir(self) -> Path:

@@ -11,6 +11,7 @@ runs/NAME/
   manifest.json      hashes of all of these        bisect/          evaluations that `rlft bisect` made
   skipped/           batches whose update was not finite
   aside/             records of steps that were made again after a resume
+  trackers/          what trackers keep here
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ from rlft.run.records import (
 )
 from rlft.run.rollout_table import to_parquet
 from rlft.run.stored_task import StoredTask
+from rlft.run.trackers.by_name import refuse_missing
+from rlft.run.trackers.mirror import Mirror, numbers_of
 from rlft.types import Batch, Group, Metrics, Task
 
 C = TypeVar("C", bound=BaseRunConfig, default=RunConfig)
@@ -132,6 +135,7 @@ class Run(Generic[C]):
         self._told: defaultdict[str, set[str]] | None = None
         self._kept_tasks: dict[str, str] | None = None
         self._hashes = RecordHashes(self.path)
+        self._mirror: Mirror | None = None
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -147,8 +151,9 @@ class Run(Generic[C]):
             restart: move an existing run of that name aside instead of refusing.
 
         Raises:
-            ValueError: a run of that name exists.
+            ValueError: a run of that name exists, or a tracker's package is missing.
         """
+        refuse_missing(config.trackers)
         path = config.run_dir
         if (path / CONFIG).exists():
             if not restart:
@@ -196,7 +201,11 @@ class Run(Generic[C]):
         if error is not None and self.is_going:
             what = f"by {error}" if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
             self.event("stopped", what)
-        self._lock.release()
+        try:
+            if self._mirror is not None:
+                self._tell_trackers(self._mirror.finish())
+        finally:
+            self._lock.release()
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Append a step's numbers, synced; what is not finite is left out and noted as an event."""
@@ -204,7 +213,19 @@ class Run(Generic[C]):
         if bad:
             self.event("not_finite", f"{', '.join(bad)} not finite, left out of metrics.jsonl", step=step)
         line = MetricsLine(step=step, metrics={name: value for name, value in metrics.items() if name not in bad})
+        mirror = self._trackers()  # before the line is there, which it would send twice
         _append(self.path / METRICS, line.line())
+        self._tell_trackers(mirror.log(step, line.metrics))
+
+    def _trackers(self) -> Mirror:
+        if self._mirror is None:
+            self._mirror = Mirror(self.path, self.config)
+        return self._mirror
+
+    def _tell_trackers(self, messages: Sequence[str]) -> None:
+        for message in messages:
+            self.event("tracker", message)
+            logs.say(message, None)
 
     def event(self, kind: str, message: str, *, step: int | None = None) -> None:
         """Append something that happened; with a step it is marked on the curves."""
@@ -276,8 +297,10 @@ class Run(Generic[C]):
 
     def write_evaluation(self, evaluation: Evaluation) -> None:
         """Keep an evaluation; one that is there is not made again by `rlft resume`."""
+        mirror = self._trackers()
         path = self.path / evaluations_folder(evaluation.set_name) / f"{evaluation.name}.json"
         write_file(path, json.dumps(evaluation.as_dict(), indent=1))
+        self._tell_trackers(mirror.log(*numbers_of(evaluation)))
 
     def write_evaluation_samples(
         self,

@@ -27,6 +27,7 @@ PACKAGES = ("rlft", "torch", "transformers", "peft", "trl", "datasets", "ray")
 NO_NUMBERS = (
     "name",
     "output_dir",
+    "trackers",
     "backend",
     "ray_address",
     "scoring.workers",

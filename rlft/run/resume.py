@@ -17,6 +17,7 @@ from rlft.run import cut_back, logs, provenance
 from rlft.run.checkpoint import Snapshot, load_latest, prune, steps_kept
 from rlft.run.directory import Run, kept_checkpoints, read_config
 from rlft.run.records import CHECKPOINTS, CONFIG, PROVENANCE, SUMMARY, Provenance
+from rlft.run.trackers.by_name import refuse_missing
 
 C = TypeVar("C", bound=BaseRunConfig)
 
@@ -110,6 +111,7 @@ def continued(
         ValueError: what makes the numbers has changed (the changes, and how to fork); or the run's records are damaged
             (where, and what to do).
     """
+    refuse_missing(config.trackers)
     if how.fork:
         fork = _fork(run, config, now, how)
         with fork.run:
