@@ -1,7 +1,8 @@
 """The environment: a number between two bounds has to be found in three guesses.
 
 Seven numbers are in question, so that halving what is left (the middle one, then the middle of the rest) always finds
-it in three. A policy that guesses at random finds it in three of seven games.
+it in three. A policy that guesses at random finds it in three of seven games, one that draws among what is left in two
+of three.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Game:
     def start(self, task: Task, seed: int) -> list[Message]:
         """The first messages. Chance belongs to `seed`, which a group's samples share; here nothing is left to it."""
         self.number = int(task.answer)
+        self.low, self.high = task.columns["low"], task.columns["high"]
         return list(task.messages)
 
     def step(self, message: Message) -> Step:
@@ -29,9 +31,15 @@ class Game:
         guess = last_number(message["content"])
         if guess is None or not guess.isdecimal():
             return say("Write a number.")
-        if int(guess) == self.number:
+        number = int(guess)
+        if number == self.number:
             return Step(done=True)
-        return say("Higher." if int(guess) < self.number else "Lower.")
+        if number < self.number:
+            self.low = max(self.low, number + 1)
+        else:
+            self.high = min(self.high, number - 1)
+        hint = "Higher" if number < self.number else "Lower"
+        return say(f"{hint}: it is from {self.low} to {self.high}.")
 
 
 def say(text: str) -> Step:
@@ -78,16 +86,14 @@ def demonstrate(game: Task, random_: random.Random) -> list[tuple[Message, ...]]
 
     They show how a guess is written and that hints count. Which numbers are good ones is left to RL.
     """
-    low, high = game.columns["low"], game.columns["high"]
     player, conversations = Game(), []
     messages = player.start(game, 0)
     for _ in range(GUESSES):
-        guess = random_.randint(low, high)
+        guess = random_.randint(player.low, player.high)
         messages = [*messages, Message(role="assistant", content=str(guess))]
         conversations.append(tuple(messages))
         answer = player.step(messages[-1])
         if answer.done:
             break
         messages += answer.messages
-        low, high = (guess + 1, high) if guess < player.number else (low, guess - 1)
     return conversations
