@@ -30,6 +30,7 @@ from rlft.cli import (
     reward,
     serve,
     sft,
+    sweep,
     verify,
 )
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
@@ -207,6 +208,7 @@ def evaluate(
 
 sft.register(app)
 distill.register(app)
+sweep.register(app)
 curves.register(app)
 verify.register(app)
 bisect.register(app)
