@@ -448,7 +448,7 @@ def test_there_are_little_more_than_100_settings() -> None:
         "algorithm.kl_coef",
         "algorithm.beta",
     } <= found.keys()
-    assert 40 < len(found) < 120, sorted(found)
+    assert 40 < len(found) <= 122, sorted(found)  # three of them name trackers
 
 
 # The JSON Schema.

@@ -197,7 +197,7 @@ def test_a_missing_package_is_refused_before_anything_is_made(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("written", "told"),
     [
-        ("[tensorbord]", "trackers.0.name: .*'tensorboard'"),
+        ("[tensorbord]", "trackers.0: unknown tracker 'tensorbord'; .*Did you mean 'tensorboard'"),
         ("[{name: wandb, projekt: x}]", "trackers.0.projekt: .*Did you mean 'project'"),
         ("[{name: wandb, to: nowhere}]", "wandb goes `online` or `offline`, not to 'nowhere'; .*WANDB_BASE_URL"),
         ("[wandb, {name: wandb, project: x}]", "wandb stands twice"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from rlft.common.by_path import did_you_mean
 from rlft.common.variables import check_names
 
 
@@ -290,10 +291,13 @@ class CheckpointConfig(Strict):
     that N divides, and the last one)."""
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
 class TrackerConfig(Strict):
     """A tracker that the run's numbers are also sent to: a mapping, or its name alone."""
 
-    name: Literal["tensorboard", "wandb", "mlflow", "trackio"]
+    name: TrackerName
     """Which one; each needs its extra, such as `pip install 'rlft[wandb]'`."""
     project: str = Field("rlft", min_length=1)
     """Project (of wandb also TEAM/PROJECT; the experiment of mlflow) that the run is put into; not for tensorboard."""
@@ -304,7 +308,11 @@ class TrackerConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+        tree = {"name": value} if isinstance(value, str) else value
+        name, known = tree.get("name") if isinstance(tree, dict) else None, get_args(TrackerName)
+        if isinstance(name, str) and name not in known:
+            raise ValueError(f"unknown tracker {name!r}; one of {', '.join(known)}.{did_you_mean(name, known)}")
+        return tree
 
     @model_validator(mode="after")
     def _check(self) -> TrackerConfig:
