@@ -196,8 +196,9 @@ def names_asked(source: str) -> list[str]:
 
 
 def test_no_other_room_asks_for_an_engine_by_name() -> None:
-    # Tables of packages and of systems with rewards, some of which are named like an engine.
-    others = {"rlft.common.private_names", "rlft.reward.systems"}
+    # Tables of packages, systems with rewards, and servers, some of which are named like an engine.
+    servers = {"rlft.cli.serve", "rlft.train.export.server", "rlft.train.export.export"}
+    others = {"rlft.common.private_names", "rlft.reward.systems", *servers}
     for name, source in sources("rlft").items():
         assert not names_asked(source) or "engines" in name.split(".") or name in others, name
 

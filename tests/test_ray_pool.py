@@ -266,6 +266,8 @@ def test_what_was_submitted_keeps_its_adapter_and_earlier_steps_come_first(
     pool = make_pool("rollout.workers=1")
     pool.run(fake_chunks(["warm"]))
     first = pool.submit(fake_chunks(["s0", "s1"], step=1))
+    while not pool._queue.running:  # what is submitted from here on finds the worker busy
+        time.sleep(0.01)
     second = pool.submit(fake_chunks(["u0", "u1"], step=2))
     pool.publish(adapter(1))
     refill = pool.submit(fake_chunks(["r0"], step=1, version=1))

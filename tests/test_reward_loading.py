@@ -47,7 +47,7 @@ def test_what_lies_beside_a_shipped_reward_is_hashed_too() -> None:
 
 def test_available_lists_every_shipped_reward_with_its_docstring() -> None:
     found = available("rewards")
-    beside = {"constraints", "classifier"}  # what rewards are made of, and is none
+    beside = {"constraints", "reward_model_folder"}  # what rewards are made of, and is none
     files = {path.stem for path in (ROOT / "rewards").glob("*.py")} - {"__init__"} - beside
     assert {path.partition(":")[0] for path in found} == {f"rewards.{name}" for name in files}
     assert len(found) == len(files), "one function a file"

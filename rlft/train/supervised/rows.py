@@ -127,6 +127,8 @@ def _unknown(columns: list[str]) -> str:
     told = f"{CONVENTIONS}; this one has {', '.join(columns) or 'none'}"
     if "conversations" in columns:
         return f"{told}. If conversations holds messages: data.columns={{messages: conversations}}"
+    if "chosen" in columns:
+        return f"{told}. Preferences are for `rlft dpo`"
     if len(columns) >= 2:
         return f"{told}. Name two of them, as in data.columns={{prompt: {columns[0]}, completion: {columns[1]}}}"
     return f"{told}. Name it in data.columns" if columns else told
