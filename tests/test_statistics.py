@@ -110,6 +110,7 @@ def test_seeds_have_a_plain_t_interval() -> None:
     interval = t_interval(values)
     assert (interval.low, interval.high, interval.n) == (pytest.approx(low), pytest.approx(high), 3)
     assert not t_interval([0.5]).bounded
+    assert not t_interval([0.5, 0.5, 0.5]).bounded
 
 
 def test_pairing_sees_what_two_separate_intervals_do_not() -> None:

@@ -134,7 +134,7 @@ def _show_memory(console: Console, peaks: dict[str, tuple[int, float]], together
             "",
             Text(role),
             Text(f"{size / 1e9:.2f} GB", justify="right"),
-            Text(f"each of {count}" if count > 1 else "", style="dim"),
+            Text(f"the largest of {count}" if count > 1 else "", style="dim"),
         )
     total = together if together is not None else sum(n * size for n, size in peaks.values())
     style = "bold red" if total > 0.9 * usable else "bold"

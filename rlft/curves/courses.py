@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from rlft.curves.seeds import SeedDifference, seed_difference
 from rlft.curves.statistics import t_interval
+from rlft.run.records import Interval
 
 Course: TypeAlias = Sequence[tuple[int, float]]
 """(step, mean reward of the step), by ascending step."""
@@ -123,7 +124,10 @@ def _parted(
     count = 0
     for low, high in reversed(list(pairwise(edges))):
         if len(before) == len(after) == 1:
-            interval = t_interval([b - a for a, b in zip(before[0][low:high], after[0][low:high], strict=True)], level)
+            apart = [b - a for a, b in zip(before[0][low:high], after[0][low:high], strict=True)]
+            interval = t_interval(apart, level)
+            if len(set(apart)) == 1:  # steps that are all as far apart leave no doubt about the side
+                interval = Interval(apart[0], apart[0], apart[0], len(apart))
         else:
             means = [[_mean(values[low:high]) for values in group] for group in (before, after)]
             interval = seed_difference(means[0], means[1], level).interval

@@ -170,14 +170,15 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
     This is for the means of whole runs over seeds, each of which is an average over many tasks: the t interval keeps
     its level for two or three of them, where a percentile bootstrap does not (75 % instead of 95 % with three). Bounds
-    are nan with fewer than two values. Raises ValueError as `mean_interval` does.
+    are nan with fewer than two values, and where all are equal, which says nothing of how much others would differ.
+    Raises ValueError as `mean_interval` does.
     """
     from scipy.special import stdtrit
 
     check_level(level)
     n = len(clusters_of([[value] for value in values]))
     mean = math.fsum(values) / n if n else math.nan
-    if n < 2:
+    if n < 2 or min(values) == max(values):
         return Interval(mean, math.nan, math.nan, n)
     error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
     half = float(stdtrit(n - 1, 0.5 + level / 2)) * error

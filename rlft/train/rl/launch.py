@@ -102,14 +102,18 @@ class _Parts:
 
 
 def train(
-    config: RunConfig, *, restart: bool = False, pools: MakePool | None = None, make_view: Callable[..., View] = View
+    config: RunConfig,
+    *,
+    restart: bool = False,
+    pools: MakePool | None = None,
+    make_view: Callable[..., View] | None = None,
 ) -> RLSummary:
     """Start a run and bring it to its end; returns its summary.
 
     Args:
         restart: move an existing run of that name aside.
         pools: makes the rollout pool; `pool.make_pool` if not given.
-        make_view: what is called for the run's view, with the arguments of `View`.
+        make_view: what is called for the run's view, with the arguments of `View`; `View` if not given.
 
     Raises:
         ValueError: something in the config, the environment, the rewards or the model cannot work; nothing was started.
@@ -216,12 +220,12 @@ def _execute(
     going_on: Continued[RunConfig] | None = None,
     remarks: Sequence[str] = (),
     pools: MakePool | None = None,
-    make_view: Callable[..., View] = View,
+    make_view: Callable[..., View] | None = None,
 ) -> RLSummary:
     config, model_folder, scorer = run.config, prepared.model_folder, prepared.scorer
     run.sources = _sources(config, prepared)
     with (
-        make_view(config.name, steps=config.steps, shadows=shadow_names(config.rewards)) as view,
+        (make_view or View)(config.name, steps=config.steps, shadows=shadow_names(config.rewards)) as view,
         services(config, model_folder, scorer, run, view, pools) as pool,
     ):
         if prepared.dropped:

@@ -153,11 +153,11 @@ class Memory:
 
     @property
     def peaks(self) -> dict[str, tuple[int, float]]:
-        """(processes, bytes of the largest at its peak), by role."""
+        """(processes, bytes of the largest at its peak), by role; tiny ones (guards) are not counted."""
         found: dict[str, list[float]] = {}
         for pid, size in self._highest.items():
             found.setdefault(self._roles[pid], []).append(size)
-        return {role: (len(sizes), max(sizes)) for role, sizes in found.items()}
+        return {role: (sum(size > max(sizes) / 10 for size in sizes), max(sizes)) for role, sizes in found.items()}
 
     def look(self) -> None:
         """Look once."""
