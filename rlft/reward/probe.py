@@ -32,7 +32,8 @@ MOST_KILLED = 3
 """Processes that a probe loses to a reward before it gives the reward up."""
 AT_ONCE = 64
 """Most texts in one call of the scorer: what hangs among them is noticed after it."""
-_PRINTED_WITHIN_S = 0.1
+_PRINTED_WITHIN_S, _SETTLED_S = 0.1, 0.03
+"""Seconds that what was printed may take to be in the log, and that nothing comes in when all of it is there."""
 
 Ask: TypeAlias = tuple[Task, Sequence[str]]
 """A task, and the completions that a reward sees as one group; a `Transcript` among them is an episode."""
@@ -211,6 +212,11 @@ class Probe:
             time.sleep(0.01)
         if size <= self._read:
             return ""
+        grown = -1
+        while grown != size and time.monotonic() < ends + _PRINTED_WITHIN_S:  # a line may come in several parts
+            grown = size
+            time.sleep(_SETTLED_S)
+            size = _size(self._log)
         with self._log.open("rb") as file:
             file.seek(self._read)
             data = file.read()
