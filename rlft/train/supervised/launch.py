@@ -209,11 +209,15 @@ def _measure_once(
     view.note(f"held-out, {name}: log-probability {format_accuracy(result.accuracy)} per token, {perplexity}")
 
 
-def _looked(run: Run[SupervisedConfig], until: int) -> list[Evaluation]:
-    """The measurements up to an update that early stopping goes by: that before training, then the scheduled ones."""
+def _standing(run: Run[SupervisedConfig], data: SupervisedData, until: int) -> tuple[stopping.Standing, Evaluation]:
+    """Where early stopping stands at an update, and the best measurement: of that before training, and of the
+    scheduled ones up to then."""
     every = run.config.evaluation.every
     found = [run.evaluation("base"), *(run.evaluation(step_name(step)) for step in range(every, until + 1, every))]
-    return [each for each in found if each is not None]
+    looked = [each for each in found if each is not None]
+    planned = looks_planned(run.config, num_updates(run.config, data))
+    standing = stopping.standing([each.by_task for each in looked], planned=planned)
+    return standing, looked[standing.best]
 
 
 def _stops(run: Run[SupervisedConfig], data: SupervisedData, view: View, step: int) -> bool:
@@ -221,12 +225,10 @@ def _stops(run: Run[SupervisedConfig], data: SupervisedData, view: View, step: i
     config = run.config
     if not config.evaluation.patience:
         return False
-    looked = _looked(run, step)
-    total = num_updates(config, data)
-    found = stopping.standing([each.by_task for each in looked], planned=looks_planned(config, total))
+    found, best = _standing(run, data, step)
     if not found.is_over(config.evaluation.patience):
         return False
-    best = looked[found.best]
+    total = num_updates(config, data)
     told = f"none of the last {found.since} measurements is better than {best.label} beyond chance"
     run.event(STOPPED_EARLY, f"stopped at update {step} of {total}: {told}", step=best.step or step)
     view.note(f"stopped early: {told}")
@@ -238,9 +240,8 @@ def _result_step(run: Run[SupervisedConfig], data: SupervisedData, updates: int)
     config, total = run.config, num_updates(run.config, data)
     if not config.evaluation.patience or updates == total:
         return updates
-    looked = _looked(run, updates)
-    found = stopping.standing([each.by_task for each in looked], planned=looks_planned(config, total))
-    return looked[found.best].step or updates  # nothing is better than no training: what there is at its end
+    _, best = _standing(run, data, updates)
+    return best.step or updates  # nothing is better than no training: what there is at its end
 
 
 def _summarize(run: Run[SupervisedConfig], data: SupervisedData, *, updates: int, result: int) -> SupervisedSummary:
