@@ -38,7 +38,7 @@ def report(
 ) -> None:
     """Say SHIP, DON'T or CAN'T TELL and why, and write report.html and reward.png of a run, finished or not."""
     from rlft.curves.passes import passes
-    from rlft.curves.reading import evals_of_result, read_config, rolled_back_to
+    from rlft.curves.reading import evals_of_result, read_config
     from rlft.curves.verdict import verdict_of
 
     if read_config(run).get("kind") == "head":
@@ -46,7 +46,7 @@ def report(
 
         report_head(run, as_json=as_json)
         return
-    verdict, sets = verdict_of(run), read_sets(run, read_config(run), until=rolled_back_to(run))
+    verdict, sets = verdict_of(run), read_sets(run, read_config(run))
     if as_json:
         evals = evals_of_result(run)
         solved = [each.as_dict() for each in passes(evals[-1].by_task)] if evals else []

@@ -13,7 +13,7 @@ from rich.text import Text
 from rlft.cli.curves import show_sets, show_verdict
 from rlft.curves.evaluation_sets import read_sets
 from rlft.curves.passes import passes
-from rlft.curves.reading import evals_of_result, read_config, rolled_back_to
+from rlft.curves.reading import evals_of_result, read_config
 from rlft.curves.text import interval_text, visible
 from rlft.curves.verdict import verdict_of
 from rlft.run.manifest import MANIFEST, root_hash
@@ -43,7 +43,7 @@ def show_summary(run: Path, summary: Mapping[str, Any]) -> None:
         console.print(table)
     if rewards := _rewards_table(summary, stages):
         console.print(rewards)
-    show_sets(read_sets(run, read_config(run), until=rolled_back_to(run)))
+    show_sets(read_sets(run, read_config(run)))
     for sentence in _passes(run):
         console.print(Text(sentence))
     for name, shadow in summary.get("shadow", {}).items():

@@ -108,15 +108,14 @@ def bounds_of_stage(evaluation: Evaluation) -> Bounds | None:
     return (0.0, 1.0) if evaluation.stage not in ("RL", "SFT") else None
 
 
-def read_sets(run: Path, config: Mapping[str, Any], *, until: int | None = None) -> list[EvaluationSet]:
-    """The evaluation sets of a run in the order of its config.
+def read_sets(run: Path, config: Mapping[str, Any]) -> list[EvaluationSet]:
+    """The evaluation sets of a run in the order of its config, up to the policy that is its result.
 
     The level of a change is that of its look, and what it allows to be conclusive by chance is shared by the sets: if
     training changed nothing, any of them seems to have got worse in at most 2.5 % of the runs.
 
     Args:
         config: the resolved config.
-        until: the step after which evaluations do not count, as in a run that was rolled back to it.
 
     Raises:
         ValueError: an evaluation's file is damaged.
@@ -125,7 +124,7 @@ def read_sets(run: Path, config: Mapping[str, Any], *, until: int | None = None)
     if (config.get("evaluation") or {}).get("tasks") and config.get("kind") == "sft":
         stored = reading.read_evals(run, TASKS)
         found = [{"name": TASKS, **(stored[-1].extra.get("settings") or {})}] if stored else []
-    return [_read(run, config, settings, len(found), until) for settings in found]
+    return [_read(run, config, settings, len(found)) for settings in found]
 
 
 def worse(sets: Sequence[EvaluationSet]) -> list[Reason]:
@@ -143,11 +142,9 @@ def worse(sets: Sequence[EvaluationSet]) -> list[Reason]:
     ]
 
 
-def _read(
-    run: Path, config: Mapping[str, Any], settings: Mapping[str, Any], count: int, until: int | None
-) -> EvaluationSet:
+def _read(run: Path, config: Mapping[str, Any], settings: Mapping[str, Any], count: int) -> EvaluationSet:
     name = str(settings.get("name"))
-    evals = [e for e in reading.read_evals(run, name) if until is None or e.step <= until]
+    evals = reading.evals_of_result(run, name)
     before = [e for e in evals if e.is_before]
     trained = [e for e in evals if not e.is_before]
     if not before or not trained:

@@ -127,10 +127,10 @@ def read_evals(run: Path, set_name: str = "") -> list[Evaluation]:
     return sorted(evals, key=lambda e: (order.get(e.name, 2), e.step, e.name))
 
 
-def evals_of_result(run: Path) -> list[Evaluation]:
-    """The evaluations up to that of the policy that is the run's result (`rolled_back_to`). Raises as that does."""
+def evals_of_result(run: Path, set_name: str = "") -> list[Evaluation]:
+    """`read_evals` up to the policy that is the run's result (`rolled_back_to`). Raises as both do."""
     back = rolled_back_to(run)
-    return [e for e in read_evals(run) if back is None or e.step <= back]
+    return [e for e in read_evals(run, set_name) if back is None or e.step <= back]
 
 
 def read_eval_samples(run: Path, name: str, columns: Sequence[str]) -> Any:

@@ -132,7 +132,7 @@ def _load(run: Path) -> _Run:
         verdict=verdict_of(run, health),
         health=health,
         shadows=measure_shadows(run, shadow_names(reading.reward_specs(config)), width=reading.window(rows)),
-        sets=read_sets(run, config, until=reading.rolled_back_to(run)),
+        sets=read_sets(run, config),
         notes=notes,
     )
 

@@ -254,8 +254,7 @@ def _choose(folder: Path, evals: Sequence[Evaluation], name: str) -> Evaluation:
         if chosen := next((e for e in evals if e.name == name), None):
             return chosen
         raise ValueError(f"{folder} has no evaluation {name!r}; it has: {there}")
-    back = reading.rolled_back_to(folder)
-    if trained := [e for e in evals if not e.is_before and (back is None or e.step <= back)]:
+    if trained := [e for e in reading.evals_of_result(folder) if not e.is_before]:
         return trained[-1]
     if not evals and (folder / SUMMARY).is_file():
         raise ValueError(

@@ -101,12 +101,12 @@ def verdict_of(run: Path, health: Health | None = None) -> Verdict:
     from rlft.curves.alarms import alarms_of  # needs numpy, which a report that is only imported does not
 
     config = reading.read_config(run)
-    evals, rows, health = reading.read_evals(run), reading.read_metrics(run), health or alarms_of(run)
+    evals, rows, health = reading.evals_of_result(run), reading.read_metrics(run), health or alarms_of(run)
     rewards = reading.reward_specs(config)
     shadows = measure_shadows(run, shadow_names(rewards))
     back = reading.rolled_back_to(run)
     if back is not None:  # what came after the step that is the result is on record, and not what would be shipped
-        evals, rows = [e for e in evals if e.step <= back], [row for row in rows if row["step"] <= back]
+        rows = [row for row in rows if row["step"] <= back]
         health = replace(health, alarms=tuple(alarm for alarm in health.alarms if alarm.onset <= back))
         shadows = [replace(each, moved=[m for m in each.moved if m[0].step <= back]) for each in shadows]
     unwatched = [each.label for each in rewards if each.weight == 0 and each.role != "shadow"]
@@ -123,7 +123,7 @@ def verdict_of(run: Path, health: Health | None = None) -> Verdict:
         shadows=shadows,
         observed=observed,
         remarks=remarks,
-        sets=read_sets(run, config, until=back),
+        sets=read_sets(run, config),
     )
 
 
