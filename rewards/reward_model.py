@@ -12,8 +12,6 @@ there are no cases here; write some for yours.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from rlft.model.chat import conversation
 from rlft.types import Message
@@ -28,10 +26,11 @@ def reward_model(
     normalize: bool = False,
     threads: int = 1,
     device: str = "",
-) -> list[float]:
+) -> list[float | ValueError]:
     """The model's output at the last token of each conversation, as the model's own chat template writes it.
 
-    The first call of every scoring process loads the model: `scoring.deadline_s` has to leave time for that.
+    A conversation that is longer than the model's context fails alone. The first call of every scoring process loads
+    the model: `scoring.deadline_s` has to leave time for that.
 
     Args:
         folder: what `rlft reward-model` wrote.
@@ -40,10 +39,11 @@ def reward_model(
         device: where the model computes; empty is the first GPU, or the CPU.
 
     Raises:
-        ValueError: there is no such folder or no such model in it, or a conversation is longer than its context.
+        ValueError: there is no such folder or no such model in it.
     """
     torch.set_num_threads(threads)
-    model, tokenizer, facts = Classifier.load(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    classifier = Classifier.load(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model, tokenizer, facts = classifier
     if normalize and "std" not in facts:
         raise ValueError(f"{folder} has no reward_model.json with the mean and deviation of its scores, for normalize")
     if facts.get("tools"):
@@ -52,17 +52,15 @@ def reward_model(
             "the reward adapter:FOLDER, on the learner's base"
         )
     context = model.config.get_text_config().max_position_embeddings
-    rows: list[Tensor] = []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        ids = conversation(tokenizer, [*prompt, *completion])
-        if len(ids) > context:
-            raise ValueError(f"a conversation of {len(ids)} tokens exceeds the reward model's context of {context}")
-        rows.append(torch.tensor(ids))
-    with torch.no_grad():
-        output = model(
-            input_ids=pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device),
-            attention_mask=pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device),
-            use_cache=False,
-        )
-    scores = output.logits[:, 0].double()
-    return ((scores - facts["mean"]) / facts["std"] if normalize else scores).tolist()
+    encoded = [
+        torch.tensor(conversation(tokenizer, [*prompt, *completion]))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    scores = iter(classifier.scores([row for row in encoded if len(row) <= context]))
+    mean, std = (facts["mean"], facts["std"]) if normalize else (0.0, 1.0)
+    return [
+        (next(scores) - mean) / std
+        if len(row) <= context
+        else ValueError(f"a conversation of {len(row)} tokens exceeds the reward model's context of {context}")
+        for row in encoded
+    ]

@@ -203,7 +203,7 @@ class Failed:
     """The reward could not be computed. Never a number: it enters no baseline and no loss."""
 
     kind: FailureKind
-    """What went wrong: it raised, hung, died, or returned NaN, a number beyond `reward.contract.LARGEST`, a wrong type
+    """What went wrong: it raised, hung, died, or returned NaN, a number beyond `reward.outcomes.LARGEST`, a wrong type
     or a wrong number of values; a server that it asks failed; or it was not called, since too many had failed."""
     message: str
     """The reward's name and the last lines of the traceback, or what it returned."""

@@ -22,7 +22,7 @@ import torch
 from rlft.config import RunConfig
 from rlft.curves.reading import read_evals
 from rlft.model.adapter import bare_base, make_adapter, read_folder
-from rlft.reward.contract import LARGEST
+from rlft.reward.outcomes import LARGEST
 from rlft.rollout import worker
 from rlft.rollout.engines.transformers import TransformersEngine
 from rlft.rollout.pool import InlinePool

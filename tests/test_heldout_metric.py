@@ -18,7 +18,7 @@ from rlft.curves.report import write_report
 from rlft.curves.statistics import mean_interval
 from rlft.curves.verdict import judge
 from rlft.model.adapter import bare_base
-from rlft.reward.contract import combine
+from rlft.reward.outcomes import combine
 from rlft.run.records import Evaluation
 from rlft.run.rollout_table import to_parquet
 from rlft.train.rl.evaluate import evaluation, headline

@@ -17,10 +17,10 @@ from rlft.config import RolloutConfig
 from rlft.model.adapter import BASE_VERSION, bare_base, make_adapter, torch
 from rlft.model.chat import load_tokenizer
 from rlft.reward import judge_cache
-from rlft.reward.contract import read
 from rlft.reward.judge import Verdict, ask_judge, judge, passed, score
 from rlft.reward.judge import _under_way as under_way
 from rlft.reward.judge_cache import Budget, BudgetSpentError
+from rlft.reward.outcomes import read
 from rlft.rollout.engines import by_name
 from rlft.rollout.engines.contract import Request
 from rlft.rollout.engines.openai import OpenAIEngine

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rlft.reward.answers import ANSWER_LIMIT, Invalid, Result, read_results, read_start, write_results, write_start
-from rlft.reward.contract import LARGEST, MESSAGE_LIMIT, failed
+from rlft.reward.outcomes import LARGEST, MESSAGE_LIMIT, failed
 from rlft.reward.scoring import Scorer
 from rlft.reward.worker import open_rewards
 from rlft.types import Abstain, Failed, RewardSpec, Score

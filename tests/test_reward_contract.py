@@ -11,17 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlft.reward.contract import (
-    LARGEST,
-    MESSAGE_LIMIT,
-    call_arguments,
-    check_columns,
-    combine,
-    failed_rewards,
-    plan_call,
-    read,
-    read_many,
-)
+from rlft.reward.contract import call_arguments, check_columns, plan_call
+from rlft.reward.outcomes import LARGEST, MESSAGE_LIMIT, combine, failed_rewards, read, read_many
 from rlft.reward.worker import run
 from rlft.types import Abstain, Completion, Failed, Group, Outcome, RewardSpec, Score, Task, Trajectory, Turn
 
@@ -280,6 +271,7 @@ def test_numbers_are_values(value: Any, expected: float) -> None:
         ({"score": 1.0, "b": 1e10}, "too_large", "part 'b'"),
         ({"score": "high"}, "type", "part 'score'"),
         ({"score": 1.0, "b": float("inf")}, "not_finite", "part 'b'"),
+        (KeyError("answer"), "error", "KeyError: 'answer'"),
     ],
 )
 def test_what_is_no_number_is_a_failure(value: Any, kind: str, said: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from rlft.config import RunConfig
 from rlft.learner import reward_model as folders
 from rlft.learner.batch import collate
 from rlft.learner.rl import Learner
+from rlft.reward.outcomes import read_many
 from rlft.reward.scoring import Scorer
 from rlft.train.reward_model import launch as launch_reward
 from rlft.train.rl import launch
@@ -158,7 +160,8 @@ def _heldout_scores(config: Any, folder: Path) -> list[float]:
     for row in rows:
         if tuple(tokenizer.apply_chat_template(row["prompt"] + row["chosen"], return_dict=False)) in ids:
             pair = [row["chosen"], row["rejected"]]
-            scores += reward_model([row["prompt"]] * 2, pair, folder=str(folder), normalize=True)
+            scored = reward_model([row["prompt"]] * 2, pair, folder=str(folder), normalize=True)
+            scores += [score for score in scored if not isinstance(score, ValueError)]
     assert len(scores) == 2 * len(data.heldout)
     return scores
 
@@ -392,9 +395,23 @@ def test_the_function_refuses_other_folders(tmp_path: Path, tiny_model: Path, rm
     (copy / "reward_model.json").unlink()
     with pytest.raises(ValueError, match=r"no reward_model\.json"):
         called(groups, copy, normalize=True)
-    long = [[{"role": "assistant", "content": "x" * 300}]]
-    with pytest.raises(ValueError, match="exceeds the reward model's context of 256"):
-        reward_model([[{"role": "user", "content": "q"}]], long, folder=str(rm))
+
+
+def test_a_conversation_beyond_the_context_fails_alone(rm: Path) -> None:
+    prompts = [[Message(role="user", content="q")]] * 3
+    replies = [[Message(role="assistant", content=text)] for text in ("a", "x" * 300, "b")]
+    first, long, last = read_many(reward_model(prompts, replies, folder=str(rm)), 3)
+    assert isinstance(long, Failed)
+    assert long.kind == "error"
+    assert re.fullmatch(
+        r"ValueError: a conversation of \d+ tokens exceeds the reward model's context of 256", long.message
+    )
+    alone = reward_model(prompts[:1], replies[:1], folder=str(rm)) + reward_model(
+        prompts[:1], replies[2:], folder=str(rm)
+    )
+    assert [o.value for o in (first, last) if isinstance(o, Score)] == pytest.approx(alone, abs=1e-5)
+    (failed,) = read_many(reward_model(prompts[:1], replies[1:2], folder=str(rm)), 1)
+    assert isinstance(failed, Failed)
 
 
 def test_tensors_that_do_not_fit_the_base(tmp_path: Path, tiny_model: Path, rm: Path) -> None:

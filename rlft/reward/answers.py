@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast, get_args
 
-from rlft.reward.contract import LARGEST, MESSAGE_LIMIT, CallPlan, Kind, failed
+from rlft.reward.contract import CallPlan, Kind
+from rlft.reward.outcomes import LARGEST, MESSAGE_LIMIT, failed
 from rlft.types import Abstain, Failed, FailureKind, Fault, Outcome, Score
 
 ANSWER_LIMIT = 2**24

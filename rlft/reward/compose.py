@@ -19,7 +19,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from rlft.reward.contract import Kind, RewardFunction, plan_call, read
+from rlft.reward.contract import Kind, RewardFunction, plan_call
+from rlft.reward.outcomes import read
 from rlft.types import Failed, RewardSpec, Score
 
 _Ask: TypeAlias = Callable[[RewardFunction], Any]

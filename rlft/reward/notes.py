@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rlft.reward.contract import checked_number, ignore
+from rlft.reward.contract import ignore
+from rlft.reward.outcomes import checked_number
 from rlft.types import Failed
 
 

@@ -16,7 +16,7 @@ from typing import NoReturn, TypeAlias
 
 from rlft.common.variables import mentioned
 from rlft.reward.answers import Answer, Invalid, Loaded, Result
-from rlft.reward.contract import failed
+from rlft.reward.outcomes import failed
 from rlft.reward.process import STARTUP_LIMIT_S, Job, ScoringProcess, Start
 from rlft.types import Failed, Outcome, RewardSpec
 

@@ -11,9 +11,10 @@ from typing import Any
 from rlft.common.by_path import is_users_code
 from rlft.config import RunConfig
 from rlft.curves.reading import read_rollouts
-from rlft.reward.contract import call_arguments, read, read_many
+from rlft.reward.contract import call_arguments
 from rlft.reward.loading import absolute_path_of
 from rlft.reward.notes import Notes
+from rlft.reward.outcomes import read, read_many
 from rlft.reward.probe import Answered, Probe
 from rlft.reward.stored import find_sample, is_environments_failure, parse_sample, read_step, read_tasks, unscored
 from rlft.reward.worker import call_here, close_rewards, open_rewards

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlft.reward.answers import Result
-from rlft.reward.contract import combine, failed_rewards
+from rlft.reward.outcomes import combine, failed_rewards
 from rlft.types import Failed, Group, Outcome, RewardSpec
 
 

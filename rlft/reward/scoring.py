@@ -32,8 +32,9 @@ from typing import Any, Self, TypeAlias
 from rlft.common.by_path import describe_error
 from rlft.common.variables import passed
 from rlft.reward.answers import Result
-from rlft.reward.contract import CallPlan, call_arguments, check_columns, check_turns, failed, read
+from rlft.reward.contract import CallPlan, call_arguments, check_columns
 from rlft.reward.loading import absolute_path_of, reproduce
+from rlft.reward.outcomes import check_turns, failed, read
 from rlft.reward.process import Job
 from rlft.reward.processes import Done, ScoringPool
 from rlft.reward.result_table import ResultTable

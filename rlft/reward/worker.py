@@ -35,9 +35,10 @@ from typing import Any
 from rlft.common.by_path import describe_error, innermost_line
 from rlft.common.chat_server import ServerError
 from rlft.reward.answers import Invalid, Loaded, Result, write_results, write_start
-from rlft.reward.contract import CallPlan, RewardFunction, failed, plan_call, read, read_many
+from rlft.reward.contract import CallPlan, RewardFunction, plan_call
 from rlft.reward.loading import build, load, reward_sources
 from rlft.reward.notes import Notes
+from rlft.reward.outcomes import failed, read, read_many
 from rlft.reward.progress import Progress
 from rlft.reward.stack import write_when_asked
 from rlft.types import Failed, RewardSpec

@@ -12,7 +12,7 @@ from pathlib import Path
 from rlft.common.by_path import did_you_mean
 from rlft.config import EnvironmentConfig, RunConfig
 from rlft.curves.statistics import mean_interval
-from rlft.reward.contract import first_cause
+from rlft.reward.outcomes import first_cause
 from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import Chunk, make_chunks
 from rlft.rollout.pool import RolloutPool

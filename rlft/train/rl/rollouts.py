@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
 from rlft.objectives.signal import has_signal
-from rlft.reward.contract import first_cause
+from rlft.reward.outcomes import first_cause
 from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import Chunk, make_chunks
 from rlft.rollout.pool import PendingGroups, RolloutPool
