@@ -77,7 +77,7 @@ HELP = {
     "dpo": ["CONFIG", "KEY=VALUE", "--restart", "preferences", "KTO"],
     "resume": ["RUN", "interrupted run", "newest whole checkpoint"],
     "evaluate": ["TARGET", "KEY=VALUE", "--adapter", "accuracy", "JSON"],
-    "report": ["RUN", "report.html", "reward.png"],
+    "report": ["RUN", "report.html", "reward.png", "--out"],
     "compare": ["RUNS", "--html", "--json", "--by-id", "paired by task", "@base"],
     "gate": ["BASELINE", "CANDIDATE", "--min-effect", "--junit", "Exit with 0", "2 if that cannot be told"],
     "power": ["--effect", "--config", "--run", "how many seeds, tasks and samples"],

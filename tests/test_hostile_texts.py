@@ -41,7 +41,7 @@ from rlft.model import chat
 from rlft.reward import answers, extract, judge, sandbox
 from rlft.reward.sandbox import Limits, call
 from rlft.reward.scoring import Scorer
-from rlft.run import logs
+from rlft.run import damage, logs
 from rlft.run.records import EVENTS, METRICS, TASKS, Event, MetricsLine
 from rlft.run.rollout_table import to_parquet
 from rlft.run.stored_task import StoredTask
@@ -304,7 +304,8 @@ def _damaged_log(text: str, folder: Path) -> None:
             logs.read_metrics(folder, [])
         except ValueError as error:
             refused(error)
-        logs.read_metrics(folder, [], skip_damaged=True)
+        with damage.left_out():
+            logs.read_metrics(folder, [])
         logs.mend_end(folder / METRICS)
 
 
@@ -452,7 +453,8 @@ def test_bytes_that_are_no_text(suffix: str, tmp_path: Path) -> None:
         except ValueError as error:
             refused(error)
         (tmp_path / METRICS).write_bytes(content)
-        logs.read_metrics(tmp_path, [], skip_damaged=True)
+        with damage.left_out():
+            logs.read_metrics(tmp_path, [])
         (tmp_path / "run.yaml").write_bytes(content)
         with pytest.raises(ValueError, match=r"run\.yaml"):
             config_file.load(tmp_path / "run.yaml")

@@ -81,6 +81,8 @@ def test_a_stopped_run_keeps_its_last_whole_step_and_ends_the_same(
         with pytest.raises(type(error)):
             launch.train(config)
     assert steps_kept(config.run_dir / "checkpoints") == saved
+    assert "stopped" in (config.run_dir / "report.html").read_text()
+    assert (config.run_dir / "reward.png").is_file()
     launch.resume(config.run_dir)
     assert read_result(config.run_dir) == undisturbed
 

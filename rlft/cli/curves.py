@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +21,7 @@ from rlft.cli.power import power
 from rlft.curves.evaluation_sets import HEADINGS, EvaluationSet, read_sets
 from rlft.curves.text import visible
 from rlft.curves.verdict import Verdict
+from rlft.run import damage
 
 _COLORS = {"ship": "green", "dont": "red", "cant_tell": "yellow", "against": "red", "doubt": "yellow"}
 
@@ -34,11 +37,16 @@ def register(app: typer.Typer) -> None:
 
 def report(
     run: RunFolder,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write there instead of into the run, as for one that is read-only."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON and write nothing.")] = False,
 ) -> None:
     """Say SHIP, DON'T or CAN'T TELL and why, and write report.html and reward.png of a run, finished or not."""
     from rlft.curves.passes import passes
     from rlft.curves.reading import evals_of_result, read_config
+    from rlft.curves.state import read_state
     from rlft.curves.verdict import verdict_of
 
     if read_config(run).get("kind") == "head":
@@ -46,20 +54,45 @@ def report(
 
         report_head(run, as_json=as_json)
         return
-    verdict, sets = verdict_of(run), read_sets(run, read_config(run))
+    with damage.left_out() as damaged:
+        verdict, sets, state = verdict_of(run), read_sets(run, read_config(run)), read_state(run)
+        evals = evals_of_result(run) if as_json else []
     if as_json:
-        evals = evals_of_result(run)
         solved = [each.as_dict() for each in passes(evals[-1].by_task)] if evals else []
-        besides = {"passes": solved, "evaluations": [each.as_dict() for each in sets]}
+        besides = {"passes": solved, "evaluations": [each.as_dict() for each in sets], "notes": damaged}
         told = {"run": str(run), **verdict.as_dict(), **{name: value for name, value in besides.items() if value}}
-        print(json.dumps(told, indent=1))
+        print(json.dumps({**told, "state": state.as_dict()}, indent=1))
         return
     show_verdict(verdict)
     show_sets(sets)
+    console = Console()
+    console.print(Text(visible("; ".join(filter(None, (state.sentence, state.times))))), soft_wrap=True)
+    for path in _write_pages(run, out, damaged):
+        console.print(Text(visible(str(path))), soft_wrap=True)
+    shown = [reason.says.casefold() for reason in verdict.reasons]
+    for note in damaged:
+        if f"{note}.".casefold() not in shown:
+            console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
+
+
+def _write_pages(run: Path, out: Path | None, damaged: list[str]) -> list[Path]:
+    """Write the page and the picture; what is found damaged meanwhile comes to `damaged`."""
     from rlft.curves.report import write_report, write_reward_png
 
-    for path in (write_report(run), write_reward_png(run)):
-        Console().print(Text(visible(str(path))), soft_wrap=True)
+    try:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        with damage.left_out() as further:
+            paths = [write_report(run, out), write_reward_png(run, out)]
+    except OSError as error:
+        if out is not None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise ValueError(
+            f"{run} is read-only ({error.strerror}): rlft report {run} --out FOLDER writes report.html and reward.png "
+            "elsewhere, and --json writes nothing"
+        ) from error
+    damaged += [note for note in further if note not in damaged]
+    return paths
 
 
 def show_sets(sets: Sequence[EvaluationSet]) -> None:

@@ -222,6 +222,20 @@ def alarms(health: Health) -> list[Reason]:
     ]
 
 
+def damaged(deciding: Sequence[str], besides: Sequence[str]) -> list[Reason]:
+    """What could not be read: a doubt where the verdict would rest on it, else a note.
+
+    Args:
+        deciding: what was left out of evaluations, metrics and events, a text for each.
+        besides: what was left out where only the evidence of alarms was read.
+    """
+    only_besides = [note for note in besides if note not in deciding]
+    return [
+        *(Reason(code="damaged", weight="doubt", says=f"{note[:1].upper()}{note[1:]}.") for note in deciding),
+        *(Reason(code="damaged", weight="note", says=f"{note[:1].upper()}{note[1:]}.") for note in only_besides),
+    ]
+
+
 def longer(before: Evaluation, after: Evaluation) -> Reason | None:
     """Whether completions grew to twice their length or more."""
     if not (before.length > 0 and after.length >= 2 * before.length):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rlft.run import logs
+from rlft.run import damage, logs
 from rlft.run.records import (
     ADAPTERS,
     CONFIG,
@@ -119,10 +119,14 @@ def adapter_of(run: Path, name: str = "") -> Path:
 def read_evals(run: Path, set_name: str = "") -> list[Evaluation]:
     """Every evaluation, or every one of an evaluation set, ordered base, sft, then by step; empty if there is none.
 
-    Raises ValueError naming the file if one cannot be read or lacks a field.
+    Raises ValueError naming the file if one cannot be read or lacks a field, but see `damage.left_out`.
     """
-    folder = Path(run) / evaluations_folder(set_name)
-    evals = [logs.read_evaluation(path) for path in sorted(folder.glob("*.json"))]
+    folder, evals = Path(run) / evaluations_folder(set_name), []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            evals.append(logs.read_evaluation(path))
+        except ValueError as error:
+            damage.refuse(error)
     order = {"base": 0, "sft": 1}
     return sorted(evals, key=lambda e: (order.get(e.name, 2), e.step, e.name))
 
@@ -136,7 +140,7 @@ def evals_of_result(run: Path, set_name: str = "") -> list[Evaluation]:
 def read_eval_samples(run: Path, name: str, columns: Sequence[str]) -> Any:
     """The samples of an evaluation as a pyarrow table with `columns`; None where they are not stored.
 
-    Raises ValueError if the file is broken or lacks a column.
+    Raises ValueError if the file is broken or lacks a column, but see `damage.left_out`.
     """
     path = Path(run) / EVALS / f"{name}.parquet"
     return _read_table(path, columns) if path.is_file() else None
@@ -176,7 +180,7 @@ def read_rollouts(
 
     `columns` and `steps` limit what is read from the disk at all: token ids and log-probabilities are most of it.
     `optional` columns come along where a file has them, as those of older runs may not. Raises ValueError if the run
-    has no rollouts, not those of a wanted step, not a wanted column, or a broken file.
+    has no rollouts, not those of a wanted step, not a wanted column, or a broken file, but see `damage.left_out`.
     """
     import pyarrow as pa
 
@@ -187,12 +191,13 @@ def read_rollouts(
     if missing := sorted(set(wanted) - set(stored)):
         raise ValueError(f"{run} has no rollouts of step {missing[0]}; stored: {stored[0]} to {stored[-1]}")
     paths = [Path(run) / ROLLOUTS / f"{step_name(step)}.parquet" for step in wanted]
-    tables = [_read_table(path, columns, optional) for path in paths]
+    tables = [table for path in paths if (table := _read_table(path, columns, optional)) is not None]
     # "permissive": a column that was all null in one step has no type there.
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 
 def _read_table(path: Path, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> Any:
+    """A parquet file; None where it is damaged and that is left out."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -200,8 +205,10 @@ def _read_table(path: Path, columns: Sequence[str] | None, optional: Sequence[st
         # partitioning=None: a run folder called "lr=0.1" is a name, not a partition column.
         schema = pq.read_schema(path)
         if absent := sorted(set(columns or ()) - set(schema.names)):
-            raise ValueError(f"{path} has no column {absent[0]!r}; it has {', '.join(schema.names)}")
+            damage.refuse(ValueError(f"{path} has no column {absent[0]!r}; it has {', '.join(schema.names)}"))
+            return None
         names = None if columns is None else [*columns, *(name for name in optional if name in schema.names)]
         return pq.read_table(path, columns=names, partitioning=None)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove it to read the rest") from error
+        damage.refuse(ValueError(f"{path} cannot be read ({error}); remove it to read the rest"))
+        return None

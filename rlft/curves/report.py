@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,10 @@ from rlft.curves.evaluation_sets import EvaluationSet, read_sets
 from rlft.curves.passes import passes
 from rlft.curves.samples import ObservedFailure, Showcase, observed_failures, showcase
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
+from rlft.curves.state import State, state_of
 from rlft.curves.text import duration, percent
 from rlft.curves.verdict import Verdict, verdict_of
-from rlft.run import logs
+from rlft.run import damage, logs
 from rlft.run.records import CONFIG, SUMMARY, Evaluation, Event, Interval, Provenance, word_for
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class _Run:
     config: Mapping[str, Any]
     rows: Sequence[Mapping[str, float]]
     evals: Sequence[Evaluation]
+    of_result: Sequence[Evaluation]
     events: Sequence[Event]
+    state: State
     summary: Mapping[str, Any]
     provenance: Provenance
     waste: digest.Waste | None
@@ -53,11 +56,11 @@ class _Run:
     notes: Sequence[str]
 
 
-def write_report(run: Path) -> Path:
-    """Write `report.html` into the run directory and return its path; a running run can be reported, too.
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Write `report.html` into the run directory, or into `out`, and return its path.
 
-    Raises ValueError if this is not a run directory or one of its files is damaged, and OSError if the report
-    cannot be written.
+    A running run can be reported, too. A file that is damaged is left out, and the page says so. Raises ValueError if
+    this is not a run directory or its config is damaged, and OSError if the report cannot be written.
     """
     import plotly.offline
     from markupsafe import Markup
@@ -76,7 +79,7 @@ def write_report(run: Path) -> Path:
         steps_text="step" if (width := reading.window(data.rows)) == 1 else f"{width} steps",
         uses=_uses(data.waste),
         word=word_for(data.evals),
-        heldout=_heldout(reading.evals_of_result(data.folder), {shadow.name for shadow in data.shadows}),
+        heldout=_heldout(data.of_result, {shadow.name for shadow in data.shadows}),
         observed_in_evals=_observed_in_evals(data.config, data.evals),
         unscored={e.name: _unscored(e, _observed_rewards(data.config) - {e.metric}) for e in data.evals},
         set_headings=SET_HEADINGS,
@@ -93,11 +96,11 @@ def write_report(run: Path) -> Path:
         script=Markup(script),
         hashes=[_script_hash(library), _script_hash(script)],
     )
-    return _replace(data.folder / "report.html", html)
+    return _replace((out or data.folder) / "report.html", html)
 
 
-def write_reward_png(run: Path) -> Path:
-    """Write `reward.png` (1350 x 900 pixels) into the run directory and return its path.
+def write_reward_png(run: Path, out: Path | None = None) -> Path:
+    """Write `reward.png` (1350 x 900 pixels) into the run directory, or into `out`, and return its path.
 
     Above, the train reward with its 95 % band; below, the held-out accuracy with 95 % intervals and base and
     SFT as reference lines; a panel without data is left out. Raises ValueError and OSError as `write_report`
@@ -107,25 +110,35 @@ def write_reward_png(run: Path) -> Path:
 
     run = Path(run)
     config = reading.read_config(run)
-    rows, evals = reading.read_metrics(run), reading.read_evals(run)
-    return _replace(run / "reward.png", draw(str(config.get("name") or run.name), rows, evals))
+    with damage.left_out():  # the page says what
+        rows, evals = reading.read_metrics(run), reading.read_evals(run)
+    return _replace((out or run) / "reward.png", draw(str(config.get("name") or run.name), rows, evals))
 
 
 def _load(run: Path) -> _Run:
+    config = reading.read_config(run)  # first: it says whether this is a run directory at all
+    with damage.left_out() as damaged:
+        data = _read(run, config)
+    return replace(data, notes=[*data.notes, *(note for note in damaged if note not in data.notes)])
+
+
+def _read(run: Path, config: Mapping[str, Any]) -> _Run:
     from rlft.curves.alarms import alarms_of  # needs numpy, which a report that is only imported does not
 
     notes: list[str] = []
-    config = reading.read_config(run)  # first: it says whether this is a run directory at all
     stored = bool(reading.rollout_steps(run))
     rows, evals, health = reading.read_metrics(run, notes), reading.read_evals(run), alarms_of(run)
+    events, provenance = reading.read_events(run, notes), logs.read_provenance(run, notes)
     return _Run(
         folder=run,
         config=config,
         rows=rows,
         evals=evals,
-        events=reading.read_events(run, notes),
+        of_result=reading.evals_of_result(run),
+        events=events,
+        state=state_of(run, rows, events, provenance),
         summary=logs.read_json(run / SUMMARY),
-        provenance=logs.read_provenance(run, notes),
+        provenance=provenance,
         waste=digest.waste(reading.read_rollouts(run, digest.WASTE_COLUMNS)) if stored else None,
         samples=showcase(run) if stored else None,
         observed=observed_failures(run, _observed_rewards(config)) if stored else (),
@@ -207,9 +220,11 @@ def _tiles(run: _Run) -> list[tuple[str, str, str]]:
     done = int(run.rows[-1]["step"]) if run.rows else 0
     planned = run.config.get("steps") or run.summary.get("steps")
     seconds = [row["time/step"] for row in run.rows if "time/step" in row]
-    tiles = [("Steps", f"{done} of {planned}" if planned else str(done), _state(run))]
+    tiles = [("Steps", f"{done} of {planned}" if planned else str(done), run.state.sentence)]
     if seconds:
-        tiles.append(("Wall time", duration(math.fsum(seconds)), f"{duration(seconds[-1])} for the last step"))
+        tiles.append(("Training time", duration(run.state.training_s), f"{duration(seconds[-1])} for the last step"))
+    if math.isfinite(run.state.wall_s):
+        tiles.append(("Wall time", duration(run.state.wall_s), f"{duration(run.state.paused_s)} of it stopped"))
     if run.waste is not None and run.waste.tokens:
         tiles.append(("Sampled", f"{run.waste.tokens:,}", "rollout tokens"))
         tiles.append(("Gave no gradient", percent(run.waste.share), "of the rollout tokens"))
@@ -217,17 +232,6 @@ def _tiles(run: _Run) -> list[tuple[str, str, str]]:
         failed = sum(run.samples.failures.values())
         tiles.append(("Not scored", f"{failed:,}", "rollouts whose reward failed"))
     return tiles
-
-
-def _state(run: _Run) -> str:
-    """Whether it is finished, was stopped, and why, or may be running."""
-    last = next((event for event in reversed(run.events) if event.kind in ("stopped", "resumed", "forked")), None)
-    if run.summary:
-        return "finished"
-    if last is None or last.kind != "stopped":
-        return "still running, or killed"
-    why = last.message.partition("\n")[0]
-    return f"stopped {why}" if why.startswith("by ") else f"stopped: {why[:200]}"
 
 
 def _unscored(evaluation: Evaluation, observed: Collection[str]) -> str:

@@ -21,6 +21,7 @@ from rlft.curves.doubts import Reason
 from rlft.curves.evaluation_sets import EvaluationSet, bounds_of_stage, read_sets, worse
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
 from rlft.curves.text import interval_text, number
+from rlft.run import damage
 from rlft.run.records import Evaluation, word_for
 
 if TYPE_CHECKING:
@@ -95,13 +96,25 @@ def verdict_of(run: Path, health: Health | None = None) -> Verdict:
         run: the run directory.
         health: what its alarms say, where that is known already.
 
+    A file that is damaged is left out, which is among the reasons and makes it CAN'T TELL at best.
+
     Raises:
-        ValueError: it is not a run directory, or one of its files is damaged.
+        ValueError: it is not a run directory, or its config is damaged.
     """
     from rlft.curves.alarms import alarms_of  # needs numpy, which a report that is only imported does not
 
     config = reading.read_config(run)
-    evals, rows, health = reading.evals_of_result(run), reading.read_metrics(run), health or alarms_of(run)
+    with damage.left_out() as besides:
+        health = health or alarms_of(run)
+    with damage.left_out() as damaged:
+        found = _read(run, config, health)
+    remarks = [*found.pop("remarks"), *doubts.damaged(damaged, besides)]
+    return judge(**found, remarks=remarks)
+
+
+def _read(run: Path, config: Mapping[str, Any], health: Health) -> dict[str, Any]:
+    """The arguments of `judge`, from a run directory."""
+    evals, rows = reading.evals_of_result(run), reading.read_metrics(run)
     rewards = reading.reward_specs(config)
     shadows = measure_shadows(run, shadow_names(rewards))
     back = reading.rolled_back_to(run)
@@ -116,15 +129,15 @@ def verdict_of(run: Path, health: Health | None = None) -> Verdict:
         *doubts.alarms(health),
         *([doubts.rolled_back(back, config)] if back is not None else []),
     ]
-    return judge(
-        config,
-        rows,
-        evals,
-        shadows=shadows,
-        observed=observed,
-        remarks=remarks,
-        sets=read_sets(run, config),
-    )
+    return {
+        "config": config,
+        "rows": rows,
+        "evals": evals,
+        "shadows": shadows,
+        "observed": observed,
+        "remarks": remarks,
+        "sets": read_sets(run, config),
+    }
 
 
 def judge(

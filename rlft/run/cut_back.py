@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.common.files import write_file
-from rlft.run import logs
+from rlft.run import damage, logs
 from rlft.run.checkpoint import Snapshot, load_latest
 from rlft.run.manifest import MANIFEST
 from rlft.run.records import (
@@ -118,7 +118,8 @@ def copy_until(path: Path, step: int, target: Path, *, sets: Collection[str] = (
     for each in [*found, *path.glob(f"{SETS}/*/{TASKS}")]:
         if each.parent not in left_out:
             _share(each, target / each.relative_to(path))
-    lines = [line for line in logs.read_metrics(path, [], skip_damaged=True).rows if line.step <= step]
+    with damage.left_out():  # a line that is damaged is what the fork is made without
+        lines = [line for line in logs.read_metrics(path, []).rows if line.step <= step]
     write_file(target / METRICS, "".join(line.line() + "\n" for line in lines))
     tasks = [task for task in logs.read_tasks(path, []).rows if task.step <= step]
     write_file(target / TASKS, "".join(task.line() + "\n" for task in tasks))

@@ -41,12 +41,14 @@ from rlft.config import BaseRunConfig, RunConfig
 from rlft.run import logs
 from rlft.run.checkpoint import Snapshot, save
 from rlft.run.earlier_configs import modernise
+from rlft.run.lock import PATIENCE_S
 from rlft.run.logs import read_evaluation
 from rlft.run.manifest import RecordHashes
 from rlft.run.records import (
     CHECKPOINTS,
     CONFIG,
     EVENTS,
+    LOCK,
     METRICS,
     PROVENANCE,
     ROLLOUTS,
@@ -127,9 +129,11 @@ class Run(Generic[C]):
         self.path = path or config.run_dir
         make_output_dir(self.path.parent)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path / ".lock")
+        self._lock = FileLock(self.path / LOCK)
         self.is_going = False
         """Whether something is done to it, of which an error is its end; a command that is refused leaves no record."""
+        self.on_stop: Callable[[Path], object] | None = None
+        """Called with its path when it was stopped before its end, once others may work on it."""
         self.sources: Mapping[str, Any] = {}
         """What makes its rewards and tasks, for its rollouts and checkpoints: see `records.SOURCES`."""
         self._told: defaultdict[str, set[str]] | None = None
@@ -137,7 +141,7 @@ class Run(Generic[C]):
         self._hashes = RecordHashes(self.path)
         self._mirror: Mirror | None = None
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=PATIENCE_S)
         except Timeout:
             raise ValueError(
                 f"{self.path} is in use by another rlft process; wait for it, or give this run another name"
@@ -206,6 +210,8 @@ class Run(Generic[C]):
                 self._tell_trackers(self._mirror.finish())
         finally:
             self._lock.release()
+        if error is not None and self.is_going and self.on_stop is not None:
+            self.on_stop(self.path)
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Append a step's numbers, synced; what is not finite is left out and noted as an event."""
@@ -351,8 +357,9 @@ class Run(Generic[C]):
         self._hashes.write(snapshot.step)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
-        """The run's result."""
+        """The run's result, with which it has ended."""
         path = self.path / SUMMARY
+        self.event("ended", f"after {summary.get('steps', 0)} steps")
         write_file(path, json.dumps(summary, indent=1) + "\n")
         self._hashes.write(int(summary.get("steps", 0)))
         return path

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from rlft.common import json_text
 from rlft.common.files import write_file
+from rlft.run import damage
 from rlft.run.earlier_configs import modernise
 from rlft.run.records import (
     EVENTS,
@@ -43,16 +44,14 @@ class Lines(Generic[R]):
     """Bytes of the file behind them: where a later call goes on."""
 
 
-def read_metrics(
-    run: Path, notes: list[str] | None = None, *, start: int = 0, skip_damaged: bool = False
-) -> Lines[MetricsLine]:
+def read_metrics(run: Path, notes: list[str] | None = None, *, start: int = 0) -> Lines[MetricsLine]:
     """The lines of metrics.jsonl from byte `start` on, each as it was written.
 
     A torn last line is left out, and read by a later call once it is whole; that is said in `notes` if given, else
-    logged. Raises ValueError with file and line for any other bad line, and a way out, unless those are to be skipped.
+    logged. Raises ValueError with file and line for any other bad line, and a way out, but see `damage.left_out`.
     """
     try:
-        return _read(Path(run) / METRICS, MetricsLine.from_dict, notes, start, skip_damaged=skip_damaged)
+        return _read(Path(run) / METRICS, MetricsLine.from_dict, notes, start)
     except ValueError as error:
         raise ValueError(
             f"{error}. Restore it from a copy, or continue without that line as a run of its own: rlft resume {run} "
@@ -84,7 +83,7 @@ def mend_end(log: Path) -> None:
 
 def read_evaluation(path: Path) -> Evaluation:
     """One evaluation. Raises ValueError naming the file if it cannot be read or lacks a field."""
-    data = read_json(path)
+    data = _json_object(path)
     try:
         return Evaluation.from_dict(data)
     except KeyError as error:
@@ -109,7 +108,18 @@ def read_provenance(run: Path, notes: list[str] | None = None) -> Provenance:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, `{}` if there is no such file. Raises ValueError with the path if it is no object."""
+    """A JSON object, `{}` if there is no such file.
+
+    Raises ValueError with the path if it is no object, but see `damage.left_out`.
+    """
+    try:
+        return _json_object(path)
+    except ValueError as error:
+        damage.refuse(error)
+        return {}
+
+
+def _json_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -121,53 +131,50 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _read(
-    path: Path,
-    parse: Callable[[Mapping[str, Any]], R],
-    notes: list[str] | None,
-    start: int,
-    *,
-    skip_damaged: bool = False,
-) -> Lines[R]:
+def _read(path: Path, parse: Callable[[Mapping[str, Any]], R], notes: list[str] | None, start: int) -> Lines[R]:
     rows, end = [], start
-    for where, row, end_of_line in _objects(path, notes, start, skip_damaged=skip_damaged):
+    for begin, row, end_of_line in _objects(path, notes, start):
         try:
             rows.append(parse(row))
         except ValueError as error:
-            if not skip_damaged:
-                raise ValueError(f"{where}: {error}") from error
+            damage.refuse(ValueError(f"{_place(path, begin)}: {error}"))
         end = end_of_line
     return Lines(rows, end)
 
 
-def _objects(
-    path: Path, notes: list[str] | None, start: int, *, skip_damaged: bool
-) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """(file:line, object, where its line ends) of a JSON-lines file; nothing if it does not exist."""
+def _objects(path: Path, notes: list[str] | None, start: int) -> Iterator[tuple[int, dict[str, Any], int]]:
+    """(where its line begins, object, where the line ends) of a JSON-lines file; nothing if it does not exist."""
     if not path.is_file():
         return
-    data = path.read_bytes()
-    number, end = data.count(b"\n", 0, start), start
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read()
+    end = 0
     while end < len(data):
         begin, end = end, data.find(b"\n", end) + 1 or len(data)
-        number, line = number + 1, data[begin:end]
-        if not line.strip():
+        if not (line := data[begin:end]).strip():
             continue
-        where = f"{path}:{number}"
         try:
-            row = json_text.parse(line.decode(errors="replace") if skip_damaged else line)
+            row = json_text.parse(line)
         except ValueError as error:
-            if skip_damaged:
-                continue
-            if data[end:].strip():
-                raise ValueError(f"{where}: not readable as JSON ({error}); the file was edited or damaged") from error
-            say(f"{where}: the last line is torn, as after a crash, and was left out", notes)
-            return
-        if not isinstance(row, dict):
-            if skip_damaged:
-                continue
-            raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
-        yield where, row, end
+            where = _place(path, start + begin)
+            if not data[end:].strip():
+                say(f"{where}: the last line is torn, as after a crash, and was left out", notes)
+                return
+            damage.refuse(ValueError(f"{where}: not readable as JSON ({error}); the file was edited or damaged"))
+            continue
+        if isinstance(row, dict):
+            yield start + begin, row, start + end
+        else:
+            where = _place(path, start + begin)
+            damage.refuse(ValueError(f"{where}: expected a JSON object, got {type(row).__name__}"))
+
+
+def _place(path: Path, begin: int) -> str:
+    """`file:line` of the line that begins at a byte."""
+    with path.open("rb") as file:
+        before = file.read(begin).count(b"\n")
+    return f"{path}:{before + 1}"
 
 
 def say(message: str, notes: list[str] | None) -> None:

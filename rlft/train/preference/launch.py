@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -38,6 +39,7 @@ from rlft.train.preference.group import make_preference_learner
 from rlft.train.preference.loop import NAMES, AnyLearner, logprobs, measure, num_updates, train_dpo, updates_per_epoch
 from rlft.train.slow_paths import tell_slow_paths
 from rlft.train.standing import Standing, has_adapter, keep_adapter
+from rlft.train.stop_report import report_stop
 
 
 def train(config: PreferenceConfig, *, restart: bool = False) -> PreferenceSummary:
@@ -125,6 +127,7 @@ def _execute(
     run: Run[PreferenceConfig], data: PreferenceData, model_folder: str, view: View, saved: Snapshot | None = None
 ) -> PreferenceSummary:
     keep_freed_memory()
+    run.on_stop = partial(report_stop, view)
     try:
         return _stages(run, data, model_folder, view, saved)
     except BaseException:

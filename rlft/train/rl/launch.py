@@ -57,6 +57,7 @@ from rlft.train.rl.summary import summarize
 from rlft.train.sft import check_demonstrations, train_sft
 from rlft.train.slow_paths import tell_slow_paths
 from rlft.train.standing import Standing, has_adapter, keep_adapter
+from rlft.train.stop_report import report_stop
 from rlft.train.task_order import tasks_of_step
 from rlft.types import Adapter
 
@@ -228,6 +229,7 @@ def _execute(
         (make_view or View)(config.name, steps=config.steps, shadows=shadow_names(config.rewards)) as view,
         services(config, model_folder, scorer, run, view, pools) as pool,
     ):
+        run.on_stop = partial(report_stop, view)
         if prepared.dropped:
             run.event("overlong", prepared.dropped)
         for note in (prepared.dropped, *prepared.environment.notes):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +31,7 @@ from rlft.run.summaries import SupervisedSummary
 from rlft.train import provenance
 from rlft.train.slow_paths import tell_slow_paths
 from rlft.train.standing import Standing, has_adapter, keep_adapter
+from rlft.train.stop_report import report_stop
 from rlft.train.supervised import stopping
 from rlft.train.supervised.config import SupervisedConfig
 from rlft.train.supervised.data import SupervisedData, load
@@ -148,6 +150,7 @@ def _execute(
     run: Run[SupervisedConfig], prepared: _Prepared, view: View, saved: Snapshot | None = None
 ) -> SupervisedSummary:
     keep_freed_memory()
+    run.on_stop = partial(report_stop, view)
     try:
         measure_tasks(run, prepared.tasks, view, folder=None, name="base", step=0)
         updates = _train(run, prepared, view, saved)

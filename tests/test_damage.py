@@ -1,0 +1,141 @@
+"""A run with a damaged file is shown without it, with a note, and never shipped on what is left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rlft.cli.main import app
+from rlft.curves.reading import read_evals, read_events, read_metrics
+from rlft.curves.report import write_report, write_reward_png
+from rlft.curves.verdict import verdict_of
+from rlft.run import damage
+from tests.fakes_run import append, make_run, write_json, write_rollouts
+
+
+def tear(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def break_line(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], '{"step": 2, "rewa', *lines[1:]]) + "\n")
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "metric": (
+        "metrics.jsonl",
+        lambda path: append(path, {"step": 99, "reward/mean": "high"}),
+        "metric 'reward/mean' is not a number but 'high'",
+    ),
+    "line": ("metrics.jsonl", break_line, "metrics.jsonl:2: not readable as JSON"),
+    "evaluation": ("evals/step-000010.json", tear, "step-000010.json is not readable JSON"),
+    "last evaluation": ("evals/step-000040.json", tear, "step-000040.json is not readable JSON"),
+    "events": (
+        "events.jsonl",
+        lambda path: path.write_text('[1]\n{"kind": "x"}\n'),
+        "expected a JSON object, got list",
+    ),
+}
+"""What is damaged: its file, how, and what is said of it."""
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("good") / "run", steps=40)
+
+
+@pytest.fixture
+def run(good: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return shutil.copytree(good, tmp_path / "run")
+
+
+def test_the_undamaged_run_ships(run: Path) -> None:
+    assert verdict_of(run).kind == "ship"
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_what_decides_is_never_silently_less(run: Path, what: str) -> None:
+    file, do, says = DAMAGES[what]
+    do(run / file)
+    verdict = verdict_of(run)
+    assert verdict.kind == "cant_tell"
+    assert any(
+        reason.code == "damaged" and reason.weight == "doubt" and says in reason.says for reason in verdict.reasons
+    )
+    # Whoever builds on the file and does not say that it may be left out still gets the error.
+    with pytest.raises(ValueError, match=r"left out|readable|not a number|expected"):
+        (read_metrics(run), read_events(run), read_evals(run))
+
+
+def test_everything_else_is_shown(run: Path) -> None:
+    tear(run / "rollouts" / "step-000003.parquet")
+    break_line(run / "metrics.jsonl")
+    tear(run / "evals" / "step-000010.json")
+    (run / "summary.json").write_text("{")
+    page = write_report(run).read_text()
+    for note in (
+        "step-000003.parquet cannot be read",
+        "metrics.jsonl:2: not readable as JSON",
+        "step-000010.json is not readable JSON",
+        "summary.json is not readable JSON",
+    ):
+        assert note in page
+    for shown in ("Best rollouts", "40 of 40", "RL, step 40", "Where the rollout tokens went"):
+        assert shown in page
+    assert write_reward_png(run).stat().st_size > 1000
+
+
+def test_a_torn_file_of_rollouts_is_noted_and_decides_nothing(run: Path) -> None:
+    tear(run / "rollouts" / "step-000040.parquet")
+    assert verdict_of(run).kind == "ship"
+    assert "step-000040.parquet cannot be read" in write_report(run).read_text()
+    for file in (run / "rollouts").iterdir():
+        tear(file)
+    page = write_report(run).read_text()
+    assert page.count("cannot be read") == 40
+    assert "RL, step 40" in page
+
+
+def test_the_terminal_says_it_too(run: Path, tmp_path: Path) -> None:
+    tear(run / "rollouts" / "step-000003.parquet")
+    tear(run / "evals" / "step-000010.json")
+    told = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "there" / "of it")])
+    assert told.exit_code == 0, told.output
+    assert "CAN'T TELL" in told.output
+    assert told.output.count("step-000010.json is not readable JSON") == 1  # among the reasons
+    assert "note: left out as damaged" in told.output
+    assert sorted(path.name for path in (tmp_path / "there" / "of it").iterdir()) == ["report.html", "reward.png"]
+    assert not (run / "report.html").exists()
+    found = json.loads(CliRunner().invoke(app, ["report", str(run), "--json"]).output)
+    assert found["verdict"] == "cant_tell"
+    assert "step-000010.json" in found["notes"][0]
+    assert found["state"]["state"] == "ended"
+
+
+def test_a_run_that_is_read_only_is_written_elsewhere(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, data: bytes) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)  # also for root, whom no permission stops
+    told = CliRunner().invoke(app, ["report", str(run)])
+    assert isinstance(told.exception, ValueError)
+    assert f"rlft report {run} --out FOLDER" in str(told.exception)
+
+
+def test_blocks_within_blocks(tmp_path: Path) -> None:
+    write_json(tmp_path / "evals" / "base.json", [])
+    write_rollouts(tmp_path / "rollouts" / "step-000001.parquet", [])
+    with damage.left_out() as outer:
+        with damage.left_out() as inner:
+            assert read_evals(tmp_path) == []
+        assert read_evals(tmp_path) == []
+        assert inner == outer == inner[:1]
+    with pytest.raises(ValueError, match="must hold a JSON object"):
+        read_evals(tmp_path)
