@@ -71,6 +71,8 @@ HELP = {
         "--metric",
         "--max-concurrent",
         "--dry-run",
+        "--scheduler",
+        "--grace-period",
         "ordinary run",
         "over seeds",
     ],

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from rlft import config_file
+from rlft.common.asha import Asha
 from rlft.config import BaseRunConfig
 from rlft.run.directory import Run
 from rlft.run.records import Provenance
 from rlft.train.sweep import trials as running
+from rlft.train.sweep.early_stopping import EarlyStopping, Plan, plan_of, stopped_steps
 from rlft.train.sweep.grid import Trial, trials_of, values_of
-from rlft.train.sweep.table import table_of, too_few
+from rlft.train.sweep.table import largest_of, of_the_best, table_of, too_few
 from tests.fakes import tiny_config
 from tests.synthetic_runs import write_run
 
@@ -160,3 +162,168 @@ def test_too_few_seeds_tell_nothing(tmp_path: Path, seeds: int, needed: int) -> 
     lines = table_of(made_up(tmp_path, [0.2, 0.8, 0.8], seeds=seeds), "", tmp_path)
     assert [line.verdict for line in lines[1:]] == ["cannot tell", "cannot tell"]
     assert f"with 2 compared it takes at least {needed} seeds each" in too_few(lines)
+
+
+# Early stopping.
+
+PLAN = Plan(metric="", of_steps="", max_steps=9, grace_period=1, factor=3.0)
+
+
+def asha() -> Asha:
+    return Asha(max_steps=PLAN.max_steps, grace_period=PLAN.grace_period, reduction_factor=PLAN.factor)
+
+
+def test_asha_stops_those_that_are_worse_than_most_at_a_rung() -> None:
+    scheduler = asha()
+    assert PLAN.rungs == [1, 3]
+    # At step 1 the first one has nobody beside it. 0.2 is below the upper third of {0.5}; 0.6 and 0.7 are above all.
+    assert [scheduler.is_to_stop(*report) for report in [("a", 1, 0.5), ("b", 1, 0.2), ("c", 1, 0.6)]] == [
+        False, True, False,
+    ]  # fmt: skip
+    assert not scheduler.is_to_stop("a", 2, 0.0)  # between two rungs nothing is compared
+    assert not scheduler.is_to_stop("c", 3, 0.6)
+    assert scheduler.is_to_stop("a", 3, 0.5)
+    assert not scheduler.is_to_stop("c", 9, 0.0)  # its end
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, r"makes none before its end at step 4 \(evaluation.every=0\). Add evaluation.every=1, .*reward/mean"),
+        ({"of_steps": "reward/mean", "grace_period": 4}, "--grace-period 4: trials end at step 4, .* between 1 and 3"),
+        ({"of_steps": "reward/mean", "factor": 1.0}, "--reduction-factor 1: "),
+    ],
+)
+def test_asha_is_refused_where_it_has_nothing_to_compare(file: Path, changes: dict[str, Any], told: str) -> None:
+    found = trials_of(file, ["seed=0..1"], name="", load=load)
+    arguments = {"metric": "", "of_steps": "", "grace_period": None, **changes}
+    with pytest.raises(ValueError, match=told):
+        plan_of(found, **arguments)
+    with pytest.raises(ValueError, match=r"asha is for RL runs.*evaluation.patience"):
+        plan_of([Trial(config=found[0].config, command="sft", values={}, overrides=[])], **arguments)
+
+
+def test_asha_compares_by_the_mean_of_the_newest_steps(file: Path) -> None:
+    found = trials_of(file, ["seed=0..1"], name="", load=load)
+    plan = plan_of(found, metric="", of_steps="reward/mean", grace_period=2)
+    assert (plan.grace_period, plan.rungs) == (2, [2])
+    assert plan_of(found, metric="", of_steps="reward/mean", grace_period=None).rungs == [1, 3]
+    found[0].path.mkdir(parents=True)
+    reports: list[tuple[str, int, float]] = []
+
+    class Recorder:
+        def is_to_stop(self, run: str, step: int, value: float) -> bool:
+            reports.append((run, step, value))
+            return False
+
+    stopping = EarlyStopping(found[0].path.parent, plan, Recorder())
+    metrics = found[0].path / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "reward/mean": 0.2}\n{"step": 2, "reward/mean": 0.4}\n{"step": 3, "rew')
+    assert stopping.step_to_stop(found[0]) is None
+    metrics.write_text(metrics.read_text() + 'ard/mean": 0.8}\n')
+    assert stopping.step_to_stop(found[0]) is None
+    assert reports == [("seed_0", 1, 0.2), ("seed_0", 2, pytest.approx(0.3)), ("seed_0", 3, pytest.approx(0.6))]
+    metrics.write_text(metrics.read_text() + '{"step": 4, "reward/std": 0.1}\n')
+    with pytest.raises(ValueError, match=r"seed_0: step 4 has no metric 'reward/mean'|has no 'reward/mean'"):
+        stopping.step_to_stop(found[0])
+
+
+MEASURES = """
+import json, pathlib, signal, sys, time
+run, values = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
+def end(*_):
+    (run / "saved").write_text("")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+(run / "evals").mkdir(parents=True, exist_ok=True)
+(run / "config.yaml").write_text("name: x")
+for step, value in values:
+    accuracy = {"mean": value, "low": value, "high": value, "n": 1}
+    record = {"name": "", "step": step, "adapter_version": 1, "adapter_hash": "", "metric": "right",
+              "accuracy": accuracy, "failed": 0, "length": 1.0, "truncated": 0.0, "by_task": {"t": [value]}}
+    whole = run / "evals" / f".{step}"
+    whole.write_text(json.dumps(record))
+    whole.rename(run / "evals" / f"step-{step:06d}.json")
+if len(values) == 1:
+    time.sleep(20)
+(run / "summary.json").write_text("{}")
+"""
+
+
+def test_a_stopped_trial_saves_what_it_has_and_is_not_started_again(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = trials_of(file, ["seed=0..2"], name="", load=load)
+    values = {"seed_0": [(1, 0.5), (3, 0.6), (9, 0.9)], "seed_1": [(1, 0.2)], "seed_2": [(1, 0.6), (3, 0.7), (9, 0.8)]}
+    started: list[str] = []
+
+    def command(file: Path, trial: Trial, *, has_begun: bool) -> list[str]:
+        name = trial.path.name
+        started.append(name)
+        return [sys.executable, "-S", "-c", MEASURES, str(trial.path), json.dumps(values[name])]
+
+    monkeypatch.setattr(running, "command_of", command)
+    monkeypatch.setattr(running, "LOOK_EVERY_S", 0.05)
+    told: list[str] = []
+
+    def sweep() -> list[running.Failure]:
+        return running.run_trials(
+            file,
+            found,
+            max_concurrent=1,
+            tell=told.append,
+            make_stopping=lambda folder: EarlyStopping(folder, PLAN, asha()),
+        )
+
+    assert sweep() == []
+    assert stopped_steps(found[0].path.parent) == {"seed_1": 1}
+    assert (found[1].path / "saved").exists()
+    assert started == ["seed_0", "seed_1", "seed_2"]
+    assert f"seed_1: is stopped at step 1 by asha; rlft resume {found[1].path} continues it" in told
+    assert running.is_done(found[2])
+    # The sweep goes on: what was decided stands, and a new trial meets the cutoffs of the earlier ones.
+    found += trials_of(file, ["seed=3,4"], name="", load=load)
+    values |= {"seed_3": [(1, 0.52)], "seed_4": [(1, 0.65), (3, 0.8)]}
+    del told[:]
+    assert sweep() == []
+    assert told[0] == "2 of 5 trials are done, 1 were stopped early"
+    assert started[3:] == ["seed_3", "seed_4"]
+    assert stopped_steps(found[0].path.parent) == {"seed_1": 1, "seed_3": 1}
+    # Without a scheduler they are brought to their end like any that was interrupted.
+    values |= {name: [(1, 0.2), (9, 0.2)] for name in ("seed_1", "seed_3")}
+    assert running.run_trials(file, found, max_concurrent=1, tell=told.append) == []
+    assert started[5:] == ["seed_1", "seed_3"]
+    assert all(map(running.is_done, found))
+    with pytest.raises(ValueError, match=r"compared by held-out headline, and now it is held-out brief; .*--name"):
+        EarlyStopping(
+            found[0].path.parent, Plan(metric="brief", of_steps="", max_steps=9, grace_period=1, factor=3.0), asha()
+        )
+
+
+def test_what_was_stopped_is_in_no_comparison(tmp_path: Path) -> None:
+    found = made_up(tmp_path, [0.3, 0.9, 0.5, 0.3], seeds=5)
+    stopped = {"lr_3e-4-seed_0": 10, "lr_3e-4-seed_3": 20, **{f"lr_4e-4-seed_{seed}": 10 for seed in range(5)}}
+    lines = table_of(found, "", tmp_path, stopped)
+    assert [(line.label, len(line.scores), list(line.stopped), line.verdict) for line in lines] == [
+        ("lr=1e-4", 5, [], ""),
+        ("lr=2e-4", 5, [], "better"),
+        ("lr=3e-4", 3, [10, 20], "stopped early"),
+        ("lr=4e-4", 0, [10] * 5, "stopped early"),
+    ]
+    assert lines[1].p == lines[1].comparison.headline.p  # type: ignore[union-attr]  # the only one that is compared
+    assert too_few(lines) == ""
+    json.dumps([line.as_dict() for line in lines], allow_nan=False)
+    of_first = table_of(found, "", tmp_path, {"lr_1e-4-seed_0": 10})
+    assert [line.verdict for line in of_first] == ["stopped early", "", "", ""]
+    assert too_few(of_first) == ""
+
+
+def test_the_best_of_many_is_said_to_be_too_high(tmp_path: Path) -> None:
+    # Expected maxima of 1, 2 and 3 standard normal numbers: 0, 1 / sqrt(pi), 1.5 / sqrt(pi).
+    assert [largest_of(count) for count in (1, 2, 3)] == pytest.approx([0, 0.56419, 0.84628], abs=1e-5)
+    lines = table_of(made_up(tmp_path / "seeds", [0.3, 0.7, 0.3], seeds=4), "", tmp_path)
+    spread = np.sqrt(np.mean([np.var(line.scores, ddof=1) for line in lines]))
+    assert "lr=2e-4 has the highest mean of 3 configurations" in of_the_best(lines)
+    assert f"still be about {spread / 2 * 0.84628:.2g} too high" in of_the_best(lines)
+    single = table_of(made_up(tmp_path / "single", [0.3, 0.7, 0.3], seeds=1), "", tmp_path)
+    assert "it would still be at least 0.032 too high" in of_the_best(single)  # 150 tasks: 0.85 * sqrt(0.21 / 150)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +18,7 @@ from rlft.curves.text import interval_text, number, visible
 
 if TYPE_CHECKING:
     from rlft.config import BaseRunConfig
+    from rlft.train.sweep.early_stopping import EarlyStopping, Plan
     from rlft.train.sweep.grid import Trial
     from rlft.train.sweep.table import Line
 
@@ -43,6 +45,18 @@ def sweep(
     metric: Annotated[
         str, typer.Option(metavar="NAME", help="Reward or part; the config's headline if left out.")
     ] = "",
+    scheduler: Annotated[
+        Literal["", "asha"], typer.Option(help="asha: stop trials that look worse than the others (Ray Tune's ASHA).")
+    ] = "",
+    stop_by: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="asha: metric of steps to compare by, as reward/mean; held-out if left out."),
+    ] = "",
+    grace_period: Annotated[
+        int | None,
+        typer.Option(min=1, help="asha: steps that every trial gets; a ninth of them if left out.", show_default=False),
+    ] = None,
+    reduction_factor: Annotated[float, typer.Option(help="asha: about one of so many trials goes on at a rung.")] = 3,
     max_concurrent: Annotated[int, typer.Option(min=1, help="Trials that run at the same time.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and list the trials.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -50,11 +64,13 @@ def sweep(
     """Train every combination of settings and seeds, each as an ordinary run, and compare them over seeds.
 
     The same command goes on where a sweep was stopped; with more values it adds their trials. Trials that are killed
-    are resumed. Exit code 1 if a trial failed.
+    are resumed. With --scheduler asha those that look worse than the others while they train are stopped early.
+    Exit code 1 if a trial failed.
     """
     from rlft.cli.run_config import load, load_kind
     from rlft.train.preference.config import PreferenceConfig
     from rlft.train.supervised.config import SupervisedConfig
+    from rlft.train.sweep.early_stopping import plan_of, stopped_steps
     from rlft.train.sweep.grid import trials_of
     from rlft.train.sweep.trials import check_same, is_done, run_trials
 
@@ -68,37 +84,87 @@ def sweep(
     check_same(trials)
     folder = trials[0].path.parent
     _say(console, f"{len(trials)} trials in {folder}, {min(max_concurrent, len(trials))} at a time")
+    if not scheduler and (stop_by or grace_period is not None):
+        raise ValueError("--stop-by and --grace-period are for --scheduler asha; add it, or leave them out")
+    make_stopping: Callable[[Path], EarlyStopping] | None = None
+    if scheduler:
+        plan = plan_of(trials, metric=metric, of_steps=stop_by, grace_period=grace_period, factor=reduction_factor)
+        rungs = ", ".join(map(str, plan.rungs))
+        _say(console, f"asha compares them by {plan.by} at steps {rungs}; about one of {plan.factor:g} goes on")
+        make_stopping = partial(_make_stopping, plan=plan)
+
     if dry_run:
+        stopped = stopped_steps(folder) if scheduler else {}
         for trial in trials:
-            _say(console, f"{trial.path.name}: {'done' if is_done(trial) else 'to do'}")
+            step = stopped.get(trial.path.name)
+            told = "done" if is_done(trial) else "to do" if step is None else f"stopped at step {step} by asha"
+            _say(console, f"{trial.path.name}: {told}")
         return
-    failures = run_trials(config, trials, max_concurrent=max_concurrent, tell=lambda line: _say(console, line))
-    _show(console, [trial for trial in trials if is_done(trial)], metric, folder, as_json=as_json)
+    failures = run_trials(
+        config,
+        trials,
+        max_concurrent=max_concurrent,
+        tell=lambda line: _say(console, line),
+        make_stopping=make_stopping,
+    )
+    stopped = stopped_steps(folder) if scheduler else {}
+    _show(console, trials, stopped, metric, as_json=as_json)
     for failure in failures:
         console.print(Text(visible(f"failed: {failure.trial.path}: {failure.reason}"), style="red"), soft_wrap=True)
     if failures:
         raise typer.Exit(1)
 
 
-def _show(console: Console, done: Sequence[Trial], metric: str, folder: Path, *, as_json: bool) -> None:
-    from rlft.common.files import write_file
-    from rlft.train.sweep.table import table_of, too_few
+def _make_stopping(folder: Path, plan: Plan) -> EarlyStopping:
+    from rlft.common.asha import Asha
+    from rlft.train.sweep.early_stopping import EarlyStopping
 
-    if not done:
+    asha = Asha(max_steps=plan.max_steps, grace_period=plan.grace_period, reduction_factor=plan.factor)
+    return EarlyStopping(folder, plan, asha)
+
+
+def _show(console: Console, trials: Sequence[Trial], stopped: Mapping[str, int], metric: str, *, as_json: bool) -> None:
+    """The table of the trials that are done, or that were stopped at a step."""
+    from rlft.common.files import write_file
+    from rlft.train.sweep.table import of_the_best, table_of, too_few
+    from rlft.train.sweep.trials import is_done
+
+    folder = trials[0].path.parent
+    early = {
+        trial.path.name: stopped[trial.path.name]
+        for trial in trials
+        if trial.path.name in stopped
+        if not is_done(trial)
+    }
+    shown = [trial for trial in trials if is_done(trial) or trial.path.name in early]
+    if not any(trial.path.name not in early for trial in shown):
         return
-    lines = table_of(done, metric, folder)
-    few = too_few(lines)
-    text = json.dumps({"configurations": [line.as_dict() for line in lines], "too_few_seeds": few or None}, indent=1)
+    lines = table_of(shown, metric, folder, early)
+    few, best = too_few(lines), of_the_best(lines)
+    told = {
+        "configurations": [line.as_dict() for line in lines],
+        "stopped": early,
+        "too_few_seeds": few or None,
+        "of_the_best": best or None,
+    }
+    text = json.dumps(told, indent=1)
     write_file(folder / "sweep.json", text + "\n")
     if as_json:
         print(text)
         return
     console.print(_table(lines))
+    for name, step in early.items():
+        _say(console, f"{name}: stopped at step {step} by asha")
+    if early:
+        _say(
+            console,
+            "Configurations with stopped runs are in no comparison: their other seeds were chosen by their scores",
+        )
     for line in lines:
         if line.page:
             _say(console, f"{line.label} against {lines[0].label}, with the curves: {line.page}")
-    if few:
-        console.print(Text(visible(few), style="yellow"), soft_wrap=True)
+    for remark in filter(None, (few, best)):
+        console.print(Text(visible(remark), style="yellow"), soft_wrap=True)
     _say(console, f"Written: {folder / 'sweep.json'}")
 
 
@@ -111,7 +177,9 @@ def _table(lines: Sequence[Line]) -> Table:
     for line in lines:
         change = interval_text(line.comparison.headline.change, "+") if line.comparison else ""
         p = number(line.p) if line.comparison else ""
-        cells = (line.label, str(len(line.scores)), interval_text(line.mean), change, p, line.verdict)
+        seeds = str(len(line.scores)) + (f" of {len(line.scores) + len(line.stopped)}" if line.stopped else "")
+        mean = interval_text(line.mean) if line.scores else ""
+        cells = (line.label, seeds, mean, change, p, line.verdict)
         table.add_row(*(Text(visible(cell)) for cell in cells))
     return table
 

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: joined or started, and left again. The only `import ray`."""
+"""The Ray cluster of a run: joined or started, and left again. The only file in which runs get to Ray."""
 
 from __future__ import annotations
 

@@ -17,12 +17,15 @@ from rlft.config import BaseRunConfig
 from rlft.run.directory import make_output_dir, read_config
 from rlft.run.provenance import decides_nothing
 from rlft.run.records import CONFIG, SUMMARY
+from rlft.train.sweep.early_stopping import EarlyStopping
 from rlft.train.sweep.grid import Trial
 
 MAX_KILLS = 3
 """Times that a trial may be killed and is resumed."""
 STOPPING_S = 120.0
 """Longest wait for trials to save what they have when the sweep is stopped."""
+LOOK_EVERY_S = 1.0
+"""Time between two looks at what the trials report."""
 LOGS = "logs"
 """Folder of the sweep for what its trials print."""
 
@@ -44,6 +47,10 @@ class _Running:
     process: subprocess.Popen[bytes]
     log: IO[bytes]
     began: float
+    stopped: int | None = None
+    """Step at which it was stopped early, if it was."""
+    stopped_at: float = 0.0
+    """When, by the monotonic clock."""
 
 
 def is_done(trial: Trial) -> bool:
@@ -69,7 +76,14 @@ def check_same(trials: Sequence[Trial]) -> None:
                 )
 
 
-def run_trials(file: Path, trials: Sequence[Trial], *, max_concurrent: int, tell: Tell) -> list[Failure]:
+def run_trials(
+    file: Path,
+    trials: Sequence[Trial],
+    *,
+    max_concurrent: int,
+    tell: Tell,
+    make_stopping: Callable[[Path], EarlyStopping] | None = None,
+) -> list[Failure]:
     """Bring every trial to its end that is not there yet, and return those that could not be.
 
     A trial that is killed from outside is resumed, up to `MAX_KILLS` times; one that ends with an error is not tried
@@ -79,9 +93,11 @@ def run_trials(file: Path, trials: Sequence[Trial], *, max_concurrent: int, tell
         file: the config file.
         max_concurrent: trials that run at once.
         tell: gets a line for each trial that starts or ends.
+        make_stopping: called with the sweep's folder, decides which trials are stopped early; those save what they
+            have and are not continued. None stops none.
 
     Raises:
-        ValueError: another sweep is at work in the same folder.
+        ValueError: another sweep is at work in the same folder, or what trials are compared by is not measured.
     """
     folder = trials[0].path.parent
     make_output_dir(folder.parent)
@@ -91,13 +107,18 @@ def run_trials(file: Path, trials: Sequence[Trial], *, max_concurrent: int, tell
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"{folder} is in use by another `rlft sweep`; wait for it, or choose another --name") from None
-    waiting = [trial for trial in trials if not is_done(trial)]
-    if done := len(trials) - len(waiting):
-        tell(f"{done} of {len(trials)} trials are done")
     running: list[_Running] = []
     kills: dict[Path, int] = {}
     failures: list[Failure] = []
+    looked = 0.0
     try:
+        stopping = make_stopping(folder) if make_stopping else None
+        stopped = stopping.stopped if stopping else {}
+        done = [trial for trial in trials if is_done(trial)]
+        waiting = [trial for trial in trials if trial not in done and trial.path.name not in stopped]
+        if len(waiting) < len(trials):
+            early = len(trials) - len(waiting) - len(done)
+            tell(f"{len(done)} of {len(trials)} trials are done" + (f", {early} were stopped early" if early else ""))
         while waiting or running:
             while waiting and len(running) < max_concurrent:
                 trial = waiting.pop(0)
@@ -108,6 +129,11 @@ def run_trials(file: Path, trials: Sequence[Trial], *, max_concurrent: int, tell
                 each.log.close()
                 again = _ended(each, kills, failures, tell)
                 waiting[:0] = [each.trial] if again else []
+                if stopping is not None and is_done(each.trial):
+                    stopping.step_to_stop(each.trial)  # what the others are compared with
+            if stopping is not None and time.monotonic() - looked >= LOOK_EVERY_S:
+                _stop_early(running, stopping, tell)
+                looked = time.monotonic()
             if not ended:
                 time.sleep(0.1)
     except BaseException:
@@ -134,11 +160,26 @@ def _start(file: Path, trial: Trial, tell: Tell) -> _Running:
     return _Running(trial=trial, process=process, log=log, began=time.monotonic())
 
 
+def _stop_early(running: Sequence[_Running], stopping: EarlyStopping, tell: Tell) -> None:
+    """Ask the trials to end that are worse than the others, and end those that were asked and do not."""
+    for each in running:
+        if each.stopped is None and (step := stopping.step_to_stop(each.trial)) is not None:
+            each.stopped, each.stopped_at = step, time.monotonic()
+            tell(
+                f"{each.trial.path.name}: is stopped at step {step} by asha; rlft resume {each.trial.path} continues it"
+            )
+            each.process.send_signal(signal.SIGTERM)
+        elif each.stopped is not None and time.monotonic() - each.stopped_at > STOPPING_S:
+            each.process.kill()
+
+
 def _ended(each: _Running, kills: dict[Path, int], failures: list[Failure], tell: Tell) -> bool:
     """Say how a process ended; whether its trial is to be resumed."""
     trial, code = each.trial, each.process.returncode
     if code == 0 and is_done(trial):
         tell(f"{trial.path.name}: done after {time.monotonic() - each.began:.0f} s")
+        return False
+    if each.stopped is not None:
         return False
     was_killed = code < 0 or code > 128
     kills[trial.path] = kills.get(trial.path, 0) + was_killed
