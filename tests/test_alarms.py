@@ -17,6 +17,7 @@ from rlft.curves.alarms.course import Course, course_of, onset, shift, trend
 from rlft.curves.alarms.detectors import DETECTORS
 from rlft.curves.alarms.watch import is_looked_at
 from tests.fakes_run import append, rollout, write_config, write_json, write_rollouts
+from tests.test_report import Page
 
 STEPS, ONSET = 200, 101
 Row = dict[str, float]
@@ -285,8 +286,14 @@ def test_the_report_has_the_alarms_with_their_samples(tmp_path: Path) -> None:
     from rlft.curves.report import write_report
 
     run = write_run(tmp_path / "run", FAULTS["truncation"])
-    page = write_report(run).read_text(encoding="utf-8").partition("<main>")[2]
-    assert "Critical alarm since step" in page
-    assert "step-000198/sum-000/0" in page
-    assert "&lt;b&gt;" in page
-    assert "\x1b" not in page
+    page = Page(write_report(run))
+    (alarm,) = [each for each in page.data["health"]["alarms"] if each["name"] == "truncation"]
+    assert alarm["severity"] == "critical"
+    sample = alarm["samples"][0]
+    assert sample["id"] == "step-000198/sum-000/0"
+    assert "<b>" in sample["text"]
+    assert "\x1b" not in page.text
+    cut = page.data["health"]["charts"][0]  # what an alarm is about comes first
+    assert (cut["metrics"], cut["alarm"]) == (["rollout/truncated"], "truncation")
+    assert page.data["chips"][0]["tone"] == "bad"
+    assert "alarm truncation" in {why for group in page.data["samples"]["groups"] for why in group["why"]}

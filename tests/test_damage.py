@@ -15,6 +15,7 @@ from rlft.curves.report import write_report, write_reward_png
 from rlft.curves.verdict import verdict_of
 from rlft.run import damage
 from tests.fakes_run import append, make_run, write_json, write_rollouts
+from tests.test_report import Page
 
 
 def tear(path: Path) -> None:
@@ -79,7 +80,7 @@ def test_everything_else_is_shown(run: Path) -> None:
     break_line(run / "metrics.jsonl")
     tear(run / "evals" / "step-000010.json")
     (run / "summary.json").write_text("{")
-    page = write_report(run).read_text()
+    page = Page(write_report(run)).text
     for note in (
         "step-000003.parquet cannot be read",
         "metrics.jsonl:2: not readable as JSON",
@@ -95,10 +96,10 @@ def test_everything_else_is_shown(run: Path) -> None:
 def test_a_torn_file_of_rollouts_is_noted_and_decides_nothing(run: Path) -> None:
     tear(run / "rollouts" / "step-000040.parquet")
     assert verdict_of(run).kind == "ship"
-    assert "step-000040.parquet cannot be read" in write_report(run).read_text()
+    assert "step-000040.parquet cannot be read" in Page(write_report(run)).text
     for file in (run / "rollouts").iterdir():
         tear(file)
-    page = write_report(run).read_text()
+    page = Page(write_report(run)).text
     assert page.count("cannot be read") == 40
     assert "RL, step 40" in page
 

@@ -27,6 +27,7 @@ from rlft.train.rl import launch
 from tests.conftest import MakeConfig
 from tests.fakes import read_metrics, read_result
 from tests.fakes_reward import write_pairs
+from tests.test_report import Page
 
 # `algorithm` as it was written when one kind of objective held all losses.
 OF_POLICY = {
@@ -116,7 +117,7 @@ def test_an_online_run_is_resumed(make_config: MakeConfig, monkeypatch: pytest.M
         tree["algorithm"] = {"preset": "online_dpo", **OF_POLICY, "surrogate": "sigmoid", "kl_coef": 0.2}
 
     rewrite(cut.run_dir, write_as_before)
-    assert "online_dpo" in write_report(cut.run_dir).read_text()
+    assert "online_dpo" in Page(write_report(cut.run_dir)).text
     assert read_config(cut.run_dir, RunConfig) == cut
     launch.resume(cut.run_dir)
     one, other = read_result(whole.run_dir), read_result(cut.run_dir)

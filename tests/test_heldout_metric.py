@@ -25,6 +25,7 @@ from rlft.train.rl.evaluate import evaluation, headline
 from rlft.train.rl.metrics import describe
 from rlft.types import Abstain, Failed, Group, Score
 from tests.fakes import made_up_group, tiny_config
+from tests.test_report import Page
 
 REWARDS = [{"path": "a:right"}, {"path": "b:style", "weight": 0}]
 FAILED = Failed(kind="error", message="m", reproduce="r")
@@ -123,7 +124,7 @@ def test_tables_show_all_rewards(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for name, step in (("base", 0), ("step-000002", 2)):
         record = replace(result, name=name, step=step).as_dict()
         (tmp_path / "evals" / f"{name}.json").write_text(json.dumps(record))
-    page = write_report(tmp_path).read_text()
+    page = Page(write_report(tmp_path)).text
     assert "Mean [95 %]" in page
     assert "Accuracy [95 %]" not in page
     assert "Every reward and part on held-out tasks" in page

@@ -27,6 +27,7 @@ from rlft.train.preference.config import PreferenceConfig
 from rlft.train.rl import launch
 from tests.conftest import MakeConfig
 from tests.fakes import read_lines, read_metrics, read_result, save_tiny_model, write_config
+from tests.test_report import Page
 
 OLD = Path(__file__).parent / "data" / "run_of_format_1"
 SETTINGS = ("steps=2", "checkpoint.every=1", "evaluation.tasks=2", "tasks_per_step=2", "samples_per_task=2")
@@ -123,7 +124,7 @@ def test_what_only_computes_may_change_and_is_marked(here: Path, monkeypatch: py
     parts = ("kernels: made up -> ", "operations no longer compiled: made_up float32")
     for part in (*parts, "torch: 2.0 -> ", "learner.tokens_per_microbatch: None -> 64"):
         assert part in event["message"]
-    assert "computing_changed" in write_report(RUN).read_text()
+    assert "computing_changed" in Page(write_report(RUN)).text
     now = logs.read_provenance(RUN)
     assert now.packages["torch"] != "2.0"
     assert now.earlier[0]["packages"]["torch"] == "2.0"
@@ -156,7 +157,7 @@ def test_a_fork_goes_on_under_another_config_and_says_where_from(here: Path) -> 
     (event,) = [event for event in read_lines(path / "events.jsonl") if event["kind"] == "forked"]
     assert event["step"] == 2
     assert "continues runs/tiny after step 2" in event["message"]
-    page = write_report(path).read_text()
+    page = Page(write_report(path)).text
     assert "runs/tiny, after step 2" in page
     assert [evaluation.name for evaluation in read_evals(path)] == ["base", "step-000002", "step-000004"]
     with pytest.raises(ValueError, match=r"runs/faster exists already"):
@@ -318,7 +319,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_old_run_is_read_and_reported(old: Path) -> None:
     assert [row["step"] for row in read_metrics(old)] == [1, 2, 3]
     assert logs.read_provenance(old).format == 1
-    assert "Train reward" in write_report(old).read_text()
+    assert "Train reward" in Page(write_report(old)).text
 
 
 def test_an_old_run_is_resumed(old: Path) -> None:
@@ -355,4 +356,4 @@ def test_a_newer_format_is_said_and_passed_through(old: Path) -> None:
     assert read.extra == {"novel": {"a": 1}}
     assert read_evals(old)[0].extra == {"novel": 2}
     assert read_evals(old)[0].as_dict() == evaluation
-    assert "written by a newer rlft" in write_report(old).read_text()
+    assert "written by a newer rlft" in Page(write_report(old)).text

@@ -76,7 +76,7 @@ def write_page(c: Comparison, path: Path) -> None:
         "compare.html.j2",
         {"p": p_text},
         c=c,
-        style=Markup((pages.FOLDER / "report.css").read_text(encoding="utf-8")),
+        style=Markup((pages.FOLDER / "base.css").read_text(encoding="utf-8")),
         forest=_forest(c),
         strip=_strip(c),
         more=more_rows(c),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rlft.curves.charts import is_whole_reward, step_range
-from rlft.curves.plotly_traces import BLUE, GREY, ORANGE, RED
+from rlft.curves.marks import COLORS
 from rlft.curves.series import Series, bins, series, span
 from rlft.curves.text import interval_text, visible
 from rlft.run.records import Evaluation, word_for
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SIZE_INCHES, DPI = (9.0, 6.0), 150
 _COURSES = {"reward/mean": "reward", "preference/margin": "margin", "sft/loss": "loss"}
 """What is drawn of the training, the first that there is, and what it is called."""
+BLUE, GREY, ORANGE, RED = (COLORS[name] for name in ("blue", "grey", "orange", "red"))
 _REFERENCES = {"base": (GREY, ":"), "sft": (ORANGE, "--")}
 
 

@@ -137,13 +137,14 @@ def evals_of_result(run: Path, set_name: str = "") -> list[Evaluation]:
     return [e for e in read_evals(run, set_name) if back is None or e.step <= back]
 
 
-def read_eval_samples(run: Path, name: str, columns: Sequence[str]) -> Any:
+def read_eval_samples(run: Path, name: str, columns: Sequence[str], *, optional: Sequence[str] = ()) -> Any:
     """The samples of an evaluation as a pyarrow table with `columns`; None where they are not stored.
 
-    Raises ValueError if the file is broken or lacks a column, but see `damage.left_out`.
+    `optional` columns come along where the file has them. Raises ValueError if the file is broken or lacks a column,
+    but see `damage.left_out`.
     """
     path = Path(run) / EVALS / f"{name}.parquet"
-    return _read_table(path, columns) if path.is_file() else None
+    return _read_table(path, columns, optional) if path.is_file() else None
 
 
 def read_eval_parts(run: Path, name: str) -> dict[str, dict[str, list[float]]]:

@@ -1,107 +1,37 @@
-"""Which stored rollouts are worth reading: the best, the worst, those that could not be scored, and where an observed
-reward failed."""
+"""Stored rollouts as a page shows them: whole groups side by side, a stratified choice of them, and what failed."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rlft.common import json_text
 from rlft.curves.reading import read_rollouts, rollout_steps
+from rlft.curves.text import shortened
 
-LAST_STEPS = 3
-"""Best and worst are chosen from this many of the last stored steps."""
+LIGHT = (
+    *("step", "task_id", "group_index", "sample_index", "outcome", "reward", "advantage", "completion_tokens"),
+    "failure_kind",
+)
+"""Columns of all rollouts that are read to count, to choose and to filter; texts are read of what is shown."""
+LIGHT_OPTIONAL = ("failed_parts",)
 
-_COLUMNS = (
-    *(
-        "step",
-        "task_id",
-        "group_index",
-        "sample_index",
-        "prompt",
-        "messages",
-        "completion",
-        "answer",
-        "outcome",
-    ),
+COLUMNS = (
+    *("step", "task_id", "group_index", "sample_index", "prompt", "messages", "completion", "answer", "outcome"),
     *("reward", "parts", "failure_kind", "failure_message", "reproduce", "advantage", "finish_reason"),
     *("completion_tokens", "adapter_version", "adapter_hash"),
 )
-_OF_EPISODES = ("conversation", "turns", "stop_reason", "environment_reward")
-"""Columns that tell of episodes of several turns."""
+OPTIONAL = ("conversation", "turns", "stop_reason", "environment_reward", "failed_parts", "failure_where")
+TEXT, PROGRAM = 4000, 20_000
+"""Characters of a text, and of a program that repeats a failed call, that are shown."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One stored rollout, as a report shows it."""
-
-    step: int
-    """RL step that it was sampled for."""
-    task_id: str
-    """Task it answers."""
-    group_index: int
-    """Its group within the step."""
-    sample_index: int
-    """Its position within the group."""
-    prompt: str
-    """Last user message."""
-    messages: tuple[tuple[str, str], ...]
-    """The whole prompt as (role, content)."""
-    conversation: tuple[tuple[str, str], ...]
-    """An episode of several turns from its first message to its last; empty for a single-turn task."""
-    turns: int
-    """Actions of the policy."""
-    stop_reason: str
-    """Why the episode ended; empty in runs that did not say."""
-    environment_reward: float | None
-    """What the environment gave, summed; None where it gave nothing."""
-    completion: str
-    """What the policy wrote."""
-    answer: str
-    """The task's answer: text as it is, anything else as JSON."""
-    outcome: str
-    """`score`, `abstain` or `failed`."""
-    reward: float | None
-    """None unless scored."""
-    parts: Mapping[str, Any]
-    """Unweighted value of each reward part."""
-    failure_kind: str
-    """Empty unless failed."""
-    failure_message: str
-    """Why there is no score; empty if there is one."""
-    reproduce: str
-    """Python that calls the same reward on the same sample; empty unless failed."""
-    advantage: float | None
-    """Mean over the tokens; None if the sample was not used."""
-    truncated: bool
-    """Cut at the length limit."""
-    completion_tokens: int
-    """Length of the completion."""
-    adapter_version: int
-    """Version of the adapter that made it."""
-    adapter_hash: str
-    """Content hash of that adapter."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Showcase:
-    """The rollouts that a report shows."""
-
-    steps: tuple[int, ...]
-    """Steps that best and worst were chosen from."""
-    best: tuple[Sample, ...]
-    """Highest rewards, best first, each of another task."""
-    worst: tuple[Sample, ...]
-    """Lowest rewards, worst first, each of another task; none that is already among the best."""
-    failed: tuple[Sample, ...]
-    """The latest samples of the whole run that could not be scored."""
-    failures: Mapping[str, int]
-    """Number of such samples in the whole run by kind, most frequent first."""
+GroupKey: TypeAlias = tuple[int, int]
+"""(step, index of the group within it)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,15 +56,26 @@ class ObservedFailure:
     """Python that calls the reward on that rollout."""
 
 
-def observed_failures(run: Path, rewards: Collection[str]) -> list[ObservedFailure]:
-    """How often each of `rewards` failed in the stored rollouts, and its first failure; in the order of the names.
+def read_light(run: Path) -> Any:
+    """All rollouts of a run as a table of `LIGHT` columns; None where none are stored, or all are left out as damaged.
 
-    Rollouts of runs that did not store such failures have none. Raises ValueError as `read_rollouts` does.
+    Raises ValueError if a file is damaged, but see `damage.left_out`.
     """
-    rows = read_rollouts(run, ("step", "task_id"), optional=("failed_parts",)).to_pylist()
+    table = read_rollouts(run, LIGHT, optional=LIGHT_OPTIONAL) if rollout_steps(run) else None
+    return table if table is not None and table.column_names else None
+
+
+def observed_failures(light: Any, rewards: Collection[str]) -> list[ObservedFailure]:
+    """How often each of `rewards` failed in the rollouts, and its first failure; in the order of the names.
+
+    Rollouts of runs that did not store such failures have none.
+    """
+    if "failed_parts" not in light.column_names or not rewards:
+        return []
+    told = light.filter(light["failed_parts"].is_valid())
     failures: dict[str, list[tuple[int, str, Mapping[str, Any]]]] = {}
-    for row in rows:
-        parts = _json(row.get("failed_parts"))
+    for row in told.select(["step", "task_id", "failed_parts"]).to_pylist():
+        parts = _json(row["failed_parts"])
         for name, failure in parts.items() if isinstance(parts, dict) else ():
             if name in rewards and isinstance(failure, dict):
                 failures.setdefault(name, []).append((row["step"], row["task_id"], failure))
@@ -142,7 +83,7 @@ def observed_failures(run: Path, rewards: Collection[str]) -> list[ObservedFailu
         ObservedFailure(
             reward=name,
             failed=len(found),
-            rollouts=len(rows),
+            rollouts=len(light),
             first_step=found[0][0],
             first_task=found[0][1],
             **{key: str(found[0][2].get(key, "")) for key in ("kind", "message", "reproduce")},
@@ -151,75 +92,108 @@ def observed_failures(run: Path, rewards: Collection[str]) -> list[ObservedFailu
     ]
 
 
-def showcase(run: Path, count: int = 3) -> Showcase:
-    """Choose up to `count` best, worst and failed rollouts. Raises ValueError as `read_rollouts` does."""
-    steps = rollout_steps(run)[-LAST_STEPS:]
-    last = [_sample(row) for row in read_rollouts(run, _COLUMNS, steps, optional=_OF_EPISODES).to_pylist()]
-    scored = [sample for sample in last if sample.reward is not None and math.isfinite(sample.reward)]
-    # Among equal rewards the larger advantage is the rarer one in its group, so the one that tells more.
-    ranked = sorted(scored, key=lambda s: (-(s.reward or 0.0), -(s.advantage or 0.0), -s.step, s.completion_tokens))
-    best = _other_tasks(ranked, count)
-    worst = _other_tasks([sample for sample in reversed(ranked) if sample not in best], count)
-    failed, failures = _failed(run, count)
-    return Showcase(steps=tuple(steps), best=best, worst=worst, failed=failed, failures=failures)
+def failure_kinds(light: Any) -> dict[str, int]:
+    """Number of rollouts that could not be scored, by kind, most frequent first."""
+    failed = light.filter(_equal(light["outcome"], "failed"))
+    kinds = Counter(str(kind or "unknown") for kind in failed["failure_kind"].to_pylist())
+    return dict(kinds.most_common())
 
 
-def _failed(run: Path, count: int) -> tuple[tuple[Sample, ...], dict[str, int]]:
-    """The latest failed samples, and how many there are of each kind in the whole run."""
-    light = read_rollouts(run, ("step", "outcome", "failure_kind")).to_pylist()
-    failed = [row for row in light if row["outcome"] == "failed"]
-    failures = Counter(str(row["failure_kind"] or "unknown") for row in failed)
-    steps = sorted({row["step"] for row in failed})[-count:]
-    rows = read_rollouts(run, _COLUMNS, steps, optional=_OF_EPISODES).to_pylist() if steps else []
-    latest = [_sample(row) for row in rows if row["outcome"] == "failed"][-count:]
-    return tuple(reversed(latest)), dict(failures.most_common())
+def read_groups(run: Path, keys: Iterable[GroupKey], *, most: int = 0, only: Collection[str] = ()) -> list[Any]:
+    """Groups with their texts, as plain data for the page, in the order of `keys`.
+
+    Args:
+        run: run directory.
+        keys: which.
+        most: samples that are shown of a group, evenly by rank of their rewards; 0 is all of them.
+        only: outcomes of the samples to show; all if empty.
+
+    Raises:
+        ValueError: as `read_rollouts` does.
+    """
+    wanted = list(dict.fromkeys(keys))
+    by_step: dict[int, set[int]] = {}
+    for step, index in wanted:
+        by_step.setdefault(step, set()).add(index)
+    found: dict[GroupKey, list[Mapping[str, Any]]] = {}
+    for step in sorted(by_step):
+        for row in read_rollouts(run, COLUMNS, [step], optional=OPTIONAL).to_pylist():
+            if row["group_index"] in by_step[step]:
+                found.setdefault((step, row["group_index"]), []).append(row)
+    return [_group(found[key], most) for key in wanted if key in found]
 
 
-def _other_tasks(ranked: Sequence[Sample], count: int) -> tuple[Sample, ...]:
-    chosen: dict[str, Sample] = {}
-    for sample in ranked:
-        chosen.setdefault(sample.task_id, sample)
-    return tuple(list(chosen.values())[:count])
+def _group(rows: Sequence[Mapping[str, Any]], most: int) -> dict[str, Any]:
+    first, shown = rows[0], list(rows)
+    if most and len(rows) > most:
+        ranked = sorted(rows, key=_rank)
+        at = sorted({round(i * (len(rows) - 1) / (most - 1)) for i in range(most)})
+        shown = [ranked[i] for i in at]
+    messages = conversation(first["messages"])
+    answer = _json(first["answer"])
+    told = {
+        "step": first["step"],
+        "group": first["group_index"],
+        "task": shortened(first["task_id"], 300),
+        "prompt": shortened(first["prompt"] or "", TEXT),
+        "answer": shortened(answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False), 1000),
+        "size": len(rows),
+        "samples": [sample(row) for row in shown],
+    }
+    return {**told, "messages": messages} if len(messages) > 1 else told
 
 
-def _sample(row: Mapping[str, Any]) -> Sample:
+def sample(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One sample as plain data; what it has not is absent."""
     parts = _json(row["parts"])
-    answer = _json(row["answer"])
-    return Sample(
-        step=row["step"],
-        task_id=row["task_id"],
-        group_index=row["group_index"],
-        sample_index=row["sample_index"],
-        prompt=row["prompt"] or "",
-        messages=_messages(row["messages"]),
-        conversation=_messages(row.get("conversation")),
-        turns=row.get("turns") or 1,
-        stop_reason=row.get("stop_reason") or "",
-        environment_reward=row.get("environment_reward"),
-        completion=row["completion"] or "",
-        answer=answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False),
-        outcome=row["outcome"],
-        reward=row["reward"],
-        parts=parts if isinstance(parts, dict) else {},
-        failure_kind=row["failure_kind"] or "",
-        failure_message=row["failure_message"] or "",
-        reproduce=row["reproduce"] or "",
-        advantage=row["advantage"],
-        truncated=row["finish_reason"] == "length",
-        completion_tokens=row["completion_tokens"],
-        adapter_version=row["adapter_version"],
-        adapter_hash=row["adapter_hash"] or "",
-    )
+    told = {
+        "index": row["sample_index"],
+        "outcome": row["outcome"],
+        "reward": row["reward"],
+        "parts": parts if isinstance(parts, dict) else {},
+        "advantage": row.get("advantage"),
+        "text": shortened(row["completion"] or "", TEXT),
+        "tokens": row["completion_tokens"],
+        "cut": row.get("finish_reason") == "length",
+        "adapter": f"v{row['adapter_version']} {(row['adapter_hash'] or '')[:8]}".strip(),
+    }
+    if said := conversation(row.get("conversation")):
+        told |= {"conversation": said, "turns": row.get("turns") or 1, "ended": row.get("stop_reason") or ""}
+    if row.get("environment_reward") is not None:
+        told["environment"] = row["environment_reward"]
+    if row.get("failure_message") or row.get("failure_kind"):
+        told["failure"] = _failure({key: row.get(f"failure_{key}") for key in ("kind", "message", "where")}, row)
+    failed = _json(row.get("failed_parts"))
+    if isinstance(failed, dict) and failed and "failure" not in told:
+        told["failed_parts"] = {name: _failure(each, each) for name, each in failed.items() if isinstance(each, dict)}
+    return {name: value for name, value in told.items() if value is not None and value is not False}
 
 
-def _messages(text: str | None) -> tuple[tuple[str, str], ...]:
-    """(role, content) of each message."""
+def conversation(text: str | None) -> list[list[str]]:
+    """[role, content] of each message of a JSON list."""
     messages = _json(text)
-    return tuple(
-        (str(message.get("role", "")), str(message.get("content", "")))
+    return [
+        [str(message.get("role", ""))[:40], shortened(str(message.get("content", "")), TEXT)]
         for message in (messages if isinstance(messages, list) else [])
         if isinstance(message, dict)
-    )
+    ]
+
+
+def _failure(told: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]:
+    kept = {key: shortened(str(told.get(key) or ""), TEXT) for key in ("kind", "message", "where")}
+    kept["reproduce"] = shortened(str(row.get("reproduce") or ""), PROGRAM)
+    return {name: text for name, text in kept.items() if text}
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[float, int]:
+    reward = row["reward"]
+    return (reward if reward is not None and math.isfinite(reward) else -math.inf, row["sample_index"])
+
+
+def _equal(column: Any, value: str) -> Any:
+    import pyarrow.compute as pc
+
+    return pc.equal(column, value)
 
 
 def _json(text: str | None) -> Any:

@@ -79,6 +79,11 @@ def bins(values: Series) -> list[Bin]:
     return [_bin(points[start : start + size]) for start in range(0, len(points), size)]
 
 
+def binned(values: Series) -> list[tuple[float, float]]:
+    """(step, value) of the finite values, or of the means of their bins where there are many."""
+    return [(each.step, each.interval.mean) for each in bins(values)] or values.finite
+
+
 def span(several: Iterable[Series], intervals: Iterable[Interval] = ()) -> tuple[float, float]:
     """The lowest and the highest number that a chart of these series and intervals has to hold; (0, 1) without any."""
     numbers = [0.0]
