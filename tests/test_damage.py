@@ -88,7 +88,7 @@ def test_everything_else_is_shown(run: Path) -> None:
         "summary.json is not readable JSON",
     ):
         assert note in page
-    for shown in ("Best rollouts", "40 of 40", "RL, step 40", "Where the rollout tokens went"):
+    for shown in ("best of the last steps", "40 of 40", "RL, step 40", "gave a gradient"):
         assert shown in page
     assert write_reward_png(run).stat().st_size > 1000
 
@@ -99,9 +99,10 @@ def test_a_torn_file_of_rollouts_is_noted_and_decides_nothing(run: Path) -> None
     assert "step-000040.parquet cannot be read" in Page(write_report(run)).text
     for file in (run / "rollouts").iterdir():
         tear(file)
-    page = Page(write_report(run)).text
-    assert page.count("cannot be read") == 40
-    assert "RL, step 40" in page
+    page = Page(write_report(run))
+    assert sum("cannot be read" in note for note in page.data["notes"]) == 40
+    assert page.data["samples"] is None
+    assert "RL, step 40" in page.text
 
 
 def test_the_terminal_says_it_too(run: Path, tmp_path: Path) -> None:
