@@ -240,6 +240,7 @@ def orchestration(folder: str, steps: int) -> dict[str, float]:
     from rlft.run.records import Provenance
     from rlft.train.rl.loop import train_rl
     from rlft.train.rl.services import make_scorer
+    from rlft.train.rl.task_choice import TaskChoice
     from rlft.train.standing import Standing
 
     generation_s = learning_s = 4.0
@@ -255,7 +256,7 @@ def orchestration(folder: str, steps: int) -> dict[str, float]:
             learner,  # type: ignore[arg-type]
             pool,
             scorer,
-            environment().train,
+            TaskChoice(settings, environment().train),
             start=0,
             canary=lambda made, logprobs_of: made,  # type: ignore[arg-type]
             view=View("bench", steps=steps, console=Console(quiet=True)),

@@ -66,6 +66,7 @@ def serve_rlft(model_folder: str, steps: int) -> None:
     from rlft.rollout.weight_proof import CanaryMaker
     from rlft.run.directory import Run
     from rlft.train.rl.loop import train_rl
+    from rlft.train.rl.task_choice import TaskChoice
     from rlft.train.standing import Standing
     from rlft.types import RewardSpec
 
@@ -112,7 +113,7 @@ def serve_rlft(model_folder: str, steps: int) -> None:
                 learner,
                 pool,
                 scorer,
-                tasks,
+                TaskChoice(config, tasks),
                 start=0,
                 canary=canary,
                 view=view,

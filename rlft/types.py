@@ -139,9 +139,8 @@ class RewardSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     path: str
-    """`package.module:function` or `file.py:function`, behind a prefix such as `trl:` where it was written for another
-    system (docs/systems.md); or `adapter:FOLDER`: a reward model that `rlft reward-model` made on the model of this
-    run, scored on the learner's copy of it."""
+    """`package.module:function` or `file.py:function`, behind a prefix as `trl:` if written for another system
+    (docs/systems.md); or `adapter:FOLDER`: what `rlft reward-model` made of this model, scored on the learner's."""
     name: str = ""
     """Label in metrics; empty means the function's name, or the folder's."""
     weight: float = 1.0
@@ -150,6 +149,8 @@ class RewardSpec:
     """`shadow`: what you want and do not train on. It has weight 0, and its gap to the trained reward is shown."""
     args: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function besides the sample's, or of what makes it; a folder takes `normalize`."""
+    only: tuple[str, ...] = ()
+    """Names in `environment.mix`: it is not asked about tasks of others. Empty: about all."""
 
     def __post_init__(self) -> None:
         if self.folder and self.args.keys() - {"normalize"}:
@@ -212,7 +213,7 @@ class Failed:
     fault: Fault = "reward"
     """Whose failure it is."""
     where: str = ""
-    """`file.py:12`: the innermost line of the user's code that raised, or hung; empty where no such line is known."""
+    """`file.py:12`: the innermost line of the user's code that raised, or hung; empty where none is known."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """As in `Score`, of the rewards that could be computed."""
 

@@ -59,6 +59,7 @@ from rlft.train.rl.guards import Guards
 from rlft.train.rl.loop import refuse_mismatch
 from rlft.train.rl.rollouts import StepRollouts, refuse_failures
 from rlft.train.rl.services import make_scorer, reward_remarks
+from rlft.train.rl.task_choice import TaskChoice
 from rlft.train.sft import train_sft
 from rlft.train.standing import Standing
 from rlft.train.supervised import data as supervised_data
@@ -260,7 +261,8 @@ def requested_chunks(config: RunConfig) -> list[Chunk]:
     scorer: Any = SimpleNamespace(score=lambda groups, step: list(groups), stats=ScoringStats())
     view: Any = SimpleNamespace(rollout=None)
     environment = loading.load(config.environment)
-    rollouts = StepRollouts(run, pool, scorer, environment.train, start=0, view=view)  # type: ignore[arg-type]
+    tasks = TaskChoice(config, environment.train)
+    rollouts = StepRollouts(run, pool, scorer, tasks, start=0, view=view)  # type: ignore[arg-type]
     rollouts.publish(Adapter(version=0, hash="", tensors={}))
     rollouts.submit_ahead()
     if not config.algorithm.needs_greedy:  # whose answers would have to be stored

@@ -448,7 +448,8 @@ def test_there_are_little_more_than_100_settings() -> None:
         "algorithm.kl_coef",
         "algorithm.beta",
     } <= found.keys()
-    assert 40 < len(found) <= 122, sorted(found)  # three of them name trackers
+    # Three of them name trackers, five are about several environments in one run.
+    assert 40 < len(found) <= 127, sorted(found)
 
 
 # The JSON Schema.

@@ -60,6 +60,7 @@ def one_reward(name: str) -> dict[str, Any]:
     return {"rewards": [{"path": f"tests.leaf_rewards:{name}"}], "scoring.workers": 1}
 
 
+MIXED = {"environment": {"mix": [{"name": name, "path": "tests.observables:letters_with"} for name in ("one", "two")]}}
 SETS = {"evaluations": [{"name": "further", "tasks": 2}]}
 ELSEWHERE = {
     "evaluations": [{"name": "further", "tasks": 2, "environment": {"path": "tests.observables:other_letters"}}]
@@ -95,11 +96,16 @@ RL: list[Row] = [
     ("environment.args", {"num_train": 3}, see.tasks, {}),
     ("environment.overlong", "error", see.tasks, LONG),
     ("environment.order", "listed", see.requested, {}),
+    ("environment.mix.name", "other", see.tasks, MIXED),
+    ("environment.mix.path", "environments.sums:load", see.tasks, MIXED),
+    ("environment.mix.args", {"num_train": 3}, see.tasks, MIXED),
+    ("environment.mix.weight", 3.0, see.requested, {**MIXED, "tasks_per_step": 4}),
     ("rewards.path", "tests.leaf_rewards:first", see.scored, STRIPES),
     ("rewards.name", "stars", see.scored, STRIPES),
     ("rewards.weight", 0.5, see.scored, STRIPES),
     ("rewards.role", "shadow", see.scored, {"rewards": [*STRIPES["rewards"], {"path": "tests.leaf_rewards:first"}]}),
     ("rewards.args", {"scale": 3.0}, see.scored, STRIPES),
+    ("rewards.only", ["one"], see.scored, {**MIXED, **STRIPES}),
     ("scoring.workers", 1, see.scored, {"rewards": [{"path": "tests.leaf_rewards:in_driver", "args": "{driver}"}]}),
     ("scoring.deadline_s", 0.1, see.scored, one_reward("slow")),
     ("scoring.max_failed", 0.3, see.stops_on_failures, {}),

@@ -232,7 +232,7 @@ def test_demonstrations_are_what_rollouts_look_like(
     monkeypatch.setattr(SFTTrainer, "train", stop)
     config = tiny_config(folder, sft={"examples": 4})
     with pytest.raises(KeyboardInterrupt):
-        train_sft(config, str(folder), environment.demonstrations, tools=environment.tools)
+        train_sft(config, str(folder), environment.demonstrations, tools=environment.tools_shown)
     for shown, example in zip(environment.demonstrations, examples, strict=True):
         prompt = chat.render(tokenizer, shown[:-1], tools=environment.tools)
         reply = tuple(tokenizer(shown[-1]["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"])

@@ -150,6 +150,8 @@ def _resolve(
         config = load(Path(target), [])
         environment = config.environment
         named = [*(r for r in config.rewards if not r.folder), *named]
+        if given and environment.mix:
+            raise ValueError("--args: the config mixes several environments; change args in its `environment.mix`")
         merged = {**environment.args, **given}
         return environment.model_copy(update={"args": merged}), named, config.scoring
     path = target if ":" in target or "/" in target or "." in target else f"environments.{target}:load"
@@ -194,6 +196,7 @@ def _play(console: Console, environment: Environment, task: Task, seed: int, rew
     from rlft.environment.contract import Step
     from rlft.types import Message, Turn
 
+    environment = environment.of(task)
     episode = environment.episode() if environment.episode else None
     messages: list[Message] = list(episode.start(task, seed) if episode else task.messages)
     console.print(Text(visible(f"task {task.id}, seed {seed}"), style="bold"))

@@ -66,6 +66,18 @@ def check_environment(
         ValueError: the environment cannot be loaded, or the contract's own check refuses it.
     """
     environment = loading.load(config)
+    if config.mix:  # each by itself, and what is asked of them together
+        chosen_by = {"tokenizer": tokenizer, "scorer": scorer, "actions": actions, "tasks": tasks, "samples": samples}
+        return [_tasks(environment)] + [
+            replace(found, name=f"{each.name}: {found.name}")
+            for each in config.mix
+            for found in check_environment(
+                EnvironmentConfig(path=each.path, args=each.args),
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                **chosen_by,  # type: ignore[arg-type]
+            )
+        ]
     plain = _plain_data(environment)
     findings = [_tasks(environment), _reproducible(environment, config, elsewhere=plain.is_fine), plain]
     every = max(1, len(environment.train) // tasks)

@@ -12,6 +12,7 @@ from rlft.config.sections import (
     EvaluationSetConfig,
     GuardsConfig,
     LearnerConfig,
+    MixedEnvironment,
     ModelConfig,
     PolicyAdapterConfig,
     RLLearnerConfig,
@@ -20,6 +21,7 @@ from rlft.config.sections import (
     ScoringConfig,
     SFTStageConfig,
     Strict,
+    TaskSource,
     TrackerConfig,
 )
 from rlft.config.tree import BaseRunConfig, PolicyRunConfig, RunConfig
@@ -33,6 +35,7 @@ __all__ = [
     "EvaluationSetConfig",
     "GuardsConfig",
     "LearnerConfig",
+    "MixedEnvironment",
     "ModelConfig",
     "PolicyAdapterConfig",
     "PolicyRunConfig",
@@ -43,5 +46,6 @@ __all__ = [
     "SamplingConfig",
     "ScoringConfig",
     "Strict",
+    "TaskSource",
     "TrackerConfig",
 ]

@@ -63,15 +63,59 @@ class TaskSource(Strict):
     """Keyword arguments of that function."""
 
 
+class MixedEnvironment(TaskSource):
+    """One of several environments that a run trains on."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    """What it is called in metrics, in ids of tasks and in `rewards.only`: lower-case letters, digits, `-` and `_`."""
+    weight: float = Field(1.0, gt=0)
+    """Its share of the tasks of each step is weight / sum of all weights."""
+
+
 class EnvironmentConfig(TaskSource):
     """Where the tasks come from."""
 
+    path: str = ""
+    """`package.module:function` or `file.py:function`; the function returns an `Environment`. Or an environment of
+    another system, `SYSTEM:NAME`, as in `gymnasium:FrozenLake-v1`. Empty where `mix` names several."""
+    mix: tuple[MixedEnvironment, ...] = ()
+    """Several environments instead of the one that `path` names; every step has tasks of each."""
     overlong: Literal["error", "drop"] = "error"
     """Training tasks whose prompt and completion do not fit the model's context: refused before the run starts, or left
     out and counted."""
-    order: Literal["shuffle", "listed", "easy_first"] = "shuffle"
-    """Order of the training tasks: a new permutation each epoch, as listed, or first the easy ones by the measured
-    `difficulty` (`rlft env measure`), shuffled among their like."""
+    order: Literal["shuffle", "listed", "easy_first", "by_signal"] = "shuffle"
+    """Order of the training tasks: a new permutation each epoch, as listed, first the easy ones by the measured
+    `difficulty` (`rlft env measure`), shuffled among their like, or drawn by how often their groups gave signal."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EnvironmentConfig:
+        if not self.path and not self.mix:
+            raise ValueError("`path` is required: the function that gives the tasks; or `mix`, a list of several")
+        if self.mix and (self.path or self.args):
+            raise ValueError("`mix` has the path and args of each environment; take out those beside it (`path: null`)")
+        names = [each.name for each in self.mix]
+        if doubled := next((name for name in names if names.count(name) > 1), ""):
+            raise ValueError(f"mix: the name {doubled!r} stands twice; give one of them another `name`")
+        return self
+
+    @property
+    def entries(self) -> tuple[TaskSource, ...]:
+        """The sources of the tasks: those of `mix`, or this one."""
+        return self.mix or (self,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the mixed environments; empty of a single one."""
+        return tuple(each.name for each in self.mix)
+
+    def source_of(self, name: Any) -> TaskSource:
+        """The mixed environment of that name, or this one where there is none."""
+        return next((each for each in self.mix if each.name == name), self)
+
+    @property
+    def told(self) -> str:
+        """What it is, for a message."""
+        return f"mix of {', '.join(self.names)}" if self.mix else self.path
 
 
 class ScoringConfig(Strict):

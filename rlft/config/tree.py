@@ -141,6 +141,11 @@ class RunConfig(PolicyRunConfig):
                 f"samples_per_task is {self.samples_per_task}, but preset {self.algorithm.preset!r} compares the "
                 "samples of a group; use at least 2, or a preset without a group's baseline, such as ppo"
             )
+        if self.environment.order == "by_signal" and self.samples_per_task < 2:
+            raise ValueError(
+                "environment.order: by_signal asks whether the samples of a task differ, and samples_per_task is 1; "
+                "use at least 2, or another order"
+            )
         problem = self.algorithm.misfit(
             has_reference=bool(self.reference),
             tasks_per_update=self.tasks_per_step / self.updates_per_step,
@@ -176,7 +181,15 @@ class RunConfig(PolicyRunConfig):
         names = [reward.label for reward in self.rewards]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"rewards: the name {doubled[0]!r} stands twice; give one of them another `name`")
-        names = [each.name for each in self.evaluations]
+        known = self.environment.names
+        for reward in self.rewards:
+            if unknown := next((name for name in reward.only if name not in known), ""):
+                there = f"there are: {', '.join(known)}" if known else "the config has no `environment.mix`"
+                raise ValueError(
+                    f"reward {reward.label!r}: `only` names the environment {unknown!r}.{did_you_mean(unknown, known)} "
+                    f"{there[0].upper()}{there[1:]}"
+                )
+        names = [*known, *(each.name for each in self.evaluations)]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"evaluations: the name {doubled[0]!r} stands twice; give one of them another `name`")
         return self

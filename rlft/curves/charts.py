@@ -152,6 +152,7 @@ def sections(rows: Rows, evals: Sequence[Evaluation] = ()) -> list[Section]:
     preferences = [*_margin(rows, evals), *_loss(rows, evals, "preference/loss", "Preference loss")]
     built = [
         Section(title="Training", charts=losses),
+        Section(title="Environments of the mix", charts=_environments(rows)),
         Section(title="Preferences", charts=[*preferences, *_plain(rows, _PREFERENCES)]),
         Section(title="Behaviour", charts=[*_plain(rows, _BEHAVIOUR), *_failures(rows)]),
         Section(title="Learner", charts=_plain(rows, _LEARNER)),
@@ -226,6 +227,25 @@ def _plain(rows: Rows, specs: Sequence[_Spec]) -> list[Chart]:
             metrics = tuple(line.metric for line, _ in known)
             charts.append(Chart(title=title, hint=hint, marks=marks, axis=axis, metrics=metrics))
     return charts
+
+
+def _environments(rows: Rows) -> list[Chart]:
+    """Train reward, signal and length of each environment of a mix."""
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith("environment/"))
+    names = list(dict.fromkeys(key.split("/")[1] for key in keys))
+    colors = dict(zip(names, (BLUE, ORANGE, GREEN, VIOLET, RED, GREY) * len(names), strict=False))
+    wanted = (
+        ("Train reward by environment", "mean of each step, 95 % band", _FREE, "reward"),
+        ("Groups with signal by environment", "share of the groups whose rewards differ", _SHARE, "with_signal"),
+        ("Length by environment", "tokens per completion", _FROM_ZERO, "length"),
+    )
+    return _plain(
+        rows,
+        [
+            (title, hint, axis, tuple(_Line(f"environment/{name}/{what}", name, colors[name]) for name in names))
+            for title, hint, axis, what in wanted
+        ],
+    )
 
 
 def _failures(rows: Rows) -> list[Chart]:

@@ -1,12 +1,14 @@
 """Evaluation sets, the config's `evaluations`: what each shows, and whether one got worse.
 
-They are measured beside `evaluation`, which alone decides the verdict. One that got worse leaves it in doubt.
+They are measured beside `evaluation`, which alone decides the verdict. One that got worse leaves it in doubt. Where a
+run mixes environments, what `evaluation` measured of each is a set, too, of the environment's name.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from rlft.curves import looks, reading
 from rlft.curves.differences import Difference, paired
 from rlft.curves.doubts import Reason
 from rlft.curves.passes import passes
-from rlft.curves.statistics import Bounds
+from rlft.curves.statistics import Bounds, mean_interval
 from rlft.curves.text import interval_text
 from rlft.run.records import Evaluation, word_for
 
@@ -109,7 +111,7 @@ def bounds_of_stage(evaluation: Evaluation) -> Bounds | None:
 
 
 def read_sets(run: Path, config: Mapping[str, Any]) -> list[EvaluationSet]:
-    """The evaluation sets of a run in the order of its config, up to the policy that is its result.
+    """The evaluation sets of a run in the order of its config, a mix's environments first, up to the run's result.
 
     The level of a change is that of its look, and what it allows to be conclusive by chance is shared by the sets: if
     training changed nothing, any of them seems to have got worse in at most 2.5 % of the runs.
@@ -124,7 +126,14 @@ def read_sets(run: Path, config: Mapping[str, Any]) -> list[EvaluationSet]:
     if (config.get("evaluation") or {}).get("tasks") and config.get("kind") == "sft":
         stored = reading.read_evals(run, TASKS)
         found = [{"name": TASKS, **(stored[-1].extra.get("settings") or {})}] if stored else []
-    return [_read(run, config, settings, len(found)) for settings in found]
+    whole = reading.evals_of_result(run)
+    mixed = [(each, [part for e in whole if (part := _part_of(e, each["name"]))]) for each in _mixed(config)]
+    mixed = [(settings, evals) for settings, evals in mixed if evals]
+    count = len(mixed) + len(found)
+    return [
+        *(_measured(config, settings, evals, count) for settings, evals in mixed),
+        *(_measured(config, each, reading.evals_of_result(run, str(each.get("name"))), count) for each in found),
+    ]
 
 
 def worse(sets: Sequence[EvaluationSet]) -> list[Reason]:
@@ -142,9 +151,40 @@ def worse(sets: Sequence[EvaluationSet]) -> list[Reason]:
     ]
 
 
-def _read(run: Path, config: Mapping[str, Any], settings: Mapping[str, Any], count: int) -> EvaluationSet:
+def _mixed(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Settings of what `evaluation` measures of each environment of a mix."""
+    evaluation, environment = config.get("evaluation") or {}, config.get("environment") or {}
+    return [
+        {**evaluation, "name": each["name"], "environment": {"path": each["path"], "args": each.get("args") or {}}}
+        for each in environment.get("mix") or ()
+    ]
+
+
+def _part_of(evaluation: Evaluation, name: str) -> Evaluation | None:
+    """What an evaluation of a mix says about one environment, whose name its tasks' ids begin with; None if nothing."""
+    by_task = {task: values for task, values in evaluation.by_task.items() if task.startswith(f"{name}/")}
+    scored = [values for values in by_task.values() if values]
+    if not scored:
+        return None
+    samples = evaluation.samples * len(by_task) // len(evaluation.by_task)
+    return replace(
+        evaluation,
+        by_task=by_task,
+        accuracy=mean_interval(scored),
+        samples=samples,
+        failed=min(evaluation.failed, max(0, samples - sum(map(len, scored)))),
+        length=math.nan,
+        truncated=math.nan,
+        rewards={},
+        failed_parts={},
+        set_name=name,
+    )
+
+
+def _measured(
+    config: Mapping[str, Any], settings: Mapping[str, Any], evals: Sequence[Evaluation], count: int
+) -> EvaluationSet:
     name = str(settings.get("name"))
-    evals = reading.evals_of_result(run, name)
     before = [e for e in evals if e.is_before]
     trained = [e for e in evals if not e.is_before]
     if not before or not trained:

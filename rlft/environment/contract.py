@@ -27,6 +27,9 @@ from typing import Any, Protocol
 from rlft.common.rows import canonical_text
 from rlft.types import Message, Task
 
+SOURCE = "environment"
+"""Column of a mix's tasks with the name of the environment that each comes from."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -80,6 +83,21 @@ class Environment:
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of tools (see `tools.schemas`): shown by the chat template, or in the system message where it takes
     none; empty where the prompt itself describes what can be called."""
+    sources: Mapping[str, Environment] = field(default_factory=dict)
+    """Of a mix (`environment.mix`) the environments that it is made of, by name; else empty."""
+    shown_by: Sequence[str] = ()
+    """Of a mix the name of the environment that each demonstration comes from; else empty."""
+
+    def of(self, task: Task) -> Environment:
+        """The environment that a task comes from: of a mix one of its sources, else this one."""
+        return self.sources[task.columns[SOURCE]] if self.sources else self
+
+    @property
+    def tools_shown(self) -> list[tuple[Mapping[str, Any], ...]]:
+        """The tools that the prompt of each demonstration shows."""
+        if self.sources:
+            return [self.sources[name].tools for name in self.shown_by]
+        return [self.tools] * len(self.demonstrations)
 
 
 def check(environment: Environment) -> None:
@@ -124,18 +142,30 @@ def refuse_overlap(environment: Environment, heldout: Sequence[Task], *, are_epi
     Raises:
         ValueError: names a held-out task and the training task or the demonstration that asks the same.
     """
+    tasks, rows = asking_the_same(environment, heldout, are_episodes=are_episodes)
+    for task_id, twin in tasks.items():
+        raise ValueError(f"training task {task_id!r} asks the same as held-out task {twin!r}; split by problem")
+    for row, twin in rows.items():
+        raise ValueError(f"demonstration {row} answers held-out task {twin!r}; split by problem")
+
+
+def asking_the_same(
+    environment: Environment, heldout: Sequence[Task], *, are_episodes: bool
+) -> tuple[dict[str, str], dict[int, str]]:
+    """What a run would learn from and be measured on; arguments as of `refuse_overlap`.
+
+    Returns:
+        (training tasks by id, demonstrations by row), each with the id of the held-out task that asks the same
+    """
 
     def asked(task: Task) -> str:
         return _key(task.messages, are_episodes and [task.answer, dict(task.columns)])
 
     twins = {asked(task): task.id for task in heldout}
-    for task in environment.train:
-        if twin := twins.get(asked(task)):
-            raise ValueError(f"training task {task.id!r} asks the same as held-out task {twin!r}; split by problem")
     prompts = {_key(task.messages): task.id for task in heldout}
-    for row, messages in enumerate(environment.demonstrations):
-        if twin := prompts.get(_key(messages[:-1])):
-            raise ValueError(f"demonstration {row} answers held-out task {twin!r}; split by problem")
+    tasks = {task.id: twin for task in environment.train if (twin := twins.get(asked(task)))}
+    shown = enumerate(environment.demonstrations)
+    return tasks, {row: twin for row, messages in shown if (twin := prompts.get(_key(messages[:-1])))}
 
 
 def check_messages(messages: Sequence[Message], where: str) -> None:

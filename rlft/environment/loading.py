@@ -16,21 +16,35 @@ from typing import Any
 from rlft.common import user_folder
 from rlft.common.by_path import describe_error, did_you_mean, import_function, import_object, source_file
 from rlft.common.rows import read_rows
-from rlft.config import EnvironmentConfig
+from rlft.config import EnvironmentConfig, TaskSource
 from rlft.environment import systems
 from rlft.environment.contract import Environment, check
+from rlft.environment.mix import mix
 from rlft.types import Task
 
 DIFFICULTY_FILE = "difficulty_file"
 
 
 def load(config: EnvironmentConfig) -> Environment:
-    """Call the environment's function and check what it returned.
+    """Call the environment's function and check what it returned; of a mix, all of them, as one environment.
 
     Raises:
         ValueError: no such function, an argument that it does not take, or an environment that `contract.check`
         refuses.
     """
+    if not config.mix:
+        return _load(config)
+    loaded = {}
+    for each in config.mix:
+        try:
+            loaded[each.name] = _load(each, prefix=f"{each.name}/")
+        except ValueError as error:
+            raise ValueError(f"environment.mix, {each.name}: {error}") from None
+    return mix(loaded, {each.name: each.weight for each in config.mix})
+
+
+def _load(config: TaskSource, *, prefix: str = "") -> Environment:
+    """Args: prefix: what ids of its tasks may begin with in a file of difficulties."""
     system, name = systems.split(config.path)
     if system:
         _check_name(system, name, config.path)
@@ -56,7 +70,7 @@ def load(config: EnvironmentConfig) -> Environment:
         check(environment)
     except ValueError as error:
         raise ValueError(f"environment {config.path}: {error}") from None
-    return with_difficulty(environment, difficulty_file) if difficulty_file else environment
+    return with_difficulty(environment, difficulty_file, prefix) if difficulty_file else environment
 
 
 def identity(path: str) -> str:
@@ -88,8 +102,11 @@ def _check_name(system: str, name: str, path: str) -> None:
         raise ValueError(f"environment.path: {path!r} names no environment; write {systems.SYSTEMS[system].syntax}")
 
 
-def with_difficulty(environment: Environment, file: str) -> Environment:
+def with_difficulty(environment: Environment, file: str, prefix: str = "") -> Environment:
     """Add the difficulties that a file holds to the tasks, in the column `difficulty`.
+
+    Args:
+        prefix: what an id may begin with in the file.
 
     Raises:
         ValueError: the file is not readable, or is about other tasks.
@@ -99,7 +116,7 @@ def with_difficulty(environment: Environment, file: str) -> Environment:
         value = row.get("difficulty")
         if not isinstance(row.get("id"), str) or isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f'{where}: expected {{"id": "...", "difficulty": 0.25}}, found {dict(row)!r}')
-        measured[row["id"]] = float(value)
+        measured[row["id"].removeprefix(prefix)] = float(value)
     if not any(task.id in measured for task in environment.train):
         raise ValueError(
             f"{file} has the difficulty of {len(measured)} tasks, and none of them is a training task here (the first "

@@ -40,20 +40,23 @@ def fit_context(
         ValueError: how many tasks are too long, the longest one, and the bound; nothing is left; or an episode cannot
             start, or has too small a budget for one action.
     """
-    if environment.max_tokens is not None and environment.episode and environment.max_tokens < max_new_tokens:
-        raise ValueError(
-            f"the environment's max_tokens is {environment.max_tokens}, less than the {max_new_tokens} that one action "
-            "may have; lower sampling.max_new_tokens"
-        )
+    for each in environment.sources.values() or (environment,):
+        if each.max_tokens is not None and each.episode and each.max_tokens < max_new_tokens:
+            raise ValueError(
+                f"the environment's max_tokens is {each.max_tokens}, less than the {max_new_tokens} that one action "
+                "may have; lower sampling.max_new_tokens"
+            )
     tasks: Sequence[Task] = [*environment.train, *environment.heldout]
-    if environment.episode is not None and overlong == "error":
-        tasks = tasks[:: -(-len(tasks) // STARTED)]
+    episodes = [task for task in tasks if environment.of(task).episode is not None]
+    if episodes and overlong == "error":
+        tasks = [task for task in tasks if environment.of(task).episode is None]
+        tasks += episodes[:: -(-len(episodes) // STARTED)]
     lengths = {task.id: prompt_length(environment, tokenizer, task) for task in tasks}
     too_long = [(length, task_id) for task_id, length in lengths.items() if length + max_new_tokens > context.tokens]
     if not too_long:
         return environment, ""
     length, task_id = max(too_long)
-    starts = f"task {task_id!r} has" if environment.episode is None else f"the episode of task {task_id!r} starts with"
+    starts = f"the episode of task {task_id!r} starts with" if episodes else f"task {task_id!r} has"
     bound = f"{starts} {length} tokens, and with sampling.max_new_tokens={max_new_tokens} that exceeds {context.words}"
     if overlong == "error":
         raise ValueError(
@@ -77,6 +80,7 @@ def fit_context(
 
 def prompt_length(environment: Environment, tokenizer: PreTrainedTokenizerBase, task: Task) -> int:
     """Tokens of a task's prompt, of an episode of the first one. Raises ValueError if the episode cannot start."""
+    environment = environment.of(task)
     if environment.episode is None:
         return len(chat.render(tokenizer, task.messages))
     return len(chat.render(tokenizer, first_messages(environment, task, seed=0), tools=environment.tools))

@@ -350,16 +350,19 @@ def check_conversations(
     conversations: Sequence[Sequence[Message]],
     *,
     context: int,
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Sequence[Sequence[Mapping[str, Any]]] = (),
 ) -> None:
     """Refuse demonstrations that do not fit the model's context, or that cannot be tokens at all.
+
+    Args:
+        tools: those that the prompt of each shows; empty for none.
 
     Raises:
         ValueError: names the first one.
     """
     for row, messages in enumerate(conversations):
         try:
-            length = len(conversation(tokenizer, messages, tools=tools))
+            length = len(conversation(tokenizer, messages, tools=tools[row] if tools else ()))
         except ValueError as error:
             raise ValueError(f"demonstration {row}: {error}") from error
         if length > context:

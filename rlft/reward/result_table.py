@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from rlft.environment.contract import SOURCE
 from rlft.reward.answers import Result
 from rlft.reward.outcomes import combine, failed_rewards
-from rlft.types import Failed, Group, Outcome, RewardSpec
+from rlft.types import Abstain, Failed, Group, Outcome, RewardSpec
+
+
+def applies(spec: RewardSpec, group: Group) -> bool:
+    """Whether a reward is asked about a task: one with `only` just about those of some environments of a mix."""
+    return not spec.only or group.task.columns.get(SOURCE) in spec.only
 
 
 class ResultTable:
@@ -58,7 +64,10 @@ class ResultTable:
         not_run = Failed(kind="not_run", message=text, reproduce=f"raise SystemExit({text!r})")
         scored = []
         for member, trajectory in enumerate(group.trajectories):
-            outcomes = [self._outcomes.get((index, member, r), not_run) for r in range(len(self._specs))]
+            outcomes = [
+                self._outcomes.get((index, member, r), not_run if applies(spec, group) else _elsewhere(spec))
+                for r, spec in enumerate(self._specs)
+            ]
             scored.append(
                 replace(
                     trajectory,
@@ -68,3 +77,7 @@ class ResultTable:
                 )
             )
         return replace(group, trajectories=tuple(scored))
+
+
+def _elsewhere(spec: RewardSpec) -> Abstain:
+    return Abstain(reason=f"it is only for {', '.join(spec.only)}")

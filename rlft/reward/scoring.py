@@ -37,7 +37,7 @@ from rlft.reward.loading import absolute_path_of, reproduce
 from rlft.reward.outcomes import check_turns, failed, read
 from rlft.reward.process import Job
 from rlft.reward.processes import Done, ScoringPool
-from rlft.reward.result_table import ResultTable
+from rlft.reward.result_table import ResultTable, applies
 from rlft.reward.worker import Call, Reward, close_rewards, open_rewards, run
 from rlft.types import Failed, Group, RewardSpec, Score
 
@@ -262,7 +262,7 @@ class Scorer:
             return
         for reward, by_group in enumerate(self._learner(groups), start=len(self._called)):
             for g, values in enumerate(by_group):
-                for member, value in enumerate(values):
+                for member, value in enumerate(values if applies(self._specs[reward], groups[g]) else ()):
                     outcome = read(value)
                     if isinstance(outcome, Failed):
                         program = self._reproduce_on_learner(self._specs[reward], groups[g], member)
@@ -292,6 +292,8 @@ class Scorer:
     def _units(self, groups: Sequence[Group]) -> Iterator[_Unit]:
         for r, loaded in enumerate(self._loaded):
             for g, group in enumerate(groups):
+                if not applies(self._specs[r], group):
+                    continue
                 everyone = range(len(group.trajectories))
                 if loaded.plan.kind == "sample":
                     yield from (_Unit(reward=r, group=g, members=range(m, m + 1)) for m in everyone)

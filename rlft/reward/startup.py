@@ -57,7 +57,8 @@ def told(finding: Finding) -> str:
 
 def _scored_twice(probe: Probe, environment: Environment) -> tuple[list[Sample], list[Sample]]:
     """Replies to the first tasks, one call each, as many as there is time for; and those scored twice."""
-    texts = plain_replies(environment.train[:_TASKS])
+    tasks = [each.train[0] for each in environment.sources.values()] or environment.train[:_TASKS]
+    texts = plain_replies(tasks)
     ends = time.monotonic() + WITHIN_S
     rounds: tuple[list[Sample], list[Sample]] = ([], [])
     for samples, order in zip(rounds, (texts, texts[::-1]), strict=True):

@@ -5,14 +5,16 @@ A single-turn task is one action; `episodes` has the episodes that go on.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from transformers import PreTrainedTokenizerBase
 
-from rlft.environment.contract import Environment
+from rlft.environment.contract import SOURCE, Environment
 from rlft.model import chat
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.engines.contract import Engine, Request
 from rlft.rollout.episodes import run_episodes
-from rlft.types import Group, Trajectory, Turn
+from rlft.types import Group, Task, Trajectory, Turn
 
 
 def run_chunk(
@@ -26,6 +28,8 @@ def run_chunk(
     Raises:
         ValueError: see `Engine.generate`; an episode that cannot start.
     """
+    if environment is not None and environment.sources:
+        return _run_mixed(engine, tokenizer, chunk, environment)
     if environment is not None and environment.episode is not None:
         return run_episodes(engine, tokenizer, chunk, environment)
     requests = [
@@ -50,3 +54,18 @@ def run_chunk(
         )
         for task, request, samples in zip(chunk.tasks, requests, completions, strict=True)
     ]
+
+
+def _run_mixed(
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, chunk: Chunk, environment: Environment
+) -> list[Group]:
+    """The groups of a chunk whose tasks come from several environments: single-turn tasks are generated together."""
+    parts: dict[str, list[Task]] = {}
+    for task in chunk.tasks:
+        has_episodes = environment.of(task).episode is not None
+        parts.setdefault(str(task.columns[SOURCE]) if has_episodes else "", []).append(task)
+    found: dict[str, Group] = {}
+    for name, tasks in parts.items():
+        own = environment.sources[name] if name else None
+        found |= {g.task.id: g for g in run_chunk(engine, tokenizer, replace(chunk, tasks=tuple(tasks)), own)}
+    return [found[task.id] for task in chunk.tasks]

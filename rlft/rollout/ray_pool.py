@@ -332,11 +332,13 @@ def _name(chunk: Chunk) -> str:
 
 
 def _advice(chunk: Chunk, config: RunConfig) -> str:
-    args = config.environment.args.items()
-    words = [config.environment.path, *(f"--args={name}={json.dumps(value, default=str)}" for name, value in args)]
+    task, source = chunk.tasks[0], config.environment.source_of(chunk.tasks[0].columns.get("environment"))
+    task_id = task.id.removeprefix(f"{getattr(source, 'name', '')}/")
+    args = source.args.items()
+    words = [source.path, *(f"--args={name}={json.dumps(value, default=str)}" for name, value in args)]
     return (
         "The environment (its step), or the engine, may hang or crash on them. To try the environment: "
-        f"`rlft env play {shlex.join([*words, f'--task={chunk.tasks[0].id}'])}` or `rlft env check {shlex.join(words)}`"
+        f"`rlft env play {shlex.join([*words, f'--task={task_id}'])}` or `rlft env check {shlex.join(words)}`"
     )
 
 

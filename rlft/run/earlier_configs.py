@@ -16,7 +16,7 @@ def modernise(tree: MutableMapping[str, Any]) -> None:
     """Rewrite, in place, what an earlier version wrote otherwise; a config of today stays as it is.
 
     `algorithm` once held preference losses too, as a `surrogate` whose beta was `kl_coef`. Every kind of run had
-    `learner.critic_lr` and `adapter.start`.
+    `learner.critic_lr` and `adapter.start`. There was one environment, and every reward was for it.
 
     Args:
         tree: the whole config as plain data, or as `config_file` parsed it.
@@ -36,6 +36,12 @@ def modernise(tree: MutableMapping[str, Any]) -> None:
             )
         else:
             algorithm.pop("label_smoothing", None)
+    environment, rewards = tree.get("environment"), tree.get("rewards")
+    if isinstance(environment, MutableMapping):
+        environment.setdefault("mix", [])
+    for reward in rewards if isinstance(rewards, list) else ():
+        if isinstance(reward, MutableMapping):
+            reward.setdefault("only", [])
     for kind, section, key in (("dpo", "learner", "critic_lr"), ("reward-model", "adapter", "start")):
         if tree.get("kind") == kind and isinstance(tree.get(section), MutableMapping):
             tree[section].pop(key, None)

@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rlft.common.files import folder_sha256
-from rlft.config import BaseRunConfig
+from rlft.config import BaseRunConfig, EnvironmentConfig
+from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.model.base import default_device, resolve_dtype
 from rlft.model.kernels import library
@@ -49,6 +51,24 @@ def present(
         operations=library.operations(),
         device=f"{default_device().type}, {dtype}",
     )
+
+
+def environment_record(config: EnvironmentConfig) -> dict[str, Any]:
+    """What makes a run's tasks, see `records.SOURCES`; a mix has the record of each of its environments as an argument.
+
+    Raises:
+        ValueError: see `loading.sources`.
+    """
+    if not config.mix:
+        return provenance.source_record(config.path, config.args, loading.sources(config.path))
+    records: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    for each in config.mix:
+        of_each = loading.sources(each.path)
+        record = provenance.source_record(each.path, each.args, of_each)
+        records[each.name] = {"path": record["path"], "args": record["args"], "weight": each.weight}
+        files |= {f"{each.name}/{file}": digest for file, digest in of_each.items()}
+    return provenance.source_record("mix", records, files)
 
 
 def tasks_sha256(environment: Environment) -> str:

@@ -31,12 +31,12 @@ def train_sft(
     on_update: OnUpdate | None = None,
     *,
     start: Mapping[str, Tensor] | None = None,
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Sequence[Sequence[Mapping[str, Any]]] = (),
 ) -> dict[str, Tensor]:
     """Train a fresh adapter, or one that starts from `start`, on the demonstrations.
 
     Args:
-        tools: the environment's, which the prompts show as they do in rollouts.
+        tools: those that the prompt of each demonstration shows, as in rollouts; empty for none.
 
     Returns:
         The adapter's tensors under PEFT's names (for `full` the model's own), float32.
@@ -64,8 +64,8 @@ def train_sft(
         peft_config = lora_config(config.adapter)
     tokenizer = chat.load_tokenizer(model_folder, special_tokens_in_text=config.model.special_tokens_in_text)
     rows = []
-    for messages in demonstrations[: stage.examples]:
-        token_ids, is_reply = chat.demonstration(tokenizer, messages, tools=tools)
+    for row, messages in enumerate(demonstrations[: stage.examples]):
+        token_ids, is_reply = chat.demonstration(tokenizer, messages, tools=tools[row] if tools else ())
         rows.append({"input_ids": token_ids, "completion_mask": list(map(int, is_reply))})
     with tempfile.TemporaryDirectory() as scratch, models.seeded(config.seed), models.quiet_libraries():
         trainer = SFTTrainer(

@@ -20,6 +20,7 @@ def tasks_of_step(
     seed: int,
     round_number: int = 0,
     order: Literal["shuffle", "listed", "easy_first"] = "shuffle",
+    of: str = "",
 ) -> list[T]:
     """The tasks (or rows) of a step, counted from 1. No step holds a task twice.
 
@@ -29,15 +30,12 @@ def tasks_of_step(
     Args:
         order: `easy_first` sorts each epoch by `Task.columns["difficulty"]`, and equals stay shuffled. `listed` has no
             epochs: it goes round and round, and a refill takes the tasks that follow.
+        of: the environment of a mix that the tasks are of, for errors.
 
     Raises:
         ValueError: there are fewer tasks than a step needs, or `easy_first` lacks a difficulty.
     """
-    if count > len(tasks):
-        raise ValueError(
-            f"tasks_per_step is {count}, but the environment has {len(tasks)} training tasks; lower "
-            "tasks_per_step or add tasks"
-        )
+    refuse_too_few(tasks, count, of)
     if order == "listed":
         first = (step - 1 + round_number) * count
         return [tasks[index % len(tasks)] for index in range(first, first + count)]
@@ -49,6 +47,24 @@ def tasks_of_step(
         indices = indices[: steps * count]
         indices = indices[np.argsort(_difficulties(tasks)[indices], kind="stable")]
     return [tasks[index] for index in indices[position * count : (position + 1) * count]]
+
+
+def refuse_too_few(tasks: Sequence[Any], count: int, of: str = "") -> None:
+    """Refuse a step of more tasks than there are.
+
+    Raises:
+        ValueError: both numbers.
+    """
+    if count > len(tasks) and of:
+        raise ValueError(
+            f"environment.mix: a step takes {count} tasks of {of!r}, which has {len(tasks)}; lower its weight or "
+            "tasks_per_step, or add tasks"
+        )
+    if count > len(tasks):
+        raise ValueError(
+            f"tasks_per_step is {count}, but the environment has {len(tasks)} training tasks; lower "
+            "tasks_per_step or add tasks"
+        )
 
 
 def _difficulties(tasks: Sequence[Any]) -> NDArray[np.float64]:

@@ -101,7 +101,7 @@ def _check_tasks(config: RunConfig) -> Checked:
     except ValueError as error:
         todo = "mend the row, the environment or its arguments: no run starts with this"
         finding = Finding(name="not readable", severity="error", what=str(error), todo=todo, places=(source,))
-        return Checked(source=source or config.environment.path, rows=0, heldout=0, findings=[finding])
+        return Checked(source=source or config.environment.told, rows=0, heldout=0, findings=[finding])
     checked = _check(records, None if environment.episode else model)
     if environment.episode:
         checked.facts["tokens"] = "of episodes: rlft env check looks at them"

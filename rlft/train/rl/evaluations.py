@@ -16,7 +16,7 @@ from rlft.reward.scoring import Scorer
 from rlft.rollout.context import fit
 from rlft.rollout.pool import RolloutPool
 from rlft.run.directory import Run
-from rlft.run.provenance import source_record, tasks_of_set
+from rlft.run.provenance import tasks_of_set
 from rlft.train import provenance
 from rlft.train.rl.evaluate import answer_heldout, evaluation, headline
 from rlft.train.rl.observed import note_observed_failures
@@ -73,7 +73,13 @@ def load_measurements(config: RunConfig, environment: Environment) -> list[Measu
     """
     headline(config)
     if not environment.heldout:
-        raise ValueError(f"environment {config.environment.path} has no held-out tasks; the policy is measured on them")
+        raise ValueError(f"environment {config.environment.told} has no held-out tasks; the policy is measured on them")
+    if config.learner_rewards and len({repr(each.tools) for each in environment.sources.values()}) > 1:
+        raise ValueError(
+            "environment.mix: its environments show different tools, and the reward "
+            f"{config.learner_rewards[0].path} on the learner's base reads those of one; use the reward "
+            "rewards.reward_model:reward_model with args.folder"
+        )
     found = [Measurement(set_name="", config=config, environment=environment)]
     for measured in config.evaluations:
         of_set = config.for_set(measured)
@@ -85,8 +91,7 @@ def load_measurements(config: RunConfig, environment: Environment) -> list[Measu
             own = _own_environment(of_set, environment)
         except ValueError as error:
             raise ValueError(f"evaluations.{measured.name}: {error}") from None
-        source = of_set.environment
-        record = source_record(source.path, source.args, loading.sources(source.path))
+        record = provenance.environment_record(of_set.environment)
         found.append(
             Measurement(set_name=measured.name, config=of_set, environment=own, is_elsewhere=True, source=record)
         )

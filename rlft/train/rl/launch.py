@@ -54,11 +54,11 @@ from rlft.train.rl.loop import train_rl
 from rlft.train.rl.services import canary_maker, judge_budget, make_scorer, reward_remarks, services
 from rlft.train.rl.state import restore, snapshot
 from rlft.train.rl.summary import summarize
+from rlft.train.rl.task_choice import TaskChoice
 from rlft.train.sft import check_demonstrations, train_sft
 from rlft.train.slow_paths import tell_slow_paths
 from rlft.train.standing import Standing, has_adapter, keep_adapter
 from rlft.train.stop_report import report_stop
-from rlft.train.task_order import tasks_of_step
 from rlft.types import Adapter
 
 WARM_START, LOADING = "SFT warm start", "loading the learner"
@@ -199,13 +199,12 @@ def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Pre
         scorer = stack.enter_context(make_scorer(config, environment, log_dir=log_dir, learner=learner_scores))
         model_folder = str(resolve_model(config))
         environment, dropped = fit(config, environment, model_folder)
-        tasks_of_step(
-            environment.train, step=1, count=config.tasks_per_step, seed=config.seed, order=config.environment.order
-        )
+        choice = TaskChoice(config, environment.train)
+        choice.of_step(1)
         reward_model.check(config, model_folder)
         measurements, notes = fit_measurements(measurements, environment, model_folder, scorer)
         yield _Prepared(
-            environment=replace(environment, notes=(*environment.notes, *notes)),
+            environment=replace(environment, notes=(*environment.notes, *choice.notes, *notes)),
             model_folder=model_folder,
             dropped=dropped,
             scorer=scorer,
@@ -273,12 +272,13 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
             parts.evaluate(base, name="base", step=0, publish=True)
         if config.sft is not None and warm_start is not None:
             parts.evaluate(make_adapter(0, warm_start), name="sft", step=0, publish=True)
-        earlier = restore(learner, saved) if saved else []
+        tasks = TaskChoice(config, parts.environment.train)
+        earlier = restore(learner, saved, tasks) if saved else []
         start, every = saved.step if saved else 0, config.checkpoint.every
         standing, watch = Standing(start), AlarmWatch(run, view)
 
         def take(step: int) -> Snapshot:
-            return snapshot(learner, step, standing.adapters[:-1])
+            return snapshot(learner, step, standing.adapters[:-1], tasks)
 
         def after_step(step: int, adapter: Adapter) -> None:
             is_last = step == config.steps
@@ -297,7 +297,7 @@ def _stages(parts: _Parts, saved: Snapshot | None) -> RLSummary:
                     learner,
                     parts.pool,
                     parts.scorer,
-                    parts.environment.train,
+                    tasks,
                     start=start,
                     earlier=earlier,
                     canary=canary_maker(config, parts.model_folder, parts.environment),
@@ -329,7 +329,7 @@ def _warm_start(run: Run, view: View, environment: Environment, model_folder: st
             environment.demonstrations,
             on_update,
             start=start_tensors(run.config),
-            tools=environment.tools,
+            tools=environment.tools_shown,
         )
         save_adapter(folder, run.config, model_folder, tensors)
         run.event("sft", f"{len(losses)} updates, loss {losses[0]:.3f} to {losses[-1]:.3f}")
@@ -338,13 +338,13 @@ def _warm_start(run: Run, view: View, environment: Environment, model_folder: st
 
 def _sources(config: RunConfig, prepared: _Prepared) -> dict[str, Any]:
     """What makes the rewards and the tasks, see `records.SOURCES`."""
-    of_rewards, environment = prepared.scorer.sources, config.environment
+    of_rewards = prepared.scorer.sources
     return {
         "rewards": {
             r.label: source_record(r.path, r.args, of_rewards.get(r.label) or {r.folder: folder_hash(r.folder)})
             for r in config.rewards
         },
-        "environment": source_record(environment.path, environment.args, loading.sources(environment.path)),
+        "environment": provenance.environment_record(config.environment),
     }
 
 
@@ -352,7 +352,7 @@ def _provenance(config: RunConfig, prepared: _Prepared) -> Provenance:
     # The scoring processes have hashed what they loaded: the driver imports no reward.
     sources = prepared.scorer.sources
     rewards = {r.path: folder_hash(r.folder) if r.folder else combined(sources[r.label]) for r in config.rewards}
-    of_run = {config.environment.path: loading.identity(config.environment.path)}
+    of_run = {each.path: loading.identity(each.path) for each in config.environment.entries}
     hashes = {**of_run, **rewards, **own_hashes(prepared.measurements)}
     tasks = provenance.tasks_sha256(prepared.environment)
     return provenance.present(

@@ -22,10 +22,11 @@ from rlft.rollout.pool import RolloutPool
 from rlft.rollout.weight_proof import CanaryMaker
 from rlft.run.directory import Run
 from rlft.train.rl.guards import Guards
-from rlft.train.rl.metrics import Clock, describe, describe_dropped, describe_staleness
+from rlft.train.rl.metrics import Clock, describe_dropped, describe_staleness, describe_step
 from rlft.train.rl.rollouts import StepRollouts
+from rlft.train.rl.task_choice import TaskChoice
 from rlft.train.standing import Standing
-from rlft.types import Adapter, Batch, Task
+from rlft.types import Adapter, Batch
 
 AfterStep = Callable[[int, Adapter], None]
 """Called with (step, the adapter that it published)."""
@@ -36,7 +37,7 @@ def train_rl(
     learner: PolicyLearner,
     pool: RolloutPool,
     scorer: Scorer,
-    tasks: Sequence[Task],
+    tasks: TaskChoice,
     *,
     start: int,
     earlier: Sequence[Adapter] = (),
@@ -51,6 +52,7 @@ def train_rl(
     strictly on-policy.
 
     Args:
+        tasks: chooses those of each step.
         start: steps that the learner already has behind it.
         earlier: published adapters that rollouts in flight after `start` come from, see `restore`.
         canary: makes the proof that every published adapter asks of the engines.
@@ -75,8 +77,7 @@ def train_rl(
         clock = Clock()
         rollouts.submit_ahead()
         groups, unused = rollouts.collect(step, clock)
-        by_turn, order = config.algorithm.credits_turns, config.environment.order
-        metrics = describe([*groups, *unused], by_turn=by_turn, order=order) | {"groups/used": float(len(groups))}
+        metrics = describe_step(config, [*groups, *unused]) | {"groups/used": float(len(groups))}
         if config.max_staleness:
             metrics |= describe_staleness([*groups, *unused], version=step - 1) | describe_dropped(groups, unused)
         is_stale = metrics.get("rollout/staleness_max", 0.0) > 0

@@ -7,7 +7,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from rlft.config import RunConfig
 from rlft.curves.statistics import interval_of_these_tasks, mean_interval
+from rlft.environment.contract import SOURCE
 from rlft.objectives.signal import has_signal
 from rlft.run.records import Interval
 from rlft.types import Abstain, Failed, Group, Metrics
@@ -44,7 +46,15 @@ class Clock:
         return {**self._laps, "time/step": total, "time/tokens_per_s": tokens / total}
 
 
-def describe(groups: Sequence[Group], *, by_turn: bool = False, order: str = "shuffle") -> Metrics:
+def describe_step(config: RunConfig, groups: Sequence[Group]) -> Metrics:
+    """`describe` of a run's step."""
+    environment, by_turn = config.environment, config.algorithm.credits_turns
+    return describe(groups, by_turn=by_turn, order=environment.order, mixed=environment.names)
+
+
+def describe(
+    groups: Sequence[Group], *, by_turn: bool = False, order: str = "shuffle", mixed: Sequence[str] = ()
+) -> Metrics:
     """Reward, parts, lengths and signal with their 95 % intervals, and outcomes.
 
     `reward/failed` counts samples without a score, `reward/failed/NAME` those on which the reward NAME failed,
@@ -55,6 +65,8 @@ def describe(groups: Sequence[Group], *, by_turn: bool = False, order: str = "sh
         order: `environment.order`; tasks that it draws at random stand for all tasks, so intervals are clustered by
             task; others stand for themselves. The interval of the reward is `reward/low` and `reward/high`, that of
             another metric M `low/M` and `high/M`; it is absent where there is no honest one.
+        mixed: names of the environments of a mix, each of which gets `environment/NAME/reward`, `.../with_signal`,
+            `.../length` and `.../groups` of its own.
     """
     trajectories = [t for group in groups for t in group.trajectories]
     outcomes = [t.outcome for t in trajectories]
@@ -99,6 +111,28 @@ def describe(groups: Sequence[Group], *, by_turn: bool = False, order: str = "sh
     for name, by_group in sorted(parts.items()):
         interval = measure(list(by_group.values()))
         metrics |= {f"reward/part/{name}": interval.mean, **_bounds(f"reward/part/{name}", interval)}
+    for name in mixed:
+        own = [group for group in groups if group.task.columns.get(SOURCE) == name]
+        metrics |= _of_environment(f"environment/{name}", own, by_turn=by_turn, order=order)
+    return metrics
+
+
+def _of_environment(prefix: str, groups: Sequence[Group], *, by_turn: bool, order: str) -> Metrics:
+    metrics: Metrics = {f"{prefix}/groups": float(len(groups))}
+    if not groups:
+        return metrics
+    whole = describe(groups, by_turn=by_turn, order=order)
+    for name, metric in (
+        ("reward", "reward/mean"),
+        ("with_signal", "groups/with_signal"),
+        ("length", "rollout/length"),
+    ):
+        if metric not in whole:
+            continue
+        low, high = ("reward/low", "reward/high") if name == "reward" else (f"low/{metric}", f"high/{metric}")
+        metrics[f"{prefix}/{name}"] = whole[metric]
+        if low in whole:
+            metrics |= {f"low/{prefix}/{name}": whole[low], f"high/{prefix}/{name}": whole[high]}
     return metrics
 
 

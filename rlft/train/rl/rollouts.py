@@ -21,7 +21,7 @@ from rlft.run.directory import Run
 from rlft.train.rl.metrics import Clock
 from rlft.train.rl.observed import note_observed_failures
 from rlft.train.rl.repetition import describe_repetition
-from rlft.train.task_order import tasks_of_step
+from rlft.train.rl.task_choice import TaskChoice
 from rlft.types import Adapter, Failed, Group, Metrics, SamplingParams, Task
 
 
@@ -42,7 +42,7 @@ class StepRollouts:
     """What the loop asks for rollouts."""
 
     def __init__(
-        self, run: Run, pool: RolloutPool, scorer: Scorer, tasks: Sequence[Task], *, start: int, view: View
+        self, run: Run, pool: RolloutPool, scorer: Scorer, tasks: TaskChoice, *, start: int, view: View
     ) -> None:
         """Args: start: steps that lie behind."""
         self._run, self._pool, self._scorer, self._tasks, self._view = run, pool, scorer, tasks, view
@@ -91,6 +91,7 @@ class StepRollouts:
             groups, unused = self._with_signal(step, groups)
         if flying.greedy is not None:
             groups, unused = self._with_baseline_scores(step, groups, flying.greedy, flying.version)
+        self._tasks.observe(step, [*groups, *unused])
         self._repetition = describe_repetition([*groups, *unused])
         return groups, unused
 
@@ -107,7 +108,7 @@ class StepRollouts:
 
     def _submit(self, step: int, version: int) -> _InFlight:
         config = self._run.config
-        tasks = self._tasks_of(step)
+        tasks = self._tasks.of_step(step)
         samples = step_chunks(config, tasks, step=step, version=version)
         greedy = None
         if config.algorithm.needs_greedy:
@@ -126,7 +127,7 @@ class StepRollouts:
         for number in range(1, 1 + config.algorithm.max_refills):
             if len(useful) == config.tasks_per_step:
                 break
-            tasks = self._tasks_of(step, number)[: config.tasks_per_step - len(useful)]
+            tasks = self._tasks.of_step(step, number)[: config.tasks_per_step - len(useful)]
             chunks = step_chunks(config, tasks, step=step, version=version, stream=refill_stream(number))
             groups = groups + self._scored(step, self._pool.submit(chunks), version)
             useful = [group for group in groups if has_signal(group, by_turn=by_turn)]
@@ -173,17 +174,6 @@ class StepRollouts:
         return {
             a.version: a.hash for a in self._adapters if a.version == version or (takes_newer and a.version > version)
         }
-
-    def _tasks_of(self, step: int, round_number: int = 0) -> list[Task]:
-        config = self._run.config
-        return tasks_of_step(
-            self._tasks,
-            step=step,
-            count=config.tasks_per_step,
-            seed=config.seed,
-            round_number=round_number,
-            order=config.environment.order,
-        )
 
 
 TRAIN, GREEDY = "train", "greedy"

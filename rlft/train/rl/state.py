@@ -9,27 +9,37 @@ from typing import Any
 from rlft.learner.rl import PolicyLearner
 from rlft.model.adapter import make_adapter
 from rlft.run.checkpoint import Snapshot
+from rlft.train.rl.task_choice import TaskChoice
 from rlft.types import Adapter, Canary
 
 PUBLISHED = "published/"
 """What the names of earlier adapters' tensors begin with in a checkpoint."""
 
 
-def snapshot(learner: PolicyLearner, step: int, earlier: Sequence[Adapter] = ()) -> Snapshot:
+TASKS = "tasks"
+"""Key of what a checkpoint has of `TaskChoice`."""
+
+
+def snapshot(
+    learner: PolicyLearner, step: int, earlier: Sequence[Adapter] = (), tasks: TaskChoice | None = None
+) -> Snapshot:
     """Everything that continues after `step`.
 
     Args:
         earlier: published adapters, besides the step's own, that make the rollouts in flight.
+        tasks: what chooses the tasks of each step, where that remembers anything.
     """
     tensors, numbers = learner.state()
     published = {f"{PUBLISHED}{a.version}/{name}": tensor for a in earlier for name, tensor in a.tensors.items()}
     proofs = {str(a.version): {"hash": a.hash, "canary": _canary(a.canary)} for a in earlier}
     state = {"learner": numbers, **({"published": proofs} if earlier else {})}
+    if remembered := tasks.state(step) if tasks else {}:
+        state[TASKS] = remembered
     return Snapshot(step=step, tensors={**tensors, **published}, state=state)
 
 
-def restore(learner: PolicyLearner, snapshot: Snapshot) -> list[Adapter]:
-    """Continue a learner from a snapshot.
+def restore(learner: PolicyLearner, snapshot: Snapshot, tasks: TaskChoice | None = None) -> list[Adapter]:
+    """Continue a learner from a snapshot, and the choice of tasks.
 
     Returns:
         The earlier adapters, ascending.
@@ -39,6 +49,8 @@ def restore(learner: PolicyLearner, snapshot: Snapshot) -> list[Adapter]:
     """
     own = {name: tensor for name, tensor in snapshot.tensors.items() if not name.startswith(PUBLISHED)}
     learner.load_state(own, snapshot.state["learner"])
+    if tasks and TASKS in snapshot.state:
+        tasks.load(snapshot.state[TASKS])
     earlier = []
     for version, proof in snapshot.state.get("published", {}).items():
         prefix = f"{PUBLISHED}{version}/"

@@ -35,8 +35,9 @@ class HeldoutTasks:
     @property
     def hashes(self) -> dict[str, str]:
         """Hashes of the environment and of its tasks, for the run's provenance."""
-        path = self.config.environment.path
-        return {path: loading.identity(path), f"tasks of {path}": provenance.tasks_sha256(self.environment)}
+        environment = self.config.environment
+        of_tasks = {f"tasks of {environment.told}": provenance.tasks_sha256(self.environment)}
+        return {**{each.path: loading.identity(each.path) for each in environment.entries}, **of_tasks}
 
 
 def load_tasks(config: SupervisedConfig) -> HeldoutTasks | None:
@@ -55,7 +56,7 @@ def load_tasks(config: SupervisedConfig) -> HeldoutTasks | None:
     rl = loaded.model_copy(update={"model": config.model, "adapter": config.adapter, "evaluations": ()})
     environment = loading.load(rl.environment)
     if not environment.heldout:
-        raise ValueError(f"evaluation.tasks: environment {rl.environment.path} has no held-out tasks to answer")
+        raise ValueError(f"evaluation.tasks: environment {rl.environment.told} has no held-out tasks to answer")
     return HeldoutTasks(config=rl, environment=environment)
 
 
@@ -76,14 +77,17 @@ def refuse_learnt_tasks(tasks: HeldoutTasks, examples: Iterable[Example]) -> Non
     """
     if tasks.environment.episode is not None:
         return
-    shown = ((), tasks.environment.tools)
-    asked = {Row(list(t.messages), "", tools).id: t.id for tools in shown for t in tasks.environment.heldout}
+    asked = {
+        Row(list(task.messages), "", tools).id: task.id
+        for task in tasks.environment.heldout
+        for tools in ((), tasks.environment.of(task).tools)
+    }
     found = [(example.where, asked[example.id]) for example in examples if example.id in asked]
     if found:
         where, task = found[0]
         more = f" ({len(found)} rows do so)" if len(found) > 1 else ""
         raise ValueError(
-            f"{where}: its prompt is that of held-out task {task!r} of {tasks.config.environment.path}, so that "
+            f"{where}: its prompt is that of held-out task {task!r} of {tasks.config.environment.told}, so that "
             f"measuring it would tell nothing{more}; take such rows out"
         )
 
@@ -98,7 +102,7 @@ def measure_tasks(
     found = measure(tasks.config, folder, view=view)  # makes its own engine, so no learner need be there
     evaluation, environment = tasks.config.evaluation, tasks.config.environment
     settings = {
-        "environment": {"path": environment.path, "args": dict(environment.args)},
+        "environment": {"path": environment.told, "args": dict(environment.args)},
         "temperature": evaluation.temperature,
         "samples_per_task": evaluation.samples_per_task,
     }

@@ -19,7 +19,7 @@ from rlft.run.logs import read_evaluation, read_json
 from rlft.run.records import SUMMARY, Evaluation, step_name
 from rlft.run.stored_task import StoredTask
 from rlft.train.rl.evaluate import evaluation
-from rlft.train.rl.metrics import describe, describe_dropped, describe_staleness, is_of_the_machine
+from rlft.train.rl.metrics import describe_dropped, describe_staleness, describe_step, is_of_the_machine
 from rlft.train.rl.repetition import describe_repetition
 from rlft.train.rl.verify.findings import Check
 from rlft.train.rl.verify.material import Here, Material
@@ -27,7 +27,7 @@ from rlft.types import Adapter, Group, Metrics, Task
 
 CLOSE = 1e-5
 """Largest difference of two advantages, relative where they are above 1, on another machine than the run's."""
-_FROM_ROLLOUTS = ("reward/", "groups/", "rollout/", "low/", "high/")
+_FROM_ROLLOUTS = ("reward/", "groups/", "rollout/", "environment/", "low/", "high/")
 _NOT_FROM_ROLLOUTS = ("reward/logged/", "reward/overlong_penalty")
 
 
@@ -82,8 +82,7 @@ def expected_metrics(config: RunConfig, stored: StoredStep) -> Metrics:
     """The metrics of a step that follow from its rollouts alone, as the loop logs them."""
     groups = stored.groups
     used = set(used_groups(config.algorithm, groups))
-    by_turn, order = config.algorithm.credits_turns, config.environment.order
-    metrics = describe(groups, by_turn=by_turn, order=order) | {"groups/used": float(len(used))}
+    metrics = describe_step(config, groups) | {"groups/used": float(len(used))}
     metrics |= describe_repetition(groups)
     if config.max_staleness:
         learnt = [group for index, group in enumerate(groups) if index in used]

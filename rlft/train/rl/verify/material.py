@@ -105,7 +105,7 @@ def look_around(run: Path, config: RunConfig) -> Here:
         tasks = provenance.tasks_sha256(environment)
         if then.tasks and tasks != then.tasks:
             missing["environment"] = (
-                f"environment {config.environment.path} gives other tasks now: sha256 {then.tasks[:12]} then, "
+                f"environment {config.environment.told} gives other tasks now: sha256 {then.tasks[:12]} then, "
                 f"{tasks[:12]} here"
             )
             environment = None
@@ -194,7 +194,7 @@ def with_prompt(here: Here, group: Group) -> Group:
         ValueError: the chat template refuses the messages.
     """
     assert here.tokenizer is not None
-    tools = here.environment.tools if here.environment is not None else ()
+    tools = here.environment.of(group.task).tools if here.environment is not None else ()
     prompts: dict[str, tuple[int, ...]] = {}
     trajectories = []
     for trajectory in group.trajectories:

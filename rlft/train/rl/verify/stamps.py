@@ -12,8 +12,8 @@ from rlft.rollout.chunk import Chunk
 from rlft.rollout.seeds import sample_seed
 from rlft.train.rl.evaluate import heldout_chunks
 from rlft.train.rl.rollouts import GREEDY, TRAIN, refill_stream, step_chunks
+from rlft.train.rl.task_choice import TaskChoice
 from rlft.train.rl.verify.findings import Check
-from rlft.train.task_order import tasks_of_step
 from rlft.types import Group, Trajectory
 
 
@@ -54,7 +54,7 @@ class Stamps:
 
 def check_step_stamps(
     config: RunConfig,
-    environment: Environment | None,
+    choice: TaskChoice | None,
     *,
     file: str,
     step: int,
@@ -63,7 +63,11 @@ def check_step_stamps(
     check: Check,
     stamps: Stamps,
 ) -> list[Unit]:
-    """Check the samples of a step's file, and find its chunks; none where the tasks are not here."""
+    """Check the samples of a step's file, and find its chunks; none where the tasks are not here.
+
+    Args:
+        choice: has observed the steps before it; None where the tasks are not here.
+    """
     of_stream: dict[str, list[Group]] = {}
     for group in groups:
         stream = _stream_of(config, step, group, is_greedy)
@@ -81,18 +85,11 @@ def check_step_stamps(
             )
     units: list[Unit] = []
     for stream, members in sorted(of_stream.items()):
-        if environment is None:
+        if choice is None:
             check.skip("whether the step has the tasks that its seed chooses: the environment's tasks are not here", 0)
             continue
         round_number = int(stream.partition("-")[2] or 0)
-        tasks = tasks_of_step(
-            environment.train,
-            step=step,
-            count=config.tasks_per_step,
-            seed=config.seed,
-            round_number=round_number,
-            order=config.environment.order,
-        )
+        tasks = choice.of_step(step, round_number)
         expected = tasks[: len(members)] if round_number else tasks
         by_task = {group.task.id: group for group in members}
         if {task.id for task in expected} != by_task.keys() or len(by_task) != len(members):

@@ -18,6 +18,7 @@ from rlft.run import logs, manifest
 from rlft.run.checkpoint import steps_kept
 from rlft.run.checkpoint import verify as verify_checkpoint
 from rlft.run.records import CHECKPOINTS, EVALS, ROLLOUTS, Evaluation, evaluations_folder, step_name
+from rlft.train.rl.task_choice import TaskChoice
 from rlft.train.rl.verify import arithmetic, stamps
 from rlft.train.rl.verify.findings import Check, Verification
 from rlft.train.rl.verify.material import Here, Material, StoredAdapters, look_around, read_material
@@ -191,6 +192,8 @@ def _check_records(work: _Work) -> None:
     """Everything that follows from the records by arithmetic, file by file."""
     material, checks, found = work.material, work.checks, work.found
     run, config, tasks = material.run, material.config, material.tasks
+    environment = work.here.environment
+    choice = None if environment is None else TaskChoice(config, environment.train)
     work.view.stage("arithmetic of all records", total=len(material.steps))
     for done, step in enumerate(material.steps, start=1):
         file, greedy_file = f"{ROLLOUTS}/{step_name(step)}.parquet", f"{ROLLOUTS}/greedy-{step:06d}.parquet"
@@ -204,7 +207,7 @@ def _check_records(work: _Work) -> None:
             found.add(name, step, groups)
             found.units += stamps.check_step_stamps(
                 config,
-                work.here.environment,
+                choice,
                 file=name,
                 step=step,
                 groups=groups,
@@ -212,6 +215,8 @@ def _check_records(work: _Work) -> None:
                 check=checks.stamps,
                 stamps=found.stamps,
             )
+        if choice is not None:
+            choice.observe(step, stored.groups)
         arithmetic.check_advantages(material, work.here, file, stored, greedy, checks.advantages)
         arithmetic.check_metrics(material, file, stored, checks.metrics)
         work.view.progress(done, len(material.steps))
