@@ -43,10 +43,16 @@ class Seen:
         return shift(course).now.median if len(course) >= MIN_STEPS else math.nan
 
     def learns_since(self, step: float, chance: float = 0.05) -> bool:
-        """Whether a fifth of all that the run has gained in reward came after a step, and it still rises."""
+        """Whether a fifth of all that the run has gained in reward came after a step.
+
+        It counts as gained where the reward still rises, or now lies two standard errors above where it was then: of
+        short runs the first test alone sees too little.
+        """
         reward = self.course("reward/mean")
-        over = trend(reward.since(step))
-        return over.rises(chance) and over.change > 0.2 * abs(shift(reward).by)
+        over, whole = trend(reward.since(step)), shift(reward)
+        gained = whole.now.median - level_at(reward, step)
+        least = 0.2 * abs(whole.by)
+        return (over.rises(chance) and over.change > least) or gained > max(least, 2 * whole.error)
 
     @property
     def is_solved(self) -> bool:
