@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlft.config import AdapterConfig
+from rlft.learner import rl
 from rlft.learner.batch import collate, minibatches, pack, single
 from rlft.learner.core import lr_factor
 from rlft.learner.rl import Learner
@@ -264,6 +265,52 @@ def test_an_update_does_not_depend_on_the_microbatches(tiny_model: Path, algorit
             assert torch.allclose(other_grads[name], grads[name], rtol=0, atol=tolerance), name
         for name in tensors:
             assert torch.allclose(other_tensors[name], tensors[name], rtol=0, atol=1e-7), name
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"preset": "dr_grpo"},
+        {"preset": "dapo"},
+        {"preset": "gspo", "kl": "none", "kl_coef": 0, "correction": "sequence_mask"},
+        {"preset": "ppo", "kl": "none", "kl_coef": 0},
+    ],
+    ids=lambda algorithm: algorithm["preset"],
+)
+def test_what_has_no_gradient_is_not_computed_and_changes_nothing(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, algorithm: dict[str, Any]
+) -> None:
+    warm_start = random_tensors(tiny_model)
+    same = [made_up_group([float(g)] * 3, task_id=f"s{g}", prompt_length=3, lengths=[2, 4, 7]) for g in range(2)]
+    groups = [same[0], made_up_group([1.0, 0.0, 1.0], task_id="x", prompt_length=4, lengths=[3, 1, 5]), same[1]]
+    results = []
+    for is_left_out in (True, False):
+        with monkeypatch.context() as patch:
+            if not is_left_out:
+                patch.setattr(rl, "with_gradient", lambda algorithm, batch: batch)
+            learner = make_learner(
+                tiny_model, warm_start=warm_start, algorithm=algorithm, sampling={"max_new_tokens": 64}
+            )
+            batch = widen(learner).annotate(collate(groups))
+            results.append((learner.update(batch).metrics, gradients(learner), learner.adapter(1).tensors))
+    (metrics, grads, tensors), (all_metrics, all_grads, all_tensors) = results
+    # A critic's values tell every sequence from the others, so that PPO has nothing to leave out.
+    assert metrics["policy/computed"] == pytest.approx(1.0 if algorithm["preset"] == "ppo" else 9 / 35)
+    assert all_metrics["policy/computed"] == 1.0
+    assert metrics["policy/loss"] == pytest.approx(all_metrics["policy/loss"], abs=1e-9)
+    assert max(float(grad.abs().max()) for grad in grads.values()) > 1e-4
+    assert grads.keys() == all_grads.keys()
+    for name, grad in all_grads.items():
+        assert torch.allclose(grads[name], grad, rtol=0, atol=1e-9), name
+    for name, tensor in all_tensors.items():
+        assert torch.allclose(tensors[name], tensor, rtol=0, atol=1e-7), name
+
+
+@pytest.mark.parametrize("term", [{}, {"kl": "none", "kl_coef": 0, "entropy_coef": 0.01}], ids=["kl", "entropy"])
+def test_a_term_of_every_token_has_all_of_them_computed(tiny_model: Path, term: dict[str, Any]) -> None:
+    learner = make_learner(tiny_model, algorithm={**GRPO, **term})
+    groups = [made_up_group([1.0, 1.0], task_id="s"), made_up_group([1.0, 0.0], task_id="x")]
+    assert learner.update(learner.annotate(collate(groups))).metrics["policy/computed"] == 1.0
 
 
 def test_log_probs_and_gradients_are_those_of_pefts_own_layers(tiny_model: Path) -> None:

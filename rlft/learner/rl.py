@@ -25,7 +25,7 @@ from rlft.learner.update import Update
 from rlft.model.starting_point import ReferenceSource
 from rlft.objectives.algorithm import Algorithm, PolicyObjective, Preference, PreferenceObjective
 from rlft.objectives.batch_advantages import batch_advantages, included_actions, shaped_rewards
-from rlft.objectives.measures import ExplainedVariance, Last, Measure, Measures, Weighted
+from rlft.objectives.measures import ExplainedVariance, Last, Mean, Measure, Measures, Weighted
 from rlft.objectives.policy import (
     adapted_kl_coef,
     aggregation_count,
@@ -200,11 +200,12 @@ class Learner:
                 sequence_index=part.sequence_index,
             )
 
-        total, measures = self.roles.backward_policy(
-            replace(batch, weights=weights), loss, entropy_gradient=algorithm.entropy_coef > 0
-        )
+        # The weights are those of the whole batch, so what is left out changes nothing but the time.
+        moving = with_gradient(algorithm, replace(batch, weights=weights))
+        total, measures = self.roles.backward_policy(moving, loss, entropy_gradient=algorithm.entropy_coef > 0)
         count = aggregation_count(algorithm.aggregate, batch.sequence_index, included)
-        return Weighted(total, count), measures
+        share = Mean(moving.sequence_index.numel(), batch.sequence_index.numel())
+        return Weighted(total, count), {**measures, "policy/computed": share}
 
     def _compare(self, batch: Batch, loss: Preference) -> tuple[Weighted, dict[str, Measure]]:
         # A real sample is within the context, so no mismatched one may be longer than the longest of them.
@@ -234,6 +235,20 @@ class Learner:
             "critic/value": Weighted(float(values.mean()), values.numel()),
             "critic/explained_variance": ExplainedVariance.of(values, returns),
         }
+
+
+def with_gradient(algorithm: PolicyObjective, batch: Batch) -> Batch:
+    """The sequences that an update has to compute: those with a token whose loss depends on the policy.
+
+    Of a loss without a term for KL or entropy these are the tokens whose weight and advantage are both not 0: the
+    groups in which all rewards are equal need neither a forward nor a backward pass. Where no sequence has such a token
+    all are kept, since an update of nothing measures nothing.
+    """
+    if algorithm.entropy_coef > 0 or (algorithm.kl != "none" and algorithm.kl_in == "loss"):
+        return batch
+    tokens = _present(batch.advantages) * _present(batch.weights) != 0
+    sequences = batch.sequence_index[tokens].unique().tolist()
+    return select(batch, sequences) if 0 < len(sequences) < batch.num_sequences else batch
 
 
 def has_gradient(algorithm: Algorithm, batch: Batch) -> bool:
