@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from environments import arithmetic, calculator, countdown, instructions, number_guessing, programs, retrieval
+from environments import (
+    arithmetic,
+    calculator,
+    countdown,
+    instructions,
+    number_guessing,
+    programs,
+    retrieval,
+)
 from rewards.constraints import CHECKS
 from rewards.countdown import countdown as countdown_reward
 from rewards.instructions import instructions as instructions_reward
@@ -30,7 +38,8 @@ from rlft.train.rl import launch
 from rlft.types import SamplingParams, Task, Trajectory
 from tests.fakes import read_metrics, save_tiny_model
 
-SHIPPED = ["arithmetic", "calculator", "countdown", "instructions", "number_guessing", "programs", "retrieval", "sums"]
+SHIPPED = ["arithmetic", "calculator", "countdown", "instructions", "number_guessing", "programs", "retrieval"]
+SHIPPED += ["strict_json", "sums"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -40,7 +49,7 @@ def test_a_shipped_environment_keeps_what_it_promises(name: str) -> None:
     assert len(findings) >= 7
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "sums"])
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name not in ("strict_json", "sums")])
 def test_the_seed_decides(name: str) -> None:
     module: Any = globals()[name]
     assert [t.id for t in module.load(seed=1).train] == [t.id for t in module.load(seed=1).train]
@@ -384,7 +393,7 @@ def test_every_environment_has_a_debug_config() -> None:
     assert {path.stem.removeprefix("env_") for path in DEBUG.glob("env_*.yaml")} == {*SHIPPED} - {"sums"}
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "sums"])
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name not in ("strict_json", "sums")])
 def test_every_debug_config_runs(tmp_path: Path, roomy_model: Path, name: str) -> None:
     if name == "programs" and sandbox._problem():
         pytest.skip(f"no sandbox: {sandbox._problem()}")

@@ -111,7 +111,7 @@ def available(shipped: str) -> dict[str, str]:
     """The functions of a shipped package: import path -> first line of the docstring. Runs none of them."""
     found = {}
     folder = _ROOT / shipped
-    for module in sorted(info.name for info in pkgutil.iter_modules([str(folder)])):
+    for module in sorted(info.name for info in pkgutil.iter_modules([str(folder)]) if not info.ispkg):
         for node in ast.parse((folder / f"{module}.py").read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
                 found[f"{shipped}.{module}:{node.name}"] = (ast.get_docstring(node) or "").partition("\n")[0]
