@@ -32,6 +32,7 @@ from rlft.cli import (
     sft,
     sweep,
     verify,
+    view,
 )
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.cli.summary import show_reward_model, show_summary
@@ -216,6 +217,7 @@ doctor.register(app)
 export.register(app)
 chat.register(app)
 serve.register(app)
+view.register(app)
 new.register(app)
 plan.register(app)
 

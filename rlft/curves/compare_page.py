@@ -70,9 +70,14 @@ def more_rows(c: Comparison) -> list[tuple[str, str, str, str]]:
 
 def write_page(c: Comparison, path: Path) -> None:
     """Write the HTML file. Raises OSError if it cannot be written."""
+    path.write_bytes(compare_page(c))
+
+
+def compare_page(c: Comparison) -> bytes:
+    """The HTML of a comparison."""
     from markupsafe import Markup
 
-    html = pages.render(
+    return pages.render(
         "compare.html.j2",
         {"p": p_text},
         c=c,
@@ -82,7 +87,6 @@ def write_page(c: Comparison, path: Path) -> None:
         more=more_rows(c),
         facts=facts(c),
     )
-    path.write_bytes(html)
 
 
 def p_text(p: float) -> str:

@@ -32,7 +32,7 @@ class Chosen:
     samples: int = 0
     """How many rollouts that are."""
 
-    def add(self, groups: _Groups, at: int, why: str, limit: int) -> None:
+    def add(self, groups: Groups, at: int, why: str, limit: int) -> None:
         """Add a group, or a further reason, where there is room."""
         key = groups.key(at)
         if key in self.keys:
@@ -44,16 +44,20 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
-class _Groups:
-    """Columns with a value for each group, by step and index."""
+class Groups:
+    """Arrays with a value for each group, by step and index."""
 
     step: Any
     index: Any
     task: Any
     size: Any
+    """Rollouts."""
     best: Any
+    """Highest reward; -inf without one."""
     worst: Any
+    """Lowest reward; inf without one."""
     failed: Any
+    """Rollouts that could not be scored."""
 
     def key(self, at: int) -> GroupKey:
         return int(self.step[at]), int(self.index[at])
@@ -75,7 +79,7 @@ def choose(light: Any, marked: Collection[tuple[int, str, str]] = (), limit: int
 
     if not len(light):
         return Chosen()
-    groups = _groups(light)
+    groups = groups_of(light)
     chosen = Chosen()
     at_task = {(int(step), str(task)): at for at, (step, task) in enumerate(zip(groups.step, groups.task, strict=True))}
     for step, task, why in marked:
@@ -94,7 +98,8 @@ def choose(light: Any, marked: Collection[tuple[int, str, str]] = (), limit: int
     return chosen
 
 
-def _groups(light: Any) -> _Groups:
+def groups_of(light: Any) -> Groups:
+    """The groups of a table with `samples.LIGHT` columns."""
     import numpy as np
 
     step, index = (light[name].to_numpy().astype(np.int64) for name in ("step", "group_index"))
@@ -109,10 +114,10 @@ def _groups(light: Any) -> _Groups:
     failed = np.zeros(len(size), np.int64)
     np.add.at(failed, group[np.asarray(light["outcome"].to_pylist()) == "failed"], 1)
     task = np.asarray(light["task_id"].take(first).to_pylist(), dtype=object)
-    return _Groups(step[first], index[first], task, size, best, worst, failed)
+    return Groups(step[first], index[first], task, size, best, worst, failed)
 
 
-def _ends(groups: _Groups) -> Iterator[tuple[str, Sequence[int]]]:
+def _ends(groups: Groups) -> Iterator[tuple[str, Sequence[int]]]:
     """Best, worst and failed, each with a reason, each of other tasks."""
     import numpy as np
 
@@ -126,7 +131,7 @@ def _ends(groups: _Groups) -> Iterator[tuple[str, Sequence[int]]]:
     yield "failed", _other_tasks(groups, np.flatnonzero(groups.failed > 0)[::-1])
 
 
-def _other_tasks(groups: _Groups, order: Iterable[int]) -> list[int]:
+def _other_tasks(groups: Groups, order: Iterable[int]) -> list[int]:
     found: dict[str, int] = {}
     for at in order:
         found.setdefault(groups.task[at], int(at))
@@ -135,7 +140,7 @@ def _other_tasks(groups: _Groups, order: Iterable[int]) -> list[int]:
     return list(found.values())
 
 
-def _through_time(groups: _Groups) -> list[int]:
+def _through_time(groups: Groups) -> list[int]:
     """Groups of the tasks that come at most steps, spread over them."""
     at_steps: dict[str, dict[int, int]] = {}
     for at, (task, step) in enumerate(zip(groups.task, groups.step, strict=True)):
@@ -149,7 +154,7 @@ def _through_time(groups: _Groups) -> list[int]:
     return found
 
 
-def _strata(groups: _Groups) -> list[Any]:
+def _strata(groups: Groups) -> list[Any]:
     """Groups of each stretch of steps and each kind."""
     import numpy as np
 

@@ -14,7 +14,7 @@ from rlft.run.records import Evaluation
 
 TASKS = 40
 """How many tasks a page in one file shows."""
-_KINDS = ("got worse", "got better", "stayed below the mean", "stayed above the mean")
+_KINDS = ("got worse", "got better", "still low", "still high")
 
 
 def heldout(run: Path, evals: Sequence[Evaluation], limit: int = TASKS) -> dict[str, Any] | None:

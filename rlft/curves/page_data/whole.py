@@ -97,7 +97,7 @@ def _read(run: Path, config: Mapping[str, Any], samples: int) -> dict[str, Any]:
         "sets": _sets(tables.sets(measured), [c for each in measured for c in main_chart.of_set(each, config)]),
         "observed": _observed(light, observed, evals),
         "failures": {"kinds": failures, "groups": _failed_groups(run, light, failures)} if failures else None,
-        "samples": _samples(run, light, choose(light, marked, samples)) if light is not None and samples else None,
+        "samples": _samples(run, light, choose(light, marked, samples)) if light is not None else None,
         "heldout": heldout(run, result),
         "behind": _behind(run, events, provenance),
     }
@@ -146,8 +146,8 @@ def _failed_groups(run: Path, light: Any, failures: Mapping[str, int]) -> list[d
 
 
 def _samples(run: Path, light: Any, chosen: Chosen) -> dict[str, Any]:
-    """The chosen groups with their texts, by step, and out of how many."""
-    groups = read_groups(run, sorted(chosen.keys), most=OF_GROUP)
+    """The chosen groups with their texts, the latest first, and out of how many."""
+    groups = read_groups(run, sorted(chosen.keys, key=lambda key: (-key[0], key[1])), most=OF_GROUP)
     for group in groups:
         group["why"] = chosen.keys[group["step"], group["group"]]
     shown = sum(len(group["samples"]) for group in groups)

@@ -21,7 +21,7 @@ export const turns = (said, query = "") => el("div", { class: "conversation" }, 
   el("div", { class: `turn${role === "assistant" ? " policy" : ""}` }, el("div", { class: "hint" }, role), el("pre", {}, marked(content, query)))));
 
 const failureOf = (failure, label) => el("div", { class: "failure" },
-  el("p", {}, el("b", { class: "bad" }, label), failure.where ? el("span", { class: "muted" }, ` ${failure.where}`) : null),
+  label || failure.where ? el("p", {}, el("b", { class: "bad" }, label), failure.where ? el("span", { class: "muted" }, ` ${failure.where}`) : null) : null,
   failure.message ? el("pre", {}, failure.message) : null,
   failure.reproduce ? el("details", {}, el("summary", {}, "program that repeats it"), copyButton(failure.reproduce), el("pre", {}, failure.reproduce)) : null);
 
@@ -42,6 +42,6 @@ export const card = (sample, query = "") => {
     sample.conversation ? turns(sample.conversation, query) : el("pre", {}, marked(sample.text, query)),
     el("p", { class: "hint parts" }, parts.slice(0, 30).map(([name, value]) => el("span", {}, `${name} ${typeof value === "number" ? shown(value) : value}`)),
       parts.length > 30 ? el("span", {}, `and ${parts.length - 30} more parts`) : null, el("span", {}, `adapter ${sample.adapter}`)),
-    sample.failure ? failureOf(sample.failure, sample.failure.kind || "failed") : null,
+    sample.failure ? failureOf(sample.failure, "") : null,
     Object.entries(sample.failed_parts ?? {}).map(([name, failure]) => failureOf(failure, `${name} failed: ${failure.kind ?? ""}`)));
 };

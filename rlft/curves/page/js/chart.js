@@ -73,7 +73,9 @@ export const chartOf = (chart, { height = 190, small = false, onstep = null, bad
     const [from, to] = range();
     const [low, high] = extent(chart, from, to);
     const railed = chart.rail?.length ? 18 : 0;
-    const vertical = ticks(low, high, small ? 3 : Math.max(3, Math.round(height / 55)));
+    let most = small ? 3 : Math.max(3, Math.round(height / 55));
+    let vertical = ticks(low, high, most);
+    while (vertical.values.length < 2 && most < 9) vertical = ticks(low, high, most += 1);
     const texts = vertical.values.map((value) => tickText(value, vertical.step, chart.axis === "share"));
     const left = 10 + 6.6 * Math.max(...texts.map((text) => text.length), 1);
     box = { left, right: width - 10, top: 8, bottom: height - 22 - railed, small, steps: to - from };

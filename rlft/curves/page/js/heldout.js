@@ -40,6 +40,6 @@ export const heldout = (data) => {
   });
   return el("section", { id: "heldout" }, el("h2", {}, "Held out, before and after"),
     el("div", { class: "filters" }, filters),
-    el("p", { class: "hint" }, `Showing ${found.pairs.length} of ${found.total} tasks, in turn of each kind; one sample of each.`),
+    el("p", { class: "hint" }, `Showing ${found.pairs.length} of ${found.total} tasks, in turn of each kind; one sample of each. Low and high: below the mean after training, or not.`),
     el("div", { class: "browser panel" }, list, detail));
 };

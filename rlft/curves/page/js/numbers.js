@@ -1,12 +1,13 @@
 // How numbers are written on axes and beside points.
 
+// As rlft.curves.text writes them: three digits, large ones with separators.
 export const shown = (value, share = false) => {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
-  if (share) return `${trim((100 * value).toFixed(Math.abs(value) < 0.1 && value !== 0 ? 1 : 0))} %`;
+  if (share) return `${(100 * value).toFixed(value > 0 && value < 0.1 ? 1 : 0)} %`;
   const size = Math.abs(value);
   if (size >= 1000) return Math.round(value).toLocaleString("en-US");
-  if (size > 0 && size < 1e-3) return value.toExponential(1);
-  return trim(value.toPrecision(3));
+  if (size > 0 && size < 1e-3) return value.toExponential(2).replace(/e([+-])(\d)$/, "e$10$2");
+  return size === 0 ? "0.00" : value.toPrecision(3);
 };
 
 export const count = (value) => value.toLocaleString("en-US");

@@ -15,7 +15,7 @@ export const why = (data, onstep) => {
     oninput: () => set({ part: search.value }) });
   const line = (part) => el("tr", {},
     el("td", { class: part.depth ? "child" : null }, part.name, part.role && part.role !== "trained" ? el("span", { class: "muted" }, ` ${part.role}`) : null),
-    el("td", { class: "n" }, part.weight === undefined || part.role !== "trained" ? "" : `× ${shown(part.weight)}`),
+    el("td", { class: "n" }, part.weight === undefined || part.role !== "trained" ? "" : `× ${part.weight}`),
     el("td", { class: "n" }, shown(part.start)), el("td", { class: "n" }, shown(part.end)),
     el("td", { class: "n" }, part.added === undefined ? "" : (part.added > 0 ? "+" : "") + shown(part.added)));
   const show = () => {
