@@ -84,7 +84,7 @@ HELP = {
     "gate": ["BASELINE", "CANDIDATE", "--min-effect", "--junit", "Exit with 0", "2 if that cannot be told"],
     "power": ["--effect", "--config", "--run", "how many seeds, tasks and samples"],
     "health": ["RUN", "--json", "since which step", "Exit code"],
-    "view": ["--host", "--port", "--token", "all rollouts", "The server only reads", "rlft[view]"],
+    "view": ["--host", "--port", "--token", "all rollouts", "The server only reads", "extra `view`"],
     "verify": ["RUN", "--share", "--root"],
     "bisect": ["RUN", "--metric"],
     "export": ["RUN", "--merged", "--to", "--adapter", "model card", "fresh process"],

@@ -24,7 +24,7 @@ def view(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUNS]...",
+            metavar="RUNS",
             help="Run directories, or folders that hold some; `runs` when left out.",
             show_default=False,
         ),
@@ -44,7 +44,7 @@ def view(
 ) -> None:
     """Show runs in a browser while they grow: all rollouts, verdicts in a list, two compared. Ctrl-C ends it.
 
-    The server only reads. It needs the extra `view`: pip install 'rlft[view]'.
+    The server only reads. It needs the packages of the extra `view`.
     """
     if missing := [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]:
         raise ValueError(f"rlft view needs {' and '.join(missing)}: pip install 'rlft[view]'")

@@ -97,7 +97,7 @@ export const chartOf = (chart, { height = 190, small = false, onstep = null, bad
     const rail = railed ? drawRail(chart.rail, x, box.bottom + 11, box, pointed, hideTip) : null;
     const cross = svg("path", { class: "cross" });
     const brush = svg("rect", { class: "brush", y: box.top, height: box.bottom - box.top, width: 0 });
-    replace(plot, svg("svg", { width, height, "aria-hidden": "true" }, frame, axes, alarms, body, rail, brush, cross));
+    replace(plot, svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" }, frame, axes, alarms, body, rail, brush, cross));
     plot.cross = cross;
     plot.brush = brush;
   };
