@@ -55,7 +55,7 @@ def test_an_alarm_is_told_once_and_a_paused_run_goes_on(
     _, summary = launch.resume(config.run_dir)
     assert summary["steps"] == len(read_metrics(config.run_dir)) == 16
     assert told(config.run_dir) == [(5, "reward_collapse since step 5: half of [it] (told after step 10)")]
-    assert "alarm after step 10: reward_collapse since step 5" in capsys.readouterr().err
+    assert "alarm after step 10: reward_collapse since step 5" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("_alarm_from_step_5")

@@ -128,7 +128,7 @@ def test_killed_workers_are_replaced_and_leave_no_trace_in_the_curve(
     assert len(killed) == 2
     assert not any(psutil.pid_exists(pid) for pid in killed)
     events = read_lines(run / "events.jsonl")
-    assert [event["kind"] for event in events] == ["worker_restarted", "worker_restarted"]
+    assert [event["kind"] for event in events] == ["worker_restarted", "worker_restarted", "ended"]
     assert "rollout worker 1 died" in events[0]["message"]
     assert "rollout worker 0 died" in events[1]["message"]
     assert read_result(run) == read_result(finished_run)

@@ -18,7 +18,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from rlft.cli import listing, main
-from rlft.curves.live_panel import View, sparkline
+from rlft.curves.live_panel import View
+from rlft.curves.terminal_plot import sparkline
 from rlft.objectives.presets import PRESETS
 from tests.fakes import read_result, write_config
 from tests.fakes_run import make_run
@@ -80,6 +81,7 @@ HELP = {
     "resume": ["RUN", "interrupted run", "newest whole checkpoint"],
     "evaluate": ["TARGET", "KEY=VALUE", "--adapter", "accuracy", "JSON"],
     "report": ["RUN", "report.html", "reward.png", "--out"],
+    "watch": ["RUN", "--once", "--every", "last evaluation"],
     "compare": ["RUNS", "--html", "--json", "--by-id", "paired by task", "@base"],
     "gate": ["BASELINE", "CANDIDATE", "--min-effect", "--junit", "Exit with 0", "2 if that cannot be told"],
     "power": ["--effect", "--config", "--run", "how many seeds, tasks and samples"],
@@ -214,7 +216,7 @@ def test_train_prints_the_accuracies_and_what_it_wrote(rlft: Rlft, config_file: 
     for name in ("report.html", "reward.png", "summary.json", "adapters/v000004"):
         assert str(run / name) in done.out
         assert (run / name).exists()
-    assert re.search(r"step 4/4 +reward 0\.\d{3} +KL .*entropy .*length .*tokens/s \d+ +left 0:00", done.err)
+    assert re.search(r"step 4/4 +reward 0\.\d{3} +KL .*entropy .*length .*tokens/s \d+ +left 0:00", done.out)
 
 
 @pytest.mark.timeout(60)

@@ -397,9 +397,9 @@ def test_an_observed_reward_that_fails_is_told_and_stops_nothing(
     launch.train(plain)
     launch.train(config)
     told = "observed reward style failed on 2 of 2 samples"
-    assert capsys.readouterr().err.count(told) == 1  # of all steps and evaluations
+    assert capsys.readouterr().out.count(told) == 1  # of all steps and evaluations
     assert measure(config, None).failed_parts == {"style": 2}
-    assert told in capsys.readouterr().err
+    assert told in capsys.readouterr().out
     own = [name for name in read_metrics(config.run_dir)[0] if name.endswith("style")]
     assert own == ["reward/failed/style", "reward/part/style"]
     assert [
@@ -650,7 +650,7 @@ def test_failures_on_heldout_tasks_are_in_every_number_a_reader_sees(
     lenient = make_config(*settings, "scoring.max_failed=0.75", "name=lenient", reward=reward)
     summary = launch.train(lenient)
     assert (summary["failed_base"], summary["failed_sft"], summary["failed_rl"]) == (3, None, 3)
-    assert "n=1, 3 of 4 samples failed" in capsys.readouterr().err
+    assert "n=1, 3 of 4 samples failed" in capsys.readouterr().out
     page = (lenient.run_dir / "report.html").read_text()
     assert "(base; 3 of 4 samples failed and are missing)" in page
     assert read_evals(lenient.run_dir)[0].samples == 4

@@ -16,7 +16,7 @@ import pytest
 from rlft.model.adapter import read_folder
 from rlft.train.rl import launch
 from tests.conftest import WIDE, MakeConfig, start_rlft
-from tests.fakes import read_result, read_rollouts
+from tests.fakes import read_lines, read_result, read_rollouts
 from tests.faults.__main__ import results, verdict
 from tests.faults.table import ALL, page
 
@@ -132,7 +132,7 @@ def test_a_clock_that_jumps_does_not_show_in_a_run(jumping_clock: str, config_fi
     assert done.returncode == 0, done.stderr
     run = config_file.parent / "runs" / "tiny"
     assert read_result(run) == read_result(finished_run)
-    assert not (run / "events.jsonl").exists()  # no worker was replaced
+    assert [event["kind"] for event in read_lines(run / "events.jsonl")] == ["ended"]  # no worker was replaced
 
 
 HANGS_ON_ONE_TASK = """
@@ -215,7 +215,7 @@ def test_a_damaged_adapter_of_a_finished_run_is_noticed(
         file.write_bytes(damaged)
         launch.resume(config.run_dir)
         assert "is not the adapter of step 2 (damaged?); it is written again" in " ".join(
-            capsys.readouterr().err.split()
+            capsys.readouterr().out.split()
         )
         assert file.read_bytes() == whole
     file.write_bytes(whole[:100])

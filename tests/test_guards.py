@@ -58,7 +58,7 @@ def test_where_nothing_is_to_stop_it_is_only_said_once(
     assert len(over) > 1
     steps = [step for step, _ in told(config.run_dir)]
     assert steps == [step for step in over if step - 1 not in over], "once while it lasts"
-    assert "guards.max_kl=0.01" in capsys.readouterr().err
+    assert "guards.max_kl=0.01" in capsys.readouterr().out
     assert (config.run_dir / "summary.json").exists()
 
 

@@ -30,7 +30,7 @@ def test_a_killed_node_leaves_no_trace_in_the_curve(tmp_path: Path, tiny_model: 
     assert read_metrics(run) == read_metrics(finished_run)
     assert read_result(run) == read_result(finished_run)
     events = read_lines(run / "events.jsonl")
-    assert [event["kind"] for event in events] == ["worker_restarted"]
+    assert [event["kind"] for event in events] == ["worker_restarted", "ended"]
     # The nodes that had a worker at the end of each step. The killed one's is not replaced before another one joins.
     # (A worker that dies between two chunks is missed when it gets the next one, at the latest in step 3.)
     after_1, _, after_3, after_4 = json.loads(done.stdout.splitlines()[-1])

@@ -633,7 +633,7 @@ def test_rows_that_were_left_out_are_told(make_dpo: MakeDpo, capsys: pytest.Capt
     summary = launch_dpo.train(config)
     assert 0 < summary["dropped_rows"] < 40
     assert summary["train_examples"] == 40 - summary["dropped_rows"]
-    assert f"{summary['dropped_rows']} rows of more than 14 tokens were left out" in capsys.readouterr().err
+    assert f"{summary['dropped_rows']} rows of more than 14 tokens were left out" in capsys.readouterr().out
 
 
 # Config

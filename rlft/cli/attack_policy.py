@@ -13,6 +13,7 @@ from typing import Any
 
 from rlft.common.rows import FORMATS, read_rows
 from rlft.config import EnvironmentConfig, RunConfig
+from rlft.curves.live_panel import View
 from rlft.curves.reading import read_metrics
 from rlft.reward.attack import ORACLE
 from rlft.types import RewardSpec
@@ -116,7 +117,7 @@ def train(
                 "guards": {"stop": ()},
             }
         )
-        launch.train(config, restart=True)
+        launch.train(config, restart=True, make_view=View)
         rows = read_metrics(config.run_dir)
         shadow = next((spec.label for spec in rewards if spec.role == "shadow"), "")
         found.append(

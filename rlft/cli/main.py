@@ -33,6 +33,7 @@ from rlft.cli import (
     sweep,
     verify,
     view,
+    watch,
 )
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.cli.summary import show_reward_model, show_summary
@@ -41,6 +42,8 @@ from rlft.common.files import describe_os_error
 from rlft.curves.passes import passes
 from rlft.curves.reading import adapter_of, read_config
 from rlft.curves.text import visible
+
+_NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 
 app = typer.Typer(
     name="rlft",
@@ -211,6 +214,7 @@ sft.register(app)
 distill.register(app)
 sweep.register(app)
 curves.register(app)
+watch.register(app)
 verify.register(app)
 bisect.register(app)
 doctor.register(app)
@@ -294,8 +298,9 @@ def models() -> None:
 def main() -> None:
     """Entry point: errors that a user can mend are shown without a traceback; exit codes as a shell expects."""
     interrupts.install()
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries would fill a log with their every state
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        for name in _NO_BARS:  # bars of the libraries would fill a log with their every state
+            os.environ.setdefault(name, "1")
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:

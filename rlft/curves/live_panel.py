@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,25 +16,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from rlft.curves.first_screen import add_rows, clock, drawn, numbers
+from rlft.curves.terminal_plot import sparkline
 from rlft.curves.text import visible
+from rlft.run.records import Evaluation
 from rlft.types import Metrics
 
-_BARS = "▁▂▃▄▅▆▇█"
-_COURSES = ("reward/mean", "preference/margin", "sft/loss")
-"""The first of these that a run logs is drawn as a sparkline."""
-_SHOWN = (
-    ("reward", "reward/mean", ".3f"),
-    ("loss", "preference/loss", ".4f"),
-    ("loss", "sft/loss", ".4f"),
-    ("accuracy", "preference/accuracy", ".0%"),
-    ("margin", "preference/margin", ".3f"),
-    ("KL", "policy/kl_ref", ".4f"),
-    ("entropy", "policy/entropy", ".3f"),
-    ("length", "rollout/length", ".1f"),
-    ("turns", "rollout/turns", ".1f"),
-    ("signal", "groups/with_signal", ".0%"),
-    ("tokens/s", "time/tokens_per_s", ".0f"),
-)
+
+def training_console() -> Console:
+    """Where a training shows itself: a live panel on the terminal that stderr is, or lines.
+
+    Where stdout is no terminal, as in a pipe, it gets lines without any control sequence.
+    """
+    return Console(stderr=True) if sys.stdout.isatty() else Console(force_terminal=False, color_system=None)
 
 
 class View:
@@ -55,6 +49,7 @@ class View:
             title: name of the run.
             steps: how many there are in all; may be set later.
             unit: what a step is.
+            console: `training_console()` for a training; stderr if not given, as stdout may be for programs.
             shadows: names of the shadow rewards.
         """
         self._console = console or Console(stderr=True)
@@ -65,6 +60,7 @@ class View:
         self._course: list[float] = []
         self._durations: deque[float] = deque(maxlen=20)
         self._metrics: Metrics = {}
+        self._evaluation: Evaluation | None = None
         self._alarms: Sequence[str] = ()
         self._shadows = [(name, f"reward/part/{name}") for name in shadows]
         self._first: dict[str, tuple[int, float, float]] = {}
@@ -97,17 +93,16 @@ class View:
     def __rich__(self) -> Panel:
         """The panel."""
         table = Table.grid(padding=(0, 2))
-        drawn = self._drawn()
-        for label, name, form in _SHOWN:
-            if name in self._metrics:
-                spark = Text(" " + sparkline(self._course)) if name == drawn else Text()
-                table.add_row(Text(label, style="dim"), Text(format(self._metrics[name], form)) + spark)
-        for name, text in self._shadow_lines():
-            table.add_row(Text(visible(f"shadow {name}"), style="dim"), Text(text))
-        for line in self._alarms:
-            table.add_row(Text("alarm", style="bold red"), Text(visible(line)))
+        add_rows(
+            table,
+            self._metrics,
+            evaluation=self._evaluation,
+            alarms=self._alarms,
+            shadows=self._shadow_lines(),
+            course=sparkline(self._course),
+        )
         if self._step:
-            table.add_row(Text("left", style="dim"), Text(_duration(self._seconds_left())))
+            table.add_row(Text("left", style="dim"), Text(clock(self._seconds_left())))
         heading = f"{visible(self._title)}  {self._unit} {self._step}/{self.steps}"
         return Panel(Group(table, self._stage), title=Text(heading), title_align="left")
 
@@ -116,7 +111,7 @@ class View:
         self._stage.reset(self._bar, total=total, description=visible(name))
         self._stage_started = time.monotonic()
         if not self._console.is_terminal:
-            self._console.print(Text(visible(f"{name} ...")))
+            self._print(visible(f"{name} ..."))
 
     def progress(self, done: int, total: int) -> None:
         """How far the stage is."""
@@ -133,15 +128,20 @@ class View:
         for name, metric in self._shadows:
             if metric in metrics and "reward/mean" in metrics:
                 self._first.setdefault(name, (step, metrics[metric], metrics["reward/mean"]))
-        if drawn := self._drawn():
-            self._course.append(metrics[drawn])
+        if name := drawn(metrics):
+            self._course.append(metrics[name])
         self._stage.reset(self._bar, description=self._between, total=None)
         if not self._console.is_terminal:
-            shown = "  ".join(f"{label} {metrics[name]:{form}}" for label, name, form in _SHOWN if name in metrics)
-            shown += "".join(visible(f"  shadow {name} {text}") for name, text in self._shadow_lines())
-            self._console.print(
-                Text(f"{self._unit} {step}/{self.steps}  {shown}  left {_duration(self._seconds_left())}")
-            )
+            shown = "  ".join(f"{label} {told}" for label, told in numbers(metrics))
+            shown += "".join(f"  shadow {name} {text}" for name, text in self._shadow_lines())
+            line = visible(f"{self._unit} {step}/{self.steps}  {shown}  left {clock(self._seconds_left())}")
+            self._print(" ".join(line.splitlines()))
+
+    def evaluated(self, evaluation: Evaluation, told: str) -> None:
+        """An evaluation was made: the panel shows the last one that decides, and `told` stays as a line."""
+        if not evaluation.set_name:
+            self._evaluation = evaluation
+        self.note(told)
 
     def alarms(self, lines: Sequence[str]) -> None:
         """The alarms that are raised now, one line each."""
@@ -149,7 +149,11 @@ class View:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(Text(visible(text)))
+        self._print(visible(text))
+
+    def _print(self, text: str) -> None:
+        """Print lines that a file gets as they are, however long."""
+        self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
 
     def _shadow_lines(self) -> list[tuple[str, str]]:
         """(name, its mean and how far it and the trained reward moved since it was first seen), of each shadow."""
@@ -163,24 +167,5 @@ class View:
             lines.append((name, f"{value:.3f}{since if step < self._step else ''}"))
         return lines
 
-    def _drawn(self) -> str:
-        return next((name for name in _COURSES if name in self._metrics), "")
-
     def _seconds_left(self) -> float:
         return (self.steps - self._step) * sum(self._durations) / max(1, len(self._durations))
-
-
-def sparkline(values: list[float], width: int = 40) -> str:
-    """The last `width` values as block characters between their minimum and maximum; a gap where one is not finite."""
-    values = values[-width:]
-    known = [value for value in values if math.isfinite(value)]
-    low, high = min(known, default=0.0), max(known, default=0.0)
-    spread = high - low or 1.0
-    heights = [round((value - low) / spread * (len(_BARS) - 1)) if math.isfinite(value) else None for value in values]
-    return "".join(" " if height is None else _BARS[height] for height in heights)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -30,6 +30,8 @@ Rows: TypeAlias = Sequence[Mapping[str, float]]
 """Metrics of each step, ascending, each with its `step`."""
 ROLLED_BACK, STOPPED_EARLY = "rolled_back", "stopped_early"
 """Kinds of the events whose step is that of the result, which then need not be the last one."""
+ALARM = "alarm"
+"""Kind of the event with which a run tells an alarm, at the step of its onset."""
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -127,6 +129,11 @@ def read_evals(run: Path, set_name: str = "") -> list[Evaluation]:
             evals.append(logs.read_evaluation(path))
         except ValueError as error:
             damage.refuse(error)
+    return in_order(evals)
+
+
+def in_order(evals: Iterable[Evaluation]) -> list[Evaluation]:
+    """Evaluations in the order of training: base, sft, then by step."""
     order = {"base": 0, "sft": 1}
     return sorted(evals, key=lambda e: (order.get(e.name, 2), e.step, e.name))
 
@@ -203,13 +210,12 @@ def _read_table(path: Path, columns: Sequence[str] | None, optional: Sequence[st
     import pyarrow.parquet as pq
 
     try:
-        # partitioning=None: a run folder called "lr=0.1" is a name, not a partition column.
-        schema = pq.read_schema(path)
-        if absent := sorted(set(columns or ()) - set(schema.names)):
-            damage.refuse(ValueError(f"{path} has no column {absent[0]!r}; it has {', '.join(schema.names)}"))
-            return None
-        names = None if columns is None else [*columns, *(name for name in optional if name in schema.names)]
-        return pq.read_table(path, columns=names, partitioning=None)
+        with pq.ParquetFile(path) as file:  # not pq.read_table, which imports pandas
+            present = file.schema_arrow.names
+            if absent := sorted(set(columns or ()) - set(present)):
+                damage.refuse(ValueError(f"{path} has no column {absent[0]!r}; it has {', '.join(present)}"))
+                return None
+            return file.read(None if columns is None else [*columns, *(name for name in optional if name in present)])
     except (pa.ArrowException, OSError) as error:
         damage.refuse(ValueError(f"{path} cannot be read ({error}); remove it to read the rest"))
         return None

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from rlft.curves.live_panel import View
+from rlft.curves.live_panel import View, training_console
 from rlft.model import chat
 from rlft.model import head as heads
 from rlft.model.context import model_context
@@ -48,7 +48,7 @@ def train(config: HeadConfig, *, restart: bool = False) -> HeadSummary:
     transformers_logging.disable_progress_bar()
     keep_freed_memory()
     torch.set_num_threads(config.threads)
-    with View(config.name, steps=0) as view:
+    with View(config.name, steps=0, console=training_console()) as view:
         model_folder = str(resolve_model(config))
         tokenizer = load_tokenizer(config, model_folder)
         view.stage("reading texts")

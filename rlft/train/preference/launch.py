@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from rlft.common.files import write_file
-from rlft.curves.live_panel import View
+from rlft.curves.live_panel import View, training_console
 from rlft.curves.text import format_accuracy
 from rlft.model import chat
 from rlft.model.context import model_context
@@ -55,7 +55,7 @@ def train(config: PreferenceConfig, *, restart: bool = False) -> PreferenceSumma
         ValueError: something in the config, the data or the model cannot work; nothing was started.
         RuntimeError: the run had to stop; `resume` continues it.
     """
-    with View(config.name, steps=0, unit="update") as view:
+    with View(config.name, steps=0, unit="update", console=training_console()) as view:
         data, model_folder = _prepare(config, view)
         with Run.create(config, provenance=_provenance(config, data, model_folder), restart=restart) as run:
             return _execute(run, data, model_folder, view)
@@ -70,7 +70,10 @@ def resume(path: Path, how: How = PLAIN) -> tuple[Path, PreferenceSummary]:
     Raises:
         ValueError: see `run.resume.continued`.
     """
-    with Run.reopen(path, PreferenceConfig) as run, View(run.config.name, steps=0, unit="update") as view:
+    with (
+        Run.reopen(path, PreferenceConfig) as run,
+        View(run.config.name, steps=0, unit="update", console=training_console()) as view,
+    ):
         config = config_of(run, how)
         data, model_folder = _prepare(config, view)
         now = _provenance(config, data, model_folder)
@@ -190,7 +193,7 @@ def _measure_once(
     result = measure(learner, run.config, data, name=name, step=step, on_chunk=view.progress)
     run.write_evaluation(result)
     accuracy = format_accuracy(result.accuracy)
-    view.note(f"held-out, {name}: loss {result.loss:.4f}, margin {result.margin:.3f}, accuracy {accuracy}")
+    view.evaluated(result, f"held-out, {name}: loss {result.loss:.4f}, margin {result.margin:.3f}, accuracy {accuracy}")
 
 
 def _with_reference(

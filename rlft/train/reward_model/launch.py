@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from rlft.curves.live_panel import View
+from rlft.curves.live_panel import View, training_console
 from rlft.curves.text import format_accuracy
 from rlft.model import base as models
 from rlft.model.layers.slow_paths import SLOW_PATH, slow_paths
@@ -49,7 +49,7 @@ def train(config: RewardModelConfig, *, restart: bool = False) -> RewardModelSum
     transformers_logging.disable_progress_bar()
     keep_freed_memory()
     torch.set_num_threads(config.threads)
-    with View(config.name, steps=0, unit="update") as view:
+    with View(config.name, steps=0, unit="update", console=training_console()) as view:
         model_folder = str(resolve_model(config))
         tokenizer = train_reward.load_tokenizer(model_folder, config.model.special_tokens_in_text)
         view.stage("reading preferences")

@@ -7,15 +7,13 @@ import shlex
 from rlft.curves.alarms.health import Alarm
 from rlft.curves.alarms.watch import alarms_from, is_looked_at, lasting, with_not_finite
 from rlft.curves.live_panel import View
-from rlft.curves.reading import ROLLED_BACK, read_events, read_metrics
+from rlft.curves.reading import ALARM, ROLLED_BACK, read_events, read_metrics
 from rlft.curves.shadow import shadow_names
 from rlft.model.adapter import make_adapter, read_folder
 from rlft.run.checkpoint import steps_kept
 from rlft.run.directory import Run
 from rlft.run.records import ADAPTERS, CHECKPOINTS, adapter_folder, numbered
 from rlft.types import Adapter
-
-EVENT = "alarm"
 
 
 class RollBackError(Exception):
@@ -50,14 +48,14 @@ class AlarmWatch:
             return
         rows = [row for row in read_metrics(run.path) if row["step"] <= step]
         found = alarms_from(with_not_finite(rows, read_events(run.path)), shadows=shadow_names(run.config.rewards))
-        told = {message.partition(" ")[0] for message in run.told(EVENT)}
+        told = {message.partition(" ")[0] for message in run.told(ALARM)}
         raised = lasting(found.alarms, {*told, *(alarm.name for alarm in self._before)})
         self._before = found.alarms
         self._view.alarms([alarm.line for alarm in raised])
         new = {alarm.name for alarm in raised} - told
         for alarm in raised:
             if alarm.name in new:
-                run.event(EVENT, f"{alarm.line} (told after step {step})", step=alarm.onset)
+                run.event(ALARM, f"{alarm.line} (told after step {step})", step=alarm.onset)
                 self._view.note(f"alarm after step {step}: {alarm.line}. {alarm.meaning} {alarm.advice}")
         if step < run.config.steps:  # nothing is left to be stopped after the last one
             for alarm in raised:

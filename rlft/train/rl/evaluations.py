@@ -194,4 +194,4 @@ def measure_heldout(
         )
         run.write_evaluation(result)
         note_observed_failures(run, view, groups, step=step)
-        view.note(f"held-out {result.metric}, {told}: {format_accuracy(result.accuracy, result.missing)}")
+        view.evaluated(result, f"held-out {result.metric}, {told}: {format_accuracy(result.accuracy, result.missing)}")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlft.common.user_folder import combined
 from rlft.config import RunConfig
-from rlft.curves.live_panel import View
+from rlft.curves.live_panel import View, training_console
 from rlft.curves.shadow import shadow_names
 from rlft.environment import loading
 from rlft.environment.contract import Environment
@@ -114,7 +114,8 @@ def train(
     Args:
         restart: move an existing run of that name aside.
         pools: makes the rollout pool; `pool.make_pool` if not given.
-        make_view: what is called for the run's view, with the arguments of `View`; `View` if not given.
+        make_view: what is called for the run's view, with the arguments of `View`; `View` on `training_console()` if
+            not given.
 
     Raises:
         ValueError: something in the config, the environment, the rewards or the model cannot work; nothing was started.
@@ -150,7 +151,7 @@ def resume(path: Path, how: How = PLAIN) -> tuple[Path, RLSummary]:
             if how.fork:
                 prepared.scorer.move_logs(going_on.run.path / LOGS)
             if going_on.summary is not None:
-                View(config.name, steps=0).note(going_on.remarks[0])
+                View(config.name, steps=0, console=training_console()).note(going_on.remarks[0])
                 return path, cast(RLSummary, going_on.summary)
             return going_on.run.path, _execute(going_on.run, prepared, going_on=going_on)
 
@@ -170,7 +171,7 @@ def sft(config: RunConfig, *, restart: bool = False) -> Path:
     ):
         prepared.scorer.move_logs(run.path / LOGS)
         prepared.scorer.close()  # the rewards were only checked
-        with View(config.name, steps=0) as view:
+        with View(config.name, steps=0, console=training_console()) as view:
             _warm_start(run, view, prepared.environment, prepared.model_folder)
         return run.path / adapter_folder(None)
 
@@ -224,8 +225,9 @@ def _execute(
 ) -> RLSummary:
     config, model_folder, scorer = run.config, prepared.model_folder, prepared.scorer
     run.sources = _sources(config, prepared)
+    make_view = make_view or partial(View, console=training_console())
     with (
-        (make_view or View)(config.name, steps=config.steps, shadows=shadow_names(config.rewards)) as view,
+        make_view(config.name, steps=config.steps, shadows=shadow_names(config.rewards)) as view,
         services(config, model_folder, scorer, run, view, pools) as pool,
     ):
         run.on_stop = partial(report_stop, view)

@@ -15,7 +15,7 @@ from typing import cast
 from transformers.utils import logging as transformers_logging
 
 from rlft.curves.evaluation_sets import TASKS
-from rlft.curves.live_panel import View
+from rlft.curves.live_panel import View, training_console
 from rlft.curves.reading import STOPPED_EARLY
 from rlft.curves.text import format_accuracy
 from rlft.model import chat
@@ -70,7 +70,7 @@ def train(config: SupervisedConfig, *, restart: bool = False) -> SupervisedSumma
         ValueError: something in the config, the data or the model cannot work; nothing was started.
         RuntimeError: the run had to stop; `resume` continues it.
     """
-    with View(config.name, steps=0, unit="update") as view:
+    with View(config.name, steps=0, unit="update", console=training_console()) as view:
         prepared = _prepare(config, view)
         with Run.create(config, provenance=_provenance(config, prepared), restart=restart) as run:
             return _execute(run, prepared, view)
@@ -85,7 +85,10 @@ def resume(path: Path, how: How = PLAIN) -> tuple[Path, SupervisedSummary]:
     Raises:
         ValueError: see `run.resume.continued`.
     """
-    with Run.reopen(path, SupervisedConfig) as run, View(run.config.name, steps=0, unit="update") as view:
+    with (
+        Run.reopen(path, SupervisedConfig) as run,
+        View(run.config.name, steps=0, unit="update", console=training_console()) as view,
+    ):
         config = config_of(run, how)
         prepared = _prepare(config, view)
         now = _provenance(config, prepared)
@@ -209,7 +212,9 @@ def _measure_once(
     result = measure(learner, run.config, data, name=name, step=step, on_chunk=view.progress)
     run.write_evaluation(result)
     perplexity = f"perplexity {result.extra['perplexity']:.2f}"
-    view.note(f"held-out, {name}: log-probability {format_accuracy(result.accuracy)} per token, {perplexity}")
+    view.evaluated(
+        result, f"held-out, {name}: log-probability {format_accuracy(result.accuracy)} per token, {perplexity}"
+    )
 
 
 def _standing(run: Run[SupervisedConfig], data: SupervisedData, until: int) -> tuple[stopping.Standing, Evaluation]:

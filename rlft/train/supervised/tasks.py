@@ -116,4 +116,4 @@ def measure_tasks(
         extra={**found.extra, "settings": settings},
     )
     run.write_evaluation(result)
-    view.note(f"held-out {result.metric}, {name}: {format_accuracy(result.accuracy, result.missing)}")
+    view.evaluated(result, f"held-out {result.metric}, {name}: {format_accuracy(result.accuracy, result.missing)}")
