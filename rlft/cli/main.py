@@ -34,6 +34,7 @@ from rlft.cli import (
     verify,
     view,
     watch,
+    why,
 )
 from rlft.cli.arguments import ConfigFile, Overrides, Restart, RunFolder
 from rlft.cli.summary import show_reward_model, show_summary
@@ -215,6 +216,7 @@ distill.register(app)
 sweep.register(app)
 curves.register(app)
 watch.register(app)
+why.register(app)
 verify.register(app)
 bisect.register(app)
 doctor.register(app)
