@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from typer.testing import CliRunner
 
+from rlft.cli.main import app
 from rlft.curves.state import read_state
 from rlft.run import lock
-from tests.fakes_run import append, write_config
+from tests.fakes_run import append, make_run, write_config
 
 
 def event(kind: str, clock: str, message: str = "") -> dict[str, str]:
@@ -96,3 +99,19 @@ def test_what_is_not_known_is_not_made_up(run: Path) -> None:
     assert read_state(run).as_dict()["wall_s"] is None
     append(run / "events.jsonl", {"time": "yesterday", "kind": "ended", "message": ""})
     assert read_state(run).times == "training time 1 min 0 s"
+
+
+def test_the_runs_of_a_folder(run: Path) -> None:
+    (run / ".lock").touch()
+    append(run / "events.jsonl", event("stopped", "12:10:00", "by SIGTERM"))
+    make_run(run.parent / "sums", steps=3)
+    write_config(run.parent / "odd")
+    (run.parent / "odd" / "config.yaml").write_text("- a list")
+    told = CliRunner().invoke(app, ["list", "runs", "--folder", str(run.parent)])
+    assert told.exit_code == 0, told.output
+    odd, stopped, ended = (line for line in told.output.splitlines()[1:])
+    assert "killed, 1 damaged" in odd
+    assert re.search(r"run +stopped by SIGTERM +2/12 +wall time 10 min 0 s; training time 1 min 0 s", stopped)
+    assert re.search(r"sums +finished +3/3 +0\.\d+ \[0\.\d+, 0\.\d+\]  n=120  accuracy", ended)
+    refused = CliRunner().invoke(app, ["list", "runs", "--folder", str(run)])
+    assert "holds no run" in str(refused.exception)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlft.curves.first_screen import held_out
 from rlft.curves.text import visible
 
 
@@ -33,6 +35,48 @@ def what_there_is() -> dict[str, dict[str, str]]:
         "presets": {name: preset_line(algorithm) for name, algorithm in PRESETS.items()},
         "engines": {name: traits.summary for name, traits in ENGINES.items()},
     }
+
+
+def print_runs(folder: Path) -> None:
+    """Print the runs that lie in a folder: what each is doing, how far it is, and its last evaluation.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    from rlft.curves.reading import evals_of_result, read_config, read_metrics
+    from rlft.curves.state import read_state
+    from rlft.run import damage
+    from rlft.run.records import CONFIG
+
+    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    if not runs:
+        raise ValueError(f"{folder} holds no run; name the folder that they lie in: rlft list runs --folder FOLDER")
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("run", "state", "step", "last evaluation", "times"):
+        table.add_column(heading, no_wrap=heading == "run")
+    for run in runs:
+        with damage.left_out() as damaged:
+            state, evals, rows = read_state(run), evals_of_result(run), read_metrics(run, [])
+            planned = _planned(run, damaged, read_config)
+        done = int(rows[-1]["step"]) if rows else 0
+        told = [state.sentence, *([f"{len(damaged)} damaged"] if damaged else [])]
+        cells = (
+            run.name,
+            ", ".join(told),
+            f"{done}/{planned}" if planned else str(done),
+            held_out(evals[-1]) if evals else "",
+            state.times,
+        )
+        table.add_row(*(Text(visible(cell)) for cell in cells))
+    print_whole(table)
+
+
+def _planned(run: Path, damaged: list[str], read: Callable[[Path], Mapping[str, Any]]) -> int:
+    try:
+        return int(read(run).get("steps") or 0)
+    except ValueError as error:  # of another run than the one that somebody looks for, perhaps
+        damaged.append(str(error))
+        return 0
 
 
 def print_names(title: str, lines: Mapping[str, str]) -> None:
