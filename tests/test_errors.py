@@ -35,6 +35,7 @@ from rlft.train.rl.rollouts import refuse_wrong_stamps
 from rlft.types import Adapter, Failed, Group, Score
 from tests.conftest import MakeConfig
 from tests.fakes import made_up_group, read_lines, read_metrics, read_result, read_rollouts
+from tests.test_report import Page
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -399,7 +400,7 @@ def test_an_observed_reward_that_fails_is_told_and_stops_nothing(
     told = "observed reward style failed on 2 of 2 samples"
     assert capsys.readouterr().out.count(told) == 1  # of all steps and evaluations
     assert measure(config, None).failed_parts == {"style": 2}
-    assert told in capsys.readouterr().out
+    assert told in capsys.readouterr().err  # stdout is for its result
     own = [name for name in read_metrics(config.run_dir)[0] if name.endswith("style")]
     assert own == ["reward/failed/style", "reward/part/style"]
     assert [
@@ -430,7 +431,7 @@ def test_an_observed_reward_that_fails_is_told_and_stops_nothing(
     program = said.partition("Reproduce it with:\n")[2]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "KeyError: 'no style in heldout-" in done.stderr
-    assert "observed reward style failed on" in (config.run_dir / "report.html").read_text()
+    assert "observed reward style failed on" in Page(config.run_dir / "report.html").text
 
 
 # Too many failures: the run stops, everything that it made is on the disk, and it goes on once the reward is mended.
@@ -651,7 +652,7 @@ def test_failures_on_heldout_tasks_are_in_every_number_a_reader_sees(
     summary = launch.train(lenient)
     assert (summary["failed_base"], summary["failed_sft"], summary["failed_rl"]) == (3, None, 3)
     assert "n=1, 3 of 4 samples failed" in capsys.readouterr().out
-    page = (lenient.run_dir / "report.html").read_text()
+    page = Page(lenient.run_dir / "report.html").text
     assert "(base; 3 of 4 samples failed and are missing)" in page
     assert read_evals(lenient.run_dir)[0].samples == 4
 

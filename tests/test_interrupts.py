@@ -25,6 +25,7 @@ from rlft.train.standing import keep_adapter
 from rlft.types import Adapter
 from tests.conftest import MakeConfig
 from tests.fakes import read_metrics, read_result
+from tests.test_report import Page
 
 SETTINGS = ("steps=5", "checkpoint.every=3", "evaluation.every=2", "evaluation.tasks=2")
 
@@ -81,7 +82,7 @@ def test_a_stopped_run_keeps_its_last_whole_step_and_ends_the_same(
         with pytest.raises(type(error)):
             launch.train(config)
     assert steps_kept(config.run_dir / "checkpoints") == saved
-    assert "stopped" in (config.run_dir / "report.html").read_text()
+    assert "stopped" in Page(config.run_dir / "report.html").text
     assert (config.run_dir / "reward.png").is_file()
     launch.resume(config.run_dir)
     assert read_result(config.run_dir) == undisturbed

@@ -41,6 +41,7 @@ from rlft.types import Batch
 from tests.fakes import read_lines, read_metrics, read_result, save_tiny_model, tiny_config
 from tests.test_preference import experimental, trainer_for
 from tests.test_preference_data import assistant, user, write
+from tests.test_report import Page
 
 ROOT = Path(__file__).parents[1]
 END = frozenset([0])
@@ -709,7 +710,7 @@ def test_the_debug_config_runs_from_the_command_line_to_the_report(
 
     (run / "report.html").unlink()
     assert rlft("report", run).exit_code == 0
-    text = (run / "report.html").read_text(encoding="utf-8")
+    text = Page(run / "report.html").text
     for words in ("configs/debug/pairs.jsonl", "2 of 2", "(DPO, step 2)", "Preference loss", "Log-probability"):
         assert words in text
 

@@ -34,6 +34,7 @@ from rlft.train.supervised.learner import SupervisedLearner
 from rlft.train.supervised.loop import measure
 from rlft.train.supervised.stopping import standing
 from tests.fakes import read_lines, read_metrics, read_result, tiny_config, write_config
+from tests.test_report import Page
 from tests.test_supervised_data import END, assistant, chat, user, write
 
 ROOT = Path(__file__).parents[1]
@@ -359,7 +360,7 @@ def test_heldout_tasks_are_answered_before_and_after(make_sft: MakeSft, tiny_mod
     assert after["mean"] == 1.0 > before["mean"]
     found = json.loads((config.run_dir / "evals" / "sets" / TASKS / "base.json").read_text())
     assert found["set_name"] == TASKS
-    page = (config.run_dir / "report.html").read_text(encoding="utf-8")
+    page = Page(config.run_dir / "report.html").text
     assert "letters" in page
     (tasks_read,) = read_sets(config.run_dir, config.model_dump())
     assert [row[1] for row in tasks_read.rows] == ["base", f"SFT, step {summary['steps']}"]
@@ -458,7 +459,7 @@ def test_the_command_ends_with_a_table_and_every_command_reads_its_run(
     assert "adapter_config.json" in {path.name for path in (run / "adapters/v000010").iterdir()}
 
     assert "SHIP" in rlft("report", run).output
-    text = (run / "report.html").read_text(encoding="utf-8")
+    text = Page(run / "report.html").text
     for words in ("rows.jsonl", "10 of 10", "(SFT, step 10)", "nats per token"):
         assert words in text
     rlft("sft", "sft.yaml", "name=two", "epochs=1")
