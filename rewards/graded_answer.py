@@ -14,12 +14,12 @@ def graded_answer(completion: str, answer: Any, max_words: int = 200) -> dict[st
     `format` rises and `correct` does not, the bonus is too large. Abstains when the task has no answer.
 
     Two different answers earn nothing, nor does an answer that more text follows, which could take it back. Every 20
-    characters of a word count as one, so that a word without end is no way around the penalty.
+    characters count as a word, so that neither a word nor white space without end is a way around the penalty.
     """
     if answer is None:
         return None
     found = tagged(completion) if completion.rstrip().endswith("</answer>") else None
-    words = sum(1 + len(word) // 20 for word in completion.split())
+    words = max(len(completion) // 20, sum(1 + len(word) // 20 for word in completion.split()))
     excess = max(0, words - max_words) / max_words
     return {
         "correct": float(found is not None and found == str(answer).strip()),

@@ -98,6 +98,8 @@ def test_plural_names_follow_trl() -> None:
         log_extra("column", [1, 2])
         log_metric("name", 1.0)
         assert trainer_state.global_step == 0
+        with pytest.raises(AttributeError, match="trainer_state has no max_steps, only global_step"):
+            _ = trainer_state.max_steps
         return [len(completion[0]["content"]) for completion in completions]
 
     assert values(call(reward, ["a", "bcd"])) == [1.0, 3.0]

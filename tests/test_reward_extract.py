@@ -196,3 +196,29 @@ def test_hostile_text_takes_no_longer_than_its_length(name: str) -> None:
     for function in FUNCTIONS:
         function(HOSTILE[name])
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "42? No.",
+        "The wrong answer is 42",
+        "Wrong: 42",
+        "Incorrect answer: 42",
+        "I doubt it's 42",
+        "It's false that the answer is 42",
+        "It would be a mistake to answer 42",
+    ],
+)
+def test_an_answer_that_is_called_wrong_is_none(text: str) -> None:
+    assert extract.last_number(text) is None
+    assert extract.stated_answer(text) != "42"
+
+
+def test_no_doubt_is_no_denial() -> None:
+    assert extract.last_number("No doubt it is 42") == "42"
+
+
+def test_tags_in_another_case_are_another_answer() -> None:
+    assert extract.tagged("<ANSWER>43</ANSWER><answer>42</answer>") is None
+    assert extract.tagged("<answer>42</answer>") == "42"

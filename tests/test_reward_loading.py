@@ -116,14 +116,15 @@ def test_a_misspelt_shipped_reward_is_suggested(word: str, suggestion: str) -> N
 def test_errors_say_what_is_there_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(
         tmp_path / "brevity.py",
-        "from json import dumps\nLIMIT = 3\nclass C: pass\ndef brevity(completion): ...\n",
+        "from json import dumps\nLIMIT = 3\nclass Terse: pass\ndef brevity(completion): ...\n",
     )
     monkeypatch.chdir(tmp_path)
     assert "brevity.py:FUNCTION" in refusal("brevity.py")
     assert "Did you mean 'brevity.py'?" in refusal("brevty.py:brevity")
     missing = refusal("brevity.py:brevty")
     assert "Did you mean 'brevity'?" in missing
-    assert missing.endswith("It defines: brevity.")  # neither what it imports nor its constants
+    assert missing.endswith("It defines: Terse, brevity.")  # neither what it imports nor its constants
+    assert "Did you mean 'Terse'?" in refusal("brevity.py:Tersee")
     assert "is a int, neither a function nor a class" in refusal("brevity.py:LIMIT")
     assert f"{tmp_path}/nowhere holds no .py file" in refusal("nowhere/brevity.py:brevity")
     assert "brevity.py exists: write brevity.py:brevity" in refusal("brevity:brevity")

@@ -277,3 +277,13 @@ def test_the_cases_of_a_judge_are_found_whatever_server_it_asks() -> None:
     assert (
         found(base_url="http://judge/v1", criteria={"polite": "it is polite"}) == ""
     )  # others hold for other criteria
+
+
+def test_white_space_counts_as_length() -> None:
+    from rewards.graded_answer import graded_answer
+
+    for padding in (" " * 100_000, "\n" * 100_000):
+        for reply in (f"<answer>42{padding}</answer>", f"{padding}<answer>42</answer>"):
+            graded = graded_answer(reply, "42")
+            assert graded is not None
+            assert graded["length"] == -0.1

@@ -236,6 +236,9 @@ def _of_row(task: Task, row: Mapping[str, Any]) -> Task:
 
 def _task(asked: Asked, config: RunConfig | None) -> Task:
     columns = key_values(asked.columns, "--column")
+    if own := {"answer", "prompt"} & columns.keys():
+        name = min(own)
+        raise ValueError(f"--column {name}: the {name} is no column; give it with --{name}")
     if config is None:
         return make_task(asked.prompt, answer=_answer(asked.answer), columns=columns)
     from rlft.environment import loading

@@ -72,10 +72,10 @@ def import_object(path: str, *, shipped: str, kind: Literal["function", "class"]
         return getattr(module, name)
     except AttributeError:
         there = sorted(key for key, value in vars(module).items() if _is_defined_in(module, value, kind))
-        plural = "functions" if kind == "function" else "classes"
+        nothing = "no functions or classes" if kind == "function" else "no classes"
         raise ValueError(
             f"{path}: no {kind} {name!r} in {module.__file__}."
-            f"{did_you_mean(name, there)} It defines: {', '.join(there) or f'no {plural}'}."
+            f"{did_you_mean(name, there)} It defines: {', '.join(there) or nothing}."
         ) from None
 
 
@@ -209,5 +209,5 @@ def _import(target: str, name: str, path: str, shipped: str) -> ModuleType:
 
 
 def _is_defined_in(module: ModuleType, value: Any, kind: Literal["function", "class"]) -> bool:
-    is_kind = inspect.isfunction(value) if kind == "function" else inspect.isclass(value)
+    is_kind = inspect.isclass(value) or (kind == "function" and inspect.isfunction(value))
     return is_kind and value.__module__ == module.__name__

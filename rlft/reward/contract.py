@@ -35,7 +35,6 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 from rlft.common.by_path import did_you_mean
@@ -55,6 +54,18 @@ OFFERED = frozenset({*_NOTES, *(name for names in _OFFERED.values() for name in 
 """Every name that a sample supplies in some kind of call, columns aside."""
 _BATCH_MARKS = frozenset({"prompts", "completions", "completion_ids"})
 _SAMPLE_MARKS = frozenset({"completion", "messages", "trajectory"})
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What a reward is told of the run, under the name that TRL has for it."""
+
+    global_step: int
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"trainer_state has no {name}, only global_step: a reward is scored in a process without a trainer"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +174,7 @@ def call_arguments(plan: CallPlan, spec: RewardSpec, group: Group, member: int |
     """
     offered = {**_values(plan, group, member), **spec.args}
     if plan.takes_notes:
-        offered |= {"trainer_state": SimpleNamespace(global_step=step), "log_extra": ignore, "log_metric": ignore}
+        offered |= {"trainer_state": TrainerState(step), "log_extra": ignore, "log_metric": ignore}
     if not plan.required <= offered.keys():
         check_columns(plan, spec, group.task.columns)
     if plan.takes_any:

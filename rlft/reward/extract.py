@@ -33,10 +33,11 @@ _FRACTION = re.compile(r"\\[dt]?frac\s?\{\s?(-?\d{1,50})\s?\}\s?\{\s?(\d{1,50})\
 _REMARK = re.compile(r"(?<=\s)\([^()=]*\)")
 _INSIDE = re.compile(r"(?:sqrt|\u221a|log|ln|sin|cos|tan|exp)[\s({\\]{0,4}$", re.IGNORECASE)
 _NOT = r"\bnot\b|n['\u2019]t\b|\bnever\b|\bneither\b|\bnor\b|\bcannot\b|\brul(?:e|es|ed|ing) out\b|\u2260|!=|\\neq?\b"
-_DENIED_BEFORE = re.compile(rf"(?:{_NOT})[^,;:.!?\n]*$", re.IGNORECASE)
+_WRONG = r"\b(?:wrong|incorrect|false|mistaken?|(?<!no )doubt(?:s|ful)?|unlikely|far from)\b"
+_DENIED_BEFORE = re.compile(rf"(?:{_NOT}|{_WRONG})[^,;:.!?\n]*$|{_WRONG}(?:\s+\w+){{0,2}}\s*:\s*$", re.IGNORECASE)
 _RESUMED = re.compile(r"\b(?:but|so|hence|thus|therefore|then|only)\b", re.IGNORECASE)
 _DENIED_AFTER = re.compile(
-    r"[\s*$)\]}\"']{0,4}(?:(?:is|was|are|would be|seems|can|could)\s+(?:not|wrong|incorrect|false|never)\b"
+    r"[\s*$)\]}\"']{0,4}(?:\?\s*no\b|(?:is|was|are|would be|seems|can|could)\s+(?:not|wrong|incorrect|false|never)\b"
     r"|(?:is|was|could|ca)n['\u2019]t\b|cannot\b)",
     re.IGNORECASE,
 )
@@ -124,11 +125,12 @@ def is_denied(before: str, after: str = "") -> bool:
 def tagged(text: str, tag: str = "answer", *, strict: bool = True) -> str | None:
     """What stands between `<answer>` and `</answer>`, without the white space around it.
 
-    Strict: tags that are nested or lack their other half give None, as answers that differ do.
+    Strict: tags that are nested, lack their other half, or are written in other case give None, as answers that differ
+    do.
     """
-    marks = list(re.finditer(rf"<(/?){re.escape(tag)}>", text))
+    marks = list(re.finditer(rf"<(/?)({re.escape(tag)})>", text, re.IGNORECASE if strict else 0))
     pairs = [(one.end(), two.start()) for one, two in pairwise(marks) if not one[1] and two[1]]
-    if strict and 2 * len(pairs) != len(marks):
+    if strict and (2 * len(pairs) != len(marks) or any(mark[2] != tag for mark in marks)):
         return None
     return _only([text[start:end].strip() for start, end in pairs], strict)
 

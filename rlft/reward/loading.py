@@ -32,7 +32,7 @@ _IMPORTS = {
     "ignore": "from rlft.reward.contract import ignore",
     "inf": "from math import inf",
     "load": "from rlft.reward.loading import load",
-    "namespace": "from types import SimpleNamespace as namespace",
+    "TrainerState": "from rlft.reward.contract import TrainerState",
     "nan": "from math import nan",
 }
 """What the repr of plain data refers to, and the line that makes it evaluate."""

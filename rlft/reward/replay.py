@@ -248,6 +248,7 @@ class _Collected:
         compared = Compared(step=stored.step, old=old_mean, new=new_mean)
         self._note(stored.step, again, new)
         self._note_failure(stored.step, scored)
+        self._note_abstention(stored.step, scored)
         for index, (old_group, new_group) in enumerate(zip(stored.groups, scored, strict=True)):
             self._enter_group(compared, old_group, new_group)
             for member, row in enumerate(stored.rows[index]):
@@ -304,6 +305,16 @@ class _Collected:
             first = failures[0]
             at = f", at {first.where}" if first.where else ""
             self.notes.append(f"step {step}: the first that fails ({first.kind}): {first.message}{at}")
+
+    def _note_abstention(self, step: int, scored: Sequence[Group]) -> None:
+        """Say why where a reward abstains on all samples of a step, which hardly any is meant to do."""
+        outcomes = [trajectory.outcome for group in scored for trajectory in group.trajectories]
+        if outcomes and all(isinstance(outcome, Abstain) for outcome in outcomes):
+            assert isinstance(outcomes[0], Abstain)
+            self.notes.append(
+                f"step {step}: the new reward abstains on every sample: {outcomes[0].reason} (a function without "
+                "`return` does that; rlft reward try shows one sample)"
+            )
 
     def _enter_group(self, compared: Compared, old: Group, new: Group) -> None:
         counts = compared.counts
