@@ -1,19 +1,23 @@
 """Questions whose answers stand in a corpus that the model has never read: a search tool is its memory.
 
-Retrieval-augmented generation with a non-parametric memory (https://arxiv.org/abs/2005.11401); the index is BM25
-(`bm25s`). By default the corpus is made up from a seed, so that no model can know the answers; with `corpus` and
-`questions` it is yours.
+Retrieval-augmented generation with a non-parametric memory (https://arxiv.org/abs/2005.11401). By default the corpus is
+made up from a seed, so that no model can know the answers; with `corpus` and `questions` it is yours.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from rlft.common.rows import is_heldout, read_rows, refuse_negative, row_hash
+from rlft.common.text_files import Passage, read_folder
 from rlft.environment.contract import Environment
+from rlft.environment.search import Search, by_meaning, by_words, query_of
 from rlft.environment.tools import ToolEpisode, make_tools, schemas
 from rlft.types import Message, Task
 
@@ -42,7 +46,10 @@ _FACTS = (
 def load(
     corpus: str = "",
     questions: str = "",
+    search: Literal["bm25", "embeddings", "none"] = "bm25",
+    encoder: str = "",
     passages: int = 2,
+    passage_words: int = 100,
     people: int = 100,
     heldout: float = 0.2,
     demonstrations: int = 60,
@@ -52,48 +59,119 @@ def load(
     """Questions about a corpus, with a tool that searches it.
 
     Args:
-        corpus: a table with a column `text`, in any form that `environments.dataset` reads; "" makes one up.
-        questions: a table with `question` and `answer`, for a corpus of your own.
+        corpus: a folder of texts (.txt, .md, .pdf), or a table with a column `text`, in any form that
+            `environments.dataset` reads; "" makes one up.
+        questions: a table with `question` and `answer`, for a corpus of your own; `source`, if there, names the text
+            that has the answer, and rows with the same `fact` are held out together.
+        search: what the tool finds passages by; `none` gives no tool, which measures what the model knows by itself.
+        encoder: folder of a model of sentences, for `search: embeddings`.
         passages: how many the tool returns.
+        passage_words: of a folder's texts, the longest passage in words.
         people: whom a made-up corpus is about; two passages and three questions each.
         heldout: share of the people of a made-up corpus whose questions are held out, or of your questions. Of those a
-            hash of question and seed decides, so that further ones move none of the others.
-        demonstrations: made-up questions that are shown solved, in two conversations each; they are no tasks.
+            hash of fact and seed decides, so that further ones move none of the others.
+        demonstrations: questions that are shown solved, a search and an answer; they are no tasks. Of your own at most
+            half of the training questions, those whose answer a search by the question's own words finds.
 
     Raises:
-        ValueError: a table lacks a column, or only one of the two is given.
+        ValueError: a table lacks a column, a text cannot be read, or only one of the two is given.
     """
     refuse_negative(heldout=heldout, demonstrations=demonstrations)
-    random_ = random.Random(seed)
     if bool(corpus) != bool(questions):
         raise ValueError("give both `corpus` and `questions`, or neither")
+    if (search == "embeddings") != bool(encoder):
+        raise ValueError("`search: embeddings` needs `encoder`, the folder of a model of sentences; others have none")
+    notes: list[str] = []
     if corpus:
-        texts = [_column(row, "text", where) for where, row in read_rows(corpus, name="corpus")]
-        sides: tuple[list[Task], list[Task]] = ([], [])
-        for where, row in read_rows(questions, name="questions"):
-            task = _task(_column(row, "question", where), _column(row, "answer", where))
-            sides[is_heldout(row_hash(task.id, seed), heldout)].append(task)
-        train, held_out = sides
-        demonstrations = 0
+        texts, notes = _texts(corpus, passage_words, questions)
+        train, held_out = _split(_questions(questions, texts, notes), heldout, seed)
     else:
-        texts, asked = _made_up(people, random_)
+        random_ = random.Random(seed)
+        made_up, asked = _made_up(people, random_)
+        texts = [Passage(text=text, source="") for text in made_up]
         random_.shuffle(asked)
         border = round(heldout * len(asked))
         held_out, train = (
-            [_task(question, answer) for group in groups for question, answer in group]
+            [_Question(text=question, answer=answer) for group in groups for question, answer in group]
             for groups in (asked[:border], asked[border:])
         )
-    tools = make_tools(_searcher(texts, passages))
-    if demonstrations >= len(train):
-        raise ValueError(f"{demonstrations} demonstrations leave none of {len(train)} questions to train on")
+        if demonstrations >= len(train):
+            raise ValueError(f"{demonstrations} demonstrations leave none of {len(train)} questions to train on")
+    written = [passage.text for passage in texts]
+    tools = ()
+    find: Callable[[str], str] | None = None
+    if search != "none":
+        find = _searcher(written, by_words(written) if search == "bm25" else by_meaning(written, encoder), passages)
+        tools = make_tools(find)
+    most = min(demonstrations, len(train) // 2) if corpus else demonstrations
+    shown = [each for each in train if find is None or _finds(find, each)][:most]
+    if len(shown) < most:
+        notes.append(
+            f"{len(shown)} demonstrations instead of {most}: of {len(train)} training questions only those are shown "
+            "whose answer stands in what a search by the question's words finds"
+        )
+    left = {each.text for each in shown}
     return Environment(
-        heldout=held_out,
-        demonstrations=[shown for task in train[:demonstrations] for shown in _demonstrations(task, tools[0].function)],
-        train=train[demonstrations:],
+        heldout=[_task(each, find is not None) for each in held_out],
+        demonstrations=[messages for each in shown for messages in _demonstrations(each, find)],
+        train=[_task(each, find is not None) for each in train if each.text not in left],
         episode=lambda: ToolEpisode(tools, _answered),
         tools=schemas(tools),
         max_turns=max_turns,
+        notes=tuple(notes),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    text: str
+    answer: str
+    fact: str = ""
+    """What is held out as a whole; the question itself where it says nothing."""
+    source: str = ""
+
+
+def _texts(corpus: str, words: int, questions: str) -> tuple[list[Passage], list[str]]:
+    """The passages of a folder or a table, and what was left out."""
+    if Path(corpus).is_dir():
+        found = read_folder(corpus, words=words, besides=questions)
+        return list(found.passages), list(found.notes)
+    rows = read_rows(corpus, name="corpus")
+    return [Passage(text=_column(row, "text", where), source="") for where, row in rows], []
+
+
+def _questions(table: str, texts: Sequence[Passage], notes: list[str]) -> list[_Question]:
+    """The questions of a table; what no text answers is added to the notes."""
+    sources = {passage.source for passage in texts}
+    found: dict[str, tuple[str, _Question]] = {}
+    unanswered: list[str] = []
+    spoken = [f" {' '.join(_words(passage.text))} " for passage in texts]
+    for where, row in read_rows(table, name="questions"):
+        text, answer = _column(row, "question", where), _column(row, "answer", where)
+        source = str(row.get("source") or "")
+        if source and source not in sources:
+            some = ", ".join(sorted(sources)[:3])
+            raise ValueError(f"{where}: its source {source!r} is no text of the corpus, whose first ones are {some}")
+        if text in found:
+            raise ValueError(f"{where}: the question of {found[text][0]} again; leave one of them out")
+        found[text] = where, _Question(text=text, answer=answer, fact=str(row.get("fact") or text), source=source)
+        wanted = f" {' '.join(_words(answer))} "
+        own = (said for said, passage in zip(spoken, texts, strict=True) if not source or passage.source == source)
+        if not any(wanted in said for said in own):
+            unanswered.append(where)
+    if unanswered:
+        notes.append(
+            f"{len(unanswered)} of {len(found)} answers stand in no passage, or not in one of their source; the first "
+            f"is that of {unanswered[0]}"
+        )
+    return [question for _, question in found.values()]
+
+
+def _split(questions: Sequence[_Question], heldout: float, seed: int) -> tuple[list[_Question], list[_Question]]:
+    sides: tuple[list[_Question], list[_Question]] = ([], [])
+    for question in questions:
+        sides[is_heldout(row_hash(question.fact, seed), heldout)].append(question)
+    return sides
 
 
 def _answered(task: Task, reply: str) -> float:
@@ -107,14 +185,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def _searcher(texts: Sequence[str], passages: int) -> Callable[[str], str]:
-    import bm25s
-
-    if not texts:
-        raise ValueError("the corpus is empty")
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
-
+def _searcher(texts: Sequence[str], index: Search, passages: int) -> Callable[[str], str]:
     def search(query: str) -> str:
         """
         Finds passages about something.
@@ -122,11 +193,7 @@ def _searcher(texts: Sequence[str], passages: int) -> Callable[[str], str]:
         Args:
             query: a few words that the passages should hold
         """
-        words = bm25s.tokenize([query], stopwords="en", show_progress=False, return_ids=False)
-        scores = index.get_scores(words[0]) if words[0] else []
-        # Best first, and in the corpus's order where equal: nothing depends on how the library sorts.
-        ranked = sorted((-score, row) for row, score in enumerate(scores) if score > 0)[:passages]
-        return "\n".join(texts[row] for _, row in ranked) or "Nothing was found."
+        return "\n".join(texts[row] for row in index(query, passages)) or "Nothing was found."
 
     return search
 
@@ -156,16 +223,33 @@ def _made_up(people: int, random_: random.Random) -> tuple[list[str], list[list[
     return shuffled, asked
 
 
-def _task(question: str, answer: str) -> Task:
-    text = f"{question} Search first, then answer in a few words."
-    return Task(id=question, messages=(Message(role="user", content=text),), answer=answer)
+def _task(question: _Question, has_tool: bool) -> Task:
+    how = "Search first, then answer in a few words." if has_tool else "Answer in a few words."
+    columns = {"source": question.source} if question.source else {}
+    messages = (Message(role="user", content=f"{question.text} {how}"),)
+    return Task(id=question.text, messages=messages, answer=question.answer, columns=columns)
 
 
-def _demonstrations(task: Task, search: Callable[[str], str]) -> tuple[tuple[Message, ...], ...]:
-    found = re.search(r"[A-Z]\w+ [A-Z]\w+", task.id)
-    assert found
-    query = f"{found[0]} {'trade worked' if 'trade' in task.id else 'born'}"
-    call = f'<tool_call>{{"name": "search", "arguments": {{"query": "{query}"}}}}</tool_call>'
-    called = (*task.messages, Message(role="assistant", content=call))
-    result = Message(role="tool", name="search", content=search(query))
-    return called, (*called, result, Message(role="assistant", content=str(task.answer)))
+def _query(question: _Question) -> str:
+    """What a demonstration searches for."""
+    if question.fact:
+        return query_of(question.text)
+    name = re.search(r"[A-Z]\w+ [A-Z]\w+", question.text)
+    assert name
+    return f"{name[0]} {'trade worked' if 'trade' in question.text else 'born'}"
+
+
+def _finds(search: Callable[[str], str], question: _Question) -> bool:
+    said, wanted = (f" {' '.join(_words(text))} " for text in (search(_query(question)), question.answer))
+    return wanted in said
+
+
+def _demonstrations(question: _Question, search: Callable[[str], str] | None) -> list[tuple[Message, ...]]:
+    asked, answer = _task(question, search is not None).messages, Message(role="assistant", content=question.answer)
+    if search is None:
+        return [(*asked, answer)]
+    arguments = json.dumps({"query": _query(question)}, ensure_ascii=False)
+    call = f'<tool_call>{{"name": "search", "arguments": {arguments}}}</tool_call>'
+    called = (*asked, Message(role="assistant", content=call))
+    result = Message(role="tool", name="search", content=search(_query(question)))
+    return [called, (*called, result, answer)]

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import json
-from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModel, AutoTokenizer
-
+from rlft.model.encoder import encode
 from rlft.types import Message
 
 
@@ -37,30 +32,6 @@ def embedding_similarity(
         elif not reply.strip() or len(reply) > longest * max(len(wanted), 20):
             values.append(0.0)
         else:
-            one, other = _embed(folder, reply), _embed(folder, wanted)
+            one, other = encode(folder, reply), encode(folder, wanted)
             values.append(min(1.0, max(0.0, (float(one @ other) - least) / (1 - least))))
     return values
-
-
-@functools.lru_cache(maxsize=1024)
-def _embed(folder: str, text: str) -> torch.Tensor:
-    """A vector of length 1."""
-    model, tokenizer, pooling = _load(folder)
-    inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=min(tokenizer.model_max_length, 512))
-    with torch.no_grad():
-        states = model(**{name: inputs[name] for name in ("input_ids", "attention_mask")}).last_hidden_state[0]
-    vector = states[0] if pooling == "cls" else states.mean(0)
-    return vector.double() / vector.double().norm()
-
-
-@functools.cache
-def _load(folder: str) -> tuple[Any, Any, str]:
-    """(model, tokenizer, kind of pooling)"""
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise ValueError(f"no model in {folder}: name the folder of an encoder, with its config.json")
-    file = path / "1_Pooling" / "config.json"
-    settings = json.loads(file.read_text()) if file.is_file() else {}
-    model = AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True).float().eval()
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    return model, tokenizer, "cls" if settings.get("pooling_mode_cls_token") else "mean"

@@ -85,8 +85,8 @@ def test_an_adapter_that_is_pickled_only_is_refused(tiny_model: Path, tmp_path: 
 
 def test_nothing_else_loads_from_folders() -> None:
     """Calls of `from_pretrained` elsewhere would have to repeat the two rules."""
-    # gguf and the rewards say the rules themselves, the learner's reads JSON, sources and the model card quote it, and
-    # what loads an export has to be plain transformers.
+    # gguf, the encoder and a reward say the rules themselves, the learner's reads JSON, sources and the model card
+    # quote it, and what loads an export has to be plain transformers.
     model = {f"rlft/model/{name}.py" for name in ("pretrained", "gguf", "sources")}
     allowed = {
         *model,
@@ -94,7 +94,7 @@ def test_nothing_else_loads_from_folders() -> None:
         "rlft/curves/model_card.py",
         "rlft/train/export/plain_loading.py",
         "rewards/reward_model_folder.py",
-        "rewards/embedding_similarity.py",
+        "rlft/model/encoder.py",
     }
     files = [path for room in ("rlft", "rewards", "environments") for path in (ROOT / room).rglob("*.py")]
     found = {str(p.relative_to(ROOT)) for p in files if ".from_pretrained" in p.read_text(encoding="utf-8")}
