@@ -250,7 +250,7 @@ USEFUL = {str(n) for n in range(10)}
 def test_tasks_that_give_signal_come_more_often_and_the_others_keep_a_chance() -> None:
     chosen, counts = by_signal(), Counter[bool]()
     late: Counter[str] = Counter()
-    for step in range(1, 241):
+    for step in range(1, 441):
         tasks = chosen.of_step(step)
         assert len({task.id for task in tasks}) == 4
         chosen.observe(step, groups_of(tasks, USEFUL))

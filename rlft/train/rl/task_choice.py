@@ -24,7 +24,7 @@ HALF_LIFE = 32
 """Steps after which what a task's groups showed counts half: the policy has moved on."""
 PRIOR = 0.5
 """How many groups the expectation of an unseen task counts for."""
-LEAST = 0.05
+LEAST = 0.15
 """Least expectation of a task, so that each of them keeps a chance."""
 
 
@@ -101,11 +101,11 @@ class TaskChoice:
 class SignalRecord:
     """How often each task's groups gave signal, and drawing tasks by it.
 
-    A task is drawn with a probability in proportion to its expected share of groups with signal: what its own groups
-    showed, the older the less, and beside it what is expected of a task that was never seen. That is what the first
-    groups of others showed or, where it has a measured `difficulty`, what follows from that. Weighted drawing without
-    replacement by exponential keys: https://doi.org/10.1016/j.ipl.2005.11.003. Preferring tasks of middling success:
-    https://arxiv.org/abs/2504.05520.
+    A task is drawn with a probability in proportion to the square of its expected share of groups with signal (the
+    share itself gains half as much in `benchmarks/task_order.py`): what its own groups showed, the older the less, and
+    beside it what is expected of a task that was never seen. That is what the first groups of others showed or, where
+    it has a measured `difficulty`, what follows from that. Weighted drawing without replacement by exponential keys:
+    https://doi.org/10.1016/j.ipl.2005.11.003. Preferring tasks of middling success: https://arxiv.org/abs/2504.05520.
 
     With `max_staleness` a step is submitted before those in front of it are scored. So it knows of the steps up to its
     own number - 1 - `max_staleness`, whenever it is asked.
@@ -133,7 +133,7 @@ class SignalRecord:
                 with_signal, count, last = seen[task.id]
                 left = 0.5 ** ((step - last) / HALF_LIFE)
                 signal[index], groups[index] = with_signal * left, count * left
-        weights = np.maximum((PRIOR * prior + signal) / (PRIOR + groups), LEAST)
+        weights = np.maximum((PRIOR * prior + signal) / (PRIOR + groups), LEAST) ** 2
         generator = np.random.Generator(np.random.Philox(key=[self._config.seed, step + (round_number << 32)]))
         keys = generator.exponential(size=len(self._tasks)) / weights
         return [self._tasks[index] for index in np.argsort(keys, kind="stable")[: self._count]]
