@@ -18,7 +18,7 @@ from rlft.common.rows import is_heldout, read_rows, refuse_negative, row_hash
 from rlft.common.text_files import Passage, read_folder
 from rlft.environment.contract import Environment
 from rlft.environment.search import Search, by_meaning, by_words, query_of
-from rlft.environment.tools import ToolEpisode, make_tools, schemas
+from rlft.environment.tools import Tool, ToolEpisode, make_tools, schemas
 from rlft.types import Message, Task
 
 _NAMES = ("Ada", "Bruno", "Clara", "Dario", "Edda", "Falk", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Luis")
@@ -98,7 +98,7 @@ def load(
         if demonstrations >= len(train):
             raise ValueError(f"{demonstrations} demonstrations leave none of {len(train)} questions to train on")
     written = [passage.text for passage in texts]
-    tools = ()
+    tools: tuple[Tool, ...] = ()
     find: Callable[[str], str] | None = None
     if search != "none":
         find = _searcher(written, by_words(written) if search == "bm25" else by_meaning(written, encoder), passages)
