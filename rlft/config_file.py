@@ -124,6 +124,11 @@ def _read(path: Path) -> Any:
     return tree
 
 
+def files(path: Path) -> list[Path]:
+    """The file itself and those that it extends. Raises ValueError where one is missing or no YAML."""
+    return [layer.path for layer in read_layers(path, _read)]
+
+
 def keys(path: Path) -> set[str]:
     """The keys at the top of a config file and of those that it extends; none if they cannot be read."""
     try:

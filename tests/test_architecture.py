@@ -180,6 +180,7 @@ def test_rlft_imports_neither_examples_nor_tests() -> None:
 RAY = {
     "rlft.common.cluster": "joins or starts the cluster of a run",
     "rlft.common.asha": "decides by Ray Tune's scheduler which trials of a sweep stop, without a cluster",
+    "rlft.common.jobs": "asks a cluster's head for jobs over HTTP, without joining it",
 }
 """Files that import ray, and what each of them alone does with it."""
 

@@ -46,6 +46,8 @@ DOCUMENTED = {
     "pyarrow.parquet",
     "reasoning_gym.composite",
     "reasoning_gym.factory",
+    "ray.exceptions",
+    "ray.job_submission",
     "ray.tune.schedulers",
     "ray.util.scheduling_strategies",
     "rich.console",

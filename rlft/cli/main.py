@@ -28,8 +28,10 @@ from rlft.cli import (
     new,
     plan,
     reward,
+    runs,
     serve,
     sft,
+    submit,
     sweep,
     verify,
     view,
@@ -214,6 +216,8 @@ def evaluate(
 sft.register(app)
 distill.register(app)
 sweep.register(app)
+submit.register(app)
+runs.register(app)
 curves.register(app)
 watch.register(app)
 why.register(app)
