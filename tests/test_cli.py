@@ -86,7 +86,7 @@ HELP = {
         "Ray cluster",
         "Ctrl-C only stops following",
     ],
-    "runs": ["FOLDER", "--address", "--follow", "--stop", "jobs of a cluster"],
+    "runs": ["FOLDER", "--address", "--follow", "--stop", "jobs of a cluster", "why they stopped"],
     "dpo": ["CONFIG", "KEY=VALUE", "--restart", "preferences", "KTO"],
     "resume": ["RUN", "interrupted run", "newest whole checkpoint"],
     "evaluate": ["TARGET", "KEY=VALUE", "--adapter", "accuracy", "JSON"],

@@ -104,14 +104,14 @@ def test_what_is_not_known_is_not_made_up(run: Path) -> None:
 def test_the_runs_of_a_folder(run: Path) -> None:
     (run / ".lock").touch()
     append(run / "events.jsonl", event("stopped", "12:10:00", "by SIGTERM"))
-    make_run(run.parent / "sums", steps=3)
+    make_run(run.parent / "sweep" / "sums", steps=3)
     write_config(run.parent / "odd")
     (run.parent / "odd" / "config.yaml").write_text("- a list")
-    told = CliRunner().invoke(app, ["list", "runs", "--folder", str(run.parent)])
+    told = CliRunner().invoke(app, ["runs", str(run.parent)])
     assert told.exit_code == 0, told.output
     odd, stopped, ended = (line for line in told.output.splitlines()[1:])
     assert "killed, 1 damaged" in odd
     assert re.search(r"run +stopped by SIGTERM +2/12 +wall time 10 min 0 s; training time 1 min 0 s", stopped)
-    assert re.search(r"sums +finished +3/3 +0\.\d+ \[0\.\d+, 0\.\d+\]  n=120  accuracy", ended)
-    refused = CliRunner().invoke(app, ["list", "runs", "--folder", str(run)])
+    assert re.search(r"sweep/sums +finished +3/3 +0\.\d+ \[0\.\d+, 0\.\d+\]  n=120  accuracy", ended)
+    refused = CliRunner().invoke(app, ["runs", str(run)])
     assert "holds no run" in str(refused.exception)

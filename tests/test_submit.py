@@ -329,24 +329,6 @@ def test_a_real_head_takes_runs_lists_and_stops_jobs(head: str, tmp_path: Path) 
     assert wrong.stderr.startswith(f"error: {head} does not know this token. Set RAY_AUTH_MODE=token")
 
 
-# The runs of a folder.
-
-
-def test_the_runs_of_a_folder_are_listed_with_what_they_do(finished_run: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "runs"
-    (folder / "sweep").mkdir(parents=True)
-    (folder / "tiny").symlink_to(finished_run)
-    files(folder, {"sweep/lr_1/config.yaml": "kind: sft\nname: x\n", "none/x": "", "broken/config.yaml": "a: ["})
-    rows = json.loads(invoke("runs", str(folder), "--json").stdout)
-    assert [(row["run"], row["kind"], row["step"], row["steps"]) for row in rows] == [
-        ("broken", "", 0, None), ("sweep/lr_1", "sft", 0, None), ("tiny", "rl", 4, 4),
-    ]  # fmt: skip
-    states = [row["state"].partition(":")[0] for row in rows]
-    assert states == ["not readable", "still running elsewhere, or killed", "finished"]
-    assert rows[2]["held_out"].startswith("odd ")
-    table = invoke("runs", str(folder)).stdout
-    assert re.search(r"tiny +rl +4 of 4 +odd .*step-000004\) +finished", table)
-    assert "no runs in" in invoke("runs", str(folder / "none")).stdout
-    assert re.search("there is no folder", str(invoke("runs", str(folder / "nowhere")).exception))
+def test_jobs_are_of_a_cluster() -> None:
     assert re.search("which one", str(invoke("runs", "--stop", "x").exception))
     assert submit._how(jobs_of(Client([])), "j").count("rlft runs --address http://head:8265") == 2

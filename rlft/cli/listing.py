@@ -38,7 +38,8 @@ def what_there_is() -> dict[str, dict[str, str]]:
 
 
 def print_runs(folder: Path) -> None:
-    """Print the runs that lie in a folder: what each is doing, how far it is, and its last evaluation.
+    """Print the runs that lie in a folder, those of sweeps in it too: what each is doing, how far it is, its last
+    evaluation.
 
     Raises:
         ValueError: there is no run.
@@ -48,9 +49,10 @@ def print_runs(folder: Path) -> None:
     from rlft.run import damage
     from rlft.run.records import CONFIG
 
-    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    direct = {path.parent for path in folder.glob(f"*/{CONFIG}")}
+    runs = sorted(direct | {path.parent for path in folder.glob(f"*/*/{CONFIG}") if path.parent.parent not in direct})
     if not runs:
-        raise ValueError(f"{folder} holds no run; name the folder that they lie in: rlft list runs --folder FOLDER")
+        raise ValueError(f"{folder} holds no run; name the folder that they lie in: rlft runs FOLDER")
     table = Table(box=None, padding=(0, 2))
     for heading in ("run", "state", "step", "last evaluation", "times"):
         table.add_column(heading, no_wrap=heading == "run")
@@ -61,7 +63,7 @@ def print_runs(folder: Path) -> None:
         done = int(rows[-1]["step"]) if rows else 0
         told = [state.sentence, *([f"{len(damaged)} damaged"] if damaged else [])]
         cells = (
-            run.name,
+            run.relative_to(folder).as_posix(),
             ", ".join(told),
             f"{done}/{planned}" if planned else str(done),
             held_out(evals[-1]) if evals else "",

@@ -236,19 +236,13 @@ plan.register(app)
 def list_(
     kind: Annotated[
         str,
-        typer.Argument(
-            help="rewards, environments, presets or engines; all when left out. Or runs.", show_default=False
-        ),
+        typer.Argument(help="rewards, environments, presets or engines; all when left out.", show_default=False),
     ] = "",
-    folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Of runs: where they lie.")] = Path("runs"),
 ) -> None:
-    """List what a config can name, or the runs that there are: which go on, how far they are, why they stopped."""
-    if kind == "runs":
-        listing.print_runs(folder)
-        return
+    """List what a config can name."""
     tables = listing.what_there_is()
     if kind and kind not in tables:
-        raise ValueError(f"nothing called {kind!r} to list; one of {', '.join(tables)}, runs")
+        raise ValueError(f"nothing called {kind!r} to list; one of {', '.join(tables)}")
     for name in [kind] if kind else tables:
         listing.print_names(name, tables[name])
 
