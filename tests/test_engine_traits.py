@@ -211,3 +211,15 @@ match engine:
     case "openai": ...
 """
     assert sorted(names_asked(source)) == ["openai", "openai", "transformers", "vllm", "vllm"]
+
+
+def test_measuring_with_top_p_needs_an_engine_that_can() -> None:
+    measured = {"temperature": 0.7, "top_p": 0.95}
+    config = tiny_config("m", evaluation=measured, evaluations=[{"name": "hot", **measured}])
+    check_engine(config, is_trained=False)
+    vllm = tiny_config("m", evaluation=measured, evaluations=[{"name": "hot", **measured}], rollout={"engine": "vllm"})
+    with pytest.raises(ValueError, match=r"evaluation\.top_p: .* at temperature 1 only, this is 0\.7") as error:
+        check_engine(vllm, is_trained=False)
+    assert "evaluations.0.top_p: " in str(error.value)
+    for fine in ({"temperature": 0.0, "top_p": 0.5}, {"temperature": 1.0, "top_p": 0.5}, {"temperature": 0.7}):
+        check_engine(tiny_config("m", evaluation=fine, rollout={"engine": "vllm"}), is_trained=False)

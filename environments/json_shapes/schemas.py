@@ -105,7 +105,7 @@ def event(least: int) -> Schema:
 
 
 def endpoint() -> Schema:
-    """An endpoint in the manner of OpenAPI: flat, or in a document with `paths`; the response has an example."""
+    """An endpoint in the manner of OpenAPI: flat, or in a document with `paths`; somewhere in it is an example."""
     typed = _any({"required": ["type"]}, {"required": ["schema"], "properties": {"schema": {"required": ["type"]}}})
     parameters = array(
         {"type": "object", "required": ["name", "required"], "properties": {"required": BOOLEAN}, **typed}
@@ -115,14 +115,13 @@ def endpoint() -> Schema:
         "type": "object",
         "required": ["parameters"],
         "properties": {"parameters": _any(parameters, named)},
-        "patternProperties": {"(?i)^respons": {"$ref": "#/$defs/example"}},
-        "allOf": [with_key_like("(?i)^request"), with_key_like("(?i)^respons")],
+        "allOf": [with_key_like("(?i)request|body"), with_key_like("(?i)respons"), {"$ref": "#/$defs/example"}],
     }
     flat = {**shown, "required": ["path", "method", "parameters"]}
     flat["properties"] = {**shown["properties"], "path": TEXT, "method": TEXT}
     nested = {"required": ["paths"], "properties": {"paths": members(1, members(1, shown))}}
     example = _any(
-        with_key_like("(?i)^examples?"),
+        with_key_like("(?i)example"),
         {"type": "object", **members(0, {"$ref": "#/$defs/example"})},
         {"type": "array", "contains": {"$ref": "#/$defs/example"}},
     )

@@ -264,6 +264,8 @@ class MeasurementConfig(Strict):
     """Completions per task."""
     temperature: float = Field(0.0, ge=0)
     """0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus mass, where the temperature is not 0."""
     every: int = Field(0, ge=0)
     """Evaluate each so many steps; 0 means only at the start and at the end."""
 

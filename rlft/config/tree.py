@@ -196,7 +196,8 @@ class RunConfig(PolicyRunConfig):
 
     def for_set(self, measured: EvaluationSetConfig) -> RunConfig:
         """This config with what a set measures in the place of what `evaluation` measures."""
-        chosen = {name: getattr(measured, name) for name in ("tasks", "samples_per_task", "temperature", "every")}
+        names = ("tasks", "samples_per_task", "temperature", "top_p", "every")
+        chosen = {name: getattr(measured, name) for name in names}
         chosen["metric"] = measured.metric or self.evaluation.metric
         changes: dict[str, Any] = {"evaluation": self.evaluation.model_copy(update=chosen), "evaluations": ()}
         if (source := measured.environment) is not None:

@@ -17,7 +17,7 @@ from rlft.curves.differences import Difference, paired
 from rlft.curves.doubts import Reason
 from rlft.curves.passes import passes
 from rlft.curves.statistics import Bounds, mean_interval
-from rlft.curves.text import interval_text
+from rlft.curves.text import interval_text, sampled
 from rlft.run.records import Evaluation, word_for
 
 TASKS = "tasks"
@@ -49,8 +49,8 @@ class EvaluationSet:
     def asked(self) -> str:
         """What is measured, how its answers are sampled, and to what."""
         metric = f"{self.evals[-1].metric}, " if self.evals else ""
-        temperature, samples = self.settings.get("temperature", 0.0), self.settings.get("samples_per_task", 1)
-        told = metric + ("greedy" if temperature == 0 else f"T = {temperature:g}")
+        samples = self.settings.get("samples_per_task", 1)
+        told = metric + sampled(self.settings, 0.0)
         told += f", {samples} samples of each task" if samples != 1 else ""
         source = self.settings.get("environment")
         return told + (f", tasks of {source['path']}" if source else "")

@@ -13,6 +13,7 @@ from rlft.curves.marks import BLUE, GREEN, GREY, ORANGE, VIOLET, Mark, course, l
 from rlft.curves.reading import ROLLED_BACK, STOPPED_EARLY, Rows
 from rlft.curves.series import MANY, Series, series, span
 from rlft.curves.shadow import Shadow
+from rlft.curves.text import sampled
 from rlft.run.records import CHECKPOINTS, Evaluation, Event, numbered, word_for
 
 _APART = 4.0
@@ -99,12 +100,6 @@ def heldout_marks(known: Sequence[Evaluation]) -> list[Mark]:
     name = "held out" if trained else f"{shown[-1].label}, held out"
     marks.append(points([e.step for e in shown], [e.accuracy for e in shown], name, ORANGE))
     return marks
-
-
-def sampled(settings: Any, default: float) -> str:
-    """How the completions behind a number were sampled."""
-    temperature = settings.get("temperature", default) if isinstance(settings, dict) else default
-    return "greedy" if temperature == 0 else f"T = {temperature:g}"
 
 
 def asked(evaluation: Evaluation, config: Mapping[str, Any]) -> str:

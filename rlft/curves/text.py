@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 from rlft.run.records import Interval
 
@@ -75,3 +77,12 @@ def format_accuracy(accuracy: Interval, missing: str = "") -> str:
     """`0.412 [0.345, 0.482]  n=200`, and what is missing in it, as `Evaluation.missing` says."""
     bounds = f" [{accuracy.low:.3f}, {accuracy.high:.3f}]" if accuracy.bounded else ""
     return f"{accuracy.mean:.3f}{bounds}  n={accuracy.n}{f', {missing}' if missing else ''}"
+
+
+def sampled(settings: Any, default: float) -> str:
+    """How the completions behind a number were sampled."""
+    given = settings if isinstance(settings, Mapping) else {}
+    temperature, top_p = given.get("temperature", default), given.get("top_p", 1.0)
+    if temperature == 0:
+        return "greedy"
+    return f"T = {temperature:g}" + (f", top-p {top_p:g}" if top_p < 1 else "")

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from rlft.common.by_path import did_you_mean
 from rlft.config import RolloutConfig, RunConfig
+from rlft.config.layers import Location
+from rlft.config.sections import MeasurementConfig
 from rlft.config_file import Problem, dotted
 from rlft.rollout.engines.contract import Engine
 from rlft.rollout.engines.traits import ENGINES, Arguments, EngineTraits, OpenAIArguments, VllmArguments
@@ -78,6 +80,15 @@ def engine_problems(config: RunConfig, *, is_trained: bool) -> list[Problem]:
             "none of them, or rollout.engine: transformers"
         )
         problems.append((("sampling", "temperature"), what))
+    measured: list[tuple[Location, MeasurementConfig]] = [(("evaluation",), config.evaluation)]
+    measured += [(("evaluations", at), each) for at, each in enumerate(config.evaluations)]
+    for where, each in measured:
+        if traits.truncates_at_temperature_1_only and each.top_p < 1 and each.temperature not in (0, 1):
+            what = (
+                f"rollout.engine: {rollout.engine} takes top_p at temperature 1 only, this is {each.temperature:g}; "
+                "use 1, or top_p: 1, or rollout.engine: transformers"
+            )
+            problems.append(((*where, "top_p"), what))
     return problems
 
 

@@ -78,7 +78,7 @@ def heldout_chunks(
         samples_per_task=config.evaluation.samples_per_task,
         params=SamplingParams(
             temperature=config.evaluation.temperature,
-            top_p=1.0,
+            top_p=config.evaluation.top_p,
             max_new_tokens=config.sampling.max_new_tokens,
             stop=config.sampling.stop,
         ),

@@ -22,6 +22,7 @@ from rlft.train.rl.evaluate import answer_heldout, evaluation, headline
 from rlft.train.rl.evaluations import heldout_only, set_config
 from rlft.train.rl.observed import observed_sentences
 from rlft.train.rl.services import make_scorer, services
+from rlft.types import Adapter, Group
 
 
 def measure(
@@ -38,10 +39,32 @@ def measure(
         RuntimeError: too many samples could not be scored, see `evaluation`.
     """
     config = set_config(config, set_name) if set_name else config
-    check_engine(config, is_trained=False)
     headline(config, f"evaluations.{set_name}" if set_name else "evaluation")
+    groups, adapter = answers(config, adapter_folder, heldout_alone=bool(set_name), view=view)
+    result = evaluation(config, groups, adapter=adapter, name="measure", step=0, samples_file=None, set_name=set_name)
+    if names := traits_of(config.rollout).says_what_is_measured:  # not the result's adapter_hash
+        return replace(result, extra={"served": {name: config.rollout.engine_args[name] for name in names}})
+    return result
+
+
+def answers(
+    config: RunConfig, adapter_folder: Path | None, *, heldout_alone: bool = False, view: View | None = None
+) -> tuple[list[Group], Adapter]:
+    """Scored answers of the base model, or of an adapter folder, to the held-out tasks of `evaluation`.
+
+    Args:
+        heldout_alone: whether nothing but the held-out tasks has to fit the model.
+        view: shows how far it is; a view of its own if not given.
+
+    Returns:
+        (a group for each task, the adapter that gave them)
+
+    Raises:
+        ValueError: see `train`.
+    """
+    check_engine(config, is_trained=False)
     environment = loading.load(config.environment)
-    environment = heldout_only(environment) if set_name else environment
+    environment = heldout_only(environment) if heldout_alone else environment
     model_folder = str(resolve_model(config))
     environment, _ = fit(config, environment, model_folder, is_trained=False)
     adapter = bare_base()
@@ -64,9 +87,4 @@ def measure(
         )
         for text in observed_sentences(config, groups):
             view.note(text)
-        result = evaluation(
-            config, groups, adapter=adapter, name="measure", step=0, samples_file=None, set_name=set_name
-        )
-        if names := traits_of(config.rollout).says_what_is_measured:  # not the result's adapter_hash
-            return replace(result, extra={"served": {name: config.rollout.engine_args[name] for name in names}})
-        return result
+    return groups, adapter

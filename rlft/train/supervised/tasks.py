@@ -104,6 +104,7 @@ def measure_tasks(
     settings = {
         "environment": {"path": environment.told, "args": dict(environment.args)},
         "temperature": evaluation.temperature,
+        "top_p": evaluation.top_p,
         "samples_per_task": evaluation.samples_per_task,
     }
     result = replace(
