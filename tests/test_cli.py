@@ -287,7 +287,7 @@ def test_report_names_its_files(rlft: Rlft, finished_run: Path, tmp_path: Path) 
     assert head.startswith("CAN'T TELL  Held-out accuracy went from")
     assert reasons
     assert (page, picture) == (str(run / "report.html"), str(run / "reward.png"))
-    assert (run / "report.html").stat().st_size > 100_000
+    assert (run / "report.html").stat().st_size > 50_000
     assert (run / "reward.png").read_bytes().startswith(b"\x89PNG")
 
 
