@@ -41,6 +41,27 @@ def test_a_killed_node_leaves_no_trace_in_the_curve(tmp_path: Path, tiny_model: 
     assert set(after_3) < set(after_4)
 
 
+@pytest.mark.sweep  # two more runs; the one above shows the same of a node that goes and one that comes
+@pytest.mark.timeout(300)
+def test_the_quickstart_on_two_nodes_is_that_on_one(tmp_path: Path, tiny_model: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.two_nodes", str(tmp_path), str(tiny_model)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    alone, both = json.loads(done.stdout.splitlines()[-1])
+    assert len(alone) == 1
+    assert len(both) == 2
+    assert set(alone) < set(both)
+    one, two = (tmp_path / name / "quickstart" for name in ("1", "2"))
+    assert len(read_metrics(one)) == 2
+    assert read_metrics(one) == read_metrics(two)
+    assert read_result(one) == read_result(two)
+
+
 def test_a_client_without_the_token_is_refused(ray_cluster: None) -> None:
     import ray
 
