@@ -54,15 +54,17 @@ def view(
 
     folders = runs or [Path("runs")]
     secret = token or ("" if host in LOOPBACK else secrets.token_urlsafe(24))
-    app = create_app(folders, Access(host=host, token=secret))
-    with _listening(host, port) as server:
+    servers: list[uvicorn.Server] = []
+    access = Access(host=host, token=secret)
+    app = create_app(folders, access, is_stopping=lambda: any(server.should_exit for server in servers))
+    with _listening(host, port) as listening:
         address = f"[{host}]" if ":" in host else host
-        url = f"http://{address}:{server.getsockname()[1]}/{f'?token={secret}' if secret else ''}"
+        url = f"http://{address}:{listening.getsockname()[1]}/{f'?token={secret}' if secret else ''}"
         console = Console()
         console.print(Text(visible(f"Showing {', '.join(map(str, folders))} at {url}")), soft_wrap=True)
         console.print("Ctrl-C ends it.")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[server])
+        servers.append(uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)))
+        servers[0].run(sockets=[listening])
 
 
 def _listening(host: str, port: int) -> socket.socket:

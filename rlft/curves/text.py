@@ -52,6 +52,8 @@ def duration(seconds: float) -> str:
 def visible(text: str) -> str:
     """Text in which nothing acts on the reader's screen: control characters, terminal escapes, text-direction
     overrides and lone surrogates are replaced by something that can be seen. Tabs and line breaks stay."""
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return text
     return "".join(char if char in "\n\t" or char.isprintable() else _shown(char) for char in text)
 
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -76,7 +76,12 @@ class Access:
 
 
 def create_app(
-    folders: Sequence[Path], access: Access | None = None, *, poll_s: float = 2.0, stream_s: float = 600.0
+    folders: Sequence[Path],
+    access: Access | None = None,
+    *,
+    poll_s: float = 2.0,
+    stream_s: float = 600.0,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Starlette:
     """The server as an ASGI application.
 
@@ -85,6 +90,7 @@ def create_app(
         access: who may ask.
         poll_s: how often a run is looked at for having grown.
         stream_s: how long one stream of events lasts; browsers then open the next one.
+        is_stopping: whether the server is about to end, for which it waits for streams.
 
     Raises:
         ValueError: a folder is none.
@@ -122,7 +128,7 @@ def create_app(
         return Response(answer, media_type="application/json")
 
     async def events(request: Request) -> Response:
-        stream = _grown(found(request), request, poll_s, stream_s)
+        stream = _grown(found(request), poll_s, stream_s, is_stopping)
         return StreamingResponse(stream, media_type="text/event-stream")
 
     async def compare(request: Request) -> Response:
@@ -195,15 +201,17 @@ def _query(request: Request) -> Query:
     return Query(step=step, task=asked.get("task", ""), kind=kind, text=asked.get("q", ""), start=start or 0)
 
 
-async def _grown(run: ServedRun, request: Request, poll_s: float, stream_s: float) -> AsyncIterator[str]:
+async def _grown(run: ServedRun, poll_s: float, stream_s: float, is_stopping: Callable[[], bool]) -> AsyncIterator[str]:
     """Server-sent events: `grown` whenever the run's directory has."""
     seen, began = run.size(), time.monotonic()
+    looked = began
     yield "retry: 3000\n\n"
-    while time.monotonic() - began < stream_s and not await request.is_disconnected():
-        await asyncio.sleep(poll_s)
-        size = await run_in_threadpool(run.size)
-        yield f"event: grown\ndata: {json.dumps(size)}\n\n" if size != seen else ": still here\n\n"
-        seen = size
+    while time.monotonic() - began < stream_s and not is_stopping():
+        await asyncio.sleep(min(poll_s, 0.2))
+        if time.monotonic() - looked >= poll_s:
+            size = await run_in_threadpool(run.size)
+            yield f"event: grown\ndata: {json.dumps(size)}\n\n" if size != seen else ": still here\n\n"
+            seen, looked = size, time.monotonic()
 
 
 def _compared(before: Path, after: Path) -> bytes:

@@ -1,0 +1,250 @@
+"""The page in a real browser: clicks, keys, fingers, paper, darkness, and texts that want to do harm."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from rlft.curves.report import write_report
+from tests import gallery
+from tests.browser import chromium, executable, open_page
+from tests.fakes_run import append, write_config
+from tests.hostile_texts import acting
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(executable() is None, reason="needs Chromium and playwright"),
+    # playwright drives its browser by an event loop that it leaves to be collected
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}}
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 780}, "has_touch": True, "is_mobile": True}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Address of the page of a run that is over."""
+    return write_report(gallery.whole(tmp_path_factory.mktemp("whole") / "run", steps=20)).as_uri()
+
+
+def state_of(page: Any) -> dict[str, str]:
+    """What the address says is looked at."""
+    fields = page.evaluate("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
+    return dict(fields)
+
+
+def wait_until(page: Any, condition: str) -> None:
+    """Wait until something is true; playwright's own way needs `eval`, which the page forbids."""
+    end = time.monotonic() + 20
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(50)
+
+
+def middle_of(page: Any, selector: str) -> tuple[float, float]:
+    box = page.locator(selector).first.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_the_first_screen_decides_and_chips_open_their_evidence(browser: Any, whole: str) -> None:
+    with open_page(browser, whole, **DESKTOP) as page:
+        for selector in (".word", ".effect svg", ".chip >> nth=3", "#result .plot svg"):
+            box = page.locator(selector).first.bounding_box()
+            assert box["y"] + box["height"] <= 800, f"{selector} is below the first screen"
+        assert page.locator(".word").inner_text() == "SHIP"
+        for chip in ("healthy", "hacked", "age", "missing"):
+            page.click(f"[data-chip={chip}]")
+            assert page.locator("#evidence li").count() >= 1
+            assert state_of(page)["chip"] == chip
+        page.click("[data-chip=missing]")
+        assert page.locator("#evidence").is_hidden()
+        page.hover("#result .plot", position={"x": 600, "y": 100})
+        assert "train reward" in page.locator("#tip").inner_text()
+        assert "[" in page.locator("#tip").inner_text()  # its interval
+        page.hover(".term >> nth=0")
+        assert page.locator("#tip p").inner_text()
+        page.click("#result .tools button:has-text('table')")
+        assert page.locator("#result .values tbody tr").count() == 21  # a line for step 0, too
+        page.click(".gate summary")
+        assert "rlft gate" in page.locator(".gate code").inner_text()
+
+
+def test_from_a_point_to_a_sample_by_mouse_and_by_keyboard(browser: Any, whole: str) -> None:
+    with open_page(browser, whole, **DESKTOP) as page:
+        x, y = middle_of(page, "#result .plot")
+        page.mouse.click(x, y)  # the first action: a step
+        assert abs(int(state_of(page)["step"]) - 10) <= 1
+        wait_until(page, "document.querySelector('#samples').getBoundingClientRect().top < 200")
+        page.locator("#samples .list > button").nth(1).click()  # the second: a group, whose samples are there
+        assert page.locator("#samples .detail .sample pre").first.is_visible()
+        assert state_of(page)["group"]
+    with open_page(browser, whole, **DESKTOP) as page:
+        page.locator("#result .plot").focus()
+        page.keyboard.press("End")
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("Enter")
+        assert state_of(page)["step"] == "19"
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowRight")
+        chosen = page.locator("#samples .sample.chosen")
+        assert chosen.count() == 1
+        assert state_of(page)["sample"] == chosen.get_attribute("data-index")
+        address, shown = page.url, page.locator("#samples .detail").inner_text()
+    with open_page(browser, address, **DESKTOP) as page:  # a copied address shows the same
+        page.wait_for_selector("#samples .sample.chosen")
+        assert page.locator("#samples .detail").inner_text() == shown
+
+
+def test_samples_are_searched_and_a_task_is_followed(browser: Any, whole: str) -> None:
+    with open_page(browser, whole, **DESKTOP) as page:
+        told = page.locator("#samples > .hint").inner_text()
+        assert "of 1,920 rollouts" in told
+        page.keyboard.press("/")
+        page.keyboard.type("<answer>42")
+        wait_until(page, "location.hash.includes('q=')")
+        assert page.locator("#samples mark").first.inner_text() == "<answer>42"
+        page.fill("#samples input[type=search]", "there is no such text")
+        page.wait_for_selector("text=No group of samples fits")
+        page.click("text=clear")
+        page.locator("#samples .list > button").first.click()
+        page.click("text=this task through time")
+        tasks = page.locator("#samples .list .task").all_inner_texts()
+        assert len(tasks) > 1
+        assert len(set(tasks)) == 1
+        page.locator("#heldout .filter >> nth=0").click()
+        assert "got worse" in page.locator("#heldout .list").inner_text()
+        assert page.locator("#heldout .detail .sample").count() == 2
+
+
+def test_zoom_is_shared_and_taken_back(browser: Any, whole: str) -> None:
+    def labels() -> list[str]:
+        """The steps that stand below the second chart."""
+        texts = "document.querySelector('#why .plot').querySelectorAll('.axes text[text-anchor=middle]')"
+        found: list[str] = page.evaluate(f"[...{texts}].map(each => each.textContent)")
+        return found
+
+    with open_page(browser, whole, **DESKTOP) as page:
+        page.locator("#why .plot").first.scroll_into_view_if_needed()
+        page.wait_for_selector("#why .plot svg")
+        page.evaluate("scrollTo(0, 0)")
+        before = labels()
+        x, y = middle_of(page, "#result .plot")
+        page.mouse.move(x - 200, y)
+        page.mouse.down()
+        page.mouse.move(x + 100, y, steps=4)
+        page.mouse.up()
+        assert ".." in state_of(page)["zoom"]
+        assert labels() != before
+        page.locator("#result .plot").focus()
+        page.keyboard.press("Escape")
+        assert "zoom" not in state_of(page)
+        assert labels() == before
+
+
+def test_a_finger_scrolls_over_a_chart_and_nothing_is_wider_than_a_phone(browser: Any, whole: str) -> None:
+    with open_page(browser, whole, **PHONE) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate("getComputedStyle(document.querySelector('#result .plot')).touchAction") == "pan-y"
+        page.locator("#result .plot").scroll_into_view_if_needed()
+        x, y = middle_of(page, "#result .plot")
+        before = page.evaluate("scrollY")
+        fingers = page.context.new_cdp_session(page)
+        for kind, at in (("touchStart", y), *(("touchMove", y - d) for d in range(20, 201, 20)), ("touchEnd", None)):
+            points = [] if at is None else [{"x": x, "y": at}]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        wait_until(page, f"scrollY > {before} + 100")
+        page.locator("#result .plot").scroll_into_view_if_needed()
+        page.touchscreen.tap(*middle_of(page, "#result .plot"))
+        assert "train reward" in page.locator("#tip").inner_text()
+
+
+def test_paper_and_darkness(browser: Any, whole: str, tmp_path: Path) -> None:
+    with open_page(browser, whole, **DESKTOP, color_scheme="dark") as page:
+        light = "getComputedStyle(document.body).backgroundColor"
+        red, green, blue = json.loads(page.evaluate(light).replace("rgb(", "[").replace(")", "]"))
+        assert red + green + blue < 100
+        pdf = page.pdf(prefer_css_page_size=True)
+        assert 1 <= pdf.count(b"/Type /Page\n") <= 3
+        page.emulate_media(media="print")
+        shown = [each for each in page.locator("main > section, main > .pair").all() if each.is_visible()]
+        boxes = [each.bounding_box() for each in shown]
+        ends = [box["y"] + box["height"] for box in boxes]
+        assert all(end <= box["y"] + 1 for end, box in zip(ends, boxes[1:], strict=False)), "something overlaps"
+        assert page.locator("#samples").is_hidden()
+
+
+def test_hostile_texts_are_inert_and_visible(browser: Any, tmp_path: Path) -> None:
+    path = write_report(gallery.hostile(tmp_path / "run"))
+    loaded: list[str] = []
+    with open_page(browser, path.as_uri(), **DESKTOP) as page:  # raises on a dialog, an error or a refused script
+        page.on("request", lambda request: loaded.append(request.url))
+        page.evaluate("document.querySelectorAll('#samples .list > button').forEach(each => each.click())")
+        page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+        text = page.evaluate("document.body.innerText")
+        assert "<script>alert(1)</script>" in text
+        assert not acting(text.replace("\r", ""))
+        assert page.evaluate("document.scripts.length") == 2
+        assert page.locator("img, iframe, link, object, embed").count() == 0
+        attributes = "[...document.querySelectorAll('*')].flatMap(e => [...e.attributes].map(a => a.name))"
+        assert not [name for name in page.evaluate(attributes) if name.startswith("on")]
+    assert loaded == []
+
+
+def test_ten_thousand_parts_do_not_hang_the_page(browser: Any, tmp_path: Path) -> None:
+    write_config(tmp_path)
+    for step in range(1, 7):
+        parts = {f"reward/part/judge/p{i:05d}": 0.5 + 0.01 * step * (i == 777) for i in range(10_000)}
+        append(tmp_path / "metrics.jsonl", {"step": step, "reward/mean": 0.5, "reward/part/judge": 0.4, **parts})
+    with open_page(browser, write_report(tmp_path).as_uri(), **DESKTOP) as page:
+        assert page.locator("#why tbody tr").count() == 60
+        assert "60 of 10,001 parts" in page.locator("#why").inner_text()
+        page.fill("#why input[type=search]", "p09876")
+        assert page.locator("#why td").first.inner_text() == "judge/p09876"
+
+
+def test_a_live_page_follows_its_run_and_runs_are_ticked(browser: Any, tmp_path: Path) -> None:
+    from rlft.cli.view import _listening
+    from rlft.curves.view_server import create_app
+
+    first, _ = gallery.running(tmp_path / "first"), gallery.one_step(tmp_path / "second")
+    with _listening("127.0.0.1", 0) as listening:
+        config = uvicorn.Config(create_app([tmp_path], poll_s=0.1), log_level="critical", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        try:
+            with open_page(browser, address, **DESKTOP) as page:
+                assert page.locator(".verdictchip").count() == 2
+                for tick in page.locator("input[name=run]").all():
+                    tick.check()
+                page.click("button[type=submit]")
+                assert "second against first" in page.locator("h1").inner_text()
+            with open_page(browser, f"{address}runs/first/", **DESKTOP) as page:
+                assert page.locator(".tiles strong").first.inner_text() == "7 of 7"
+                page.fill("#samples input[type=number]", "2")
+                page.locator("#samples input[type=number]").blur()
+                wait_until(
+                    page,
+                    "[...document.querySelectorAll('#samples .rowhead')].every(e => e.innerText.startsWith('step 2'))",
+                )
+                append(first / "metrics.jsonl", {"step": 8, "reward/mean": 0.9})
+                page.wait_for_selector("text=8 of 7", timeout=20_000)
+                assert page.locator("#samples .list > button").count() > 1  # what was looked at is still looked at
+                assert state_of(page)["step"] == "2"
+        finally:
+            server.should_exit = True
+            thread.join(30)
