@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import random
 import re
 import struct
@@ -19,6 +20,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from rlft.curves import main_chart, pages
+from rlft.curves.contributions import explain, read_window
 from rlft.curves.page_data import page_data
 from rlft.curves.reading import read_config, read_evals, read_metrics
 from rlft.curves.report import write_report, write_reward_png
@@ -324,7 +326,7 @@ def test_what_was_not_measured_has_no_chart(tmp_path: Path) -> None:
     (mark,) = page.charts[0]["marks"]
     assert "low" not in mark  # no band without bounds
     assert "There is no held-out evaluation. Train reward went from 0.500 to 0.500 in 2 steps" in page.text
-    for absent in ("samples", "heldout", "waste", "failures", "why", "sets", "gate", "bar"):
+    for absent in ("samples", "heldout", "waste", "moved", "failures", "why", "sets", "gate", "bar"):
         assert page.data[absent] is None
     assert page.data["behind"]["events"] == []
     assert page.data["behind"]["provenance"] == ""
@@ -456,6 +458,20 @@ def test_a_page_shows_a_stratified_choice_and_says_of_how_many(tmp_path: Path) -
     assert large.keys[7, 3] == ["alarm x"]
     assert choose(light, limit=100).keys == choose(light, limit=100).keys  # every time the same
     assert choose(light.slice(0, 0)).keys == {}
+
+
+def test_the_page_says_what_moved_the_reward_as_rlft_why_does(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=20)
+    told = Page(write_report(run)).data["moved"]
+    first = told["changes"][0]
+    assert (first["from"], first["to"]) == ("steps 1-2", "steps 19-20")
+    assert len(told["changes"]) == 6  # four windows, each with each later one
+    windows = read_window(run, "1-2"), read_window(run, "19-20")
+    assert first["sentences"] == explain(read_config(run), *windows).sentences
+    for change in told["changes"]:
+        assert math.fsum(part["added"] for part in change["parts"]) == pytest.approx(change["total"], abs=1e-5)
+    assert told["fails"]["typical"]
+    assert Page(write_report(make_run(tmp_path / "one", steps=1))).data["moved"] is None
 
 
 def test_of_a_large_group_the_ranks_are_spread(tmp_path: Path) -> None:

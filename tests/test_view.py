@@ -121,6 +121,17 @@ def test_all_rollouts_are_asked_for_page_by_page(port: int) -> None:
     assert Answer(port, "/runs/second/samples?kind=odd").status == 400
 
 
+def test_any_two_windows_are_explained(port: int) -> None:
+    change = Answer(port, "/runs/first/moved?from=1-2&to=4-6").data
+    assert (change["from"], change["to"]) == ("steps 1-2", "steps 4-6")
+    assert change["sentences"][0].startswith("The mean reward went from ")
+    assert {name: type(value) for name, value in change.items()} == {
+        name: type(value) for name, value in Answer(port, "/runs/first/data.json").data["moved"]["changes"][0].items()
+    }
+    for windows in ("from=1&to=99", "from=../../etc&to=1", ""):
+        assert Answer(port, f"/runs/first/moved?{windows}").status == 422
+
+
 def test_texts_are_searched(tmp_path: Path) -> None:
     write_config(tmp_path)
     for step in (1, 2, 3):

@@ -192,13 +192,16 @@ def read_rollouts(
     """
     import pyarrow as pa
 
-    stored = rollout_steps(run)
-    if not stored:
-        raise ValueError(f"{run} has no rollouts yet: they are written after each step to rollouts/step-*.parquet")
-    wanted = stored if steps is None else sorted(set(steps))
-    if missing := sorted(set(wanted) - set(stored)):
-        raise ValueError(f"{run} has no rollouts of step {missing[0]}; stored: {stored[0]} to {stored[-1]}")
+    wanted = rollout_steps(run) if steps is None else sorted(set(steps))
     paths = [Path(run) / ROLLOUTS / f"{step_name(step)}.parquet" for step in wanted]
+    # Listing the folder of a long run takes longer than reading some of its files.
+    missing = [step for step, path in zip(wanted, paths, strict=True) if steps is not None and not path.is_file()]
+    if missing or not wanted:
+        stored = rollout_steps(run)
+        if not stored:
+            raise ValueError(f"{run} has no rollouts yet: they are written after each step to rollouts/step-*.parquet")
+        if missing:
+            raise ValueError(f"{run} has no rollouts of step {missing[0]}; stored: {stored[0]} to {stored[-1]}")
     tables = [table for path in paths if (table := _read_table(path, columns, optional)) is not None]
     # "permissive": a column that was all null in one step has no type there.
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
@@ -215,7 +218,8 @@ def _read_table(path: Path, columns: Sequence[str] | None, optional: Sequence[st
             if absent := sorted(set(columns or ()) - set(present)):
                 damage.refuse(ValueError(f"{path} has no column {absent[0]!r}; it has {', '.join(present)}"))
                 return None
-            return file.read(None if columns is None else [*columns, *(name for name in optional if name in present)])
+            names = None if columns is None else [*columns, *(name for name in optional if name in present)]
+            return file.read(names, use_threads=False)  # files are small, and threads cost more than they save
     except (pa.ArrowException, OSError) as error:
         damage.refuse(ValueError(f"{path} cannot be read ({error}); remove it to read the rest"))
         return None

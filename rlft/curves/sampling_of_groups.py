@@ -101,6 +101,7 @@ def choose(light: Any, marked: Collection[tuple[int, str, str]] = (), limit: int
 def groups_of(light: Any) -> Groups:
     """The groups of a table with `samples.LIGHT` columns."""
     import numpy as np
+    import pyarrow.compute as pc
 
     step, index = (light[name].to_numpy().astype(np.int64) for name in ("step", "group_index"))
     keys = step * (index.max() + 1) + index
@@ -112,7 +113,7 @@ def groups_of(light: Any) -> Groups:
     np.maximum.at(best, group[scored], reward[scored])
     np.minimum.at(worst, group[scored], reward[scored])
     failed = np.zeros(len(size), np.int64)
-    np.add.at(failed, group[np.asarray(light["outcome"].to_pylist()) == "failed"], 1)
+    np.add.at(failed, group[pc.equal(light["outcome"], "failed").to_numpy()], 1)
     task = np.asarray(light["task_id"].take(first).to_pylist(), dtype=object)
     return Groups(step[first], index[first], task, size, best, worst, failed)
 

@@ -32,6 +32,7 @@ from rlft.curves.report import page
 from rlft.curves.text import visible
 from rlft.curves.view_runs import Runs, ServedRun
 from rlft.curves.view_samples import Query
+from rlft.run import damage
 
 INDEX_STYLES = ("base.css", "page.css", "runs.css")
 """Style sheets of the list of runs."""
@@ -127,6 +128,11 @@ def create_app(
         answer = await run_in_threadpool(lambda: pages.as_json(run.samples().find(query)))
         return Response(answer, media_type="application/json")
 
+    async def moved(request: Request) -> Response:
+        run, asked = found(request), request.query_params
+        answer = await run_in_threadpool(_moved, run.folder, asked.get("from", ""), asked.get("to", ""))
+        return Response(answer, media_type="application/json")
+
     async def events(request: Request) -> Response:
         stream = _grown(found(request), poll_s, stream_s, is_stopping)
         return StreamingResponse(stream, media_type="text/event-stream")
@@ -146,6 +152,7 @@ def create_app(
         Route("/runs/{name}/line.json", line),
         Route("/runs/{name}/data.json", data),
         Route("/runs/{name}/samples", samples),
+        Route("/runs/{name}/moved", moved),
         Route("/runs/{name}/events", events),
     ]
     return Starlette(
@@ -212,6 +219,17 @@ async def _grown(run: ServedRun, poll_s: float, stream_s: float, is_stopping: Ca
             size = await run_in_threadpool(run.size)
             yield f"event: grown\ndata: {json.dumps(size)}\n\n" if size != seen else ": still here\n\n"
             seen, looked = size, time.monotonic()
+
+
+def _moved(run: Path, first: str, last: str) -> bytes:
+    """What moved the reward between two windows. Raises ValueError where one has no samples."""
+    from rlft.curves.contributions import explain, read_window
+    from rlft.curves.page_data.moved import change
+    from rlft.curves.reading import read_config
+
+    with damage.left_out():  # the page's data says what
+        windows = read_window(run, first), read_window(run, last)
+        return pages.as_json(change(explain(read_config(run), *windows)))
 
 
 def _compared(before: Path, after: Path) -> bytes:

@@ -14,6 +14,7 @@ from rlft.curves.evaluation_sets import read_sets
 from rlft.curves.page_data import decision, tables
 from rlft.curves.page_data.health import health
 from rlft.curves.page_data.heldout import heldout
+from rlft.curves.page_data.moved import moved
 from rlft.curves.page_data.why import why
 from rlft.curves.samples import failure_kinds, observed_failures, read_groups, read_light
 from rlft.curves.sampling_of_groups import OF_GROUP, SAMPLES, Chosen, choose
@@ -82,6 +83,7 @@ def _read(run: Path, config: Mapping[str, Any], samples: int) -> dict[str, Any]:
         "steps": list(step_range(rows, measurements)),
         "result": [{**chart.as_dict(), **({"rail": rail} if at == 0 else {})} for at, chart in enumerate(charts)],
         "why": why(rows, config),
+        "moved": moved(run, config, result),
         "shadows": [tables.shadow(each, steps_text) for each in shadows],
         "health": health(found_health, sections(rows, evals), rows),
         "waste": _waste(waste),

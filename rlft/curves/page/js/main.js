@@ -31,7 +31,7 @@ const build = (data, sign) => {
     list.focusList();
   } : null;
   const [main, ...apart] = data.result;
-  const parts = [why(data, onstep), list, heldout(data), health(data, onstep), shadows(data), waste(data), evaluations(data, onstep), failures(data), behind(data)].filter(Boolean);
+  const parts = [why(data, onstep, Boolean(sign)), list, heldout(data), health(data, onstep), shadows(data), waste(data), evaluations(data, onstep), failures(data), behind(data)].filter(Boolean);
   const go = (id) => (event) => { event.preventDefault(); set({ at: id }); document.getElementById(id).scrollIntoView(); };
   const nav = el("nav", { "aria-label": "Sections" }, parts.map((part) => el("a", { href: `#at=${part.id}`, onclick: go(part.id) }, NAMES[part.id])));
   const top = scrollY;

@@ -24,12 +24,12 @@ const readAll = async () => {
 
 const ticks = [...document.querySelectorAll("input[name=run]")];
 const submit = document.querySelector("button[type=submit]");
-const count = () => {
+const showTicked = () => {
   const ticked = ticks.filter((tick) => tick.checked);
   submit.disabled = ticked.length !== 2;
   document.getElementById("ticked").textContent = ticked.length === 2 ? `baseline: ${ticked[0].value}`
     : ticked.length > 2 ? "Tick two; groups of seeds are compared by rlft compare." : "The upper one is the baseline.";
 };
-for (const tick of ticks) tick.addEventListener("change", count);
-if (submit) count();
+for (const tick of ticks) tick.addEventListener("change", showTicked);
+if (submit) showTicked();
 readAll();

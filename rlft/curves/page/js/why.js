@@ -2,12 +2,14 @@
 import { chartOf } from "./chart.js";
 import { el, replace } from "./dom.js";
 import { count, shown } from "./numbers.js";
+import { moved } from "./moved.js";
 import { get, set, watch } from "./state.js";
 
 const LINES = 60;
 
-export const why = (data, onstep) => {
-  if (!data.why) return null;
+export const why = (data, onstep, live) => {
+  const change = moved(data, live);
+  if (!data.why) return change ? el("section", { id: "why" }, el("h2", {}, "Why"), change) : null;
   const { tree, stack, charts, width } = data.why;
   const body = el("tbody");
   const note = el("p", { class: "hint" });
@@ -32,7 +34,7 @@ export const why = (data, onstep) => {
     el("thead", {}, el("tr", {}, ["Part", "Weight", `First ${steps}`, `Last ${steps}`, "Added"].map((text, i) => el("th", { class: i ? "n" : null, scope: "col" }, text)))), body)),
     note, tree.length > 12 ? search : null);
   const more = tree.length > charts.length ? el("p", { class: "hint" }, `Charts of ${charts.length} of ${count(tree.length)} parts.`) : null;
-  return el("section", { id: "why" }, el("h2", {}, "Why"),
+  return el("section", { id: "why" }, el("h2", {}, "Why"), change,
     el("div", { class: "pair" }, stack ? el("div", { class: "panel" }, chartOf(stack, { height: 230, onstep })) : null, table),
     el("div", { class: "multiples" }, charts.map((chart) => el("div", { class: "panel" }, chartOf(chart, { height: 130, small: true, onstep, badge: el("span", { class: "went" }, chart.went) })))), more);
 };
