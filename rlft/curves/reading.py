@@ -26,6 +26,7 @@ from rlft.run.records import (
 )
 from rlft.types import RewardSpec
 
+_FILES_AT_ONCE = 256
 Rows: TypeAlias = Sequence[Mapping[str, float]]
 """Metrics of each step, ascending, each with its `step`."""
 ROLLED_BACK, STOPPED_EARLY = "rolled_back", "stopped_early"
@@ -202,9 +203,13 @@ def read_rollouts(
             raise ValueError(f"{run} has no rollouts yet: they are written after each step to rollouts/step-*.parquet")
         if missing:
             raise ValueError(f"{run} has no rollouts of step {missing[0]}; stored: {stored[0]} to {stored[-1]}")
-    tables = [table for path in paths if (table := _read_table(path, columns, optional)) is not None]
-    # "permissive": a column that was all null in one step has no type there.
-    return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+    joined: list[Any] = []
+    for start in range(0, len(paths), _FILES_AT_ONCE):
+        part = paths[start : start + _FILES_AT_ONCE]
+        tables = [table for path in part if (table := _read_table(path, columns, optional)) is not None]
+        # "permissive": a column that was all null in one step has no type there. Many small chunks take much memory.
+        joined += [pa.concat_tables(tables, promote_options="permissive").combine_chunks()] if tables else []
+    return pa.concat_tables(joined, promote_options="permissive") if joined else pa.table({})
 
 
 def _read_table(path: Path, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> Any:

@@ -80,7 +80,7 @@ export const moved = (data, live) => {
   show();
   return [
     el("div", { class: "panel moved" }, el("header", {}, el("h3", {}, "What moved the reward"), el("span", { class: "filters" }, from, "→", to, brushes)), body),
-    fails ? el("div", { class: "panel" }, el("h3", {}, "What fails at the end"), el("p", {}, fails.sentence), tableOf(fails.table),
+    fails ? el("div", { class: "panel fails" }, el("h3", {}, "What fails at the end"), el("p", {}, fails.sentence), tableOf(fails.table),
       el("details", {}, el("summary", {}, "typical ones, then those of the lowest reward"), examples("Typical", fails.typical), examples("Lowest rewards", fails.extremes))) : null,
   ];
 };

@@ -22,14 +22,14 @@ const readAll = async () => {
   document.documentElement.dataset.ready = "yes";
 };
 
-const ticks = [...document.querySelectorAll("input[name=run]")];
+const boxes = [...document.querySelectorAll("input[name=run]")];
 const submit = document.querySelector("button[type=submit]");
 const showTicked = () => {
-  const ticked = ticks.filter((tick) => tick.checked);
+  const ticked = boxes.filter((tick) => tick.checked);
   submit.disabled = ticked.length !== 2;
   document.getElementById("ticked").textContent = ticked.length === 2 ? `baseline: ${ticked[0].value}`
     : ticked.length > 2 ? "Tick two; groups of seeds are compared by rlft compare." : "The upper one is the baseline.";
 };
-for (const tick of ticks) tick.addEventListener("change", showTicked);
+for (const tick of boxes) tick.addEventListener("change", showTicked);
 if (submit) showTicked();
 readAll();
