@@ -44,7 +44,7 @@ def moved(run: Path, config: Mapping[str, Any], evals: Sequence[Evaluation]) -> 
         rows = [[name, str(count), percent(count / fails.total)] for name, count in fails.kinds]
         told = {
             "sentence": fails.sentence,
-            "table": table("What fails", ("Kind of sample", "Count", "Share"), rows, numeric=(1, 2)),
+            "table": table("Kinds of samples that fail", ("Kind of sample", "Count", "Share"), rows, numeric=(1, 2)),
             "typical": [_example(each) for each in fails.typical],
             "extremes": [_example(each) for each in fails.extremes],
         }
