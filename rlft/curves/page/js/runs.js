@@ -3,7 +3,7 @@ import { el, replace } from "./dom.js";
 
 const lines = [...document.querySelectorAll("tr[data-line]")];
 
-const tell = (row, line) => {
+const fillIn = (row, line) => {
   replace(row.querySelector(".told"), el("span", { class: `verdictchip v-${line.kind}` }, line.word), el("p", { class: "hint" }, line.sentence));
   row.querySelector(".steps").textContent = line.steps;
   row.querySelector(".state").textContent = line.state;
@@ -14,7 +14,7 @@ const readAll = async () => {
     try {
       const answer = await fetch(row.dataset.line);
       if (!answer.ok) throw new Error(await answer.text());
-      tell(row, await answer.json());
+      fillIn(row, await answer.json());
     } catch (error) {
       replace(row.querySelector(".told"), el("span", { class: "note" }, String(error.message).slice(0, 300)));
     }
