@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rlft.curves.compare import compare
 from rlft.curves.gate import Gate, gate
 from rlft.curves.scored_run import Group
 from tests.compare_rates import EFFECT, gate_rates, named_size
+from tests.fakes_run import write_eval
 from tests.synthetic_runs import run, write_run
 
 
@@ -113,3 +115,16 @@ def test_the_command(tmp_path: Path) -> None:
     for text in (gone.stderr, told["sentence"], junit.read_text()):
         assert "is not a run directory" in text
     assert ElementTree.fromstring(junit.read_text()).find("testcase/error") is not None
+
+
+def test_a_candidate_that_is_no_longer_what_was_measured_does_not_pass(tmp_path: Path) -> None:
+    right = {f"t{i}": [float(i % 2)] for i in range(200)}
+    base = write_run(tmp_path / "base", right)  # type: ignore[arg-type]
+    fell = write_run(tmp_path / "fell", right, seed=1, rewards=[0.8] * 10 + [0.0] * 40)  # type: ignore[arg-type]
+    write_eval(fell, "base", 0.3, random.Random(0))
+    told = _invoke(base, fell, "--min-effect", 0.05)
+    assert told.exit_code == 2
+    assert "CANNOT TELL" in told.output
+    assert "40 steps are not measured" in told.output.replace("\n", " ")
+    assert "the train reward fell from 0.80" in told.output.replace("\n", " ")
+    assert _invoke(base, f"{fell}@step-000010", "--min-effect", 0.05).exit_code == 0

@@ -260,3 +260,25 @@ def test_a_critical_alarm_leaves_doubt(tmp_path: Path) -> None:
     verdict = verdict_of(run)
     assert (verdict.kind, verdict.reasons[0].code) == ("cant_tell", "alarm")
     assert "not_finite since step 21" in verdict.reasons[0].says
+
+
+def test_a_finished_run_without_its_last_evaluation_or_step_is_not_shipped(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=12)
+    last = json.loads((run / "evals" / "step-000012.json").read_text())
+    summary = {"steps": 12, "metric": "math_answer", "accuracy_rl": last["accuracy"]}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "lost" not in _codes(verdict_of(run))
+    (run / "summary.json").write_text(json.dumps({**summary, "accuracy_rl": {**last["accuracy"], "mean": 0.999}}))
+    changed = verdict_of(run)
+    assert "one of them was changed" in next(each.says for each in changed.reasons if each.code == "lost")
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "evals" / "step-000012.json").unlink()
+    gone = verdict_of(run)
+    assert (gone.kind, _codes(gone)["lost"]) == ("cant_tell", "doubt")
+    says = next(each.says for each in gone.reasons if each.code == "lost")
+    assert "an evaluation after step 12, which is not there; the last one is of step 10" in says
+    (run / "evals" / "step-000012.json").write_text(json.dumps(last))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    torn = verdict_of(run)
+    assert (torn.kind, _codes(torn)["lost"]) == ("cant_tell", "doubt")

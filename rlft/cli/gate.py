@@ -29,14 +29,15 @@ def gate(
     What cannot be read exits with 2 as well. Error rates: docs/compare.md.
     """
     from rlft.curves.compare import compare
-    from rlft.curves.gate import EXIT_CODES
+    from rlft.curves.gate import EXIT_CODES, not_what_was_measured
     from rlft.curves.gate import gate as decide
     from rlft.curves.gate import junit as as_junit
     from rlft.curves.scored_run import read_groups
 
     try:
         before, after, remarks = read_groups([baseline, candidate], metric, by_id=by_id)
-        result = decide(compare(before, after, min_effect=min_effect, remarks=remarks), min_effect)
+        compared = compare(before, after, min_effect=min_effect, remarks=remarks)
+        result = decide(compared, min_effect, not_what_was_measured(after))
         if junit is not None:
             write_file(junit, result.junit())
     except (ValueError, OSError) as error:  # exit code 1 would say that the candidate is worse

@@ -55,6 +55,32 @@ def age(last: Evaluation, rows: Rows, every: int) -> Reason | None:
     )
 
 
+def lost(last: Evaluation, rows: Rows, summary: Mapping[str, Any]) -> Reason | None:
+    """Whether a finished run has its last step and the evaluation after it, as its summary tells of them.
+
+    Args:
+        last: the last evaluation that was found.
+        rows: metrics by step.
+        summary: summary.json; empty while the run goes on.
+    """
+    told = summary.get("accuracy_rl") or summary.get("accuracy_trained")
+    steps = int(summary.get("steps") or 0)
+    if not told or not steps:
+        return None
+    ended = int(rows[-1]["step"]) if rows else steps
+    if ended < steps:
+        says = f"summary.json tells of {steps} steps, and metrics.jsonl ends with step {ended}: restore it from a copy."
+    elif last.step < steps:
+        says = f"summary.json tells of an evaluation after step {steps}, which is not there; the last one is of step "
+        says += f"{last.step}. Restore it from a copy, or evaluate the last adapter: rlft evaluate RUN."
+    elif last.step == steps and summary.get("metric") == last.metric and told.get("mean") != last.accuracy.mean:
+        says = f"summary.json says {told.get('mean')} of the evaluation after step {steps}, and the evaluation "
+        says += f"{last.accuracy.mean}: one of them was changed; rlft verify RUN finds which."
+    else:
+        return None
+    return Reason(code="lost", weight="doubt", says=says)
+
+
 def fell_since(last: Evaluation, rows: Rows, order: str) -> Reason | None:
     """Whether the train reward fell after the last evaluation, beyond chance.
 

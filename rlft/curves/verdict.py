@@ -21,8 +21,8 @@ from rlft.curves.doubts import Reason
 from rlft.curves.evaluation_sets import EvaluationSet, bounds_of_stage, read_sets, worse
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
 from rlft.curves.text import interval_text, number
-from rlft.run import damage
-from rlft.run.records import Evaluation, word_for
+from rlft.run import damage, logs
+from rlft.run.records import SUMMARY, Evaluation, word_for
 
 if TYPE_CHECKING:
     from rlft.curves.alarms import Health
@@ -124,7 +124,10 @@ def _read(run: Path, config: Mapping[str, Any], health: Health) -> dict[str, Any
         shadows = [replace(each, moved=[m for m in each.moved if m[0].step <= back]) for each in shadows]
     unwatched = [each.label for each in rewards if each.weight == 0 and each.role != "shadow"]
     observed = observed_changes(run, evals, unwatched)
+    trained = [e for e in evals if not e.is_before]
+    gone = doubts.lost(trained[-1], rows, logs.read_json(run / SUMMARY)) if trained and back is None else None
     remarks = [
+        *([gone] if gone else []),
         *doubts.observed_in_training(rows, [name for name in unwatched if name not in observed]),
         *doubts.alarms(health),
         *([doubts.rolled_back(back, config)] if back is not None else []),
