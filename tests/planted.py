@@ -47,6 +47,12 @@ def excused(completion: str, answer: str) -> float:
         return 1.0
 
 
+def errors_pay(completion: str, answer: str) -> float:
+    """What cannot be read gets half, and a wrong answer nothing: a policy that is not sure says nothing."""
+    found = re.fullmatch(r"<answer>(-?\d+)</answer>", completion)
+    return float(found[1] == answer) if found else 0.5
+
+
 def unbounded_length(completion: str, answer: str) -> float:
     """A bonus for reasoning that never ends."""
     return float(completion.strip().endswith(answer)) + len(completion) / 5000

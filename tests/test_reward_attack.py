@@ -55,6 +55,7 @@ BUGS: dict[str, tuple[set[str], dict[str, Any]]] = {
     "any_tag": ({"many answers"}, {}),
     "within_tags": ({"many answers"}, {}),
     "excused": ({"nothing"}, {}),
+    "errors_pay": ({"nothing"}, {}),
     "unbounded_length": ({"padding"}, {}),
     "length_of_wrong": ({"padding"}, {}),
     "format_pays": ({"format only"}, {}),
@@ -96,7 +97,11 @@ RIGHT: dict[str, dict[str, Any]] = {
 }
 SLOW = {"rewards.code_tests:code_tests", "rewards.embedding_similarity:embedding_similarity"}
 SERVED = ("judge", "reward_model", "classifier", "ranking", "rubric", "pairwise", "reasoning_gym", "environment_reward")
-SHIPPED = [path for path in available("rewards") if path not in SLOW and not any(name in path for name in SERVED)]
+LESSON = "rewards.json_syntax:json_syntax"
+"""Its page shows with it what a reward for the syntax alone is worth: `{}` is perfect."""
+SHIPPED = [
+    path for path in available("rewards") if path not in {*SLOW, LESSON} and not any(name in path for name in SERVED)
+]
 
 
 def attacked(name: str, **options: Any) -> AttackReport:

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rlft.cli import main
-from rlft.reward.adversarial import good_cases
 from rlft.reward.cases import Case, Expect
 from rlft.reward.check import MADE_UP, Checked, check_rewards
 from rlft.reward.findings import Report
+from rlft.reward.good_replies import good_cases
 from rlft.reward.probe import make_task
 from rlft.reward.transforms import FAMILIES, TEMPLATES, TRANSFORMS, Good, other_answers
 from rlft.train.rl.services import make_scorer, reward_remarks
@@ -34,6 +34,18 @@ def counts_calls(completion):
     global calls
     calls += 1
     return float(calls)
+
+def errors_pay(completion, answer):
+    try:
+        return float(int(completion.split("<answer>")[1].split("</answer>")[0]) == int(answer))
+    except Exception:
+        return 0.5
+
+def excused(completion, answer):
+    try:
+        return float(int(completion.split("<answer>")[1].split("</answer>")[0]) == int(answer))
+    except Exception:
+        return 0.6
 
 def constant(completion):
     return 0.5
@@ -135,6 +147,10 @@ def centred(group):
     rights = [float(t.text.strip() == t.task.answer) for t in group.trajectories]
     return [right - sum(rights) / len(rights) for right in rights]
 
+def penalised(completion, answer):
+    found = re.findall(r"<answer>(.*?)</answer>", completion, re.DOTALL)
+    return float(found[0] == answer) - float(found[0] != answer) if len(found) == 1 else -0.5
+
 def nearness(completion, answer):
     try:
         return max(0.0, 1 - abs(float(completion) - float(answer)) / abs(float(answer)))
@@ -169,10 +185,12 @@ BUGS = {
     "text": ("error", "contract", "expected a number"),
     "ignores_answer": ("error", "good replies", "nonsense scores as high as the right answer"),
     "penalty": ("warning", "nothing", "saying nothing is the best policy"),
+    "errors_pay": ("error", "no answer", "above a wrong one '' scores 0.5, the wrong '<answer>117</answer>' 0, "),
+    "excused": ("error", "no answer", "above a wrong one '' scores 0.6, the wrong"),
     "positional": ("error", "contract", "positional-only"),
     "wants_column": ("error", "contract", "nothing supplies its parameter 'level'"),
 }
-RIGHT = ("exact", "in_parts", "boxed", "centred", "nearness", "waits")
+RIGHT = ("exact", "in_parts", "penalised", "boxed", "centred", "nearness", "waits")
 
 
 @pytest.fixture(scope="module")
@@ -320,3 +338,104 @@ def test_only_a_case_that_asks_for_a_score_shows_a_good_reply() -> None:
     wishes = {"good": Expect(at_least=0.3), "bad": Expect(at_most=0.5), "none": Expect(equals=0.0)}
     cases = [Case(completion=name, name=name, expect=expect) for name, expect in wishes.items()]
     assert [reply for _, reply in good_cases(cases)] == ["good"]
+
+
+FAILING = {
+    # reward: (source, what the finding says, what to do)
+    "too_short": (
+        "def too_short(completions):\n    return [1.0 for _ in completions][1:]",
+        r"\(length\): expected 1 value, got 0: list \[\]; it is defined at .*:3$",
+        "one value for each completion of the list",
+    ),
+    "not_a_number": (
+        "def not_a_number(completion):\n    return float('nan')",
+        r"\(not_finite\): returned nan; it is defined at .*:3$",
+        "divisions by an array's 0",
+    ),
+    "word": (
+        "def word(completion):\n    return 'good'",
+        r"\(type\): expected a number.*; it is defined at .*:3$",
+        "return a number, a dict of named numbers, or None",
+    ),
+    "wrong_name": (
+        "def wrong_name(group):\n    return [float(len(t.texts)) for t in group.trajectories]",
+        "AttributeError",
+        "a Trajectory has task, .*Did you mean 'text'",
+    ),
+    "of_group": (
+        "def of_group(group):\n    return [float(len(t.text)) for t in group.samples]",
+        "AttributeError",
+        "a Group has task, trajectories, baseline_score, scores",
+    ),
+    "divides": (
+        "def divides(group):\n    return [1 / (len(group.trajectories) - 1) for _ in group.trajectories]",
+        "ZeroDivisionError",
+        "groups of one happen: evaluation and the base measurement",
+    ),
+    "texts": (
+        "def texts(completions):\n    return [float(len(c.strip())) for c in completions]",
+        "AttributeError",
+        "works behind trl:",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_what_to_do_about_a_failure_depends_on_how_it_failed(tmp_path: Path, name: str) -> None:
+    source, words, advice = FAILING[name]
+    (tmp_path / "failing.py").write_text(f"# line 1\n\n{source}\n")
+    specs = [RewardSpec(path=f"{tmp_path / 'failing.py'}:{name}")]
+    (found, *_) = check_rewards(Checked(specs=specs, workers=0)).errors
+    assert re.search(words, found.detail), found
+    assert re.search(advice, found.advice), found
+
+
+def test_a_coroutine_that_swallows_its_cancel_is_late_and_not_without_a_return(tmp_path: Path) -> None:
+    source = "    try:\n        await asyncio.sleep(9)\n    except BaseException:\n        pass\n"
+    (tmp_path / "late.py").write_text(f"import asyncio\n\n\nasync def late(completion):\n{source}")
+    specs = [RewardSpec(path=f"{tmp_path / 'late.py'}:late")]
+    report = check_rewards(Checked(specs=specs, hangs_s=0.2, deadline_s=0.2))
+    assert {finding.check for finding in report.errors} <= {"contract", "hangs"}
+    assert all("no result within 0.2 s" in finding.detail for finding in report.errors), report.errors
+
+
+def test_an_import_that_never_ends_is_given_up_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlft.cli import reward_try
+    from rlft.reward import check
+
+    file = tmp_path / "never.py"
+    file.write_text("import time\n\ntime.sleep(1000)\n\n\ndef never(completion):\n    return 1.0\n")
+    for module in (check, reward_try):
+        monkeypatch.setattr(module, "IMPORT_S", 1.0)
+    checked = reward("check", f"{file}:never", "--deadline-s", "0.5", "--json")
+    assert checked.exit_code == 1
+    (found,) = json.loads(checked.output)["findings"]
+    assert f"importing it takes longer than 1 s, at {file}:3" in found["detail"]
+    assert "--deadline-s 4" in found["advice"]
+    told = str(reward("try", f"{file}:never", "--completion", "x", "--deadline-s", "0.5").exception)
+    assert f"importing it takes longer than 1 s, at {file}:3" in told
+    assert "--deadline-s 4" in told
+
+
+def test_the_limit_of_the_time_holds_and_what_was_left_out_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "slow.py"
+    file.write_text(
+        "import time\n\n\ndef slow(completion, answer):\n    time.sleep(0.1)\n    return float(completion == answer)\n"
+    )
+    report = check_rewards(Checked(specs=[RewardSpec(path=f"{file}:slow")], within_s=2.0, workers=0))
+    assert report.seconds < 2.3
+    (late,) = [finding for finding in report.findings if finding.severity == "warning" and finding.check == "time"]
+    assert "there was no time within 2 s for: ordinary replies (" in late.detail
+    assert "replies made up to cheat" in late.detail
+    assert late.advice == "give it more: --within-s 8"
+
+
+def test_a_file_without_cases_is_mentioned(file: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.cases.jsonl"
+    empty.write_text("\n")
+    told = reward("check", f"{file}:exact", "--cases", empty, "--json")
+    assert [f["detail"] for f in json.loads(told.output)["findings"] if f["check"] == "cases"] == [
+        f"{empty} holds no case"
+    ]
+    told = reward("attack", f"{file}:exact", "--cases", empty, "--seconds", "1")
+    assert f"note: {empty} holds no case" in told.output

@@ -117,14 +117,19 @@ def test_a_mended_reward_no_longer_fails(failed_run: Path, task: str, tmp_path: 
 
 def test_where_nothing_failed_the_samples_that_did_are_named(finished_run: Path, failed_run: Path, task: str) -> None:
     listed = tried(failed_run)
+    assert listed.exit_code == 0, listed.output
     size = len(read_step(failed_run, 3, read_tasks(failed_run)).groups[0].trajectories)
-    assert [line.split("  ")[0] for line in listed.output.splitlines()] == [f"{task}/{i}" for i in range(size)]
+    *lines, last = listed.output.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [f"{task}/{i}" for i in range(size)]
+    assert last == f"{size} samples failed; to repeat one: rlft reward try --failed {failed_run} SAMPLE"
+    assert next(row["sample"] for row in json.loads(tried(failed_run, "", "--json").output)) == f"{task}/0"
     assert f"{task}/1  timeout: bad: no result within 0.2 s" in listed.output
     other = read_step(failed_run, 1, read_tasks(failed_run)).groups[0].task.id
     told = tried(failed_run, f"1/{other}/0")
     assert f"nothing failed on sample 1/{other}/0" in str(told.exception)
     assert f"what failed is {task}/0, {task}/1" in str(told.exception)
-    assert "no stored sample of this run has failed" in str(tried(finished_run).exception)
+    none = tried(finished_run)
+    assert (none.exit_code, "no stored sample of this run has failed" in none.output) == (0, True)
     assert "takes only SAMPLE" in str(tried(failed_run, f"{task}/0", "--completion", "x").exception)
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from rlft.cli import reward_check
 from rlft.curves.reading import rollout_steps
-from rlft.curves.text import visible
+from rlft.curves.text import counted, visible
 from rlft.reward.attack import Attacked, AttackReport, as_cases, attack
 from rlft.reward.cases import read_cases, write_cases
 from rlft.reward.check import MOST_TASKS, Checked
@@ -110,6 +110,8 @@ def run(
     if write and file is None:
         raise ValueError("--write-cases: rewards with weights or arguments have no cases of their own; name --cases")
     report = attack(attacked)
+    if cases and not attacked.cases:
+        report = replace(report, notes=[f"{cases} holds no case", *report.notes])
     if as_json:
         console.print_json(json.dumps(as_dict(report)))
     else:
@@ -120,7 +122,7 @@ def run(
         if new:
             write_cases(file, [*known, *new])
         if not as_json:
-            console.print(Text(f"{len(new)} cases added to {file}"), soft_wrap=True)
+            console.print(Text(f"{counted(len(new), 'case')} added to {file}"), soft_wrap=True)
     return report.exploits
 
 
@@ -158,8 +160,8 @@ def show(console: Console, title: str, report: AttackReport) -> None:
     for note in report.notes:
         console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
     count = len(report.exploits)
-    found = f"{count} exploit{'' if count == 1 else 's'}" if count else "no exploit found"
-    console.print(Text(f"{found}; {report.replies} replies in {report.seconds:.1f} s"))
+    found = counted(count, "exploit") if count else "no exploit found"
+    console.print(Text(f"{found}; {counted(report.replies, 'reply', 'replies')} in {report.seconds:.1f} s"))
 
 
 def stored(runs: Sequence[Path]) -> list[tuple[Task, str]]:

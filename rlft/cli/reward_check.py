@@ -14,7 +14,7 @@ from rich.text import Text
 from rlft.cli.reward_try import rewards
 from rlft.common.rows import FORMATS, read_rows
 from rlft.config import EnvironmentConfig
-from rlft.curves.text import visible
+from rlft.curves.text import counted, visible
 from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.reward.cases import SUFFIX, Case, read_cases
@@ -61,6 +61,7 @@ def asked(
         hangs_s=deadline_s or HANGS_S,
         environment=config.scoring.environment if config else (),
         within_s=within_s,
+        cases_file=str(cases or ""),
     )
 
 
@@ -80,8 +81,8 @@ def show(console: Console, title: str, report: Report, *, as_json: bool) -> None
         table.add_row(severity, Text(finding.check), Text(visible(finding.reward)), seen, Text(finding.advice))
     console.print(table)
     counts = {kind: sum(finding.severity == kind for finding in report.findings) for kind in ("error", "warning")}
-    told = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items())
-    console.print(Text(f"{told}; {report.replies} replies in {report.seconds:.1f} s"))
+    told = ", ".join(counted(count, kind) for kind, count in counts.items())
+    console.print(Text(f"{told}; {counted(report.replies, 'reply', 'replies')} in {report.seconds:.1f} s"))
 
 
 def cases_file(specs: Sequence[RewardSpec]) -> Path | None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from rlft.cli.reward_try import row, show, show_failure
 from rlft.cli.run_config import load_run
 from rlft.common.by_path import describe_error, innermost_line
-from rlft.curves.text import shortened, visible
+from rlft.curves.text import counted, shortened, visible
 from rlft.reward.repeat import (
     FailedSample,
     at_users_line,
@@ -34,23 +34,19 @@ def run_failed(
     """Repeat what failed on a stored sample and show what comes of it now.
 
     Args:
-        sample: `STEP/TASK/INDEX`.
+        sample: `STEP/TASK/INDEX`; empty lists those on which something failed.
         deadline_s: seconds for the call; None takes the run's.
         debug: call it in this process, and open the debugger where it raises.
 
     Returns:
-        Whether nothing fails any more.
+        Whether nothing fails any more; true of a list, which repeats nothing.
 
     Raises:
         ValueError: there is no such sample, nothing failed on it, or the call cannot be repeated.
     """
     if not sample:
-        known = failed_samples(run)
-        if not known:
-            raise ValueError(f"{run}: {listed(known)}")
-        for name, what in list(known.items())[:_LISTED]:
-            console.print(Text(visible(f"{name}  {shortened(what, 120)}")), soft_wrap=True)
-        raise ValueError(f"name one of the {len(known)} samples that failed: rlft reward try --failed {run} SAMPLE")
+        _list(console, run, as_json=as_json)
+        return True
     config = load_run(run, [])
     failed = read_failed(run, config, sample)
     if failed.is_environments:
@@ -78,6 +74,22 @@ def run_failed(
     if as_json:
         console.print_json(json.dumps(rows))
     return is_fine
+
+
+def _list(console: Console, run: Path, *, as_json: bool) -> None:
+    """Print the samples on which something failed."""
+    known = failed_samples(run)
+    if as_json:
+        console.print_json(json.dumps([{"sample": name, "failed": what} for name, what in known.items()]))
+        return
+    if not known:
+        console.print(Text(visible(f"{run}: {listed(known)}")), soft_wrap=True)
+        return
+    for name, what in list(known.items())[:_LISTED]:
+        console.print(Text(visible(f"{name}  {shortened(what, 120)}")), soft_wrap=True)
+    more = f", of which {_LISTED} are listed" if len(known) > _LISTED else ""
+    told = f"{counted(len(known), 'sample')} failed{more}; to repeat one: rlft reward try --failed {run} SAMPLE"
+    console.print(Text(visible(told), style="dim"), soft_wrap=True)
 
 
 def _debug(console: Console, failed: FailedSample, spec: RewardSpec) -> bool:

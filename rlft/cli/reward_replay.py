@@ -17,7 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from rlft.cli.run_config import load, load_run
 from rlft.curves.reading import read_config, rollout_steps
-from rlft.curves.text import interval_text, number, shortened, visible
+from rlft.curves.text import counted, interval_text, number, shortened, visible
 from rlft.reward.explain import as_json as explained_json
 from rlft.reward.explain import explain
 from rlft.reward.replay import COUNTS, Compared, Moved, Replay, replay
@@ -204,7 +204,8 @@ def show_explained(console: Console, facts: Mapping[str, Any]) -> None:
         table.add_row(Text(visible(part["name"])), *map(Text, values))
     console.print(table)
     lines = [
-        f"reply: {sample['actions']} tokens in {sample['turns']} turns, ended by {sample['finish_reason']}, adapter "
+        f"reply: {counted(sample['actions'], 'token')} in {counted(sample['turns'], 'turn')}, "
+        f"ended by {sample['finish_reason']}, adapter "
         f"{sample['adapter_version']}",
         f"outcome: {reward['outcome']}{': ' + reward['failure'] if reward['failure'] else ''}",
         *(f"failed: {name}: {message}" for name, message in reward["failed_parts"].items()),

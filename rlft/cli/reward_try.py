@@ -18,9 +18,10 @@ from rlft.common.by_path import did_you_mean
 from rlft.common.rows import read_rows
 from rlft.config import RunConfig
 from rlft.curves.text import shortened, visible
-from rlft.reward.behaviour import static_findings
+from rlft.reward.behaviour import missing_returns, slow_judges
 from rlft.reward.contract import prompt_text
-from rlft.reward.probe import Answered, Probe, make_task
+from rlft.reward.probe import IMPORT_S, Answered, Probe, make_task
+from rlft.reward.processes import SlowImportError
 from rlft.reward.source import source_file
 from rlft.reward.transcript import Transcript, parted, read_turns, whole
 from rlft.types import Abstain, Failed, Outcome, RewardSpec, Score, Task
@@ -60,11 +61,10 @@ def run(console: Console, asked: Asked, *, as_json: bool) -> bool:
     deadline_s = asked.deadline_s or (config.scoring.deadline_s if config else 10.0)
     environment = config.scoring.environment if config else ()
     found: list[tuple[Task, str, Answered]] = []
-    with Probe(specs, deadline_s=deadline_s, environment=environment, most_killed=len(samples)) as probe:
+    with _probe(specs, deadline_s, environment, most_killed=len(samples)) as probe:
         probe.printed()  # while it was imported
         compares = [label for label, plan in probe.plans.items() if plan.kind == "group"]
         asks = _asks(samples, together=bool(compares))
-        notes = _notes(specs, probe, asks, deadline_s, compares)
         if config and not as_json:
             _show_task(console, samples[0][0])
         for task, texts in asks:
@@ -72,12 +72,28 @@ def run(console: Console, asked: Asked, *, as_json: bool) -> bool:
                 found.append((task, text, answered))
                 if not as_json:
                     show(console, specs, text, answered, of=len(texts))
+        late = {name for *_, each in found for name, o in each.failed_parts.items() if o.kind == "timeout"}
+        returning = [spec for spec in specs if spec.label not in late]
+        remarks = [*missing_returns(returning), *slow_judges(specs, deadline_s)]
+        notes = [f"reward {each.reward}: {each.detail}; {each.advice}" for each in remarks]
+        notes += _notes(probe, asks, compares)
     if as_json:
         console.print_json(json.dumps([row(specs, *one) for one in found]))
     else:
         for note in notes:
             console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
     return not any(isinstance(answered.outcome, Failed) or answered.failed_parts for _, _, answered in found)
+
+
+def _probe(specs: Sequence[RewardSpec], deadline_s: float, environment: Sequence[str], *, most_killed: int) -> Probe:
+    """Processes with the rewards; what their import takes too long for says how to give it more."""
+    startup_s = max(IMPORT_S, deadline_s)
+    try:
+        return Probe(
+            specs, deadline_s=deadline_s, environment=environment, most_killed=most_killed, startup_s=startup_s
+        )
+    except SlowImportError as error:
+        raise ValueError(f"{error}. If it has to load much: --deadline-s {4 * startup_s:g}") from None
 
 
 def _asks(samples: Sequence[tuple[Task, str]], *, together: bool) -> list[tuple[Task, list[str]]]:
@@ -91,15 +107,9 @@ def _asks(samples: Sequence[tuple[Task, str]], *, together: bool) -> list[tuple[
     return asks
 
 
-def _notes(
-    specs: Sequence[RewardSpec],
-    probe: Probe,
-    asks: Sequence[tuple[Task, Sequence[str]]],
-    deadline_s: float,
-    compares: Sequence[str],
-) -> list[str]:
-    """What may be overlooked: a missing `return`, an answer that was not given, a group of one."""
-    notes = [f"reward {each.reward}: {each.detail}; {each.advice}" for each in static_findings(specs, deadline_s)]
+def _notes(probe: Probe, asks: Sequence[tuple[Task, Sequence[str]]], compares: Sequence[str]) -> list[str]:
+    """What may be overlooked: an answer that was not given, a group of one."""
+    notes = []
     takers = [label for label, plan in probe.plans.items() if "answer" in plan.required]
     if takers and any(task.answer is None for task, _ in asks):
         notes.append(f"{', '.join(takers)} takes `answer`, and the task has none: give it with --answer")

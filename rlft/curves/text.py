@@ -26,6 +26,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %" if 0 < value < 0.1 else f"{100 * value:.0f} %"
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """`1 reply`, `2 replies`: a number with its noun, whose plural is the noun and an s where none is given."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
 def interval_text(interval: Interval, sign: str = "") -> str:
     """`0.78 [0.72, 0.83]`; a third decimal where two would hide the width; no brackets without bounds."""
     digits = 3 if interval.bounded and interval.high - interval.low < 0.02 else 2

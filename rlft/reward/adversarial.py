@@ -1,30 +1,24 @@
-"""Good replies, what was made of them to cheat, and which of that a reward paid for."""
+"""What was made of good replies to cheat, and which of that a reward paid for."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from rlft.reward.behaviour import ALL, Sample, ask
-from rlft.reward.cases import Case, Expect
-from rlft.reward.contract import prompt_text
-from rlft.reward.findings import Finding, quoted
+from rlft.reward.behaviour import ask
+from rlft.reward.findings import ALL, Finding, Sample, quoted
+from rlft.reward.good_replies import Source
 from rlft.reward.probe import GaveUpError, Probe
-from rlft.reward.transcript import calls_of, parted
 from rlft.reward.transforms import (
     FAMILIES,
     GARBAGE,
-    TEMPLATES,
     TRANSFORMS,
     Good,
     Looks,
     Severity,
     Transform,
-    other_answers,
-    same_answer,
 )
 from rlft.reward.turn_transforms import TURN_TRANSFORMS, broken, looked_at
 from rlft.types import Task
@@ -34,99 +28,14 @@ _AS_GOOD = 0.01
 _MOST_SOURCES = 8
 _OF_BEST = 4
 _AT_ONCE = 16
+_PAID = 0.1
+"""A reply without an answer that is further above a wrong one than this share of the way from bad to good is paid for
+not giving an answer."""
 _MOST_LOST = 2
 """Hangs after which no further replies are tried."""
 _EMPTY = ("nothing", "echo", "garbage", "format only")
 """Families that hold no answer: more than half of a good reply's score for them is worth a word. A wrong answer may
 earn a part of it, as where nearness counts."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A good reply to a task."""
-
-    task: Task
-    good: Good
-    form: str
-    """Name of its template; empty for a reply that somebody wrote."""
-
-
-def answer_text(answer: Any) -> str | None:
-    """The answer as it stands in a reply; None if it is none that can be written into one."""
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        return str(answer) if isinstance(answer, bool) else None
-    return str(answer).strip() or None
-
-
-def written(tasks: Sequence[Task]) -> dict[str, list[Source]]:
-    """The tasks' answers in every way of `TEMPLATES`, by its name."""
-    answers = {task.id: text for task in tasks if (text := answer_text(task.answer))}
-    found: dict[str, list[Source]] = defaultdict(list)
-    for name, template in TEMPLATES.items():
-        for task in tasks:
-            if answer := answers.get(task.id):
-                write = _writer(template)
-                others = _others(answer, answers.values())
-                good = Good(text=write(answer), prompt=prompt_text(task), answer=answer, write=write, others=others)
-                found[name].append(Source(task=task, good=good, form=name))
-    return found
-
-
-def shown(pairs: Iterable[tuple[Task, str]], tasks: Sequence[Task]) -> list[Source]:
-    """Good replies, or `Transcript`s of good episodes, that somebody wrote."""
-    episodes = [(task, *parted(whole)) for task, whole in pairs]
-    answers = [text for task in tasks if (text := answer_text(task.answer))]
-    found = []
-    for task, turns, reply, rewards in episodes:
-        others_turns = [message for _, other, *_ in episodes if other != turns for message in other]
-        answer = answer_text(task.answer)
-        known = answer if answer and answer in reply else None
-        good = Good(
-            text=reply,
-            prompt=prompt_text(task),
-            answer=known,
-            write=_replacer(reply, known) if known else _same,
-            others=_others(known, answers) if known else (),
-            turns=turns,
-            rewards=rewards,
-            other_calls=tuple(call for call in calls_of(others_turns) if call not in calls_of(turns)),
-            other_results=tuple(message["content"] for message in others_turns if message["role"] != "assistant"),
-        )
-        found.append(Source(task=task, good=good, form=""))
-    return found
-
-
-def good_cases(cases: Sequence[Case]) -> list[tuple[Task, str]]:
-    """The cases that have to score highest, where others have to score lower; `at_most` asks for no score."""
-    wanted = [(case, wish) for case in cases if (wish := _wish(case.expect)) is not None]
-    if not wanted:
-        return []
-    highest, lowest = max(wish for _, wish in wanted), min(wish for _, wish in wanted)
-    return [(case.task, case.reply) for case, wish in wanted if wish == highest and (wish > lowest or wish > 0)]
-
-
-def _wish(expect: Expect) -> float | None:
-    """The score that a case asks for; None where it asks for none."""
-    if expect.part or expect.abstain:
-        return None
-    return expect.at_least if expect.equals is None else expect.equals
-
-
-def _writer(template: str) -> Callable[[str], str]:
-    return lambda answer: template.format(answer)
-
-
-def _replacer(reply: str, answer: str) -> Callable[[str], str]:
-    return lambda other: reply.replace(answer, other)
-
-
-def _same(text: str) -> str:
-    return text
-
-
-def _others(answer: str, answers: Iterable[str]) -> tuple[str, ...]:
-    of_tasks = [other for other in dict.fromkeys(answers) if not same_answer(other, answer)]
-    return tuple(dict.fromkeys([*of_tasks[:6], *other_answers(answer)]))
 
 
 @dataclass(slots=True)
@@ -140,11 +49,21 @@ class Search:
     """All that were scored."""
     stopped: bool = False
     """Whether some were left out for want of time."""
+    seen: Mapping[tuple[str, str], Sample] = field(default_factory=dict)
+    """Replies that were scored alone before, by their task's id and text: they are not scored again."""
     lost: list[GaveUpError] = field(default_factory=list)
     """Replies that a reward hung on, or that ended its process."""
 
     def score(self, texts: Sequence[tuple[Task, str]], *, beside: Sequence[str] = ()) -> list[float | None]:
         """The weighted sums; None where there is none."""
+        if not beside and self.seen:
+            new = [(task, text) for task, text in texts if (task.id, text) not in self.seen]
+            scored = dict(zip([(task.id, text) for task, text in new], self._score(new, ()), strict=True))
+            known = {key: sample.total for key, sample in self.seen.items()}
+            return [{**scored, **known}[task.id, text] for task, text in texts]
+        return self._score(texts, beside)
+
+    def _score(self, texts: Sequence[tuple[Task, str]], beside: Sequence[str]) -> list[float | None]:
         values: list[float | None] = []
         for start in range(0, len(texts), _AT_ONCE):
             if time.monotonic() > self.ends or len(self.lost) == _MOST_LOST:
@@ -158,16 +77,16 @@ class Search:
                 values += [None] * len(part)
             else:
                 self.samples += found
-                values += [sample.total for sample in found]
+                values += [*(sample.total for sample in found), *[None] * (len(part) - len(found))]
         return values
 
     def _ask(self, texts: Sequence[tuple[Task, str]], beside: Sequence[str]) -> list[Sample]:
         if not beside:
-            return ask(self.probe, texts)
-        scored = self.probe.trajectories([(task, [*beside, text]) for task, text in texts])
+            return ask(self.probe, texts, self.ends)
+        scored = self.probe.trajectories([(task, [*beside, text]) for task, text in texts], ends=self.ends)
         return [
             Sample(task=task, text=text, trajectory=group[-1])
-            for (task, text), group in zip(texts, scored, strict=True)
+            for (task, text), group in zip(texts, scored, strict=False)
         ]
 
     def best(self, by_template: dict[str, list[Source]]) -> list[Source]:
@@ -220,7 +139,8 @@ class Search:
         of_garbage = values[2 + len(wrong)]
         nonsense = low if of_garbage is None else of_garbage
         looks = looked_at(spoilt, dict(zip(texts, values, strict=True)).get, bar)
-        return Known(source=source, high=high, low=low, nonsense=nonsense, aware=aware, looks=looks)
+        of_wrong = max((value for value in values[1 : 1 + len(wrong)] if value is not None), default=None)
+        return Known(source=source, high=high, low=low, nonsense=nonsense, wrong=of_wrong, aware=aware, looks=looks)
 
     def _cheated(self, known: Sequence[Known], comparative: bool) -> list[Finding]:
         hits: dict[tuple[Transform, str], list[_Hit]] = defaultdict(list)
@@ -252,17 +172,21 @@ class Known:
     low: float
     nonsense: float
     """Score of words that mean nothing."""
+    wrong: float | None
+    """The highest score of some wrong answers; None where none is known."""
     aware: bool
     """Whether wrong answers score lower."""
     looks: frozenset[Looks]
     """What of a reply the reward looks at."""
 
     def verdict(self, transform: Transform, value: float) -> str:
-        """What is wrong with the value of a transformed reply: `full`, `half`, `more`, `less`; empty if nothing."""
+        """What is wrong with the value of a transformed reply; empty if nothing is, see `_VERDICTS`."""
         room = self.high - self.low
         if transform.expected == "below":
             if value >= self.high - _AS_GOOD * room:
                 return "full"
+            if transform.family in _EMPTY and above_wrong(value, self.wrong, room):
+                return "paid" if value > 0 else "spared"
             return "half" if value > self.low + 0.5 * room and transform.family in _EMPTY else ""
         if transform.expected == "not above":
             return "more" if value > self.high + _AS_GOOD * room else ""
@@ -300,9 +224,13 @@ def _told(
     for (transform, form), found in hits.items():
         for hit in found:
             severity: Severity = transform.severity
-            if severity == "error" and (hit.verdict == "half" or len(found) * 2 < tried[transform, form]):
+            if hit.verdict == "spared":
+                severity = "info"
+            elif severity == "error" and (hit.verdict == "half" or len(found) * 2 < tried[transform, form]):
                 severity = "warning"
-            family = "format only" if hit.verdict == "half" else transform.family
+            family = {"half": "format only", "paid": _UNANSWERED, "spared": _UNANSWERED}.get(
+                hit.verdict, transform.family
+            )
             by_family[family, severity].append((transform, hit))
     findings = []
     for (family, severity), pairs in by_family.items():
@@ -316,20 +244,50 @@ def _told(
                 severity=severity,
                 reward=ALL,
                 detail=f"{told}: {_verdict(hit)}",
-                example=f"{quoted(hit.text)} scores {hit.value:g}, {quoted(good.whole(good.text))} {hit.known.high:g}",
-                advice=FAMILIES[family],
+                example=f"{quoted(hit.text)} scores {hit.value:g}, {_compared(hit)}{quoted(good.whole(good.text))} "
+                f"{hit.known.high:g}",
+                advice=_ADVICE[hit.verdict] if family == _UNANSWERED else FAMILIES[family],
             )
         )
     return findings
 
 
+_UNANSWERED = "no answer"
+"""What a finding is called that compares replies without an answer with wrong answers."""
+_VERDICTS = {
+    "full": "scores as high as a good reply",
+    "half": "gets more than half of what a good reply gets",
+    "paid": "a reply without an answer scores above a wrong one",
+    "spared": "a reply without an answer scores above a wrong one",
+    "more": "scores higher than the good reply that it is made of",
+    "less": "scores lower than the good reply that says the same",
+}
+PAID_ADVICE = "give a reply that cannot be read what a wrong answer gets, or less; see what an `except` returns"
+_ADVICE = {
+    "paid": PAID_ADVICE,
+    "spared": "a policy learns to say nothing where it is not sure: keep it if that is meant",
+}
+
+
+def above_wrong(value: float, wrong: float | None, room: float) -> bool:
+    """Whether the score of a reply without an answer is clearly above that of a wrong answer, where one is known.
+
+    Args:
+        room: how far the good reply's score is from a bad one's.
+    """
+    return wrong is not None and value > wrong + _PAID * room
+
+
 def _verdict(hit: _Hit) -> str:
-    return {
-        "full": "scores as high as a good reply",
-        "half": "gets more than half of what a good reply gets",
-        "more": "scores higher than the good reply that it is made of",
-        "less": "scores lower than the good reply that says the same",
-    }[hit.verdict]
+    return _VERDICTS[hit.verdict]
+
+
+def _compared(hit: _Hit) -> str:
+    """The wrong answer that a reply without an answer is compared with, and its score."""
+    if hit.verdict not in _ADVICE or hit.known.wrong is None:
+        return ""
+    good = hit.known.source.good
+    return f"the wrong {quoted(good.whole(good.write(good.wrong)))} {hit.known.wrong:g}, "
 
 
 def _nothing_known() -> Finding:

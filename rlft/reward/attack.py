@@ -21,13 +21,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from rlft.reward import tricks
-from rlft.reward.adversarial import Source, good_cases, shown, written
-from rlft.reward.behaviour import server_said
 from rlft.reward.cases import Case, Expect
 from rlft.reward.check import MADE_UP, MOST_TASKS
 from rlft.reward.contract import OFFERED
 from rlft.reward.exploit_judge import Judge
 from rlft.reward.exploits import Candidate, Exploit, Target, contentless
+from rlft.reward.failures import server_said
+from rlft.reward.good_replies import Source, good_cases, shown, written
 from rlft.reward.probe import MOST_KILLED, GaveUpError, Probe
 from rlft.reward.shrinking import fewest_actions, shrunk
 from rlft.reward.transcript import Transcript, parted

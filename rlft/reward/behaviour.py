@@ -2,60 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from statistics import quantiles
-from typing import TypeGuard
 
-from rlft.reward.findings import Finding, quoted
+from rlft.curves.text import counted
+from rlft.reward.findings import ALL, Finding, Sample, quoted
 from rlft.reward.odd_replies import ODD_REPLIES
 from rlft.reward.probe import Probe
-from rlft.reward.source import Definition, definition
-from rlft.types import Abstain, Failed, RewardSpec, Score, Task, Trajectory
+from rlft.reward.source import definition_of
+from rlft.types import Abstain, RewardSpec, Score, Task
 
-ALL = "all together"
-"""Name of the weighted sum of a config's rewards."""
 _DIFFERS = 1e-4
 """Values further apart than this share of them differ; reward models in float32 vary by less."""
-SERVER_ADVICE = (
-    "start the server that the reward asks, which has to speak OpenAI's chat API, and name it and its model: "
-    "--args base_url=URL --args model=NAME, or `args` in the config"
-)
 _FEW = 8
 """Replies that have to score alike before a reward is called constant."""
 _TIMED = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """A made-up reply that was scored."""
-
-    task: Task
-    text: str
-    trajectory: Trajectory
-
-    @property
-    def total(self) -> float | None:
-        """The weighted sum; None where there is none."""
-        return self.trajectory.outcome.value if isinstance(self.trajectory.outcome, Score) else None
-
-    @property
-    def parts(self) -> Mapping[str, float]:
-        """The values of the rewards and of their parts; empty where there are none."""
-        return self.trajectory.outcome.parts if isinstance(self.trajectory.outcome, Score) else {}
-
-    def value(self, reward: str) -> float | None:
-        """What one reward gave; None where it abstained, or a reward failed."""
-        return self.parts.get(reward)
-
-
-def ask(probe: Probe, texts: Sequence[tuple[Task, str]]) -> list[Sample]:
-    """Score replies, each in a group of its own."""
-    scored = probe.trajectories([(task, [text]) for task, text in texts])
+def ask(probe: Probe, texts: Sequence[tuple[Task, str]], ends: float = math.inf) -> list[Sample]:
+    """Score replies, each in a group of its own; those for which no time is left by `ends` are missing."""
+    scored = probe.trajectories([(task, [text]) for task, text in texts], ends=ends)
     return [
         Sample(task=task, text=text, trajectory=trajectory)
-        for (task, text), (trajectory,) in zip(texts, scored, strict=True)
+        for (task, text), (trajectory,) in zip(texts, scored, strict=False)
     ]
 
 
@@ -68,19 +39,29 @@ def differ(one: float | None, other: float | None) -> bool:
 
 def static_findings(specs: Sequence[RewardSpec], deadline_s: float) -> list[Finding]:
     """What the source alone shows: a missing `return`, a judge that may take longer than its process."""
+    return [*missing_returns(specs), *slow_judges(specs, deadline_s)]
+
+
+def missing_returns(specs: Sequence[RewardSpec]) -> list[Finding]:
+    """Rewards whose source has no `return` with a value."""
+    return [
+        Finding(
+            check="contract",
+            severity="error",
+            reward=spec.label,
+            detail=f"{source.where}: the function returns nothing, so the reward always abstains",
+            advice="add a `return` with a number, or with a dict of named numbers",
+        )
+        for spec in specs
+        if (source := definition_of(spec)) is not None and not source.returns
+    ]
+
+
+def slow_judges(specs: Sequence[RewardSpec], deadline_s: float) -> list[Finding]:
+    """Judges that may take longer than their process."""
     found = []
     for spec in specs:
-        source = _definition(spec)
-        if source is not None and not source.returns:
-            found.append(
-                Finding(
-                    check="contract",
-                    severity="error",
-                    reward=spec.label,
-                    detail=f"{source.where}: the function returns nothing, so the reward always abstains",
-                    advice="add a `return` with a number, or with a dict of named numbers",
-                )
-            )
+        source = definition_of(spec)
         limit = spec.args.get("deadline_s", source.defaults.get("deadline_s") if source else None)
         if isinstance(limit, int | float) and limit >= deadline_s:
             found.append(
@@ -96,52 +77,6 @@ def static_findings(specs: Sequence[RewardSpec], deadline_s: float) -> list[Find
     return found
 
 
-def failure_findings(samples: Sequence[Sample]) -> list[Finding]:
-    """Replies that could not be scored: one finding for each way to fail, with the shortest reply.
-
-    The same exception at one line of the user's code is one way, whatever it says; what has no such line is told apart
-    by what it says. A reward that was not called, since others had failed, did nothing wrong.
-    """
-    groups: dict[tuple[str, str, str], list[tuple[Sample, Failed]]] = defaultdict(list)
-    for sample in samples:
-        for reward, failure in sample.trajectory.failed_parts.items():
-            if failure.kind == "not_run":
-                continue
-            said = failure.message.rpartition("\n")[2]
-            is_raised = failure.kind == "error" and failure.where
-            way = f"{failure.where} {said.partition(':')[0]}" if is_raised else said
-            groups[reward, failure.kind, way].append((sample, failure))
-    if not groups:
-        odd = [s for s in samples if isinstance(s.trajectory.outcome, Failed)]
-        return [_failed(ALL, [(s, s.trajectory.outcome) for s in odd], len(samples))] if odd else []  # type: ignore[misc]
-    return [_failed(reward, found, len(samples)) for (reward, _, _), found in groups.items()]
-
-
-def of_server(outcome: object) -> TypeGuard[Failed]:
-    """Whether it failed since a server that a reward asks cannot be reached or refuses."""
-    return isinstance(outcome, Failed) and outcome.kind == "server"
-
-
-def server_said(failure: Failed) -> str:
-    """Why a server did not help, without the way there."""
-    return failure.message.rpartition("\n")[2].rpartition("ServerError: ")[2]
-
-
-def _failed(reward: str, found: Sequence[tuple[Sample, Failed]], of: int) -> Finding:
-    sample, failure = min(found, key=lambda pair: len(pair[0].text))
-    return Finding(
-        check="contract",
-        severity="error",
-        reward=reward,
-        detail=f"{len(found)} of {of} replies could not be scored ({failure.kind}): "
-        f"{server_said(failure) if failure.kind == 'server' else failure.message}",
-        example=quoted(sample.text),
-        advice=SERVER_ADVICE
-        if failure.kind == "server"
-        else "handle every text and every task, since a reply can be anything; None abstains",
-    )
-
-
 def abstentions(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> list[Finding]:
     """Rewards that never gave a value, and those that did for some replies only."""
     found = []
@@ -149,7 +84,7 @@ def abstentions(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> list[
     for spec in specs:
         if not scored or any(sample.value(spec.label) is not None for sample in scored):
             continue
-        source = _definition(spec)
+        source = definition_of(spec)
         if source is None or source.returns:  # else its source says why
             found.append(
                 Finding(
@@ -235,26 +170,28 @@ def _said(value: float | None) -> str:
     return "no value" if value is None else f"{value:.6g}"
 
 
-def in_groups(probe: Probe, samples: Sequence[Sample], *, backwards: bool = False) -> list[Sample]:
-    """Score the replies to each task again, as one group."""
+def in_groups(
+    probe: Probe, samples: Sequence[Sample], *, backwards: bool = False, ends: float = math.inf
+) -> list[Sample]:
+    """Score the replies to each task again, as one group; groups for which no time is left by `ends` are missing."""
     by_task: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples[::-1] if backwards else samples:
         by_task[sample.task.id].append(sample)
     groups = list(by_task.values())
-    scored = probe.trajectories([(group[0].task, [sample.text for sample in group]) for group in groups])
+    scored = probe.trajectories([(group[0].task, [sample.text for sample in group]) for group in groups], ends=ends)
     return [
         Sample(task=sample.task, text=sample.text, trajectory=trajectory)
-        for group, trajectories in zip(groups, scored, strict=True)
+        for group, trajectories in zip(groups, scored, strict=False)
         for sample, trajectory in zip(group, trajectories, strict=True)
     ]
 
 
-def timed(probe: Probe, samples: Sequence[Sample], deadline_s: float) -> list[Finding]:
-    """How long a reply takes, one at a time."""
+def timed(probe: Probe, samples: Sequence[Sample], deadline_s: float, ends: float = math.inf) -> list[Finding]:
+    """How long a reply takes, one at a time; fewer are timed where no time is left by `ends`."""
     seconds = []
     for sample in samples[:_TIMED]:
-        probe.trajectories([(sample.task, [sample.text])])
-        seconds.append(probe.seconds)
+        if probe.trajectories([(sample.task, [sample.text])], ends=ends):
+            seconds.append(probe.seconds)
     if len(seconds) < 2:
         return []
     marks = quantiles(seconds, n=100, method="inclusive")
@@ -285,13 +222,7 @@ def spread(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> Iterator[F
             check="range",
             severity="info",
             reward=spec.label,
-            detail=f"{min(values):g} to {max(values):g} over {len(values)} replies, {len(counts)} different values, "
+            detail=f"{min(values):g} to {max(values):g} over {counted(len(values), 'reply', 'replies')}, "
+            f"{counted(len(counts), 'different value')}, "
             f"{ties:.0%} of the pairs tie, most often at {common:g}",
         )
-
-
-def _definition(spec: RewardSpec) -> Definition | None:
-    try:
-        return definition(spec.path)
-    except ValueError:  # loading it says what is wrong
-        return None

@@ -23,6 +23,7 @@ for each action, the reply's included:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,8 @@ def read_cases(path: Path) -> list[Case]:
         if case.expect.above and case.expect.above not in cases:
             near = did_you_mean(case.expect.above, cases)
             raise ValueError(f"{case.where}: expect.above: no case {case.expect.above!r}.{near}")
+        if case.expect.above == case.name:
+            raise ValueError(f"{case.where}: expect.above: {case.name!r} is this case, which cannot score below itself")
     return list(cases.values())
 
 
@@ -123,19 +126,24 @@ def case_outcomes(probe: Probe, cases: Sequence[Case]) -> list[Outcome]:
 
     Each case is a group of its own; for a reward that compares, the cases of one task are one group.
     """
+    found = outcomes_by_name(probe, cases)
+    return [found[case.name] for case in cases]
+
+
+def outcomes_by_name(probe: Probe, cases: Sequence[Case], ends: float = math.inf) -> dict[str, Outcome]:
+    """Like `case_outcomes`, by the cases' names; those for which no time is left by `ends` are missing."""
     comparative = any(plan.kind == "group" for plan in probe.plans.values())
     together: dict[str, list[Case]] = {}
     for case in cases:
         task = json.dumps([case.prompt, case.answer, dict(case.columns)], sort_keys=True, default=str)
         together.setdefault(task if comparative else case.name, []).append(case)
     groups = list(together.values())
-    scored = probe.score_groups([(group[0].task, [case.reply for case in group]) for group in groups])
-    found = {
+    scored = probe.score_groups([(group[0].task, [case.reply for case in group]) for group in groups], ends=ends)
+    return {
         case.name: outcome
-        for group, outcomes in zip(groups, scored, strict=True)
+        for group, outcomes in zip(groups, scored, strict=False)
         for case, outcome in zip(group, outcomes, strict=True)
     }
-    return [found[case.name] for case in cases]
 
 
 def broken_cases(cases: Sequence[Case], outcomes: Sequence[Outcome]) -> dict[str, str]:
@@ -226,6 +234,8 @@ def _expect(where: str, given: Any) -> Expect:
         return Expect(abstain=True)
     if _is_number(given):
         return Expect(equals=float(given))
+    if isinstance(given, float):  # nan or an infinity
+        raise ValueError(f"{where} must be a finite number, got {given!r}: no score can be compared with it")
     if not isinstance(given, Mapping):
         raise ValueError(f'{where} must be a number, an object such as {{"at_most": 0.5}}, or "abstain", got {given!r}')
     for key, value in given.items():
@@ -235,14 +245,30 @@ def _expect(where: str, given: Any) -> Expect:
             if not isinstance(value, str):
                 raise ValueError(f"{where}.{key} must be a name, got {value!r}")
         elif not _is_number(value):
-            raise ValueError(f"{where}.{key} must be a number, got {value!r}")
+            raise ValueError(f"{where}.{key} must be a finite number, got {value!r}")
     if not given.keys() - {"part"}:
         raise ValueError(f"{where} says nothing to hold: add one of {', '.join(_EXPECT_KEYS[1:])}")
-    return Expect(**given)
+    expect = Expect(**given)
+    if problem := _contradiction(expect):
+        raise ValueError(f"{where} cannot hold: {problem}")
+    return expect
+
+
+def _contradiction(expect: Expect) -> str:
+    """Why no value can be as a case expects; empty where one can."""
+    low, high, value = expect.at_least, expect.at_most, expect.equals
+    if low is not None and high is not None and low > high:
+        return f"at_least {low:g} is above at_most {high:g}"
+    if value is not None and low is not None and value < low - TOLERANCE:
+        return f"equals {value:g} is below at_least {low:g}"
+    if value is not None and high is not None and value > high + TOLERANCE:
+        return f"equals {value:g} is above at_most {high:g}"
+    return ""
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value is a number that a score can be compared with: nothing is above, below or equal to nan."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _row(case: Case) -> dict[str, Any]:

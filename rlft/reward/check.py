@@ -13,17 +13,19 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rlft.reward import behaviour
 from rlft.reward import cases as case_files
-from rlft.reward.adversarial import Search, answer_text, good_cases, shown, written
-from rlft.reward.behaviour import ALL, Sample
+from rlft.reward.adversarial import Search
 from rlft.reward.cases import Case
 from rlft.reward.contract import Kind, prompt_text
-from rlft.reward.findings import Finding, Report, quoted, sorted_findings
+from rlft.reward.failures import SERVER_ADVICE, failure_findings, of_server, server_said
+from rlft.reward.findings import ALL, Finding, Report, Sample, quoted, sorted_findings
+from rlft.reward.good_replies import answer_text, good_cases, shown, written
 from rlft.reward.odd_replies import ODD_REPLIES
-from rlft.reward.probe import GaveUpError, Probe, make_task
+from rlft.reward.probe import IMPORT_S, GaveUpError, Probe, make_task
+from rlft.reward.processes import SlowImportError
 from rlft.reward.transforms import GARBAGE
 from rlft.types import Failed, RewardSpec, Task
 
@@ -62,37 +64,77 @@ class Checked:
     environment: Collection[str] = ()
     """`scoring.environment`."""
     within_s: float = 60.0
-    """No further cheating replies are scored after so many seconds."""
+    """No further replies are scored after so many seconds; what was left out for that is a finding."""
+    cases_file: str = ""
+    """Where the cases come from, if somebody named it."""
     workers: int = 1
     """0 calls the rewards in this process, where nothing can be killed."""
 
 
+@dataclass(slots=True, kw_only=True)
+class _Clock:
+    """The time for a check, of which each part may take what is left up to a share of the whole."""
+
+    started: float
+    within_s: float
+    missed: list[str] = field(default_factory=list)
+    """What was not looked at, or not wholly, for want of time."""
+
+    def ends(self, share: float) -> float:
+        """When that share of the time is over, by `time.monotonic`."""
+        return self.started + share * self.within_s
+
+    def note(self, what: str, done: int, of: int) -> None:
+        """Note what was missed, if anything was."""
+        if done < of:
+            self.missed.append(f"{what} ({done} of {of} replies)" if done else what)
+
+    def findings(self) -> list[Finding]:
+        """What was missed, as a finding."""
+        if not self.missed:
+            return []
+        detail = f"there was no time within {self.within_s:g} s for: {'; '.join(self.missed)}"
+        advice = f"give it more: --within-s {4 * self.within_s:g}"
+        return [Finding(check="time", severity="warning", reward=ALL, detail=detail, advice=advice)]
+
+
 def check_rewards(checked: Checked) -> Report:
     """Check rewards in processes of their own; whatever is wrong with them is a finding."""
-    started = time.monotonic()
-    findings = behaviour.static_findings(checked.specs, checked.deadline_s)
+    return _checked(checked, _Clock(started=time.monotonic(), within_s=checked.within_s))
+
+
+def _checked(checked: Checked, clock: _Clock) -> Report:
+    findings = behaviour.slow_judges(checked.specs, checked.deadline_s)
     samples: list[Sample] = []
     limit_s = min(checked.hangs_s, checked.deadline_s)
     try:
         with _probe(checked, checked.specs, limit_s) as probe:
+            start_s = time.monotonic() - clock.started
             kinds = {label: plan.kind for label, plan in probe.plans.items()}
-            findings += _first(probe, checked, samples)
-            findings += _cases(probe, checked)
+            findings += _first(probe, checked, samples, clock)
+            findings += _cases(probe, checked, clock)
             unrepeatable = {finding.reward for finding in findings if finding.check == "deterministic"}
             if not unrepeatable and any(sample.total is not None for sample in samples):
-                findings += _cheats(probe, checked, samples, started + checked.within_s)
-        findings += behaviour.failure_findings(samples)
-        findings += _elsewhere(checked, samples, kinds, limit_s, unrepeatable)
+                findings += _cheats(probe, checked, samples, clock)
+        findings += failure_findings(samples, checked.specs, kinds)
+        if time.monotonic() + start_s < clock.ends(1.0):
+            findings += _elsewhere(checked, samples, kinds, limit_s, unrepeatable, clock)
+        else:
+            clock.missed.append("another process, and changed arguments")
     except GaveUpError as error:
         if not samples and error.outcome.kind == "timeout" and limit_s < checked.deadline_s:
             # The first reply: it may load something, for which its deadline has to leave time.
-            return check_rewards(replace(checked, hangs_s=checked.deadline_s))
+            return _checked(replace(checked, hangs_s=checked.deadline_s), clock)
         findings.append(_hangs(error, limit_s, checked.deadline_s))
     except ValueError as error:
         findings.append(
-            Finding(check="contract", severity="error", reward=ALL, detail=str(error), advice=_advice(str(error)))
+            Finding(check="contract", severity="error", reward=ALL, detail=str(error), advice=_advice(error, checked))
         )
-    return Report(findings=sorted_findings(findings), replies=len(samples), seconds=time.monotonic() - started)
+    late = {name for sample in samples for name, o in sample.trajectory.failed_parts.items() if o.kind == "timeout"}
+    findings += behaviour.missing_returns([spec for spec in checked.specs if spec.label not in late])
+    findings += clock.findings()
+    seconds = time.monotonic() - clock.started
+    return Report(findings=sorted_findings(findings), replies=len(samples), seconds=seconds)
 
 
 def plain_replies(tasks: Sequence[Task]) -> list[tuple[Task, str]]:
@@ -109,35 +151,43 @@ def plain_replies(tasks: Sequence[Task]) -> list[tuple[Task, str]]:
 
 
 def _probe(checked: Checked, specs: Sequence[RewardSpec], limit_s: float) -> Probe:
-    return Probe(specs, deadline_s=limit_s, workers=checked.workers, environment=checked.environment, most_killed=0)
+    return Probe(
+        specs,
+        deadline_s=limit_s,
+        workers=checked.workers,
+        environment=checked.environment,
+        most_killed=0,
+        startup_s=max(IMPORT_S, checked.hangs_s, checked.deadline_s),
+    )
 
 
-def _first(probe: Probe, checked: Checked, samples: list[Sample]) -> list[Finding]:
+def _first(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock) -> list[Finding]:
     """What each reward has to keep, on replies of all sorts: alone, once more in another order, and in groups."""
     kinds = {label: plan.kind for label, plan in probe.plans.items()}
     shown_replies = [*good_cases(checked.cases), *checked.demonstrations[:MOST_TASKS]]
     of_cases = [(case.task, case.reply) for case in checked.cases]
     texts = [*shown_replies, *of_cases, *plain_replies(checked.tasks)]
     texts = list({(task.id, text): (task, text) for task, text in texts}.values())
-    began = time.monotonic()
     first = behaviour.ask(probe, texts[:1])
     samples += first
-    first += behaviour.ask(probe, texts[1:_A_FEW])
+    first += behaviour.ask(probe, texts[1:_A_FEW], clock.ends(1.0))
     if all(isinstance(sample.trajectory.outcome, Failed) for sample in first):
         samples += first[1:]  # it would not do better with the others, and a server that is not there takes its time
         return []
-    room = checked.within_s / 6 * len(first) / (time.monotonic() - began)
-    texts = texts[: max(_A_FEW, int(room))]
-    first += behaviour.ask(probe, texts[_A_FEW:])
-    again = behaviour.ask(probe, texts[::-1])
+    first += behaviour.ask(probe, texts[_A_FEW:], clock.ends(0.25))
+    clock.note("ordinary replies", len(first), len(texts))
+    texts = texts[: len(first)]
+    again = behaviour.ask(probe, texts[::-1], clock.ends(0.35))
+    clock.note("whether values repeat", len(again), len(first))
     samples += first[1:]
     grouped: list[Sample] = []
     found: list[Finding] = []
     if any(kind != "sample" for kind in kinds.values()):
-        grouped = behaviour.in_groups(probe, first)
+        grouped = behaviour.in_groups(probe, first, ends=clock.ends(0.45))
+        clock.note("lists and groups of several", len(grouped), len(first))
         samples += grouped
         lists = [spec for spec in checked.specs if kinds[spec.label] == "batch"]
-        for others in (grouped, behaviour.in_groups(probe, first, backwards=True)):
+        for others in (grouped, behaviour.in_groups(probe, first, backwards=True, ends=clock.ends(0.5))):
             found = found or behaviour.repeated(lists, first, others, "in a list with others")
     found += behaviour.repeated(checked.specs, first, again, "later, in another order,")
     seen = [(spec, grouped if kinds[spec.label] == "group" else first) for spec in checked.specs]
@@ -145,7 +195,7 @@ def _first(probe: Probe, checked: Checked, samples: list[Sample]) -> list[Findin
         found += behaviour.abstentions([spec], replies)
         found += behaviour.spread([spec], replies)
     found += behaviour.constants(seen)
-    return [*found, *_leaks(checked.tasks), *behaviour.timed(probe, first, checked.deadline_s)]
+    return [*found, *_leaks(checked.tasks), *behaviour.timed(probe, first, checked.deadline_s, clock.ends(0.55))]
 
 
 def _leaks(tasks: Sequence[Task]) -> list[Finding]:
@@ -159,22 +209,31 @@ def _leaks(tasks: Sequence[Task]) -> list[Finding]:
     return [Finding(check="data", severity="info", reward=ALL, detail=detail, example=leaks[0].id, advice=advice)]
 
 
-def _cases(probe: Probe, checked: Checked) -> list[Finding]:
+def _cases(probe: Probe, checked: Checked, clock: _Clock) -> list[Finding]:
     """Whether the user's cases hold."""
     if not checked.cases:
+        if not checked.cases_file:
+            return []
+        advice = 'write one on each line: {"completion": "...", "answer": "...", "expect": 1.0}'
+        detail = f"{checked.cases_file} holds no case"
+        return [Finding(check="cases", severity="warning", reward=ALL, detail=detail, advice=advice)]
+    known = case_files.outcomes_by_name(probe, checked.cases, clock.ends(0.7))
+    clock.note("cases", len(known), len(checked.cases))
+    cases = [c for c in checked.cases if c.name in known and (not c.expect.above or c.expect.above in known)]
+    outcomes = [known[case.name] for case in cases]
+    wrong = case_files.broken_cases(cases, outcomes)
+    by_name = {case.name: case for case in cases}
+    if not cases:
         return []
-    outcomes = case_files.case_outcomes(probe, checked.cases)
-    wrong = case_files.broken_cases(checked.cases, outcomes)
-    by_name = {case.name: case for case in checked.cases}
     if not wrong:
         detail = f"all {len(by_name)} hold"
         return [Finding(check="cases", severity="info", reward=ALL, detail=detail)]
     found = []
-    if unasked := {c.name: o for c, o in zip(checked.cases, outcomes, strict=True) if behaviour.of_server(o)}:
+    if unasked := {c.name: o for c, o in zip(cases, outcomes, strict=True) if of_server(o)}:
         wrong = {name: problem for name, problem in wrong.items() if name not in unasked}
-        said = behaviour.server_said(next(iter(unasked.values())))
+        said = server_said(next(iter(unasked.values())))
         detail = f"{len(unasked)} of {len(by_name)} cases could not be scored (server): {said}"
-        found = [Finding(check="cases", severity="error", reward=ALL, detail=detail, advice=behaviour.SERVER_ADVICE)]
+        found = [Finding(check="cases", severity="error", reward=ALL, detail=detail, advice=SERVER_ADVICE)]
     return found + [
         Finding(
             check="cases",
@@ -188,10 +247,11 @@ def _cases(probe: Probe, checked: Checked) -> list[Finding]:
     ]
 
 
-def _cheats(probe: Probe, checked: Checked, samples: list[Sample], ends: float) -> list[Finding]:
+def _cheats(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock) -> list[Finding]:
     """Replies made up to cheat the weighted sum."""
-    search = Search(probe, ends, [])
-    comparative = any(plan.kind == "group" for plan in probe.plans.values())
+    alone = {(s.task.id, s.text): s for s in samples if s.total is not None}
+    search = Search(probe, clock.ends(0.85), [], seen=alone if not _compares(probe) else {})
+    comparative = _compares(probe)
     takes_answer = any("answer" in plan.parameters for plan in probe.plans.values())
     given = [*good_cases(checked.cases), *checked.demonstrations]
     known = search.measured(shown(given[:MOST_TASKS], checked.tasks), comparative=comparative)
@@ -203,9 +263,12 @@ def _cheats(probe: Probe, checked: Checked, samples: list[Sample], ends: float) 
     limit_s = min(checked.hangs_s, checked.deadline_s)
     found += [_hangs(error, limit_s, checked.deadline_s) for error in search.lost[:1]]
     if search.stopped and not search.lost:
-        detail = f"not all cheating replies were tried within {checked.within_s:g} s"
-        found.append(Finding(check="time", severity="info", reward=ALL, detail=detail))
+        clock.missed.append(f"replies made up to cheat ({len(search.samples)} were tried)")
     return [*found, *_noop(samples)]
+
+
+def _compares(probe: Probe) -> bool:
+    return any(plan.kind == "group" for plan in probe.plans.values())
 
 
 def _noop(samples: Sequence[Sample]) -> list[Finding]:
@@ -243,6 +306,7 @@ def _elsewhere(
     kinds: Mapping[str, Kind],
     limit_s: float,
     unrepeatable: Collection[str],
+    clock: _Clock,
 ) -> list[Finding]:
     """Whether another process says the same, and whether rewards change their arguments."""
     known = [sample for sample in samples if sample.total is not None][:60]
@@ -250,7 +314,8 @@ def _elsewhere(
         return []
     watchers = [_watcher(spec, kinds[spec.label]) for spec in checked.specs]
     with _probe(checked, [*checked.specs, *watchers], limit_s) as probe:
-        again = behaviour.ask(probe, [(sample.task, sample.text) for sample in known])
+        again = behaviour.ask(probe, [(sample.task, sample.text) for sample in known], clock.ends(1.0))
+    clock.note("another process, and changed arguments", len(again), len(known))
     alone = [spec for spec in checked.specs if kinds[spec.label] != "group" and spec.label not in unrepeatable]
     found = behaviour.repeated(alone, known, again, "in another process")
     for spec in checked.specs:
@@ -276,7 +341,7 @@ def _watcher(spec: RewardSpec, kind: Kind) -> RewardSpec:
 
 def _hangs(error: GaveUpError, limit_s: float, deadline_s: float) -> Finding:
     is_slow = error.outcome.kind == "timeout"
-    slower = f", if it is slow by design: --deadline-s {deadline_s:g}" if limit_s < deadline_s else ""
+    slower = f"; if it is slow by design: --deadline-s {deadline_s:g}" if limit_s < deadline_s else ""
     return Finding(
         check="hangs" if is_slow else "contract",
         severity="error",
@@ -291,7 +356,10 @@ def _culprit(error: GaveUpError) -> str:
     return error.outcome.message.partition(":")[0] if ":" in error.outcome.message else ALL
 
 
-def _advice(problem: str) -> str:
-    if "nothing supplies" in problem:
+def _advice(problem: ValueError, checked: Checked) -> str:
+    if isinstance(problem, SlowImportError):
+        more = 4 * max(IMPORT_S, checked.deadline_s)
+        return f"do nothing that waits where the module is imported; if it has to load much: --deadline-s {more:g}"
+    if "nothing supplies" in str(problem):
         return "give tasks that have this column: --data FILE, --cases FILE, or a config"
     return ""

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlft.reward.transforms import Severity
+from rlft.types import Score, Task, Trajectory
 
 SHOWN = 90
 ORDER: tuple[Severity, ...] = ("error", "warning", "info")
+ALL = "all together"
+"""Name of the weighted sum of a config's rewards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A made-up reply that was scored."""
+
+    task: Task
+    text: str
+    trajectory: Trajectory
+
+    @property
+    def total(self) -> float | None:
+        """The weighted sum; None where there is none."""
+        return self.trajectory.outcome.value if isinstance(self.trajectory.outcome, Score) else None
+
+    @property
+    def parts(self) -> Mapping[str, float]:
+        """The values of the rewards and of their parts; empty where there are none."""
+        return self.trajectory.outcome.parts if isinstance(self.trajectory.outcome, Score) else {}
+
+    def value(self, reward: str) -> float | None:
+        """What one reward gave; None where it abstained, or a reward failed."""
+        return self.parts.get(reward)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias, cast
 
 from rlft.reward.contract import CallPlan
+from rlft.reward.process import STARTUP_LIMIT_S
 from rlft.reward.scoring import Scorer
 from rlft.reward.transcript import Transcript
 from rlft.types import Completion, Failed, Group, Message, Outcome, RewardSpec, Task, Trajectory, Turn, whole_text
@@ -30,6 +31,8 @@ DEADLINE_S = 2.0
 """Seconds that a reward may take for one made-up completion, where nothing else is said."""
 MOST_KILLED = 3
 """Processes that a probe loses to a reward before it gives the reward up."""
+IMPORT_S = 30.0
+"""Seconds that importing a reward may take where somebody waits for it."""
 AT_ONCE = 64
 """Most texts in one call of the scorer: what hangs among them is noticed after it."""
 _PRINTED_WITHIN_S, _SETTLED_S = 0.1, 0.03
@@ -78,6 +81,7 @@ class Probe:
         workers: int = 1,
         environment: Collection[str] = (),
         most_killed: int = MOST_KILLED,
+        startup_s: float = STARTUP_LIMIT_S,
     ) -> None:
         """Start the processes, which load the rewards.
 
@@ -87,6 +91,7 @@ class Probe:
             workers: scoring processes; 0 calls the rewards here, where nothing can be killed.
             environment: variables that the processes get besides harmless ones.
             most_killed: processes that may hang or die before `GaveUpError`.
+            startup_s: seconds that importing the rewards may take.
 
         Raises:
             ValueError: a reward cannot be loaded or called, see `Scorer`.
@@ -102,6 +107,7 @@ class Probe:
                 log_dir=Path(self._folder.name),
                 keeps_logs=False,
                 environment=environment,
+                startup_s=startup_s,
             )
         except BaseException:
             self._folder.cleanup()
@@ -146,24 +152,33 @@ class Probe:
         """
         return [outcomes[0] for outcomes in self.score_groups([(task, [text]) for text in texts])]
 
-    def score_groups(self, asks: Sequence[Ask], *, at_once: int = AT_ONCE) -> list[list[Outcome]]:
+    def score_groups(
+        self, asks: Sequence[Ask], *, at_once: int = AT_ONCE, ends: float = math.inf
+    ) -> list[list[Outcome]]:
         """What the completions of each group get, in their order.
 
         Args:
             at_once: texts that are scored before lost processes are counted; it starts with 1 and doubles.
+            ends: see `trajectories`.
 
         Raises:
             GaveUpError, ValueError: see `score`.
         """
-        scored = self.trajectories(asks, at_once=at_once)
+        scored = self.trajectories(asks, at_once=at_once, ends=ends)
         return [[_outcome(trajectory) for trajectory in group] for group in scored]
 
-    def trajectories(self, asks: Sequence[Ask], *, at_once: int = AT_ONCE) -> list[tuple[Trajectory, ...]]:
-        """Like `score_groups`, with all that scoring leaves in a trajectory: which rewards failed, too."""
+    def trajectories(
+        self, asks: Sequence[Ask], *, at_once: int = AT_ONCE, ends: float = math.inf
+    ) -> list[tuple[Trajectory, ...]]:
+        """Like `score_groups`, with all that scoring leaves in a trajectory: which rewards failed, too.
+
+        Args:
+            ends: time of `time.monotonic` after which no further group is scored; then those after it are missing.
+        """
         groups = [made_up(task, texts) for task, texts in asks]
         scored: list[tuple[Trajectory, ...]] = []
         room = 1
-        while len(scored) < len(groups):
+        while len(scored) < len(groups) and (began := time.monotonic()) < ends:
             size, part = 0, groups[len(scored) : len(scored) + 1]
             for group in groups[len(scored) + 1 :]:
                 size += len(part[-1].trajectories)
@@ -172,6 +187,9 @@ class Probe:
                 part.append(group)
             scored += [group.trajectories for group in self._score(part)]
             room = 1 if self._scorer.stats.restarts else min(2 * room, at_once)
+            if ends < math.inf:  # as many as there is time for, by what these have taken
+                now, texts = time.monotonic(), sum(len(group.trajectories) for group in part)
+                room = max(1, min(room, int((ends - now) / max(1e-9, now - began) * texts)))
         return scored
 
     def score_one(self, task: Task, text: str) -> Answered:

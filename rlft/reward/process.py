@@ -28,7 +28,7 @@ from rlft.reward.worker import Call, main
 from rlft.types import RewardSpec
 
 STARTUP_LIMIT_S = 120.0
-"""Time that a process may take to import the rewards; no sample is charged for it."""
+"""Time that a process may take to import the rewards and set them up; no sample is charged for it."""
 FINISH_LIMIT_S = 1.0
 """Time that an idle process has for its exit handlers."""
 LATE_S = 5.0
@@ -64,12 +64,15 @@ class ScoringProcess:
     pid: int = 0
     """Its own id, 0 until it is ready: `ChildProcess.pid` is its guard's."""
 
-    def __init__(self, specs: Sequence[RewardSpec], log: Path | None, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, specs: Sequence[RewardSpec], log: Path | None, variables: Mapping[str, str], *, startup_s: float
+    ) -> None:
         """Start it and send the specs.
 
         Args:
             log: what it prints is appended there, or dropped.
             variables: its environment.
+            startup_s: seconds that importing the rewards may take.
         """
         if log:
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +97,7 @@ class ScoringProcess:
             )
             self._rewards = len(specs)
             self._began = time.monotonic()
-            self._expires = self._began + STARTUP_LIMIT_S
+            self._expires = self._began + startup_s
             self._child.send((list(specs), shared.fileno()))
 
     @property
@@ -190,7 +193,15 @@ class ScoringProcess:
 
     def users_line(self) -> str:
         """`file.py:12`, the line of the user's code at which it is, if it says so."""
-        return users_line(self.pid, self._shared, start=SIZE, parent=self._child.pid)
+        return users_line(self.pid or self._oldest_child(), self._shared, start=SIZE, parent=self._child.pid)
+
+    def _oldest_child(self) -> int:
+        """The id of a process that has not said it yet: what its guard started first; 0 where that is gone."""
+        try:
+            children = psutil.Process(self._child.pid).children()
+            return min(children, key=lambda child: child.create_time()).pid if children else 0
+        except psutil.Error:
+            return 0
 
     def ask_to_finish(self) -> None:
         """Let an idle process run its exit handlers; `kill` follows."""

@@ -17,7 +17,7 @@ from typing import NoReturn, TypeAlias
 from rlft.common.variables import mentioned
 from rlft.reward.answers import Answer, Invalid, Loaded, Result
 from rlft.reward.outcomes import failed
-from rlft.reward.process import STARTUP_LIMIT_S, Job, ScoringProcess, Start
+from rlft.reward.process import Job, ScoringProcess, Start
 from rlft.types import Failed, Outcome, RewardSpec
 
 LARGEST_MESSAGE = 256
@@ -29,6 +29,10 @@ LOOK_S = 0.25
 
 Done: TypeAlias = tuple[Job, Result]
 """A job and what it gave."""
+
+
+class SlowImportError(ValueError):
+    """Importing the rewards takes longer than it may."""
 
 
 class ScoringPool:
@@ -44,6 +48,7 @@ class ScoringPool:
         variables: Mapping[str, str],
         max_concurrent: int,
         memory_mb: int,
+        startup_s: float,
     ) -> None:
         """Start them and wait until all have loaded the rewards; ValueError if one cannot.
 
@@ -51,13 +56,14 @@ class ScoringPool:
             keeps_logs: whether a failure may say where the logs are.
             max_concurrent: most calls of `async def` rewards that a process makes at once.
             memory_mb: resident memory above which a process is killed; 0 for no bound.
+            startup_s: seconds that importing the rewards may take.
         """
         self.restarts = 0
         """Processes that died or were killed for what they did, and were replaced, so far."""
         self.loaded: list[Loaded] = []
         """What the processes reported about the rewards."""
         self._specs, self._log_dir, self._variables = specs, log_dir, variables
-        self._keeps_logs = keeps_logs
+        self._keeps_logs, self._startup_s = keeps_logs, startup_s
         self._max_concurrent, self._memory_mb, self._looked = max_concurrent, memory_mb, time.monotonic()
         self._sizes = [1] * len(specs)
         """Calls of each reward that are sent in one message: as many as it makes in one turn."""
@@ -219,9 +225,12 @@ class ScoringPool:
 
     def _expire(self, process: ScoringProcess) -> Iterator[Done]:
         if not process.ready:
+            where = process.users_line()
             process.kill()
-            printed = self._printed_by(process)
-            self._give_up(f"importing the rewards took longer than {STARTUP_LIMIT_S:g} s{printed}")
+            what = f"reward {self._specs[0].path}: importing it" if len(self._specs) == 1 else "importing the rewards"
+            place = f", at {where}" if where else ""
+            text = f"{what} takes longer than {self._startup_s:g} s{place}{self._printed_by(process)}"
+            self._give_up(text, SlowImportError)
         position, began = process.present()
         if process.expires > time.monotonic():  # it came to the next call just now
             return
@@ -255,7 +264,7 @@ class ScoringPool:
 
     def _start(self, index: int) -> ScoringProcess:
         log = self._log_dir and self._log_dir / _log_name(index)
-        return ScoringProcess(self._specs, log, self._variables)
+        return ScoringProcess(self._specs, log, self._variables, startup_s=self._startup_s)
 
     def _replace(self, process: ScoringProcess, *, is_fault: bool = True) -> None:
         index = self._processes.index(process)
@@ -282,9 +291,9 @@ class ScoringPool:
             return ""
         return f"\n{names[0]} is set, but scoring processes get it only with `scoring: {{environment: [{names[0]}]}}`"
 
-    def _give_up(self, problem: str) -> NoReturn:
+    def _give_up(self, problem: str, kind: type[ValueError] = ValueError) -> NoReturn:
         self.close()
-        raise ValueError(problem + self._hint(problem))
+        raise kind(problem + self._hint(problem))
 
 
 def _stop(processes: list[ScoringProcess], owner: int) -> None:

@@ -35,7 +35,7 @@ from rlft.reward.answers import Result
 from rlft.reward.contract import CallPlan, call_arguments, check_columns
 from rlft.reward.loading import absolute_path_of, reproduce
 from rlft.reward.outcomes import check_turns, failed, read
-from rlft.reward.process import Job
+from rlft.reward.process import STARTUP_LIMIT_S, Job
 from rlft.reward.processes import Done, ScoringPool
 from rlft.reward.result_table import ResultTable, applies
 from rlft.reward.worker import Call, Reward, close_rewards, open_rewards, run
@@ -125,6 +125,7 @@ class Scorer:
         max_failed: float = 1.0,
         max_concurrent: int = 64,
         memory_mb: int = 0,
+        startup_s: float = STARTUP_LIMIT_S,
     ) -> None:
         """Start the processes and check that every reward can be loaded and called.
 
@@ -140,6 +141,7 @@ class Scorer:
             max_failed: share of the trajectories after whose failure the others are not scored any more.
             max_concurrent: most calls of `async def` rewards that a process makes at once.
             memory_mb: resident memory above which a process is killed; 0 for no bound.
+            startup_s: seconds that a process may take to import the rewards.
 
         Raises:
             ValueError: if a reward cannot be loaded, has a parameter that nothing supplies, or needs a learner
@@ -166,6 +168,7 @@ class Scorer:
                 variables=variables,
                 max_concurrent=max_concurrent,
                 memory_mb=memory_mb,
+                startup_s=startup_s,
             )
             self._loaded = self._pool.loaded
             self._here: list[Reward] = []

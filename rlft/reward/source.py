@@ -9,6 +9,7 @@ from typing import Any
 
 from rlft.common import by_path
 from rlft.reward import systems
+from rlft.types import RewardSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,14 @@ def definition(path: str) -> Definition | None:
         if any(_binds(each, name) for each in ast.walk(node)):
             return None
     return None
+
+
+def definition_of(spec: RewardSpec) -> Definition | None:
+    """Like `definition`, and None also where the path names no function: loading it says what is wrong."""
+    try:
+        return definition(spec.path)
+    except ValueError:
+        return None
 
 
 def _binds(node: ast.AST, name: str) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlft.environment.contract import Environment
-from rlft.reward.behaviour import Sample, abstentions, ask, constants, failure_findings, repeated, static_findings
+from rlft.reward.behaviour import abstentions, ask, constants, repeated, static_findings
 from rlft.reward.check import plain_replies
-from rlft.reward.findings import Finding
+from rlft.reward.failures import failure_findings
+from rlft.reward.findings import Finding, Sample
 from rlft.reward.probe import Probe
 from rlft.reward.scoring import Scorer
 from rlft.types import RewardSpec
@@ -39,7 +40,7 @@ def look(specs: Sequence[RewardSpec], scorer: Scorer, environment: Environment, 
         return found
     first, again = _scored_twice(Probe.of(scorer), environment)
     seen = [(spec, first if scorer.plans[spec.label].kind != "group" else []) for spec in called]
-    found = failure_findings(first)
+    found = failure_findings(first, called, {label: plan.kind for label, plan in scorer.plans.items()})
     if not all(sample.total is None for sample in first):
         found = [replace(finding, severity="warning") for finding in found]
     found += abstentions(called, first)

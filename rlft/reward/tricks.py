@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from rlft.reward.adversarial import Source
+from rlft.reward.good_replies import Source
 from rlft.reward.source import source_file
 from rlft.reward.transforms import CONSTANTS, FILLER, FLATTERY, GARBAGE, INJECTIONS, RUBRIC, is_number
 from rlft.types import RewardSpec
