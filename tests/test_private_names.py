@@ -28,28 +28,29 @@ MARKS = {"_vf_weight"}
 """Left on a function by a decorator of verifiers 0.4; without it the function has its default weight."""
 DOCUMENTED = {
     "huggingface_hub.errors",
-    "jsonschema.validators",
     "jinja2.exceptions",
+    "jsonschema.exceptions",
+    "jsonschema.validators",
     "matplotlib.axes",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
-    "packaging.requirements",
-    "packaging.specifiers",
     "matplotlib.layout_engine",
+    "matplotlib.ticker",
     "mlflow.entities",
     "mlflow.tracking",
-    "matplotlib.ticker",
     "numpy.typing",
+    "packaging.requirements",
+    "packaging.specifiers",
     "peft.tuners.lora",
     "py3langid.langid",
     "pyarrow.compute",
     "pyarrow.parquet",
-    "reasoning_gym.composite",
-    "reasoning_gym.factory",
     "ray.exceptions",
     "ray.job_submission",
     "ray.tune.schedulers",
     "ray.util.scheduling_strategies",
+    "reasoning_gym.composite",
+    "reasoning_gym.factory",
     "rich.console",
     "rich.live",
     "rich.panel",
@@ -65,6 +66,15 @@ DOCUMENTED = {
     "scipy.sparse",
     "scipy.special",
     "scipy.stats",
+    "starlette.applications",
+    "starlette.concurrency",
+    "starlette.datastructures",
+    "starlette.exceptions",
+    "starlette.middleware",
+    "starlette.requests",
+    "starlette.responses",
+    "starlette.routing",
+    "starlette.types",
     "torch.distributed",
     "torch.distributed.device_mesh",
     "torch.distributed.fsdp",
@@ -81,8 +91,8 @@ DOCUMENTED = {
     "verifiers.v1",
     "verifiers.v1.configs.agent",
     "verifiers.v1.graph",
-    "verifiers.v1.trace",
     "verifiers.v1.task",
+    "verifiers.v1.trace",
     "verifiers.v1.types",
     "vllm.inputs",
     "vllm.lora.request",
@@ -152,7 +162,7 @@ def undocumented(tree: ast.AST) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:  # a relative one is our own
             names.add(node.module)
     other = {name for name in names if top(name) not in OURS | sys.stdlib_module_names}
     return {name for name in other if "." in name and name not in DOCUMENTED}
