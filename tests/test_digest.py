@@ -1,4 +1,4 @@
-"""What a run says in numbers: the waste, the rollouts that are shown, the formatting."""
+"""What a run says in numbers: the waste, the groups that are shown, the formatting."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rlft.curves import digest
 from rlft.curves.reading import read_rollouts
-from rlft.curves.samples import showcase
+from rlft.curves.samples import read_light
+from rlft.curves.sampling_of_groups import choose
 from rlft.curves.statistics import mean_interval
 from rlft.curves.text import duration, interval_text, number, percent, shortened, visible
 from tests.fakes_run import rollout, write_rollouts
@@ -44,13 +45,12 @@ def test_wasted_tokens_are_counted_by_cause(tmp_path: Path) -> None:
     }
 
 
-def test_best_and_worst_are_of_different_tasks_and_never_the_same(tmp_path: Path) -> None:
-    rows = [rollout(1, g, s, reward=g + s / 10, advantage=float(s)) for g in range(2) for s in range(3)]
+def test_best_and_worst_come_first_and_are_of_different_tasks(tmp_path: Path) -> None:
+    rows = [rollout(1, g, s, reward=g + s / 10, advantage=float(s)) for g in range(9) for s in range(3)]
     write_rollouts(tmp_path / "rollouts" / "step-000001.parquet", rows)
-    shown = showcase(tmp_path)
-    assert [(s.group_index, s.sample_index) for s in shown.best] == [(1, 2), (0, 2)]
-    assert [(s.group_index, s.sample_index) for s in shown.worst] == [(0, 0), (1, 0)]
-    assert (shown.failed, shown.failures) == ((), {})
+    reasons = {key: why[0] for key, why in choose(read_light(tmp_path), limit=36).keys.items() if why}
+    assert list(reasons) == [(1, 8), (1, 7), (1, 6), (1, 0), (1, 1), (1, 2)]  # the best ones first, then the worst
+    assert [why.partition(" ")[0] for why in reasons.values()] == ["best"] * 3 + ["worst"] * 3
 
 
 def test_numbers_and_text_for_readers() -> None:

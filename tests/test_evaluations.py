@@ -36,6 +36,7 @@ from rlft.types import Message, Task
 from tests.conftest import MakeConfig
 from tests.fakes import read_lines, read_metrics, read_result, tiny_config
 from tests.test_interrupts import stop_in
+from tests.test_report import Page
 
 HERE = Path(__file__)
 WRITE_REPORT = report.write_report  # the real one, see `no_pages`
@@ -409,11 +410,14 @@ def test_report_lists_the_sets(told_run: Path) -> None:
 
 
 def test_the_page_shows_the_sets(told_run: Path) -> None:
-    page = WRITE_REPORT(told_run).read_text(encoding="utf-8")
-    assert "hard: Held-out accuracy (odd)" in page
-    assert "hard: odd, greedy, 2 samples of each task, tasks of mine.py:hard; changed by -0." in page
-    assert "<td>same</td><td>base</td>" in page
-    assert page.index("Evaluation hard got worse") < page.index("Evaluation sets, which do not decide")
+    page = Page(WRITE_REPORT(told_run))
+    assert "hard: Held-out accuracy (odd)" in page.titles
+    table = page.data["sets"]["table"]
+    says = "hard: odd, greedy, 2 samples of each task, tasks of mine.py:hard; changed by -0."
+    assert any(sentence.startswith(says) for sentence in table["sentences"])
+    assert ["same", "base"] in [row[:2] for row in table["rows"]]
+    assert table["caption"] == "Evaluation sets, which do not decide the verdict"
+    assert any("Evaluation hard got worse" in reason["says"] for reason in page.data["verdict"]["reasons"])
 
 
 def test_the_summary_has_the_sets(run: Path) -> None:

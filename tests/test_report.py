@@ -8,6 +8,7 @@ import json
 import math
 import random
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from typer.testing import CliRunner
 
+from rlft.cli.main import app
 from rlft.curves import main_chart, pages
 from rlft.curves.contributions import explain, read_window
 from rlft.curves.page_data import page_data
@@ -472,6 +475,15 @@ def test_the_page_says_what_moved_the_reward_as_rlft_why_does(tmp_path: Path) ->
         assert math.fsum(part["added"] for part in change["parts"]) == pytest.approx(change["total"], abs=1e-5)
     assert told["fails"]["typical"]
     assert Page(write_report(make_run(tmp_path / "one", steps=1))).data["moved"] is None
+
+
+def test_the_gate_of_the_page_is_a_command_that_works(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a run", steps=12)
+    gate = Page(write_report(run)).data["gate"]
+    words = shlex.split(gate["command"])
+    assert words[:2] == ["rlft", "gate"]
+    done = CliRunner().invoke(app, words[1:])
+    assert (done.exit_code, done.output.startswith("PASS: ")) == (0, True)
 
 
 def test_of_a_large_group_the_ranks_are_spread(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def test_an_overfitted_run_stops_and_ends_with_its_best_adapter(make_sft: MakeSf
     assert best < min(last, summary["loss_base"])
     told = next(event for event in read_lines(config.run_dir / "events.jsonl") if event["kind"] == "stopped_early")
     assert told["step"] == summary["result_step"]
-    page = (config.run_dir / "report.html").read_text(encoding="utf-8")
+    page = Page(config.run_dir / "report.html").text
     assert f"Training was stopped early: its result is the adapter of step {summary['result_step']}" in page
     # Nothing is left to do, although not all updates were made.
     assert launch.resume(config.run_dir)[1] == summary

@@ -31,17 +31,29 @@ _ABOUT = {
 _MOST = 99.0
 
 
-def health(found: Health, sections: Sequence[Section], rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def health(
+    found: Health,
+    sections: Sequence[Section],
+    rows: Sequence[Mapping[str, float]],
+    *,
+    besides: Collection[tuple[str, ...]] = (),
+) -> dict[str, Any]:
     """Alarms, what could not be told, and the charts: those that an alarm is about first, then by surprise.
 
     A chart's surprise is how far its metric moved between the first and the last steps of the run (`reading.window`, at
-    least three) in half widths of the 95 % interval of that difference (Welch): above 1 it is more than chance.
+    least three) in half widths of the 95 % interval of that difference (Welch): above 1 it is more than chance. Charts of
+    the metrics `besides` stand elsewhere on the page.
     """
     alarmed: dict[str, str] = {}
     for alarm in found.alarms:
         for metric in _ABOUT.get(alarm.name, ()):
             alarmed.setdefault(metric, alarm.name)
-    charts = [_told(chart, section.title, alarmed, rows) for section in sections for chart in section.charts]
+    charts = [
+        _told(chart, section.title, alarmed, rows)
+        for section in sections
+        for chart in section.charts
+        if chart.metrics not in besides
+    ]
     charts.sort(key=lambda chart: ("alarm" not in chart, -chart["surprise"]))
     return {
         "state": found.state,

@@ -67,7 +67,8 @@ def _read(run: Path, config: Mapping[str, Any], samples: int) -> dict[str, Any]:
     state = state_of(run, rows, events, provenance)
     steps_text = "step" if width == 1 else f"{width} steps"
     measurements: Sequence[Evaluation] = [*evals, *(e for each in measured for e in each.evals)]
-    done = int(rows[-1]["step"]) if rows else 0
+    back = reading.rolled_back_to(run)
+    done = back if back is not None else int(rows[-1]["step"]) if rows else 0
     return {
         "format": FORMAT,
         "name": str(config.get("name") or run.name),
@@ -77,7 +78,7 @@ def _read(run: Path, config: Mapping[str, Any], samples: int) -> dict[str, Any]:
         "notes": notes,
         "verdict": decision.verdict(found),
         "bar": decision.bar(found),
-        "chips": decision.chips(found, found_health, config, evals, done, failures, len(light) if light else 0),
+        "chips": decision.chips(found, found_health, config, result, done, failures, len(light) if light else 0),
         "tiles": decision.tiles(rows, config.get("steps") or summary.get("steps"), state, waste),
         "gate": decision.gate(run, found),
         "steps": list(step_range(rows, measurements)),
@@ -85,7 +86,7 @@ def _read(run: Path, config: Mapping[str, Any], samples: int) -> dict[str, Any]:
         "why": why(rows, config),
         "moved": moved(run, config, result),
         "shadows": [tables.shadow(each, steps_text) for each in shadows],
-        "health": health(found_health, sections(rows, evals), rows),
+        "health": health(found_health, sections(rows, evals), rows, besides={each.metrics for each in charts}),
         "waste": _waste(waste),
         "evaluations": [
             each
