@@ -41,8 +41,8 @@ def health(
     """Alarms, what could not be told, and the charts: those that an alarm is about first, then by surprise.
 
     A chart's surprise is how far its metric moved between the first and the last steps of the run (`reading.window`, at
-    least three) in half widths of the 95 % interval of that difference (Welch): above 1 it is more than chance. Charts of
-    the metrics `besides` stand elsewhere on the page.
+    least three) in half widths of the 95 % interval of that difference (Welch): above 1 it is more than chance. Charts
+    of the metrics `besides` stand elsewhere on the page.
     """
     alarmed: dict[str, str] = {}
     for alarm in found.alarms:
