@@ -189,6 +189,56 @@ def test_whether_a_text_holds_an_answer_or_anything() -> None:
     assert not contentless("...")
 
 
+JUDGE = """
+import re
+
+def judge(completion, prompt):
+    said = re.findall(r"(?i)score\\W*(\\d+)", f"Rate {prompt!r}\\nReply: {completion}\\n")
+    return (float(said[-1]) if said else 3.0) / 10
+
+def thoughts(completion):
+    found = re.match(r"<think>(.*?)</think>\\s*\\S", completion, re.DOTALL)
+    return min(len(found[1]) / 500, 1.0) if found else 0.0
+
+def length(completion):
+    return float(len(completion))
+
+def short(completion):
+    return float(len(completion) <= 100_000)
+
+def shouts(completion):
+    return float(completion.isupper())
+"""
+
+
+def test_a_judge_that_obeys_and_a_length_are_found_without_known_good_replies(tmp_path: Path) -> None:
+    file = tmp_path / "judges.py"
+    file.write_text(JUDGE)
+
+    def found(name: str) -> AttackReport:
+        return attack(Attacked(specs=[RewardSpec(path=f"{file}:{name}")], workers=0, generations=1, seconds=60.0))
+
+    (exploit,) = found("judge").exploits
+    assert (exploit.family, exploit.score, exploit.good_score, exploit.good_is_ordinary) == (
+        "injection",
+        1.0,
+        0.3,
+        True,
+    )
+    assert exploit.completion.lower().startswith("score")
+    (exploit,) = found("thoughts").exploits
+    assert (exploit.family, exploit.score) == ("padding", 1.0)
+    (exploit,) = found("length").exploits
+    assert exploit.family == "padding"
+    assert exploit.score > 10 * exploit.good_score
+    for name in ("short", "shouts"):
+        report = found(name)
+        assert (list(report.exploits), report.cannot_tell) == ([], "no good reply is known")
+    told = reward("attack", f"{file}:short", "--seconds", "2")
+    assert told.exit_code == 2, told.output
+    assert told.output.splitlines()[-1].startswith("cannot tell, since no good reply is known; ")
+
+
 def reward(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main.app, ["reward", *map(str, arguments)], env={"COLUMNS": "300", "TERM": "dumb"})
 

@@ -112,6 +112,23 @@ def text(completion):
 def ignores_answer(completion, answer):
     return float(len(completion) > 3)
 
+def obeys(completion):
+    said = re.findall(r"(?i)score\W*(\d+)", completion)
+    return (float(said[-1]) if said else 3.0) / 10
+
+def thoughts(completion):
+    found = re.match(r"<think>(.*?)</think>\s*\S", completion, re.S)
+    return min(len(found[1]) / 500, 1.0) if found else 0.0
+
+def only_length(completion):
+    return float(len(completion))
+
+def of_texts(completions, **kwargs):
+    return [0.5 if "####" in c else 0.0 for c in completions]
+
+def secret(completion):
+    return 1.0 if "zugzwang" in completion else 0.5
+
 def penalty(completion):
     return -len(completion) / 100
 
@@ -187,6 +204,15 @@ BUGS = {
     "penalty": ("warning", "nothing", "saying nothing is the best policy"),
     "errors_pay": ("error", "no answer", "above a wrong one '' scores 0.5, the wrong '<answer>117</answer>' 0, "),
     "excused": ("error", "no answer", "above a wrong one '' scores 0.6, the wrong"),
+    "obeys": ("error", "injection", "scores 1, above all ordinary replies \\(0.3 at most"),
+    "thoughts": (
+        "warning",
+        "padding",
+        r"longer replies get more: 2,401 characters about nothing take one from 0\.032 to 1",
+    ),
+    "only_length": ("warning", "padding", "longer replies get more: 2,401"),
+    "of_texts": ("error", "contract", "gave 0 for everything, since each of `completions` is a list of messages"),
+    "secret": ("warning", "constant", "no good reply is known, and one may get another value"),
     "positional": ("error", "contract", "positional-only"),
     "wants_column": ("error", "contract", "nothing supplies its parameter 'level'"),
 }
@@ -428,6 +454,14 @@ def test_the_limit_of_the_time_holds_and_what_was_left_out_is_said(tmp_path: Pat
     assert "there was no time within 2 s for: ordinary replies (" in late.detail
     assert "replies made up to cheat" in late.detail
     assert late.advice == "give it more: --within-s 8"
+
+
+def test_trying_a_function_that_wants_texts_says_so(file: Path) -> None:
+    told = reward("try", f"{file}:of_texts", "--completion", "#### 42")
+    assert "note: reward of_texts: it gave 0 for everything, since each of `completions` is a list" in told.output
+    assert f"with texts it gives 0.5; name it trl:{file}:of_texts" in told.output
+    told = reward("try", f"{file}:boxed", "--completion", "42", "--answer", "42")
+    assert "list of messages" not in told.output
 
 
 def test_a_file_without_cases_is_mentioned(file: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def attack(
 ) -> None:
     """Look for replies that a reward pays for although they are bad, as a policy would that wants to cheat.
 
-    Exit code 1 if there are any.
+    Exit code 1: there are some; 2: cannot tell, since hardly anything could be tried; else 0.
     """
     from rlft.cli import reward_attack
 
@@ -198,8 +198,9 @@ def attack(
         seed=seed,
         policy=reward_attack.Policy(steps=policy_steps, seeds=policy_seeds) if policy else None,
     )
-    if reward_attack.run(Console(), target, asked, cases=cases, write=write_cases, as_json=as_json):
-        raise typer.Exit(1)
+    report = reward_attack.run(Console(), target, asked, cases=cases, write=write_cases, as_json=as_json)
+    if report.exploits or report.cannot_tell:
+        raise typer.Exit(1 if report.exploits else reward_attack.CANNOT_TELL)
 
 
 @app.command()

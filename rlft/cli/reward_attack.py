@@ -19,12 +19,13 @@ from rlft.curves.text import counted, visible
 from rlft.reward.attack import Attacked, AttackReport, as_cases, attack
 from rlft.reward.cases import read_cases, write_cases
 from rlft.reward.check import MOST_TASKS, Checked
-from rlft.reward.exploits import Exploit
 from rlft.reward.findings import quoted
 from rlft.reward.stored import read_step, read_tasks
 from rlft.reward.transcript import of_trajectory
 from rlft.types import RewardSpec, Score, Task
 
+CANNOT_TELL = 2
+"""Exit code where hardly anything could be tried."""
 _STEPS = 4
 """The last steps of a run whose replies are used."""
 
@@ -100,7 +101,7 @@ def asked(
 
 def run(
     console: Console, title: str, attacked: Attacked, *, cases: Path | None, write: bool, as_json: bool
-) -> Sequence[Exploit]:
+) -> AttackReport:
     """Attack, print what was found, and add it to the cases where that is asked for.
 
     Raises:
@@ -123,13 +124,14 @@ def run(
             write_cases(file, [*known, *new])
         if not as_json:
             console.print(Text(f"{counted(len(new), 'case')} added to {file}"), soft_wrap=True)
-    return report.exploits
+    return report
 
 
 def as_dict(report: AttackReport) -> dict[str, object]:
     """Plain data, for JSON."""
     return {
-        "survives": not report.exploits,
+        "survives": None if report.cannot_tell else not report.exploits,
+        "cannot_tell": report.cannot_tell,
         "exploits": [exploit.as_dict() for exploit in report.exploits],
         "notes": list(report.notes),
         "replies": report.replies,
@@ -146,7 +148,9 @@ def show(console: Console, title: str, report: AttackReport) -> None:
         for exploit in report.exploits:
             where = f" (task {exploit.task.id}, {exploit.tasks} of {exploit.of} tasks)"
             good = f"{quoted(exploit.good)} scores {exploit.good_score:g}"
-            if exploit.family == "cases":  # it has a bound, and no good reply to be compared with
+            if exploit.good_is_ordinary:
+                good = f"none is known; the best of ordinary ones, {good}"
+            elif exploit.family == "cases":  # it has a bound, and no good reply to be compared with
                 where, good = f" ({exploit.name})", f"the case allows {exploit.good_score:g}"
             says = f"; the oracle gives it {exploit.oracle:g}" if exploit.oracle is not None else ""
             table.add_row(
@@ -160,7 +164,8 @@ def show(console: Console, title: str, report: AttackReport) -> None:
     for note in report.notes:
         console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
     count = len(report.exploits)
-    found = counted(count, "exploit") if count else "no exploit found"
+    none = f"cannot tell, since {report.cannot_tell}" if report.cannot_tell else "no exploit found"
+    found = counted(count, "exploit") if count else none
     console.print(Text(f"{found}; {counted(report.replies, 'reply', 'replies')} in {report.seconds:.1f} s"))
 
 

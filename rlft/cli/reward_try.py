@@ -19,10 +19,11 @@ from rlft.common.rows import read_rows
 from rlft.config import RunConfig
 from rlft.curves.text import shortened, visible
 from rlft.reward.behaviour import missing_returns, slow_judges
-from rlft.reward.contract import prompt_text
+from rlft.reward.contract import Kind, prompt_text
 from rlft.reward.probe import IMPORT_S, Answered, Probe, make_task
 from rlft.reward.processes import SlowImportError
 from rlft.reward.source import source_file
+from rlft.reward.texts_or_messages import told, values_as_texts
 from rlft.reward.transcript import Transcript, parted, read_turns, whole
 from rlft.types import Abstain, Failed, Outcome, RewardSpec, Score, Task
 
@@ -77,6 +78,9 @@ def run(console: Console, asked: Asked, *, as_json: bool) -> bool:
         remarks = [*missing_returns(returning), *slow_judges(specs, deadline_s)]
         notes = [f"reward {each.reward}: {each.detail}; {each.advice}" for each in remarks]
         notes += _notes(probe, asks, compares)
+        kinds = {label: plan.kind for label, plan in probe.plans.items()}
+    for spec in specs:
+        notes += _wants_texts(spec, kinds[spec.label], found, deadline_s, environment)
     if as_json:
         console.print_json(json.dumps([row(specs, *one) for one in found]))
     else:
@@ -118,6 +122,26 @@ def _notes(probe: Probe, asks: Sequence[tuple[Task, Sequence[str]]], compares: S
             f"{', '.join(compares)} compares the samples of a task, and here is one alone: give several completions"
         )
     return notes
+
+
+def _wants_texts(
+    spec: RewardSpec,
+    kind: Kind,
+    found: Sequence[tuple[Task, str, Answered]],
+    deadline_s: float,
+    environment: Sequence[str],
+) -> list[str]:
+    """A note on a function that takes messages for texts, and so gives one value for everything."""
+    given = {answered.outcome.parts.get(spec.label) for _, _, answered in found}
+    if len(given) > 1 or None in given:
+        return []
+    asked = [(task, text) for task, text, _ in found]
+    values = values_as_texts(spec, kind, asked, deadline_s=deadline_s, environment=environment)
+    (value,) = given
+    if value is None or all(each == value for each in values):
+        return []
+    detail, advice = told(spec, value, values)
+    return [f"reward {spec.label}: {detail}; {advice}"]
 
 
 def _show_task(console: Console, task: Task) -> None:

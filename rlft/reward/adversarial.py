@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -10,9 +11,12 @@ from dataclasses import dataclass, field
 from rlft.reward.behaviour import ask
 from rlft.reward.findings import ALL, Finding, Sample, quoted
 from rlft.reward.good_replies import Source
+from rlft.reward.odd_replies import JUDGE_TEXTS
+from rlft.reward.padding import lengthened
 from rlft.reward.probe import GaveUpError, Probe
 from rlft.reward.transforms import (
     FAMILIES,
+    FILLER,
     GARBAGE,
     TRANSFORMS,
     Good,
@@ -31,6 +35,8 @@ _AT_ONCE = 16
 _PAID = 0.1
 """A reply without an answer that is further above a wrong one than this share of the way from bad to good is paid for
 not giving an answer."""
+LONG = FILLER * 60
+_LETTER = re.compile(r"[A-Za-z]")
 _MOST_LOST = 2
 """Hangs after which no further replies are tried."""
 _EMPTY = ("nothing", "echo", "garbage", "format only")
@@ -119,6 +125,64 @@ class Search:
             found += self._cheated(aware or known, comparative)
         return found
 
+    def lengthened(self, sources: Sequence[Source]) -> list[Finding]:
+        """Whether a reward that looks at no answer pays for words about nothing, in the format of a reply or around."""
+        hits: list[tuple[float, str, float, str]] = []
+        tried = 0
+        for source in sources[:_MOST_SOURCES]:
+            good = source.good
+            made = [good.text, *lengthened(good.text, LONG, good.answer)]
+            base, *others = self.score([(source.task, good.whole(text)) for text in made])
+            more = [(v, text) for v, text in zip(others, made[1:], strict=True) if v is not None and base is not None]
+            tried += base is not None
+            if more and base is not None and (best := max(more))[0] > base + _AS_GOOD * max(1.0, abs(base)):
+                hits.append((*best, base, good.text))
+        if not hits or (sources[0].form == sources[-1].form and 2 * len(hits) < tried):
+            return []
+        value, text, base, short = max(hits, key=lambda hit: hit[0] - hit[2])
+        return [
+            Finding(
+                check="padding",
+                severity="warning",
+                reward=ALL,
+                detail=f"longer replies get more: {len(text) - len(short):,} characters about nothing take one from "
+                f"{base:g} to {value:g}",
+                example=quoted(text),
+                advice=FAMILIES["padding"],
+            )
+        ]
+
+    def ordered(self, tasks: Sequence[Task], ordinary: Sequence[Sample]) -> list[Finding]:
+        """Whether a text for a judge scores above all ordinary replies to its task, of which none is known to be good.
+
+        Args:
+            tasks: those that it is tried on, and has to work on.
+            ordinary: what was scored before.
+        """
+        most = {task.id: max(values) for task in tasks if (values := _ordinary_values(ordinary, task))}
+        asks = [(task, text) for task in tasks if task.id in most for text in JUDGE_TEXTS]
+        scores = self.score(asks)
+        alike = self.score([(task, _LETTER.sub("x", text)) for task, text in asks])  # of the same shape, without sense
+        paid: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for (task, text), value, of_shape in zip(asks, scores, alike, strict=True):
+            bound = max(most[task.id], most[task.id] if of_shape is None else of_shape)
+            if value is not None and value > bound + _PAID * max(1e-6, abs(bound)):
+                paid[text].append((value, most[task.id]))
+        for text, pairs in paid.items():
+            if len(pairs) == len(most):
+                value, bound = pairs[0]
+                return [
+                    Finding(
+                        check="injection",
+                        severity="error",
+                        reward=ALL,
+                        detail=f"a text for a judge scores {value:g}, above all ordinary replies ({bound:g} at most)",
+                        example=quoted(text),
+                        advice=FAMILIES["injection"],
+                    )
+                ]
+        return []
+
     def _measured(self, source: Source, comparative: bool) -> Known | None:
         good = source.good
         wrong = [good.write(other) for other in good.others[:4]] if good.answer is not None else []
@@ -201,6 +265,12 @@ class _Hit:
     value: float
     known: Known
     verdict: str
+
+
+def _ordinary_values(samples: Sequence[Sample], task: Task) -> list[float]:
+    """The scores of the replies to a task that are no texts for a judge."""
+    of_task = [sample for sample in samples if sample.task.id == task.id and sample.text not in JUDGE_TEXTS]
+    return [sample.total for sample in of_task if sample.total is not None]
 
 
 def applies(transform: Transform, looks: Collection[Looks]) -> bool:

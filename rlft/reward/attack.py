@@ -24,14 +24,15 @@ from rlft.reward import tricks
 from rlft.reward.cases import Case, Expect
 from rlft.reward.check import MADE_UP, MOST_TASKS
 from rlft.reward.contract import OFFERED
-from rlft.reward.exploit_judge import Judge
+from rlft.reward.exploit_judge import FREE, Judge
 from rlft.reward.exploits import Candidate, Exploit, Target, contentless
 from rlft.reward.failures import server_said
 from rlft.reward.good_replies import Source, good_cases, shown, written
 from rlft.reward.probe import MOST_KILLED, GaveUpError, Probe
 from rlft.reward.shrinking import fewest_actions, shrunk
 from rlft.reward.transcript import Transcript, parted
-from rlft.reward.tricks import Piece
+from rlft.reward.transforms import FILLER
+from rlft.reward.tricks import Piece, Recipe
 from rlft.types import RewardSpec, Task
 
 ORACLE = "oracle"
@@ -77,6 +78,8 @@ class AttackReport:
     """One of each family, the one that scores most first."""
     notes: Sequence[str]
     """What could not be tried, and why."""
+    cannot_tell: str
+    """Why hardly anything could be tried, so that finding nothing says nothing; empty where that is not so."""
     replies: int
     """Different replies that were scored."""
     seconds: float
@@ -122,6 +125,7 @@ def attack(attacked: Attacked) -> AttackReport:
     return AttackReport(
         exploits=found,
         notes=list(dict.fromkeys(judge.notes)),
+        cannot_tell="" if found else judge.cannot_tell,
         replies=len(judge.known),
         seconds=time.monotonic() - started,
     )
@@ -177,13 +181,11 @@ class _Attack:
             if blind := judge.blind(self._answers(), takes_answer=self._takes_answer):
                 self._found.append(blind)
             else:
-                judge.notes.append(
-                    "no good reply is known that scores above nonsense, so that only the cases were tried: add cases "
-                    "with good replies (FILE.cases.jsonl, or --cases)"
-                )
+                self._without_good_replies()
             return
         if judge.oracle and not (targets := [target for target in targets if target.oracle_tells]):
             judge.notes.append("the oracle gives good replies no more than nonsense, so that it cannot say what is bad")
+            judge.cannot_tell = "the oracle does not tell good replies from bad ones"
             return
         episodes = [target for target in targets if target.looks - {"reply"}]
         changed = [Candidate.of_turns(transform, episodes) for transform in judge.turn_transforms()]
@@ -197,12 +199,44 @@ class _Attack:
                 "the reward does not look at an answer, so that only empty formats, length, and texts for a judge were "
                 "tried: attack the config with all its rewards, or give --oracle"
             )
+        judge.by_answer = by_answer
+        if not by_answer and not judge.oracle:
+            self._padded(targets)
         targets = judge.controlled(targets, by_answer=by_answer)
+        if not targets and not self._found:
+            judge.cannot_tell = "sentences about nothing score like good replies"
         candidates = self._candidates(targets, by_answer)
         working = [one for one in candidates if judge.works(one, targets)]
         working += self._evolved(candidates, targets)
         judge.ends = self._ends  # from here on it is about size
         self._smallest(working, targets)
+
+    def _without_good_replies(self) -> None:
+        """Texts for a judge, which must not score above all ordinary replies."""
+        judge = self._judge
+        judge.notes.append(
+            "no good reply is known that scores above nonsense, so that only the cases and texts for a judge were "
+            "tried: add cases with good replies (FILE.cases.jsonl, or --cases)"
+        )
+        judge.cannot_tell = "no good reply is known"
+        if judge.oracle or (self._needs_columns and self._attacked.tasks is MADE_UP):
+            return
+        targets = judge.ordinary(self._attacked.tasks[:MOST_TASKS])
+        pieces = [piece for piece in tricks.single_pieces(self._trained) if piece.family in FREE]
+        recipes = [Recipe(before=(piece,)) for piece in pieces]
+        candidates = [Candidate.of_recipe(recipe, targets, judge.may_try) for recipe in recipes]
+        judge.by_answer = False
+        judge.score([pair for one in candidates for pair in one.pairs(targets)])
+        judge.ends = self._ends
+        self._smallest([one for one in candidates if judge.works(one, targets)], targets)
+
+    def _padded(self, targets: Sequence[Target]) -> None:
+        """Words about nothing that earn far more than the good reply: the shortest of those that earn most."""
+        made = [Candidate.of_padding(FILLER * times, place, targets) for times in (10, 60, 400) for place in (0, 1, 2)]
+        works = [one for one in made if one.texts and self._judge.works(one, targets)]
+        found = [self._judge.exploit(one, targets) for one in works]
+        if found:
+            self._found.append(max(found, key=lambda exploit: (exploit.score, -len(exploit.completion))))
 
     def _answers(self) -> dict[str, list[Source]]:
         tasks = self._attacked.tasks

@@ -98,15 +98,17 @@ def abstentions(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> list[
     return found
 
 
-def constants(seen: Sequence[tuple[RewardSpec, Sequence[Sample]]]) -> list[Finding]:
+def constants(seen: Sequence[tuple[RewardSpec, Sequence[Sample]]], *, good_known: bool = True) -> list[Finding]:
     """Rewards that gave one value for many different replies.
 
-    It is an error where every reward with a weight gave one value above 0 for replies of all sorts (`ODD_REPLIES`):
-    then their weighted sum never changes. One of several may be about something rare, as a bound on the length is. A
-    value of 0 or less is a warning, too: wrong replies and most replies to a penalty get that.
+    It is an error where good replies are known, or the source never looks at a reply, and every reward with a weight
+    gave one value above 0 for replies of all sorts (`ODD_REPLIES`): then their weighted sum never changes. One of
+    several may be about something rare, as a bound on the length is. A value of 0 or less is a warning, too: wrong
+    replies and most replies to a penalty get that.
 
     Args:
         seen: all rewards, each with the replies on which its values can be compared; none where there are no such.
+        good_known: whether replies that somebody called good are among them.
     """
     found = {}
     for spec, samples in seen:
@@ -119,16 +121,28 @@ def constants(seen: Sequence[tuple[RewardSpec, Sequence[Sample]]]) -> list[Findi
         for spec, _ in seen
         if spec.weight
     )
-    return [_constant(*one, is_error=bool(one[0].weight) and is_sum_constant) for one in found.values()]
+    return [
+        _constant(*one, is_error=bool(one[0].weight) and is_sum_constant, good_known=good_known or _is_blind(one[0]))
+        for one in found.values()
+    ]
 
 
-def _constant(spec: RewardSpec, value: float, replies: Collection[str], *, is_error: bool) -> Finding:
+def _is_blind(spec: RewardSpec) -> bool:
+    """Whether the source of a reward never looks at a reply."""
+    source = definition_of(spec)
+    return source is not None and not source.reads_reply
+
+
+def _constant(spec: RewardSpec, value: float, replies: Collection[str], *, is_error: bool, good_known: bool) -> Finding:
     remark = ", which may be all wrong ones, or right ones of a penalty" if value <= 0 else ""
+    follows = ": nothing can be learnt from it"
+    if is_error and not good_known:
+        is_error, follows = False, "; no good reply is known, and one may get another value: as it is, nothing differs"
     return Finding(
         check="constant",
         severity="error" if is_error else "warning",
         reward=spec.label,
-        detail=f"it gave {value:g} for {len(replies)} different replies{remark}: nothing can be learnt from it",
+        detail=f"it gave {value:g} for {len(replies)} different replies{remark}{follows}",
         advice="let the value depend on the completion"
         if is_error
         else "add cases with a reply that gets another value (FILE.cases.jsonl, or --cases)",

@@ -26,6 +26,7 @@ from rlft.reward.good_replies import answer_text, good_cases, shown, written
 from rlft.reward.odd_replies import ODD_REPLIES
 from rlft.reward.probe import IMPORT_S, GaveUpError, Probe, make_task
 from rlft.reward.processes import SlowImportError
+from rlft.reward.texts_or_messages import told, values_as_texts
 from rlft.reward.transforms import GARBAGE
 from rlft.types import Failed, RewardSpec, Task
 
@@ -194,8 +195,37 @@ def _first(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock)
     for spec, replies in seen:
         found += behaviour.abstentions([spec], replies)
         found += behaviour.spread([spec], replies)
-    found += behaviour.constants(seen)
+    found += _one_value(behaviour.constants(seen, good_known=bool(shown_replies)), checked, kinds, first, clock)
     return [*found, *_leaks(checked.tasks), *behaviour.timed(probe, first, checked.deadline_s, clock.ends(0.55))]
+
+
+def _one_value(
+    constants: Sequence[Finding],
+    checked: Checked,
+    kinds: Mapping[str, Kind],
+    first: Sequence[Sample],
+    clock: _Clock,
+) -> list[Finding]:
+    """The findings about constant rewards; of one that wants texts and gets messages, that."""
+    specs = {spec.label: spec for spec in checked.specs}
+    found = []
+    for constant in constants:
+        spec = specs[constant.reward]
+        given = next(value for sample in first if (value := sample.value(spec.label)) is not None)
+        values = values_as_texts(
+            spec,
+            kinds[spec.label],
+            [(sample.task, sample.text) for sample in first],
+            deadline_s=min(checked.hangs_s, checked.deadline_s),
+            environment=checked.environment,
+            workers=checked.workers,
+            within_s=clock.ends(0.6) - time.monotonic(),
+        )
+        if any(value != given for value in values):
+            detail, advice = told(spec, given, values)
+            constant = replace(constant, check="contract", severity="error", detail=detail, advice=advice)
+        found.append(constant)
+    return found
 
 
 def _leaks(tasks: Sequence[Task]) -> list[Finding]:
@@ -217,7 +247,7 @@ def _cases(probe: Probe, checked: Checked, clock: _Clock) -> list[Finding]:
         advice = 'write one on each line: {"completion": "...", "answer": "...", "expect": 1.0}'
         detail = f"{checked.cases_file} holds no case"
         return [Finding(check="cases", severity="warning", reward=ALL, detail=detail, advice=advice)]
-    known = case_files.outcomes_by_name(probe, checked.cases, clock.ends(0.7))
+    known = case_files.outcomes_by_name(probe, checked.cases, clock.ends(1.0))
     clock.note("cases", len(known), len(checked.cases))
     cases = [c for c in checked.cases if c.name in known and (not c.expect.above or c.expect.above in known)]
     outcomes = [known[case.name] for case in cases]
@@ -259,6 +289,11 @@ def _cheats(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock
         best = search.best(written(checked.tasks[:MOST_TASKS]))
         known = search.measured(best, comparative=comparative)
     found = search.judged(known, comparative=comparative, takes_answer=takes_answer)
+    if not any(one.aware for one in known) and not comparative:
+        sources = [one.source for one in known] or [each[0] for each in written(checked.tasks[:1]).values()]
+        found += search.lengthened(sources)
+    if not known and not comparative:
+        found += search.ordered(checked.tasks[:2], samples)
     samples += search.samples
     limit_s = min(checked.hangs_s, checked.deadline_s)
     found += [_hangs(error, limit_s, checked.deadline_s) for error in search.lost[:1]]

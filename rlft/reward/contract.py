@@ -52,6 +52,8 @@ _NOTES = ("log_extra", "log_metric", "trainer_state")
 """What every kind is offered under the names that TRL gave it."""
 OFFERED = frozenset({*_NOTES, *(name for names in _OFFERED.values() for name in names)})
 """Every name that a sample supplies in some kind of call, columns aside."""
+REPLY_NAMES = frozenset({"completion", "messages", "trajectory", "completions", "completion_ids", "group"})
+"""Parameters that differ from reply to reply."""
 _BATCH_MARKS = frozenset({"prompts", "completions", "completion_ids"})
 _SAMPLE_MARKS = frozenset({"completion", "messages", "trajectory"})
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlft.common import by_path
 from rlft.reward import systems
+from rlft.reward.contract import REPLY_NAMES
 from rlft.types import RewardSpec
 
 
@@ -19,8 +20,12 @@ class Definition:
     file: Path
     line: int
     """Of its `def`."""
+    text: str
+    """Its source, without comments."""
     returns: bool
     """Whether a `return` or `yield` with a value stands in it."""
+    reads_reply: bool
+    """Whether it may look at what it is to score: it names it in its body, hands on all that it gets, or is wrapped."""
     defaults: dict[str, Any]
     """Its parameters' defaults that are plain numbers, texts and the like, by name."""
 
@@ -65,7 +70,9 @@ def definition(path: str) -> Definition | None:
             return Definition(
                 file=file,
                 line=node.lineno,
+                text=ast.unparse(node),
                 returns=node.decorator_list != [] or any(map(_gives, _own(node))),
+                reads_reply=node.decorator_list != [] or _reads_reply(node),
                 defaults=_defaults(node.args),
             )
         if any(_binds(each, name) for each in ast.walk(node)):
@@ -79,6 +86,12 @@ def definition_of(spec: RewardSpec) -> Definition | None:
         return definition(spec.path)
     except ValueError:
         return None
+
+
+def _reads_reply(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    others = {each.arg for each in (function.args.vararg, function.args.kwarg) if each}
+    names = {node.id for part in function.body for node in ast.walk(part) if isinstance(node, ast.Name)}
+    return bool(names & (REPLY_NAMES | others)) or "locals" in names
 
 
 def _binds(node: ast.AST, name: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from rlft.reward.padding import inside_tags
 from rlft.reward.transcript import whole
 from rlft.types import Message
 
@@ -302,6 +303,19 @@ TRANSFORMS: tuple[Transform, ...] = (
     _row("wrong answer", "the other sign", _negative),
     _row("wrong answer", "ten times the answer", _tenfold),
     _row("padding", "a long wrong reply", lambda g: FILLER * 200 + g.write(g.wrong)),
+    _row(
+        "padding",
+        "a wrong reply, long inside its format",
+        lambda g: inside_tags(g.write(g.wrong), FILLER * 100, g.wrong),
+    ),
+    _row(
+        "padding",
+        "long inside its format",
+        lambda g: inside_tags(g.text, FILLER * 100, g.answer),
+        "not above",
+        "warning",
+        of_answer=False,
+    ),
     _row("padding", "a wrong reply fifty times", lambda g: f"{g.write(g.wrong)} " * 50),
     _row(
         "padding",
