@@ -309,7 +309,6 @@ def test_report_names_its_files(rlft: Rlft, finished_run: Path, tmp_path: Path) 
         (("train", "{config}", "environment.path=environments.sumz:load"), "Did you mean 'environments.sums:load'"),
         (("resume", "{folder}"), "is not a run directory"),
         (("resume", "{folder}/nowhere"), "is not a run directory"),
-        (("report", "{folder}"), "{folder}"),
         (("evaluate", "{folder}"), "{folder}"),
         (("evaluate", "{config}", "--adapter", "{folder}/nowhere"), "nowhere"),
     ],
@@ -325,6 +324,21 @@ def test_a_mistake_is_one_message_on_stderr(
     assert says.format(**names) in done.err
     assert "Traceback" not in done.err
     assert done.out == ""
+
+
+@pytest.mark.parametrize("command", ["compare", "gate", "health", "report", "verify", "bisect"])
+def test_a_decision_about_what_cannot_be_read_is_exit_code_2_and_json(rlft: Rlft, tmp_path: Path, command: str) -> None:
+    gone = tmp_path / "gone"
+    runs = {"compare": [gone, gone], "gate": [gone, gone, "--min-effect", 0.1]}.get(command, [gone])
+    for asked, is_json in (([], False), (["--json"], True)):
+        done = rlft(command, *runs, *asked)
+        assert done.code == 2, "not 1, which is an answer"
+        assert f"error: {gone}" in done.err.replace("\n", "")
+        assert bool(done.out) == is_json
+    told = json.loads(done.out)
+    assert (told["verdict"], told["exit_code"]) == ("cant_tell", 2)
+    assert str(gone) in told["sentence"]
+    assert told["reasons"] == [told["sentence"].removeprefix("CANNOT TELL: ")]
 
 
 def test_an_unknown_command_or_option_is_a_usage_error(rlft: Rlft) -> None:
@@ -346,7 +360,7 @@ def test_the_installed_command_ends_with_the_same_error(config_file: Path) -> No
 def test_markup_and_escapes_in_a_message_are_inert(rlft: Rlft, tmp_path: Path) -> None:
     # A message may quote a reward's exception, and that a model's reply.
     done = rlft("report", tmp_path / "[red]x[red] \x1b]0;owned\x07")
-    assert done.code == 1
+    assert done.code == 2
     assert "[red]x[red]" in done.err
     assert "\x1b]0;" not in done.err
     assert "\x07" not in done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from rlft.cli.main import app
 from rlft.curves.compare import compare, interquartile_mean
+from rlft.curves.compare_page import facts
 from rlft.curves.comparison import Comparison
 from rlft.curves.courses import compare_courses, first_at
 from rlft.curves.differences import paired
@@ -301,6 +303,51 @@ def test_a_narrow_terminal_cuts_nothing(runs: Path, monkeypatch: pytest.MonkeyPa
     assert max(map(len, tables[80])) <= 80
     assert any("o" in line and "---" in line for line in tables[200])
     assert not any("---" in line for line in tables[80])
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_p_value_and_no_star_is_cut(runs: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("COLUMNS", str(width))
+    edge = "\N{BOX DRAWINGS LIGHT VERTICAL}"
+    table = [line for line in _invoke("compare", "runs/base-*", "runs/new-*").splitlines() if line.startswith(edge)]
+    assert all(line.endswith(f" {edge}") for line in table)
+    p_values = [line.split(edge)[-2].strip() for line in table]
+    assert p_values[0] == "0.008*"
+    assert [p for p in p_values if p] == ["0.008*", "0.024*", "0.024*", "0.024*"]
+    assert any("step that" in line for line in table)  # whose list of steps is what has to fold
+
+
+def test_intervals_that_are_not_of_the_same_thing_are_explained(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+    rng = np.random.default_rng(5)
+    for label, chance in (("one", 0.4), ("two", 0.6)):
+        for seed in range(3):
+            values = {f"t{i}": [float(v) for v in rng.random(8) < chance] for i in range(40)}
+            write_run(runs / f"{label}-{seed}", values, seed=seed, lr=chance)  # type: ignore[arg-type]
+    explained = "The interval over both is narrower than one of these because the noise of the samples"
+    told = _invoke("compare", "one-*", "two-*")
+    line = next(line for line in told.splitlines() if "over seeds alone" in line)
+    assert explained in line
+    bounds = [[float(v) for v in found.split(", ")] for found in re.findall(r"\[([^\]]+)\]", line)]
+    whole = json.loads(_invoke("compare", "one-*", "two-*", "--json"))["effect"]
+    assert whole["high"] - whole["low"] < max(high - low for low, high in bounds)
+    assert not re.search(r"[+-]\d\.\d+ \[", line), "the mean is said once"
+    widened = pair(World(tasks=100, samples=8, seeds=8, effect=0.2, effect_sd=0.2, seed_sd=0.05), rng)
+    assert not any(explained in fact for fact in facts(compare(*widened)))
+
+
+def test_one_run_made_twice_with_other_results_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = {f"t{i}": [float(i % 2)] for i in range(40)}
+    for name, changed, processor in (("a", {}, "one"), ("b", {"t3": [0.0]}, "other"), ("c", {}, "one")):
+        write_run(tmp_path / name, {**values, **changed}, seed=5)  # type: ignore[dict-item]
+        written = {"processor": processor, "packages": {"torch": "2"}, "config": {"name": name}}
+        (tmp_path / name / "provenance.json").write_text(json.dumps(written), encoding="utf-8")
+    told = _invoke("compare", "a", "b")
+    assert "same config and same seed 5, so these are one run made twice" in told
+    assert "the scores of 1 task differ: processor: one -> other\n" in told
+    assert "made twice" not in _invoke("compare", "a", "c")
 
 
 def test_what_a_data_set_wrote_stays_text(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,13 @@ def test_the_command(tmp_path: Path) -> None:
     assert unknown.exit_code == 2
     assert "missing" in unknown.output
     assert ElementTree.fromstring(junit.read_text()).find("testcase/error") is not None
+    seeds = tmp_path / "seeds"
+    for index in range(8):
+        name = f"{'ab'[index // 4]}-{index % 4}"
+        write_run(seeds / name, {**right, "t1": [float(index % 2)]}, seed=index, lr=1e-4 * (1 + index // 4))  # type: ignore[dict-item]
+    groups = _invoke(seeds / "a-*", seeds / "b-*", "--min-effect", 0.05)
+    assert "PASS" in groups.output
+    assert "rows" not in groups.output, "a gate shows none"
     gone = _invoke(base, tmp_path / "gone", "--min-effect", 0.05, "--junit", junit, "--json")
     assert gone.exit_code == 2, "not 1, which would say that it is worse"
     told = json.loads(gone.stdout)

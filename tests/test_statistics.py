@@ -209,6 +209,17 @@ def test_the_best_of_several_flatters_itself() -> None:
     assert picked(evaluations[:1]) is None
 
 
+def test_a_tie_with_the_last_evaluation_is_not_better() -> None:
+    thirds = {f"t{i}": [1.0, 0.0, float(i % 2)] for i in range(12)}
+    shifted = {f"t{i}": [1.0, 0.0, float((i + 1) % 2)] for i in range(12)}  # as good, of other tasks
+    best = picked([_evaluation(step, values) for step, values in enumerate((thirds, shifted, thirds, shifted))])
+    assert best is not None
+    assert best.evaluation.step == 3
+    better = picked([_evaluation(step, values) for step, values in enumerate(({**thirds, "t0": [1.0]}, thirds))])
+    assert better is not None
+    assert better.evaluation.step == 0
+
+
 def test_an_interval_survives_json() -> None:
     for interval in (Interval(0.5, 0.4, 0.6, 12), Interval(0.5, math.nan, math.nan, 1)):
         text = json.dumps(interval.as_dict(), allow_nan=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,10 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlft.cli.arguments import Overrides, RunFolder
+from rlft.cli.cannot_tell import CANNOT_TELL, refusals
 from rlft.curves.text import interval_text, visible
-
-CANNOT_TELL = 2
-"""Exit code where no step can be named."""
 
 
 def register(app: typer.Typer) -> None:
@@ -40,13 +40,23 @@ def bisect(
 
     Without a bound: where it had moved half of the way from the first to the last. Exit code 2: no step can be named.
     """
+    with refusals(as_json=as_json, run=str(run)):
+        found = _found(run, overrides, metric, {"above": above, "below": below, "by": by})
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=1, allow_nan=False))
+    else:
+        show(Console(), found)
+    if found.after is None:
+        raise typer.Exit(CANNOT_TELL)
+
+
+def _found(run: Path, overrides: list[str] | None, metric: str, bounds: Mapping[str, float | None]) -> Any:
     from rlft.cli.run_config import load_run
     from rlft.curves.reading import read_config
 
     if (kind := str(read_config(run).get("kind", "rl"))) != "rl":
         raise ValueError(f"{run} is a run of kind {kind}, whose policies answer no tasks; give one of `rlft train`")
-    given = {"above": above, "below": below, "by": by}
-    asked = [(name, bound) for name, bound in given.items() if bound is not None]
+    asked = [(name, bound) for name, bound in bounds.items() if bound is not None]
     if len(asked) > 1:
         raise ValueError(f"--{asked[0][0]} and --{asked[1][0]} ask for two things; give one of them")
     config = load_run(run, overrides)
@@ -55,13 +65,7 @@ def bisect(
 
     name, bound = asked[0] if asked else ("halfway", 0.0)
     metric = metric or config.evaluation.metric or config.rewards[0].label
-    found = find(run, config, metric, Question(kind=name, bound=bound))  # type: ignore[arg-type]
-    if as_json:
-        print(json.dumps(found.as_dict(), indent=1, allow_nan=False))
-    else:
-        show(Console(), found)
-    if found.after is None:
-        raise typer.Exit(CANNOT_TELL)
+    return find(run, config, metric, Question(kind=name, bound=bound))  # type: ignore[arg-type]
 
 
 def show(console: Console, found: Any) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlft.cli.cannot_tell import refusals
 from rlft.curves.text import interval_text, number, shortened, visible
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 RUNS_HELP = "Run directories or quoted globs, `vs` between the groups: runs/a vs runs/b, or 'runs/a-*' 'runs/b-*'."
 _BAR = 33
+_FOLDED = 16  # columns that they have at least where the table is too wide
 _LABEL = 40  # columns that the names of rows have at least before bars are drawn
 
 Metric = Annotated[str, typer.Option(metavar="NAME", help="Reward or part; the config's headline when left out.")]
@@ -45,18 +47,19 @@ def compare(
     """Say whether runs differ: paired by task, over seeds where there are several, or that it cannot be told.
 
     A group is one config trained with several seeds. `@base`, `@sft` or `@step-000010` behind a name means that
-    evaluation instead of the last one.
+    evaluation instead of the last one. Exit code 2: a run cannot be read.
     """
     from rlft.curves.compare import compare as compared
     from rlft.curves.compare import min_effect_of
     from rlft.curves.compare_page import write_page
     from rlft.curves.scored_run import read_groups
 
-    before, after, remarks = read_groups(runs, metric, by_id=by_id)
-    wanted = min_effect_of(before) if min_effect is None else min_effect
-    result = compared(before, after, min_effect=wanted, threshold=threshold, remarks=remarks)
-    if html is not None:
-        write_page(result, html)
+    with refusals(as_json=as_json):
+        before, after, remarks = read_groups(runs, metric, by_id=by_id)
+        wanted = min_effect_of(before) if min_effect is None else min_effect
+        result = compared(before, after, min_effect=wanted, threshold=threshold, remarks=remarks)
+        if html is not None:
+            write_page(result, html)
     if as_json:
         print(json.dumps(result.as_dict(), indent=1))
         return
@@ -78,7 +81,9 @@ def show(result: Comparison) -> None:
     for fact in facts(result):
         console.print(Text(visible(f"- {fact}")), soft_wrap=True)
     console.print()
-    console.print(_table(result, console.width))
+    table = _table(result, console.width)
+    fitting = Console(width=max(console.width, sum((column.width or 0) + 3 for column in table.columns) + 1))
+    fitting.print(table, crop=False)
     for group, scores, mean in zip((result.before, result.after), result.scores, result.intervals, strict=True):
         if len(scores) > 1:
             every = " ".join(number(score) for score in scores)
@@ -89,7 +94,8 @@ def show(result: Comparison) -> None:
 
 
 def _table(result: Comparison, width: int) -> Table:
-    """The measured quantities; nothing is cut, and the bars are left out where they do not fit into `width`."""
+    """The measured quantities. Nothing is cut: bars are left out where they do not fit into `width`, then labels and
+    lists of steps are folded, and a table that is wider even so is printed as wide as it is."""
     from rlft.curves.compare_page import more_rows, p_text
 
     rows = [result.headline, *result.rows]
@@ -104,11 +110,16 @@ def _table(result: Comparison, width: int) -> Table:
     has_bars = min(widths[0], _LABEL) + sum(widths[1:]) + 3 * len(headings) + 1 <= width
     shown = range(len(headings) if has_bars else len(headings) - 1)
     table = Table(title="95 % intervals; * is no chance; p of all but the first adjusted by Holm", title_justify="left")
+    excess = sum(widths[index] + 3 for index in shown) + 1 - width
     for index in shown:
-        numbers = max(len(line[index]) for line in lines) if index else None  # what must not be broken
+        # Intervals and p-values with their stars stay whole; labels, names of runs and lists of steps are folded.
+        words = [_FOLDED] if index == 0 else [len(word) for line in lines for word in line[index].split()]
+        least = min(widths[index], max(words)) if index < 3 else widths[index]
+        own = max(least, widths[index] - max(0, excess))
+        excess -= widths[index] - own
         text = Text(visible(headings[index]), overflow="fold")
         is_text = index in (0, len(headings) - 1)
-        table.add_column(text, justify="left" if is_text else "right", overflow="fold", min_width=numbers)
+        table.add_column(text, justify="left" if is_text else "right", overflow="fold", width=own)
     for line in lines:
         table.add_row(*(Text(visible(line[index])) for index in shown))
     return table

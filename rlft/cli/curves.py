@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlft.cli.arguments import RunFolder
+from rlft.cli.cannot_tell import refusals
 from rlft.cli.compare import compare
 from rlft.cli.gate import gate
 from rlft.cli.health import health
@@ -43,7 +44,15 @@ def report(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON and write nothing.")] = False,
 ) -> None:
-    """Say SHIP, DON'T or CAN'T TELL and why, and write report.html and reward.png of a run, finished or not."""
+    """Say SHIP, DON'T or CAN'T TELL and why, and write report.html and reward.png of a run, finished or not.
+
+    Exit code: 0 whatever the verdict is, 2 if the run cannot be read.
+    """
+    with refusals(as_json=as_json, run=str(run)):
+        _report(run, out, as_json=as_json)
+
+
+def _report(run: Path, out: Path | None, *, as_json: bool) -> None:
     from rlft.curves.passes import passes
     from rlft.curves.reading import evals_of_result, read_config
     from rlft.curves.state import read_state

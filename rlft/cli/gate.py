@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from rlft.cli.cannot_tell import refusals
 from rlft.cli.compare import AsJson, ById, Metric
 from rlft.common.files import write_file
 from rlft.curves.text import visible
@@ -29,26 +30,22 @@ def gate(
     What cannot be read exits with 2 as well. Error rates: docs/compare.md.
     """
     from rlft.curves.compare import compare
-    from rlft.curves.gate import EXIT_CODES, not_what_was_measured
     from rlft.curves.gate import gate as decide
     from rlft.curves.gate import junit as as_junit
+    from rlft.curves.gate import not_what_was_measured
     from rlft.curves.scored_run import read_groups
 
-    try:
+    def refused(error: str) -> None:
+        if junit is not None and junit.parent.is_dir():
+            name = f"{Path(candidate).name} against {Path(baseline).name}"
+            write_file(junit, as_junit("cant_tell", error, [], name=name))
+
+    with refusals(as_json=as_json, also=refused):
         before, after, remarks = read_groups([baseline, candidate], metric, by_id=by_id)
         compared = compare(before, after, min_effect=min_effect, remarks=remarks)
         result = decide(compared, min_effect, not_what_was_measured(after))
         if junit is not None:
             write_file(junit, result.junit())
-    except (ValueError, OSError) as error:  # exit code 1 would say that the candidate is worse
-        Console(stderr=True).print(Text(visible(f"error: {error}"), style="red"), soft_wrap=True)
-        told = {"verdict": "cant_tell", "exit_code": EXIT_CODES["cant_tell"], "sentence": f"CANNOT TELL: {error}"}
-        if as_json:
-            print(json.dumps({**told, "reasons": [str(error)]}, indent=1))
-        if junit is not None and junit.parent.is_dir():
-            name = f"{Path(candidate).name} against {Path(baseline).name}"
-            write_file(junit, as_junit("cant_tell", str(error), [], name=name))
-        raise typer.Exit(EXIT_CODES["cant_tell"]) from None
     if as_json:
         print(json.dumps(result.as_dict(), indent=1))
     else:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlft.cli.arguments import RunFolder
+from rlft.cli.cannot_tell import refusals
 from rlft.curves.text import number, visible
 
 if TYPE_CHECKING:
@@ -30,14 +31,8 @@ def health(
     """
     from rlft.curves.alarms.watch import alarms_of
 
-    try:
+    with refusals(as_json=as_json, run=str(run)):
         found = alarms_of(run)
-    except (ValueError, OSError) as error:  # exit code 1 would say that there is an alarm
-        Console(stderr=True).print(Text(visible(f"error: {error}"), style="red"), soft_wrap=True)
-        if as_json:
-            told = {"run": str(run), "verdict": "cant_tell", "exit_code": 2, "reasons": [str(error)]}
-            print(json.dumps(told, indent=1))
-        raise typer.Exit(2) from None
     if as_json:
         print(json.dumps({"run": str(run), **found.as_dict()}, indent=1))
     else:

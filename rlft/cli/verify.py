@@ -13,10 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlft.cli.arguments import RunFolder
+from rlft.cli.cannot_tell import refusals
 from rlft.curves.text import visible
-
-UNCHECKED = 2
-"""Exit code where nothing differs and something could not be checked."""
 
 
 def register(app: typer.Typer) -> None:
@@ -40,11 +38,8 @@ def verify(
     Exit code 0: all agrees; 1: something differs; 2: something could not be checked.
     """
     console = Console()
-    try:
+    with refusals(as_json=as_json, run=str(run)):
         found = _verified(run, share, secrets.randbelow(2**32) if seed is None else seed, root.strip().lower())
-    except ValueError as error:
-        Console(stderr=True).print(Text(visible(f"error: {error}"), style="red"), soft_wrap=True)
-        raise typer.Exit(UNCHECKED) from None
     if as_json:
         print(json.dumps(found.as_dict(), indent=1, allow_nan=False))
     else:

@@ -21,12 +21,16 @@ from rlft.curves.power import POWER, Noise, Size, seeds_needed, smallest_effect,
 from rlft.curves.scored_run import Group, ScoredRun, config_changes
 from rlft.curves.seeds import GroupDifference, SeedDifference, holm, least_p
 from rlft.curves.statistics import t_interval
+from rlft.curves.text import counted
+from rlft.run.logs import read_provenance
+from rlft.run.provenance import changed_computing, changed_numbers
 from rlft.run.records import BEFORE_TRAINING, Interval
 
 MIN_EFFECT = 0.01
 """Smallest change of interest where neither the command nor the config has one."""
 LEVEL = 0.95
 _SHOWN_TASKS = 5
+_NAMES = ("name", "output_dir", "trackers")
 
 
 def compare(
@@ -73,16 +77,13 @@ def compare(
             others.append(Row(label=label, before=ends[0], after=ends[1], change=seeds.interval, p=p, conclusive=False))
     adjusted = holm([other.p for other in others])
     others = [_adjusted(other, p, level) for other, p in zip(others, adjusted, strict=True)]
-    least = least_p(len(before.runs), len(after.runs))
-    if grouped and least <= 1 - level < least * len(others):
-        told.append(
-            f"so few seeds can tell the headline, but none of the {len(others)} other rows: adjusted for so many, "
-            f"the smallest p is {least * len(others):.2f}"
-        )
     missing = sum(run.missing for run in runs)
     unpaired = len({task for run in runs for task, known in run.values.items() if known}) - len(common)
-    if missing or unpaired:
-        told.append(f"{missing} samples could not be scored, and {unpaired} tasks have scores in some runs only")
+    if missing:
+        told.append(f"{counted(missing, 'sample')} could not be scored")
+    if unpaired:
+        told.append(f"{counted(unpaired, 'task')} {'has' if unpaired == 1 else 'have'} scores in some runs only")
+    told += _same_run_twice(before, after, common)
     detectable = _detectable(difference, before, after, len(common), min_effect, level)
     verdict, reasons = judge(row, difference, tasks, before, after, min_effect, level)
     means = [{t: _mean([_mean(run[t]) for run in side]) for t in common} for side in values]
@@ -112,6 +113,29 @@ def compare(
         unpaired=unpaired,
         remarks=told,
     )
+
+
+def _same_run_twice(before: Group, after: Group, common: Sequence[str]) -> list[str]:
+    """Says so where two runs have one config and one seed and yet other results, and what else differs."""
+    one, other = before.runs[0], after.runs[0]
+    is_single = len(before.runs) == len(after.runs) == 1
+    is_same = one.seed is not None and one.seed == other.seed and one.evaluation == other.evaluation
+    if not (is_single and is_same) or config_changes(one, other):
+        return []
+    differ = sum(list(one.values[task]) != list(other.values[task]) for task in common)
+    if not differ:
+        return []
+    read = [read_provenance(run.folder) for run in (one, other)]
+    then, now = (replace(p, config={k: v for k, v in p.config.items() if k not in _NAMES}) for p in read)
+    known = [*changed_numbers(then, now), *changed_computing(then, now)]
+    unknown = "their provenance.json files say the same, so something else differs"
+    if not (then.packages and now.packages):
+        unknown = "without provenance.json nothing says why"
+    why = "; ".join(known) or unknown
+    return [
+        f"same config and same seed {one.seed}, so these are one run made twice, and yet the scores of "
+        f"{counted(differ, 'task')} differ: {why}"
+    ]
 
 
 def _parts(before: Group, after: Group, level: float) -> list[Row]:

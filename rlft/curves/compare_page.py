@@ -11,7 +11,9 @@ from rlft.curves import pages
 from rlft.curves.comparison import Comparison
 from rlft.curves.courses import Courses
 from rlft.curves.scored_run import Group
+from rlft.curves.seeds import SeedDifference
 from rlft.curves.text import interval_text, number, shortened
+from rlft.run.records import Interval
 
 _WIDTH, _LABELS, _ROW = 560, 190, 26  # of the drawings, in pixels
 
@@ -28,13 +30,38 @@ def facts(c: Comparison) -> list[str]:
     worse, better, same = c.counts
     told.append(f"tasks: {worse} got worse, {better} got better, {same} stayed; a single task moves by chance, too")
     if c.seeds is not None:
-        told.append(
-            f"over seeds alone, for these tasks: {interval_text(c.seeds.interval, '+')}, exact permutation "
-            f"p = {c.seeds.p:.3f} (so many seeds can give {c.seeds.least_p:.2g} at best); over tasks alone, for these "
-            f"runs: {interval_text(c.tasks.interval, '+')}"
-        )
+        told += _over_seeds(c, c.seeds)
     told.append(detectable(c))
     return told + (_course_facts(c, c.courses) if c.courses else [])
+
+
+def _over_seeds(c: Comparison, seeds: SeedDifference) -> list[str]:
+    """The two spreads that the interval holds, each alone, and what so few seeds cannot tell."""
+    whole, alone = c.headline.change, (seeds.interval, c.tasks.interval)
+    told = (
+        f"over seeds alone, for these tasks: {_bounds(alone[0])}, exact permutation p = {seeds.p:.3f} (so many seeds "
+        f"can give {seeds.least_p:.2g} at best); over tasks alone, for these runs: {_bounds(alone[1])}"
+    )
+    widths = [each.high - each.low for each in (whole, *alone) if each.bounded]
+    if len(widths) == 3 and widths[0] < max(widths[1:]):
+        told += (
+            ". The interval over both is narrower than one of these because the noise of the samples is in each of "
+            "these two and counts once in it, and because few seeds alone have few degrees of freedom"
+        )
+    rows = len(c.rows)
+    if seeds.least_p <= 1 - c.tasks.level < seeds.least_p * rows:
+        return [
+            told,
+            f"so few seeds can tell the headline, but none of the {rows} other rows: adjusted for so many, the "
+            f"smallest p is {seeds.least_p * rows:.2f}",
+        ]
+    return [told]
+
+
+def _bounds(interval: Interval) -> str:
+    """The bounds alone; the mean is the headline's."""
+    shown = interval_text(interval, "+")
+    return shown[shown.index("[") :] if interval.bounded else "no interval"
 
 
 def detectable(c: Comparison) -> str:

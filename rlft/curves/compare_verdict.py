@@ -10,7 +10,7 @@ from rlft.curves.comparison import Row
 from rlft.curves.differences import Difference, paired
 from rlft.curves.scored_run import Group, ScoredRun
 from rlft.curves.seeds import GroupDifference, group_difference, least_p, paired_p, seeds_needed
-from rlft.curves.text import interval_text, number
+from rlft.curves.text import counted, interval_text, number
 
 Verdict: TypeAlias = Literal["better", "worse", "same", "cant_tell"]
 
@@ -113,7 +113,7 @@ def sentence_of(
     seeds = f"{n} and {m} seeds, " if n + m > 2 else ""
     told = (
         f"held-out {word} of {row.label} {number(row.before)} -> {number(row.after)}, a change of "
-        f"{interval_text(row.change, '+')} over {seeds}{tasks} tasks"
+        f"{interval_text(row.change, '+')} over {seeds}{counted(tasks, 'task')}"
     )
     only = "" if n + m > 2 else " One run each: whether other seeds would do the same is not known."
     if verdict in ("better", "worse"):
@@ -151,9 +151,10 @@ def _doubt_of_missing(verdict: Verdict, before: Group, after: Group, min_effect:
     if holds:
         return ""
     worst = highest if verdict == "worse" else lowest
+    them = "it at its" if missing == 1 else "all of them at their"
     return (
-        f"{missing} samples could not be scored; with all of them at their worst the change is "
-        f"{interval_text(worst.change, '+')}"
+        f"{counted(missing, 'sample')} could not be scored; with {them} worst "
+        f"the change is {interval_text(worst.change, '+')}"
     )
 
 

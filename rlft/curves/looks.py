@@ -45,7 +45,7 @@ class Picked:
     """The best of several evaluations, and by how much its number flatters it."""
 
     evaluation: Evaluation
-    """The one with the highest mean; the earliest of equals."""
+    """The one with the highest mean; the last one where none is above it, and of other equals the earliest."""
     of: int
     """Among how many."""
     optimism: float
@@ -86,4 +86,7 @@ def picked(trained: Sequence[Evaluation], seed: int = 0) -> Picked | None:
         excess.append(chooses[best] - tells[best])
     # Half of the tasks choose with sqrt(2) times the noise that all of them choose with.
     optimism = max(0.0, float(np.mean(excess)) / math.sqrt(2))
-    return Picked(evaluation=trained[int(means.mean(axis=1).argmax())], of=len(trained), optimism=optimism)
+    whole = means.mean(axis=1)
+    is_above_last = whole.max() > whole[-1] + 1e-12  # by more than what sums round
+    best = trained[int(whole.argmax())] if is_above_last else trained[-1]
+    return Picked(evaluation=best, of=len(trained), optimism=optimism)
