@@ -88,5 +88,5 @@ def picked(trained: Sequence[Evaluation], seed: int = 0) -> Picked | None:
     optimism = max(0.0, float(np.mean(excess)) / math.sqrt(2))
     whole = means.mean(axis=1)
     is_above_last = whole.max() > whole[-1] + 1e-12  # by more than what sums round
-    best = trained[int(whole.argmax())] if is_above_last else trained[-1]
-    return Picked(evaluation=best, of=len(trained), optimism=optimism)
+    chosen = trained[int(whole.argmax())] if is_above_last else trained[-1]
+    return Picked(evaluation=chosen, of=len(trained), optimism=optimism)
