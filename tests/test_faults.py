@@ -187,7 +187,7 @@ def test_a_full_disk_is_named_with_its_bytes(config_file: Path, tmp_path: Path, 
         cwd=ROOT,
         env={**os.environ, **WIDE},
     )
-    told = " ".join(done.stderr.split())
+    told = " ".join((done.stdout + done.stderr).split())
     assert done.returncode == 1
     assert re.search(rf"error: No space left on device: {disk}/\S+ \(\d+ bytes are free there\)", told), told
     assert "Traceback" not in told

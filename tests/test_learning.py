@@ -125,7 +125,7 @@ RUNS: list[tuple[str, dict[str, Any]]] = [
     ("rloo", {"steps": 30}),
     ("reinforce_pp", {"steps": 20, "updates": 2}),
     ("reinforce_pp_baseline", {"steps": 20, "updates": 2}),
-    ("remax", {"steps": 20}),
+    ("remax", {"steps": 25}),
     ("gspo", {"steps": 25, "updates": 2}),  # nearly all of the second update is clipped
     ("cispo", {"steps": 15, "updates": 2}),
     ("maxrl", {"steps": 20}),

@@ -99,8 +99,12 @@ SLOW = {"rewards.code_tests:code_tests", "rewards.embedding_similarity:embedding
 SERVED = ("judge", "reward_model", "classifier", "ranking", "rubric", "pairwise", "reasoning_gym", "environment_reward")
 LESSON = "rewards.json_syntax:json_syntax"
 """Its page shows with it what a reward for the syntax alone is worth: `{}` is perfect."""
+OBSERVER = "rewards.searches:searches"
+"""It counts calls, right or not, and is for weight 0: as a reward it pays for asking without end, as it says."""
 SHIPPED = [
-    path for path in available("rewards") if path not in {*SLOW, LESSON} and not any(name in path for name in SERVED)
+    path
+    for path in available("rewards")
+    if path not in {*SLOW, LESSON, OBSERVER} and not any(name in path for name in SERVED)
 ]
 
 
