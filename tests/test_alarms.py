@@ -13,7 +13,7 @@ import pytest
 from benchmarks.healthy_runs import healthy_rows
 from rlft.cli import main
 from rlft.curves.alarms import ALARMS, Health, alarms_from, alarms_of
-from rlft.curves.alarms.course import Course, course_of, onset, shift, trend
+from rlft.curves.alarms.course import Course, course_of, jump, onset, shift, trend
 from rlft.curves.alarms.detectors import DETECTORS
 from rlft.curves.alarms.watch import is_looked_at
 from tests.fakes_run import append, rollout, write_config, write_json, write_rollouts
@@ -114,6 +114,35 @@ def test_single_steps_are_named_where_they_are() -> None:
         "reward_spike": 80,
         "gradient_spikes": 50,
     }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_edge_of_a_collapse_is_its_onset_and_no_spike(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows: list[Row] = []
+    for step in range(1, 121):
+        right = random.binomial(64, 0.3 + 0.1 * min(step, 31) / 31 + 0.03 * random.standard_normal()) / 64
+        rows.append({"step": step, "reward/mean": right if step < 31 else 0.0, "reward/std": 0.4})
+    found = {alarm.name: alarm for alarm in alarms_from(rows).alarms}
+    assert "reward_spike" not in found, found["reward_spike"].evidence
+    assert found["reward_collapse"].onset == 31
+    assert found["reward_collapse"].evidence.endswith(" in steps 1 to 24")
+    quiet = [{**row, "reward/mean": 0.35 + 0.02 * random.standard_normal()} for row in rows[:30]] + rows[30:]
+    for row in quiet[9:11]:
+        row["reward/mean"] = 1.0  # which comes back, and is one before a collapse, too
+    spikes = {alarm.name: alarm for alarm in alarms_from(quiet).alarms}["reward_spike"]
+    assert (spikes.onset, spikes.numbers["steps"]) == (10, 2)
+
+
+def test_a_jump_is_told_from_a_slope() -> None:
+    random, steps = np.random.default_rng(3), np.arange(1.0, 101.0)
+    noise = 0.02 * random.standard_normal(100)
+    assert jump(Course(steps, np.where(steps < 41, 0.5, 0.1) + noise), -1, 0.2) == 41
+    assert jump(Course(steps, np.where(steps < 41, 0.1, 0.5) + noise), 1, 0.2) == 41
+    assert jump(Course(steps, np.where(steps < 41, 0.1, 0.5) + noise), -1, 0.2) is None
+    slope = np.interp(steps, [41, 71], [0.5, 0.1])
+    assert jump(Course(steps, slope + noise), -1, 0.2) is None
+    assert jump(Course(steps, np.where(steps < 41, 0.5, 0.4) + noise), -1, 0.2) is None
 
 
 def test_what_is_not_finite_is_named_from_the_first_step_on() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typer.testing import CliRunner
 
 from rlft.cli.main import app
 from rlft.config_file import load
+from rlft.run.records import Interval
 from rlft.train.rl import launch
-from rlft.train.rl.bisect.search import ERROR_RATE, Found, Look, Question, look, looks_at_most, search
+from rlft.train.rl.bisect.measure import Measured
+from rlft.train.rl.bisect.search import ERROR_RATE, Found, Look, Question, Side, look, looks_at_most, search
 from tests.conftest import WIDE
 from tests.fakes import read_result, write_config
 
@@ -149,8 +152,63 @@ def test_what_cannot_be_asked_is_refused(copy: Path) -> None:
     result = invoke(copy, "--metric", "length")
     assert result.exit_code == 2, result.output  # every reply has the full length
     assert "No step at which rollout/length has moved half of the way" in result.output
-    assert "no reward is named so" in str(invoke(copy, "--metric", "od").exception)
-    assert "ask for two things" in str(invoke(copy, "--above", "1", "--below", "0").exception)
+    assert "ask for two things" in invoke(copy, "--above", "1", "--below", "0").output
     shutil.rmtree(copy / "adapters")
     shutil.rmtree(copy / "evals")
-    assert "a change needs two" in str(invoke(copy, "--metric", "odd").exception)
+    assert "a change needs two" in invoke(copy, "--metric", "odd").output
+
+
+def test_a_misspelt_metric_is_refused_before_anything_is_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rlft.train.rl.bisect.bisect", None)  # whose import would fail
+    for metric, says in (
+        ("od", "no reward is named so. Did you mean 'odd'? There are: odd, length, truncated, entropy, reward"),
+        ("odd/shape", "no part is named so. Did you mean 'odd'?"),
+        ("lenght", "Did you mean 'length'?"),
+    ):
+        result = invoke(copy, "--metric", metric)
+        assert result.exit_code == 2
+        assert says in result.output
+
+
+def test_stored_evaluations_are_looked_at_before_others_are_made() -> None:
+    steps, known, made = list(range(31)), {0, 10, 20, 30}, []
+
+    def look_at(index: int) -> Look:
+        made.append(steps[index])
+        return Look(side="before" if index < 23 else "after", margin=Interval(1.0, 1.0, 1.0, 1))
+
+    found = search(31, look_at, known)
+    assert (found.last_before, found.first_after) == (22, 23)
+    assert made[:3] == [0, 30, 20]
+    assert all(20 < step < 30 for step in made[3:])
+    assert len(made) <= looks_at_most(31, known)
+
+
+def test_no_search_looks_more_often_than_its_error_rate_allows() -> None:
+    random = np.random.default_rng(4)
+    sides: tuple[Side, ...] = ("before", "unclear", "after")
+    for _ in range(300):
+        count = int(random.integers(2, 40))
+        known = {int(index) for index in random.integers(0, count, int(random.integers(0, 8)))}
+        drawn = ["before", *random.choice(sides, count - 2), "after"]
+        looked: list[int] = []
+
+        def look_at(index: int, drawn: list[Any] = drawn, looked: list[int] = looked) -> Look:
+            looked.append(index)
+            return Look(side=drawn[index], margin=Interval(0.0, 0.0, 0.0, 1))
+
+        search(count, look_at, known)
+        assert len(looked) == len(set(looked)) <= looks_at_most(count, known)
+
+
+def test_what_is_not_stored_is_said_before_an_engine_is_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_engine(*_: object) -> None:
+        raise RuntimeError("an engine would be loaded here")
+
+    monkeypatch.setattr(Measured, "_start", no_engine)
+    for path in (copy / "evals").glob("*"):
+        path.unlink()
+    told = invoke(copy, "--metric", "odd").output
+    lacking, _, rest = told.partition("answers the held-out tasks")
+    assert "odd of the policy of steps 0, 1, 2, 3, 4 is in no evaluation of" in lacking
+    assert "an engine would be loaded here" in rest

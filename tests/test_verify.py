@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 
 from rlft.cli.main import app
 from rlft.config import RunConfig
+from rlft.curves.reading import read_evals
 from rlft.reward import judge_cache
+from rlft.reward.stored import read_samples, read_tasks
 from rlft.run import manifest
 from rlft.run.directory import read_config
-from rlft.train.rl.verify.findings import Verification
+from rlft.train.rl.verify.arithmetic import check_evaluation
+from rlft.train.rl.verify.findings import Check, Verification
 from rlft.train.rl.verify.verify import choose, verify
 from rlft.types import RewardSpec
 from tests import forgeries
@@ -78,6 +81,33 @@ def forge_line(run: Path) -> None:
 def forge_evaluation(run: Path) -> None:
     file = run / "evals" / "step-000004.json"
     file.write_text(file.read_text().replace('"mean": 0.', '"mean": 0.9', 1))
+
+
+def test_an_altered_evaluation_is_named_by_task_and_sample(copy: Path) -> None:
+    file = copy / "evals" / "step-000004.json"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    task = list(told["by_task"])[-1]
+    [value] = told["by_task"][task]
+    told["by_task"][task] = [value + 0.25]
+    told["rewards"]["odd"]["mean"] = 0.125
+    mean = read_evals(copy)[-1].rewards["odd"].mean
+    file.write_text(json.dumps(told), encoding="utf-8")
+    config = read_config(copy, RunConfig)
+    groups = read_samples(file.with_suffix(".parquet"), 4, read_tasks(copy)).groups
+    found = Check(what="evaluations", unit="numbers")
+    check_evaluation(config, file, "evals/step-000004.json", groups, found)
+    where = "evals/step-000004.json, step 4"
+    assert sorted(found.differences) == [
+        f"{where}, task {task}, sample 0: odd is {value + 0.25}, computed again {value}",
+        f"{where}: rewards.odd.mean is 0.125, computed again {mean}",
+    ]
+    del told["by_task"][task]
+    told["by_task"]["gone"] = [1.0]
+    file.write_text(json.dumps(told), encoding="utf-8")
+    found = Check(what="evaluations", unit="numbers")
+    check_evaluation(config, file, "evals/step-000004.json", groups, found)
+    assert f"{where}, task {task}: its values are None, computed again [{value}]" in found.differences
+    assert f"{where}, task gone: its values are [1.0], and there is no sample of it" in found.differences
 
 
 def forge_adapter(run: Path) -> None:

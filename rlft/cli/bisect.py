@@ -53,6 +53,7 @@ def bisect(
 def _found(run: Path, overrides: list[str] | None, metric: str, bounds: Mapping[str, float | None]) -> Any:
     from rlft.cli.run_config import load_run
     from rlft.curves.reading import read_config
+    from rlft.train.rl.bisect.metrics import metric_name, stored_parts
 
     if (kind := str(read_config(run).get("kind", "rl"))) != "rl":
         raise ValueError(f"{run} is a run of kind {kind}, whose policies answer no tasks; give one of `rlft train`")
@@ -60,11 +61,12 @@ def _found(run: Path, overrides: list[str] | None, metric: str, bounds: Mapping[
     if len(asked) > 1:
         raise ValueError(f"--{asked[0][0]} and --{asked[1][0]} ask for two things; give one of them")
     config = load_run(run, overrides)
-    from rlft.train.rl.bisect.bisect import bisect as find
+    metric = metric or config.evaluation.metric or config.rewards[0].label
+    metric_name([reward.label for reward in config.rewards], stored_parts(run), metric)
+    from rlft.train.rl.bisect.bisect import bisect as find  # takes seconds, which a misspelt metric should not cost
     from rlft.train.rl.bisect.search import Question
 
     name, bound = asked[0] if asked else ("halfway", 0.0)
-    metric = metric or config.evaluation.metric or config.rewards[0].label
     return find(run, config, metric, Question(kind=name, bound=bound))  # type: ignore[arg-type]
 
 

@@ -201,6 +201,44 @@ def onset(course: Course, direction: float) -> int:
     return int(way.steps[int(np.argmax(gone))])
 
 
+def jump(course: Course, direction: float, least: float) -> int | None:
+    """The first step of another level, where a course changes at once; None where it goes there by and by.
+
+    Two straight pieces with a gap between them have to fit at least as well as the three without one that `onset` fits.
+
+    Args:
+        direction: 1 for a jump upwards, -1 for one downwards.
+        least: the smallest height of it.
+    """
+    n, values = len(course), direction * (course.values - course.values.mean())
+    if n < 8:
+        return None
+    errors = _line_errors(values)[2 : n - 3] + _line_errors(values[::-1])[n - 4 : 1 : -1]  # 3 values on each side
+    at = int(np.argmin(errors)) + 3
+    height = float(np.median(values[at : at + 5]) - np.median(values[max(0, at - 5) : at]))
+    if height < least:
+        return None
+    pieces = min(_BINS, n)
+    one, two, _ = _three_lines(np.array([np.median(piece) for piece in np.array_split(values, pieces)]))
+    places = np.arange(n, dtype=np.float64)
+    starts = [piece[0] for piece in np.array_split(places, pieces)]
+    bends = [np.maximum(0.0, places - starts[knot]) for knot in (one, two)]
+    design = np.stack([np.ones(n), places, *bends], axis=1)
+    bent = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    return int(course.steps[at]) if errors.min() <= float(np.sum(bent**2)) else None
+
+
+def _line_errors(values: Floats) -> Floats:
+    """Squares that the best straight line leaves, of the first value, the first two, and so on; (n,)."""
+    x, counts = np.arange(len(values), dtype=np.float64), np.arange(1, len(values) + 1)
+    sums = {(i, j): np.cumsum(x**i * values**j) for i, j in ((1, 0), (0, 1), (2, 0), (0, 2), (1, 1))}
+    across = sums[2, 0] - sums[1, 0] ** 2 / counts
+    along = sums[1, 1] - sums[1, 0] * sums[0, 1] / counts
+    left = sums[0, 2] - sums[0, 1] ** 2 / counts - along**2 / np.maximum(across, 1e-12)
+    errors: Floats = np.maximum(left, 0.0)
+    return errors
+
+
 def _steeper(fitted: Floats, knots: Sequence[int]) -> int:
     """The knot from which on a course rises faster than before, with a quarter of its whole rise or more."""
     pieces = list(pairwise(knots))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from rlft.curves.alarms.course import MIN_STEPS, Course, noise, onset, shift, smoothed, trend
+from rlft.curves.alarms.course import MIN_STEPS, Course, jump, noise, onset, shift, smoothed, trend
 from rlft.curves.alarms.seen import Found, Seen, around, level_at, scatter
 from rlft.curves.text import number, percent
 
@@ -75,7 +75,10 @@ def no_signal(seen: Seen) -> Found | str | None:
 
 
 def reward_spike(seen: Seen) -> Found | str | None:
-    """Single steps whose reward is eight deviations of the noise, and half of the run's range, away from around it."""
+    """Single steps whose reward is eight deviations of the noise, and half of the run's range, away from around it.
+
+    It has to come back: where the reward stays, as at the edge of a collapse, the step is no spike.
+    """
     if reason := seen.missing("reward/mean"):
         return reason
     course = seen.course("reward/mean")
@@ -86,6 +89,7 @@ def reward_spike(seen: Seen) -> Found | str | None:
     spikes = np.flatnonzero(np.abs(away) > bound)
     # At the ends only one side says what is around a step.
     spikes = spikes[(spikes >= 4) & (spikes < len(course) - 2)]
+    spikes = np.array([at for at in spikes.tolist() if _is_spike(course.values, away, at, bound)], dtype=np.intp)
     if not len(spikes):
         return None
     worst = int(spikes[np.argmax(np.abs(away[spikes]))])
@@ -99,13 +103,27 @@ def reward_spike(seen: Seen) -> Found | str | None:
     )
 
 
+def _is_spike(values: np.ndarray, away: np.ndarray, at: int, bound: float) -> bool:
+    """Whether a value is beyond a bound from what is before it and from what is after it, to the same side.
+
+    Args:
+        away: distance of every value from what is around it. That of its neighbours counts, too: of a run that does
+            not move any more the rest says nothing of the noise before.
+    """
+    near = np.delete(away[max(0, at - 20) : at + 21], min(at, 20))
+    bound = max(bound, 8 * 1.4826 * float(np.median(np.abs(near))))
+    sides = [float(values[at] - np.median(side)) for side in (values[at - 4 : at], values[at + 1 : at + 5])]
+    return min(sides) > bound or max(sides) < -bound
+
+
 def reward_collapse(seen: Seen) -> Found | str | None:
     """Half of the gain and 0.4 deviations of single samples lost, beyond the noise."""
     if reason := seen.missing("reward/mean"):
         return reason
     course = seen.course("reward/mean")
     change = shift(course)
-    windows = smoothed(course, min(max(5, len(course) // 10), 30))
+    width = min(max(5, len(course) // 10), 30)
+    windows = smoothed(course, width)
     best = int(np.argmax(windows.values))
     peak, now = float(windows.values[best]), change.now.median
     spread = seen.course("reward/std").values
@@ -117,11 +135,12 @@ def reward_collapse(seen: Seen) -> Found | str | None:
     after = course.since(float(windows.steps[best]))
     if len(after) < 5 or not _stays_down(course, peak, drop):
         return None
+    at_once = jump(course.since(float(windows.steps[best]) - 2 * width), -1, drop / 2)
     return Found(
         severity="critical",
-        onset=onset(after, -1),
+        onset=onset(after, -1) if at_once is None else at_once,
         evidence=f"reward {number(peak)} around step {int(windows.steps[best])}, {number(now)} in {change.now}; it "
-        f"began at {number(change.begin.median)}",
+        f"began with {number(change.begin.median)} in {change.begin}",
         numbers={"peak": peak, "now": now, "begin": change.begin.median},
     )
 

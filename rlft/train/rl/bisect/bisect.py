@@ -13,8 +13,9 @@ from rlft.config import RunConfig
 from rlft.curves.live_panel import View
 from rlft.curves.statistics import mean_interval
 from rlft.curves.text import interval_text
-from rlft.run.records import Interval
-from rlft.train.rl.bisect.measure import Measured, Source, metric_name
+from rlft.run.records import EVALS, Interval
+from rlft.train.rl.bisect.measure import Measured, Source
+from rlft.train.rl.bisect.metrics import metric_name
 from rlft.train.rl.bisect.search import ERROR_RATE, Found, Look, Question, Side, Values, look, looks_at_most, search
 
 
@@ -72,19 +73,26 @@ def bisect(run: Path, config: RunConfig, metric: str, question: Question) -> Bis
 
     Args:
         config: the run's, perhaps with other settings of its evaluation.
-        metric: a reward or a part of one, or what `measure.SHORT` names.
+        metric: a reward or a part of one, or what `metrics.SHORT` names.
 
     Raises:
         ValueError: there is no such metric, or the run's model or tasks are not here, or it keeps too few policies.
         RuntimeError: rollout workers were lost.
     """
-    name = metric_name(config, metric)
+    name = metric_name([reward.label for reward in config.rewards], (), metric)
     transformers_logging.disable_progress_bar()
     taken: dict[int, tuple[Values, Source]] = {}
     seen: dict[int, Look] = {}
     with View(f"bisect {config.name}", steps=0) as view, Measured(run, config, name, view) as measured:
         versions = measured.versions
-        looks = looks_at_most(len(versions))
+        known = [index for index, version in enumerate(versions) if measured.is_known(version)]
+        looks = looks_at_most(len(versions), known)
+        if lacking := [str(version) for index, version in enumerate(versions) if index not in known]:
+            steps = f"step{'' if len(lacking) == 1 else 's'} {', '.join(lacking)}"
+            view.note(
+                f"{name} of the policy of {steps} is in no evaluation of {run / EVALS}: where the search looks at one, "
+                "the model is loaded and answers the held-out tasks"
+            )
 
         def values(index: int) -> Values:
             if index not in taken:
@@ -98,7 +106,7 @@ def bisect(run: Path, config: RunConfig, metric: str, question: Question) -> Bis
             view.note(f"step {versions[index]}: {name} {shown}, {seen[index].side}")
             return seen[index]
 
-        found = search(len(versions), look_at)
+        found = search(len(versions), look_at, known)
     measurements = [
         Measurement(
             step=versions[index],

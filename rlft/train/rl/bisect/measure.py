@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
-from rlft.common.by_path import did_you_mean
 from rlft.common.files import write_file
 from rlft.config import RunConfig
 from rlft.curves.live_panel import View
@@ -30,6 +29,7 @@ from rlft.run.directory import read_config
 from rlft.run.records import EVALS
 from rlft.run.rollout_table import to_parquet
 from rlft.train import provenance
+from rlft.train.rl.bisect.metrics import ENTROPY, LENGTH, REWARD, TRUNCATED
 from rlft.train.rl.bisect.search import Values
 from rlft.train.rl.evaluate import answer_heldout, values_of
 from rlft.train.rl.services import make_scorer, services
@@ -39,27 +39,7 @@ from rlft.types import Adapter, Group, SamplingParams
 
 BISECT = "bisect"
 """Folder of a run's directory that keeps what was measured."""
-LENGTH, TRUNCATED, ENTROPY, REWARD = "rollout/length", "rollout/truncated", "policy/entropy", "reward/mean"
-SHORT = {"length": LENGTH, "truncated": TRUNCATED, "entropy": ENTROPY, "reward": REWARD}
-"""Other names of these."""
 Source: TypeAlias = Literal["stored evaluation", "kept from before", "measured now"]
-
-
-def metric_name(config: RunConfig, metric: str) -> str:
-    """The name of a metric as `Measured` takes it.
-
-    Raises:
-        ValueError: the config has no such reward, and it is none of the others.
-    """
-    name = SHORT.get(metric, metric).removeprefix("reward/part/")
-    rewards = [reward.label for reward in config.rewards]
-    if name not in SHORT.values() and name.partition("/")[0] not in rewards:
-        known = [*rewards, *SHORT.values()]
-        raise ValueError(
-            f"--metric {metric!r}: no reward is named so.{did_you_mean(name.partition('/')[0], known)} There are: "
-            f"{', '.join(known)}; of a reward's parts NAME/PART"
-        )
-    return name
 
 
 def group_values(group: Group, name: str) -> list[float]:
@@ -79,7 +59,7 @@ class Measured:
 
         Args:
             config: the run's, perhaps with other settings of its evaluation.
-            name: of `metric_name`.
+            name: of `metrics.metric_name`.
 
         Raises:
             ValueError: the model or the tasks are not those of the run; or fewer than two policies are stored.
@@ -128,18 +108,31 @@ class Measured:
             raise ValueError(f"no held-out sample has the metric {self._name}; there are: {', '.join(parts)}")
         return values, source
 
-    def _groups(self, version: int) -> tuple[Sequence[Group], Source]:
+    def is_known(self, version: int) -> bool:
+        """Whether a policy's values need no generating: an evaluation has them, or an earlier search."""
+        if self._name == ENTROPY:
+            return self._kept(version, "-entropy.json").is_file()
+        return self._evaluated(version) is not None or self._kept(version, ".parquet").is_file()
+
+    def _evaluated(self, version: int) -> tuple[Path, int] | None:
+        """File and step of the stored evaluation of a policy, if there is one."""
         evaluation = self._evaluations.get(version)
-        if evaluation is not None:
-            stored = self._run / EVALS / f"{evaluation.name}.parquet"
-            is_same = not self._is_stored(version) or self._adapter(version).hash == evaluation.adapter_hash
-            if stored.is_file() and is_same:
-                return read_samples(stored, evaluation.step, StoredTasks(lines={})).groups, "stored evaluation"
-        adapter = self._adapter(version)
-        kept = self._folder / f"v{version:06d}-{adapter.hash[:12]}.parquet"
+        if evaluation is None:
+            return None
+        stored = self._run / EVALS / f"{evaluation.name}.parquet"
+        is_same = not self._is_stored(version) or self._adapter(version).hash == evaluation.adapter_hash
+        return (stored, evaluation.step) if stored.is_file() and is_same else None
+
+    def _kept(self, version: int, ending: str) -> Path:
+        return self._folder / f"v{version:06d}-{self._adapter(version).hash[:12]}{ending}"
+
+    def _groups(self, version: int) -> tuple[Sequence[Group], Source]:
+        if evaluated := self._evaluated(version):
+            return read_samples(*evaluated, StoredTasks(lines={})).groups, "stored evaluation"
+        kept = self._kept(version, ".parquet")
         if kept.is_file():
             return read_samples(kept, version, StoredTasks(lines={})).groups, "kept from before"
-        groups = self._measure(adapter)
+        groups = self._measure(self._adapter(version))
         write_file(kept, to_parquet(groups, step=version))
         return groups, "measured now"
 
@@ -178,7 +171,7 @@ class Measured:
 
     def _entropies(self, version: int) -> tuple[Values, Source]:
         """Mean entropy of the next token over each sample's actions."""
-        kept = self._folder / f"v{version:06d}-{self._adapter(version).hash[:12]}-entropy.json"
+        kept = self._kept(version, "-entropy.json")
         if kept.is_file():
             return json.loads(kept.read_text(encoding="utf-8")), "kept from before"
         groups, _ = self._groups(version)

@@ -8,8 +8,9 @@ is the narrowest range whose two ends are clear.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
 from rlft.curves.statistics import interval_of_means
@@ -66,9 +67,16 @@ class Found:
     """Why there is none; empty where there is one."""
 
 
-def looks_at_most(count: int) -> int:
-    """How many policies a search among `count` may look at."""
-    return min(count, 2 + 2 * max(0, math.ceil(math.log2(max(1, count - 1)))))
+def looks_at_most(count: int, known: Collection[int] = ()) -> int:
+    """How many policies a search among `count` may look at, of which those at `known` come first."""
+    inner = sorted({index for index in known if 0 < index < count - 1})
+    widest = max((b - a for a, b in pairwise([0, *inner, count - 1])), default=0)
+    return min(count, 2 + 2 * (_halvings(len(inner) + 1) + _halvings(widest)))
+
+
+def _halvings(count: int) -> int:
+    """How often a range of so many places is halved until one is left."""
+    return math.ceil(math.log2(max(1, count)))
 
 
 def look(question: Question, values: Values, *, first: Values, last: Values, looks: int) -> Look:
@@ -90,10 +98,13 @@ def look(question: Question, values: Values, *, first: Values, last: Values, loo
     return Look(side=side, margin=interval)
 
 
-def search(count: int, look_at: Callable[[int], Look]) -> Found:
+def search(count: int, look_at: Callable[[int], Look], known: Collection[int] = ()) -> Found:
     """Find where the side changes between the first and the last of `count` policies.
 
     A behaviour that came and went has several such places; this is one of them.
+
+    Args:
+        known: those whose values are there already: the range is halved at them before others are looked at.
     """
     seen: dict[int, Side] = {}
 
@@ -102,16 +113,20 @@ def search(count: int, look_at: Callable[[int], Look]) -> Found:
             seen[index] = look_at(index).side
         return seen[index]
 
+    def between(low: int, high: int) -> int:
+        inner = sorted(index for index in known if low < index < high)
+        return inner[len(inner) // 2] if inner else (low + high) // 2
+
     start, end = side(0), side(count - 1)
     if "unclear" in (start, end) or start == end:
         return Found(last_before=None, first_after=None, reason=_why_none(start, end))
     low, high = 0, count - 1
     while high - low > 1:  # the last that is clearly as the first
-        middle = (low + high) // 2
+        middle = between(low, high)
         low, high = (middle, high) if side(middle) == start else (low, middle)
     below, high = high, min(index for index, found in seen.items() if found == end and index > low)
     while seen[below] != end and high - below > 1:  # the first behind it that is clearly as the last
-        middle = (below + high) // 2
+        middle = between(below, high)
         below, high = (below, middle) if side(middle) == end else (middle, high)
     unclear = sorted(index for index, found in seen.items() if low < index < high and found == "unclear")
     return Found(last_before=low, first_after=high, unclear=unclear)

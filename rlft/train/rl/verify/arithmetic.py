@@ -18,7 +18,7 @@ from rlft.reward.stored import StoredStep, StoredTasks
 from rlft.run.logs import read_evaluation, read_json
 from rlft.run.records import SUMMARY, Evaluation, step_name
 from rlft.run.stored_task import StoredTask
-from rlft.train.rl.evaluate import evaluation
+from rlft.train.rl.evaluate import evaluation, values_of
 from rlft.train.rl.metrics import describe_dropped, describe_staleness, describe_step, is_of_the_machine
 from rlft.train.rl.repetition import describe_repetition
 from rlft.train.rl.verify.findings import Check
@@ -137,8 +137,12 @@ def check_evaluation(
         check.differ(file, f"its samples make no evaluation: {error}")
         return
     expected, known = json.loads(json.dumps(again.as_dict())), json.loads(path.read_text(encoding="utf-8"))
+    where = f"{file}, step {stored.step}"
     for name in expected:
-        check.compare(file, name, known.get(name), expected[name])
+        if name == "by_task":
+            _check_values(where, known.get(name), groups, again.metric, check)
+        else:
+            _check_tree(where, name, known.get(name), expected[name], check)
     names = {"base": 0, "sft": 0}
     check.compare(file, "step", stored.step, names.get(stored.name, stored.step))
     check.compare(file, "name", stored.name, path.stem if path.stem in names else step_name(stored.step))
@@ -148,6 +152,31 @@ def check_evaluation(
         for t in group.trajectories
     }
     check.compare(file, "adapter", {(stored.adapter_version, stored.adapter_hash)}, made_by)
+
+
+def _check_tree(where: str, name: str, known: Any, again: Any, check: Check) -> None:
+    """A number, or each number of a mapping by its dotted name."""
+    if not (isinstance(known, Mapping) and isinstance(again, Mapping) and again):
+        check.compare(where, name, known, again)
+        return
+    for key in sorted({*known, *again}):
+        _check_tree(where, f"{name}.{key}", known.get(key), again.get(key), check)
+
+
+def _check_values(where: str, known: Any, groups: Sequence[Group], metric: str, check: Check) -> None:
+    """The values of an evaluation by task, each compared with that of its sample."""
+    known = known if isinstance(known, Mapping) else {}
+    for group in groups:
+        task = group.task.id
+        indices = [t.sample_index for t in group.trajectories if metric in t.parts]
+        own, stored = json.loads(json.dumps(values_of(group, metric))), known.get(task)
+        if not isinstance(stored, list) or len(stored) != len(own):
+            check.differ(f"{where}, task {task}", f"its values are {stored}, computed again {own}")
+            continue
+        for index, one, other in zip(indices, stored, own, strict=True):
+            check.compare(f"{where}, task {task}, sample {index}", metric, one, other)
+    for task in sorted({*known} - {group.task.id for group in groups}):
+        check.differ(f"{where}, task {task}", f"its values are {known[task]}, and there is no sample of it")
 
 
 def check_summary(run: Path, config: RunConfig, evaluations: Mapping[str, Evaluation], check: Check) -> None:
