@@ -282,3 +282,10 @@ def test_a_finished_run_without_its_last_evaluation_or_step_is_not_shipped(tmp_p
     (run / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     torn = verdict_of(run)
     assert (torn.kind, _codes(torn)["lost"]) == ("cant_tell", "doubt")
+
+
+def test_samples_that_failed_count_where_an_earlier_rlft_kept_no_number_of_samples() -> None:
+    before, half = _evaluation("base", _solved(20)), _evaluation("step-000010", _solved(40, tasks=60), failed=40)
+    reason = doubts.missing(before, replace(half, samples=0), 0.95, 0.01, True)
+    assert reason is not None
+    assert "40 of 100 after have no score" in reason.says

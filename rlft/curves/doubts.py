@@ -276,7 +276,7 @@ def longer(before: Evaluation, after: Evaluation) -> Reason | None:
 def _missing(evaluation: Evaluation) -> tuple[int, int]:
     """(samples without a score, samples), of tasks."""
     scored = sum(map(len, evaluation.by_task.values()))
-    total = evaluation.samples or len(evaluation.by_task) * _per_task(evaluation)
+    total = evaluation.samples or max(len(evaluation.by_task) * _per_task(evaluation), scored + evaluation.failed)
     return max(total - scored, evaluation.failed), max(total, 1)
 
 

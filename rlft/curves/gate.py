@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from rlft.curves.comparison import Comparison
 from rlft.curves.scored_run import Group
-from rlft.curves.text import interval_text, visible
+from rlft.curves.text import counted, interval_text, visible
 from rlft.curves.verdict import verdict_of
 
 _NOT_MEASURED = ("age", "alarm", "collapse", "damaged", "lost")
@@ -136,7 +136,7 @@ def gate(comparison: Comparison, min_effect: float, stale: Sequence[str] = ()) -
         what = comparison.tasks.how_skewed or _what_would(comparison)
         reasons = [f"the interval holds both no loss and one of {min_effect:g}; {what}"]
     names = f"{comparison.after.label} against {comparison.before.label}"
-    numbers = f"{comparison.metric} changed by {interval_text(change, '+')} over {change.n} tasks"
+    numbers = f"{comparison.metric} changed by {interval_text(change, '+')} over {counted(change.n, 'task')}"
     certain = f"worse{' ' if change.high <= -min_effect else ', perhaps '}by {min_effect:g} or more"
     verdicts = {
         "pass": f"PASS: {names}, {numbers}: no loss of {min_effect:g} or more.",
@@ -155,9 +155,13 @@ def gate(comparison: Comparison, min_effect: float, stale: Sequence[str] = ()) -
 def _missing(comparison: Comparison) -> list[str]:
     if not comparison.missing and not comparison.unpaired:
         return []
+    told = []
+    if comparison.missing:
+        told.append(f"{counted(comparison.missing, 'sample')} could not be scored")
+    if comparison.unpaired:
+        told.append(f"{counted(comparison.unpaired, 'task')} scored in some of the runs only")
     return [
-        f"scores are missing: {comparison.missing} samples could not be scored, and {comparison.unpaired} tasks are "
-        "scored in some of the runs only; mend the reward, or evaluate all on the same tasks, and try again"
+        f"scores are missing: {', and '.join(told)}; mend the reward, or evaluate all on the same tasks, and try again"
     ]
 
 

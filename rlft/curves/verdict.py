@@ -20,7 +20,7 @@ from rlft.curves.differences import Difference, paired
 from rlft.curves.doubts import Reason
 from rlft.curves.evaluation_sets import EvaluationSet, bounds_of_stage, read_sets, worse
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
-from rlft.curves.text import interval_text, number
+from rlft.curves.text import counted, interval_text, number
 from rlft.run import damage, logs
 from rlft.run.records import SUMMARY, Evaluation, word_for
 
@@ -231,7 +231,7 @@ def _measured(effect: Effect) -> Reason:
         )
     if not change.bounded:
         return Reason(code="effect", weight="doubt", says=f"No interval of the change: {effect.change.why_none}.")
-    told = f"{interval_text(change, '+')} ({at}, {change.n} tasks, {effect.change.changed} of them changed)"
+    told = f"{interval_text(change, '+')} ({at}, {counted(change.n, 'task')}, {effect.change.changed} of them changed)"
     if change.low > least:
         says = f"The whole interval lies above the {least:g} that matters (evaluation.min_effect)."
         return Reason(code="effect", weight="for", says=says)
@@ -259,7 +259,7 @@ def _sentence(effect: Effect, base: Evaluation | None) -> str:
     told = f"Held-out {word} went from {origin} to {_with_label(last)}."
     if change.n == 0:
         return told
-    told += f" Paired over {change.n} tasks, {last.stage} changed it by {interval_text(change, '+')}"
+    told += f" Paired over {counted(change.n, 'task')}, {last.stage} changed it by {interval_text(change, '+')}"
     if effect.look.planned > 1:
         told += f" ({100 * effect.change.level:.4g} %: {effect.look})"
     if base is not None:
@@ -302,6 +302,8 @@ def _nothing_to_compare(
     width = reading.window(rows)
     ends = [math.fsum(part) / len(part) for part in (values[:width], values[-width:])]
     went = f"Train {what} went from {number(ends[0])} to {number(ends[1])} in {len(rows)} steps."
+    if len(rows) == 1:
+        went = f"Train {what} of its one step is {number(ends[0])}."
     return f"{told or 'There is no held-out evaluation.'} {went}"
 
 
