@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
@@ -22,22 +21,6 @@ class Classifier(NamedTuple):
     tokenizer: Any
     facts: dict[str, Any]
     """What `reward_model.json` says of it."""
-
-    def scores(self, rows: list[Tensor]) -> list[float]:
-        """The model's output at the last of each row's token ids, all rows in one pass; rows may differ in length."""
-        if not rows:
-            return []
-        with torch.no_grad():
-            output = self.model(
-                input_ids=pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id).to(
-                    self.model.device
-                ),
-                attention_mask=pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(
-                    self.model.device
-                ),
-                use_cache=False,
-            )
-        return output.logits[:, 0].double().tolist()
 
     @staticmethod
     @functools.cache

@@ -190,7 +190,10 @@ def test_an_attack_is_contained(arena: Arena, name: str) -> None:
     attack = {**ATTACKS, **ASYNC_ATTACKS}[name]
     scorer = arena.sync if name in ATTACKS else arena.concurrent
     (arena.folder / "pids").write_text("")
-    assert kinds(scorer.score([make_group("warm")])[0]) == ["Score"]
+    for _ in range(3):  # a busy machine may still be starting the process after the last attack
+        if (warm := kinds(scorer.score([make_group("warm")])[0])) == ["Score"]:
+            break
+    assert warm == ["Score"]
     before = _open_here()
     (scored,) = scorer.score([make_group("one", name, "three")])
     assert kinds(scored) == ["Score", attack.kind, "Score"]

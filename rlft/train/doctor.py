@@ -102,7 +102,8 @@ def _packages() -> Iterator[Fact]:
         needed, optional = needed + (not is_extra), optional + is_extra
         if not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(_package(requirement, installed, is_needed=not is_extra))
-    yield from {fact.what: fact for fact in wrong}.values()
+    # Of a package that an extra asks for, too, what rlft itself asks for is said.
+    yield from {fact.what: fact for fact in sorted(wrong, key=lambda fact: fact.is_needed)}.values()
     if not wrong:
         here = f"{needed} that rlft needs and {optional} of its extras have the versions that it asks for"
         yield Fact(what="packages", state="ok", here=here)
