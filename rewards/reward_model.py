@@ -75,4 +75,4 @@ def _scores(model: Any, padding: int, rows: list[Tensor]) -> list[float]:
     ids = pad_sequence(rows, batch_first=True, padding_value=padding).to(model.device)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0].double().tolist()  # type: ignore[no-any-return]
+        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0].double().tolist()
