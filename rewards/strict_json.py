@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
 from jsonschema import FormatChecker
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import validator_for
 from referencing import Registry
+
+from rlft.reward.extract import json_value
 
 PARTS = ("fence", "parses", "keys", "types", "counts", "all")
 _SHAPE = {"required", "additionalProperties", "propertyNames"}
@@ -47,7 +49,7 @@ def _held(reply: str, rules: Mapping[str, Any]) -> int:
     if block is None or re.search(r"^[ \t]*```", block[1], re.MULTILINE):
         return 0
     try:
-        value = json.loads(block[1], parse_constant=_refuse, object_pairs_hook=_without_twins)
+        value = json_value(block[1])
         validator = validator_for(rules)(rules, registry=Registry(), format_checker=_FORMATS)
         return min((_place(error) for error in validator.iter_errors(value)), default=len(PARTS))
     except (ValueError, RecursionError):  # no JSON, or nested too deeply to be read
@@ -61,13 +63,3 @@ def _place(error: ValidationError) -> int:
     if kind in _SHAPE or empty or (kind == "type" and wanted in ("object", "array")):
         return PARTS.index("keys")
     return PARTS.index("types" if kind in _TYPE else "all" if kind in _FILLED else "counts")
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(made := dict(pairs)) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return made

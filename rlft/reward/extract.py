@@ -233,10 +233,22 @@ def _braces(text: str) -> list[tuple[int, int]]:
     return spans
 
 
+def json_value(text: str) -> Any:
+    """The value of a text that is JSON and nothing else.
+
+    Raises:
+        ValueError: it is not, holds `NaN` or an infinity, repeats a key, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_twins)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def _object(text: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_twins)
-    except (ValueError, RecursionError):
+        value = json_value(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
