@@ -177,17 +177,9 @@ def test_rlft_imports_neither_examples_nor_tests() -> None:
     assert {name: names for name, names in found.items() if names} == {}
 
 
-RAY = {
-    "rlft.common.cluster": "joins or starts the cluster of a run",
-    "rlft.common.asha": "decides by Ray Tune's scheduler which trials of a sweep stop, without a cluster",
-    "rlft.common.jobs": "asks a cluster's head for jobs over HTTP, without joining it",
-}
-"""Files that import ray, and what each of them alone does with it."""
-
-
-def test_ray_is_imported_in_few_files() -> None:
+def test_ray_is_imported_in_one_file() -> None:
     users = [name for name, source in sources("rlft").items() if "ray" in set(map(top, imported(source)))]
-    assert sorted(users) == sorted(RAY)
+    assert users == ["rlft.common.cluster"]
 
 
 KERNELS = ("rlft.model.kernels", {"kernel", "Kernel"})

@@ -10,6 +10,8 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
+from rlft.common.cluster import asha_scheduler
+
 
 class Asha:
     """ASHA of Ray Tune (https://arxiv.org/abs/1810.05934): the worse part of the runs is stopped at each rung."""
@@ -28,10 +30,10 @@ class Asha:
         # by runs that join a cluster with another one.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            from ray.tune.schedulers import ASHAScheduler
+            scheduler = asha_scheduler()
         except ImportError as error:
             raise ValueError(f"Ray Tune lacks a package ({error}): pip install 'ray[tune]'") from error
-        self._scheduler: Any = ASHAScheduler(
+        self._scheduler: Any = scheduler(
             time_attr="step",
             metric="value",
             mode="max",

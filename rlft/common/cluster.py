@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: joined or started, and left again. The only file in which runs get to Ray."""
+"""The only door to Ray: a run's cluster, joined or started and left again, and parts of Ray that need no cluster."""
 
 from __future__ import annotations
 
@@ -132,6 +132,35 @@ def node_id() -> str:
 
     name: str = ray.get_runtime_context().get_node_id()
     return name
+
+
+def job_client() -> Any:
+    """Ray's class that talks HTTP to a cluster's job server and joins no cluster.
+
+    Raises:
+        ImportError: a package that Ray needs for it is missing.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    return JobSubmissionClient
+
+
+def not_authenticated() -> type[Exception]:
+    """What Ray raises where a cluster's token is missing or wrong."""
+    from ray.exceptions import AuthenticationError
+
+    return AuthenticationError
+
+
+def asha_scheduler() -> Any:
+    """Ray Tune's class that decides which trials stop early (ASHA).
+
+    Raises:
+        ImportError: a package that Ray Tune needs is missing.
+    """
+    from ray.tune.schedulers import ASHAScheduler
+
+    return ASHAScheduler
 
 
 def protect() -> None:

@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rlft.common.cluster import job_client, not_authenticated
+
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 """Ray's own variable for the address."""
 INSTALL = "pip install 'rlft[submit]'"
@@ -71,7 +73,7 @@ class Jobs:
         for name in (ADDRESS, "RAY_ADDRESS"):  # Ray takes these instead of the address that it is given
             os.environ.pop(name, None)
         try:
-            from ray.job_submission import JobSubmissionClient
+            client = job_client()
         except ImportError as error:
             raise ValueError(f"sending jobs needs packages that are not installed ({error}): {INSTALL}") from error
         if find_spec("aiohttp") is None:  # without it Ray sends jobs and then cannot follow them
@@ -79,7 +81,7 @@ class Jobs:
         for module in ("dashboard_sdk", "job.sdk"):  # what it is uploading, and that a connection was closed
             logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
         with self._told():
-            self._client: Any = JobSubmissionClient(self.address)
+            self._client: Any = client(self.address)
 
     @property
     def is_protected(self) -> bool:
@@ -191,11 +193,10 @@ class Jobs:
     def _told(self, name: str = "") -> Iterator[None]:
         """What Ray and the network raise, as what a user can do about it."""
         import requests
-        from ray.exceptions import AuthenticationError
 
         try:
             yield
-        except AuthenticationError as error:
+        except not_authenticated() as error:
             wrong = "Authentication failed" in str(error)
             what = "does not know this token" if wrong else "asks for a token, and there is none here"
             raise ConnectionError(
