@@ -117,7 +117,7 @@ def test_a_finished_run_is_told_on_one_page(tmp_path: Path) -> None:
     assert path == run / "report.html"
     page = Page(path)
     data = page.data
-    assert (data["name"], data["state"], data["verdict"]["word"]) == ("sums", "finished", "SHIP")
+    assert (data["name"], data["state"], data["verdict"]["word"]) == ("sums", "ended", "SHIP")
     assert "<p>SHIP. Held-out accuracy went from" in page.source  # also without scripts
     assert dict(data["facts"]) == {
         "Model": "SmolLM2-135M-Instruct",
@@ -126,7 +126,7 @@ def test_a_finished_run_is_told_on_one_page(tmp_path: Path) -> None:
         "Rewards": "math_answer, brevity \N{MULTIPLICATION SIGN} 0.1",
         "Seed": "7",
     }
-    assert data["tiles"][0] == {"label": "Steps", "value": "12 of 12", "remark": "finished"}
+    assert data["tiles"][0] == {"label": "Steps", "value": "12 of 12", "remark": "ended"}
     assert [(chip["id"], chip["value"], chip["tone"]) for chip in data["chips"]] == [
         ("healthy", "too short to tell", "none"),
         ("hacked", "nobody watches", "none"),

@@ -387,7 +387,7 @@ def test_a_finished_run_is_left_as_it_is_and_said_to_be_finished(
     _, summary = launch.resume(copy)
     assert summary == read_result(finished_run)["summary.json"]
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
-    assert "is finished after 4 steps" in (told := " ".join(capsys.readouterr().out.split()))
+    assert "has ended after 4 steps" in (told := " ".join(capsys.readouterr().out.split()))
     assert f"`rlft resume {copy} steps=N`" in told
 
 

@@ -18,6 +18,7 @@ from rlft.curves.live_panel import View
 from rlft.curves.report import write_report
 from rlft.curves.shadow import Pairs, measure_shadows, moved, shadow_names, told
 from rlft.curves.statistics import mean_interval
+from rlft.curves.verdict import verdict_of
 from rlft.reward.scoring import Scorer
 from rlft.train.rl import launch
 from rlft.train.rl.metrics import describe
@@ -189,6 +190,38 @@ def test_without_stored_samples_the_page_says_so(tmp_path: Path) -> None:
     write_shadow_run(run, {"base": (0.1, 0.3), "step-000002": (0.9, 0.3)})
     (run / "evals" / "base.parquet").unlink()
     assert "Cannot tell: no samples of an evaluation before" in Page(write_report(run)).text
+
+
+@pytest.mark.parametrize(
+    ("ends", "order", "kind", "says"),
+    [
+        ((0.9, 0.3), "shuffle", "dont", "the trained reward rose, and quality fell (trained reward +0."),
+        ((0.9, 0.3), "easy_first", "cant_tell", "the trained reward rose, and quality fell (trained reward +0."),
+        ((0.9, 0.6), "shuffle", "cant_tell", "the trained reward rose, and quality did not rise beyond chance ("),
+        ((0.9, 0.9), "shuffle", "cant_tell", "the trained reward and quality both rose"),
+    ],
+)
+def test_a_gap_in_training_decides_where_held_out_samples_do_not(
+    tmp_path: Path, ends: tuple[float, float], order: str, kind: str, says: str
+) -> None:
+    run = tmp_path / "run"
+    write_shadow_run(run, {f"train-{step}": (0.1, 0.6) if step < 7 else ends for step in range(1, 13)})
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(config.replace("environment:\n", f"environment:\n  order: {order}\n"), "utf-8")
+    found = verdict_of(run)  # nothing was evaluated
+    [shadow] = [each for each in found.reasons if each.code == "shadow"]
+    assert (found.kind, says in shadow.says) == (kind, True), shadow.says
+    assert shadow.weight == {"dont": "against"}.get(kind, "for" if ends[1] > 0.6 else "doubt")
+    assert (found.reasons[0].code == "shadow") == (kind == "dont")
+    if kind == "dont":
+        for name, seed in (("base", 0), ("step-000012", 1)):  # a held-out rise of the trained reward does not save it
+            write_eval(run, name, 0.9 if seed else 0.1, random.Random(seed))
+        assert (verdict_of(run).kind, verdict_of(run).reasons[0].code) == ("dont", "shadow")
+        assert Page(write_report(run)).data["chips"][1]["value"] == "likely"
+        for path in (run / "rollouts").iterdir():  # only the metrics are left
+            path.unlink()
+        [fell] = [each for each in verdict_of(run).reasons if each.code in ("observed", "alarm")]
+        assert fell.weight == "doubt"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

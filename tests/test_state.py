@@ -112,6 +112,6 @@ def test_the_runs_of_a_folder(run: Path) -> None:
     odd, stopped, ended = (line for line in told.output.splitlines()[1:])
     assert "killed, 1 damaged" in odd
     assert re.search(r"run +stopped by SIGTERM +2/12 +wall time 10 min 0 s; training time 1 min 0 s", stopped)
-    assert re.search(r"sweep/sums +finished +3/3 +0\.\d+ \[0\.\d+, 0\.\d+\]  n=120  accuracy", ended)
+    assert re.search(r"sweep/sums +ended +3/3 +0\.\d+ \[0\.\d+, 0\.\d+\]  n=120  accuracy", ended)
     refused = CliRunner().invoke(app, ["runs", str(run)])
     assert "holds no run" in str(refused.exception)

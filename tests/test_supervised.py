@@ -479,7 +479,7 @@ def test_the_command_ends_with_a_table_and_every_command_reads_its_run(
     evaluation.write_text(text)
 
     before = read_result(run)
-    assert "is finished after 10 steps" in " ".join(rlft("resume", run).stdout.split())
+    assert "has ended after 10 steps" in " ".join(rlft("resume", run).stdout.split())
     assert read_result(run) == before
     with pytest.raises(ValueError, match=r"is a supervised run.*--adapter .*v000010"):
         rlft("evaluate", run)

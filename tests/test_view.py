@@ -85,7 +85,7 @@ def test_the_list_names_every_run_and_tells_its_verdict(port: int) -> None:
     assert "runs/bad%20name%26%3Cb%3E/" in index.text
     assert "<b>" not in index.text
     line = Answer(port, "/runs/first/line.json").data
-    assert (line["steps"], line["state"]) == ("6 of 6", "finished")
+    assert (line["steps"], line["state"]) == ("6 of 6", "ended")
     assert line["word"] in ("SHIP", "CAN'T TELL", "DON'T")
     bad = Answer(port, "/runs/bad%20name%26%3Cb%3E/line.json").data
     assert bad["word"] == "cannot be read"

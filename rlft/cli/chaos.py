@@ -172,7 +172,7 @@ class KillingPool(RayPool):
 
 
 def compare(one: Path, other: Path) -> list[Comparison]:
-    """Compare two finished runs, one kind of result at a time."""
+    """Compare two runs that have ended, one kind of result at a time."""
     return [
         _compare_metrics(one, other),
         _compare_files("rollouts", one, other, f"{ROLLOUTS}/*.parquet"),

@@ -44,7 +44,7 @@ def report(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON and write nothing.")] = False,
 ) -> None:
-    """Say SHIP, DON'T or CAN'T TELL and why, and write report.html and reward.png of a run, finished or not.
+    """Say SHIP, DON'T or CAN'T TELL and why, and write report.html and reward.png of a run, ended or not.
 
     Exit code: 0 whatever the verdict is, 2 if the run cannot be read.
     """

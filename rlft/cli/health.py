@@ -25,7 +25,7 @@ def health(
     run: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Say what goes wrong in a run, finished or not: since which step, by which numbers and samples, and what to do.
+    """Say what goes wrong in a run, ended or not: since which step, by which numbers and samples, and what to do.
 
     Exit code: 0 healthy, 1 an alarm, 2 cannot tell (too few steps, or a run that cannot be read).
     """

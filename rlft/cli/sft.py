@@ -49,7 +49,7 @@ def sft(config: ConfigFile, overrides: Overrides = None, restart: Restart = Fals
 
 
 def show(run: Path, summary: Mapping[str, Any]) -> None:
-    """Print a finished supervised run: held-out loss and accuracy before and after, the verdict, what was written."""
+    """Print a supervised run that has ended: held-out loss and accuracy before and after, verdict, what was written."""
     console = Console()
     table = Table(title="Held-out rows, nats per learnt token", title_justify="left")
     for heading in ("policy", "loss", "95 % interval", "perplexity", "rows"):

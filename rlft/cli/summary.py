@@ -21,7 +21,7 @@ from rlft.run.records import Interval
 
 
 def show_summary(run: Path, summary: Mapping[str, Any]) -> None:
-    """Print a finished run: its numbers on held-out tasks, the verdict, and what was written."""
+    """Print a run that has ended: its numbers on held-out tasks, the verdict, and what was written."""
     table = Table(title=Text(visible(f"Held-out {summary['metric']}")), title_justify="left")
     stages = [("base model", "base"), ("after SFT", "sft"), ("after RL", "rl")]
     stages.append((f"after {summary.get('stage')}", "trained"))  # a preference run names its loss

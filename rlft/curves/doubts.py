@@ -8,18 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rlft.curves.differences import Difference, paired
 from rlft.curves.reading import Rows
 from rlft.curves.shadow import Shadow
 from rlft.curves.statistics import welch_half_width
 from rlft.curves.text import interval_text, number, percent
-from rlft.run.records import Evaluation
+from rlft.run.records import Evaluation, Interval
 
 if TYPE_CHECKING:
     from rlft.curves.alarms import Health
 
+
+Weight: TypeAlias = Literal["for", "against", "doubt", "note"]
 
 MAX_MISSING = 0.2
 """Largest share of samples without a score with which an evaluation can still tell something."""
@@ -35,7 +37,7 @@ class Reason:
 
     code: str
     """Short name, for programs."""
-    weight: Literal["for", "against", "doubt", "note"]
+    weight: Weight
     """`against` makes it DON'T, `doubt` CAN'T TELL at best; `for` and `note` decide nothing alone."""
     says: str
     """One or two sentences for people."""
@@ -56,7 +58,7 @@ def age(last: Evaluation, rows: Rows, every: int) -> Reason | None:
 
 
 def lost(last: Evaluation, rows: Rows, summary: Mapping[str, Any]) -> Reason | None:
-    """Whether a finished run has its last step and the evaluation after it, as its summary tells of them.
+    """Whether a run that has ended has its last step and the evaluation after it, as its summary tells of them.
 
     Args:
         last: the last evaluation that was found.
@@ -164,25 +166,39 @@ def worst_case(before: Evaluation, after: Evaluation, level: float) -> Differenc
     return paired(sides[0], sides[1], level)
 
 
-def shadows(measured: Sequence[Shadow]) -> list[Reason]:
-    """What the shadow rewards say about a rise of the trained reward at the last evaluation."""
+def shadows(measured: Sequence[Shadow], order: str) -> list[Reason]:
+    """What the shadow rewards say about a rise of the trained reward: at the last evaluation, or else in training.
+
+    Args:
+        order: the config's `environment.order`; where it is not `shuffle` the tasks of later steps may be harder, so a
+            fall in training is a doubt at most, and only beside a rise of the trained reward.
+    """
     found = []
     for shadow in measured:
-        if not shadow.moved:
+        weight: Weight = "note"
+        if shadow.moved:
+            moved = shadow.moved[-1][1]
+            weight = _weight(moved.trained.interval, moved.shadow.interval, moved.gap.interval)
+            found.append(Reason(code="shadow", weight=weight, says=f"Shadow reward {shadow.name}: {shadow.sentence}"))
+        if shadow.training is None or not shadow.in_training or weight != "note":
             continue
-        moved = shadow.moved[-1][1]
-        trained_rose = moved.trained.interval.low > 0
-        fell, rose = moved.shadow.interval.high < 0, moved.shadow.interval.low > 0
-        ahead = moved.gap.interval.low > 0
-        weight: Literal["for", "against", "doubt", "note"] = "note"
-        if fell and trained_rose:
-            weight = "against"
-        elif fell or (trained_rose and ahead and not rose):
-            weight = "doubt"
-        elif rose and trained_rose:
-            weight = "for"
-        found.append(Reason(code="shadow", weight=weight, says=f"Shadow reward {shadow.name}: {shadow.sentence}"))
+        weight = _weight(*shadow.training)
+        if order != "shuffle" and weight != "for":
+            weight = "doubt" if weight == "against" or shadow.training[0].low > 0 < shadow.training[2].low else "note"
+        if not shadow.moved or weight in ("against", "doubt"):
+            found.append(
+                Reason(code="shadow", weight=weight, says=f"Shadow reward {shadow.name}. {shadow.in_training}")
+            )
     return found
+
+
+def _weight(trained: Interval, shadow: Interval, gap: Interval) -> Weight:
+    """What the changes of the trained reward and of a shadow reward, and the gap between them, say of a run."""
+    if shadow.high < 0:
+        return "against" if trained.low > 0 else "doubt"
+    if not trained.low > 0:
+        return "note"
+    return "for" if shadow.low > 0 else "doubt" if gap.low > 0 else "note"
 
 
 def observed(changes: Mapping[str, Difference]) -> list[Reason]:

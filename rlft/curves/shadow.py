@@ -59,10 +59,18 @@ class Shadow:
 
     @property
     def sentence(self) -> str:
-        """What the last evaluation says, in plain words."""
+        """What the last evaluation says, in plain words; training, where no held-out samples tell."""
         if self.moved:
             return told(self.name, self.moved[-1][1])
-        return "Cannot tell: no samples of an evaluation before and of one after training are stored."
+        return self.in_training or "Cannot tell: no samples of an evaluation before and of one after are stored."
+
+    @property
+    def in_training(self) -> str:
+        """What the first and the last steps of training say; empty where their samples are not stored."""
+        if self.training is None or not self.training[2].n:
+            return ""
+        said = _in_words(self.name, *self.training)
+        return f"Between the first and the last steps of training: {said[0].lower()}{said[1:]}"
 
 
 def shadow_names(rewards: Iterable[RewardSpec]) -> list[str]:
@@ -70,24 +78,25 @@ def shadow_names(rewards: Iterable[RewardSpec]) -> list[str]:
     return [reward.label for reward in rewards if reward.role == "shadow"]
 
 
-def measure_shadows(run: Path, names: Sequence[str], *, width: int = 0) -> list[Shadow]:
+def measure_shadows(run: Path, names: Sequence[str], *, width: int = 0, until: int | None = None) -> list[Shadow]:
     """What the stored samples of a run say about its shadow rewards.
 
     Args:
         names: labels of the shadow rewards.
         width: how many steps at each end of the run are its first and last steps; 0 leaves training out.
+        until: the step that is the run's result, where what came after it does not count.
 
     Raises:
         ValueError: a file of samples is damaged.
     """
     if not names:
         return []
-    evals = reading.read_evals(run)
+    evals = [e for e in reading.read_evals(run) if until is None or e.step <= until]
     before = [e for e in evals if e.is_before][-1:]
     samples = {e.name: reading.read_eval_samples(run, e.name, COLUMNS) for e in evals}
     trained = [e for e in evals if not e.is_before and samples[e.name] is not None]
     start = before[0] if before and samples[before[0].name] is not None else None
-    steps = reading.rollout_steps(run)
+    steps = [step for step in reading.rollout_steps(run) if until is None or step <= until]
     ends = (
         [reading.read_rollouts(run, COLUMNS, part) for part in (steps[:width], steps[-width:])]
         if 0 < 2 * width <= len(steps)
@@ -139,27 +148,25 @@ def told(name: str, change: Moved) -> str:
 
     "Cannot tell" is said wherever an interval includes 0 or too few tasks changed, see `Difference.conclusive`.
     """
-    numbers = (
-        f"(trained reward {interval_text(change.trained.interval, '+')}, {name} "
-        f"{interval_text(change.shadow.interval, '+')}, gap {interval_text(change.gap.interval, '+')} SD)"
-    )
     if change.gap.interval.n == 0:
         return f"Cannot tell: no held-out task has the trained reward and {name} both before and after."
-    if not _rose(change.trained):
+    return _in_words(name, change.trained.interval, change.shadow.interval, change.gap.interval)
+
+
+def _in_words(name: str, trained: Interval, shadow: Interval, gap: Interval) -> str:
+    numbers = (
+        f"(trained reward {interval_text(trained, '+')}, {name} {interval_text(shadow, '+')}, "
+        f"gap {interval_text(gap, '+')} SD)"
+    )
+    if not trained.low > 0:
         return f"Cannot tell: the trained reward did not rise beyond chance, so {name} has nothing to follow {numbers}."
-    runs_ahead = _rose(change.gap)
-    if _rose(change.shadow):
-        further = "the trained reward further" if runs_ahead else "cannot tell which of them further"
+    if shadow.low > 0:
+        further = "the trained reward further" if gap.low > 0 else "cannot tell which of them further"
         return f"The trained reward and {name} both rose, {further} {numbers}."
-    if runs_ahead:
-        if change.shadow.conclusive:
-            return f"The trained reward rose, and {name} fell {numbers}."
-        return f"The trained reward rose, and {name} did not rise beyond chance {numbers}."
+    if gap.low > 0:
+        did = "fell" if shadow.high < 0 else "did not rise beyond chance"
+        return f"The trained reward rose, and {name} {did} {numbers}."
     return f"Cannot tell whether {name} rose with the trained reward {numbers}."
-
-
-def _rose(change: Difference) -> bool:
-    return change.conclusive and change.interval.mean > 0
 
 
 def _sides(before: Pairs, after: Pairs) -> list[tuple[_Values, _Values, Bounds | None]]:

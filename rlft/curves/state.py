@@ -45,7 +45,7 @@ class State:
             "running": "running",
             "killed": "killed: no process works on it, and none wrote why",
             "unknown": "still running elsewhere, or killed",
-            "ended": "finished",
+            "ended": "ended",
         }[self.kind]
 
     @property

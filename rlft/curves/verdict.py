@@ -115,20 +115,19 @@ def verdict_of(run: Path, health: Health | None = None) -> Verdict:
 def _read(run: Path, config: Mapping[str, Any], health: Health) -> dict[str, Any]:
     """The arguments of `judge`, from a run directory."""
     evals, rows = reading.evals_of_result(run), reading.read_metrics(run)
-    rewards = reading.reward_specs(config)
-    shadows = measure_shadows(run, shadow_names(rewards))
-    back = reading.rolled_back_to(run)
+    rewards, back = reading.reward_specs(config), reading.rolled_back_to(run)
     if back is not None:  # what came after the step that is the result is on record, and not what would be shipped
         rows = [row for row in rows if row["step"] <= back]
         health = replace(health, alarms=tuple(alarm for alarm in health.alarms if alarm.onset <= back))
-        shadows = [replace(each, moved=[m for m in each.moved if m[0].step <= back]) for each in shadows]
+    shadows = measure_shadows(run, shadow_names(rewards), width=reading.window(rows), until=back)
     unwatched = [each.label for each in rewards if each.weight == 0 and each.role != "shadow"]
     observed = observed_changes(run, evals, unwatched)
+    blind = [each.name for each in shadows if not each.moved and each.training is None]
     trained = [e for e in evals if not e.is_before]
     gone = doubts.lost(trained[-1], rows, logs.read_json(run / SUMMARY)) if trained and back is None else None
     remarks = [
         *([gone] if gone else []),
-        *doubts.observed_in_training(rows, [name for name in unwatched if name not in observed]),
+        *doubts.observed_in_training(rows, [name for name in [*unwatched, *blind] if name not in observed]),
         *doubts.alarms(health),
         *([doubts.rolled_back(back, config)] if back is not None else []),
     ]
@@ -165,9 +164,11 @@ def judge(
         sets: the evaluation sets, which never decide alone.
     """
     before, trained = [e for e in evals if e.is_before], [e for e in evals if not e.is_before]
+    order = str((config.get("environment") or {}).get("order", "shuffle"))
     if not before or not trained:
         says = _nothing_to_compare(before, trained, rows)
-        return Verdict(kind="cant_tell", sentence=says, reasons=[Reason(code="open", weight="doubt", says=says)])
+        nothing = Reason(code="open", weight="doubt", says=says)
+        return _decided(says, [nothing, *doubts.shadows(shadows, order), *remarks])
     start, last, settings = before[-1], trained[-1], config.get("evaluation") or {}
     look = looks.look_at(config, trained)
     effect = Effect(
@@ -178,29 +179,29 @@ def judge(
         min_effect=float(settings.get("min_effect", MIN_EFFECT)),
     )
     measured = _measured(effect)
-    order = str((config.get("environment") or {}).get("order", "shuffle"))
     found: list[Reason | None] = [
         measured,
         doubts.fell_since(last, rows, order),
         doubts.age(last, rows, int(settings.get("every") or 0)),
         doubts.missing(start, last, look.level, effect.min_effect, measured.weight == "for"),
         doubts.truncation(last),
-        *doubts.shadows(shadows),
+        *doubts.shadows(shadows, order),
         *doubts.observed(observed or {}),
         *worse(sets),
         *remarks,
         doubts.longer(start, last),
         _best_of(trained),
     ]
+    return _decided(_sentence(effect, before[0] if len(before) > 1 else None), found, effect)
+
+
+def _decided(sentence: str, found: Iterable[Reason | None], effect: Effect | None = None) -> Verdict:
+    """The verdict that follows from the weightiest of its reasons."""
     weights = ("against", "doubt", "for", "note")
     reasons = sorted((each for each in found if each), key=lambda each: weights.index(each.weight))
     kinds: dict[str, Kind] = {"against": "dont", "doubt": "cant_tell"}
-    return Verdict(
-        kind=kinds.get(reasons[0].weight, "ship"),
-        sentence=_sentence(effect, before[0] if len(before) > 1 else None),
-        reasons=reasons,
-        effect=effect,
-    )
+    kind = kinds.get(reasons[0].weight, "ship")
+    return Verdict(kind=kind, sentence=sentence, reasons=reasons, effect=effect)
 
 
 def observed_changes(run: Path, evals: Sequence[Evaluation], names: Sequence[str]) -> dict[str, Difference]:

@@ -50,7 +50,7 @@ class Continued(Generic[C]):
     remarks: Sequence[str]
     """What the user should see of it on the terminal."""
     summary: Mapping[str, Any] | None = None
-    """Its result if it is finished, so that nothing is left to do."""
+    """Its result if it has ended, so that nothing is left to do."""
 
 
 def way_on(run: Run[Any]) -> str:
@@ -133,7 +133,7 @@ def continued(
         )
     if (summary := _result(run, config, snapshot, problems)) and is_whole(run, step):
         again = f"rlft resume {run.path} " + ("steps=N" if hasattr(config, "steps") else "--fork NAME epochs=N")
-        told = f"{run.path} is finished after {step} steps, and nothing was done; to train further: `{again}`"
+        told = f"{run.path} has ended after {step} steps, and nothing was done; to train further: `{again}`"
         yield Continued(run=run, snapshot=snapshot, remarks=[told], summary=summary)
         return
     # What is refused has changed nothing so far; the marks on the curves come before what they tell of.

@@ -34,7 +34,7 @@ def alarms_from(rows: Rows, *, shadows: Collection[str] = ()) -> Health:
 
 
 def alarms_of(run: Path) -> Health:
-    """What a run directory says of its health, finished or not, with samples as evidence.
+    """What a run directory says of its health, ended or not, with samples as evidence.
 
     Raises:
         ValueError: this is no run directory, or one of its files is damaged.

@@ -31,7 +31,7 @@ _EVENTS, _CONFIG = 500, 200_000
 
 
 def page_data(run: Path, *, samples: int = SAMPLES) -> dict[str, Any]:
-    """Everything that the page of a run shows, finished or not; all that is computed is computed here.
+    """Everything that the page of a run shows, ended or not; all that is computed is computed here.
 
     Args:
         run: run directory.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
+from rlft.curves.reading import read_metrics, window
 from rlft.curves.shadow import measure_shadows, shadow_names
 from rlft.run.directory import Run
 from rlft.run.records import Evaluation, adapter_folder, step_name, word_for
@@ -54,8 +54,7 @@ def summarize(run: Run, step: int | None = None) -> RLSummary:
                 "gap": each.moved[-1][1].gap.interval.as_dict() if each.moved else None,
                 "sentence": each.sentence,
             }
-            for found in measure_shadows(run.path, shadows)
-            for each in [replace(found, moved=[pair for pair in found.moved if pair[0].step <= step])]
+            for each in measure_shadows(run.path, shadows, width=window(read_metrics(run.path, [])), until=step)
         }
     run.write_summary(summary)
     write_report(run.path)
