@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,17 @@ from typer.testing import CliRunner
 
 from rlft.cli import data, main
 from rlft.config import EnvironmentConfig
+from rlft.model import chat
 from rlft.train.data_check import same, texts, tokens
 from rlft.train.data_check.check import _check, check_config, check_file
 from rlft.train.data_check.findings import Checked
 from rlft.train.data_check.records import Record, of_file, same_text
 from rlft.train.data_check.tokens import Model
+from rlft.train.head.data import HeadData
+from rlft.train.head.data import load as load_head_data
+from rlft.train.supervised.config import SupervisedConfig
 from tests.fakes import byte_tokenizer, tiny_config
+from tests.fakes_head import head_config
 
 CITIES = ["Lima", "Oslo", "Rome", "Cairo", "Quito", "Paris", "Sofia", "Hanoi", "Kyiv", "Accra", "Dhaka", "Minsk"]
 CITIES += ["Tunis", "Doha", "Lagos", "Osaka"]
@@ -257,6 +263,38 @@ def test_a_config_is_read_as_its_run_reads_it(tiny_model: Path, tmp_path: Path) 
     refused = check_config(tiny_config(tiny_model).model_copy(update={"environment": environment}))
     assert refused.exit_code == 1
     assert f"{file}:27" in refused.findings[0].what
+
+
+@pytest.mark.parametrize("kind", ["head", "sft", "file"])
+def test_plain_text_needs_no_chat_template(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    """A base model reads such rows as they are, and so the check shows and counts them."""
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    (base / "chat_template.jinja").unlink()
+    if kind == "head":
+        checked = check_config(head_config(tmp_path, base, data={"limit": 200}))
+        assert checked.rows == 200
+        assert checked.heldout == len(load_labelled(tmp_path, base).heldout)
+        assert any("data.limit leaves 40 of 240 rows out" in fact for fact in checked.facts.values())
+    else:
+        file = tmp_path / "texts.jsonl"
+        file.write_text("".join(json.dumps({"prompt": row["question"], "completion": "x"}) + "\n" for row in rows()))
+        settings = {"model": {"source": str(base), "dtype": "float32"}, "data": {"source": str(file), "heldout": 4}}
+        preferred = file.with_name("rated.jsonl")
+        preferred.write_text("".join(f'{{"prompt": "{i}", "completion": "x", "label": true}}\n' for i in range(4)))
+        checked = (
+            check_config(SupervisedConfig.model_validate({"name": "plain", **settings}))
+            if kind == "sft"
+            else check_file(str(preferred), model=str(base))
+        )
+    assert checked.exit_code == 0
+    assert "<|user|>" not in "".join(token for token, _ in checked.tokens)
+    assert checked.tokens
+
+
+def load_labelled(folder: Path, model: Path) -> HeadData:
+    """What a run of the same config takes."""
+    config = head_config(folder, model, data={"limit": 200})
+    return load_head_data(config, chat.load_tokenizer(model, for_chat=False), context=256)
 
 
 def test_the_shipped_data_has_no_finding() -> None:

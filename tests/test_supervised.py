@@ -371,6 +371,16 @@ def test_heldout_tasks_are_answered_before_and_after(make_sft: MakeSft, tiny_mod
     assert launch.resume(config.run_dir)[1] == summary
 
 
+def test_another_reward_of_the_tasks_is_seen_when_resuming(make_sft: MakeSft, tiny_model: Path, tmp_path: Path) -> None:
+    config = make_sft(evaluation={"tasks": str(write_config(tmp_path, tiny_model))})
+    launch.train(config)
+    (reward,) = tmp_path.glob("*reward*.py")
+    assert str(reward) in str(json.loads((config.run_dir / "provenance.json").read_text())["sha256"])
+    reward.write_text(reward.read_text() + "# changed\n")
+    with pytest.raises(ValueError, match=rf"(?s){re.escape(reward.name)}.*--fork"):
+        launch.resume(config.run_dir)
+
+
 def test_rows_that_give_heldout_tasks_away_are_refused(make_sft: MakeSft, tiny_model: Path, tmp_path: Path) -> None:
     rows = [chat(f"say {i}", "a") for i in range(30)] + [chat("heldout3", "a")]
     source = write(tmp_path / "leak.jsonl", rows)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from rlft.common.rows import is_heldout as is_row_heldout
 from rlft.config import BaseRunConfig, ModelConfig, RunConfig
 from rlft.environment import loading
 from rlft.model import chat, pretrained, sources
@@ -16,11 +17,12 @@ from rlft.train.data_check import balance, same, texts, tokens
 from rlft.train.data_check.findings import Checked, Finding, found
 from rlft.train.data_check.records import Records, of_demonstrations, of_environment, of_file, of_preferences
 from rlft.train.data_check.tokens import Model
-from rlft.train.head.config import HeadConfig
-from rlft.train.preference.config import PreferenceConfig
+from rlft.train.head.config import HeadConfig, HeadDataConfig
+from rlft.train.head.data import digest_of, sample, text_of
+from rlft.train.preference.config import PreferenceConfig, PreferenceDataConfig
 from rlft.train.preference.data import is_heldout, row_id
 from rlft.train.reward_model.config import RewardModelConfig
-from rlft.train.supervised.config import SupervisedConfig
+from rlft.train.supervised.config import SupervisedConfig, SupervisedDataConfig
 from rlft.train.supervised.data import held_out
 
 _ORDER = ("error", "warning", "not checked")
@@ -47,7 +49,7 @@ def check_file(source: str, *, heldout: str = "", model: str = "", prompt: str =
         records = replace(
             records, rows=[*records.rows, *measured.rows], problems=[*records.problems, *measured.problems]
         )
-    return _check(records, _model(ModelConfig(source=model)) if model else None)
+    return _check(records, _model(ModelConfig(source=model), for_chat=records.kind == "tasks") if model else None)
 
 
 def check_config(config: BaseRunConfig) -> Checked:
@@ -59,17 +61,13 @@ def check_config(config: BaseRunConfig) -> Checked:
     if isinstance(config, RunConfig):
         return _check_tasks(config)
     if isinstance(config, HeadConfig):
-        source = config.data
-        return check_file(source.source, model=config.model.source, prompt=source.text, answer=source.label)
+        return _check_labelled(config)
     if isinstance(config, SupervisedConfig):
         return _check_demonstrations(config)
     assert isinstance(config, PreferenceConfig | RewardModelConfig)
     data = config.data
     is_policy = isinstance(config, PreferenceConfig)
-    model = _model(config.model, for_reward=not is_policy)
-    model = replace(model, is_dropped=data.overlong == "drop")
-    if data.max_length:
-        model = replace(model, limit=data.max_length, limit_name="data.max_length")
+    model = _limited(_model(config.model, for_reward=not is_policy, for_chat=not is_policy), data)
     paired = config.preference.is_paired if isinstance(config, PreferenceConfig) else True
     records = of_preferences(
         data.source, read_table(data), paired=paired, is_heldout=lambda row: is_heldout(row_id(row), data.heldout)
@@ -79,13 +77,36 @@ def check_config(config: BaseRunConfig) -> Checked:
 
 def _check_demonstrations(config: SupervisedConfig) -> Checked:
     data = config.data
-    model = replace(
-        _model(config.model), is_dropped=data.overlong == "drop", columns=data.columns, loss_on=data.loss_on
-    )
-    if data.max_length:
-        model = replace(model, limit=data.max_length, limit_name="data.max_length")
+    model = _limited(_model(config.model, for_chat=False), data)
+    model = replace(model, columns=data.columns, loss_on=data.loss_on)
     split = partial(held_out, heldout=data.heldout)
     return _check(of_demonstrations(data.source, read_table(data), names=data.columns, held_out=split), model)
+
+
+def _check_labelled(config: HeadConfig) -> Checked:
+    data = config.data
+    records = of_file(data.source, prompt=data.text, answer=data.label)
+    digests = [digest_of(text_of(record.where, data.text, record.columns[data.text])) for record in records.rows]
+    used = set(sample(set(digests), data.limit))
+    rows = [
+        replace(
+            record,
+            is_heldout=is_row_heldout(digest, data.heldout),
+            messages=() if isinstance(record.columns[data.text], str) else record.messages,
+        )
+        for record, digest in zip(records.rows, digests, strict=True)
+        if digest in used
+    ]
+    left_out = len(records.rows) - len(rows)
+    note = [f"data.limit leaves {left_out} of {len(records.rows)} rows out, which were not checked"] if left_out else []
+    model = _limited(_model(config.model, for_reward=True, for_chat=False), data)
+    return _check(replace(records, rows=rows, notes=[*records.notes, *note]), model)
+
+
+def _limited(model: Model, data: PreferenceDataConfig | SupervisedDataConfig | HeadDataConfig) -> Model:
+    """The model with the most tokens that a row may have, and what becomes of longer ones."""
+    model = replace(model, is_dropped=data.overlong == "drop")
+    return replace(model, limit=data.max_length, limit_name="data.max_length") if data.max_length else model
 
 
 def _check_tasks(config: RunConfig) -> Checked:
@@ -108,9 +129,9 @@ def _check_tasks(config: RunConfig) -> Checked:
     return checked
 
 
-def _model(config: ModelConfig, *, for_reward: bool = False) -> Model:
+def _model(config: ModelConfig, *, for_reward: bool = False, for_chat: bool = True) -> Model:
     folder = Path(sources.resolve(config.source))
-    tokenizer = chat.load_tokenizer(folder, special_tokens_in_text=config.special_tokens_in_text)
+    tokenizer = chat.load_tokenizer(folder, for_chat=for_chat, special_tokens_in_text=config.special_tokens_in_text)
     shape = pretrained.load_config(folder)
     return Model(
         tokenizer=tokenizer,

@@ -78,6 +78,9 @@ def write(record: Record, model: Model, *, kind: str) -> Written:
         example = preference_data.tokenize(row, model.tokenizer, model.end_ids)
         length = len(example.prompt_ids) + max(map(len, example.completions))
         return Written(example.prompt_ids, example.completions[0], example.action_mask[0], length)
+    if not record.messages:  # plain text, which a head reads as it is
+        ids = tuple(model.tokenizer(record.prompt)["input_ids"])
+        return Written(ids, (), (), len(ids))
     prompt = chat.render(model.tokenizer, record.messages, tools=record.tools)
     length = len(prompt) + model.new_tokens
     if not record.replies:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -85,15 +85,14 @@ def load(
     repeated = conflicting = 0
     for where, row in rows:
         content, label = _column(where, row, "text", settings.text), _column(where, row, "label", settings.label)
-        text = _text(where, settings.text, content)
+        text = text_of(where, settings.text, content)
         raw = _raw_target(where, config, label)
-        digest = row_hash(text, 0)  # which no seed changes, so that runs of several seeds are paired
+        digest = digest_of(text)
         if digest in first:
             repeated, conflicting = repeated + (first[digest][2] == raw), conflicting + (first[digest][2] != raw)
             continue
         first[digest] = (where, content, raw)
-    # A fixed random sample, by other digits of the hash than those that split it.
-    chosen = sorted(first, key=lambda digest: digest[16:])[: settings.limit or None]
+    chosen = sample(first, settings.limit)
     labels = _labels(config, [(first[digest][0], first[digest][2]) for digest in chosen])
     limit = min(settings.max_length or context, context)
     examples: list[Labelled] = []
@@ -113,7 +112,7 @@ def load(
         if len(ids) > limit:
             overlong += 1
         else:
-            text, target = _text(where, settings.text, content), _target(config, labels, raw)
+            text, target = text_of(where, settings.text, content), _target(config, labels, raw)
             examples.append(Labelled(id=digest, text=text, token_ids=ids, target=target))
         if on_row:
             on_row(number, len(chosen))
@@ -139,6 +138,17 @@ def load(
     )
 
 
+def digest_of(text: str) -> str:
+    """What identifies a text and splits the texts, which no seed changes, so that runs of several seeds are paired."""
+    return row_hash(text, 0)
+
+
+def sample(digests: Iterable[str], limit: int) -> list[str]:
+    """At most so many of the texts with these digests, the same ones in whatever order they stand; all with 0."""
+    # By other digits than those that say what is held out.
+    return sorted(digests, key=lambda digest: digest[16:])[: limit or None]
+
+
 def _is_validation(digest: str, share: float) -> bool:
     """Other digits of the hash than the ones that decide what is held out."""
     return is_heldout(digest[8:16], share)
@@ -155,8 +165,15 @@ def _column(where: str, row: Mapping[str, Any], key: str, name: str) -> Any:
     return value
 
 
-def _text(where: str, name: str, content: Any) -> str:
-    """The words of a text or conversation."""
+def text_of(where: str, name: str, content: Any) -> str:
+    """The words of a text or conversation, by which a row is known.
+
+    Args:
+        name: of the column that holds it.
+
+    Raises:
+        ValueError: it is neither, or empty.
+    """
     if isinstance(content, str):
         text = content
     elif isinstance(content, list) and all(

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlft import config_file
+from rlft.common import user_folder
 from rlft.config import RunConfig
 from rlft.curves.evaluation_sets import TASKS
 from rlft.curves.live_panel import View
 from rlft.curves.text import format_accuracy
 from rlft.environment import loading
 from rlft.environment.contract import Environment
+from rlft.learner.reward_model import folder_hash
+from rlft.reward.source import source_file
 from rlft.rollout.engines.by_name import engine_problems
 from rlft.run.directory import Run
 from rlft.train import provenance
@@ -21,6 +24,7 @@ from rlft.train.supervised.config import SupervisedConfig
 from rlft.train.supervised.data import Example
 from rlft.train.supervised.loop import STAGE
 from rlft.train.supervised.rows import Row
+from rlft.types import RewardSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +38,11 @@ class HeldoutTasks:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """Hashes of the environment and of its tasks, for the run's provenance."""
+        """Hashes of the environment, of its tasks and of the rewards that score them, for the run's provenance."""
         environment = self.config.environment
         of_tasks = {f"tasks of {environment.told}": provenance.tasks_sha256(self.environment)}
-        return {**{each.path: loading.identity(each.path) for each in environment.entries}, **of_tasks}
+        of_environment = {each.path: loading.identity(each.path) for each in environment.entries}
+        return {**of_environment, **dict(map(_reward_identity, self.config.rewards)), **of_tasks}
 
 
 def load_tasks(config: SupervisedConfig) -> HeldoutTasks | None:
@@ -58,6 +63,17 @@ def load_tasks(config: SupervisedConfig) -> HeldoutTasks | None:
     if not environment.heldout:
         raise ValueError(f"evaluation.tasks: environment {rl.environment.told} has no held-out tasks to answer")
     return HeldoutTasks(config=rl, environment=environment)
+
+
+def _reward_identity(reward: RewardSpec) -> tuple[str, str]:
+    """A reward's path and the hash of the files behind it, which are read and not run: it is a process's to run them.
+
+    One that no file is found for has an empty hash.
+    """
+    if reward.folder:
+        return reward.path, folder_hash(reward.folder)
+    file = source_file(reward.path)
+    return reward.path, user_folder.combined(user_folder.sources(file)) if file else ""
 
 
 def _problems(config: RunConfig) -> Iterable[config_file.Problem]:
