@@ -267,7 +267,7 @@ def test_the_command(tiny_model: Path, tmp_path: Path) -> None:
         (["evaluate", str(config.run_dir)], "holds a head"),
         (["head", str(file), "poling=mean"], "Did you mean 'pooling'"),
         (["train", str(file)], "this looks like a config of `rlft head`"),
-        (["data", "check", str(file)], "80 rows to train on"),
+        (["data", "check", str(file)], "51 rows to train on, 29 held out"),
     ):
         said = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
         assert words in said.output + str(said.exception), command
