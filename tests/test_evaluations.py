@@ -33,6 +33,7 @@ from rlft.train.preference.config import PreferenceConfig
 from rlft.train.rl import evaluations, launch
 from rlft.train.rl.verify.verify import verify
 from rlft.types import Message, Task
+from tests import forgeries
 from tests.conftest import MakeConfig
 from tests.fakes import read_lines, read_metrics, read_result, tiny_config
 from tests.test_interrupts import stop_in
@@ -234,9 +235,32 @@ def test_verify_computes_sets_again(run: Path, tmp_path: Path) -> None:
         return {check.what: check.different for check in found.checks if check.different}
 
     assert told() == {}
+    everything = verify(copy, read_config(copy, RunConfig), share=1.0, seed=0, root="", workers=0)
+    counted = {check.what: (check.checked, check.different, check.unchecked) for check in everything.checks}
+    # Four steps of four tasks and samples; two tasks twice; hot 3 x 4 and math-500 3 x 1 three times, game 2 twice.
+    samples = 4 * 4 * 4 + 2 * 2 + 3 * 12 + 3 * 3 + 2 * 2
+    assert counted["samples scored again"] == (samples, 0, {})
+    lost = 2 * 4 * 4 + 3  # of steps 2 and 4, and of math-500 after step 3: adapters 1 and 3 came between checkpoints
+    told_of_lost = {"samples whose adapter is not stored": lost}
+    assert counted["samples generated again"] == (samples - lost, 0, told_of_lost)
+    forgeries.change_rows(copy / "evals/sets/game/base.parquet", forgeries.raise_reward)
+    forgeries.change_rows(copy / "evals/sets/hot/step-000002.parquet", forgeries.swap_samples)
+    of_set = verify(copy, read_config(copy, RunConfig), share=1.0, seed=0, root="", workers=0)
+    found = {check.what: check.differences for check in of_set.checks}
+    assert re.match(r"evals/sets/game/base.parquet, heldout-\d/0: outcome is", found["samples scored again"][0])
+    assert re.match(r"evals/sets/hot/step-000002.parquet, heldout-\d/2: token \d", found["samples generated again"][0])
+    for file in ("game/base", "hot/step-000002"):
+        shutil.copy(run / f"evals/sets/{file}.parquet", copy / f"evals/sets/{file}.parquet")
     file = copy / "evals/sets/hot/step-000002.json"
     file.write_text(file.read_text().replace('"mean": 0.', '"mean": 0.9', 1))
     assert told() == {"hashes in the manifest": 1, "evaluations computed again": 1}
+    provenance = json.loads((copy / "provenance.json").read_text())
+    provenance["sha256"]["the tasks of evaluation math-500"] = "0" * 64
+    (copy / "provenance.json").write_text(json.dumps(provenance))
+    other = verify(copy, read_config(copy, RunConfig), share=1.0, seed=0, root="", workers=0)
+    unchecked = next(check.unchecked for check in other.checks if check.what == "samples generated again")
+    [why] = [each for each in unchecked if each.startswith("evaluation set math-500: its tasks cannot be loaded: they")]
+    assert unchecked == {why: 3 * 3, "samples whose adapter is not stored": 2 * 4 * 4}
 
 
 def test_a_run_that_is_stopped_in_its_sets_ends_the_same(

@@ -320,6 +320,23 @@ def test_an_overfitted_run_stops_and_ends_with_its_best_adapter(make_sft: MakeSf
     assert f"Training was stopped early: its result is the adapter of step {summary['result_step']}" in page
     # Nothing is left to do, although not all updates were made.
     assert launch.resume(config.run_dir)[1] == summary
+    # The summary is held against the evaluation of the result, which is not the last one.
+    run, result = config.run_dir, summary["result_step"]
+
+    def lost() -> list[str]:
+        return [each.says for each in verdict_of(run).reasons if each.code == "lost"]
+
+    assert lost() == []
+    changed = {**summary, "accuracy_trained": {**summary["accuracy_trained"], "mean": -0.01}}
+    (run / "summary.json").write_text(json.dumps(changed))
+    assert lost()[0].startswith(f"summary.json says -0.01 of the evaluation after step {result}, and the evaluation -")
+    for file in (run / "evals").glob(f"step-{result:06d}.*"):
+        file.unlink()
+    assert f"an evaluation after step {result}, which is not there; the last one is of step {result - 10}" in lost()[0]
+    for file in (run / "evals").glob("step-*"):
+        file.unlink()
+    assert lost()[0].endswith(f"an evaluation after step {result}, which is not there. Restore it from a copy.")
+    assert verdict_of(run).kind == "cant_tell"
 
 
 def read_evaluation(config: SupervisedConfig, step: int) -> dict[str, Any]:

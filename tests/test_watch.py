@@ -51,7 +51,7 @@ def test_one_frame_has_all_of_the_first_screen(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["watch", str(run), "--once"], env={"COLUMNS": "100"})
     assert told.exit_code == 0, told.output
     for pattern in (
-        r"sums  step 12/12  finished",
+        r"sums  step 12/12  ended",
         r"reward +0\.\d{3}",
         r"parts +math_answer 0\.\d{3}, brevity 0\.\d{3}",
         r"held out +0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]  n=120  accuracy \(math_answer\), RL, step 12",

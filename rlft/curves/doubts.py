@@ -57,26 +57,28 @@ def age(last: Evaluation, rows: Rows, every: int) -> Reason | None:
     )
 
 
-def lost(last: Evaluation, rows: Rows, summary: Mapping[str, Any]) -> Reason | None:
+def lost(last: Evaluation | None, rows: Rows, summary: Mapping[str, Any]) -> Reason | None:
     """Whether a run that has ended has its last step and the evaluation after it, as its summary tells of them.
 
     Args:
-        last: the last evaluation that was found.
-        rows: metrics by step.
+        last: the last evaluation of the policy that is the result; None if there is none of a trained one.
+        rows: metrics by step, those after the result, too.
         summary: summary.json; empty while the run goes on.
     """
     told = summary.get("accuracy_rl") or summary.get("accuracy_trained")
     steps = int(summary.get("steps") or 0)
     if not told or not steps:
         return None
-    ended = int(rows[-1]["step"]) if rows else steps
+    result = int(summary.get("result_step") or steps)
+    ended = int(rows[-1]["step"]) if rows else 0
     if ended < steps:
         says = f"summary.json tells of {steps} steps, and metrics.jsonl ends with step {ended}: restore it from a copy."
-    elif last.step < steps:
-        says = f"summary.json tells of an evaluation after step {steps}, which is not there; the last one is of step "
-        says += f"{last.step}. Restore it from a copy, or evaluate the last adapter: rlft evaluate RUN."
-    elif last.step == steps and summary.get("metric") == last.metric and told.get("mean") != last.accuracy.mean:
-        says = f"summary.json says {told.get('mean')} of the evaluation after step {steps}, and the evaluation "
+    elif last is None or last.step < result:
+        says = f"summary.json tells of an evaluation after step {result}, which is not there"
+        says += f"; the last one is of step {last.step}. Restore it from a copy" if last else ". Restore it from a copy"
+        says += "." if "accuracy_trained" in summary else ", or evaluate the last adapter: rlft evaluate RUN."
+    elif last.step == result and summary.get("metric") == last.metric and told.get("mean") != last.accuracy.mean:
+        says = f"summary.json says {told.get('mean')} of the evaluation after step {result}, and the evaluation "
         says += f"{last.accuracy.mean}: one of them was changed; rlft verify RUN finds which."
     else:
         return None

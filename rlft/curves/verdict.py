@@ -116,6 +116,8 @@ def _read(run: Path, config: Mapping[str, Any], health: Health) -> dict[str, Any
     """The arguments of `judge`, from a run directory."""
     evals, rows = reading.evals_of_result(run), reading.read_metrics(run)
     rewards, back = reading.reward_specs(config), reading.rolled_back_to(run)
+    last = next((e for e in reversed(evals) if not e.is_before), None)
+    gone = doubts.lost(last, rows, logs.read_json(run / SUMMARY))
     if back is not None:  # what came after the step that is the result is on record, and not what would be shipped
         rows = [row for row in rows if row["step"] <= back]
         health = replace(health, alarms=tuple(alarm for alarm in health.alarms if alarm.onset <= back))
@@ -123,8 +125,6 @@ def _read(run: Path, config: Mapping[str, Any], health: Health) -> dict[str, Any
     unwatched = [each.label for each in rewards if each.weight == 0 and each.role != "shadow"]
     observed = observed_changes(run, evals, unwatched)
     blind = [each.name for each in shadows if not each.moved and each.training is None]
-    trained = [e for e in evals if not e.is_before]
-    gone = doubts.lost(trained[-1], rows, logs.read_json(run / SUMMARY)) if trained and back is None else None
     remarks = [
         *([gone] if gone else []),
         *doubts.observed_in_training(rows, [name for name in [*unwatched, *blind] if name not in observed]),

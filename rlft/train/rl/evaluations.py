@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlft.common.by_path import did_you_mean
-from rlft.config import RunConfig
+from rlft.config import EnvironmentConfig, RunConfig
 from rlft.curves.live_panel import View
 from rlft.curves.text import format_accuracy
 from rlft.environment import loading
@@ -40,6 +40,11 @@ class Measurement:
     """Whether that is another environment than the run's."""
     source: Mapping[str, Any] | None = None
     """What makes the tasks, see `records.SOURCES`; None where it is what makes the run's."""
+
+    @property
+    def episodes(self) -> EnvironmentConfig | None:
+        """Whose episodes its samples are, if not the run's."""
+        return self.config.environment if self.is_elsewhere and self.environment.episode else None
 
     def is_due(self, step: int) -> bool:
         """Whether it is made after this step."""
@@ -184,7 +189,7 @@ def measure_heldout(
             scorer,
             each.environment.heldout,
             version=adapter.version,
-            environment=each.config.environment if each.is_elsewhere and each.environment.episode else None,
+            environment=each.episodes,
             on_chunk=view.progress,
         )
         sources = {**run.sources, "environment": each.source} if each.source else None

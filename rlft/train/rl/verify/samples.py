@@ -80,7 +80,7 @@ class Regenerator:
 
     def __init__(self, config: RunConfig, here: Here) -> None:
         """Load the engine: the run's own where it has to give the same bits, else the one that runs anywhere."""
-        self._config, self._here = config, here
+        self._config = config
         self.is_exact = not here.inexact
         self._worker = RolloutWorker(config, here.model_folder) if self.is_exact else None
         self._engine = None if self.is_exact else make_teacher(config, here)
@@ -97,8 +97,12 @@ class Regenerator:
             self._version = adapter.version
             (self._worker or self._engine).load_adapter(adapter)  # type: ignore[union-attr]
 
-    def check(self, unit: Unit, stored: Mapping[str, Group], check: Check) -> None:
-        """Make a chunk again and compare its samples with the stored ones, by task."""
+    def check(self, unit: Unit, stored: Mapping[str, Group], here: Here, check: Check) -> None:
+        """Make a chunk again and compare its samples with the stored ones, by task.
+
+        Args:
+            here: with the environment of the chunk.
+        """
         if self._worker is not None:
             again = self._worker.run_chunk(unit.chunk)
             for old, difference in compare_exactly(unit, stored, again):
@@ -109,7 +113,7 @@ class Regenerator:
         dtype = str(resolve_dtype(self._config.model)).removeprefix("torch.")
         draws = traits_of(self._config.rollout).is_exact  # others do not draw with our numbers
         for task in unit.chunk.tasks:
-            for old in with_prompt(self._here, stored[task.id]).trajectories:
+            for old in with_prompt(here, stored[task.id]).trajectories:
                 where = f"{unit.file}, {task.id}/{old.sample_index}"
                 taught = teach(self._engine, old, unit.chunk.params)
                 difference = _out_of_bounds(old, taught, dtype, with_draws=draws)

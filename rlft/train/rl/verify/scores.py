@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from rlft.common.user_folder import combined
 from rlft.config import RunConfig
 from rlft.model import chat
@@ -30,7 +32,11 @@ class Place:
     file: str
     """Below the run's directory."""
     step: int
-    """As the rewards were told: 0 for an evaluation."""
+    """Step that the group is of."""
+    is_heldout: bool
+    """Whether it is of an evaluation, of which rewards are told step 0."""
+    set_name: str
+    """The evaluation set that it is of; empty of training and of `evaluation`."""
     index: int
     """Position in the file."""
     samples: int
@@ -53,13 +59,17 @@ def asking_nobody() -> Iterator[None]:
 class Rescorer:
     """The run's own rewards, called again for stored groups."""
 
-    def __init__(self, config: RunConfig, tasks: StoredTasks, here: Here, *, workers: int) -> None:
+    def __init__(self, config: RunConfig, tasks: StoredTasks, *, workers: int) -> None:
         """Load the rewards; within `asking_nobody`.
+
+        Args:
+            tasks: all that are stored, whose columns the rewards may ask for.
+            workers: scoring processes.
 
         Raises:
             ValueError: one cannot be loaded or called.
         """
-        self._config, self._here = config, here
+        self._config = config
         self._scores = StoredScores(config.rewards)
         self._scorer: Scorer = stored_scorer(config, config.rewards, tasks, self._scores, workers=workers)
         self._on_learner = [spec.label for spec in config.rewards if spec.folder]
@@ -78,12 +88,17 @@ class Rescorer:
             if path in then.sha256 and then.sha256[path] != digest
         ]
 
-    def check(self, file: str, step: int, groups: Sequence[Group], check: Check) -> None:
-        """Score groups of one file again and compare every outcome."""
-        if self._here.tokenizer is not None:
-            groups = [with_prompt(self._here, group) for group in groups]
+    def check(self, file: str, step: int, groups: Sequence[Group], here: Here, check: Check) -> None:
+        """Score groups of one file again and compare every outcome.
+
+        Args:
+            step: as the rewards were told.
+            here: with the environment of the groups.
+        """
+        if here.tokenizer is not None:
+            groups = [with_prompt(here, group) for group in groups]
             for group in groups:
-                self._check_texts(file, group, check)
+                _check_texts(here.tokenizer, file, group, check)
         again = self._score(groups, step)
         for name in self._scorer.stats.logged:
             if name.endswith("/known"):
@@ -102,14 +117,14 @@ class Rescorer:
         self._scores.bind(groups)
         return self._scorer.score([unscored(group) for group in groups], step=step)
 
-    def _check_texts(self, file: str, group: Group, check: Check) -> None:
-        """The text that the rewards see is that of the tokens which were sampled."""
-        assert self._here.tokenizer is not None
-        for trajectory in group.trajectories:
-            text = whole_text(chat.completion_text(self._here.tokenizer, trajectory.turns[-1].completion))
-            if text != trajectory.text:
-                where = f"{file}, {group.task.id}/{trajectory.sample_index}"
-                check.differ(where, f"its text is {trajectory.text[:60]!r}, its tokens say {text[:60]!r}")
+
+def _check_texts(tokenizer: PreTrainedTokenizerBase, file: str, group: Group, check: Check) -> None:
+    """The text that the rewards see is that of the tokens which were sampled."""
+    for trajectory in group.trajectories:
+        text = whole_text(chat.completion_text(tokenizer, trajectory.turns[-1].completion))
+        if text != trajectory.text:
+            where = f"{file}, {group.task.id}/{trajectory.sample_index}"
+            check.differ(where, f"its text is {trajectory.text[:60]!r}, its tokens say {text[:60]!r}")
 
 
 def _groups_differ(stored: Group, again: Group) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rlft.config import RunConfig
+from rlft.config import EnvironmentConfig, RunConfig
 from rlft.environment.contract import Environment
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.seeds import sample_seed
@@ -27,6 +27,8 @@ class Unit:
     """Step of the file."""
     chunk: Chunk
     """Its version is that of the adapter which its samples name."""
+    set_name: str = ""
+    """The evaluation set that it is of; empty of training and of `evaluation`."""
 
     @property
     def samples(self) -> int:
@@ -111,8 +113,15 @@ def check_heldout_stamps(
     groups: Sequence[Group],
     check: Check,
     stamps: Stamps,
+    set_name: str = "",
+    episodes: EnvironmentConfig | None = None,
 ) -> list[Unit]:
-    """Check the samples of an evaluation, and find its chunks; none where the tasks are not here."""
+    """Check the samples of an evaluation, and find its chunks; none where the tasks are not here.
+
+    Args:
+        set_name: the evaluation set that it is of, whose config and environment these are.
+        episodes: whose episodes its samples are, if not the run's.
+    """
     for group in groups:
         for trajectory in group.trajectories:
             where = f"{file}, {group.task.id}/{trajectory.sample_index}"
@@ -128,9 +137,9 @@ def check_heldout_stamps(
         check.differ(file, "its tasks are not the first ones of the held-out tasks")
         return []
     units: list[Unit] = []
-    for chunk in heldout_chunks(config, environment.heldout, version=version):
+    for chunk in heldout_chunks(config, environment.heldout, version=version, environment=episodes):
         units += _unit(file, step, chunk, by_task, check)
-    return units
+    return [replace(unit, set_name=set_name) for unit in units]
 
 
 def _check_sample(where: str, trajectory: Trajectory, allowed: range, check: Check, stamps: Stamps) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging as transformers_logging
 
-from rlft.config import CheckpointConfig, EvaluationSetConfig, RunConfig
+from rlft.config import CheckpointConfig, RunConfig
 from rlft.curves.live_panel import View
 from rlft.model.adapter import adapter_hash, bare_base, read_folder
-from rlft.reward.stored import read_greedy, read_samples, read_tasks
+from rlft.reward.stored import read_greedy, read_samples
 from rlft.run import logs, manifest
 from rlft.run.checkpoint import steps_kept
 from rlft.run.checkpoint import verify as verify_checkpoint
-from rlft.run.records import CHECKPOINTS, EVALS, ROLLOUTS, Evaluation, evaluations_folder, step_name
+from rlft.run.records import CHECKPOINTS, ROLLOUTS, Evaluation, evaluations_folder, step_name
 from rlft.train.rl.task_choice import TaskChoice
 from rlft.train.rl.verify import arithmetic, stamps
 from rlft.train.rl.verify.findings import Check, Verification
@@ -25,6 +25,7 @@ from rlft.train.rl.verify.material import Here, Material, StoredAdapters, look_a
 from rlft.train.rl.verify.odds import Coverage, odds_of
 from rlft.train.rl.verify.samples import Regenerator
 from rlft.train.rl.verify.scores import Place, Rescorer, asking_nobody
+from rlft.train.rl.verify.sets import SetHere, all_tasks, sets_here
 from rlft.train.rl.verify.stamps import Stamps, Unit
 from rlft.types import Group
 
@@ -58,16 +59,27 @@ class _Found:
 
     units: list[Unit] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
-    asked: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    asked: dict[str, dict[str, tuple[str, Any]]] = field(default_factory=dict)
     stamps: Stamps = field(default_factory=Stamps)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     samples: int = 0
 
-    def add(self, file: str, step: int, groups: Sequence[Group]) -> None:
-        """Enter the groups of a file; `step` is what the rewards were told."""
+    def add(
+        self, file: str, step: int, groups: Sequence[Group], *, is_heldout: bool = False, set_name: str = ""
+    ) -> None:
+        """Enter the groups of a file, which are of an evaluation, or set, as `Place` has it."""
+        asked = self.asked.setdefault(set_name, {})
         for index, group in enumerate(groups):
-            self.places.append(Place(file=file, step=step, index=index, samples=len(group.trajectories)))
-            self.asked.setdefault(group.task.id, (file, group.task.messages))
+            place = Place(
+                file=file,
+                step=step,
+                is_heldout=is_heldout,
+                set_name=set_name,
+                index=index,
+                samples=len(group.trajectories),
+            )
+            self.places.append(place)
+            asked.setdefault(group.task.id, (file, group.task.messages))
             self.samples += len(group.trajectories)
 
 
@@ -77,6 +89,7 @@ class _Work:
 
     material: Material
     here: Here
+    sets: Mapping[str, SetHere]
     adapters: StoredAdapters
     checks: _Checks
     found: _Found
@@ -108,6 +121,7 @@ def verify(run: Path, config: RunConfig, *, share: float, seed: int, root: str =
         work = _Work(
             material=material,
             here=here,
+            sets=sets_here(material, here),
             adapters=adapters,
             checks=checks,
             found=found,
@@ -221,53 +235,53 @@ def _check_records(work: _Work) -> None:
         arithmetic.check_metrics(material, file, stored, checks.metrics)
         work.view.progress(done, len(material.steps))
     arithmetic.check_lines(material, checks.metrics)
-    for path in sorted((run / EVALS).glob("[!.]*.json")):
-        _check_evaluation(work, path)
-    for measured in config.evaluations:
-        checks.samples.remark(
-            "those of evaluation sets are not made again; their seeds, adapters and means are checked"
-        )
-        for path in sorted((run / evaluations_folder(measured.name)).glob("[!.]*.json")):
-            _check_evaluation(work, path, measured)
+    for name in work.sets:
+        for path in sorted((run / evaluations_folder(name)).glob("[!.]*.json")):
+            _check_evaluation(work, path, name)
     try:
         arithmetic.check_summary(run, config, found.evaluations, checks.evaluations)
     except ValueError as error:
         checks.evaluations.differ("summary.json", str(error))
     found.stamps.check(checks.stamps)
-    if work.here.environment is None:
-        checks.tasks.skip(work.here.missing["environment"], len(found.asked))
-    else:
-        arithmetic.check_tasks(work.here.environment, tasks, found.asked, checks.tasks)
+    for name, asked in found.asked.items():
+        of_set = work.sets[name]
+        if of_set.here.environment is None:
+            checks.tasks.skip(of_set.here.missing["environment"], len(asked))
+        else:
+            arithmetic.check_tasks(of_set.here.environment, of_set.tasks, asked, checks.tasks)
 
 
-def _check_evaluation(work: _Work, path: Path, measured: EvaluationSetConfig | None = None) -> None:
-    material, check, found = work.material, work.checks.evaluations, work.found
-    folder, samples = evaluations_folder(measured.name if measured else ""), path.with_suffix(".parquet")
-    file, config = f"{folder}/{path.name}", material.config.for_set(measured) if measured else material.config
+def _check_evaluation(work: _Work, path: Path, set_name: str) -> None:
+    check, found, of_set = work.checks.evaluations, work.found, work.sets[set_name]
+    folder, samples = evaluations_folder(set_name), path.with_suffix(".parquet")
+    file, config = f"{folder}/{path.name}", of_set.config
     if not samples.is_file():
         check.skip("evaluations whose samples are not stored")
         return
     try:
         evaluation = logs.read_evaluation(path)
-        tasks = read_tasks(path.parent) if measured else material.tasks
-        groups = read_samples(samples, evaluation.step, tasks).groups
-        arithmetic.check_evaluation(config, path, file, groups, check, set_name=measured.name if measured else "")
+        groups = read_samples(samples, evaluation.step, of_set.tasks).groups
+        arithmetic.check_evaluation(config, path, file, groups, check, set_name=set_name)
     except ValueError as error:
         check.differ(file, str(error))
         return
     found.stamps.add(evaluation.adapter_version, evaluation.adapter_hash, file)
-    if not measured:
+    if not set_name:
         found.evaluations[path.stem] = evaluation
-        found.add(f"{EVALS}/{samples.name}", 0, groups)
+    found.add(f"{folder}/{samples.name}", evaluation.step, groups, is_heldout=True, set_name=set_name)
+    if work.here.environment is not None and of_set.here.environment is None:
+        work.checks.samples.skip(of_set.here.missing["environment"], sum(len(group.trajectories) for group in groups))
     found.units += stamps.check_heldout_stamps(
         config,
-        None if measured else work.here.environment,
+        of_set.here.environment,
         file=f"{folder}/{samples.name}",
         step=evaluation.step,
         version=evaluation.adapter_version,
         groups=groups,
         check=work.checks.stamps,
         stamps=found.stamps,
+        set_name=set_name,
+        episodes=of_set.episodes,
     )
 
 
@@ -301,7 +315,7 @@ def _check_rewards(work: _Work, workers: int) -> int:
     work.view.stage("scoring again")
     with asking_nobody():
         try:
-            rescorer = Rescorer(material.config, material.tasks, work.here, workers=workers)
+            rescorer = Rescorer(material.config, all_tasks(work.sets), workers=workers)
         except ValueError as error:
             check.skip(f"the rewards cannot be loaded: {error}", found.samples)
             return 0
@@ -310,19 +324,16 @@ def _check_rewards(work: _Work, workers: int) -> int:
                 check.skip("; ".join(changes), found.samples)
                 return 0
             picked = [found.places[index] for index in choose(len(found.places), work.share, work.seed, stream=0)]
-            by_file = dict.fromkeys((place.file, place.step) for place in picked)
-            for done, (file, step) in enumerate(by_file, start=1):
-                stored = read_samples(material.run / file, _step_of(file, step, found), material.tasks).groups
-                rescorer.check(file, step, [stored[place.index] for place in picked if place.file == file], check)
+            by_file = {place.file: place for place in picked}
+            for done, (file, one) in enumerate(by_file.items(), start=1):
+                of_set = work.sets[one.set_name]
+                groups = read_samples(material.run / file, one.step, of_set.tasks).groups
+                chosen = [groups[place.index] for place in picked if place.file == file]
+                rescorer.check(file, 0 if one.is_heldout else one.step, chosen, of_set.here, check)
                 work.view.progress(done, len(by_file))
         finally:
             rescorer.close()
     return len(picked)
-
-
-def _step_of(file: str, step: int, found: _Found) -> int:
-    """The step whose tasks a file has."""
-    return found.evaluations[Path(file).stem].step if file.startswith(f"{EVALS}/") else step
 
 
 def _check_samples(work: _Work, checkable: Sequence[Unit]) -> int:
@@ -352,7 +363,7 @@ def _check_samples(work: _Work, checkable: Sequence[Unit]) -> int:
 
 
 def _check_unit(work: _Work, regenerator: Regenerator, unit: Unit) -> None:
-    check, version = work.checks.samples, unit.chunk.version
+    check, version, of_set = work.checks.samples, unit.chunk.version, work.sets[unit.set_name]
     try:
         adapter = work.adapters.get(version)
     except ValueError as error:
@@ -361,11 +372,11 @@ def _check_unit(work: _Work, regenerator: Regenerator, unit: Unit) -> None:
     if adapter.hash not in work.found.stamps.named[version]:
         check.differ(unit.file, f"adapter {version} is not the one that its samples name", unit.samples)
         return
-    stored = read_samples(work.material.run / unit.file, unit.step, work.material.tasks).groups
+    stored = read_samples(work.material.run / unit.file, unit.step, of_set.tasks).groups
     first = {task.id: unit.chunk.seeds(task)[0] for task in unit.chunk.tasks}
     own = {group.task.id: group for group in stored if first.get(group.task.id) == group.trajectories[0].seed}
     regenerator.load(adapter)
-    regenerator.check(unit, own, check)
+    regenerator.check(unit, own, of_set.here, check)
 
 
 def _coverage_told(work: _Work, checkable: Sequence[Unit]) -> list[str]:
