@@ -15,16 +15,18 @@ def classifier(
     label: str = "",
     threads: int = 1,
     device: str = "",
-) -> list[float]:
+) -> list[float | ValueError]:
     """Probability of a label, 0 to 1, or the number that a regression predicts.
 
     A head that was trained on texts reads the reply alone, one that was trained on conversations prompt and reply. An
-    empty reply has the probability 0. The first call of every scoring process loads the model: `scoring.deadline_s` has
-    to leave time for that.
+    empty reply has the probability 0. A reply that the head cannot read (one that is too long; an empty one, of which a
+    regression says nothing) fails alone. The first call of every scoring process loads the model: `scoring.deadline_s`
+    has to leave time for that.
 
     A policy learns what the head likes, not what the label means: replies unlike all that it was trained on may get
     probabilities near 1. So train it on replies of the policy, too, keep another reward or a judge as a shadow
-    (`role: shadow`), and look at the samples with the highest values.
+    (`role: shadow`), and look at the samples with the highest values. The cases beside this file hold for every label
+    of every head; a regression needs cases of its own, and so does what your label means.
 
     Args:
         folder: what `rlft head` wrote, such as runs/head/head.
@@ -33,19 +35,23 @@ def classifier(
         device: where the model computes; empty is the first GPU, or the CPU.
 
     Raises:
-        ValueError: there is no such head or label, or a reply is longer than the head reads.
+        ValueError: there is no such head or label.
     """
     torch.set_num_threads(threads)
     head = Classifier.load(folder, device)
     column = head.column(label)
-    contents = [
-        [*prompt, *reply] if head.facts.conversations else reply[-1]["content"]
-        for prompt, reply in zip(prompts, completions, strict=True)
-    ]
-    spoken = [row for row, reply in enumerate(completions) if reply[-1]["content"].strip()]
-    if not head.facts.labels and len(spoken) < len(contents):
-        raise ValueError("a reply is empty, of which a regression says nothing")
-    values = [0.0] * len(contents)
-    for row, found in zip(spoken, head.predict([contents[row] for row in spoken])[:, column].tolist(), strict=True):
+    values: list[float | ValueError] = [0.0] * len(completions)
+    read: dict[int, str | list[Message]] = {}
+    for row, (prompt, reply) in enumerate(zip(prompts, completions, strict=True)):
+        text = reply[-1]["content"]
+        content = [*prompt, *reply] if head.facts.conversations else text
+        try:
+            if text.strip() and head.token_ids(content):
+                read[row] = content
+            elif not head.facts.labels:
+                raise ValueError("the reply is empty, of which a regression says nothing")
+        except ValueError as error:
+            values[row] = error
+    for row, found in zip(read, head.predict([*read.values()])[:, column].tolist() if read else [], strict=True):
         values[row] = found
     return values

@@ -5,33 +5,19 @@ A reply has no white space around it and is not empty.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 
-
-def _times(reply: str, word: str) -> int:
-    return len(re.findall(rf"\b{re.escape(word)}\b", reply, re.IGNORECASE))
-
-
-def _sentences(reply: str) -> int:
-    return sum(bool(re.search(r"\w", part)) for part in re.split(r"[.!?]+(?:\s|$)", reply))
-
-
-def _paragraphs(reply: str) -> list[str]:
-    return [part.strip() for part in re.split(r"\n[ \t]*\n", reply) if part.strip()]
-
-
-def _lines(reply: str) -> list[str]:
-    return [line.strip() for line in reply.splitlines() if line.strip()]
+from rlft.reward.extract import json_value
+from rlft.reward.measures import lines, occurrences, paragraphs, sentences
 
 
 def _has_keys(reply: str, keys: list[str]) -> bool:
     if reply.startswith("```") and reply.endswith("```"):
         reply = reply[3:-3].removeprefix("json")
     try:
-        value = json.loads(reply)
-    except (ValueError, RecursionError):
+        value = json_value(reply)
+    except ValueError:
         return False
     return isinstance(value, dict) and sorted(value) == sorted(keys)
 
@@ -49,22 +35,22 @@ CHECKS: dict[str, Callable[..., bool]] = {
     # Length
     "at_most_words": lambda reply, count: len(reply.split()) <= count,
     "at_least_words": lambda reply, count: len(reply.split()) >= count,
-    "at_most_sentences": lambda reply, count: _sentences(reply) <= count,
-    "at_least_sentences": lambda reply, count: _sentences(reply) >= count,
-    "paragraphs": lambda reply, count: len(_paragraphs(reply)) == count,  # with an empty line between them
+    "at_most_sentences": lambda reply, count: sentences(reply) <= count,
+    "at_least_sentences": lambda reply, count: sentences(reply) >= count,
+    "paragraphs": lambda reply, count: len(paragraphs(reply)) == count,  # with an empty line between them
     # Beginning and end, with something besides
     "starts_with": lambda reply, phrase: reply.startswith(phrase) and len(reply) > len(phrase),
     "ends_with": lambda reply, phrase: reply.endswith(phrase) and len(reply) > len(phrase),
     "paragraph_starts": lambda reply, number, word: any(
-        part.lower().startswith(word.lower()) for part in _paragraphs(reply)[number - 1 : number]
+        part.lower().startswith(word.lower()) for part in paragraphs(reply)[number - 1 : number]
     ),
     "title": lambda reply: _filled(r"\A<<([^<>\n]+)>>(?=\s*\S)", reply) == 1,
     "postscript": lambda reply, marker: (
-        len(_lines(reply)) > 1 and bool(re.match(rf"{re.escape(marker)}\s*\w", _lines(reply)[-1]))
+        len(lines(reply)) > 1 and bool(re.match(rf"{re.escape(marker)}\s*\w", lines(reply)[-1]))
     ),
     # Words and letters, in whatever case
-    "without_word": lambda reply, word: not _times(reply, word),
-    "uses_word": lambda reply, word, count=1: _times(reply, word) >= count,
+    "without_word": lambda reply, word: not occurrences(reply, word),
+    "uses_word": lambda reply, word, count=1: occurrences(reply, word) >= count,
     "uses_letter": lambda reply, letter, count: reply.lower().count(letter.lower()) >= count,
     "without_commas": lambda reply: not re.search("[,\uff0c\u3001\u060c]", reply),
     # Case
@@ -74,7 +60,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
     # Form of the whole
     "in_quotes": lambda reply: len(reply) > 2 and reply[0] == reply[-1] == '"' and '"' not in reply[1:-1],
     "items": lambda reply, count: (
-        len(_lines(reply)) == count and all(re.match(r"-\s*\S", line) for line in _lines(reply))
+        len(lines(reply)) == count and all(re.match(r"-\s*\S", line) for line in lines(reply))
     ),
     "json_object": _has_keys,  # with exactly these keys, between triple backticks or not
     "two_replies": lambda reply: _two(reply.split("******")),
@@ -83,7 +69,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
     "placeholders": lambda reply, count: _filled(r"\[([^\[\]\n]+)\]", reply) >= count,
     "highlights": lambda reply, count: _filled(r"\*([^*\n]+)\*", reply) >= count,
     "sections": lambda reply, word, count: (
-        [line.split()[:2] for line in _lines(reply) if line.startswith(f"{word} ")]
+        [line.split()[:2] for line in lines(reply) if line.startswith(f"{word} ")]
         == [[word, str(number)] for number in range(1, count + 1)]
     ),
 }

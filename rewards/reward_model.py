@@ -5,8 +5,8 @@ PEFT's layout.
 
 It can be cheated by all that the model likes without reason: length, a tone, replies unlike those that it was trained
 on. The reward rises then, and nothing else does. So keep a KL term, watch a shadow reward (`role: shadow`), read the
-samples that score highest, and train it again on pairs from the policy. What a score means depends on the model, so
-there are no cases here; write some for yours.
+samples that score highest, and train it again on pairs from the policy. What a score means depends on the model: the
+cases beside this file say what any model of helpfulness should prefer; write others for yours.
 """
 
 from __future__ import annotations

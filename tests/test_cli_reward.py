@@ -142,6 +142,18 @@ def test_a_config_gives_the_rewards_and_the_task() -> None:
     assert "no task 'nowhere'" in str(reward("try", "--config", config, "--task", "nowhere").exception)
 
 
+def test_cases_that_are_not_for_these_arguments_are_named(odd: Path) -> None:
+    odd.write_text("def at(completion, word='a', folder=''):\n    return float(word in completion)\n")
+    cases = odd.with_name("at.cases.jsonl")
+    cases.write_text('{"completion": "a", "expect": 1}\n')
+    left = reward("check", f"{odd}:at", "--args", "word=b").output
+    assert f"note: {cases} was left out: its cases are for no arguments; --cases {cases} takes them" in left
+    for arguments in (("--args", "folder=x"), ("--args", "word=b", "--cases", cases)):
+        taken = reward("check", f"{odd}:at", *arguments).output
+        assert "left out" not in taken
+        assert "cases" in taken
+
+
 def test_what_changes_is_tried_again(odd: Path) -> None:
     asked = reward_try.Asked(
         target=f"{odd}:odd",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlft.reward import extract
 
@@ -141,6 +144,178 @@ def test_choice(text: str, letter: str | None) -> None:
     assert extract.choice(text) == letter
 
 
+CHOOSES_B = (
+    "I choose B",
+    "I choose B.",
+    "I'd go with (B).",
+    "I pick B because A is too small.",
+    r"\boxed{\text{B}}",
+    r"\boxed{\textbf{(B) } 5}",
+    r"$\boxed{\mathrm{B}}$",
+    "My pick: (B)",
+    "My guess is B",
+    "Therefore, B is correct.",
+    "B is the correct answer.",
+    "(B) is right.",
+    "Option B is correct.",
+    "The correct option is B",
+    "The correct choice would be (b)",
+    "Answer:B",
+    "Answer - B",
+    "The answer is definitely B",
+    "It rains.\n\nB",
+    "B\n\nIt rains.",
+    "It rains.\n**B**",
+    "so B.",
+    "Rain falls, therefore (B)",
+    r"Answer: $\text{B}$",
+    "The answer is B) Paris",
+    "So it's B",
+    "Answer: **B**\nA is too small",
+    "The correct letter is B.",
+    "Final answer: B",
+    "I would select **B**.",
+    "The answer is: B",
+    "Answer = B",
+    "I am going with B",
+    "If x = 2, then the answer is B.",
+    "B. Vitamin C",
+    "I'll go with option B.",
+    "I think B is correct",
+    "A. Paris\nB. Rome\n\nAnswer: B",
+    "B: Rome",
+    "I choose B, since A and C are wrong",
+    "Selected: B",
+    "I chose B",
+    "**Answer:** B",
+    "The best answer is **B: Rome**",
+)
+CHOOSES_NONE = (
+    "I choose A or B",
+    "I would not choose B",
+    "I wouldn't choose B.",
+    "If I choose B, then",
+    "Should I choose B?",
+    "Is the answer B?",
+    "I never pick B",
+    "My pick: A, B",
+    "(a) or (b)",
+    "The answer is (a) or (b)",
+    "Answer: A B C D",
+    "A. B. C. D.",
+    "A) B) C) D)",
+    "A or B is correct",
+    "neither A nor B is correct",
+    "I doubt B is correct",
+    "You might think B is correct",
+    "B is not correct",
+    "A\nB\nC\nD",
+    "A. Paris\nB. Rome\nC. Oslo\nD",
+    "If B is correct",
+    "Whether B is correct I know not",
+    "A is correct. B is correct.",
+    "I choose a bird",
+    "A bird",
+    "I choose between A and B",
+    "Answer: A/B/C/D",
+    "Answer: A-D",
+    "The answer is A through D",
+    r"\boxed{A, B}",
+    r"\boxed{\text{A or B}}",
+    "**A**, **B**",
+    "Answer: **A**, **B**",
+    "The answer is A|B",
+    "I choose A. I choose B.",
+    "My pick: not B",
+    "Nobody says B is correct",
+    "A and B are correct",
+    "A, B is correct",
+    "I choose B if it rains",
+    "I pick A; B",
+    "The vitamin is C",
+    "B?",
+    "I'm not going with B",
+    "I don't pick B",
+    "Suppose the answer is B.",
+    "A\nIt rains.\nB",
+    "I can't say so B",
+    "the answer is a, b",
+    "I thought the answer is B",
+    "It is false that B is correct",
+)
+
+
+@pytest.mark.parametrize("text", CHOOSES_B)
+def test_choice_is_found_however_it_is_said(text: str) -> None:
+    assert extract.choice(text) == "B"
+    # The same with the letters that the options have here, whatever letters these are.
+    moved = re.sub(r"\b[ABCD]\b", lambda letter: "PQRS"["ABCD".index(letter[0])], text).replace("(b)", "(q)")
+    assert extract.choice(moved, "PQRS") == "Q"
+
+
+@pytest.mark.parametrize("text", CHOOSES_NONE)
+def test_choice_is_none_where_none_is_made(text: str) -> None:
+    assert extract.choice(text) is None
+
+
+@given(texts=st.lists(st.sampled_from(CHOOSES_B), min_size=1, max_size=3), other=st.sampled_from("ACD"))
+def test_another_choice_behind_takes_a_choice_back(texts: list[str], other: str) -> None:
+    chosen = extract.choice("\n".join([*texts, f"I choose {other}."]))
+    assert chosen != "B" or any("boxed" in text for text in texts)  # what a box holds counts alone
+
+
+@given(
+    value=st.integers(1, 10**9),
+    space=st.sampled_from("\u00a0\u2009\u202f "),
+    after=st.sampled_from(("", ".", ".5", " km", " (see 7)")),
+)
+def test_spaces_between_thousands_are_read_as_commas_are_or_not_at_all(value: int, space: str, after: str) -> None:
+    with_commas = f"{value:,}"
+    written = with_commas.replace(",", space)
+    found = extract.last_number(f"It is {written}{after}")
+    expected = extract.last_number(f"It is {with_commas}{after}")
+    assert expected is not None
+    is_clear = space != " " or " 0" in written or "," not in with_commas
+    if is_clear:
+        assert found is not None
+        assert extract.number(found) == extract.number(expected)
+    else:
+        assert found is None
+    assert extract.number(written) == value
+
+
+@given(
+    low=st.integers(0, 999),
+    high=st.integers(0, 999),
+    form=st.sampled_from(("{}-{}", "{} to {}", "between {} and {}", "from {} km to {} km", "{}\u2013{}", "${} to ${}")),
+)
+def test_a_range_is_no_single_number(low: int, high: int, form: str) -> None:
+    found = extract.last_number(f"It is {form.format(low, high)}.")
+    assert found == (str(high) if low == high else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It is 1 042", "1 042"),
+        ("3 100", None),  # 3100, or 3 and 100
+        ("100 200 300", None),
+        ("1 04", "04"),
+        ("1 1/2", "1 1/2"),
+        ("3 100/200", "3 100/200"),
+        ("2019 100", "100"),
+        ("I add 3 to get 5", "5"),
+        ("add 3 and 5", "5"),
+        ("10-5=5", "5"),
+        ("from 3 to 5, so 2", "2"),
+        ("x = -5", "-5"),
+        ("Total: 10\n- 42", "42"),
+    ],
+)
+def test_last_number_beside_others(text: str, found: str | None) -> None:
+    assert extract.last_number(text) == found
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
@@ -182,6 +357,10 @@ HOSTILE = {
     "cues": "the answer is A " * 6_000,
     "denials": "not " * 25_000,
     "spaces": "answer" + " " * 100_000,
+    "thousands": "111 " * 25_000,
+    "letters": "answer: " + "A " * 50_000,
+    "choices": "I choose A, " * 8_000,
+    "right ones": "A is correct " * 8_000,
 }
 FUNCTIONS: list[Callable[[str], Any]] = [
     *(extract.last_number, extract.number, extract.tagged, extract.boxed, extract.code_block),

@@ -21,15 +21,23 @@ from rlft.reward.contract import call_arguments, plan_call
 from rlft.reward.loading import load
 from rlft.reward.outcomes import read, read_many
 from rlft.reward.probe import Probe, made_up, make_task
+from rlft.train.head import launch as launch_head
+from rlft.train.reward_model import launch as launch_reward
 from rlft.types import Message, Outcome, RewardSpec, Score
+from tests.fakes_head import head_config
 from tests.fakes_judge import ask_directly, serve_judge
+from tests.fakes_reward import reward_model_config
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = {path.partition(":")[0].rpartition(".")[2]: path for path in available("rewards")}
 CASES = sorted((ROOT / "rewards").glob(f"*{SUFFIX}"))
 JUDGES = ("judge", "rubric", "ranking", "pairwise")
-WITHOUT_CASES = {"reward_model", "classifier"}
-"""What they say depends on the model that they are given alone."""
+MODELS = ("classifier", "embedding_similarity", "reward_model")
+"""Rewards that ask a model in a folder; their cases hold for any good one."""
+
+
+def stem(file: Path) -> str:
+    return file.name.removesuffix(SUFFIX)
 
 
 @functools.cache
@@ -39,7 +47,7 @@ def planned(path: str) -> tuple[Any, RewardSpec, Any]:
 
 
 def test_every_reward_has_cases_and_a_line_in_the_table() -> None:
-    assert {file.name.removesuffix(SUFFIX) for file in CASES} == set(FUNCTIONS) - WITHOUT_CASES
+    assert {stem(file) for file in CASES} == set(FUNCTIONS)
     page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
     assert [path for path in FUNCTIONS.values() if f"`{path}`" not in page] == []
 
@@ -50,14 +58,11 @@ def test_a_reward_is_short_enough_to_be_read_and_copied() -> None:
     assert [name for name, count in lines.items() if count >= 80 and name.removesuffix(".py") in FUNCTIONS] == []
 
 
-@pytest.mark.parametrize("name", [name for file in CASES if (name := file.name.removesuffix(SUFFIX)) not in JUDGES])
-def test_a_reward_says_what_its_cases_expect(name: str, tiny_model: Path) -> None:
+@pytest.mark.parametrize("name", [name for file in CASES if (name := stem(file)) not in (*JUDGES, *MODELS)])
+def test_a_reward_says_what_its_cases_expect(name: str) -> None:
     if name == "reasoning_gym_score":
         pytest.importorskip("reasoning_gym")
     function, spec, plan = planned(FUNCTIONS[name])
-    if name == "embedding_similarity":  # its cases hold for the sentences' model of any folder
-        spec = RewardSpec(path=spec.path, args={"folder": str(tiny_model)})
-        plan = plan_call(function, spec)
     cases = read_cases(ROOT / "rewards" / f"{name}{SUFFIX}")
     outcomes: list[Outcome] = []
     for case in cases:
@@ -65,6 +70,39 @@ def test_a_reward_says_what_its_cases_expect(name: str, tiny_model: Path) -> Non
         result = function(**call_arguments(plan, spec, group, 0))
         outcomes.append(read(result) if plan.kind == "sample" else read_many(result, 1)[0])
     assert broken_cases(cases, outcomes) == {}
+
+
+@pytest.fixture
+def models(tiny_model: Path, tmp_path: Path) -> dict[str, dict[str, str]]:
+    """Arguments of the rewards that ask a model: tiny ones that were trained in seconds."""
+    head = head_config(tmp_path, tiny_model, count=80, epochs=5)
+    launch_head.train(head)
+    cases = {case.name: case for case in read_cases(ROOT / "rewards" / f"reward_model{SUFFIX}")}
+    pairs = [
+        {"prompt": f"{n}. {case.prompt}", "chosen": case.completion, "rejected": cases[case.expect.above].completion}
+        for n in range(20)
+        for case in cases.values()
+        if case.expect.above
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    config = reward_model_config(tmp_path, tiny_model)
+    launch_reward.train(config)
+    return {
+        "classifier": {"folder": str(head.run_dir / "head"), "label": "liked"},
+        "embedding_similarity": {"folder": str(tiny_model)},
+        "reward_model": {"folder": str(config.run_dir / "reward-model")},
+    }
+
+
+def test_a_model_says_what_its_cases_expect(models: dict[str, dict[str, str]]) -> None:
+    for name in MODELS:
+        spec = RewardSpec(path=FUNCTIONS[name], args=models[name])
+        file = cases_file([spec])
+        assert file is not None
+        assert stem(file) == name
+        cases = read_cases(file)
+        with Probe([spec], deadline_s=60.0, workers=0) as probe:
+            assert broken_cases(cases, case_outcomes(probe, cases)) == {}, name
 
 
 @pytest.mark.parametrize("name", JUDGES)
@@ -185,7 +223,6 @@ def test_embedding_similarity_with_a_model_from_a_folder(tiny_model: Path) -> No
 
 
 def test_a_model_as_reward_says_the_same_alone_and_beside_others(tiny_model: Path, tmp_path: Path) -> None:
-    # What it says depends on the model, so it has no cases; how it says it does not.
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     with seeded(0):

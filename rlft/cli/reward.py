@@ -147,7 +147,8 @@ def check(
         target, args=args or (), data=data, cases=cases, deadline_s=deadline_s, within_s=within_s
     )
     report = check_rewards(checked)
-    reward_check.show(Console(), target, report, as_json=as_json)
+    note = "" if cases else reward_check.left_out(checked.specs)
+    reward_check.show(Console(), target, report, as_json=as_json, note=note)
     if report.errors:
         raise typer.Exit(1)
 

@@ -26,8 +26,8 @@ from rlft.types import RewardSpec, Task
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 _ROWS = 200
-OF_SERVERS = {"base_url", "model", "api_key_env", "deadline_s"}
-"""Arguments that say which judge is asked, and not what is right."""
+OF_MODELS = {"base_url", "model", "api_key_env", "deadline_s", "folder", "label", "device", "threads"}
+"""Arguments that say which judge or model is asked, and not what is right."""
 
 
 def asked(
@@ -65,8 +65,8 @@ def asked(
     )
 
 
-def show(console: Console, title: str, report: Report, *, as_json: bool) -> None:
-    """Print the findings, the worst first."""
+def show(console: Console, title: str, report: Report, *, as_json: bool, note: str = "") -> None:
+    """Print the findings, the worst first, and a note below them."""
     if as_json:
         console.print_json(json.dumps(report.as_dict()))
         return
@@ -83,17 +83,32 @@ def show(console: Console, title: str, report: Report, *, as_json: bool) -> None
     counts = {kind: sum(finding.severity == kind for finding in report.findings) for kind in ("error", "warning")}
     told = ", ".join(counted(count, kind) for kind, count in counts.items())
     console.print(Text(f"{told}; {counted(report.replies, 'reply', 'replies')} in {report.seconds:.1f} s"))
+    if note:
+        console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
 
 
 def cases_file(specs: Sequence[RewardSpec]) -> Path | None:
     """Where the cases of the only reward with a weight lie, or would.
 
-    They are for weight 1 and no arguments but `OF_SERVERS`.
+    They are for weight 1 and no arguments but `OF_MODELS`.
     """
     weighted = [spec for spec in specs if spec.weight]
-    if len(weighted) != 1 or weighted[0].weight != 1 or weighted[0].args.keys() - OF_SERVERS:
+    if len(weighted) != 1 or weighted[0].weight != 1 or weighted[0].args.keys() - OF_MODELS:
         return None
-    file, name = source_file(weighted[0].path), weighted[0].path.rpartition(":")[2]
+    return _beside(weighted[0])
+
+
+def left_out(specs: Sequence[RewardSpec]) -> str:
+    """A sentence about cases that lie beside the only reward and are not for its arguments; empty where none do."""
+    file = _beside(specs[0]) if len(specs) == 1 and not cases_file(specs) else None
+    if file is None or not file.is_file():
+        return ""
+    return f"{file} was left out: its cases are for no arguments; --cases {file} takes them all the same"
+
+
+def _beside(spec: RewardSpec) -> Path | None:
+    """Where the cases of a reward lie, or would; None where its own file is not known."""
+    file, name = source_file(spec.path), spec.path.rpartition(":")[2]
     if file is None:
         return None
     places = (file.with_name(f"{name}{SUFFIX}"), file.with_suffix(SUFFIX))

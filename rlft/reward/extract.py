@@ -10,38 +10,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NoReturn
 
-LONGEST_NUMBER = 400
-"""Characters of a number at the most, and its largest power of ten: a policy can write more than a computer holds."""
+from rlft.reward.denial import is_denied
+from rlft.reward.numbers import last_number, number, same_number
 
-_PLAIN = r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+\u2212]?\d+)?"
-_SIGNED = rf"[-+\u2212]?\s?{_PLAIN}"
-_WHOLE = re.compile(
-    rf"(?:(?P<whole>{_SIGNED})\s+(?=\d+/))?(?P<top>{_SIGNED})(?:\s?/\s?(?P<bottom>{_SIGNED}))?\s?(?P<percent>\\?%)?"
-)
-# A word, whose digits are part of its name ("x2", "0x42", "cm^2"), or a number. A sign is the number's unless a word or
-# a bracket ends before it: "10-5" ends with 5, "x = -5" with -5.
-_TOKEN = re.compile(
-    r"(?P<word>(?:\d+(?=[^\W\d]+\d)(?![eE][-+\u2212]?\d+(?!\w)))?[^\W\d]\w*(?:\^\{?[-+]?\w+\}?)?)"
-    rf"|(?P<number>(?:(?<![\w)])[-+\u2212])?{_PLAIN}(?:\s?\d+/\d+(?!\w)|/{_PLAIN})?(?:\s?\\?%)?)"
-    r"(?P<power>\^[({]?[-+]?\w*|\*\*[-+({]?\d+|[\u2070-\u2079\u00b2\u00b3\u00b9]+)?"
-)
-_FRACTION = re.compile(r"\\[dt]?frac\s?\{\s?(-?\d{1,50})\s?\}\s?\{\s?(\d{1,50})\s?\}")
-_REMARK = re.compile(r"(?<=\s)\([^()=]*\)")
-_INSIDE = re.compile(r"(?:sqrt|\u221a|log|ln|sin|cos|tan|exp)[\s({\\]{0,4}$", re.IGNORECASE)
-_NOT = r"\bnot\b|n['\u2019]t\b|\bnever\b|\bneither\b|\bnor\b|\bcannot\b|\brul(?:e|es|ed|ing) out\b|\u2260|!=|\\neq?\b"
-_WRONG = r"\b(?:wrong|incorrect|false|mistaken?|(?<!no )doubt(?:s|ful)?|unlikely|far from)\b"
-_DENIED_BEFORE = re.compile(rf"(?:{_NOT}|{_WRONG})[^,;:.!?\n]*$|{_WRONG}(?:\s+\w+){{0,2}}\s*:\s*$", re.IGNORECASE)
-_RESUMED = re.compile(r"\b(?:but|so|hence|thus|therefore|then|only)\b", re.IGNORECASE)
-_DENIED_AFTER = re.compile(
-    r"[\s*$)\]}\"']{0,4}(?:\?\s*no\b|(?:is|was|are|would be|seems|can|could)\s+(?:not|wrong|incorrect|false|never)\b"
-    r"|(?:is|was|could|ca)n['\u2019]t\b|cannot\b)",
-    re.IGNORECASE,
-)
-_OR, _SENTENCE_ENDS = re.compile(r"\bor\b", re.IGNORECASE), re.compile(r"[.;!?\n]")
+__all__ = [
+    "boxed",
+    "choice",
+    "code_block",
+    "conclusion",
+    "is_denied",
+    "json_object",
+    "json_value",
+    "last_number",
+    "number",
+    "same_number",
+    "stated_answer",
+    "tagged",
+]
 
 
 def conclusion(text: str, tag: str = "think") -> str:
@@ -51,75 +39,6 @@ def conclusion(text: str, tag: str = "think") -> str:
     """
     _, closed, after = text.rpartition(f"</{tag}>")
     return "" if f"<{tag}>" in after else after if closed else text
-
-
-def number(text: str) -> Fraction | None:
-    """The exact value of a text that is one number: `42`, `-1,234.5`, `1e3`, `1/2`, `1 1/2`, `50%` (a half).
-
-    None for everything else, and for a number of more than `LONGEST_NUMBER` digits.
-    """
-    text = text.strip().strip("$").replace("\u2212", "-")
-    text = _FRACTION.sub(r"\1/\2", text) if len(text) <= LONGEST_NUMBER else ""
-    read = _WHOLE.fullmatch(text.strip())
-    if not read:
-        return None
-    whole, top, bottom = _plain(read["whole"] or "0"), _plain(read["top"]), _plain(read["bottom"] or "1")
-    if whole is None or top is None or not bottom:
-        return None
-    part = top / bottom
-    value = whole - part if read["whole"] and read["whole"].startswith("-") else whole + part
-    return value / 100 if read["percent"] else value
-
-
-def _plain(text: str) -> Fraction | None:
-    digits, _, exponent = text.replace(",", "").replace(" ", "").lower().partition("e")
-    if exponent and (len(exponent) > 5 or abs(int(exponent)) > LONGEST_NUMBER):
-        return None
-    return Fraction(f"{digits}e{exponent}" if exponent else digits)
-
-
-def same_number(first: str, second: str) -> bool:
-    """Whether two texts are the same number exactly; a percent sign may be missing in one: `50%` is `0.5` and `50`."""
-    one, other = number(first), number(second)
-    if one is None or other is None:
-        return False
-    percents = "%" in first, "%" in second
-    if percents[0] == percents[1]:
-        return one == other
-    return one == other or one * 100 ** percents[0] == other * 100 ** percents[1]
-
-
-def last_number(text: str) -> str | None:
-    """The last number of a reply, as it is written; `number` gives its value.
-
-    Not a number are digits within a word (`x2`, `0x42`) and what stands in brackets after a number, unless the bracket
-    has an equals sign: "42 (see step 3)" ends with 42. None where the last number is denied ("it is not 42"), is one of
-    several joined by "or", or is part of what would have to be computed (`10^42`, `sqrt(42)`).
-    """
-    text = _FRACTION.sub(r"\1/\2", text)
-    found: list[re.Match[str]] = []
-    remarks = iter([*_REMARK.finditer(text), None])
-    remark = next(remarks)
-    for token in _TOKEN.finditer(text):
-        while remark and remark.end() <= token.start():
-            remark = next(remarks)
-        if token["number"] and not (found and remark and remark.start() <= token.start()):
-            found = [*found[-1:], token]
-    if not found:
-        return None
-    last, before = found[-1], text[found[-2].end() : found[-1].start()] if len(found) > 1 else text[: found[-1].start()]
-    if last["power"] or _INSIDE.search(before[-20:]) or is_denied(before, text[last.end() : last.end() + 40]):
-        return None
-    is_or = len(found) > 1 and _OR.search(before) and not _SENTENCE_ENDS.search(before)
-    if is_or and not same_number(found[0]["number"], last["number"]):
-        return None
-    return last["number"].strip()
-
-
-def is_denied(before: str, after: str = "") -> bool:
-    """Whether what stands around an answer denies it: "it is not 42", "42 is wrong". English only."""
-    denial = _DENIED_BEFORE.search(before[-200:])
-    return bool(denial and not _RESUMED.search(denial[0])) or bool(_DENIED_AFTER.match(after))
 
 
 def tagged(text: str, tag: str = "answer", *, strict: bool = True) -> str | None:
@@ -267,16 +186,39 @@ _STATED = re.compile(
     r"(?:\b(?:answer|result|solution)(?:\s?[:=]|\s(?:is|was|must be|would be|should be)\b\s?:?)|####)[\s*_$]{0,4}",
     re.IGNORECASE,
 )
-_CHOSEN = re.compile(r"\b(?:answer|option|choice)(?:\s(?:is|was|must be|should be))?\s?:?[\s*_$]{1,4}", re.IGNORECASE)
+# What a letter follows that is chosen: "the answer is", "My pick:", "I would go with", and "so" at the end of a line.
+_CHOSEN = re.compile(
+    r"\b(?:answer|option|choice)(?:\s(?:is|was|must be|should be|would be|has to be))?(?:\s\w+ly)?"
+    r"(?:\s?[:=]|\s[-\u2013])?(?:(?<=[:=])|[\s*_$]{1,4})[\s*_$]{0,4}"
+    r"|\b(?:pick|selection|guess|vote|selected|correct letter|right letter)(?:\s(?:is|would be)|\s?[:=])[\s*_$]{1,4}"
+    r"|\b(?:I|we)(?:['\u2019](?:d|ll|m|ve)|\s(?:would|will|shall|must|am|have))?(?:\s(?:\w+ly|then|therefore|thus))?"
+    r"\s(?:choose|chose|chosen|pick|picked|select|selected|vote for|settle on|opt for|(?:go|going|went)\s(?:with|for))"
+    r"\s(?:letter\s)?[\s*_$]{0,4}"
+    r"|\b(?:so|hence|thus|therefore)(?:,|:)?\s(?:it is\s|it['\u2019]s\s)?[\s*_$]{0,4}"
+    r"(?=[(\[]?[A-Z][)\]]?[*_$]{0,4}\.?[ \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SUPPOSED = re.compile(
+    r"\b(?:if|whether|unless|suppose|supposing|assume|assuming|when|until|thought|should|could|would|can|may|might|did)"
+    r"\s(?:that\s)?(?:the\s)?(?:(?:correct|right|best|final)\s)?$",
+    re.IGNORECASE,
+)
+_SOMEBODY_SAYS = re.compile(
+    r"\b(?:if|whether|unless|suppos\w+|assum\w+|thought|when|should|could|can|may|might|appears?|seems?|tempting|you|they"
+    r"|some|somebody|someone|many|most|people|students?|every\w*|nobody|no one|none|only|who\w*|says?)\b[^.!?\n]*\Z",
+    re.IGNORECASE,
+)
+_STYLE = re.compile(r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathsf|mathit|bf|rm)\s?\{([^{}]{0,100})\}")
 
 
 def choice(text: str, letters: str = "ABCD", *, strict: bool = True) -> str | None:
     """The letter of a multiple-choice answer, in upper case.
 
-    It is the letter in the reply's box or tags, the whole reply (`B`, `(b)`, `**B.**`, `B. Paris`), or what follows
-    "the answer is", "option" or "Answer:". A letter that is denied or goes on as a list ("A, B or C") is no answer.
+    It is the letter in the reply's box or tags, the whole reply (`B`, `(b)`, `**B.**`, `B. Paris`), a line of its own,
+    or what follows "the answer is", "option", "Answer:", "I choose", "My pick:", and what "is correct". A letter that
+    is denied, asked for, supposed, or goes on as a list ("A, B or C") is no answer.
     """
-    text = conclusion(text)
+    text = _STYLE.sub(r"\1", conclusion(text))
     for marked in (boxed(text, strict=strict), tagged(text, strict=strict)):
         if marked is not None:
             return _letter(marked, letters)
@@ -284,8 +226,19 @@ def choice(text: str, letters: str = "ABCD", *, strict: bool = True) -> str | No
         return None
     if "\n" not in text.strip() and (whole := _letter(text.strip(), letters)):
         return whole
-    one = re.compile(rf"[(\[\"']?([{re.escape(letters)}])(?![\w'\u2019])", re.IGNORECASE)
-    more = re.compile(rf"[)\]\"'*.]{{0,3}}\s?(?:,|/|&|\bor\b|\band\b)\s?(?:or\s|and\s)?[(\[]?[{re.escape(letters)}]\b")
+    upper, any_case = _class(letters.upper()), _class(letters.upper() + letters.lower())
+    one = re.compile(rf"[(\[\"']?({any_case})(?![\w'\u2019])")
+    sign, word, closed = r"[,;/&|+\u2013-]", r"\b(?:or|and|to|through)\b", r"[)\]\"'*_$.]{0,4}[ \t]?"
+    marked_one = rf"(?:[(\[*_$]{{0,4}}{upper}\b|[(\[*_$]{{0,4}}{any_case}(?![\w'\u2019])(?!\s\w))"
+    more = re.compile(
+        rf"{closed}(?:(?:{sign}|{word})\s?(?:or\s|and\s)?{marked_one}"
+        rf"|[ \t](?:{upper}[ \t])*{upper}(?=[ \t.!*]*(?:\n|$)))"
+    )
+    behind_one = re.compile(rf"{upper}{closed}(?:{sign}|{word}|\bnor\b){{1,2}}\s?$")
+    correct = re.compile(
+        rf"(?<![\w'\u2019])[(\[*_$]{{0,4}}({upper})[)\]*_$.]{{0,4}}\sis\s(?:the\s)?(?:correct|right)\b"
+        r"(?!\s(?:if|unless|when|only))"
+    )
     answers = []
     for cue in _CHOSEN.finditer(text):
         if not (letter := one.match(text, cue.end())):
@@ -294,16 +247,45 @@ def choice(text: str, letters: str = "ABCD", *, strict: bool = True) -> str | No
             continue  # the article, as in "the answer is a bird"
         if more.match(text, letter.end()):
             return None
-        if not is_denied(text[max(0, cue.start() - 60) : cue.start()], text[letter.end() : letter.end() + 40]):
+        before, after = text[max(0, cue.start() - 60) : cue.start()], text[letter.end() : letter.end() + 40]
+        is_asked = re.match(r"[)\]*_\"']{0,4}\s?\?|\s(?:if|unless)\b", after)
+        if not (is_asked or _SUPPOSED.search(before) or is_denied(before, after)):
             answers.append(letter[1].upper())
-    return _only(answers, strict)
+    for stated in correct.finditer(text):
+        before = text[max(0, stated.start() - 60) : stated.start()]
+        if behind_one.search(before):
+            return None
+        if not (_SOMEBODY_SAYS.search(before) or is_denied(before)):
+            answers.append(stated[1].upper())
+    return _only([*answers, *_alone(text, letters)], strict)
+
+
+def _class(letters: str) -> str:
+    """A pattern of one of the letters, in the cases that they are given in."""
+    return f"[{re.escape(letters)}]"
+
+
+def _alone(text: str, letters: str) -> list[str]:
+    """Letters that are the first or the last line of a reply, but not beside lines that list the options."""
+    rows = [row for row in text.splitlines() if row.strip()]
+    listed = re.compile(rf"\s*[-*(\[]{{0,3}}\s?{_class(letters)}\s*(?:[).:\]*]|$)", re.IGNORECASE)
+    found = []
+    for row, neighbour in ((rows[0], rows[1]), (rows[-1], rows[-2])) if len(rows) > 1 else ():
+        if len(row) < 20 and not listed.match(neighbour) and (letter := _letter(row.strip(), letters)):
+            found.append(letter)
+    return found
 
 
 def _letter(text: str, letters: str) -> str | None:
+    one = _class(letters)
     read = re.fullmatch(
-        rf"[\s(\[*_$\"']{{0,9}}([{re.escape(letters)}])(?:[\s)\]*_$\"'.:]*|[).:]\s.{{1,200}})", text, re.I
+        rf"[\s(\[*_$\"']{{0,9}}({one})(?:[\s)\]*_$\"'.:]*|[).:]\s(?!(?:or|and)\b|[(\[]?{one}[).:,\]])(.{{1,200}}))",
+        text,
+        re.IGNORECASE,
     )
-    return read[1].upper() if read else None
+    if not read or (read[2] and re.search(rf"\s[(\[]?{_class(letters.upper())}[).:\]]\s", read[2])):
+        return None  # with other letters behind it, as of a list of options
+    return read[1].upper()
 
 
 def stated_answer(text: str) -> str | None:
