@@ -27,7 +27,7 @@ def dangling_links(text: str, folder: Path) -> list[str]:
 
 
 def missing_names(text: str) -> list[str]:
-    """Dotted names (`rlft.learner.batch.pack`) that are neither a module nor a top-level name of one."""
+    """Dotted names (`rlft.learner.batch.pack`) that are neither a module nor a name that one has or offers."""
     found = set(re.findall(rf"\b((?:{'|'.join(TOP[:4])})(?:\.[a-zA-Z_]\w*)+)(?![\w/])", text))
     return sorted(name for name in found if not name.endswith((".py", ".md", ".yaml")) and not _exists(name))
 
@@ -48,6 +48,8 @@ def _top_level(module: Path) -> set[str]:
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
+            if ast.unparse(targets[0]) == "__all__" and isinstance(node.value, ast.List):
+                names |= set(ast.literal_eval(node.value))
     return names
 
 
