@@ -19,7 +19,7 @@ from rlft.cli.compare import compare
 from rlft.cli.gate import gate
 from rlft.cli.health import health
 from rlft.cli.power import power
-from rlft.curves.evaluation_sets import HEADINGS, EvaluationSet, read_sets
+from rlft.curves.evaluation_sets import HEADINGS, EvaluationSet
 from rlft.curves.text import visible
 from rlft.curves.verdict import Verdict
 from rlft.run import damage
@@ -64,19 +64,19 @@ def _report(run: Path, out: Path | None, *, as_json: bool) -> None:
         report_head(run, as_json=as_json)
         return
     with damage.left_out() as damaged:
-        verdict, sets, state = verdict_of(run), read_sets(run, read_config(run)), read_state(run)
+        verdict, state = verdict_of(run), read_state(run)
         evals = evals_of_result(run) if as_json else []
     if as_json:
         solved = [each.as_dict() for each in passes(evals[-1].by_task)] if evals else []
-        besides = {"passes": solved, "evaluations": [each.as_dict() for each in sets], "notes": damaged}
+        besides = {"passes": solved, "evaluations": [each.as_dict() for each in verdict.sets], "notes": damaged}
         told = {"run": str(run), **verdict.as_dict(), **{name: value for name, value in besides.items() if value}}
         print(json.dumps({**told, "state": state.as_dict()}, indent=1))
         return
     show_verdict(verdict)
-    show_sets(sets)
+    show_sets(verdict.sets)
     console = Console()
     console.print(Text(visible("; ".join(filter(None, (state.sentence, state.times))))), soft_wrap=True)
-    for path in _write_pages(run, out, damaged):
+    for path in _write_pages(run, out, verdict, damaged):
         console.print(Text(visible(str(path))), soft_wrap=True)
     shown = [reason.says.casefold() for reason in verdict.reasons]
     for note in damaged:
@@ -84,7 +84,7 @@ def _report(run: Path, out: Path | None, *, as_json: bool) -> None:
             console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
 
 
-def _write_pages(run: Path, out: Path | None, damaged: list[str]) -> list[Path]:
+def _write_pages(run: Path, out: Path | None, verdict: Verdict, damaged: list[str]) -> list[Path]:
     """Write the page and the picture; what is found damaged meanwhile comes to `damaged`."""
     from rlft.curves.report import write_report, write_reward_png
 
@@ -92,7 +92,7 @@ def _write_pages(run: Path, out: Path | None, damaged: list[str]) -> list[Path]:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
         with damage.left_out() as further:
-            paths = [write_report(run, out), write_reward_png(run, out)]
+            paths = [write_report(run, out, verdict), write_reward_png(run, out)]
     except OSError as error:
         if out is not None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise

@@ -13,8 +13,6 @@ from rich.text import Text
 
 from rlft.cli.arguments import ConfigFile, Overrides, Restart
 from rlft.cli.curves import show_sets, show_verdict
-from rlft.curves.evaluation_sets import read_sets
-from rlft.curves.reading import read_config
 from rlft.curves.text import visible
 from rlft.curves.verdict import verdict_of
 from rlft.run.manifest import MANIFEST, root_hash
@@ -71,8 +69,9 @@ def show(run: Path, summary: Mapping[str, Any]) -> None:
     ]
     if left_out:
         console.print(Text(f"Rows left out: {', '.join(left_out)}."))
-    show_sets(read_sets(run, read_config(run)))
-    show_verdict(verdict_of(run))
+    verdict = verdict_of(run)
+    show_sets(verdict.sets)
+    show_verdict(verdict)
     console.print("Written:")
     for name in ("report.html", "reward.png", "summary.json", summary["adapter"]):
         console.print(Text(visible(f"  {run / name}")))

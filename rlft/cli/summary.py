@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlft.cli.curves import show_sets, show_verdict
-from rlft.curves.evaluation_sets import read_sets
 from rlft.curves.passes import passes
-from rlft.curves.reading import evals_of_result, read_config
+from rlft.curves.reading import evals_of_result
 from rlft.curves.text import interval_text, visible
 from rlft.curves.verdict import verdict_of
 from rlft.run.manifest import MANIFEST, root_hash
@@ -43,12 +42,13 @@ def show_summary(run: Path, summary: Mapping[str, Any]) -> None:
         console.print(table)
     if rewards := _rewards_table(summary, stages):
         console.print(rewards)
-    show_sets(read_sets(run, read_config(run)))
+    verdict = verdict_of(run)
+    show_sets(verdict.sets)
     for sentence in _passes(run):
         console.print(Text(sentence))
     for name, shadow in summary.get("shadow", {}).items():
         console.print(Text(visible(f"shadow {name} (not trained on): {shadow['sentence']}")))
-    show_verdict(verdict_of(run))
+    show_verdict(verdict)
     console.print("Written:")
     for name in ("report.html", "reward.png", "summary.json", summary["adapter"]):
         console.print(Text(visible(f"  {run / name}")))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.curves import reading
-from rlft.curves.evaluation_sets import HEADINGS, read_sets
+from rlft.curves.evaluation_sets import HEADINGS
 from rlft.curves.pages import FOLDER
 from rlft.curves.passes import passes
 from rlft.curves.png import draw
@@ -148,7 +148,7 @@ def _card(
         lstrip_blocks=True,
     )
     environment.filters.update(code=lambda value: Markup(code(value)), interval=interval_text)
-    provenance, sets, verdict = logs.read_provenance(run, []), read_sets(run, config), verdict_of(run)
+    provenance, verdict = logs.read_provenance(run, []), verdict_of(run)
     shown = [e for e in evals if e.is_before or e.adapter_hash == exported.adapter_hash]
     judged = verdict.effect.after if verdict.effect is not None else None
     text: str = environment.get_template("model_card.md.j2").render(
@@ -166,8 +166,8 @@ def _card(
         heldout=_heldout(shown),
         solved=[f"{e.label}: {each.sentence}" for e in shown[-1:] for each in passes(e.by_task)],
         set_headings=HEADINGS,
-        set_rows=[row for each in sets for row in each.rows],
-        set_sentences=[each.sentence for each in sets],
+        set_rows=[row for each in verdict.sets for row in each.rows],
+        set_sentences=[each.sentence for each in verdict.sets],
         curve=CURVE if has_curve else "",
         loading=Markup(block(_loading(exported), "python")),
         serving=Markup(block(_serving(exported), "bash")) if exported.vllm_rank or not exported.is_adapter else "",

@@ -218,7 +218,7 @@ def _read_table(path: Path, columns: Sequence[str] | None, optional: Sequence[st
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:  # not pq.read_table, which imports pandas
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # not pq.read_table, which imports pandas
             present = file.schema_arrow.names
             if absent := sorted(set(columns or ()) - set(present)):
                 damage.refuse(ValueError(f"{path} has no column {absent[0]!r}; it has {', '.join(present)}"))

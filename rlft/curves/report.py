@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlft.curves import pages, reading
 from rlft.run import damage
+
+if TYPE_CHECKING:
+    from rlft.curves.verdict import Verdict
 
 STYLES = ("base.css", "page.css", "print.css")
 """Style sheets of the page."""
 
 
-def write_report(run: Path, out: Path | None = None) -> Path:
-    """Write `report.html` into the run directory, or into `out`, and return its path.
+def write_report(run: Path, out: Path | None = None, verdict: Verdict | None = None) -> Path:
+    """Write `report.html` into the run directory, or into `out`, and return its path; `verdict` as for `page_data`.
 
     A running run can be reported, too. A file that is damaged is left out, and the page says so. Raises ValueError if
     this is not a run directory or its config is damaged, and OSError if the report cannot be written.
     """
     from rlft.curves.page_data import page_data
 
-    return _replace((out or Path(run)) / "report.html", offline_page(page_data(Path(run))))
+    return _replace((out or Path(run)) / "report.html", offline_page(page_data(Path(run), verdict=verdict)))
 
 
 def offline_page(data: dict[str, Any]) -> bytes:

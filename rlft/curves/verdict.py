@@ -63,6 +63,10 @@ class Verdict:
     """Why, the weightiest first."""
     effect: Effect | None = None
     """What it rests on; None where there is nothing to compare."""
+    sets: Sequence[EvaluationSet] = ()
+    """The evaluation sets that were looked at."""
+    health: Health | None = None
+    """What the alarms say, of all steps; None where no run directory was read."""
 
     @property
     def word(self) -> str:
@@ -109,7 +113,7 @@ def verdict_of(run: Path, health: Health | None = None) -> Verdict:
     with damage.left_out() as damaged:
         found = _read(run, config, health)
     remarks = [*found.pop("remarks"), *doubts.damaged(damaged, besides)]
-    return judge(**found, remarks=remarks)
+    return replace(judge(**found, remarks=remarks), health=health)
 
 
 def _read(run: Path, config: Mapping[str, Any], health: Health) -> dict[str, Any]:
@@ -168,7 +172,7 @@ def judge(
     if not before or not trained:
         says = _nothing_to_compare(before, trained, rows)
         nothing = Reason(code="open", weight="doubt", says=says)
-        return _decided(says, [nothing, *doubts.shadows(shadows, order), *remarks])
+        return replace(_decided(says, [nothing, *doubts.shadows(shadows, order), *remarks]), sets=sets)
     start, last, settings = before[-1], trained[-1], config.get("evaluation") or {}
     look = looks.look_at(config, trained)
     effect = Effect(
@@ -192,7 +196,7 @@ def judge(
         doubts.longer(start, last),
         _best_of(trained),
     ]
-    return _decided(_sentence(effect, before[0] if len(before) > 1 else None), found, effect)
+    return replace(_decided(_sentence(effect, before[0] if len(before) > 1 else None), found, effect), sets=sets)
 
 
 def _decided(sentence: str, found: Iterable[Reason | None], effect: Effect | None = None) -> Verdict:

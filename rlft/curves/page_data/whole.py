@@ -10,7 +10,6 @@ from typing import Any
 
 from rlft.curves import digest, main_chart, reading
 from rlft.curves.charts import Chart, sections, step_range
-from rlft.curves.evaluation_sets import read_sets
 from rlft.curves.page_data import decision, tables
 from rlft.curves.page_data.health import health
 from rlft.curves.page_data.heldout import heldout
@@ -21,7 +20,7 @@ from rlft.curves.sampling_of_groups import OF_GROUP, SAMPLES, Chosen, choose
 from rlft.curves.shadow import measure_shadows, shadow_names
 from rlft.curves.state import state_of
 from rlft.curves.text import percent, shortened
-from rlft.curves.verdict import verdict_of
+from rlft.curves.verdict import Verdict, verdict_of
 from rlft.run import damage, logs
 from rlft.run.records import CONFIG, SUMMARY, Evaluation, Event, Provenance
 
@@ -30,12 +29,13 @@ FORMAT = 1
 _EVENTS, _CONFIG = 500, 200_000
 
 
-def page_data(run: Path, *, samples: int = SAMPLES) -> dict[str, Any]:
+def page_data(run: Path, *, samples: int = SAMPLES, verdict: Verdict | None = None) -> dict[str, Any]:
     """Everything that the page of a run shows, ended or not; all that is computed is computed here.
 
     Args:
         run: run directory.
         samples: how many rollouts are shown with their texts; 0 for a page that asks a server for them.
+        verdict: that of `verdict_of`, where it is known already.
 
     A file that is damaged is left out, and the notes say so.
 
@@ -44,22 +44,21 @@ def page_data(run: Path, *, samples: int = SAMPLES) -> dict[str, Any]:
     """
     config = reading.read_config(run)  # first: it says whether this is a run directory at all
     with damage.left_out() as damaged:
-        data = _read(run, config, samples)
+        data = _read(run, config, samples, verdict or verdict_of(run))
     return {**data, "notes": [*data["notes"], *(note for note in damaged if note not in data["notes"])]}
 
 
-def _read(run: Path, config: Mapping[str, Any], samples: int) -> dict[str, Any]:
-    from rlft.curves.alarms import alarms_of  # needs numpy, which a report that is only imported does not
-
+def _read(run: Path, config: Mapping[str, Any], samples: int, found: Verdict) -> dict[str, Any]:
     notes: list[str] = []
     rows, evals, events = reading.read_metrics(run, notes), reading.read_evals(run), reading.read_events(run, notes)
-    found_health, summary, provenance = alarms_of(run), logs.read_json(run / SUMMARY), logs.read_provenance(run, notes)
+    summary, provenance = logs.read_json(run / SUMMARY), logs.read_provenance(run, notes)
     light = read_light(run)
     waste = digest.waste(light) if light is not None else None
     failures = failure_kinds(light) if light is not None else None
-    found, width = verdict_of(run, found_health), reading.window(rows)
+    found_health, measured, width = found.health, found.sets, reading.window(rows)
+    assert found_health is not None  # `verdict_of` looks at it
     shadows = measure_shadows(run, shadow_names(reading.reward_specs(config)), width=width)
-    measured, result = read_sets(run, config), reading.evals_of_result(run)
+    result = reading.evals_of_result(run)
     charts = main_chart.result_charts(rows, evals, shadows, config)
     rail = main_chart.rail(run, events, found_health.alarms)
     observed = {spec.label for spec in reading.reward_specs(config) if spec.weight == 0}
