@@ -14,6 +14,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from rlft.cli import main, reward_try
+from rlft.cli.key_values import as_in_a_row, key_values
+from rlft.common.rows import read_rows
 from rlft.reward.cases import broken_cases, read_cases
 from rlft.reward.probe import Probe
 from rlft.reward.source import definition
@@ -140,6 +142,22 @@ def test_a_config_gives_the_rewards_and_the_task() -> None:
     assert row["outcome"] == "score"
     assert row["task"] != "made-up"
     assert "no task 'nowhere'" in str(reward("try", "--config", config, "--task", "nowhere").exception)
+
+
+def test_columns_are_read_as_in_a_file_of_rows(tmp_path: Path) -> None:
+    file, rows = tmp_path / "shown.py", tmp_path / "rows.jsonl"
+    file.write_text("def shown(completion, x, log_extra):\n    log_extra('x', repr(x))\n    return 1.0\n")
+
+    for value in ("42", "1e3", "true", "null", '"42"', '[1, "a"]', '{"a": [1.5]}'):
+        rows.write_text(f'{{"x": {value}}}\n')
+        ((_, row),) = read_rows(str(rows))
+        assert repr(key_values([f"x={value}"], "--column", as_in_a_row)) == repr(dict(row))
+    for text in ("no", "2026-11-26", "007", "1_000", "NaN", "*x", "a: b", "[0, 1)", ""):
+        assert key_values([f"x={text}"], "--column", as_in_a_row) == {"x": text}
+    told = reward("try", f"{file}:shown", "--completion", "a", "--column", "x=[a, b]").output
+    assert "note: column x is the text [a, b], which is no JSON: texts in a list need double quotes" in told
+    wrong = reward("try", f"{file}:shown", "--completion", "a", "--args", "x=*a")
+    assert "--args 'x=*a': the value is no YAML" in str(wrong.exception)
 
 
 def test_cases_that_are_not_for_these_arguments_are_named(odd: Path) -> None:

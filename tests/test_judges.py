@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -10,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rlft.reward.pairs import pairings, shares_won
 from rlft.reward.scoring import Scorer
 from rlft.types import Abstain, Failed, RewardSpec, Score
 from tests.fakes_server import FakeServer, reply, serve
@@ -80,6 +84,55 @@ def test_a_group_is_compared(judge: FakeServer, path: str, expected: list[float]
     values = [outcome.value for outcome in scores(judge, path, ["a", "bbbb", "bbbb", "cc"])]
     assert values == pytest.approx(expected if "ranking" in path else [wins / 3 for wins in expected])
     assert len(judge.asked) == requests
+
+
+@pytest.mark.parametrize("judge", [by_length], indirect=True)
+@pytest.mark.parametrize(("pairs", "requests"), [("one_order", 15), (2, 12), (9, 30)])
+def test_fewer_pairs_are_fewer_requests(judge: FakeServer, pairs: str | int, requests: int) -> None:
+    texts = ["a" * length for length in range(1, 7)]
+    values = [outcome.value for outcome in scores(judge, "rewards.pairwise:pairwise", texts, pairs=pairs)]
+    assert len(judge.asked) == requests
+    assert sum(values) == pytest.approx(3)  # each pair gives 1, however it is asked
+    assert values[0] == 0
+    assert values[-1] == 1
+    if requests >= 15:
+        assert values == pytest.approx([place / 5 for place in range(6)])
+
+
+@given(
+    count=st.integers(0, 12),
+    pairs=st.one_of(st.sampled_from(["all", "one_order"]), st.integers(1, 14)),
+    order=st.randoms(use_true_random=False),
+)
+def test_pairings_are_fair_and_the_same_in_any_order(count: int, pairs: str | int, order: random.Random) -> None:
+    texts = [f"t{i}" for i in range(count)]
+    asked = pairings(texts, pairs)
+    assert len(set(asked)) == len(asked)
+    order.shuffle(texts)
+    assert pairings(texts, pairs) == asked
+    met = [len({other for pair in asked if text in pair for other in pair} - {text}) for text in texts]
+    wanted = pairs if isinstance(pairs, int) else count - 1
+    assert all(number in (min(wanted, count - 1), min(wanted + 1, count - 1)) for number in met)
+    first = [sum(one == text for one, _ in asked) for text in texts]
+    if pairs == "one_order":
+        assert len(asked) == count * (count - 1) // 2
+        assert max(first, default=0) - min(first, default=0) <= 1
+    else:
+        assert {(second, one) for one, second in asked} == set(asked)
+        assert len(set(met)) <= 1
+
+
+def test_a_liking_for_a_place_is_a_draw_in_both_orders_only() -> None:
+    always_first = dict.fromkeys(pairings(["a", "b", "c"], "all"), 1.0)
+    assert shares_won(["a", "b", "c", "c"], always_first) == [0.5] * 4
+    once = dict.fromkeys(pairings(["a", "b"], "one_order"), 1.0)
+    assert sorted(shares_won(["a", "b"], once)) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("pairs", ["both", 0, -1, True, 1.5])
+def test_pairs_that_mean_nothing_are_refused(pairs: Any) -> None:
+    with pytest.raises(ValueError, match="pairs is `all`, `one_order`, or how many others"):
+        pairings(["a", "b"], pairs)
 
 
 @pytest.mark.parametrize("judge", [criteria], indirect=True)

@@ -12,7 +12,10 @@ from rich.text import Text
 app = typer.Typer(help="Write, try, check and change reward functions.", no_args_is_help=True)
 
 RewardArguments = Annotated[
-    list[str] | None, typer.Option("--args", help="Argument of the reward: key=value.", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option(
+        "--args", help="Argument of the reward: key=value, the value as in a config (YAML).", metavar="KEY=VALUE"
+    ),
 ]
 Target = Annotated[
     str,
@@ -70,7 +73,12 @@ def try_(
         str | None, typer.Option(help="The task's answer: text, or JSON if it begins with [ or {.")
     ] = None,
     column: Annotated[
-        list[str] | None, typer.Option(help="Another column of the task: key=value, YAML.", metavar="KEY=VALUE")
+        list[str] | None,
+        typer.Option(
+            help="Another column of the task, key=value. What is JSON is read as in a .jsonl (42, true, [1, 2], "
+            '"42" as text); everything else is text.',
+            metavar="KEY=VALUE",
+        ),
     ] = None,
     args: RewardArguments = None,
     config: Annotated[Path | None, typer.Option(help="Config whose rewards and tasks are used.")] = None,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
-from ruamel.yaml import YAML
 
+from rlft.cli.key_values import as_in_a_config, as_in_a_row, key_values, nearly_json
 from rlft.common import json_text
 from rlft.common.by_path import did_you_mean
 from rlft.common.rows import read_rows
@@ -78,6 +78,7 @@ def run(console: Console, asked: Asked, *, as_json: bool) -> bool:
         remarks = [*missing_returns(returning), *slow_judges(specs, deadline_s)]
         notes = [f"reward {each.reward}: {each.detail}; {each.advice}" for each in remarks]
         notes += _notes(probe, asks, compares)
+        notes += nearly_json(asked.columns)
         kinds = {label: plan.kind for label, plan in probe.plans.items()}
     for spec in specs:
         notes += _wants_texts(spec, kinds[spec.label], found, deadline_s, environment)
@@ -188,7 +189,9 @@ def rewards(target: str, args: Sequence[str], config: RunConfig | None) -> list[
     if target:
         given = [spec for spec in config.rewards if target in (spec.label, spec.path)] if config else []
         spec = given[0] if given else RewardSpec(path=target)
-        return [replace(spec, weight=spec.weight or 1.0, args={**spec.args, **key_values(args, "--args")})]
+        return [
+            replace(spec, weight=spec.weight or 1.0, args={**spec.args, **key_values(args, "--args", as_in_a_config)})
+        ]
     if config is None:
         raise ValueError("name a reward, FILE.py:FUNCTION or package.module:function, or give --config")
     if args:
@@ -197,21 +200,6 @@ def rewards(target: str, args: Sequence[str], config: RunConfig | None) -> list[
     if not any(spec.weight for spec in called):
         raise ValueError("the config has no reward function with a weight; reward models need the run's model")
     return called
-
-
-def key_values(items: Iterable[str], option: str) -> dict[str, Any]:
-    """The pairs of `key=value` options, the values read as YAML.
-
-    Raises:
-        ValueError: one has no `=`.
-    """
-    yaml, found = YAML(typ="safe"), {}
-    for item in items:
-        key, sign, value = item.partition("=")
-        if not sign:
-            raise ValueError(f"{option} {item!r}: write key=value")
-        found[key] = yaml.load(value)
-    return found
 
 
 def find_task(tasks: Sequence[Task], task_id: str) -> Task:
@@ -269,7 +257,7 @@ def _of_row(task: Task, row: Mapping[str, Any]) -> Task:
 
 
 def _task(asked: Asked, config: RunConfig | None) -> Task:
-    columns = key_values(asked.columns, "--column")
+    columns = key_values(asked.columns, "--column", as_in_a_row)
     if own := {"answer", "prompt"} & columns.keys():
         name = min(own)
         raise ValueError(f"--column {name}: the {name} is no column; give it with --{name}")
