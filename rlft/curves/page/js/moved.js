@@ -38,10 +38,10 @@ const shownChange = (change) => [
 export const moved = (data, live) => {
   if (!data.moved) return null;
   const { changes, fails } = data.moved;
-  const body = el("div");
+  const [body, told] = [el("div"), el("p", { class: "hint", role: "status" })];
   const froms = [...new Set(changes.map((change) => change.from))];
   const choice = (label, name, options) => {
-    const node = el("select", { "aria-label": label, onchange: () => set({ [name]: node.value }) }, options.map((text) => el("option", { value: text }, text)));
+    const node = el("select", { "aria-label": label, onchange: () => { replace(told); set({ [name]: node.value }); } }, options.map((text) => el("option", { value: text }, text)));
     return node;
   };
   const from = choice("From", "from", froms);
@@ -53,13 +53,17 @@ export const moved = (data, live) => {
     if (live) { set({ [name]: `${Math.max(0, Math.ceil(zoom[0]))}-${Math.floor(zoom[1])}` }); return; }
     const near = options().filter((label) => middle(label) !== null)
       .sort((a, b) => Math.abs(middle(a) - (zoom[0] + zoom[1]) / 2) - Math.abs(middle(b) - (zoom[0] + zoom[1]) / 2))[0];
-    if (near) set({ [name]: near });
+    if (!near) return;
+    set({ [name]: near });
+    const asked = `${Math.ceil(zoom[0])}-${Math.floor(zoom[1])}`;
+    if (near !== `steps ${asked}`) replace(told, `Zoomed to steps ${asked}; shown ${name} ${near}, the nearest window that is in this file. rlft view and rlft why compare any two.`);
   };
   const tos = () => changes.filter((change) => change.from === from.value).map((change) => change.to);
   const brushes = [button("from the zoomed steps", brushed("from", () => froms), { class: "quiet" }), button("to the zoomed steps", brushed("to", tos), { class: "quiet" })];
   let turn = 0;
   const show = async () => {
     for (const node of brushes) node.hidden = !get("zoom");
+    if (!get("zoom")) replace(told);
     const now = (turn += 1);
     const free = live && [get("from"), get("to")].some((text) => /^\d+(-\d+)?$/.test(text));
     if (free) {
@@ -79,7 +83,7 @@ export const moved = (data, live) => {
   watch(["from", "to", "zoom"], show);
   show();
   return [
-    el("div", { class: "panel moved" }, el("header", {}, el("h3", {}, "What moved the reward"), el("span", { class: "filters" }, from, "→", to, brushes)), body),
+    el("div", { class: "panel moved" }, el("header", {}, el("h3", {}, "What moved the reward"), el("span", { class: "filters" }, from, "→", to, brushes)), told, body),
     fails ? el("div", { class: "panel fails" }, el("h3", {}, "What fails at the end"), el("p", {}, fails.sentence), tableOf(fails.table),
       el("details", {}, el("summary", {}, "typical ones, then those of the lowest reward"), examples("Typical", fails.typical), examples("Lowest rewards", fails.extremes))) : null,
   ];
