@@ -32,12 +32,13 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def open_page(browser: Any, url: str, **context: Any) -> Iterator[Any]:
+def open_page(browser: Any, url: str, *, built: str = "html[data-ready]", **context: Any) -> Iterator[Any]:
     """A page that has been built; whatever it complains about, or tries to load from elsewhere, is an error.
 
     Args:
         browser: see `chromium`.
         url: what to open.
+        built: selects what is there once the page has been built.
         context: settings of playwright's context, such as `viewport`.
     """
     opened = browser.new_context(**context)
@@ -47,7 +48,7 @@ def open_page(browser: Any, url: str, **context: Any) -> Iterator[Any]:
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
     page.goto(url)
-    page.wait_for_selector("html[data-ready]")
+    page.wait_for_selector(built)
     yield page
     opened.close()
     assert not wrong, wrong

@@ -7,6 +7,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rlft.curves.compare import compare
+from rlft.curves.compare_page import write_page
+from rlft.curves.scored_run import read_groups
 from tests.fakes_run import (
     append,
     event,
@@ -19,6 +24,7 @@ from tests.fakes_run import (
     write_rollouts,
 )
 from tests.hostile_texts import TEXTS
+from tests.synthetic_runs import write_run
 
 
 def whole(folder: Path, steps: int = 40) -> Path:
@@ -128,6 +134,20 @@ def _held_out(folder: Path, name: str) -> None:
         for at, (task, values) in enumerate(by_task.items())
     ]
     write_rollouts(folder / "evals" / f"{name}.parquet", rows)
+
+
+def compared(folder: Path, prompt: str = "What is") -> Path:
+    """The page of a comparison of two configs, each with three seeds."""
+    generator = np.random.default_rng(0)
+    for label, chance in (("base", 0.4), ("new", 0.55)):
+        for seed in range(3):
+            values: dict[str, list[float | None]] = {f"t{i}": [float(generator.random() < chance)] for i in range(60)}
+            rewards = np.linspace(0.2, chance, 40) + generator.normal(0, 0.05, 40)
+            run, prompts = folder / f"{label}-{seed}", {task: f"{prompt} {task}?" for task in values}
+            write_run(run, values, seed=seed, lr=2e-4 * chance, prompts=prompts, rewards=list(map(float, rewards)))
+    before, after, remarks = read_groups([f"{folder}/base-*", "vs", f"{folder}/new-*"])
+    write_page(compare(before, after, min_effect=0.01, remarks=remarks), folder / "compare.html")
+    return folder / "compare.html"
 
 
 GALLERY = {"whole": whole, "hacked": hacked, "running": running, "one": one_step, "empty": empty, "hostile": hostile}

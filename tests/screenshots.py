@@ -15,7 +15,7 @@ from typing import Any
 
 from rlft.curves.report import write_report
 from tests.browser import chromium, open_page
-from tests.gallery import GALLERY
+from tests.gallery import GALLERY, compared
 
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}}
 PHONE: dict[str, Any] = {
@@ -58,6 +58,17 @@ def main() -> None:
             with open_page(browser, url, **PHONE) as page:
                 page.screenshot(path=out / f"{name}-phone.png", full_page=True)
             print(f"{out}/{name}-*.png")
+        if not sys.argv[2:]:
+            _pictures_of_comparison(browser, out)
+
+
+def _pictures_of_comparison(browser: Any, out: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        url = compared(Path(folder)).as_uri()
+        for name, screen in (("whole", DESKTOP), ("dark", {**DESKTOP, "color_scheme": "dark"}), ("phone", PHONE)):
+            with open_page(browser, url, built=".drawn .dot", **screen) as page:
+                page.screenshot(path=out / f"compare-{name}.png", full_page=True)
+    print(f"{out}/compare-*.png")
 
 
 if __name__ == "__main__":

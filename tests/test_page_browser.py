@@ -210,6 +210,21 @@ def test_hostile_texts_are_inert_and_visible(browser: Any, tmp_path: Path) -> No
     assert loaded == []
 
 
+def test_a_comparison_fits_a_phone_and_is_inert(browser: Any, tmp_path: Path) -> None:
+    page_of = gallery.compared(
+        tmp_path, prompt="<script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"
+    ).as_uri()
+    for screen in (PHONE, {**DESKTOP, "color_scheme": "dark"}):
+        with open_page(browser, page_of, built=".drawn .dot", **screen) as page:
+            assert page.evaluate("document.documentElement.scrollWidth") <= screen["viewport"]["width"]
+            assert "<script>alert(1)</script>" in page.locator("table").nth(1).inner_text()
+            assert page.locator("script, img, [style]").count() == 0
+            # The style sheet is not refused: what is drawn has its colour, and a line lies where its numbers say.
+            assert page.evaluate("getComputedStyle(document.querySelector('.dot')).fill") != "rgb(0, 0, 0)"
+            bar, dot = (page.locator(f".drawn {name}").first.bounding_box() for name in (".bar, .told", ".dot"))
+            assert bar["x"] < dot["x"] < bar["x"] + bar["width"]
+
+
 def test_ten_thousand_parts_do_not_hang_the_page(browser: Any, tmp_path: Path) -> None:
     write_config(tmp_path)
     for step in range(1, 7):

@@ -15,7 +15,9 @@ from rlft.curves.seeds import SeedDifference
 from rlft.curves.text import interval_text, number, shortened
 from rlft.run.records import Interval
 
-_WIDTH, _LABELS, _ROW = 560, 190, 26  # of the drawings, in pixels
+STYLES = ("base.css", "compare.css")
+"""Style sheets of the page."""
+_EDGE, _APART = 5, 12  # of the drawings, in percent: air at the ends, and between two labels
 
 
 def facts(c: Comparison) -> list[str]:
@@ -104,11 +106,13 @@ def compare_page(c: Comparison) -> bytes:
     """The HTML of a comparison."""
     from markupsafe import Markup
 
+    style = pages.styles(*STYLES)
     return pages.render(
         "compare.html.j2",
         {"p": p_text},
         c=c,
-        style=Markup((pages.FOLDER / "base.css").read_text(encoding="utf-8")),
+        style=Markup(style),
+        style_hash=pages.source_hash(style),
         forest=_forest(c),
         strip=_strip(c),
         more=more_rows(c),
@@ -150,21 +154,9 @@ def _forest(c: Comparison) -> dict[str, Any]:
     known = [v for r in rows for v in (r.change.low, r.change.mean, r.change.high) if math.isfinite(v)]
     place = _scale([*known, 0.0])
     return {
-        "width": _WIDTH,
-        "height": _ROW * len(rows) + 24,
         "zero": place(0.0),
-        "ticks": [{"x": place(v), "label": f"{v:+.2g}"} for v in {min([*known, 0.0]), 0.0, max([*known, 0.0])}],
-        "rows": [
-            {
-                "label": _cut(row.label),
-                "y": _ROW * index + 14,
-                "mean": place(row.change.mean),
-                "low": place(row.change.low) if row.change.bounded else None,
-                "high": place(row.change.high) if row.change.bounded else None,
-                "told": row.conclusive,
-            }
-            for index, row in enumerate(rows)
-        ],
+        "ticks": _ticks(place, [0.0, min(known, default=0.0), max(known, default=0.0)], "+.2g"),
+        "rows": [_drawn(place, row.label, row.change, [row.change.mean], is_told=row.conclusive) for row in rows],
     }
 
 
@@ -172,32 +164,36 @@ def _strip(c: Comparison) -> dict[str, Any]:
     known = [v for side in c.scores for v in side]
     known += [v for i in c.intervals for v in (i.low, i.high) if math.isfinite(v)]
     place = _scale(known)
+    sides = zip((c.before, c.after), c.scores, c.intervals, strict=True)
     return {
-        "width": _WIDTH,
-        "height": _ROW * 2 + 24,
-        "ticks": [{"x": place(value), "label": number(value)} for value in {min(known), max(known)}],
-        "rows": [
-            {
-                "label": _cut(group.label),
-                "y": _ROW * index + 14,
-                "low": place(interval.low) if interval.bounded else None,
-                "high": place(interval.high) if interval.bounded else None,
-                "dots": [place(value) for value in scores],
-            }
-            for index, (group, scores, interval) in enumerate(
-                zip((c.before, c.after), c.scores, c.intervals, strict=True)
-            )
-        ],
+        "zero": None,
+        "ticks": _ticks(place, [min(known), max(known)], ".3g"),
+        "rows": [_drawn(place, group.label, interval, scores) for group, scores, interval in sides],
     }
 
 
-def _cut(label: str) -> str:
-    """A label that fits beside a drawing; names end in what tells them apart."""
-    return label if len(label) <= 28 else f"\N{HORIZONTAL ELLIPSIS}{label[-27:]}"
+def _drawn(
+    place: Any, label: str, interval: Interval, dots: Sequence[float], *, is_told: bool = False
+) -> dict[str, Any]:
+    """A row of a drawing: an interval where there is one, and dots."""
+    ends = (interval.low, interval.high) if interval.bounded else (None, None)
+    low, high = (None if end is None else place(end) for end in ends)
+    told = {"label": shortened(label, 80), "told": f"{shortened(label, 80)}: {interval_text(interval)}"}
+    return {**told, "low": low, "high": high, "dots": [place(v) for v in dots if math.isfinite(v)], "is_told": is_told}
+
+
+def _ticks(place: Any, values: Sequence[float], form: str) -> list[dict[str, Any]]:
+    """Labels below a drawing; one that would touch an earlier one is left out."""
+    found: list[dict[str, Any]] = []
+    for value in values:
+        x = place(value)
+        if all(abs(x - other["x"]) >= _APART for other in found):
+            found.append({"x": x, "label": format(value, form) if value else "0"})
+    return found
 
 
 def _scale(values: Sequence[float]) -> Any:
-    """Where a value lies in a drawing, to the right of the labels."""
+    """Where a value lies in a drawing, in percent of its width."""
     low, high = min(values), max(values)
     width = high - low or 1.0
-    return lambda value: round(_LABELS + 20 + (value - low) / width * (_WIDTH - _LABELS - 50), 1)
+    return lambda value: round(_EDGE + (value - low) / width * (100 - 2 * _EDGE), 2)
