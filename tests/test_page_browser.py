@@ -208,6 +208,15 @@ def test_hostile_texts_are_inert_and_visible(browser: Any, tmp_path: Path) -> No
         attributes = "[...document.querySelectorAll('*')].flatMap(e => [...e.attributes].map(a => a.name))"
         assert not [name for name in page.evaluate(attributes) if name.startswith("on")]
     assert loaded == []
+    with open_page(browser, path.as_uri(), **PHONE) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_band_of_one_step_is_seen(browser: Any, tmp_path: Path) -> None:
+    with open_page(browser, write_report(gallery.one_step(tmp_path / "run")).as_uri(), **DESKTOP) as page:
+        band, dot = (page.locator(f"#result .{name}").first.bounding_box() for name in ("band", "dot"))
+        assert band["width"] >= 10
+        assert band["y"] < dot["y"] < band["y"] + band["height"]
 
 
 def test_a_comparison_fits_a_phone_and_is_inert(browser: Any, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rlft.curves.differences import Difference, paired
 from rlft.curves.reading import Rows
 from rlft.curves.shadow import Shadow
 from rlft.curves.statistics import welch_half_width
-from rlft.curves.text import interval_text, number, percent
+from rlft.curves.text import counted, interval_text, number, percent
 from rlft.run.records import Evaluation, Interval
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def age(last: Evaluation, rows: Rows, every: int) -> Reason | None:
     return Reason(
         code="age",
         weight="doubt",
-        says=f"The last evaluation is of step {last.step}, and the run is at step {step}: {behind} steps are not "
-        "measured. Evaluate the last adapter: rlft evaluate RUN.",
+        says=f"The last evaluation is of step {last.step}, and the run is at step {step}: {counted(behind, 'step')} "
+        f"{'is' if behind == 1 else 'are'} not measured. Evaluate the last adapter: rlft evaluate RUN.",
     )
 
 

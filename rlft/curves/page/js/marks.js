@@ -13,11 +13,16 @@ const path = (xs, ys, x, y) => {
   return text;
 };
 
+const ALONE = 6;  // pixels to each side
+
 const band = (mark, x, y) => {
   let text = "";
   let run = [];
   const close = () => {
-    if (run.length) {
+    if (run.length === 1) {  // one step alone: as wide as can be seen
+      const [at, low, high] = [x(mark.x[run[0]]), y(mark.low[run[0]]), y(mark.high[run[0]])];
+      text += `M${at - ALONE} ${high}H${at + ALONE}V${low}H${at - ALONE}Z`;
+    } else if (run.length) {
       const there = run.map((i) => `${x(mark.x[i]).toFixed(1)} ${y(mark.high[i]).toFixed(1)}`);
       const back = run.reverse().map((i) => `${x(mark.x[i]).toFixed(1)} ${y(mark.low[i]).toFixed(1)}`);
       text += `M${[...there, ...back].join("L")}Z`;
@@ -43,7 +48,7 @@ const DRAW = {
     mark.x.forEach((step, i) => {
       const alone = mark.y[i] !== null && (mark.y[i - 1] ?? null) === null && (mark.y[i + 1] ?? null) === null;
       if (mark.y[i] !== null && (few || alone)) {
-        group.push(svg("circle", { class: `dot ${color}`, cx: x(step), cy: y(mark.y[i]), r: few ? 2.2 : 1.8 }));
+        group.push(svg("circle", { class: `dot ${color}`, cx: x(step), cy: y(mark.y[i]), r: alone && !box.small ? 3.5 : few ? 2.2 : 1.8 }));
       }
     });
     for (const step of mark.broken ?? []) {
