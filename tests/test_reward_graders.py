@@ -13,8 +13,8 @@ import pytest
 from rlft.reward import sandbox
 from rlft.reward.probe import made_up, make_task
 from rlft.reward.scoring import Scorer
-from rlft.reward.systems.formula import Formula
-from rlft.reward.systems.text_similarity import METRICS
+from rlft.reward.systems.openai.formula import Formula
+from rlft.reward.systems.openai.text_similarity import METRICS
 from rlft.types import Failed, RewardSpec
 from tests.fakes_server import reply, serve
 from tests.test_reward_systems import score, values
