@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from rlft.cli import reward_check
+from rlft.cli.blocks import show_block
 from rlft.curves.reading import rollout_steps
 from rlft.curves.text import counted, visible
 from rlft.reward.attack import Attacked, AttackReport, as_cases, attack
@@ -141,26 +141,23 @@ def as_dict(report: AttackReport) -> dict[str, object]:
 
 def show(console: Console, title: str, report: AttackReport) -> None:
     """Print the exploits, those that score most first."""
-    if report.exploits:
-        table = Table(title=Text(visible(title)), title_justify="left", show_lines=True)
-        for heading in ("family", "exploit", "reply", "a good one", "what to do"):
-            table.add_column(heading, overflow="fold")
-        for exploit in report.exploits:
-            where = f" (task {exploit.task.id}, {exploit.tasks} of {exploit.of} tasks)"
-            good = f"{quoted(exploit.good)} scores {exploit.good_score:g}"
-            if exploit.good_is_ordinary:
-                good = f"none is known; the best of ordinary ones, {good}"
-            elif exploit.family == "cases":  # it has a bound, and no good reply to be compared with
-                where, good = f" ({exploit.name})", f"the case allows {exploit.good_score:g}"
-            says = f"; the oracle gives it {exploit.oracle:g}" if exploit.oracle is not None else ""
-            table.add_row(
-                Text(exploit.family, style="red"),
-                Text(visible(f"{exploit.told}{says}{where}")),
-                Text(visible(quoted(exploit.completion)), style="cyan"),
-                Text(visible(good)),
-                Text(exploit.advice),
-            )
-        console.print(table)
+    console.print(Text(visible(title), style="bold"), soft_wrap=True)
+    console.print()
+    for exploit in report.exploits:
+        where = f" (task {exploit.task.id}, {exploit.tasks} of {exploit.of} tasks)"
+        good = f"{quoted(exploit.good)} scores {exploit.good_score:g}"
+        if exploit.good_is_ordinary:
+            good = f"none is known; the best of ordinary ones, {good}"
+        elif exploit.family == "cases":  # it has a bound, and no good reply to be compared with
+            where, good = f" ({exploit.name})", f"the case allows {exploit.good_score:g}"
+        says = f"; the oracle gives it {exploit.oracle:g}" if exploit.oracle is not None else ""
+        facts = {
+            "exploit": f"{exploit.told}{says}{where}",
+            "reply": quoted(exploit.completion),
+            "a good one": good,
+            "do": exploit.advice,
+        }
+        show_block(console, exploit.family, facts, style="red")
     for note in report.notes:
         console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
     count = len(report.exploits)

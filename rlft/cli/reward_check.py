@@ -1,4 +1,4 @@
-"""What `rlft reward check` looks at: a reward or a config, with tasks and cases; and the table of what it found."""
+"""What `rlft reward check` looks at: a reward or a config, with tasks and cases; and printing what it found."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from rlft.cli.blocks import show_block
 from rlft.cli.reward_try import rewards
 from rlft.common.rows import FORMATS, read_rows
 from rlft.config import EnvironmentConfig
@@ -19,7 +19,7 @@ from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.reward.cases import SUFFIX, Case, read_cases
 from rlft.reward.check import HANGS_S, MADE_UP, MOST_TASKS, Checked
-from rlft.reward.findings import Report
+from rlft.reward.findings import ALL, Report
 from rlft.reward.probe import make_task
 from rlft.reward.source import source_file
 from rlft.types import RewardSpec, Task
@@ -70,16 +70,15 @@ def show(console: Console, title: str, report: Report, *, as_json: bool, note: s
     if as_json:
         console.print_json(json.dumps(report.as_dict()))
         return
-    table = Table(title=Text(visible(title)), title_justify="left", show_lines=True)
-    for heading in ("", "finding", "reward", "seen", "what to do"):
-        table.add_column(heading, overflow="fold")
+    console.print(Text(visible(title), style="bold"), soft_wrap=True)
+    console.print()
+    is_one = len({finding.reward for finding in report.findings} - {ALL}) < 2
     for finding in report.findings:
-        seen = Text(visible(finding.detail))
-        if finding.example:
-            seen.append(f"\n{visible(finding.example)}", style="cyan")
-        severity = Text(finding.severity, style=_COLOURS[finding.severity])
-        table.add_row(severity, Text(finding.check), Text(visible(finding.reward)), seen, Text(finding.advice))
-    console.print(table)
+        heading = f"{finding.severity}: {finding.check}"
+        facts = {"seen": finding.detail, "example": finding.example, "do": finding.advice}
+        show_block(
+            console, heading, facts, style=_COLOURS[finding.severity], of="" if is_one else f"({finding.reward})"
+        )
     counts = {kind: sum(finding.severity == kind for finding in report.findings) for kind in ("error", "warning")}
     told = ", ".join(counted(count, kind) for kind, count in counts.items())
     console.print(Text(f"{told}; {counted(report.replies, 'reply', 'replies')} in {report.seconds:.1f} s"))
