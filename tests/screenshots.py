@@ -48,18 +48,25 @@ def main() -> None:
             url = path.as_uri()
             with open_page(browser, url, **DESKTOP) as page:
                 page.screenshot(path=out / f"{name}-first.png")
-                for top in range(0, page.evaluate("document.body.scrollHeight"), 600):  # charts are drawn when seen
-                    page.evaluate(f"scrollTo(0, {top})")
-                    page.wait_for_timeout(30)
+                _scroll_through(page)
                 page.screenshot(path=out / f"{name}-whole.png", full_page=True)
                 page.pdf(path=out / f"{name}.pdf", prefer_css_page_size=True)
             with open_page(browser, url, **DESKTOP, color_scheme="dark") as page:
                 page.screenshot(path=out / f"{name}-dark.png")
             with open_page(browser, url, **PHONE) as page:
+                _scroll_through(page)
                 page.screenshot(path=out / f"{name}-phone.png", full_page=True)
             print(f"{out}/{name}-*.png")
         if not sys.argv[2:]:
             _pictures_of_comparison(browser, out)
+
+
+def _scroll_through(page: Any) -> None:
+    """Charts are drawn when they are seen."""
+    for top in range(0, min(20_000, page.evaluate("document.body.scrollHeight")), 600):
+        page.evaluate(f"scrollTo(0, {top})")
+        page.wait_for_timeout(30)
+    page.evaluate("scrollTo(0, 0)")
 
 
 def _pictures_of_comparison(browser: Any, out: Path) -> None:

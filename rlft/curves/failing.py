@@ -39,9 +39,10 @@ class Failing:
         """How much fails, in words."""
         if not self.total:
             return f"Of the {len(self.window.rows)} samples of {self.window.label} none fails."
+        why = f"a reward below {number(self.below)}, or no score" if math.isfinite(self.below) else "no score"
         return (
             f"Of the {len(self.window.rows)} samples of {self.window.label} {self.total} fail "
-            f"({percent(self.total / len(self.window.rows))}): a reward below {number(self.below)}, or no score."
+            f"({percent(self.total / len(self.window.rows))}): {why}."
         )
 
     def as_dict(self) -> dict[str, Any]:
