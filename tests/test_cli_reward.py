@@ -160,6 +160,28 @@ def test_columns_are_read_as_in_a_file_of_rows(tmp_path: Path) -> None:
     assert "--args 'x=*a': the value is no YAML" in str(wrong.exception)
 
 
+def test_what_is_found_stands_whole_on_lines_of_any_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "a_folder_with_a_long_name" / "lenient.py"
+    file.parent.mkdir()
+    file.write_text("def lenient(completion, answer):\n    return float(str(answer) in completion)\n")
+    cases = file.with_name("lenient.cases.jsonl")
+    cases.write_text('{"prompt": "q", "completion": "It is not 42", "answer": "42", "expect": 0}\n')
+    narrow = {"COLUMNS": "40", "TERM": "dumb"}
+
+    def lines(*arguments: str) -> list[str]:
+        return CliRunner().invoke(main.app, ["reward", *arguments, f"{file}:lenient"], env=narrow).output.splitlines()
+
+    checked = lines("check")
+    assert f"{file}:lenient" in checked
+    assert "error: cases" in checked
+    assert f"  seen       {cases}:1: case 'line 1': the value is 1, not 0" in checked
+    assert "  example    'It is not 42'" in checked
+    assert "  do         mend the reward, or the case" in checked
+    attacked = lines("attack", "--seconds", "2")
+    assert "cases" in attacked
+    assert "  reply      'It is not 42'" in attacked
+
+
 def test_cases_that_are_not_for_these_arguments_are_named(odd: Path) -> None:
     odd.write_text("def at(completion, word='a', folder=''):\n    return float(word in completion)\n")
     cases = odd.with_name("at.cases.jsonl")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlft.common import user_folder
-from rlft.common.by_path import available
+from rlft.common.by_path import available, did_you_mean
 from rlft.common.user_folder import combined
 from rlft.reward.loading import build, load, reproduce, reward_sources
 from rlft.types import Abstain
@@ -321,3 +321,26 @@ def test_reproduce_says_when_it_cannot(value: object, why: str) -> None:
     with pytest.raises(SystemExit, match="take the sample from the rollouts") as caught:
         exec(program, {})
     assert why in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "near"),
+    [
+        ("anwser", ["answer", "prompt"], "answer"),
+        ("rnu.yaml", ["run.yaml"], "run.yaml"),
+        ("odd/shape", ["odd", "length"], "odd"),
+        ("ans", ["answer"], "answer"),
+        ("solution", ["completion", "answer"], ""),
+        ("question", ["completion"], ""),
+        ("lr", ["seed"], ""),
+        ("x", [], ""),
+        # A package, folder or ending that all share makes none of them near.
+        ("rewards.brevity:brevity", ["rewards.rubric:rubric", "rewards.ranking:ranking"], ""),
+        ("rewards.maths:maths", ["rewards.math_answer:math_answer", "rewards.rubric:rubric"], "rewards.math_answer:"),
+        ("configs/debug/foo.yaml", ["configs/debug/grpo.yaml", "configs/debug/dapo.yaml"], ""),
+        ("configs/debug/gpro.yaml", ["configs/debug/grpo.yaml", "configs/debug/dapo.yaml"], "configs/debug/grpo"),
+    ],
+)
+def test_a_suggestion_is_near_or_none(word: str, known: list[str], near: str) -> None:
+    assert did_you_mean(word, known).startswith(f" Did you mean '{near}" if near else "")
+    assert bool(did_you_mean(word, known)) == bool(near)

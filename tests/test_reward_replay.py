@@ -412,6 +412,13 @@ def test_the_commands_print_tables_without_anything_that_acts_on_a_terminal(
     assert "\u202e" not in shown.output
     as_json = CliRunner().invoke(main.app, [*arguments, "--steps", "3", "--json"], env=wide)
     assert json.loads(as_json.output)["total"]["new"]["mean"] == 1.0
+    for columns in ("80", "30"):  # nothing is cut that a user copies or compares
+        narrow = CliRunner().invoke(main.app, [*arguments, "--steps", "3"], env={**wide, "COLUMNS": columns}).output
+        (line,) = (line for line in narrow.splitlines() if line.lstrip().startswith("all "))
+        assert re.search(r"2\.00\b|1\.00\b", line)
+        assert line.count(" of ") == 2
+        for moved in json.loads(as_json.output)["moved"]:
+            assert re.search(rf"^{re.escape(moved['sample'])} +\S+ \u2192 \S+ +\S+ \u2192 \S+ ", narrow, re.MULTILINE)
     sample = json.loads(as_json.output)["moved"][0]["sample"]
     explained = CliRunner().invoke(main.app, ["reward", "explain", str(run), sample], env=wide)
     assert explained.exit_code == 0, explained.output

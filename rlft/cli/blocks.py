@@ -1,10 +1,13 @@
-"""Blocks instead of a table: a line for each fact, whole at any width, so that replies and paths can be copied."""
+"""Printing that no width of a terminal cuts, so that names, replies and numbers can be copied: blocks and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from rlft.curves.text import visible
@@ -25,4 +28,23 @@ def show_block(console: Console, heading: str, facts: Mapping[str, str], *, styl
         if fact:
             line = Text(f"  {name:<11}", style="dim").append(visible(fact), style="default not dim")
             console.print(line, soft_wrap=True)
+    console.print()
+
+
+def show_table(
+    console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[str] = ()
+) -> None:
+    """Print a table under its title, as wide as it is: what exceeds the terminal goes on in the next line there.
+
+    Args:
+        left: headings of the columns whose texts begin at the left; numbers end at the right.
+    """
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    table.width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    console.print(Text(visible(title), style="italic"), soft_wrap=True)
+    console.print(table, soft_wrap=True)
     console.print()

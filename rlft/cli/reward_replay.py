@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from rlft.cli.blocks import show_table
 from rlft.cli.run_config import load, load_run
 from rlft.curves.reading import read_config, rollout_steps
 from rlft.curves.text import counted, interval_text, number, shortened, visible
@@ -110,38 +110,37 @@ def _refuse_other_kinds(run: Path) -> None:
 
 def show_replay(console: Console, result: Replay) -> None:
     """Print the tables of a replay."""
-    console.print(_steps_table(result))
+    _show_steps(console, result)
     for line in _sentences(result.total):
         console.print(Text(line), soft_wrap=True)
-    if parts := _parts_table(result):
-        console.print(parts)
+    _show_parts(console, result)
     for name, names in (("old", result.only_old), ("new", result.only_new)):
         if names:
             console.print(Text(visible(f"Only the {name} rewards have: {', '.join(names)}")), soft_wrap=True)
     if result.moved:
-        console.print(_moved_table(result.moved))
+        _show_moved(console, result.moved)
     for note in result.notes:
         console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
 
 
-def _steps_table(result: Replay) -> Table:
-    table = Table(title="Mean reward of the stored rollouts under both rewards, 95 % intervals", title_justify="left")
-    for heading in ("step", "old", "new", "pairs flipped", "advantage signs flipped", "groups +signal", "-signal"):
-        table.add_column(heading, justify="right")
+def _show_steps(console: Console, result: Replay) -> None:
     every = -(-len(result.steps) // STEPS_SHOWN)
-    for step in [*result.steps[::every], result.total]:
-        counts = step.counts
-        row = (
+    rows = [
+        (
             "all" if step.step is None else str(step.step),
             interval_text(step.old),
             interval_text(step.new),
-            _of(counts["flipped"], counts["pairs"]),
-            _of(counts["sign_flips"], counts["advantages"]),
-            str(counts["gained"]),
-            str(counts["lost"]),
+            _of(step.counts["flipped"], step.counts["pairs"]),
+            _of(step.counts["sign_flips"], step.counts["advantages"]),
+            f"{step.counts['gained']} / {step.counts['lost']}",
         )
-        table.add_row(*map(Text, row), end_section=step is result.steps[-1])
-    return table
+        for step in [*result.steps[::every], result.total]
+    ]
+    title = (
+        "The stored rollouts under both rewards: means with 95 % intervals, pairs and signs of advantages that flip, "
+        "groups that gain / lose their signal"
+    )
+    show_table(console, title, ("step", "old", "new", "pairs", "signs", "signal"), rows)
 
 
 def _sentences(total: Compared) -> list[str]:
@@ -159,36 +158,38 @@ def _sentences(total: Compared) -> list[str]:
     return lines
 
 
-def _parts_table(result: Replay) -> Table | None:
-    differing = {name: part for name, part in result.total.parts.items() if part.differ}
-    if not differing:
-        return None
-    table = Table(title="Parts that old and new disagree on", title_justify="left")
-    for heading in ("part", "samples", "differ", "mean difference", "largest"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
-    for name, part in sorted(differing.items()):
-        mean = number(part.total / part.samples)
-        row = (visible(name), str(part.samples), _of(part.differ, part.samples), mean, number(part.largest))
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _moved_table(moved: Sequence[Moved]) -> Table:
-    table = Table(
-        title=f"The {len(moved)} samples that moved most (rlft reward explain RUN SAMPLE)",
-        title_justify="left",
-    )
-    for heading in ("sample", "reward", "advantage", "completion"):
-        table.add_column(heading, justify="left" if heading in ("sample", "completion") else "right")
-    for each in moved:
-        row = (
-            visible(each.sample),
-            f"{number(each.old_reward)} \N{RIGHTWARDS ARROW} {number(each.new_reward)}",
-            f"{_number(each.old_advantage)} \N{RIGHTWARDS ARROW} {_number(each.new_advantage)}",
-            visible(shortened(" ".join(each.completion.split()), 80)),
+def _show_parts(console: Console, result: Replay) -> None:
+    rows = [
+        (
+            name,
+            str(part.samples),
+            _of(part.differ, part.samples),
+            number(part.total / part.samples),
+            number(part.largest),
         )
-        table.add_row(*map(Text, row))
-    return table
+        for name, part in sorted(result.total.parts.items())
+        if part.differ
+    ]
+    if rows:
+        headings = ("part", "samples", "differ", "mean difference", "largest")
+        show_table(console, "Parts that old and new disagree on", headings, rows, left=("part",))
+
+
+def _show_moved(console: Console, moved: Sequence[Moved]) -> None:
+    arrow = "\N{RIGHTWARDS ARROW}"
+    rows = [
+        (
+            each.sample,
+            f"{number(each.old_reward)} {arrow} {number(each.new_reward)}",
+            f"{_number(each.old_advantage)} {arrow} {_number(each.new_advantage)}",
+            " ".join(each.completion.split()),
+        )
+        for each in moved
+    ]
+    room = max(20, console.width - sum(max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[:3]))
+    shown = [(*row, text if len(text) <= room else f"{text[: room - 1]}\N{HORIZONTAL ELLIPSIS}") for *row, text in rows]
+    title = f"The {len(moved)} samples that moved most (rlft reward explain RUN SAMPLE)"
+    show_table(console, title, ("sample", "reward", "advantage", "completion"), shown, left=("sample", "completion"))
 
 
 def show_explained(console: Console, facts: Mapping[str, Any]) -> None:
@@ -196,13 +197,11 @@ def show_explained(console: Console, facts: Mapping[str, Any]) -> None:
     sample, reward, group = facts["sample"], facts["reward"], facts["group"]
     advantage, loss = facts["advantage"], facts["loss"]
     name = f"{sample['step']}/{sample['task_id']}/{sample['sample_index']}"
-    table = Table(title=Text(visible(f"{name}: reward {_number(reward['value'])}")), title_justify="left")
-    for heading in ("part", "value", "weight", "in the sum"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
-    for part in reward["parts"]:
-        values = (_number(part[key]) for key in ("value", "weight", "contribution"))
-        table.add_row(Text(visible(part["name"])), *map(Text, values))
-    console.print(table)
+    parts = [
+        (part["name"], *(_number(part[key]) for key in ("value", "weight", "contribution"))) for part in reward["parts"]
+    ]
+    headings = ("part", "value", "weight", "in the sum")
+    show_table(console, f"{name}: reward {_number(reward['value'])}", headings, parts, left=("part",))
     lines = [
         f"reply: {counted(sample['actions'], 'token')} in {counted(sample['turns'], 'turn')}, "
         f"ended by {sample['finish_reason']}, adapter "

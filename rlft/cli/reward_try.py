@@ -306,12 +306,12 @@ def show(console: Console, specs: Sequence[RewardSpec], text: str, answered: Ans
     else:
         show_failure(console, "failed", outcome)
     for label, line in _parts(specs, outcome):
-        console.print(Text(visible(f"    {label}: {line}")))
+        console.print(Text(visible(f"    {label}: {line}")), soft_wrap=True)
     for name, failure in answered.failed_parts.items():
         if not (isinstance(outcome, Failed) and failure.message in outcome.message):  # else it is said already
             show_failure(console, f"{name} failed", failure)
     for name, value in answered.logged.items():
-        console.print(Text(visible(f"  log_metric {name}: {value:g}"), style="dim"))
+        console.print(Text(visible(f"  log_metric {name}: {value:g}"), style="dim"), soft_wrap=True)
     for name, noted in answered.extras.items():
         said = shortened(noted if isinstance(noted, str) else json.dumps(noted, ensure_ascii=False), _SHOWN)
         console.print(Text(visible(f"  log_extra {name}: {said}"), style="dim"), soft_wrap=True)

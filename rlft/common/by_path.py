@@ -11,11 +11,12 @@ import ast
 import difflib
 import importlib
 import inspect
+import itertools
 import pkgutil
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
@@ -119,9 +120,32 @@ def available(shipped: str) -> dict[str, str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?`, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    """` Did you mean 'x'?` where the word is a slip of x, or one of the two begins with the other; else nothing.
+
+    What all of them have in common up to a separator, as a folder or a package and an ending, makes none of them near.
+    """
+    names = [*known]
+    start = _common_part([word, *names])
+    end = _common_part([each[::-1] for each in (word, *names)])
+    rests = {name[start : len(name) - end]: name for name in names}
+    own = word[start : len(word) - end]
+    whole = [name for name in rests if len(name) >= 3 and own.startswith(name)]
+    for near in difflib.get_close_matches(own, rests, n=1, cutoff=0.6) or whole[:1]:
+        is_slip = difflib.SequenceMatcher(None, near, own).ratio() >= 0.7 or sorted(near) == sorted(own)
+        if is_slip or len(_alike([near, own])) >= max(3, min(4, len(near), len(own))):
+            return f" Did you mean {rests[near]!r}?"
+    return ""
+
+
+def _common_part(words: Sequence[str]) -> int:
+    """How many letters all words begin with, up to the last `/`, `.` or `:` in these."""
+    return 1 + max(map(_alike(words).rfind, "/.:"))
+
+
+def _alike(words: Sequence[str]) -> str:
+    """What all words begin with."""
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*words, strict=False))
+    return "".join(letters[0] for letters in same)
 
 
 def describe_error(error: BaseException) -> str:
