@@ -80,8 +80,8 @@ def waste(rollouts: Any) -> Waste:
     tokens = column["completion_tokens"].astype(np.int64)
     advantage, reward = (column[name].astype(np.float64) for name in ("advantage", "reward"))
     scored = column["outcome"] == "score"
-    keys = np.stack([column["step"], column["group_index"]]).astype(np.int64)
-    group = np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
+    step, index = (column[name].astype(np.int64) for name in ("step", "group_index"))
+    group = np.unique(step * (index.max() + 1) + index, return_inverse=True)[1].reshape(-1)
     highest, lowest = np.full(group.max() + 1, -np.inf), np.full(group.max() + 1, np.inf)
     np.maximum.at(highest, group[scored], reward[scored])
     np.minimum.at(lowest, group[scored], reward[scored])

@@ -219,12 +219,13 @@ def _read_table(path: Path, columns: Sequence[str] | None, optional: Sequence[st
 
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:  # not pq.read_table, which imports pandas
-            present = file.schema_arrow.names
-            if absent := sorted(set(columns or ()) - set(present)):
-                damage.refuse(ValueError(f"{path} has no column {absent[0]!r}; it has {', '.join(present)}"))
+            # Columns that are not there are left out. Files are small, and threads cost more than they save.
+            table = file.read(None if columns is None else [*columns, *optional], use_threads=False)
+            if absent := sorted(set(columns or ()) - set(table.column_names)):
+                known = ", ".join(file.schema_arrow.names)
+                damage.refuse(ValueError(f"{path} has no column {absent[0]!r}; it has {known}"))
                 return None
-            names = None if columns is None else [*columns, *(name for name in optional if name in present)]
-            return file.read(names, use_threads=False)  # files are small, and threads cost more than they save
+            return table
     except (pa.ArrowException, OSError) as error:
         damage.refuse(ValueError(f"{path} cannot be read ({error}); remove it to read the rest"))
         return None
