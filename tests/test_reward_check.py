@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rlft.cli import main
+from rlft.reward.case_findings import case_findings
 from rlft.reward.cases import Case, Expect
 from rlft.reward.check import MADE_UP, Checked, check_rewards
 from rlft.reward.findings import Report
@@ -17,7 +18,7 @@ from rlft.reward.good_replies import good_cases
 from rlft.reward.probe import make_task
 from rlft.reward.transforms import FAMILIES, TEMPLATES, TRANSFORMS, Good, other_answers
 from rlft.train.rl.services import make_scorer, reward_remarks
-from rlft.types import RewardSpec
+from rlft.types import Failed, RewardSpec, Score
 from tests.fakes import letters, tiny_config
 
 REWARDS = r"""
@@ -462,6 +463,18 @@ def test_trying_a_function_that_wants_texts_says_so(file: Path) -> None:
     assert f"with texts it gives 0.5; name it trl:{file}:of_texts" in told.output
     told = reward("try", f"{file}:boxed", "--completion", "42", "--answer", "42")
     assert "list of messages" not in told.output
+
+
+def test_cases_that_fail_for_one_reason_are_one_finding() -> None:
+    cases = [Case(completion=text, name=text, where=f"f:{text}", expect=Expect(equals=0.0)) for text in "abcd"]
+    gone = Failed(kind="error", message="no model in nowhere", reproduce="")
+    outcomes = [gone, gone, Failed(kind="error", message="own", reproduce=""), Score(value=1.0)]
+    assert [(finding.detail, finding.example) for finding in case_findings(cases, outcomes)] == [
+        ("2 of 4 cases could not be scored (error); the first is f:a: case 'a': no model in nowhere", "'a'"),
+        ("f:c: case 'c': failed (error): own", "'c'"),
+        ("f:d: case 'd': the value is 1, not 0", "'d'"),
+    ]
+    assert [finding.detail for finding in case_findings(cases, [Score(value=0.0)] * 4)] == ["all 4 hold"]
 
 
 def test_a_file_without_cases_is_mentioned(file: Path, tmp_path: Path) -> None:

@@ -344,3 +344,14 @@ def test_reproduce_says_when_it_cannot(value: object, why: str) -> None:
 def test_a_suggestion_is_near_or_none(word: str, known: list[str], near: str) -> None:
     assert did_you_mean(word, known).startswith(f" Did you mean '{near}" if near else "")
     assert bool(did_you_mean(word, known)) == bool(near)
+
+
+def test_the_name_of_a_file_here_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "brief.py").write_text("def brief(completion):\n    return 1.0\n")
+    with pytest.raises(ValueError, match=r"'brief' must be .*Did you mean 'brief\.py:brief'\?"):
+        load("brief")
+    with pytest.raises(
+        ValueError, match=r"'exact_answr' must be .*Did you mean 'rewards\.exact_answer:exact_answer'\?"
+    ):
+        load("exact_answr")

@@ -26,7 +26,9 @@ def show_block(console: Console, heading: str, facts: Mapping[str, str], *, styl
     console.print(title, soft_wrap=True)
     for name, fact in facts.items():
         if fact:
-            line = Text(f"  {name:<11}", style="dim").append(visible(fact), style="default not dim")
+            line = Text(f"  {name:<11}", style="dim").append(
+                visible(fact).replace("\n", f"\n{' ' * 13}"), style="default not dim"
+            )
             console.print(line, soft_wrap=True)
     console.print()
 

@@ -120,7 +120,13 @@ def available(shipped: str) -> dict[str, str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` where the word is a slip of x, or one of the two begins with the other; else nothing.
+    """` Did you mean 'x'?` where the word is a slip of x, or one of the two begins with the other; else nothing."""
+    near = _nearest(word, known)
+    return f" Did you mean {near!r}?" if near else ""
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """The name that a word is a slip of, or nothing.
 
     What all of them have in common up to a separator, as a folder or a package and an ending, makes none of them near.
     """
@@ -133,7 +139,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     for near in difflib.get_close_matches(own, rests, n=1, cutoff=0.6) or whole[:1]:
         is_slip = difflib.SequenceMatcher(None, near, own).ratio() >= 0.7 or sorted(near) == sorted(own)
         if is_slip or len(_alike([near, own])) >= max(3, min(4, len(near), len(own))):
-            return f" Did you mean {rests[near]!r}?"
+            return rests[near]
     return ""
 
 
@@ -185,8 +191,9 @@ def split(path: str, *, shipped: str) -> tuple[Path | str, str]:
     if word.endswith(".py"):
         raise ValueError(f"{path!r} names no function: write {word}:FUNCTION")
     functions = {key.rpartition(":")[2]: key for key in available(shipped)}
-    close = difflib.get_close_matches(word.rpartition(".")[2], functions, n=1, cutoff=0.5)
-    hint = f" Did you mean {functions[close[0]]!r}?" if close else ""
+    near = _nearest(word.rpartition(".")[2], functions)
+    meant = f"{word}.py:{word}" if Path(f"{word}.py").is_file() else functions.get(near)
+    hint = f" Did you mean {meant!r}?" if meant else ""
     raise ValueError(f"{path!r} must be package.module:function or path/to/file.py:function.{hint}")
 
 

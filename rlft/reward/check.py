@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 from rlft.reward import behaviour
 from rlft.reward import cases as case_files
 from rlft.reward.adversarial import Search
+from rlft.reward.case_findings import case_findings
 from rlft.reward.cases import Case
 from rlft.reward.contract import Kind, prompt_text
-from rlft.reward.failures import SERVER_ADVICE, failure_findings, of_server, server_said
+from rlft.reward.failures import failure_findings
 from rlft.reward.findings import ALL, Finding, Report, Sample, quoted, sorted_findings
 from rlft.reward.good_replies import answer_text, good_cases, shown, written
 from rlft.reward.odd_replies import ODD_REPLIES
@@ -251,30 +252,7 @@ def _cases(probe: Probe, checked: Checked, clock: _Clock) -> list[Finding]:
     clock.note("cases", len(known), len(checked.cases))
     cases = [c for c in checked.cases if c.name in known and (not c.expect.above or c.expect.above in known)]
     outcomes = [known[case.name] for case in cases]
-    wrong = case_files.broken_cases(cases, outcomes)
-    by_name = {case.name: case for case in cases}
-    if not cases:
-        return []
-    if not wrong:
-        detail = f"all {len(by_name)} hold"
-        return [Finding(check="cases", severity="info", reward=ALL, detail=detail)]
-    found = []
-    if unasked := {c.name: o for c, o in zip(cases, outcomes, strict=True) if of_server(o)}:
-        wrong = {name: problem for name, problem in wrong.items() if name not in unasked}
-        said = server_said(next(iter(unasked.values())))
-        detail = f"{len(unasked)} of {len(by_name)} cases could not be scored (server): {said}"
-        found = [Finding(check="cases", severity="error", reward=ALL, detail=detail, advice=SERVER_ADVICE)]
-    return found + [
-        Finding(
-            check="cases",
-            severity="error",
-            reward=ALL,
-            detail=f"{by_name[name].where}: case {name!r}: {problem}",
-            example=quoted(by_name[name].reply),
-            advice="mend the reward, or the case",
-        )
-        for name, problem in wrong.items()
-    ]
+    return case_findings(cases, outcomes)
 
 
 def _cheats(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock) -> list[Finding]:
