@@ -11,6 +11,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,11 +211,9 @@ def test_demonstrations_are_what_rollouts_look_like(
     # The prompt of an SFT example, tools and all, has the ids that the driver would have made of the same episode.
     import shutil
 
-    from trl import SFTTrainer
-
     from environments import calculator
     from rlft.model import chat
-    from rlft.train.sft import train_sft
+    from rlft.train import sft
     from tests.fakes import tiny_config
 
     folder = tmp_path / "model"
@@ -225,18 +224,20 @@ def test_demonstrations_are_what_rollouts_look_like(
     environment = calculator.load(tasks=10, heldout=2, demonstrations=2)
     examples: list[Any] = []
 
-    def stop(trainer: Any) -> None:
-        examples.extend(trainer.train_dataset)
+    def stop(rows: Sequence[Any]) -> None:
+        examples.extend(sorted(rows, key=lambda row: row.where))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SFTTrainer, "train", stop)
+    monkeypatch.setattr(sft, "make_batch", stop)
     config = tiny_config(folder, sft={"examples": 4})
     with pytest.raises(KeyboardInterrupt):
-        train_sft(config, str(folder), environment.demonstrations, tools=environment.tools_shown)
+        sft.train_sft(config, str(folder), environment.demonstrations, tools=environment.tools_shown)
     for shown, example in zip(environment.demonstrations, examples, strict=True):
         prompt = chat.render(tokenizer, shown[:-1], tools=environment.tools)
         reply = tuple(tokenizer(shown[-1]["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"])
-        assert tuple(example["input_ids"])[: len(prompt) + len(reply)] == (*prompt, *reply)
+        assert (*example.prompt_ids, *example.token_ids)[: len(prompt) + len(reply)] == (*prompt, *reply)
+        assert example.prompt_ids == prompt
+        assert all(example.action_mask)
         assert "calculate" in tokenizer.decode(list(prompt))
     # And the second example of a problem is the first one, its reply, and the observation.
     first, second = (

@@ -243,14 +243,14 @@ class RLLearnerConfig(LearnerConfig):
 
 
 class SFTStageConfig(Strict):
-    """The supervised warm start on the environment's demonstrations (TRL's SFTTrainer)."""
+    """The supervised warm start on the environment's demonstrations: the mean over all tokens of the replies."""
 
     examples: int = Field(256, ge=1)
     """How many demonstrations are used; the first ones, in the environment's order."""
     epochs: float = Field(1.0, gt=0)
     """Passes over them."""
     batch_size: int = Field(16, ge=1)
-    """Examples per optimizer update."""
+    """Examples per optimizer update; what does not fill the last one of a pass is left out of it."""
     lr: float = Field(5e-4, gt=0)
     """Peak learning rate; linear decay."""
 

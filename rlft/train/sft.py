@@ -1,23 +1,22 @@
-"""The supervised warm start: TRL's SFTTrainer on the environment's demonstrations, loss on the replies only.
+"""The supervised warm start on the environment's demonstrations, loss on the replies only.
 
 It is short by design, so an interrupted stage starts over; what it made is kept only when it is complete.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlft.config import RunConfig, SFTStageConfig
-from rlft.learner.roles import Role, make_policy, read_role
-from rlft.model import base as models
+from rlft.learner.core import lr_factor
 from rlft.model import chat
-from rlft.model.adapter import lora_config
-from rlft.train import trl
+from rlft.train.supervised.data import Example, make_batch
+from rlft.train.supervised.learner import SupervisedLearner
+from rlft.train.task_order import tasks_of_step
 from rlft.types import Message
 
 OnUpdate = Callable[[int, int, float], None]
@@ -43,53 +42,49 @@ def train_sft(
 
     Raises:
         ValueError: the config has no `sft` section, or there are fewer demonstrations than `sft.examples` asks for.
+        RuntimeError: an update was not finite.
     """
     stage = config.sft
     if stage is None:
         raise ValueError("the config has no `sft` section; add one, for example `sft: {examples: 256}`")
     check_demonstrations(stage, demonstrations)
-    trl.be_quiet()
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
     torch.set_num_threads(config.learner.threads)
-    device = models.default_device()
-    dtype = models.resolve_dtype(config.model)
-    peft_config = None
-    if config.adapter.kind == "full" or start is not None:
-        role = make_policy(model_folder, config.model, config.adapter, device=device, seed=config.seed, start=start)
-        model: nn.Module = role.model
-    else:
-        model = models.load_base(model_folder, dtype, device, quantize=config.adapter.kind == "qlora")
-        peft_config = lora_config(config.adapter)
+    settings = config.learner.model_copy(
+        update={"lr": stage.lr, "schedule": "linear", "warmup_steps": 0, "weight_decay": 0.0}
+    )
     tokenizer = chat.load_tokenizer(model_folder, special_tokens_in_text=config.model.special_tokens_in_text)
-    rows = []
-    for row, messages in enumerate(demonstrations[: stage.examples]):
-        token_ids, is_reply = chat.demonstration(tokenizer, messages, tools=tools[row] if tools else ())
-        rows.append({"input_ids": token_ids, "completion_mask": list(map(int, is_reply))})
-    with tempfile.TemporaryDirectory() as scratch, models.seeded(config.seed), models.quiet_libraries():
-        trainer = SFTTrainer(
-            model=model.train(),
-            args=SFTConfig(
-                completion_only_loss=True,
-                **trl.settings(
-                    output_dir=scratch,
-                    batch_size=stage.batch_size,
-                    epochs=stage.epochs,
-                    lr=stage.lr,
-                    seed=config.seed,
-                    device=device,
-                    bf16=config.adapter.kind == "full" and dtype == torch.bfloat16,
-                ),
-            ),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            peft_config=peft_config,
-        )
-        trl.train(trainer, lambda done, total, logs: on_update(done, total, logs["loss"]) if on_update else None)
-    if peft_config is None:
-        return read_role(role)
-    return read_role(Role(model=trainer.model, adapter="default"))
+    examples = [
+        _example(row, *chat.demonstration(tokenizer, messages, tools=tools[row] if tools else ()))
+        for row, messages in enumerate(demonstrations[: stage.examples])
+    ]
+    count, total = min(stage.batch_size, len(examples)), num_updates(stage)
+    learner = SupervisedLearner(config.model_copy(update={"learner": settings}), model_folder, start=start)
+    for step in range(1, total + 1):
+        batch = make_batch(tasks_of_step(examples, step=step, count=count, seed=config.seed))
+        update = learner.update(batch, lr_factor(settings, update=step - 1, total=total, warmup=0))
+        if update.skipped:
+            raise RuntimeError(
+                f"update {step} of {total} of the SFT warm start: {update.skipped}; lower sft.lr (now {stage.lr:g})"
+            )
+        if on_update:
+            on_update(step, total, update.metrics["sft/loss"])
+    return dict(learner.adapter(0).tensors)
+
+
+def num_updates(stage: SFTStageConfig) -> int:
+    """Optimizer updates of the stage, at least 1."""
+    return max(1, round(stage.epochs * (stage.examples // min(stage.batch_size, stage.examples))))
+
+
+def _example(row: int, token_ids: Sequence[int], is_reply: Sequence[bool]) -> Example:
+    first = list(is_reply).index(True)
+    return Example(
+        where=f"demonstration {row}",
+        id=str(row),
+        prompt_ids=tuple(token_ids[:first]),
+        token_ids=tuple(token_ids[first:]),
+        action_mask=tuple(is_reply[first:]),
+    )
 
 
 def check_demonstrations(stage: SFTStageConfig, demonstrations: Sequence[tuple[Message, ...]]) -> None:

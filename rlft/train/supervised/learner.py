@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rlft.config import RunConfig
 from rlft.learner.core import Roles
 from rlft.learner.processes import LearnerProcesses
 from rlft.learner.ranks import ALONE, Ranks
@@ -26,7 +27,7 @@ class SupervisedLearner:
 
     def __init__(
         self,
-        config: SupervisedConfig,
+        config: SupervisedConfig | RunConfig,
         model_folder: Path | str,
         *,
         start: Mapping[str, Tensor] | None = None,
@@ -35,6 +36,7 @@ class SupervisedLearner:
         """Load the base model and put the policy's adapter on it.
 
         Args:
+            config: has the model, the adapter and the optimizer; of an RL run for its warm start.
             model_folder: what `sources.resolve` gave.
             start: tensors that the policy starts from; without them it is the base.
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlft.config import RunConfig
+from rlft.train.sft import num_updates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ def count(
         updates=config.steps * config.updates_per_step,
         completions=config.steps * tasks * samples,
         passes=config.steps * tasks / train,
-        sft_updates=0 if sft is None else math.ceil(sft.examples * sft.epochs / sft.batch_size),
+        sft_updates=0 if sft is None else num_updates(sft),
         evaluations=(
             ("", evaluations(config, config.evaluation.every), _answers(config, "", heldout)),
             *(
