@@ -165,7 +165,8 @@ def masked(bias: Tensor) -> Tensor:
 def filled_cache(keys: Tensor, values: Tensor, rows: Tensor) -> KVCache:
     """Five rows behind three prompts, one of them of a single token, with 0 to 40 tokens of their own."""
     cache = KVCache(prompts=3, prompt_length=37, rows=5, new_tokens=48, device=torch.device("cpu"))
-    cache.enter_prompts([0, 1, 2], [37, 1, 16], [(keys, values)])
+    spans = [torch.stack([keys[prompt, :, :n], values[prompt, :, :n]]) for prompt, n in enumerate([37, 1, 16])]
+    cache.enter_prompts([0, 1, 2], [[[span[:, :, :1]], [span[:, :, 1:]]] for span in spans])
     cache.enter_rows([0, 1, 2, 3, 4], [2, 0, 1, 0, 2])
     cache.age += torch.tensor([0, 40, 3, 15, 16])
     cache.begin(5)

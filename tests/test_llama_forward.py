@@ -106,7 +106,10 @@ def test_rows_that_come_move_and_grow_get_the_models_logits(dtype: torch.dtype, 
     cache = KVCache(prompts=2, prompt_length=9, rows=4, new_tokens=new_tokens, device=torch.device("cpu"))
     own: list[list[int]] = [[], [], [], []]
     with torch.inference_mode():
-        cache.enter_prompts([0, 1], lengths, lean.prefill(prompts))
+        spans = lean.prefill(
+            [prompt[:length].tolist() for prompt, length in zip(prompts, lengths, strict=True)], [[], []]
+        )
+        cache.enter_prompts([0, 1], [[span] for span in spans])
         cache.enter_rows([0, 1, 2, 3], prompt_of_row)
         for step in range(30):
             if step == 5:  # row 1 begins anew behind the other prompt
@@ -134,7 +137,8 @@ WIDE = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
 
 def filled_cache(lean: LlamaForward, rows: int = 5) -> KVCache:
     cache = KVCache(prompts=2, prompt_length=9, rows=rows, new_tokens=40, device=torch.device("cpu"))
-    cache.enter_prompts([0, 1], [9, 4], lean.prefill(tokens(2, 9)))
+    spans = lean.prefill([tokens(2, 9)[0].tolist(), tokens(2, 9)[1, :4].tolist()], [[], []])
+    cache.enter_prompts([0, 1], [[span] for span in spans])
     cache.enter_rows(range(rows), [row % 2 for row in range(rows)])
     return cache
 

@@ -153,7 +153,14 @@ def _act(
             requests[-1] = replace(requests[-1], seeds=(*requests[-1].seeds, seed))  # the group shares its prompt
         else:
             requests.append(
-                Request(prompt_ids=prompt, seeds=(seed,), messages=tuple(live.messages), tools=environment.tools)
+                Request(
+                    prompt_ids=prompt,
+                    seeds=(seed,),
+                    messages=tuple(live.messages),
+                    tools=environment.tools,
+                    goes_on=len(live.turns) + 1 < environment.max_turns,
+                    continues=bool(live.turns),
+                )
             )
         acting.append(live)
     if not acting:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from torch import Tensor
 from rlft.model.kernels.block_attention import scaled_bmm
 from rlft.model.kernels.library import VECTOR, Kernel, kernel
 from rlft.model.kernels.sizes import LENGTH, rounded_up
+
+Span: TypeAlias = Sequence[Tensor]
+"""Keys and values (2, H_kv, T, D) of every layer for T tokens of a sequence, which follow each other."""
 
 _COLUMNS = 16
 """Rows get room for a multiple of so many tokens, when they need it."""
@@ -82,18 +85,22 @@ class KVCache:
 
     # Rows and prompts
 
-    def enter_prompts(
-        self, slots: Sequence[int], lengths: Sequence[int], prefill: Sequence[tuple[Tensor, Tensor]]
-    ) -> None:
-        """Keep prompts in `slots`, whose lengths are `lengths`: keys and values (prompts, H, T, D) of every layer."""
+    def enter_prompts(self, slots: Sequence[int], prompts: Sequence[Sequence[Span]]) -> None:
+        """Keep prompts in `slots`, each given as one span or several that follow each other."""
         if not self.layers:
-            self.layers = [_Layer(self.capacity, self.new_tokens, self.num_columns, *each) for each in prefill]
-        index = torch.tensor(list(slots), device=self.age.device)
-        self.prompt_length[index] = torch.tensor(list(lengths), device=self.age.device)
-        for own, (keys, values) in zip(self.layers, prefill, strict=True):
-            length = keys.shape[2]
-            own.prompts[0, index, :, :length] = keys
-            own.prompts[1, index, :, :length] = values
+            self.layers = [_Layer(self.capacity, self.new_tokens, self.num_columns, *each) for each in prompts[0][0]]
+        for slot, spans in zip(slots, prompts, strict=True):
+            length = 0
+            for span in spans:
+                end = length + span[0].shape[2]
+                for layer, keys_values in zip(self.layers, span, strict=True):
+                    layer.prompts[:, slot, :, length:end] = keys_values
+                length = end
+            self.prompt_length[slot] = length
+
+    def own_span(self, row: int, count: int) -> Span:
+        """A copy of the first `count` tokens that a row has of its own."""
+        return [layer.rows[:, row, :, :count].clone() for layer in self.layers]
 
     def enter_rows(self, rows: Sequence[int], prompts: Sequence[int]) -> None:
         """Let rows begin behind prompts."""
@@ -289,14 +296,9 @@ class _Layer:
     def __init__(
         self, capacity: tuple[int, int, int], new_tokens: int, columns: int, keys: Tensor, values: Tensor
     ) -> None:
-        """Room as `KVCache` has it, of the type of a prompt's `keys` and `values` (prompts, H, T, D)."""
+        """Room as `KVCache` has it, of the type of a prompt's `keys` and `values` (H, T, D)."""
         prompts, length, rows = capacity
-        heads, size = keys.shape[1], keys.shape[3]
-        if values.shape[3] != size:
-            raise ValueError(
-                f"this model's keys have {size} dimensions and its values {values.shape[3]}; the transformers engine "
-                "needs as many of both: use rollout.engine=vllm"
-            )
+        heads, _, size = keys.shape
         self.kind = (heads, size)
         # Zeros, since what is masked is still multiplied.
         self.prompts = keys.new_zeros(2, prompts, heads, length, size)

@@ -103,7 +103,10 @@ def _softmax(scores: Tensor, bias: Tensor) -> Sequence[Tensor]:
 def _filled_cache(keys: Tensor, values: Tensor) -> KVCache:
     """Three rows behind two prompts, with keys and values (2, H_kv, 6, D) in every one of two layers."""
     cache = KVCache(prompts=2, prompt_length=6, rows=3, new_tokens=3, device=keys.device)
-    cache.enter_prompts([0, 1], [6, 4], [(keys, values)] * 2)
+    prompts = torch.stack([keys, values])
+    # The second one in two spans.
+    spans = [[prompts[:, 0]], [prompts[:, 1, :, :3], prompts[:, 1, :, 3:4]]]
+    cache.enter_prompts([0, 1], [[[each] * 2 for each in prompt] for prompt in spans])
     cache.enter_rows([0, 1, 2], [1, 0, 1])
     return cache
 

@@ -29,8 +29,8 @@ ROW_BLOCK = 4
 class Decoder(Protocol):
     """A model and its cache."""
 
-    def enter_prompts(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Compute prompts' keys and values, all but of their last tokens, and keep them in these slots."""
+    def enter_prompts(self, slots: Sequence[int], requests: Sequence[int]) -> None:
+        """Have the keys and values of these requests' prompts, all but of their last tokens, in these slots."""
         ...
 
     def enter_rows(self, rows: Sequence[int], slots: Sequence[int]) -> None:
@@ -43,6 +43,10 @@ class Decoder(Protocol):
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append a token to each of the first len(tokens) rows; returns their logits (R, V)."""
+        ...
+
+    def keep(self, row: int, request: int, token_ids: Sequence[int]) -> None:
+        """Keep what a later call may go on from: a row behind a request's prompt, which has sampled these tokens."""
         ...
 
 
@@ -102,6 +106,8 @@ def sample_all(
                 on_token(sampled.token_ids)
             if token in end_ids or (params.stop and ends_with_stop(sampled.token_ids)):
                 sampled.has_stopped = True
+                if requests[index := batch.request(row)].goes_on:
+                    decoder.keep(row, index, sampled.token_ids)
                 batch.release(row)
             elif len(sampled.token_ids) == params.max_new_tokens:
                 batch.release(row)
@@ -138,6 +144,12 @@ class _Batch:
         """What the row's sample has drawn so far."""
         entry = self.rows[row]
         return None if entry is None else self.results[entry.request][entry.sample]
+
+    def request(self, row: int) -> int:
+        """Index of the request whose sample a row has."""
+        entry = self.rows[row]
+        assert entry is not None
+        return entry.request
 
     def tokens(self) -> Tensor:
         """(R,) the last token of each row; the prompt's last one at first, so that its logits need no code of their
@@ -186,7 +198,7 @@ class _Batch:
                 self.rows.append(entry)
             rows.append(row)
         if new:
-            decoder.enter_prompts([self._slot_of[r] for r in new], [self._requests[r].prompt_ids for r in new])
+            decoder.enter_prompts([self._slot_of[r] for r in new], new)
         if rows:
             decoder.enter_rows(rows, [self._slot_of[self.rows[row].request] for row in rows])  # type: ignore[union-attr]
         self._fill_block()

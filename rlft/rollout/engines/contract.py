@@ -21,6 +21,11 @@ class Request:
     """What `prompt_ids` were made of, for engines that ask a chat server."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """The tools' JSON schemas that they were made with."""
+    goes_on: bool = False
+    """Whether a request of the next call may begin with this prompt and what is sampled behind it: an engine may then
+    keep what it has computed of both."""
+    continues: bool = False
+    """Whether this prompt begins with one of the call before that went on, and a sample of it."""
 
 
 class EngineLostError(RuntimeError):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import Cache, CacheLayerMixin, DynamicCache, PreTrainedModel
 
-from rlft.model.kernels.kv_cache import KVCache
+from rlft.model.kernels.kv_cache import KVCache, Span
+from rlft.model.kernels.sizes import LENGTH, rounded_up
 from rlft.model.layers.norms_and_mlps import compile_inference_layers, use_inference_layers
 from rlft.model.layers.slow_paths import is_on_cpu, note, slow_paths
 from rlft.rollout.engines.llama_forward import llama_forward_of
@@ -31,8 +32,8 @@ class ForwardPass(Protocol):
         """Compute with the model's own parameters, which have changed."""
         ...
 
-    def prefill(self, token_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values (P, H_kv, T, D) of every layer for sequences (P, T)."""
+    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
+        """Keys and values of sequences of tokens, each of which stands behind the spans of its context."""
         ...
 
     def step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
@@ -78,10 +79,41 @@ class _TransformersModel:
     def reload(self) -> None:
         self._pristine.clear()
 
-    def prefill(self, token_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-        prefill = DynamicCache()
-        self._model.base_model(input_ids=token_ids, use_cache=True, **{self._cache_argument: prefill})
-        return [(layer.keys, layer.values) for layer in prefill.layers]
+    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
+        found: dict[int, Span] = {}
+        alone = [index for index, context in enumerate(contexts) if not context]
+        if alone:  # padding is on the right, which causal attention ignores
+            lengths = [len(sequences[index]) for index in alone]
+            padded = torch.zeros(len(alone), rounded_up(max(1, *lengths), LENGTH), dtype=torch.int64)
+            for row, index in enumerate(alone):
+                padded[row, : lengths[row]] = torch.tensor(sequences[index], dtype=torch.int64)
+            layers = self._keys_values(padded, DynamicCache())
+            for row, index in enumerate(alone):
+                found[index] = [layer[:, row, :, : lengths[row]] for layer in layers]
+        for index, context in enumerate(contexts):
+            if context:  # masks of this kind of model are its own affair: one sequence at a time, without padding
+                before = [torch.cat(parts, dim=2) for parts in zip(*context, strict=True)]
+                tokens, start = sequences[index], before[0].shape[2]
+                cache = DynamicCache()
+                for layer, (keys, values) in enumerate(before):
+                    cache.update(keys[None], values[None], layer)
+                if tokens:
+                    before = [each[:, 0] for each in self._keys_values(torch.tensor([list(tokens)]), cache)]
+                found[index] = [each[:, :, start:] for each in before]
+        return [found[index] for index in range(len(sequences))]
+
+    def _keys_values(self, token_ids: Tensor, cache: DynamicCache) -> list[Tensor]:
+        """Keys and values (2, P, H_kv, T, D) of every layer, those of the cache and of tokens (P, T) behind them."""
+        token_ids = token_ids.to(self._model.device)
+        self._model.base_model(input_ids=token_ids, use_cache=True, **{self._cache_argument: cache})
+        sizes = {(layer.keys.shape[-1], layer.values.shape[-1]) for layer in cache.layers}
+        for keys, values in sizes:
+            if keys != values:
+                raise ValueError(
+                    f"this model's keys have {keys} dimensions and its values {values}; the transformers engine needs "
+                    "as many of both: use rollout.engine=vllm"
+                )
+        return [torch.stack([layer.keys, layer.values]) for layer in cache.layers]
 
     def step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
         positions = cache.begin(len(token_ids))

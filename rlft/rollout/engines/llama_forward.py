@@ -22,8 +22,9 @@ from rlft.common.private_names import private
 from rlft.model.kernels.elementwise import rms_norm, signed_sin_of
 from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.joint_projection import joint_bias
-from rlft.model.kernels.kv_cache import KVCache
+from rlft.model.kernels.kv_cache import KVCache, Span
 from rlft.model.kernels.llama_layers import LlamaLayer, LlamaLayers, Norm
+from rlft.model.kernels.sizes import TOKENS, rounded_up
 from rlft.model.layers.slow_paths import note, slow_paths
 
 
@@ -77,15 +78,14 @@ class LlamaForward:
             linear.load(self._model.get_parameter)
         self._loaded = LlamaLayers([layer.loaded() for layer in self._layers])
 
-    def prefill(self, token_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values (P, H_kv, T, D) of every layer for sequences (P, T)."""
-        kept: list[tuple[Tensor, Tensor]] = []
-        self._sequences(token_ids, kept)
-        return kept
+    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
+        """Keys and values of sequences of tokens, each of which stands behind the spans of its context."""
+        return self._packed(sequences, contexts)[1]
 
     def logits(self, token_ids: Tensor) -> Tensor:
         """Logits (P, T, V) of sequences (P, T)."""
-        return self._head.linear(self._sequences(token_ids)).unflatten(0, token_ids.shape)
+        hidden, _ = self._packed(token_ids.tolist(), [()] * len(token_ids))
+        return self._head.linear(hidden).unflatten(0, token_ids.shape)
 
     def step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
         """Append a token to each of the first R rows of the cache, (R,); returns their logits (R, V)."""
@@ -94,19 +94,39 @@ class LlamaForward:
         cache.advance()
         return logits
 
-    def _sequences(self, token_ids: Tensor, kept: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """Last hidden states (P T, width) of sequences (P, T); keys and values (P, H_kv, T, D) are added to `kept`."""
-        num_sequences, length = token_ids.shape
+    def _packed(
+        self, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]
+    ) -> tuple[Tensor, list[Span]]:
+        """Sequences in one row of tokens without gaps, each attending to its context and to itself, causally.
 
-        def causal(layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
-            q, k, v = (x.unflatten(0, (num_sequences, -1)).transpose(1, 2) for x in (query, *keys_values.unbind(1)))
-            if kept is not None:
-                kept.append((k, v))
-            output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-            return output.transpose(1, 2).flatten(0, 1)
+        Returns:
+            (last hidden states (N, width) of all N tokens, keys and values of each sequence)
+        """
+        device, count = self._model.device, sum(map(len, sequences))
+        # Tokens at the end that belong to no sequence, since products are made per shape.
+        padding = [0] * (rounded_up(max(1, count), TOKENS) - count)
+        places = [
+            _Place(sum(span[0].shape[2] for span in context), len(tokens), device)
+            for context, tokens in zip(contexts, sequences, strict=True)
+        ]
+        positions = [position for place in places for position in range(place.before, place.before + place.count)]
+        kept: list[list[Tensor]] = [[] for _ in sequences]
 
-        positions = torch.arange(length, device=token_ids.device).repeat(num_sequences)
-        return self._normed(self._loaded(*self._embedded(token_ids.flatten(), positions), causal))
+        def attention(layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
+            output, start = torch.zeros_like(query), 0
+            for place, context, spans in zip(places, contexts, kept, strict=True):
+                end = start + place.count
+                spans.append(keys_values[start:end].permute(1, 2, 0, 3).contiguous())
+                if place.count:
+                    before = [span[layer_index] for span in context]
+                    keys, values = torch.cat([*before, spans[-1]], dim=2) if before else spans[-1]
+                    output[start:end] = _attention(query[start:end], keys, values, place.mask, scale)
+                start = end
+            return output
+
+        token_ids = torch.tensor([*(token for tokens in sequences for token in tokens), *padding], device=device)
+        embedded = self._embedded(token_ids, torch.tensor([*positions, *padding], device=device))
+        return self._normed(self._loaded(*embedded, attention))[:count], list(kept)
 
     def _embedded(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the layers take of tokens (N,) at their positions (N,): (x (N, width), cosines and signed sines)."""
@@ -116,6 +136,24 @@ class LlamaForward:
 
     def _normed(self, x: Tensor) -> Tensor:
         return rms_norm(x, *_norm(self._decoder.norm))
+
+
+class _Place:
+    """Where a packed sequence stands behind its context, and what its tokens see of both."""
+
+    def __init__(self, before: int, count: int, device: torch.device) -> None:
+        self.before, self.count = before, count
+        self.mask = torch.ones(count, before + count, dtype=torch.bool, device=device).tril_(before) if before else None
+        """(count, before + count); None without a context, where attention is plainly causal."""
+
+
+def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention of queries (T, H, D) over keys and values (H_kv, C + T, D); returns (T, H, D)."""
+    q, k, v = query.transpose(0, 1)[None], keys[None], values[None]
+    output = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+    )
+    return output[0].transpose(0, 1)
 
 
 class _Linears:
@@ -196,7 +234,10 @@ def _error(lean: LlamaForward, model: PreTrainedModel) -> float:
     prompt_of_row = [1, 0, 1]
     cache = KVCache(prompts=2, prompt_length=7, rows=3, new_tokens=3, device=device)
     with torch.inference_mode():
-        cache.enter_prompts([0, 1], [7, 7], lean.prefill(prompts))
+        # One prompt in two parts, so that what follows on a context is tried, too.
+        (begun,) = lean.prefill([prompts[1, :4].tolist()], [[]])
+        whole_prompt, rest = lean.prefill([prompts[0].tolist(), prompts[1, 4:].tolist()], [[], [begun]])
+        cache.enter_prompts([0, 1], [[whole_prompt], [begun, rest]])
         cache.enter_rows([0, 1, 2], prompt_of_row)
         continued = torch.stack([lean.step(rows[:, age], cache) for age in range(3)], dim=1)
         whole = torch.cat([prompts[prompt_of_row], rows], dim=1)

@@ -1,9 +1,9 @@
 """The engine that runs anywhere: a transformers model with the adapter merged into its weights.
 
-What it saves: a prompt is computed once and its keys and values are kept once for all of its samples
-(`model.kernels.kv_cache`);
-rows that have ended give their place to waiting samples or leave the batch (`batching`); few operations per layer where
-the model allows it (`llama_forward`); one pass over the vocabulary per token (`sampling`).
+What it saves: what prompts begin with, and an episode's earlier turns, are computed once (`prefixes`); a prompt's keys
+and values are kept once for all of its samples (`model.kernels.kv_cache`); rows that have ended give their place to
+waiting samples or leave the batch (`batching`); few operations per layer where the model allows it (`llama_forward`);
+one pass over the vocabulary per token (`sampling`).
 """
 
 from __future__ import annotations
@@ -20,20 +20,18 @@ from rlft.model import base as models
 from rlft.model import chat
 from rlft.model.adapter import verified_hash
 from rlft.model.context import model_context
-from rlft.model.kernels.kv_cache import KVCache
-from rlft.model.kernels.sizes import LENGTH, rounded_up
+from rlft.model.kernels.kv_cache import KVCache, Span
 from rlft.model.layers.slow_paths import slow_paths
 from rlft.rollout.engines.batching import Sampled, sample_all
 from rlft.rollout.engines.contract import Request, refuse_other_version
 from rlft.rollout.engines.forward import ForwardPass, forward_pass
 from rlft.rollout.engines.merging import MergedWeights
+from rlft.rollout.engines.prefixes import Kept, Prompts
 from rlft.rollout.engines.traits import TransformersArguments
 from rlft.types import Adapter, Completion, SamplingParams
 
 MAX_ROWS = {"cpu": 64, "cuda": 256}
 """Rows of a batch by default. More rows help the products little on a CPU, and waiting samples keep fewer rows full."""
-PREFILL_TOKENS = 4096
-"""Prompt tokens, padding included, that are computed together."""
 
 
 class TransformersEngine:
@@ -70,6 +68,8 @@ class TransformersEngine:
         self.context = self._context.tokens
         self._max_rows = arguments.max_rows or MAX_ROWS[self.device.type]
         self._cache_bytes = arguments.cache_mb * 1e6
+        self._kept: Kept = {}
+        """What the next call may go on from."""
 
     @property
     def slow_paths(self) -> tuple[str, ...]:
@@ -80,6 +80,7 @@ class TransformersEngine:
         """Merge an adapter in float32 into the pristine base weights, so that nothing of earlier ones accumulates."""
         content_hash = verified_hash(adapter)
         torch.set_num_threads(self.threads)
+        self._kept = {}
         if self._is_full:
             self._load_all_weights(adapter)
         else:
@@ -123,6 +124,7 @@ class TransformersEngine:
         if not any(request.seeds for request in requests):
             return [[] for _ in requests]
         torch.set_num_threads(self.threads)
+        kept, self._kept = self._kept if any(request.continues for request in requests) else {}, {}
         prompts, rows = self._room(requests, params)
         cache = KVCache(
             prompts=prompts,
@@ -131,8 +133,10 @@ class TransformersEngine:
             new_tokens=params.max_new_tokens,
             device=self.device,
         )
+        decoder = _Decoder(self._forward, cache, requests, kept, keep_bytes=self._cache_bytes / 2)
+        del kept  # the decoder lets go of it
         sampled = sample_all(
-            _Decoder(self._forward, cache),
+            decoder,
             requests,
             params,
             max_rows=rows,
@@ -142,6 +146,7 @@ class TransformersEngine:
             device=self.device,
             on_token=on_token,
         )
+        self._kept = decoder.kept
         return [[self._completion(one) for one in samples] for samples in sampled]
 
     @torch.inference_mode()
@@ -204,30 +209,38 @@ class TransformersEngine:
 
 
 class _Decoder:
-    """A model's forward pass and the cache of one `generate`; a `batching.Decoder`."""
+    """A model's forward pass, the prompts and the cache of one `generate`; a `batching.Decoder`."""
 
-    def __init__(self, forward: ForwardPass, cache: KVCache) -> None:
-        self._forward, self._cache = forward, cache
+    def __init__(
+        self,
+        forward: ForwardPass,
+        cache: KVCache,
+        requests: Sequence[Request],
+        kept: Kept,
+        *,
+        keep_bytes: float,
+    ) -> None:
+        self._keep_bytes = keep_bytes
+        self._forward, self._cache, self._requests = forward, cache, requests
+        self._prompts = Prompts(forward, requests, kept)
+        self._spans: dict[int, Sequence[Span]] = {}
+        """Of the prompts of requests that go on."""
+        self.kept: dict[tuple[int, ...], Sequence[Span]] = {}
+        """For the next call."""
         self.enter_rows, self.move_rows = cache.enter_rows, cache.move_rows
 
-    def enter_prompts(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Compute prompts, those of like length together; padding is on the right, which causal attention ignores."""
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        start = 0
-        while start < len(order):
-            end = start + 1
-            while end < len(order) and (end + 1 - start) * len(prompts[order[end]]) <= PREFILL_TOKENS:
-                end += 1
-            self._prefill([slots[i] for i in order[start:end]], [prompts[i] for i in order[start:end]])
-            start = end
+    def enter_prompts(self, slots: Sequence[int], requests: Sequence[int]) -> None:
+        spans = self._prompts.spans(requests)
+        self._cache.enter_prompts(slots, spans)
+        self._spans |= {r: each for r, each in zip(requests, spans, strict=True) if self._requests[r].goes_on}
 
-    def _prefill(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        lengths = [len(prompt) - 1 for prompt in prompts]
-        padded = torch.zeros(len(prompts), rounded_up(max(1, *lengths), LENGTH), dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            padded[row, : lengths[row]] = torch.tensor(prompt[:-1], dtype=torch.int64)
-        prefill = self._forward.prefill(padded.to(self._cache.age.device))
-        self._cache.enter_prompts(slots, lengths, prefill)
+    def keep(self, row: int, request: int, token_ids: Sequence[int]) -> None:
+        """The last token that was sampled has never been read, and the prompt's last one is the row's first."""
+        own = self._cache.own_span(row, len(token_ids))
+        self._keep_bytes -= sum(each.nbytes for each in own)
+        if self._keep_bytes < 0:
+            return  # what is not kept is computed again
+        self.kept[(*self._requests[request].prompt_ids, *token_ids[:-1])] = [*self._spans[request], own]
 
     def step(self, tokens: Tensor) -> Tensor:
         return self._forward.step(tokens, self._cache)

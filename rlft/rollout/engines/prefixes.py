@@ -1,0 +1,157 @@
+"""Prompts' keys and values, of which each part is computed once: what several prompts begin with, and earlier turns.
+
+Prompts of different tasks often begin alike: a system prompt, examples, descriptions of tools. They are laid out as a
+tree, whose inner nodes are what several of them share. An episode's next prompt begins with the last one and with what
+was sampled behind it, whose keys and values are kept from one call to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
+
+from rlft.model.kernels.kv_cache import Span
+from rlft.rollout.engines.contract import Request
+
+WORTH = 256
+"""Tokens that sharing a part has to save: a pass of its own reads all weights again."""
+TOKENS_PER_PASS = 4096
+"""Tokens that are computed together."""
+
+Kept = Mapping[tuple[int, ...], Sequence[Span]]
+"""Tokens that an earlier call ended with, all but the last one, and their keys and values."""
+
+
+class Prefill(Protocol):
+    """Computes keys and values; see `forward.ForwardPass`."""
+
+    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
+        """Keys and values of sequences of tokens, each of which stands behind the spans of its context."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Tokens that several prompts begin with, behind those of another part."""
+
+    parent: int | None
+    """Index of the part before it; None where a prompt begins."""
+    start: int
+    """Tokens before it."""
+    token_ids: tuple[int, ...]
+
+
+def shared_parts(prompts: Sequence[Sequence[int]], *, worth: int = WORTH) -> tuple[list[Part], list[int | None]]:
+    """What of the prompts is worth computing once, as a tree.
+
+    The last token of a prompt is never part of one: the first step of sampling computes it.
+
+    Args:
+        prompts: token ids; none is empty.
+        worth: tokens that a part has to save.
+
+    Returns:
+        (the parts, each after the one that it follows; of each prompt the index of the last part that it has, or None)
+    """
+    parts: list[Part] = []
+    part_of: list[int | None] = [None] * len(prompts)
+    waiting: list[tuple[list[int], int, int | None]] = [
+        (sorted(range(len(prompts)), key=lambda index: tuple(prompts[index])), 0, None)
+    ]
+    while waiting:
+        members, start, parent = waiting.pop()
+        end = min(_alike(prompts[members[0]], prompts[members[-1]]), *(len(prompts[index]) - 1 for index in members))
+        if len(members) < 2:
+            continue
+        if (len(members) - 1) * (end - start) >= worth:
+            parts.append(Part(parent, start, tuple(prompts[members[0]][start:end])))
+            start, parent = end, len(parts) - 1
+            for index in members:
+                part_of[index] = parent
+        longer = [index for index in members if len(prompts[index]) - 1 > end]
+        if len(longer) < len(members):  # some end here; the others may have more in common
+            waiting.append((longer, start, parent)) if longer else None
+        else:
+            for _, group in groupby(members, key=lambda index: prompts[index][end]):
+                waiting.append((list(group), start, parent))
+    return parts, part_of
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+class Prompts:
+    """The prompts of a call."""
+
+    def __init__(self, model: Prefill, requests: Sequence[Request], kept: Kept) -> None:
+        """Look what is shared and what is known; nothing is computed yet.
+
+        Args:
+            kept: of the call before; only prompts that continue it are looked up.
+        """
+        self._model, self._prompts = model, [request.prompt_ids for request in requests]
+        self._known = {
+            index: found
+            for index, request in enumerate(requests)
+            if request.continues and (found := _longest(request.prompt_ids, kept)) is not None
+        }
+        others = [index for index in range(len(requests)) if index not in self._known]
+        self._parts, part_of = shared_parts([self._prompts[index] for index in others]) if others else ([], [])
+        self._part_of = dict(zip(others, part_of, strict=True))
+        self._spans: dict[int, Span] = {}
+        """Of the parts that have been needed so far."""
+
+    def spans(self, requests: Sequence[int]) -> list[list[Span]]:
+        """Keys and values of these requests' prompts, all but of their last tokens, as spans that follow each other."""
+        self._compute_parts({part for index in requests if (part := self._part_of.get(index)) is not None})
+        contexts = [self._context(index) for index in requests]
+        rest = [
+            self._prompts[index][sum(span[0].shape[2] for span in context) : -1]
+            for index, context in zip(requests, contexts, strict=True)
+        ]
+        found = self._in_passes(rest, contexts)
+        return [[*context, span] for context, span in zip(contexts, found, strict=True)]
+
+    def _context(self, index: int) -> list[Span]:
+        if index in self._known:
+            return list(self._known[index])
+        return self._up_to(self._part_of[index])
+
+    def _up_to(self, part: int | None) -> list[Span]:
+        """The spans from the beginning up to and with a part."""
+        return [] if part is None else [*self._up_to(self._parts[part].parent), self._spans[part]]
+
+    def _compute_parts(self, needed: set[int]) -> None:
+        for part in [part for part in needed if self._parts[part].parent is not None]:
+            above = self._parts[part].parent
+            while above is not None:
+                needed.add(above)
+                above = self._parts[above].parent
+        for part in sorted(needed - self._spans.keys()):  # each after the one that it follows
+            each = self._parts[part]
+            (self._spans[part],) = self._model.prefill([each.token_ids], [self._up_to(each.parent)])
+
+    def _in_passes(self, rest: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
+        """Those of like length together, so that what pads does not pad much."""
+        order = sorted(range(len(rest)), key=lambda index: len(rest[index]))
+        found: dict[int, Span] = {}
+        start = 0
+        while start < len(order):
+            end = start + 1
+            while end < len(order) and (end + 1 - start) * len(rest[order[end]]) <= TOKENS_PER_PASS:
+                end += 1
+            together = order[start:end]
+            spans = self._model.prefill([rest[i] for i in together], [contexts[i] for i in together])
+            found |= dict(zip(together, spans, strict=True))
+            start = end
+        return [found[index] for index in range(len(rest))]
+
+
+def _longest(prompt: tuple[int, ...], kept: Kept) -> Sequence[Span] | None:
+    """The spans of the longest kept beginning of a prompt that leaves its last token."""
+    lengths = sorted({len(ids) for ids in kept if len(ids) < len(prompt)}, reverse=True)
+    return next((kept[prompt[:length]] for length in lengths if prompt[:length] in kept), None)
