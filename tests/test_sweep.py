@@ -125,7 +125,7 @@ def test_killed_trials_are_resumed_and_failed_ones_stop_no_other(file: Path, mon
     assert [has_begun for name, has_begun in started if name == "seed_1"] == [False, True]
     assert [has_begun for name, has_begun in started if name == "seed_3"] == [False, True, True, True]
     assert [name for name, _ in started if name in ("seed_0", "seed_2", "seed_4")] == ["seed_0", "seed_2"]
-    assert told[0] == "1 of 5 trials are done"
+    assert told[0] == "1 of 5 trials have ended"
     assert "seed_1: was killed by SIGKILL; it is resumed" in told
 
 
@@ -280,20 +280,20 @@ def test_a_stopped_trial_saves_what_it_has_and_is_not_started_again(
     assert (found[1].path / "saved").exists()
     assert started == ["seed_0", "seed_1", "seed_2"]
     assert f"seed_1: is stopped at step 1 by asha; rlft resume {found[1].path} continues it" in told
-    assert running.is_done(found[2])
+    assert running.has_ended(found[2])
     # The sweep goes on: what was decided stands, and a new trial meets the cutoffs of the earlier ones.
     found += trials_of(file, ["seed=3,4"], name="", load=load)
     values |= {"seed_3": [(1, 0.52)], "seed_4": [(1, 0.65), (3, 0.8)]}
     del told[:]
     assert sweep() == []
-    assert told[0] == "2 of 5 trials are done, 1 were stopped early"
+    assert told[0] == "2 of 5 trials have ended, 1 stopped early"
     assert started[3:] == ["seed_3", "seed_4"]
     assert stopped_steps(found[0].path.parent) == {"seed_1": 1, "seed_3": 1}
     # Without a scheduler they are brought to their end like any that was interrupted.
     values |= {name: [(1, 0.2), (9, 0.2)] for name in ("seed_1", "seed_3")}
     assert running.run_trials(file, found, max_concurrent=1, tell=told.append) == []
     assert started[5:] == ["seed_1", "seed_3"]
-    assert all(map(running.is_done, found))
+    assert all(map(running.has_ended, found))
     with pytest.raises(ValueError, match=r"compared by held-out headline, and now it is held-out brief; .*--name"):
         EarlyStopping(
             found[0].path.parent, Plan(metric="brief", of_steps="", max_steps=9, grace_period=1, factor=3.0), asha()

@@ -72,7 +72,7 @@ def sweep(
     from rlft.train.supervised.config import SupervisedConfig
     from rlft.train.sweep.early_stopping import plan_of, stopped_steps
     from rlft.train.sweep.grid import trials_of
-    from rlft.train.sweep.trials import check_same, is_done, run_trials
+    from rlft.train.sweep.trials import check_same, has_ended, run_trials
 
     def read(path: Path, overrides: Sequence[str]) -> BaseRunConfig:
         if kind == "train":
@@ -97,7 +97,7 @@ def sweep(
         stopped = stopped_steps(folder) if scheduler else {}
         for trial in trials:
             step = stopped.get(trial.path.name)
-            told = "done" if is_done(trial) else "to do" if step is None else f"stopped at step {step} by asha"
+            told = "ended" if has_ended(trial) else "to do" if step is None else f"stopped at step {step} by asha"
             _say(console, f"{trial.path.name}: {told}")
         return
     failures = run_trials(
@@ -124,19 +124,19 @@ def _make_stopping(folder: Path, plan: Plan) -> EarlyStopping:
 
 
 def _show(console: Console, trials: Sequence[Trial], stopped: Mapping[str, int], metric: str, *, as_json: bool) -> None:
-    """The table of the trials that are done, or that were stopped at a step."""
+    """The table of the trials that have ended, or that were stopped at a step."""
     from rlft.common.files import write_file
     from rlft.train.sweep.table import of_the_best, table_of, too_few
-    from rlft.train.sweep.trials import is_done
+    from rlft.train.sweep.trials import has_ended
 
     folder = trials[0].path.parent
     early = {
         trial.path.name: stopped[trial.path.name]
         for trial in trials
         if trial.path.name in stopped
-        if not is_done(trial)
+        if not has_ended(trial)
     }
-    shown = [trial for trial in trials if is_done(trial) or trial.path.name in early]
+    shown = [trial for trial in trials if has_ended(trial) or trial.path.name in early]
     if not any(trial.path.name not in early for trial in shown):
         return
     lines = table_of(shown, metric, folder, early)

@@ -67,7 +67,7 @@ def table_of(
     as likely for both where they are alike.
 
     Args:
-        trials: those that are done, and those that were stopped early.
+        trials: those that have ended, and those that were stopped early.
         metric: reward or part to compare; the config's headline where empty.
         folder: of the sweep.
         stopped: step at which each of the trials was stopped early that was, by the name of its run directory.

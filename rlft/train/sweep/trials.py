@@ -53,7 +53,7 @@ class _Running:
     """When, by the monotonic clock."""
 
 
-def is_done(trial: Trial) -> bool:
+def has_ended(trial: Trial) -> bool:
     """Whether its run has come to its end."""
     return (trial.path / SUMMARY).is_file()
 
@@ -114,11 +114,11 @@ def run_trials(
     try:
         stopping = make_stopping(folder) if make_stopping else None
         stopped = stopping.stopped if stopping else {}
-        done = [trial for trial in trials if is_done(trial)]
+        done = [trial for trial in trials if has_ended(trial)]
         waiting = [trial for trial in trials if trial not in done and trial.path.name not in stopped]
         if len(waiting) < len(trials):
             early = len(trials) - len(waiting) - len(done)
-            tell(f"{len(done)} of {len(trials)} trials are done" + (f", {early} were stopped early" if early else ""))
+            tell(f"{len(done)} of {len(trials)} trials have ended" + (f", {early} stopped early" if early else ""))
         while waiting or running:
             while waiting and len(running) < max_concurrent:
                 trial = waiting.pop(0)
@@ -129,7 +129,7 @@ def run_trials(
                 each.log.close()
                 again = _ended(each, kills, failures, tell)
                 waiting[:0] = [each.trial] if again else []
-                if stopping is not None and is_done(each.trial):
+                if stopping is not None and has_ended(each.trial):
                     stopping.step_to_stop(each.trial)  # what the others are compared with
             if stopping is not None and time.monotonic() - looked >= LOOK_EVERY_S:
                 _stop_early(running, stopping, tell)
@@ -176,8 +176,8 @@ def _stop_early(running: Sequence[_Running], stopping: EarlyStopping, tell: Tell
 def _ended(each: _Running, kills: dict[Path, int], failures: list[Failure], tell: Tell) -> bool:
     """Say how a process ended; whether its trial is to be resumed."""
     trial, code = each.trial, each.process.returncode
-    if code == 0 and is_done(trial):
-        tell(f"{trial.path.name}: done after {time.monotonic() - each.began:.0f} s")
+    if code == 0 and has_ended(trial):
+        tell(f"{trial.path.name}: ended after {time.monotonic() - each.began:.0f} s")
         return False
     if each.stopped is not None:
         return False
