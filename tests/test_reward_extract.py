@@ -189,6 +189,17 @@ CHOOSES_B = (
     "I chose B",
     "**Answer:** B",
     "The best answer is **B: Rome**",
+    "It's (B)",
+    "I believe it is B.",
+    "B is my answer.",
+    "I'd say B",
+    r"Final answer: \(B\)",
+    "**B**: Paris",
+    "B - Paris",
+    "#### B",
+    "Conclusion: B",
+    "I am choosing B",
+    "Correct answer: **B) Paris**",
 )
 CHOOSES_NONE = (
     "I choose A or B",
@@ -242,6 +253,17 @@ CHOOSES_NONE = (
     "the answer is a, b",
     "I thought the answer is B",
     "It is false that B is correct",
+    "The answer is A dog.",
+    "It is A or B.",
+    "If it is B.",
+    "It's A bird.",
+    "I doubt it's B.",
+    "#### A big title",
+    "A - B",
+    "A - C - D",
+    "**A**: **B**",
+    "I would say A bird flew",
+    "B is the best of the wrong ones",
 )
 
 

@@ -186,16 +186,18 @@ _STATED = re.compile(
     r"(?:\b(?:answer|result|solution)(?:\s?[:=]|\s(?:is|was|must be|would be|should be)\b\s?:?)|####)[\s*_$]{0,4}",
     re.IGNORECASE,
 )
-# What a letter follows that is chosen: "the answer is", "My pick:", "I would go with", and "so" at the end of a line.
+# What a chosen letter follows: "the answer is", "My pick:", "I would go with"; at a line's end also "so" and "it is".
 _CHOSEN = re.compile(
     r"\b(?:answer|option|choice)(?:\s(?:is|was|must be|should be|would be|has to be))?(?:\s\w+ly)?"
     r"(?:\s?[:=]|\s[-\u2013])?(?:(?<=[:=])|[\s*_$]{1,4})[\s*_$]{0,4}"
-    r"|\b(?:pick|selection|guess|vote|selected|correct letter|right letter)(?:\s(?:is|would be)|\s?[:=])[\s*_$]{1,4}"
+    r"|\b(?:pick|selection|guess|vote|selected|conclusion|response|(?:correct|right) letter)"
+    r"(?:\s(?:is|would be)|\s?[:=])[\s*_$]{1,4}"
     r"|\b(?:I|we)(?:['\u2019](?:d|ll|m|ve)|\s(?:would|will|shall|must|am|have))?(?:\s(?:\w+ly|then|therefore|thus))?"
-    r"\s(?:choose|chose|chosen|pick|picked|select|selected|vote for|settle on|opt for|(?:go|going|went)\s(?:with|for))"
+    r"\s(?:choose|chose|chosen|choosing|pick|picked|picking|select|selected|selecting|say|vote for|settle on|opt for"
+    r"|(?:go|going|went)\s(?:with|for))"
     r"\s(?:letter\s)?[\s*_$]{0,4}"
-    r"|\b(?:so|hence|thus|therefore)(?:,|:)?\s(?:it is\s|it['\u2019]s\s)?[\s*_$]{0,4}"
-    r"(?=[(\[]?[A-Z][)\]]?[*_$]{0,4}\.?[ \t]*$)",
+    r"|(?:\b(?:so|hence|thus|therefore)(?:,|:)?\s|\bit(?:\sis|['\u2019]s)\s|####\s?)[\s*_$]{0,4}"
+    r"(?=[(\[]?[A-Z][)\]]?[*_$]{0,4}[.!]?[ \t]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _SUPPOSED = re.compile(
@@ -208,6 +210,9 @@ _SOMEBODY_SAYS = re.compile(
     r"|some|somebody|someone|many|most|people|students?|every\w*|nobody|no one|none|only|who\w*|says?)\b[^.!?\n]*\Z",
     re.IGNORECASE,
 )
+_ARTICLE = re.compile(
+    r"[a-z]\s\w|A\s(?!(?:and|as|based|because|but|by|due|for|from|given|if|is|or|over|since|unless|was|which)\b)[a-z]"
+)
 _STYLE = re.compile(r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathsf|mathit|bf|rm)\s?\{([^{}]{0,100})\}")
 
 
@@ -218,7 +223,7 @@ def choice(text: str, letters: str = "ABCD", *, strict: bool = True) -> str | No
     or what follows "the answer is", "option", "Answer:", "I choose", "My pick:", and what "is correct". A letter that
     is denied, asked for, supposed, or goes on as a list ("A, B or C") is no answer.
     """
-    text = _STYLE.sub(r"\1", conclusion(text))
+    text = _STYLE.sub(r"\1", re.sub(r"\\[()]", "", conclusion(text)))
     for marked in (boxed(text, strict=strict), tagged(text, strict=strict)):
         if marked is not None:
             return _letter(marked, letters)
@@ -236,15 +241,15 @@ def choice(text: str, letters: str = "ABCD", *, strict: bool = True) -> str | No
     )
     behind_one = re.compile(rf"{upper}{closed}(?:{sign}|{word}|\bnor\b){{1,2}}\s?$")
     correct = re.compile(
-        rf"(?<![\w'\u2019])[(\[*_$]{{0,4}}({upper})[)\]*_$.]{{0,4}}\sis\s(?:the\s)?(?:correct|right)\b"
+        rf"(?<![\w'\u2019])[(\[*_$]{{0,4}}({upper})[)\]*_$.]{{0,4}}\sis\s(?:(?:the\s)?(?:correct|right)|my\s(?:answer|choice|pick))\b"
         r"(?!\s(?:if|unless|when|only))"
     )
     answers = []
     for cue in _CHOSEN.finditer(text):
         if not (letter := one.match(text, cue.end())):
             continue
-        if letter[1].islower() and re.match(r"\s\w", text[letter.end() :][:2]):
-            continue  # the article, as in "the answer is a bird"
+        if _ARTICLE.match(text, letter.start(1)):
+            continue  # as in "the answer is a bird"
         if more.match(text, letter.end()):
             return None
         before, after = text[max(0, cue.start() - 60) : cue.start()], text[letter.end() : letter.end() + 40]
@@ -278,8 +283,9 @@ def _alone(text: str, letters: str) -> list[str]:
 
 def _letter(text: str, letters: str) -> str | None:
     one = _class(letters)
+    others = rf"(?!(?:or|and)\b|[(\[*_$]{{0,4}}{one}(?:[).:,;*_$\]]|\s?[-\u2013]|\s*$))"
     read = re.fullmatch(
-        rf"[\s(\[*_$\"']{{0,9}}({one})(?:[\s)\]*_$\"'.:]*|[).:]\s(?!(?:or|and)\b|[(\[]?{one}[).:,\]])(.{{1,200}}))",
+        rf"[\s(\[*_$\"']{{0,9}}({one})(?:[\s)\]*_$\"'.:]*|(?:[*_]{{0,4}}[).:]|\s[-\u2013])\s{others}(.{{1,200}}))",
         text,
         re.IGNORECASE,
     )
