@@ -83,17 +83,26 @@ class Peer:
         raise RuntimeError(f"{self.name} ended before it said {word}; its error is above")
 
 
-def gemm_rate(rows: int) -> float:
-    """Measured bfloat16 GEMM rate for this many rows on the model's layer shapes, FLOP/s: the best of several.
+def dtype_here() -> Any:
+    """The type that rlft computes in on this machine: bfloat16 where the processor multiplies it, else float32."""
+    from rlft.config import ModelConfig
+    from rlft.model.base import resolve_dtype
 
-    Of torch's products and of those that the transformers engine has for few rows, whichever is faster here.
+    return resolve_dtype(ModelConfig(source="smollm2-135m-instruct"))
+
+
+def gemm_rate(rows: int) -> float:
+    """Measured GEMM rate for this many rows on the model's layer shapes, FLOP/s: the best of several.
+
+    In `dtype_here`, of torch's products and of the transformers engine's for few rows, whichever is faster.
     """
     import torch
 
     from rlft.model.kernels.frozen_linear import FrozenLinear
 
     torch.set_num_threads(THREADS)
-    x, w = torch.randn(rows, 576).bfloat16(), torch.randn(1536, 576).bfloat16()
+    dtype = dtype_here()
+    x, w = torch.randn(rows, 576).to(dtype), torch.randn(1536, 576).to(dtype)
     own = FrozenLinear(w)
     best = 0.0
     for product in (lambda: torch.nn.functional.linear(x, w), lambda: own(x)):

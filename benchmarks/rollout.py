@@ -1,9 +1,14 @@
 """Generation of the same prompts by rlft's engine and by others, in alternating rounds of one run.
 
-    python -m benchmarks.rollout [--rounds 3] [--only 64 256] [--vllm .venv-vllm/bin/python]
+    python -m benchmarks.rollout [--rounds 3] [--only 64 256 tools turns] [--vllm .venv-vllm/bin/python]
 
-Work: SmolLM2-135M-Instruct, 8 prompts x 8 samples at T = 1, up to 64 and up to 256 new tokens, natural lengths.
+Work: SmolLM2-135M-Instruct at T = 1, natural lengths.
+    64, 256     8 prompts x 8 samples, up to so many new tokens
+    tools       16 prompts of some 40 tokens behind the same 400 of tools' descriptions, x 8 samples of up to 64
+    turns       4 turns of such episodes, each answered by an observation; a reply that is cut ends its episode
+Systems:
     rlft        the transformers engine with the machine's own type
+    unshared    the same engine, which computes every prompt from its beginning (tools and turns)
     generate    model.generate in float32 on 64 left-padded rows, as TRL calls it (and in bfloat16, for the table)
     continuous  transformers' continuous batching
     vllm        vLLM, where an environment with it is named
@@ -21,31 +26,61 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.peers import LAYERS, THREADS, VOCABULARY, Peer, answer, bandwidth, gemm_rate, wait
+from benchmarks.peers import LAYERS, THREADS, VOCABULARY, Peer, answer, bandwidth, dtype_here, gemm_rate, wait
 from benchmarks.step import TOPICS, question
 
 SAMPLES = 8
+NAMES = {
+    "generate": "",
+    "generate-bf16": "bf16_",
+    "continuous": "continuous_",
+    "vllm": "vllm_",
+    "unshared": "unshared_",
+}
+"""How the ratio to each system is called in the JSON line."""
 Round = Callable[[int], tuple[list[int], dict[str, float]]]
 """From the number of a round to the completions' lengths and further figures."""
 
 
-def messages() -> list[list[dict[str, str]]]:
+TURNS = 4
+OBSERVATION = "The tool says: 17. Go on with the next step, and say in a sentence what you found."
+
+
+def messages(work: str) -> list[list[dict[str, str]]]:
     """The prompts."""
-    return [[{"role": "user", "content": question(topic, 3)}] for topic in TOPICS]
+    if work.isdigit():
+        return [[{"role": "user", "content": question(topic, 3)}] for topic in TOPICS]
+    told = " ".join(
+        f"Tool {name}: takes a text and a number from 1 to {number}, and returns what it found as a list of sentences."
+        for number, name in enumerate(("search", "lookup", "weather", "maps", "mail", "notes", "calendar"), 5)
+    )
+    system = {"role": "system", "content": f"{told} Call a tool by its name in a line of its own. {told}"}
+    texts = [
+        f"{topic}, {how}: {question(topic, 3)} Look up what you do not know."
+        for topic in TOPICS
+        for how in ("in a hurry", "with care")
+    ]
+    return [[system, {"role": "user", "content": text}] for text in texts]
 
 
-def rlft(folder: str, new_tokens: int) -> Round:
+def new_tokens_of(work: str) -> int:
+    """Most tokens of a completion."""
+    return int(work) if work.isdigit() else 64
+
+
+def rlft(folder: str, work: str, *, shares: bool = True) -> Round:
     """The transformers engine, with the time that it samples taken apart."""
     from rlft.config import AdapterConfig, ModelConfig
     from rlft.model import chat
     from rlft.model.adapter import bare_base
     from rlft.model.memory import keep_freed_memory
-    from rlft.rollout.engines import batching
+    from rlft.rollout.engines import batching, prefixes
     from rlft.rollout.engines.contract import Request
     from rlft.rollout.engines.transformers import TransformersEngine
-    from rlft.types import SamplingParams
+    from rlft.types import Message, SamplingParams
 
     keep_freed_memory()
     tokenizer = chat.load_tokenizer(folder)
@@ -53,8 +88,10 @@ def rlft(folder: str, new_tokens: int) -> Round:
         folder, tokenizer, model=ModelConfig(source=folder), adapter=AdapterConfig(), threads=THREADS
     )
     engine.load_adapter(bare_base())
-    prompts = [chat.render(tokenizer, prompt) for prompt in messages()]  # type: ignore[arg-type]
-    params = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=new_tokens)
+    prompts = [chat.render(tokenizer, prompt) for prompt in messages(work)]  # type: ignore[arg-type]
+    params = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=new_tokens_of(work))
+    if not shares:
+        prefixes.shared_parts.__kwdefaults__["worth"] = 10**9
     spent = [0.0]
     sample = batching.sample
 
@@ -72,13 +109,33 @@ def rlft(folder: str, new_tokens: int) -> Round:
             Request(prompt_ids=ids, seeds=tuple(range(1000 * number + 8 * p, 1000 * number + 8 * p + SAMPLES)))
             for p, ids in enumerate(prompts)
         ]
-        completions = engine.generate(requests, params, version=-1)
-        return [len(c.token_ids) for samples in completions for c in samples], {"time/sampling": spent[0]}
+        lengths: list[int] = []
+        for turn in range(TURNS if work == "turns" else 1):
+            going = [replace(request, goes_on=work == "turns" and shares) for request in requests]
+            completions = engine.generate(going, params, version=-1)
+            lengths += [len(c.token_ids) for samples in completions for c in samples]
+            requests = [
+                Request(
+                    prompt_ids=(
+                        *request.prompt_ids,
+                        *completion.token_ids,
+                        *chat.render_observation(
+                            tokenizer, [Message(role="user", content=OBSERVATION)], after=completion.token_ids
+                        ),
+                    ),
+                    seeds=(seed + 100_000 * (turn + 1),),
+                    continues=shares,
+                )
+                for request, samples in zip(requests, completions, strict=True)
+                for seed, completion in zip(request.seeds, samples, strict=True)
+                if completion.finish_reason == "stop"
+            ]
+        return lengths, {"time/sampling": spent[0]}
 
     return one
 
 
-def generate(folder: str, new_tokens: int, dtype: str) -> Round:
+def generate(folder: str, work: str, dtype: str) -> Round:
     """`model.generate` on all rows at once."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -86,12 +143,12 @@ def generate(folder: str, new_tokens: int, dtype: str) -> Round:
     torch.set_num_threads(THREADS)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    prompts = [prompt for prompt in messages() for _ in range(SAMPLES)]
+    prompts = [prompt for prompt in messages(work) for _ in range(SAMPLES)]
     inputs = tokenizer.apply_chat_template(
         prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
     config = GenerationConfig(
-        max_new_tokens=new_tokens,
+        max_new_tokens=new_tokens_of(work),
         do_sample=True,
         temperature=1.0,
         top_p=1.0,
@@ -110,7 +167,7 @@ def generate(folder: str, new_tokens: int, dtype: str) -> Round:
     return one
 
 
-def continuous(folder: str, new_tokens: int) -> Round:
+def continuous(folder: str, work: str) -> Round:
     """transformers' continuous batching."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -120,11 +177,11 @@ def continuous(folder: str, new_tokens: int) -> Round:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
     prompts = [
         tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        for prompt in messages()
+        for prompt in messages(work)
         for _ in range(SAMPLES)
     ]
     config = GenerationConfig(
-        max_new_tokens=new_tokens,
+        max_new_tokens=new_tokens_of(work),
         do_sample=True,
         temperature=1.0,
         pad_token_id=tokenizer.pad_token_id,
@@ -139,7 +196,7 @@ def continuous(folder: str, new_tokens: int) -> Round:
     return one
 
 
-def vllm(folder: str, new_tokens: int) -> Round:
+def vllm(folder: str, work: str) -> Round:
     """vLLM with its own defaults, one process."""
     from vllm import LLM, SamplingParams
 
@@ -147,8 +204,8 @@ def vllm(folder: str, new_tokens: int) -> Round:
     model = LLM(model=folder, max_model_len=1024, max_num_seqs=64, **on_cpu)
 
     def one(number: int) -> tuple[list[int], dict[str, float]]:
-        params = SamplingParams(n=SAMPLES, temperature=1.0, max_tokens=new_tokens, seed=number, logprobs=0)
-        outputs = model.chat(messages(), params, use_tqdm=False)
+        params = SamplingParams(n=SAMPLES, temperature=1.0, max_tokens=new_tokens_of(work), seed=number, logprobs=0)
+        outputs = model.chat(messages(work), params, use_tqdm=False)
         return [len(completion.token_ids) for output in outputs for completion in output.outputs], {}
 
     return one
@@ -158,14 +215,15 @@ def _length(ids: list[int], end: int) -> int:
     return ids.index(end) + 1 if end in ids else len(ids)
 
 
-def serve(name: str, folder: str, new_tokens: int) -> None:
+def serve(name: str, folder: str, work: str) -> None:
     """A round for every line on standard input."""
     systems: dict[str, Callable[[], Round]] = {
-        "rlft": lambda: rlft(folder, new_tokens),
-        "generate": lambda: generate(folder, new_tokens, "float32"),
-        "generate-bf16": lambda: generate(folder, new_tokens, "bfloat16"),
-        "continuous": lambda: continuous(folder, new_tokens),
-        "vllm": lambda: vllm(folder, new_tokens),
+        "rlft": lambda: rlft(folder, work),
+        "unshared": lambda: rlft(folder, work, shares=False),
+        "generate": lambda: generate(folder, work, "float32"),
+        "generate-bf16": lambda: generate(folder, work, "bfloat16"),
+        "continuous": lambda: continuous(folder, work),
+        "vllm": lambda: vllm(folder, work),
     }
     one = systems[name]()
     number = 0
@@ -181,7 +239,7 @@ def serve(name: str, folder: str, new_tokens: int) -> None:
 def floor(lengths: list[int], prompt_tokens: float) -> float:
     """Seconds that completions of these lengths cannot do without."""
     weights = LAYERS + VOCABULARY
-    by_weights = 2 * weights / bandwidth()
+    by_weights = dtype_here().itemsize * weights / bandwidth()
     rate = gemm_rate(len(lengths))
     steps = [sum(length > t for length in lengths) for t in range(max(lengths))]
     decode = sum(max(by_weights, 2 * weights * live / rate) for live in steps)
@@ -192,34 +250,35 @@ def main() -> None:
     """Start the systems, take turns, print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", type=int, nargs="*", default=[64, 256], help="new tokens")
+    parser.add_argument("--only", nargs="*", default=["64", "256", "tools", "turns"], help="which work")
     parser.add_argument("--vllm", default="", help="python of an environment with vLLM")
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--serve", nargs=3, metavar=("SYSTEM", "FOLDER", "NEW_TOKENS"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=3, metavar=("SYSTEM", "FOLDER", "WORK"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve[0], options.serve[1], int(options.serve[2]))
+        serve(*options.serve)
         return
     from rlft.model import sources
 
     folder = str(sources.resolve(options.model))
-    names = ["rlft", "generate", "generate-bf16", "continuous"] + (["vllm"] if options.vllm else [])
+    peers = ["generate", "generate-bf16", "continuous"] + (["vllm"] if options.vllm else [])
+    systems = {"tools": ["unshared", *(["vllm"] if options.vllm else [])], "turns": ["unshared"]}
     result: dict[str, float] = {}
-    for new_tokens in options.only:
-        rates, ours = _measure(names, folder, new_tokens, options)
-        result |= _summary(rates, ours, "" if new_tokens == options.only[0] else f"_{new_tokens}")
+    for work in options.only:
+        rates, ours = _measure(["rlft", *systems.get(work, peers)], folder, work, options)
+        result |= _summary(rates, ours, work, "" if work == options.only[0] else f"_{work}")
     print(json.dumps({key: round(value, 3) for key, value in result.items()}))
 
 
 def _measure(
-    names: list[str], folder: str, new_tokens: int, options: argparse.Namespace
+    names: list[str], folder: str, work: str, options: argparse.Namespace
 ) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
     """(tokens per second of each system by round, rlft's answers)"""
-    print(f"up to {new_tokens} new tokens")
+    print(f"up to {work} new tokens" if work.isdigit() else work)
     peers = {}
     for name in names:
         python = options.vllm if name == "vllm" else None
-        peers[name] = Peer("benchmarks.rollout", name, name, folder, str(new_tokens), python=python)
+        peers[name] = Peer("benchmarks.rollout", name, name, folder, work, python=python)
     rates: dict[str, list[float]] = {name: [] for name in names}
     ours = []
     try:
@@ -235,18 +294,20 @@ def _measure(
     return rates, ours
 
 
-def _summary(rates: dict[str, list[float]], ours: list[dict[str, Any]], suffix: str) -> dict[str, float]:
+def _summary(rates: dict[str, list[float]], ours: list[dict[str, Any]], work: str, suffix: str) -> dict[str, float]:
     medians = {name: statistics.median(values) for name, values in rates.items()}
     print("\n| system | completion tokens/s |\n| --- | --- |")
     for name, value in medians.items():
         print(f"| {name} | {value:.0f} ({min(rates[name]):.0f} to {max(rates[name]):.0f}) |")
+    found = {
+        f"{NAMES[name]}ratio{suffix}": medians["rlft"] / value for name, value in medians.items() if name != "rlft"
+    }
+    found[f"tokens_per_s{suffix}"] = medians["rlft"]
+    if not work.isdigit():
+        return found
     fractions = [floor(got["parts"]["lengths"], 8 * 45) / got["seconds"] for got in ours]
     return {
-        f"ratio{suffix}": medians["rlft"] / medians["generate"],
-        f"bf16_ratio{suffix}": medians["rlft"] / medians["generate-bf16"],
-        f"continuous_ratio{suffix}": medians["rlft"] / medians["continuous"],
-        **({f"vllm_ratio{suffix}": medians["rlft"] / medians["vllm"]} if "vllm" in medians else {}),
-        f"tokens_per_s{suffix}": medians["rlft"],
+        **found,
         f"floor_fraction{suffix}": statistics.median(fractions),
         f"sampling_fraction{suffix}": statistics.median(got["parts"]["time/sampling"] / got["seconds"] for got in ours),
     }
