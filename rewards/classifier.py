@@ -20,8 +20,8 @@ def classifier(
 
     A head that was trained on texts reads the reply alone, one that was trained on conversations prompt and reply. An
     empty reply has the probability 0. A reply that the head cannot read (one that is too long; an empty one, of which a
-    regression says nothing) fails alone. The first call of every scoring process loads the model: `scoring.deadline_s`
-    has to leave time for that.
+    regression says nothing) fails alone: keep `sampling.max_new_tokens` below what it reads. The first call of every
+    scoring process loads the model: `scoring.deadline_s` has to leave time for that.
 
     A policy learns what the head likes, not what the label means: replies unlike all that it was trained on may get
     probabilities near 1. So train it on replies of the policy, too, keep another reward or a judge as a shadow

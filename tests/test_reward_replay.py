@@ -417,6 +417,7 @@ def test_the_commands_print_tables_without_anything_that_acts_on_a_terminal(
         (line,) = (line for line in narrow.splitlines() if line.lstrip().startswith("all "))
         assert re.search(r"2\.00\b|1\.00\b", line)
         assert line.count(" of ") == 2
+        assert columns == "30" or max(map(len, narrow.partition("moved most")[2].splitlines())) <= 80
         for moved in json.loads(as_json.output)["moved"]:
             assert re.search(rf"^{re.escape(moved['sample'])} +\S+ \u2192 \S+ +\S+ \u2192 \S+ ", narrow, re.MULTILINE)
     sample = json.loads(as_json.output)["moved"][0]["sample"]

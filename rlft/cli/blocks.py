@@ -12,6 +12,9 @@ from rich.text import Text
 
 from rlft.curves.text import visible
 
+GAP = 3
+"""Spaces between two columns of a table."""
+
 
 def show_block(console: Console, heading: str, facts: Mapping[str, str], *, style: str, of: str = "") -> None:
     """Print a heading, and below it what is known, each with its name; empty facts are left out.

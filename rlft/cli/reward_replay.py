@@ -14,7 +14,7 @@ from rich.text import Text
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from rlft.cli.blocks import show_table
+from rlft.cli.blocks import GAP, show_table
 from rlft.cli.run_config import load, load_run
 from rlft.curves.reading import read_config, rollout_steps
 from rlft.curves.text import counted, interval_text, number, shortened, visible
@@ -186,10 +186,12 @@ def _show_moved(console: Console, moved: Sequence[Moved]) -> None:
         )
         for each in moved
     ]
-    room = max(20, console.width - sum(max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[:3]))
+    headings = ("sample", "reward", "advantage", "completion")
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    room = max(20, console.width - sum(widths[:3]) - GAP * 3)
     shown = [(*row, text if len(text) <= room else f"{text[: room - 1]}\N{HORIZONTAL ELLIPSIS}") for *row, text in rows]
     title = f"The {len(moved)} samples that moved most (rlft reward explain RUN SAMPLE)"
-    show_table(console, title, ("sample", "reward", "advantage", "completion"), shown, left=("sample", "completion"))
+    show_table(console, title, headings, shown, left=("sample", "completion"))
 
 
 def show_explained(console: Console, facts: Mapping[str, Any]) -> None:
