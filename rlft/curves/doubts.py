@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rlft.curves.differences import Difference, paired
-from rlft.curves.reading import Rows
-from rlft.curves.shadow import Shadow
+from rlft.curves.reading import FEWEST_STEPS, Rows, deciding_window
+from rlft.curves.shadow import CERTAIN, Drift, Shadow
 from rlft.curves.statistics import welch_half_width
 from rlft.curves.text import counted, interval_text, number, percent
 from rlft.run.records import Evaluation, Interval
@@ -27,8 +27,6 @@ MAX_MISSING = 0.2
 """Largest share of samples without a score with which an evaluation can still tell something."""
 MAX_TRUNCATED = 0.2
 """Share of completions cut at the length limit from which an evaluation measures the limit."""
-_FEWEST_STEPS = 3
-"""Fewest steps that say anything about the reward after an evaluation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +97,7 @@ def fell_since(last: Evaluation, rows: Rows, order: str) -> Reason | None:
     since = [value for step, value in values if step > last.step][-20:]
     until = [value for step, value in values if step <= last.step]
     before = until[-20:]
-    if min(len(since), len(before)) < _FEWEST_STEPS:
+    if min(len(since), len(before)) < FEWEST_STEPS:
         return None
     gone = _mean(before) - _mean(since)
     if gone <= 0 or not _differ(before, since):
@@ -171,6 +169,8 @@ def worst_case(before: Evaluation, after: Evaluation, level: float) -> Differenc
 def shadows(measured: Sequence[Shadow], order: str) -> list[Reason]:
     """What the shadow rewards say about a rise of the trained reward: at the last evaluation, or else in training.
 
+    Training is a second look, so it speaks against a run at `shadow.CERTAIN` only; at 95 % it leaves doubt.
+
     Args:
         order: the config's `environment.order`; where it is not `shuffle` the tasks of later steps may be harder, so a
             fall in training is a doubt at most, and only beside a rise of the trained reward.
@@ -184,14 +184,22 @@ def shadows(measured: Sequence[Shadow], order: str) -> list[Reason]:
             found.append(Reason(code="shadow", weight=weight, says=f"Shadow reward {shadow.name}: {shadow.sentence}"))
         if shadow.training is None or not shadow.in_training or weight != "note":
             continue
-        weight = _weight(*shadow.training)
-        if order != "shuffle" and weight != "for":
-            weight = "doubt" if weight == "against" or shadow.training[0].low > 0 < shadow.training[2].low else "note"
+        weight, why = _weight_in_training(shadow.training, order)
         if not shadow.moved or weight in ("against", "doubt"):
-            found.append(
-                Reason(code="shadow", weight=weight, says=f"Shadow reward {shadow.name}. {shadow.in_training}")
-            )
+            says = f"Shadow reward {shadow.name}. {shadow.in_training}{why}"
+            found.append(Reason(code="shadow", weight=weight, says=says))
     return found
+
+
+def _weight_in_training(drift: Drift, order: str) -> tuple[Weight, str]:
+    """What the first and the last steps of training say, and why that is less than it looks."""
+    weight = _weight(drift.trained, drift.shadow, drift.gap)
+    if order != "shuffle" and weight != "for":
+        is_apart = weight == "against" or drift.trained.low > 0 < drift.gap.low
+        return ("doubt" if is_apart else "note"), ""
+    if weight == "against" and not drift.is_hacked:
+        return "doubt", f" At 95 %, and not at the {100 * CERTAIN:g} % that speaks against a run."
+    return weight, ""
 
 
 def _weight(trained: Interval, shadow: Interval, gap: Interval) -> Weight:
@@ -224,7 +232,7 @@ def observed(changes: Mapping[str, Difference]) -> list[Reason]:
 def observed_in_training(rows: Rows, names: Sequence[str]) -> list[Reason]:
     """Rewards of weight 0 that fell during training, for runs whose held-out samples do not tell.
 
-    The first and the last steps, a quarter of them and at most 20, are compared by Welch's t at 99.9 %.
+    The first and the last steps (`reading.deciding_window`) are compared by Welch's t at 99.9 %.
 
     Args:
         names: of the rewards.
@@ -233,8 +241,8 @@ def observed_in_training(rows: Rows, names: Sequence[str]) -> list[Reason]:
     for name in names:
         metric = f"reward/part/{name}"
         values = [row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]
-        width = min(20, len(values) // 4)
-        if width < _FEWEST_STEPS:
+        width = deciding_window(len(values))
+        if not width:
             continue
         first, last = values[:width], values[-width:]
         if _mean(last) < _mean(first) and _differ(first, last):

@@ -31,6 +31,8 @@ Rows: TypeAlias = Sequence[Mapping[str, float]]
 """Metrics of each step, ascending, each with its `step`."""
 ROLLED_BACK, STOPPED_EARLY = "rolled_back", "stopped_early"
 """Kinds of the events whose step is that of the result, which then need not be the last one."""
+FEWEST_STEPS = 3
+"""Fewest steps whose mean says anything about training before or after them."""
 ALARM = "alarm"
 """Kind of the event with which a run tells an alarm, at the step of its onset."""
 
@@ -171,6 +173,15 @@ def read_eval_parts(run: Path, name: str) -> dict[str, dict[str, list[float]]]:
 def window(rows: Sequence[Mapping[str, float]]) -> int:
     """How many steps `trends` averages at each end: a tenth of the run, 1 to 20."""
     return max(1, min(20, len(rows) // 10))
+
+
+def deciding_window(steps: int) -> int:
+    """How many steps stand at each end of training where the two ends decide something: a quarter, at most 20.
+
+    0 where that is fewer than `FEWEST_STEPS`: so few are not compared at all.
+    """
+    width = min(20, steps // 4)
+    return width if width >= FEWEST_STEPS else 0
 
 
 def rollout_steps(run: Path) -> list[int]:

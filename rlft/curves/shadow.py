@@ -17,12 +17,15 @@ from typing import Any, TypeAlias
 from rlft.curves import reading
 from rlft.curves.differences import Difference, paired, unpaired
 from rlft.curves.statistics import Bounds, bounds_of
-from rlft.curves.text import interval_text
+from rlft.curves.text import counted, interval_text
 from rlft.run.records import Evaluation, Interval
 from rlft.types import RewardSpec
 
 Pairs: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
 """(trained reward, shadow reward) of each sample that has both, by task."""
+
+CERTAIN = 0.999
+"""Level at which training speaks against a run: it is looked at beside the held-out samples, and its tasks differ."""
 
 _Values: TypeAlias = Mapping[str, Sequence[float]]
 
@@ -43,6 +46,22 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """How far the trained reward and a shadow reward moved between the first and the last steps of training."""
+
+    trained: Interval
+    """Change of the trained reward, in its own units."""
+    shadow: Interval
+    """Change of the shadow reward, in its own units."""
+    gap: Interval
+    """By how many standard deviations more the trained reward rose than the shadow."""
+    steps: int
+    """How many steps stand at each end."""
+    is_hacked: bool
+    """Whether the trained reward rose and the shadow fell at `CERTAIN`, too, and not only at the 95 % of the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shadow:
     """What a run says about one of its shadow rewards."""
 
@@ -53,24 +72,25 @@ class Shadow:
     nothing to compare."""
     moved: Sequence[tuple[Evaluation, Moved]]
     """Each evaluation of a trained policy whose samples are stored, in order."""
-    training: tuple[Interval, Interval, Interval] | None
-    """Change of the trained reward, change of the shadow and gap between the first and the last steps; None where their
-    samples are not stored."""
+    training: Drift | None
+    """Between the first and the last steps; None where they are too few, or their samples are not stored."""
 
     @property
     def sentence(self) -> str:
         """What the last evaluation says, in plain words; training, where no held-out samples tell."""
         if self.moved:
             return told(self.name, self.moved[-1][1])
-        return self.in_training or "Cannot tell: no samples of an evaluation before and of one after are stored."
+        nothing = "no samples of an evaluation before and of one after are stored, nor of enough steps of training"
+        return self.in_training or f"Cannot tell: {nothing}."
 
     @property
     def in_training(self) -> str:
-        """What the first and the last steps of training say; empty where their samples are not stored."""
-        if self.training is None or not self.training[2].n:
+        """What the first and the last steps of training say; empty where there is nothing to compare."""
+        if self.training is None or not self.training.gap.n:
             return ""
-        said = _in_words(self.name, *self.training)
-        return f"Between the first and the last steps of training: {said[0].lower()}{said[1:]}"
+        said = _in_words(self.name, self.training.trained, self.training.shadow, self.training.gap)
+        ends = counted(self.training.steps, "step")
+        return f"Between the first and the last {ends} of training: {said[0].lower()}{said[1:]}"
 
 
 def shadow_names(rewards: Iterable[RewardSpec]) -> list[str]:
@@ -78,12 +98,15 @@ def shadow_names(rewards: Iterable[RewardSpec]) -> list[str]:
     return [reward.label for reward in rewards if reward.role == "shadow"]
 
 
-def measure_shadows(run: Path, names: Sequence[str], *, width: int = 0, until: int | None = None) -> list[Shadow]:
+def measure_shadows(
+    run: Path, names: Sequence[str], *, width: int | None = None, until: int | None = None
+) -> list[Shadow]:
     """What the stored samples of a run say about its shadow rewards.
 
     Args:
         names: labels of the shadow rewards.
-        width: how many steps at each end of the run are its first and last steps; 0 leaves training out.
+        width: how many steps at each end of training are compared, 0 for none; those of `reading.deciding_window` if
+            not given.
         until: the step that is the run's result, where what came after it does not count.
 
     Raises:
@@ -97,6 +120,7 @@ def measure_shadows(run: Path, names: Sequence[str], *, width: int = 0, until: i
     trained = [e for e in evals if not e.is_before and samples[e.name] is not None]
     start = before[0] if before and samples[before[0].name] is not None else None
     steps = [step for step in reading.rollout_steps(run) if until is None or step <= until]
+    width = reading.deciding_window(len(steps)) if width is None else width
     ends = (
         [reading.read_rollouts(run, COLUMNS, part) for part in (steps[:width], steps[-width:])]
         if 0 < 2 * width <= len(steps)
@@ -109,7 +133,7 @@ def measure_shadows(run: Path, names: Sequence[str], *, width: int = 0, until: i
             moved=[(e, moved(pairs(samples[start.name], name), pairs(samples[e.name], name))) for e in trained]
             if start
             else [],
-            training=drifted(*(pairs(end, name) for end in ends)) if ends else None,
+            training=drifted(*(pairs(end, name) for end in ends), steps=width) if ends else None,
         )
         for name in names
     ]
@@ -137,10 +161,19 @@ def moved(before: Pairs, after: Pairs) -> Moved:
     return Moved(trained=trained, shadow=shadow, gap=gap)
 
 
-def drifted(before: Pairs, after: Pairs) -> tuple[Interval, Interval, Interval]:
-    """How far trained reward, shadow and gap moved between training steps, whose tasks differ, see `moved`."""
-    trained, shadow, gap = (unpaired(first, last, bounds=bounds) for first, last, bounds in _sides(before, after))
-    return trained, shadow, gap
+def drifted(before: Pairs, after: Pairs, *, steps: int) -> Drift:
+    """How far both rewards moved between training steps, whose tasks differ, see `moved`.
+
+    Args:
+        before: samples of the first steps.
+        after: samples of the last steps.
+        steps: how many of them there are at each end.
+    """
+    sides = _sides(before, after)
+    trained, shadow, gap = (unpaired(first, last, bounds=bounds) for first, last, bounds in sides)
+    rose, fell = (unpaired(first, last, CERTAIN, bounds=bounds) for first, last, bounds in sides[:2])
+    is_hacked = rose.low > 0 > fell.high
+    return Drift(trained=trained, shadow=shadow, gap=gap, steps=steps, is_hacked=is_hacked)
 
 
 def told(name: str, change: Moved) -> str:

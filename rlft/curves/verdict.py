@@ -65,6 +65,8 @@ class Verdict:
     """What it rests on; None where there is nothing to compare."""
     sets: Sequence[EvaluationSet] = ()
     """The evaluation sets that were looked at."""
+    shadows: Sequence[Shadow] = ()
+    """What is known of the shadow rewards, up to the step that is the result."""
     health: Health | None = None
     """What the alarms say, of all steps; None where no run directory was read."""
 
@@ -125,7 +127,7 @@ def _read(run: Path, config: Mapping[str, Any], health: Health) -> dict[str, Any
     if back is not None:  # what came after the step that is the result is on record, and not what would be shipped
         rows = [row for row in rows if row["step"] <= back]
         health = replace(health, alarms=tuple(alarm for alarm in health.alarms if alarm.onset <= back))
-    shadows = measure_shadows(run, shadow_names(rewards), width=reading.window(rows), until=back)
+    shadows = measure_shadows(run, shadow_names(rewards), until=back)
     unwatched = [each.label for each in rewards if each.weight == 0 and each.role != "shadow"]
     observed = observed_changes(run, evals, unwatched)
     blind = [each.name for each in shadows if not each.moved and each.training is None]
@@ -172,7 +174,8 @@ def judge(
     if not before or not trained:
         says = _nothing_to_compare(before, trained, rows)
         nothing = Reason(code="open", weight="doubt", says=says)
-        return replace(_decided(says, [nothing, *doubts.shadows(shadows, order), *remarks]), sets=sets)
+        decided = _decided(says, [nothing, *doubts.shadows(shadows, order), *remarks])
+        return replace(decided, sets=sets, shadows=shadows)
     start, last, settings = before[-1], trained[-1], config.get("evaluation") or {}
     look = looks.look_at(config, trained)
     effect = Effect(
@@ -196,7 +199,8 @@ def judge(
         doubts.longer(start, last),
         _best_of(trained),
     ]
-    return replace(_decided(_sentence(effect, before[0] if len(before) > 1 else None), found, effect), sets=sets)
+    decided = _decided(_sentence(effect, before[0] if len(before) > 1 else None), found, effect)
+    return replace(decided, sets=sets, shadows=shadows)
 
 
 def _decided(sentence: str, found: Iterable[Reason | None], effect: Effect | None = None) -> Verdict:

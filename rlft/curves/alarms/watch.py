@@ -132,7 +132,7 @@ def _held_out(shadow: Shadow, rows: Rows) -> Found | None:
 def _in_training(shadow: Shadow, rows: Rows) -> Found | None:
     if shadow.moved or shadow.training is None:
         return None
-    trained, moved, gap = shadow.training
+    trained, moved, gap = shadow.training.trained, shadow.training.shadow, shadow.training.gap
     if not (trained.low > 0 and gap.low > 0 and (moved.high < 0 or (moved.low <= 0 and moved.n >= _MIN_TASKS))):
         return None
     return Found(

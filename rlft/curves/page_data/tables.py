@@ -9,7 +9,7 @@ from rlft.curves import digest
 from rlft.curves.evaluation_sets import HEADINGS, EvaluationSet
 from rlft.curves.passes import passes
 from rlft.curves.shadow import Shadow
-from rlft.curves.text import interval_text, number, percent
+from rlft.curves.text import counted, interval_text, number, percent
 from rlft.run.records import Evaluation, Interval, word_for
 
 _SHOWN = 8
@@ -84,16 +84,16 @@ def sets(measured: Sequence[EvaluationSet]) -> dict[str, Any] | None:
     return {**found, "sentences": [each.sentence for each in measured]}
 
 
-def shadow(each: Shadow, steps_text: str) -> dict[str, Any]:
+def shadow(each: Shadow) -> dict[str, Any]:
     """What a shadow reward says, with its table."""
     rows = [
         [f"{each.start} and {e.label}, held out", interval_text(moved.trained.interval, "+"),
          interval_text(moved.shadow.interval, "+"), interval_text(moved.gap.interval, "+"), str(moved.gap.interval.n)]
         for e, moved in _ends(each.moved)
     ]  # fmt: skip
-    if each.training:
-        numbers = [interval_text(part, "+") for part in each.training]
-        rows.append([f"first and last {steps_text} of training", *numbers, str(each.training[2].n)])
+    if drift := each.training:
+        numbers = [interval_text(part, "+") for part in (drift.trained, drift.shadow, drift.gap)]
+        rows.append([f"first and last {counted(drift.steps, 'step')} of training", *numbers, str(drift.gap.n)])
     note = (
         "The trained reward is the weighted sum. Changes are in each reward's own units, with 95 % intervals. The gap "
         "is in standard deviations (SD) of the samples: above 0, the trained reward rose more than the shadow."

@@ -17,7 +17,6 @@ from rlft.curves.page_data.moved import moved
 from rlft.curves.page_data.why import why
 from rlft.curves.samples import failure_kinds, observed_failures, read_groups, read_light
 from rlft.curves.sampling_of_groups import OF_GROUP, SAMPLES, Chosen, choose
-from rlft.curves.shadow import measure_shadows, shadow_names
 from rlft.curves.state import state_of
 from rlft.curves.text import percent, shortened
 from rlft.curves.verdict import Verdict, verdict_of
@@ -55,16 +54,14 @@ def _read(run: Path, config: Mapping[str, Any], samples: int, found: Verdict) ->
     light = read_light(run)
     waste = digest.waste(light) if light is not None else None
     failures = failure_kinds(light) if light is not None else None
-    found_health, measured, width = found.health, found.sets, reading.window(rows)
+    found_health, measured, shadows, width = found.health, found.sets, found.shadows, reading.window(rows)
     assert found_health is not None  # `verdict_of` looks at it
-    shadows = measure_shadows(run, shadow_names(reading.reward_specs(config)), width=width)
     result = reading.evals_of_result(run)
     charts = main_chart.result_charts(rows, evals, shadows, config)
     rail = main_chart.rail(run, events, found_health.alarms)
     observed = {spec.label for spec in reading.reward_specs(config) if spec.weight == 0}
     marked = [(s.step, s.task, f"alarm {alarm.name}") for alarm in found_health.alarms for s in alarm.samples]
     state = state_of(run, rows, events, provenance)
-    steps_text = "step" if width == 1 else f"{width} steps"
     measurements: Sequence[Evaluation] = [*evals, *(e for each in measured for e in each.evals)]
     back = reading.rolled_back_to(run)
     done = back if back is not None else int(rows[-1]["step"]) if rows else 0
@@ -84,7 +81,7 @@ def _read(run: Path, config: Mapping[str, Any], samples: int, found: Verdict) ->
         "result": [{**chart.as_dict(), **({"rail": rail} if at == 0 else {})} for at, chart in enumerate(charts)],
         "why": why(rows, config),
         "moved": moved(run, config, result),
-        "shadows": [tables.shadow(each, steps_text) for each in shadows],
+        "shadows": [tables.shadow(each) for each in shadows],
         "health": health(found_health, sections(rows, evals), rows, besides={each.metrics for each in charts}),
         "waste": _waste(waste),
         "evaluations": [

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlft.curves.reading import read_metrics, window
-from rlft.curves.shadow import measure_shadows, shadow_names
+from rlft.curves.shadow import shadow_names
+from rlft.curves.verdict import verdict_of
 from rlft.run.directory import Run
 from rlft.run.records import Evaluation, adapter_folder, step_name, word_for
 from rlft.run.summaries import RLSummary
@@ -46,7 +46,7 @@ def summarize(run: Run, step: int | None = None) -> RLSummary:
             each.name: _of_set({key: run.evaluation(name, each.name) for key, name in names.items()})
             for each in config.evaluations
         }
-    if shadows := shadow_names(config.rewards):
+    if shadow_names(config.rewards):
         stages = {"base": base, "sft": sft, "rl": trained}
         summary["shadow"] = {
             each.name: {
@@ -54,7 +54,7 @@ def summarize(run: Run, step: int | None = None) -> RLSummary:
                 "gap": each.moved[-1][1].gap.interval.as_dict() if each.moved else None,
                 "sentence": each.sentence,
             }
-            for each in measure_shadows(run.path, shadows, width=window(read_metrics(run.path, [])), until=step)
+            for each in verdict_of(run.path).shadows
         }
     run.write_summary(summary)
     write_report(run.path)
