@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras check-deploy coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-pool planted bench-scoring bench-plan compare-rates bench-alarms clean
+.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras check-deploy coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-run bench-pool planted bench-scoring bench-plan compare-rates bench-alarms clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -61,6 +61,9 @@ bench-learner: .venv/installed
 
 bench-rollout: .venv/installed
 	$(BIN)/python -m benchmarks.rollout $(if $(wildcard .venv-vllm/bin/python),--vllm .venv-vllm/bin/python)
+
+bench-run: .venv/installed
+	$(BIN)/python -m benchmarks.run --picture runs/bench-run.png
 
 bench-pool: .venv/installed
 	$(BIN)/python -m benchmarks.rollout_pool
@@ -124,7 +127,7 @@ check-deploy: .venv-deploy/installed
 # Whether a fresh install works: with the versions that the tests last passed with, and with the newest ones.
 check-pinned: ; $(MAKE) .venv-fresh FRESH="-c .ci/constraints.txt" && $(FRESH_TESTS)
 check-newest: ; $(MAKE) .venv-fresh FRESH="--upgrade --upgrade-strategy eager" && $(FRESH_TESTS)
-FRESH_TESTS = HF_HUB_OFFLINE=1 .venv-fresh/bin/python -m pytest $(SHARED_OUT) -m "not slow"
+FRESH_TESTS = HF_HUB_OFFLINE=1 .venv-fresh/bin/python -m pytest $(SHARED_OUT) -m "not slow and not sweep"
 
 .PHONY: .venv-fresh
 .venv-fresh:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -30,6 +31,16 @@ def answer(*, seconds: float, tokens: float, parts: dict[str, float]) -> None:
     print("STEP " + json.dumps({"seconds": seconds, "tokens": tokens, "gb": peak, "parts": parts}), flush=True)
 
 
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when its parent has ended, however that ended."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class Peer:
     """A system in its own process."""
 
@@ -46,6 +57,7 @@ class Peer:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_end_with_parent,  # one that is stopped would stay for ever
             env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"},
         )
         self._expect("READY")
