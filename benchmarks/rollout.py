@@ -91,7 +91,7 @@ def rlft(folder: str, work: str, *, shares: bool = True) -> Round:
     prompts = [chat.render(tokenizer, prompt) for prompt in messages(work)]  # type: ignore[arg-type]
     params = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=new_tokens_of(work))
     if not shares:
-        prefixes.shared_parts.__kwdefaults__["worth"] = 10**9
+        prefixes.WORTH = 10**9
     spent = [0.0]
     sample = batching.sample
 

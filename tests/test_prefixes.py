@@ -15,7 +15,7 @@ from rlft.model.adapter import bare_base
 from rlft.model.kernels.kv_cache import Span
 from rlft.rollout.engines import prefixes
 from rlft.rollout.engines.contract import Request
-from rlft.rollout.engines.prefixes import shared_parts
+from rlft.rollout.engines.prefixes import KeptTurns, shared_parts
 from rlft.rollout.engines.transformers import TransformersEngine
 from rlft.types import Completion, SamplingParams
 from tests.test_engine import assert_same, make_engine, save_family
@@ -76,10 +76,13 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> TransformersEngine
 
 
 class Counted:
-    """How many tokens the engine's prompts were computed from."""
+    """How many tokens the engine's prompts were computed from, and in how many passes."""
 
     def __init__(self, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.tokens = 0
+        self.tokens = self.passes = 0
+        for layer in engine._model.modules():
+            if type(layer).__name__ in ("GPT2Model",):
+                layer.register_forward_pre_hook(self.passed)
         prefill = engine._forward.prefill
 
         def counted(sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
@@ -88,8 +91,11 @@ class Counted:
 
         monkeypatch.setattr(engine._forward, "prefill", counted)
 
+    def passed(self, *arguments: Any) -> None:
+        self.passes += 1
+
     def of(self, call: Any) -> tuple[Any, int]:
-        self.tokens = 0
+        self.tokens = self.passes = 0
         return call(), self.tokens
 
 
@@ -103,7 +109,7 @@ def test_prompts_that_begin_alike_are_computed_once(
 ) -> None:
     expected, tokens = counted.of(lambda: [engine.generate([each], SAMPLED, version=-1)[0] for each in REQUESTS])
     assert tokens == sum(len(each.prompt_ids) - 1 for each in REQUESTS)
-    monkeypatch.setattr(shared_parts, "__kwdefaults__", {"worth": 16})
+    monkeypatch.setattr(prefixes, "WORTH", 16)
     found, tokens = counted.of(lambda: engine.generate(REQUESTS, SAMPLED, version=-1))
     assert_same(found, expected)
     # The system prompt, the tools but for the last token of the prompt that ends there, and what is left of each.
@@ -128,6 +134,20 @@ def second_turn(first: Sequence[Request], completions: Sequence[Sequence[Complet
     ]
 
 
+def test_a_shared_beginning_costs_one_pass_more(
+    engine: TransformersEngine, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine._forward.packs_contexts:
+        pytest.skip("has no layers to count passes by")
+    many = [Request(prompt_ids=(*SYSTEM, 80 + n, 5), seeds=(n,)) for n in range(16)]
+    once = replace(SAMPLED, max_new_tokens=1)
+    counted.of(lambda: engine.generate(many, once, version=-1))
+    assert counted.passes == 2 + 1  # the beginning, the rest of all, and the step that samples
+    monkeypatch.setattr(prefixes, "WORTH", 10**9)
+    counted.of(lambda: engine.generate(many, once, version=-1))
+    assert counted.passes == 1 + 1
+
+
 def test_earlier_turns_are_not_computed_again(
     engine: TransformersEngine, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,40 +157,65 @@ def test_earlier_turns_are_not_computed_again(
     ended = [sample.finish_reason == "stop" for samples in completions for sample in samples]
     assert sum(ended) >= 5
     turn = [each for each, has_ended in zip(second_turn(first, completions), ended, strict=True) if has_ended]
-    found, tokens = counted.of(lambda: engine.generate(turn, SAMPLED, version=-1))
-    # Of each its last sampled token and two of the observation: the third is what sampling begins with.
-    assert tokens == 3 * len(turn)
-    # Nothing is left of it for a call that continues none of it, nor for another adapter.
-    alone = [replace(each, continues=False) for each in turn]
     whole = sum(len(each.prompt_ids) - 1 for each in turn)
+    found, tokens = counted.of(lambda: engine.generate(turn, SAMPLED, version=-1))
+    # Of each its last sampled token and two of the observation: the third is what sampling begins with. Where every
+    # context would need a pass of its own nothing is kept.
+    assert tokens == 3 * len(turn) if engine._forward.packs_contexts else tokens > 3 * len(turn)
+    assert len(engine._kept) == 0
+    # Nothing is left for a call that continues none of it, nor for another adapter, nor once it is let go of.
+    alone = [replace(each, continues=False) for each in turn]
     expected, tokens = counted.of(lambda: [engine.generate([each], SAMPLED, version=-1)[0] for each in alone])
     assert tokens == whole
     assert_same(found, expected)
-    engine.generate(first, SAMPLED, version=-1)
-    engine.load_adapter(bare_base())
-    monkeypatch.setattr(prefixes, "WORTH", 10**9)
-    again, tokens = counted.of(lambda: [engine.generate([each], SAMPLED, version=-1)[0] for each in turn])
-    assert tokens == whole
-    assert_same(again, expected)
+    for let_go in (lambda: engine.load_adapter(bare_base()), engine.forget):
+        engine.generate(first, SAMPLED, version=-1)
+        let_go()
+        again, tokens = counted.of(lambda: [engine.generate([each], SAMPLED, version=-1)[0] for each in turn])
+        assert tokens == whole
+        assert_same(again, expected)
 
 
-def test_what_would_take_too_much_memory_is_computed_again(
-    engine: TransformersEngine, counted: Counted, monkeypatch: pytest.MonkeyPatch
+def held_bytes(kept: KeptTurns) -> int:
+    """Of all storages that are kept, each once: a view holds the whole of what it is a view of."""
+    storages = {
+        each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
+        for spans in kept._spans.values()
+        for span in spans
+        for each in span
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 10.0])
+def test_what_is_kept_over_several_turns_stays_within_its_bound(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    monkeypatch.setattr(engine, "_end_ids", frozenset(range(0, 260, 3)))
-    many = [Request(prompt_ids=TOOLS, seeds=(seed,)) for seed in range(40)]
-    sampled = [samples[0] for samples in engine.generate(many, SAMPLED, version=-1)]
-    ended = [n for n, sample in enumerate(sampled) if len(sample.token_ids) == 3 and sample.finish_reason == "stop"]
-    first = [replace(many[n], goes_on=True) for n in ended[:2]]
-    completions = engine.generate(first, SAMPLED, version=-1)
-    turn = second_turn(first, completions)
-    span = next(iter(engine._kept.values()))[-1]
-    expected, few = counted.of(lambda: engine.generate(turn, SAMPLED, version=-1))
-    # Room for this call, and for what one of its two samples leaves.
-    monkeypatch.setattr(engine, "_cache_bytes", 2.5 * sum(each.nbytes for each in span))
-    monkeypatch.setattr(engine, "_room", lambda requests, params: (2, 2))
-    assert engine.generate(first, SAMPLED, version=-1) == completions
-    found, more = counted.of(lambda: engine.generate(turn, SAMPLED, version=-1))
-    assert_same(found, expected)
-    assert few == 2 * 3
-    assert more == 3 + len(turn[1].prompt_ids) - 1
+    monkeypatch.setattr(engine, "_end_ids", frozenset(range(0, 260, 2)))
+    monkeypatch.setattr(engine, "_room", lambda requests, params: (9, 8))
+    requests = [Request(prompt_ids=(*SYSTEM[:8], 60 + n), seeds=(n, n + 50), goes_on=True) for n in range(8)]
+    tokens = sum(len(each.prompt_ids) + 2 * 3 for each in requests)
+    bound = share * tokens * engine._per_token()
+    monkeypatch.setattr(engine, "_cache_bytes", 2 * bound)
+    kept = []
+    for _ in range(3):
+        completions = engine.generate(requests, replace(SAMPLED, max_new_tokens=4), version=-1)
+        assert held_bytes(engine._kept) <= bound
+        kept.append(len(engine._kept))
+        alone = (
+            [
+                engine.generate([replace(each, continues=False)], replace(SAMPLED, max_new_tokens=4), version=-1)[0]
+                for each in requests
+            ]
+            if share == 0.6
+            else None
+        )
+        if alone is not None:  # that call lets go of what was kept, so that the next turn is computed whole
+            assert_same(completions, alone)
+        turn = second_turn(requests, completions)
+        ended = [sample.finish_reason == "stop" for samples in completions for sample in samples]
+        requests = [replace(each, goes_on=True) for each, over in zip(turn, ended, strict=True) if over]
+        requests = [each for each in requests if len(each.prompt_ids) < 50]
+    assert (max(kept) > 0) == engine._forward.packs_contexts
+    engine.forget()
+    assert held_bytes(engine._kept) == 0

@@ -77,6 +77,8 @@ def run_episodes(
         finally:
             for live in (live for group in groups for live in group):
                 _close(live, runner)
+            if callable(forget := getattr(engine, "forget", None)):
+                forget()
     return [
         Group(task=task, trajectories=tuple(map(_trajectory, group)))
         for task, group in zip(chunk.tasks, groups, strict=True)

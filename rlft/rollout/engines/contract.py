@@ -35,8 +35,8 @@ class EngineLostError(RuntimeError):
 class Engine(Protocol):
     """Generates completions under a named adapter version.
 
-    An engine may also have `close()`, called when its worker ends, and `slow_paths`, texts that say why it is slower
-    than it could be.
+    An engine may also have `close()`, called when its worker ends, `forget()`, called when no request continues an
+    earlier one any more, and `slow_paths`, texts that say why it is slower than it could be.
     """
 
     version: int | None

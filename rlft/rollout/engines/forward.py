@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import Cache, CacheLayerMixin, DynamicCache, PreTrainedModel
 
 from rlft.model.kernels.kv_cache import KVCache, Span
-from rlft.model.kernels.sizes import LENGTH, rounded_up
+from rlft.model.kernels.sizes import LENGTH, rounded_up, slices
 from rlft.model.layers.norms_and_mlps import compile_inference_layers, use_inference_layers
 from rlft.model.layers.slow_paths import is_on_cpu, note, slow_paths
 from rlft.rollout.engines.llama_forward import llama_forward_of
+from rlft.rollout.engines.prefixes import TOKENS_PER_PASS
 
 
 class ForwardPass(Protocol):
@@ -31,6 +32,9 @@ class ForwardPass(Protocol):
     def reload(self) -> None:
         """Compute with the model's own parameters, which have changed."""
         ...
+
+    packs_contexts: bool
+    """Whether sequences behind contexts of any lengths are computed in one pass; else one pass for each length."""
 
     def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
         """Keys and values of sequences of tokens, each of which stands behind the spans of its context."""
@@ -63,6 +67,7 @@ class _TransformersModel:
         use_inference_layers(model)
         if compile:
             compile_inference_layers(model)
+        self.packs_contexts = False
         takes_cache = "cache" in inspect.signature(model.forward).parameters
         self._cache_argument = "cache" if takes_cache else "past_key_values"
 
@@ -80,27 +85,37 @@ class _TransformersModel:
         self._pristine.clear()
 
     def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
-        found: dict[int, Span] = {}
-        alone = [index for index, context in enumerate(contexts) if not context]
-        if alone:  # padding is on the right, which causal attention ignores
-            lengths = [len(sequences[index]) for index in alone]
-            padded = torch.zeros(len(alone), rounded_up(max(1, *lengths), LENGTH), dtype=torch.int64)
-            for row, index in enumerate(alone):
-                padded[row, : lengths[row]] = torch.tensor(sequences[index], dtype=torch.int64)
-            layers = self._keys_values(padded, DynamicCache())
-            for row, index in enumerate(alone):
-                found[index] = [layer[:, row, :, : lengths[row]] for layer in layers]
+        """Those behind contexts of one length together: padding is on the right, which causal attention ignores."""
+        by_length: dict[int, list[int]] = {}
         for index, context in enumerate(contexts):
-            if context:  # masks of this kind of model are its own affair: one sequence at a time, without padding
-                before = [torch.cat(parts, dim=2) for parts in zip(*context, strict=True)]
-                tokens, start = sequences[index], before[0].shape[2]
-                cache = DynamicCache()
-                for layer, (keys, values) in enumerate(before):
-                    cache.update(keys[None], values[None], layer)
-                if tokens:
-                    before = [each[:, 0] for each in self._keys_values(torch.tensor([list(tokens)]), cache)]
-                found[index] = [each[:, :, start:] for each in before]
+            by_length.setdefault(sum(span[0].shape[2] for span in context), []).append(index)
+        found: dict[int, Span] = {}
+        for before, indices in by_length.items():
+            width = rounded_up(max(1, *(len(sequences[index]) for index in indices)), LENGTH)
+            for part in slices(len(indices), max(1, TOKENS_PER_PASS // (before + width))):
+                together = indices[part]
+                spans = self._behind(before, [sequences[i] for i in together], [contexts[i] for i in together], width)
+                found |= dict(zip(together, spans, strict=True))
         return [found[index] for index in range(len(sequences))]
+
+    def _behind(
+        self, before: int, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]], width: int
+    ) -> list[Span]:
+        """One pass over sequences of at most `width` tokens behind contexts of `before` tokens."""
+        padded = torch.zeros(len(sequences), width, dtype=torch.int64)
+        for row, tokens in enumerate(sequences):
+            padded[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+        cache = DynamicCache()
+        if before:
+            whole = [[torch.cat(parts, dim=2) for parts in zip(*context, strict=True)] for context in contexts]
+            for layer, rows in enumerate(zip(*whole, strict=True)):
+                cache.update(*torch.stack(rows, dim=1), layer)
+        layers = self._keys_values(padded, cache)
+        # Copies, since a view would keep all rows of the pass, and their contexts, in memory.
+        return [
+            [layer[:, row, :, before : before + len(tokens)].clone() for layer in layers]
+            for row, tokens in enumerate(sequences)
+        ]
 
     def _keys_values(self, token_ids: Tensor, cache: DynamicCache) -> list[Tensor]:
         """Keys and values (2, P, H_kv, T, D) of every layer, those of the cache and of tokens (P, T) behind them."""

@@ -55,6 +55,7 @@ class LlamaForward:
         Raises:
             AttributeError, TypeError, ValueError: the model has other parts.
         """
+        self.packs_contexts = True
         self._model, self._decoder = model, model.base_model
         self._linears = _Linears(model)
         self._layers = [_Layer(layer, self._linears) for layer in self._decoder.layers]

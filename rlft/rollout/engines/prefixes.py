@@ -7,7 +7,7 @@ was sampled behind it, whose keys and values are kept from one call to the next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -19,9 +19,6 @@ WORTH = 256
 """Tokens that sharing a part has to save: a pass of its own reads all weights again."""
 TOKENS_PER_PASS = 4096
 """Tokens that are computed together."""
-
-Kept = Mapping[tuple[int, ...], Sequence[Span]]
-"""Tokens that an earlier call ended with, all but the last one, and their keys and values."""
 
 
 class Prefill(Protocol):
@@ -43,7 +40,7 @@ class Part:
     token_ids: tuple[int, ...]
 
 
-def shared_parts(prompts: Sequence[Sequence[int]], *, worth: int = WORTH) -> tuple[list[Part], list[int | None]]:
+def shared_parts(prompts: Sequence[Sequence[int]], *, worth: int) -> tuple[list[Part], list[int | None]]:
     """What of the prompts is worth computing once, as a tree.
 
     The last token of a prompt is never part of one: the first step of sampling computes it.
@@ -84,10 +81,41 @@ def _alike(one: Sequence[int], other: Sequence[int]) -> int:
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
+class KeptTurns:
+    """Keys and values that the next call may go on from, by their tokens, within a bound of memory."""
+
+    def __init__(self, most_bytes: float = 0.0) -> None:
+        """Keep nothing so far, and never more than so many bytes; a span that several samples share counts once."""
+        self._room = most_bytes
+        self._spans: dict[tuple[int, ...], Sequence[Span]] = {}
+        self._counted: dict[int, Span] = {}
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def has_room(self, spans: Sequence[Span], further: float) -> bool:
+        """Whether these spans and so many further bytes could be kept."""
+        return self._new_bytes(spans) + further <= self._room
+
+    def keep(self, token_ids: tuple[int, ...], spans: Sequence[Span]) -> None:
+        """Keep a sequence; `has_room` has said that it fits."""
+        self._room -= self._new_bytes(spans)
+        self._counted |= {id(span): span for span in spans}
+        self._spans[token_ids] = spans
+
+    def longest(self, prompt: tuple[int, ...]) -> Sequence[Span] | None:
+        """The spans of the longest beginning of a prompt that is here, and that leaves its last token."""
+        lengths = sorted({len(ids) for ids in self._spans if len(ids) < len(prompt)}, reverse=True)
+        return next((self._spans[prompt[:n]] for n in lengths if prompt[:n] in self._spans), None)
+
+    def _new_bytes(self, spans: Sequence[Span]) -> int:
+        return sum(each.nbytes for span in spans if id(span) not in self._counted for each in span)
+
+
 class Prompts:
     """The prompts of a call."""
 
-    def __init__(self, model: Prefill, requests: Sequence[Request], kept: Kept) -> None:
+    def __init__(self, model: Prefill, requests: Sequence[Request], kept: KeptTurns) -> None:
         """Look what is shared and what is known; nothing is computed yet.
 
         Args:
@@ -97,10 +125,11 @@ class Prompts:
         self._known = {
             index: found
             for index, request in enumerate(requests)
-            if request.continues and (found := _longest(request.prompt_ids, kept)) is not None
+            if request.continues and (found := kept.longest(request.prompt_ids)) is not None
         }
         others = [index for index in range(len(requests)) if index not in self._known]
-        self._parts, part_of = shared_parts([self._prompts[index] for index in others]) if others else ([], [])
+        unknown = [self._prompts[index] for index in others]
+        self._parts, part_of = shared_parts(unknown, worth=WORTH) if unknown else ([], [])
         self._part_of = dict(zip(others, part_of, strict=True))
         self._spans: dict[int, Span] = {}
         """Of the parts that have been needed so far."""
@@ -113,13 +142,18 @@ class Prompts:
             self._prompts[index][sum(span[0].shape[2] for span in context) : -1]
             for index, context in zip(requests, contexts, strict=True)
         ]
-        found = self._in_passes(rest, contexts)
-        return [[*context, span] for context, span in zip(contexts, found, strict=True)]
+        # A prompt may end with a part; what computes the first token of all has to be asked for it all the same.
+        open_ended = [at for at, tokens in enumerate(rest) if tokens or not contexts[at]]
+        found = self._in_passes([rest[at] for at in open_ended], [contexts[at] for at in open_ended])
+        for at, span in zip(open_ended, found, strict=True):
+            contexts[at].append(span)
+        return contexts
 
     def _context(self, index: int) -> list[Span]:
+        """What is there already; an earlier call's spans are handed over once, so that nobody else holds them."""
         if index in self._known:
-            return list(self._known[index])
-        return self._up_to(self._part_of[index])
+            return list(self._known.pop(index))
+        return self._up_to(self._part_of.get(index))
 
     def _up_to(self, part: int | None) -> list[Span]:
         """The spans from the beginning up to and with a part."""
@@ -149,9 +183,3 @@ class Prompts:
             found |= dict(zip(together, spans, strict=True))
             start = end
         return [found[index] for index in range(len(rest))]
-
-
-def _longest(prompt: tuple[int, ...], kept: Kept) -> Sequence[Span] | None:
-    """The spans of the longest kept beginning of a prompt that leaves its last token."""
-    lengths = sorted({len(ids) for ids in kept if len(ids) < len(prompt)}, reverse=True)
-    return next((kept[prompt[:length]] for length in lengths if prompt[:length] in kept), None)

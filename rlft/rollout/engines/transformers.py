@@ -26,7 +26,7 @@ from rlft.rollout.engines.batching import Sampled, sample_all
 from rlft.rollout.engines.contract import Request, refuse_other_version
 from rlft.rollout.engines.forward import ForwardPass, forward_pass
 from rlft.rollout.engines.merging import MergedWeights
-from rlft.rollout.engines.prefixes import Kept, Prompts
+from rlft.rollout.engines.prefixes import KeptTurns, Prompts
 from rlft.rollout.engines.traits import TransformersArguments
 from rlft.types import Adapter, Completion, SamplingParams
 
@@ -68,7 +68,7 @@ class TransformersEngine:
         self.context = self._context.tokens
         self._max_rows = arguments.max_rows or MAX_ROWS[self.device.type]
         self._cache_bytes = arguments.cache_mb * 1e6
-        self._kept: Kept = {}
+        self._kept = KeptTurns()
         """What the next call may go on from."""
 
     @property
@@ -80,12 +80,16 @@ class TransformersEngine:
         """Merge an adapter in float32 into the pristine base weights, so that nothing of earlier ones accumulates."""
         content_hash = verified_hash(adapter)
         torch.set_num_threads(self.threads)
-        self._kept = {}
+        self.forget()
         if self._is_full:
             self._load_all_weights(adapter)
         else:
             self._weights.load(adapter)
         self.version, self._hash = adapter.version, content_hash
+
+    def forget(self) -> None:
+        """Let go of what was kept for the next call."""
+        self._kept = KeptTurns()
 
     @torch.no_grad()
     def _load_all_weights(self, adapter: Adapter) -> None:
@@ -124,7 +128,8 @@ class TransformersEngine:
         if not any(request.seeds for request in requests):
             return [[] for _ in requests]
         torch.set_num_threads(self.threads)
-        kept, self._kept = self._kept if any(request.continues for request in requests) else {}, {}
+        kept = self._kept if any(request.continues for request in requests) else KeptTurns()
+        self.forget()
         prompts, rows = self._room(requests, params)
         cache = KVCache(
             prompts=prompts,
@@ -133,7 +138,9 @@ class TransformersEngine:
             new_tokens=params.max_new_tokens,
             device=self.device,
         )
-        decoder = _Decoder(self._forward, cache, requests, kept, keep_bytes=self._cache_bytes / 2)
+        # Where each turn's rest would need a pass of its own, computing all turns again in one pass is better.
+        bound = self._cache_bytes / 2 if self._forward.packs_contexts else 0.0
+        decoder = _Decoder(self._forward, cache, requests, kept, KeptTurns(bound), bytes_per_token=self._per_token())
         del kept  # the decoder lets go of it
         sampled = sample_all(
             decoder,
@@ -181,10 +188,7 @@ class TransformersEngine:
         Raises:
             ValueError: not even one sample fits.
         """
-        config = self._model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        per_token = 2 * config.num_hidden_layers * heads * size * self._model.dtype.itemsize
+        per_token = self._per_token()
         per_prompt = per_token * max(len(request.prompt_ids) for request in requests)
         per_row = per_token * params.max_new_tokens
         num_rows = sum(len(request.seeds) for request in requests)
@@ -198,6 +202,13 @@ class TransformersEngine:
             f"rollout.engine_args.cache_mb={self._cache_bytes / 1e6:.0f}; raise it, or shorten prompts or "
             "sampling.max_new_tokens"
         )
+
+    def _per_token(self) -> int:
+        """Bytes of a token's keys and values in all layers."""
+        config = self._model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * size * self._model.dtype.itemsize)
 
     def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         for request in requests:
@@ -216,31 +227,34 @@ class _Decoder:
         forward: ForwardPass,
         cache: KVCache,
         requests: Sequence[Request],
-        kept: Kept,
+        known: KeptTurns,
+        kept: KeptTurns,
         *,
-        keep_bytes: float,
+        bytes_per_token: int,
     ) -> None:
-        self._keep_bytes = keep_bytes
+        """Arguments: `known`, of the call before; `kept`, to be filled for the next one."""
         self._forward, self._cache, self._requests = forward, cache, requests
-        self._prompts = Prompts(forward, requests, kept)
-        self._spans: dict[int, Sequence[Span]] = {}
-        """Of the prompts of requests that go on."""
-        self.kept: dict[tuple[int, ...], Sequence[Span]] = {}
-        """For the next call."""
+        self._prompts = Prompts(forward, requests, known)
+        self.kept, self._bytes_per_token = kept, bytes_per_token
+        self._in_slot: dict[int, tuple[int, Sequence[Span]]] = {}
+        """The request of each slot, and the spans of its prompt if it goes on."""
         self.enter_rows, self.move_rows = cache.enter_rows, cache.move_rows
 
     def enter_prompts(self, slots: Sequence[int], requests: Sequence[int]) -> None:
-        spans = self._prompts.spans(requests)
-        self._cache.enter_prompts(slots, spans)
-        self._spans |= {r: each for r, each in zip(requests, spans, strict=True) if self._requests[r].goes_on}
+        prompts = self._prompts.spans(requests)
+        self._cache.enter_prompts(slots, prompts)
+        for slot, request, spans in zip(slots, requests, prompts, strict=True):
+            self._in_slot[slot] = (request, spans if self._requests[request].goes_on else ())
 
     def keep(self, row: int, request: int, token_ids: Sequence[int]) -> None:
-        """The last token that was sampled has never been read, and the prompt's last one is the row's first."""
-        own = self._cache.own_span(row, len(token_ids))
-        self._keep_bytes -= sum(each.nbytes for each in own)
-        if self._keep_bytes < 0:
-            return  # what is not kept is computed again
-        self.kept[(*self._requests[request].prompt_ids, *token_ids[:-1])] = [*self._spans[request], own]
+        """The last token that was sampled has never been read, and the prompt's last one is the row's first.
+
+        What finds no room is computed again in the next turn.
+        """
+        spans = next(spans for held, spans in self._in_slot.values() if held == request)
+        if self.kept.has_room(spans, len(token_ids) * self._bytes_per_token):
+            own = self._cache.own_span(row, len(token_ids))
+            self.kept.keep((*self._requests[request].prompt_ids, *token_ids[:-1]), [*spans, own])
 
     def step(self, tokens: Tensor) -> Tensor:
         return self._forward.step(tokens, self._cache)
