@@ -291,6 +291,16 @@ def test_plain_text_needs_no_chat_template(tiny_model: Path, tmp_path: Path, kin
     assert checked.tokens
 
 
+def test_a_row_that_a_head_cannot_read_is_a_finding(tiny_model: Path, tmp_path: Path) -> None:
+    config = head_config(tmp_path, tiny_model)
+    file = Path(config.data.source)
+    with file.open("a") as more:
+        more.write('{"label": "liked"}\n{"text": " ", "label": "liked"}\n')
+    checked = check_config(config)
+    assert lines(checked)["not readable"] == [241, 242]
+    assert checked.exit_code == 1
+
+
 def load_labelled(folder: Path, model: Path) -> HeadData:
     """What a run of the same config takes."""
     config = head_config(folder, model, data={"limit": 200})

@@ -393,8 +393,14 @@ def test_another_reward_of_the_tasks_is_seen_when_resuming(make_sft: MakeSft, ti
     launch.train(config)
     (reward,) = tmp_path.glob("*reward*.py")
     assert str(reward) in str(json.loads((config.run_dir / "provenance.json").read_text())["sha256"])
-    reward.write_text(reward.read_text() + "# changed\n")
+    written = reward.read_text()
+    reward.write_text(written + "# changed\n")
     with pytest.raises(ValueError, match=rf"(?s){re.escape(reward.name)}.*--fork"):
+        launch.resume(config.run_dir)
+    reward.write_text(written)
+    tasks = Path(config.evaluation.tasks)
+    tasks.write_text(tasks.read_text().replace("max_new_tokens: 12", "max_new_tokens: 11"))
+    with pytest.raises(ValueError, match=r"(?s)rewards and sampling of evaluation\.tasks.*--fork"):
         launch.resume(config.run_dir)
 
 

@@ -1,5 +1,6 @@
 """The supervised warm start on the environment's demonstrations, loss on the replies only.
 
+It runs in the driver, also where the RL learner has processes of its own (`learner.workers`).
 It is short by design, so an interrupted stage starts over; what it made is kept only when it is complete.
 """
 
@@ -77,6 +78,8 @@ def num_updates(stage: SFTStageConfig) -> int:
 
 
 def _example(row: int, token_ids: Sequence[int], is_reply: Sequence[bool]) -> Example:
+    if True not in is_reply:
+        raise ValueError(f"demonstration {row}: the chat template adds no token for its reply: nothing is to be learnt")
     first = list(is_reply).index(True)
     return Example(
         where=f"demonstration {row}",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rlft.common.rows import is_heldout as is_row_heldout
+from rlft.common.rows import read_rows
 from rlft.config import BaseRunConfig, ModelConfig, RunConfig
 from rlft.environment import loading
 from rlft.model import chat, pretrained, sources
@@ -15,10 +15,16 @@ from rlft.model.context import max_positions, model_context
 from rlft.train.chat_rows import read_table
 from rlft.train.data_check import balance, same, texts, tokens
 from rlft.train.data_check.findings import Checked, Finding, found
-from rlft.train.data_check.records import Records, of_demonstrations, of_environment, of_file, of_preferences
+from rlft.train.data_check.records import (
+    Records,
+    of_demonstrations,
+    of_environment,
+    of_file,
+    of_labelled,
+    of_preferences,
+)
 from rlft.train.data_check.tokens import Model
 from rlft.train.head.config import HeadConfig, HeadDataConfig
-from rlft.train.head.data import digest_of, sample, text_of
 from rlft.train.preference.config import PreferenceConfig, PreferenceDataConfig
 from rlft.train.preference.data import is_heldout, row_id
 from rlft.train.reward_model.config import RewardModelConfig
@@ -85,22 +91,9 @@ def _check_demonstrations(config: SupervisedConfig) -> Checked:
 
 def _check_labelled(config: HeadConfig) -> Checked:
     data = config.data
-    records = of_file(data.source, prompt=data.text, answer=data.label)
-    digests = [digest_of(text_of(record.where, data.text, record.columns[data.text])) for record in records.rows]
-    used = set(sample(set(digests), data.limit))
-    rows = [
-        replace(
-            record,
-            is_heldout=is_row_heldout(digest, data.heldout),
-            messages=() if isinstance(record.columns[data.text], str) else record.messages,
-        )
-        for record, digest in zip(records.rows, digests, strict=True)
-        if digest in used
-    ]
-    left_out = len(records.rows) - len(rows)
-    note = [f"data.limit leaves {left_out} of {len(records.rows)} rows out, which were not checked"] if left_out else []
+    read = read_rows(data.source, subset=data.subset, split=data.split, name="data.source")
     model = _limited(_model(config.model, for_reward=True, for_chat=False), data)
-    return _check(replace(records, rows=rows, notes=[*records.notes, *note]), model)
+    return _check(of_labelled(data.source, read, data), model)
 
 
 def _limited(model: Model, data: PreferenceDataConfig | SupervisedDataConfig | HeadDataConfig) -> Model:

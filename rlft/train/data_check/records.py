@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlft.common.by_path import did_you_mean
-from rlft.common.rows import canonical_text, read_rows
+from rlft.common.rows import canonical_text, is_heldout, read_rows
 from rlft.environment.contract import Environment
+from rlft.train.head.config import HeadDataConfig
+from rlft.train.head.data import digest_of, row_column, sample, text_of
 from rlft.train.preference import rows as preference_rows
 from rlft.train.supervised import rows as supervised_rows
 from rlft.types import Message, Task
@@ -57,6 +59,10 @@ class Record:
         return found
 
 
+ANSWERED = ("tasks", "labelled")
+"""Kinds whose rows have a prompt and an answer or label to it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
     """All of a source."""
@@ -68,7 +74,7 @@ class Records:
     problems: list[tuple[str, str]]
     """(Place, what is wrong) of rows that no run could use."""
     kind: str
-    """`tasks`, `pairs`, `rated` or `demonstrations`."""
+    """`tasks`, `labelled`, `pairs`, `rated` or `demonstrations`."""
     notes: list[str]
     """What a reader should know, such as which columns were taken."""
 
@@ -182,6 +188,35 @@ def of_preferences(
     return Records(source=source, rows=rows, problems=problems, kind=kind, notes=[])
 
 
+def of_labelled(source: str, read: Iterable[tuple[str, Mapping[str, Any]]], data: HeadDataConfig) -> Records:
+    """Labelled texts by the rules of the reader that `rlft head` uses, as far as `data.limit` takes them."""
+    found: list[tuple[str, Record]] = []
+    problems = []
+    for where, row in read:
+        try:
+            content, label = row_column(where, row, "text", data.text), row_column(where, row, "label", data.label)
+            text = text_of(where, data.text, content)
+        except ValueError as error:
+            problems.append((where, str(error).removeprefix(f"{where}: ")))
+            continue
+        digest = digest_of(text)
+        messages = () if isinstance(content, str) else tuple(_message(data.text, each) for each in content)
+        record = Record(
+            where=where,
+            is_heldout=is_heldout(digest, data.heldout),
+            prompt=text,
+            messages=messages,
+            label=label,
+            columns=row,
+        )
+        found.append((digest, record))
+    used = set(sample({digest for digest, _ in found}, data.limit))
+    rows = [record for digest, record in found if digest in used]
+    left_out = len(found) - len(rows)
+    notes = [f"data.limit leaves {left_out} of {len(found)} rows out, which were not checked"] if left_out else []
+    return Records(source=source, rows=rows, problems=problems, kind="labelled", notes=notes)
+
+
 def of_demonstrations(
     source: str,
     read: Iterable[tuple[str, Mapping[str, Any]]],
@@ -230,10 +265,10 @@ def of_environment(environment: Environment, source: str, *, subset: str = "", s
     places, rows_read = _places(source, subset, split) if source else ({}, 0)
     demonstrated = {_key(messages[:-1]): messages for messages in environment.demonstrations}
     rows = []
-    for is_heldout, tasks in ((False, environment.train), (True, environment.heldout)):
+    for measured, tasks in ((False, environment.train), (True, environment.heldout)):
         for task in tasks:
-            messages = None if is_heldout else demonstrated.pop(_key(task.messages), None)
-            record = _of_task(task, is_heldout, places, messages)
+            messages = None if measured else demonstrated.pop(_key(task.messages), None)
+            record = _of_task(task, measured, places, messages)
             if environment.episode is not None:
                 record = replace(record, identity=_key([record.prompt, task.answer, task.columns]))
             rows.append(record)

@@ -18,7 +18,7 @@ from itertools import pairwise
 
 from rlft.common.rows import canonical_text
 from rlft.train.data_check.findings import Finding, found
-from rlft.train.data_check.records import Record, same_text
+from rlft.train.data_check.records import ANSWERED, Record, same_text
 from rlft.train.data_check.texts import unable
 
 NEAR = 0.7
@@ -49,10 +49,10 @@ def repeated(records: Sequence[Record], *, kind: str) -> list[Finding]:
             if _says(record, kind) == _says(first, kind):
                 twice.append(record.where)
                 example = example or f"{record.where} is {first.where} again"
-            elif kind == "tasks":
+            elif kind in ANSWERED:
                 other.append(record.where)
                 against = against or f"{record.where} answers {record.label!r}, {first.where} {first.label!r}"
-        if kind != "tasks":
+        if kind not in ANSWERED:
             for record, earlier in _contradictions(group, kind):
                 other.append(record.where)
                 against = against or f"{record.where} says the opposite of {earlier.where}"
@@ -190,7 +190,7 @@ def _loose(record: Record) -> str:
 
 
 def _says(record: Record, kind: str) -> str:
-    answered = record.label if kind == "tasks" else [record.replies, record.label]
+    answered = record.label if kind in ANSWERED else [record.replies, record.label]
     return json.dumps(answered, sort_keys=True, default=str)
 
 

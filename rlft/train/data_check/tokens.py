@@ -73,14 +73,16 @@ def write(record: Record, model: Model, *, kind: str) -> Written:
         made = supervised_data.tokenize(said, model.tokenizer, model.end_ids, loss_on=model.loss_on)
         length = len(made.prompt_ids) + len(made.token_ids)
         return Written(made.prompt_ids, made.token_ids, made.action_mask, length)
+    if kind == "labelled":
+        tokenizer = model.tokenizer
+        is_text = not record.messages
+        ids = tokenizer(record.prompt)["input_ids"] if is_text else chat.conversation(tokenizer, record.messages)
+        return Written(tuple(ids), (), (), len(ids))
     if kind != "tasks":
         row = preference_rows.parse(record.columns, paired=kind == "pairs")
         example = preference_data.tokenize(row, model.tokenizer, model.end_ids)
         length = len(example.prompt_ids) + max(map(len, example.completions))
         return Written(example.prompt_ids, example.completions[0], example.action_mask[0], length)
-    if not record.messages:  # plain text, which a head reads as it is
-        ids = tuple(model.tokenizer(record.prompt)["input_ids"])
-        return Written(ids, (), (), len(ids))
     prompt = chat.render(model.tokenizer, record.messages, tools=record.tools)
     length = len(prompt) + model.new_tokens
     if not record.replies:

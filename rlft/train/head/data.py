@@ -84,7 +84,7 @@ def load(
     first: dict[str, tuple[str, Any, Any]] = {}
     repeated = conflicting = 0
     for where, row in rows:
-        content, label = _column(where, row, "text", settings.text), _column(where, row, "label", settings.label)
+        content, label = row_column(where, row, "text", settings.text), row_column(where, row, "label", settings.label)
         text = text_of(where, settings.text, content)
         raw = _raw_target(where, config, label)
         digest = digest_of(text)
@@ -154,7 +154,8 @@ def _is_validation(digest: str, share: float) -> bool:
     return is_heldout(digest[8:16], share)
 
 
-def _column(where: str, row: Mapping[str, Any], key: str, name: str) -> Any:
+def row_column(where: str, row: Mapping[str, Any], key: str, name: str) -> Any:
+    """A column of a row, named as `data.KEY`. Raises ValueError where the row has none of that name."""
     value = row.get(name)
     if value is None:
         names = [str(column) for column in row if row[column] is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from rlft.curves.text import format_accuracy
 from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.learner.reward_model import folder_hash
+from rlft.reward import systems
 from rlft.reward.source import source_file
 from rlft.rollout.engines.by_name import engine_problems
 from rlft.run.directory import Run
@@ -42,7 +45,10 @@ class HeldoutTasks:
         environment = self.config.environment
         of_tasks = {f"tasks of {environment.told}": provenance.tasks_sha256(self.environment)}
         of_environment = {each.path: loading.identity(each.path) for each in environment.entries}
-        return {**of_environment, **dict(map(_reward_identity, self.config.rewards)), **of_tasks}
+        of_rewards = {each.path: digest for each in self.config.rewards if (digest := _reward_identity(each))}
+        settings = self.config.model_dump(mode="json", include={"rewards", "sampling", "evaluation", "scoring"})
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return {**of_environment, **of_rewards, **of_tasks, "rewards and sampling of evaluation.tasks": digest}
 
 
 def load_tasks(config: SupervisedConfig) -> HeldoutTasks | None:
@@ -65,15 +71,16 @@ def load_tasks(config: SupervisedConfig) -> HeldoutTasks | None:
     return HeldoutTasks(config=rl, environment=environment)
 
 
-def _reward_identity(reward: RewardSpec) -> tuple[str, str]:
-    """A reward's path and the hash of the files behind it, which are read and not run: it is a process's to run them.
+def _reward_identity(reward: RewardSpec) -> str:
+    """The hash of the files behind a reward, which are read and not run: it is a process's to run them.
 
-    One that no file is found for has an empty hash.
+    Empty for one of another system's package, whose version the provenance has.
     """
     if reward.folder:
-        return reward.path, folder_hash(reward.folder)
-    file = source_file(reward.path)
-    return reward.path, user_folder.combined(user_folder.sources(file)) if file else ""
+        return folder_hash(reward.folder)
+    system, name = systems.split(reward.path)
+    file = Path(name) if system == "openai" else source_file(reward.path)
+    return user_folder.combined(user_folder.sources(file)) if file else ""
 
 
 def _problems(config: RunConfig) -> Iterable[config_file.Problem]:

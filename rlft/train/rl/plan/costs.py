@@ -71,7 +71,8 @@ def estimate(config: RunConfig, sizes: Sizes) -> Estimate:
         Stage(name="evaluations", seconds=answered, how=f"{evaluations(config, config.evaluation.every)} times"),
     ]
     if config.sft is not None:
-        tokens = counts.sft_updates * config.sft.batch_size * (lengths.prompt + lengths.completion)
+        rows = counts.sft_updates * min(config.sft.batch_size, config.sft.examples)
+        tokens = rows * (lengths.prompt + lengths.completion)
         stages.append(Stage(name="warm start", seconds=3 * per_token * tokens / (LEARNER_SHARE * rate)))
     stages.append(
         Stage(

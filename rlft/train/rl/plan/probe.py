@@ -89,7 +89,7 @@ def probe_config(config: RunConfig, folder: str) -> RunConfig:
         "checkpoint": config.checkpoint.model_copy(update={"every": 1}),
     }
     if config.sft is not None:
-        examples = math.ceil(SFT_UPDATES * config.sft.batch_size / config.sft.epochs)
+        examples = max(config.sft.batch_size, math.ceil(SFT_UPDATES * config.sft.batch_size / config.sft.epochs))
         changes["sft"] = config.sft.model_copy(update={"examples": min(config.sft.examples, examples)})
     return config.model_copy(update=changes)
 
