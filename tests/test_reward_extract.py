@@ -135,6 +135,7 @@ def test_json_object(text: str, value: object) -> None:
         ("Answer: A. Answer: B.", None),
         ("The answer is not B.", None),
         ("The answer is a bird.", None),
+        ("Answer: b\nIt rains", "B"),
         ("A bird", None),
         ("E", None),
         ("", None),
@@ -200,6 +201,35 @@ CHOOSES_B = (
     "Conclusion: B",
     "I am choosing B",
     "Correct answer: **B) Paris**",
+    "We choose B.",
+    "I pick B over A.",
+    "The answer is B (Paris).",
+    "The answer is B \u2705",
+    "The answer is B, and I am sure.",
+    "B is correct because A is too small.",
+    "B is correct and A is wrong.",
+    "Hence B is the right option for us.",
+    "Therefore, (b)",
+    "I choose B, not A.",
+)
+# What reasoning says of the task's objects. It chooses nothing, and a stated answer is read beside it.
+REMARKS = (
+    "We choose A = 3 and B = 4.",
+    "We pick A = {1, 2}.",
+    "We pick A \u2208 S.",
+    "We choose A, B such that A + B = 3.",
+    "I choose A to be the origin.",
+    "I choose A = 3.",
+    "I'd say A is close.",
+    "Conclusion: A and B differ.",
+    "Statement A is correct. Statement B is incorrect.",
+    "A is the right angle.",
+    "A is the right triangle.",
+    "A is right-angled.",
+    "Angle A is right.",
+    "Point A is right of point B.",
+    "Option A is too small.",
+    "Option A or B remains.",
 )
 CHOOSES_NONE = (
     "I choose A or B",
@@ -264,6 +294,21 @@ CHOOSES_NONE = (
     "**A**: **B**",
     "I would say A bird flew",
     "B is the best of the wrong ones",
+    *REMARKS,
+    "So, a",
+    "A is correct, and so is B.",
+    "A is correct, if it rains.",
+    "In my view A is correct. B is correct.",
+    "The answer is A Tale of Two Cities",
+    "The answer is A = 3.",
+    "The answer is A^2.",
+    "The answer is C(5, 2).",
+    r"The answer is $A \cup B$.",
+    "The answer is B. Actually, C is correct.",
+    "Therefore: A\nIt rains.\nB",
+    "I choose A. The answer is B.",
+    "We pick A. The answer is not A.",
+    "I choose B. No, it isn't B, because it rains.",
 )
 
 
@@ -278,6 +323,25 @@ def test_choice_is_found_however_it_is_said(text: str) -> None:
 @pytest.mark.parametrize("text", CHOOSES_NONE)
 def test_choice_is_none_where_none_is_made(text: str) -> None:
     assert extract.choice(text) is None
+
+
+@pytest.mark.parametrize("remark", REMARKS)
+@pytest.mark.parametrize("stated", ["The answer is C.", "So the answer is (C).", "I'm sure. Answer: C"])
+def test_a_stated_answer_is_read_beside_remarks(remark: str, stated: str) -> None:
+    assert extract.choice(f"{remark} {stated}") == "C"
+    assert extract.choice(f"{remark}\n\n{stated}") == "C"
+
+
+def test_the_answer_takes_back_what_was_weighed_before_it() -> None:
+    assert extract.choice("We pick A. So it is\nB is correct. The answer is C.") == "C"
+    assert extract.choice("The answer is C. Statement A is right.") == "C"
+    assert extract.choice("I'd say A is close, but the answer is C.") == "C"
+
+
+@pytest.mark.parametrize("text", ["So, I", "Thus I", "It is I", "so I"])
+def test_the_pronoun_is_no_letter(text: str) -> None:
+    assert extract.choice(text, "ABCDEFGHIJ") is None
+    assert extract.choice("So (I)", "ABCDEFGHIJ") == "I"
 
 
 @given(texts=st.lists(st.sampled_from(CHOOSES_B), min_size=1, max_size=3), other=st.sampled_from("ACD"))
@@ -326,6 +390,10 @@ def test_a_range_is_no_single_number(low: int, high: int, form: str) -> None:
         ("1 1/2", "1 1/2"),
         ("3 100/200", "3 100/200"),
         ("2019 100", "100"),
+        ("It is 1,000, I think.", "1,000"),
+        ("12,345,", "12,345"),
+        ("5,10,000", "10,000"),
+        ("1,000,5", "5"),
         ("I add 3 to get 5", "5"),
         ("add 3 and 5", "5"),
         ("10-5=5", "5"),
@@ -383,6 +451,12 @@ HOSTILE = {
     "letters": "answer: " + "A " * 50_000,
     "choices": "I choose A, " * 8_000,
     "right ones": "A is correct " * 8_000,
+    "right angles": "We choose A = 3, so A is the right angle. " * 2_500,
+    "groups": "1" + ",000" * 20_000 + ",",
+    "groups that end wrong": "1" + ",000" * 20_000 + ",5",
+    "lists of groups": ("1" + ",000" * 100 + ",00,") * 200,
+    "thin groups": "1" + "\u2009000" * 20_000 + ",",
+    "thin groups that end wrong": "1" + "\u202f000" * 20_000 + "/",
 }
 FUNCTIONS: list[Callable[[str], Any]] = [
     *(extract.last_number, extract.number, extract.tagged, extract.boxed, extract.code_block),

@@ -186,19 +186,51 @@ _STATED = re.compile(
     r"(?:\b(?:answer|result|solution)(?:\s?[:=]|\s(?:is|was|must be|would be|should be)\b\s?:?)|####)[\s*_$]{0,4}",
     re.IGNORECASE,
 )
-# What a chosen letter follows: "the answer is", "My pick:", "I would go with"; at a line's end also "so" and "it is".
-_CHOSEN = re.compile(
-    r"\b(?:answer|option|choice)(?:\s(?:is|was|must be|should be|would be|has to be))?(?:\s\w+ly)?"
-    r"(?:\s?[:=]|\s[-\u2013])?(?:(?<=[:=])|[\s*_$]{1,4})[\s*_$]{0,4}"
-    r"|\b(?:pick|selection|guess|vote|selected|conclusion|response|(?:correct|right) letter)"
-    r"(?:\s(?:is|would be)|\s?[:=])[\s*_$]{1,4}"
-    r"|\b(?:I|we)(?:['\u2019](?:d|ll|m|ve)|\s(?:would|will|shall|must|am|have))?(?:\s(?:\w+ly|then|therefore|thus))?"
-    r"\s(?:choose|chose|chosen|choosing|pick|picked|picking|select|selected|selecting|say|vote for|settle on|opt for"
-    r"|(?:go|going|went)\s(?:with|for))"
-    r"\s(?:letter\s)?[\s*_$]{0,4}"
-    r"|(?:\b(?:so|hence|thus|therefore)(?:,|:)?\s|\bit(?:\sis|['\u2019]s)\s|####\s?)[\s*_$]{0,4}"
-    r"(?=[(\[]?[A-Z][)\]]?[*_$]{0,4}[.!]?[ \t]*$)",
-    re.IGNORECASE | re.MULTILINE,
+_MARKS = r"[\s*_$]"
+# At a line's end, where no sentence goes on: a capital letter other than the pronoun, or one in brackets.
+_LINE_ENDS = r"(?=(?-i:(?!I[ \t]*$)[A-Z][)\]]?|[(\[][A-Za-z][)\]])[*_$]{0,4}[.!]?[ \t]*$)"
+_IS = r"(?:is|was|must be|should be|would be|has to be)"
+_TAKES = (
+    r"(?:['\u2019](?:d|ll|m|ve)|\s(?:would|will|shall|must|am|have))?(?:\s(?:\w+ly|then|therefore|thus))?"
+    r"\s(?:choose|chose|chosen|choosing|pick|picked|picking|select|selected|selecting|vote for|settle on|opt for"
+    rf"|(?:go|going|went)\s(?:with|for))\s(?:letter\s)?{_MARKS}{{0,4}}"
+)
+# What a chosen letter follows, and whether it is strong: a strong one states the answer, and takes back all weak ones
+# before it, which reasoning about the task's objects has as well ("we choose A", "statement A").
+_CUES = tuple(
+    (re.compile(pattern, re.IGNORECASE | re.MULTILINE), is_strong)
+    for pattern, is_strong in (
+        (
+            rf"\b(?:answer|option|choice)(?:\s{_IS}(?:\s\w+ly)?(?:\s?[:=]|\s[-\u2013])?"
+            rf"|(?:\s\w+ly)?(?:\s?[:=]|\s[-\u2013]))(?:(?<=[:=])|{_MARKS}{{1,4}}){_MARKS}{{0,4}}",
+            True,
+        ),
+        (
+            r"\b(?:pick|selection|selected|(?:correct|right) letter)(?:\s(?:is|would be)|\s?[:=])"
+            rf"{_MARKS}{{1,4}}",
+            True,
+        ),
+        (rf"\bI{_TAKES}", True),
+        (rf"####\s?{_MARKS}{{0,4}}{_LINE_ENDS}", True),
+        (rf"\b(?:answer|option|choice){_MARKS}{{1,4}}", False),
+        (rf"\b(?:guess|vote|conclusion|response)(?:\s(?:is|would be)|\s?[:=]){_MARKS}{{1,4}}", False),
+        (rf"\bwe{_TAKES}", False),
+        (rf"\b(?:I|we)(?:['\u2019]d|\s(?:would|will|must))?\ssay\s{_MARKS}{{0,4}}", False),
+        (rf"\b(?:so|hence|thus|therefore)(?:,|:)?\s{_MARKS}{{0,4}}{_LINE_ENDS}", False),
+        (rf"\bit(?:\sis|['\u2019]s)\s{_MARKS}{{0,4}}{_LINE_ENDS}", False),
+    )
+)
+# What a sentence may go on with behind the letter that it chooses: a reason or a circumstance. Else the letter is the
+# name of something ("we choose A = 3", "A and b", "the answer is C(5, 2)").
+_REASON = (
+    r"(?:according|after|among|as|at|because|based|but|by|due|for|from|given|here|if|in|instead|on|out|over|rather"
+    r"|since|so(?!\sthat)|then|though|unless|when|which|while|with|without|even|of\scourse|I\b(?!')"
+    r"|not\s[(*]{0,3}[A-Z]\b|and\s(?:the\s|all\s)?(?:others?|rest)\b"
+    r"|and\s[(*]{0,3}[A-Z][)*]{0,3}\sis\s(?:wrong|incorrect|false|not)\b)(?![\w-])"
+)
+_GOES_ON = re.compile(
+    rf"[)\]*_$\"'}}]{{0,4}}(?:[({{]|[ \t]?(?:[=<>+^~\u00b1\u00d7\u2200-\u22ff]|\\[a-z])"
+    rf"|[ \t](?:[A-HJ-Z](?![\w'\u2019])|(?!{_REASON})[a-z]))"
 )
 _SUPPOSED = re.compile(
     r"\b(?:if|whether|unless|suppose|supposing|assume|assuming|when|until|thought|should|could|would|can|may|might|did)"
@@ -210,8 +242,18 @@ _SOMEBODY_SAYS = re.compile(
     r"|some|somebody|someone|many|most|people|students?|every\w*|nobody|no one|none|only|who\w*|says?)\b[^.!?\n]*\Z",
     re.IGNORECASE,
 )
-_ARTICLE = re.compile(
-    r"[a-z]\s\w|A\s(?!(?:and|as|based|because|but|by|due|for|from|given|if|is|or|over|since|unless|was|which)\b)[a-z]"
+_ARTICLE = re.compile(r"[a-z][ \t]\w|A[ \t][A-Z]\w")  # "a bird", "A Tale of Two Cities"
+# Before "X is correct" stands nothing or one of these, and no noun whose name X is ("point A", "statement A").
+_CLAUSE_BEGINS = re.compile(
+    r"(?:^|[.,;:!\n>*-]|\b(?:answer|option|choice|letter|that|so|hence|thus|therefore|then|think|believe|say|know|see|find"
+    r"|conclude|sure|means|here|now|and|but|\w+ly))\s*$",
+    re.IGNORECASE,
+)
+_IS_CORRECT = (
+    r"\sis\s(?:the\s(?:correct|right)(?:\s(?:answer|option|choice|one|letter|response))?|correct|right"
+    r"|my\s(?:final\s)?(?:answer|choice|pick))"
+    r"(?!,?\s(?:if|unless|when|only|(?:and\s)?(?:so|as)\s(?:is|are|was))\b)"
+    rf"(?=[)*_$\"']{{0,4}}(?:[.,;:!\n]|\s*$|\s[-(\u2013\u2014]|\s{_REASON}))"
 )
 _STYLE = re.compile(r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathsf|mathit|bf|rm)\s?\{([^{}]{0,100})\}")
 
@@ -220,8 +262,9 @@ def choice(text: str, letters: str = "ABCD", *, strict: bool = True) -> str | No
     """The letter of a multiple-choice answer, in upper case.
 
     It is the letter in the reply's box or tags, the whole reply (`B`, `(b)`, `**B.**`, `B. Paris`), a line of its own,
-    or what follows "the answer is", "option", "Answer:", "I choose", "My pick:", and what "is correct". A letter that
-    is denied, asked for, supposed, or goes on as a list ("A, B or C") is no answer.
+    or what follows "the answer is", "Answer:", "I choose", "My pick:". Where none of these is behind it, it is also
+    what follows "option", "we choose", "I'd say", or what "is correct". A letter that is denied, asked for, supposed,
+    names something ("A = 3", "point A") or goes on as a list ("A, B or C") is no answer.
     """
     text = _STYLE.sub(r"\1", re.sub(r"\\[()]", "", conclusion(text)))
     for marked in (boxed(text, strict=strict), tagged(text, strict=strict)):
@@ -231,38 +274,59 @@ def choice(text: str, letters: str = "ABCD", *, strict: bool = True) -> str | No
         return None
     if "\n" not in text.strip() and (whole := _letter(text.strip(), letters)):
         return whole
+    strong = _chosen(text, letters, is_strong=True)
+    last = max((place for place, _ in strong), default=-1)
+    weak = [*_chosen(text, letters, is_strong=False), *_called_correct(text, letters)]
+    said = sorted([*strong, *(each for each in weak if each[0] > last), *_alone(text, letters)])
+    if any(not letter for _, letter in said) or not (chosen := _only([letter for _, letter in said], strict)):
+        return None
+    taken_back = (
+        rf"(?:\bnot|n['\u2019]t)\s(?:option\s)?[(\[*_$]{{0,4}}{re.escape(chosen)}(?![\w'\u2019]|\s(?!{_REASON})[a-z])"
+    )
+    return None if re.search(taken_back, text[said[-1][0] :]) else chosen
+
+
+_SIGN, _WORD = r"[,;/&|+\u2013-]", r"\b(?:or|and|to|through)\b"
+_CLOSED = r"[)\]\"'*_$.]{0,4}[ \t]?"
+
+
+def _chosen(text: str, letters: str, *, is_strong: bool) -> list[tuple[int, str]]:
+    """(place, letter) of what follows the strong or the weak cues; "" is the letter of a list."""
     upper, any_case = _class(letters.upper()), _class(letters.upper() + letters.lower())
     one = re.compile(rf"[(\[\"']?({any_case})(?![\w'\u2019])")
-    sign, word, closed = r"[,;/&|+\u2013-]", r"\b(?:or|and|to|through)\b", r"[)\]\"'*_$.]{0,4}[ \t]?"
     marked_one = rf"(?:[(\[*_$]{{0,4}}{upper}\b|[(\[*_$]{{0,4}}{any_case}(?![\w'\u2019])(?!\s\w))"
     more = re.compile(
-        rf"{closed}(?:(?:{sign}|{word})\s?(?:or\s|and\s)?{marked_one}"
+        rf"{_CLOSED}(?:(?:{_SIGN}|{_WORD})\s?(?:or\s|and\s)?{marked_one}"
         rf"|[ \t](?:{upper}[ \t])*{upper}(?=[ \t.!*]*(?:\n|$)))"
     )
-    behind_one = re.compile(rf"{upper}{closed}(?:{sign}|{word}|\bnor\b){{1,2}}\s?$")
-    correct = re.compile(
-        rf"(?<![\w'\u2019])[(\[*_$]{{0,4}}({upper})[)\]*_$.]{{0,4}}\sis\s(?:(?:the\s)?(?:correct|right)|my\s(?:answer|choice|pick))\b"
-        r"(?!\s(?:if|unless|when|only))"
-    )
-    answers = []
-    for cue in _CHOSEN.finditer(text):
-        if not (letter := one.match(text, cue.end())):
+    found = []
+    for cue in (cue for pattern, strength in _CUES if strength == is_strong for cue in pattern.finditer(text)):
+        letter = one.match(text, cue.end())
+        if not letter or _ARTICLE.match(text, letter.start(1)):
             continue
-        if _ARTICLE.match(text, letter.start(1)):
-            continue  # as in "the answer is a bird"
-        if more.match(text, letter.end()):
-            return None
         before, after = text[max(0, cue.start() - 60) : cue.start()], text[letter.end() : letter.end() + 40]
         is_asked = re.match(r"[)\]*_\"']{0,4}\s?\?|\s(?:if|unless)\b", after)
-        if not (is_asked or _SUPPOSED.search(before) or is_denied(before, after)):
-            answers.append(letter[1].upper())
+        if more.match(text, letter.end()):
+            found.append((letter.start(1), ""))
+        elif not (_GOES_ON.match(after) or is_asked or _SUPPOSED.search(before) or is_denied(before, after)):
+            found.append((letter.start(1), letter[1].upper()))
+    return found
+
+
+def _called_correct(text: str, letters: str) -> list[tuple[int, str]]:
+    """(place, letter) of what "is correct"; "" is the letter of a list, and of what has a name that is a letter."""
+    upper = _class(letters.upper())
+    behind_one = re.compile(rf"{upper}{_CLOSED}(?:{_SIGN}|{_WORD}|\bnor\b){{1,2}}\s?$")
+    correct = re.compile(rf"(?<![\w'\u2019])[(\[*_$]{{0,4}}({upper})[)\]*_$.]{{0,4}}{_IS_CORRECT}")
+    found = []
     for stated in correct.finditer(text):
         before = text[max(0, stated.start() - 60) : stated.start()]
         if behind_one.search(before):
-            return None
-        if not (_SOMEBODY_SAYS.search(before) or is_denied(before)):
-            answers.append(stated[1].upper())
-    return _only([*answers, *_alone(text, letters)], strict)
+            found.append((stated.start(1), ""))
+        elif not (_SOMEBODY_SAYS.search(before) or is_denied(before)):
+            # A name stands at place 0: every strong cue takes it back, also one before it.
+            found.append((stated.start(1), stated[1]) if _CLAUSE_BEGINS.search(before) else (0, ""))
+    return found
 
 
 def _class(letters: str) -> str:
@@ -270,14 +334,14 @@ def _class(letters: str) -> str:
     return f"[{re.escape(letters)}]"
 
 
-def _alone(text: str, letters: str) -> list[str]:
-    """Letters that are the first or the last line of a reply, but not beside lines that list the options."""
+def _alone(text: str, letters: str) -> list[tuple[int, str]]:
+    """(place, letter) of the first or last line of a reply that is one, but not beside lines that list the options."""
     rows = [row for row in text.splitlines() if row.strip()]
     listed = re.compile(rf"\s*[-*(\[]{{0,3}}\s?{_class(letters)}\s*(?:[).:\]*]|$)", re.IGNORECASE)
     found = []
-    for row, neighbour in ((rows[0], rows[1]), (rows[-1], rows[-2])) if len(rows) > 1 else ():
+    for place, row, neighbour in ((0, rows[0], rows[1]), (len(text), rows[-1], rows[-2])) if len(rows) > 1 else ():
         if len(row) < 20 and not listed.match(neighbour) and (letter := _letter(row.strip(), letters)):
-            found.append(letter)
+            found.append((place, letter))
     return found
 
 

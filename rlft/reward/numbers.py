@@ -13,7 +13,9 @@ LONGEST_NUMBER = 400
 _THIN = "\u00a0\u2009\u202f"
 """Spaces that stand within a number, never between two."""
 _SPACED = rf"[1-9]\d{{0,2}}(?:[{_THIN} ]\d{{3}})+(?![\d/])"
-_PLAIN = rf"(?:(?:{_SPACED}|\d{{1,3}}(?:,\d{{3}})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+\u2212]?\d+)?"
+# A group of a list is no start of its own: each would read the list to its end again, in quadratic time.
+_COMMAS = r"(?<!\d\d\d,)\d{1,3}(?:,\d{3})+(?!,?\d)"
+_PLAIN = rf"(?:(?:{_SPACED}|{_COMMAS}|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+\u2212]?\d+)?"
 _SIGNED = rf"[-+\u2212]?\s?{_PLAIN}"
 _WHOLE = re.compile(
     rf"(?:(?P<whole>{_SIGNED})\s+(?=\d+/))?(?P<top>{_SIGNED})(?:\s?/\s?(?P<bottom>{_SIGNED}))?\s?(?P<percent>\\?%)?"
