@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from rlft.cli.main import app
+from rlft.curves.page_data.whole import page_data
 from rlft.curves.reading import read_evals, read_events, read_metrics
 from rlft.curves.report import write_report, write_reward_png
 from rlft.curves.verdict import verdict_of
 from rlft.run import damage
 from tests.fakes_run import append, make_run, write_json, write_rollouts
+from tests.gallery import hacked
 from tests.test_report import Page
 
 
@@ -52,8 +55,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(good: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return shutil.copytree(good, tmp_path / "run")
 
 
@@ -103,6 +104,55 @@ def test_a_torn_file_of_rollouts_is_noted_and_decides_nothing(run: Path) -> None
     assert sum("cannot be read" in note for note in page.data["notes"]) == 40
     assert page.data["samples"] is None
     assert "RL, step 40" in page.text
+
+
+TORN = {
+    "first": (range(1, 6), b"junk"),
+    "last": (range(16, 21), b"junk"),
+    "last empty": (range(16, 21), b""),
+    "all": (range(1, 21), b""),
+}
+"""Which rollouts of a run of 20 steps are torn, and what is left of each."""
+
+
+@pytest.fixture(scope="module")
+def shadowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = hacked(tmp_path_factory.mktemp("shadowed") / "run", steps=20)
+    for file in (folder / "evals").glob("*.parquet"):
+        file.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("which", TORN)
+def test_a_shadow_whose_samples_are_torn_cannot_be_told(shadowed: Path, tmp_path: Path, which: str) -> None:
+    torn = shutil.copytree(shadowed, tmp_path / "torn")
+    steps, left = TORN[which]
+    for step in steps:
+        (torn / "rollouts" / f"step-{step:06d}.parquet").write_bytes(left)
+    name = f"step-{steps[0 if which == 'first' else -1]:06d}.parquet cannot be read"
+    told = CliRunner().invoke(app, ["gate", str(shadowed), str(torn), "--min-effect", "0.1", "--json"])
+    assert told.exit_code == 2, told.output
+    assert name in json.loads(told.stdout)["sentence"]
+    report = json.loads(CliRunner().invoke(app, ["report", str(torn), "--json"]).stdout)
+    assert report["verdict"] == "cant_tell"
+    assert any(name in each["says"] for each in report["reasons"])
+    assert "remove it" not in json.dumps(report)
+    found = CliRunner().invoke(app, ["health", str(torn), "--json"])
+    assert found.exit_code != 0
+    assert any(name in note for note in json.loads(found.stdout)["notes"])
+    assert any(name in note for note in page_data(torn)["notes"])
+
+
+def test_health_goes_on_without_torn_samples(run: Path, shadowed: Path, tmp_path: Path) -> None:
+    (run / "rollouts" / "step-000040.parquet").write_bytes(b"")
+    assert CliRunner().invoke(app, ["health", str(run)]).exit_code == 0  # no alarm rests on samples
+    torn = shutil.copytree(shadowed, tmp_path / "torn")
+    config = (torn / "config.yaml").read_text(encoding="utf-8")
+    (torn / "config.yaml").write_text(config.replace("quality", "unseen"), encoding="utf-8")
+    (torn / "rollouts" / "step-000020.parquet").write_bytes(b"junk")
+    told = CliRunner().invoke(app, ["health", str(torn)])
+    assert told.exit_code == 2  # a shadow that is not in the metrics is read from samples
+    assert "note: left out as damaged" in told.output
 
 
 def test_the_terminal_says_it_too(run: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rlft.curves.reading import read_evals, read_events
 from rlft.curves.report import write_report
 from rlft.run import logs
 from rlft.run.directory import Run, read_config
-from rlft.run.provenance import NO_NUMBERS, changed_computing, changed_numbers
+from rlft.run.provenance import NO_NUMBERS, changed_computing, changed_numbers, code_sha256
 from rlft.run.records import FORMAT, Provenance
 from rlft.run.resume import How, config_of, continued, way_on
 from rlft.train.preference import launch as launch_dpo
@@ -130,6 +130,36 @@ def test_what_only_computes_may_change_and_is_marked(here: Path, monkeypatch: py
     assert now.earlier[0]["packages"]["torch"] == "2.0"
     launch.resume(RUN)  # it is compared with the last start, so nothing has changed since
     assert len([event for event in read_lines(RUN / "events.jsonl") if event["kind"] == "computing_changed"]) == 1
+
+
+def test_another_state_of_the_code_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert re.fullmatch("[0-9a-f]{64}", code_sha256())
+    root = tmp_path / "rlft"
+    for file in ("run/provenance.py", "model/kernels/native/kernels.cpp", "a.py"):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(file)
+    monkeypatch.setattr("rlft.run.provenance.__file__", str(root / "run" / "provenance.py"))
+    told = code_sha256.__wrapped__()
+    for file in ("model/kernels/native/kernels.cpp", "a.py"):
+        (root / file).write_text("changed")
+        told, before = code_sha256.__wrapped__(), told
+        assert told != before
+    (root / "notes.txt").write_text("no source")
+    assert code_sha256.__wrapped__() == told
+    then, now = (Provenance(packages={"rlft": name}) for name in ("0.1.0", "0.1.0+abc"))
+    assert changed_computing(then, now) == ["rlft: 0.1.0 -> 0.1.0+abc"]
+
+
+def test_a_run_of_an_earlier_code_goes_on_and_says_so(here: Path) -> None:
+    set_config("steps", "3")()
+    provenance = json.loads((RUN / "provenance.json").read_text())
+    hashed = provenance["packages"]["rlft"]
+    assert hashed.endswith(f"+{code_sha256()[:12]}")
+    provenance["packages"]["rlft"] = "0.1.0"
+    (RUN / "provenance.json").write_text(json.dumps(provenance))
+    launch.resume(RUN)
+    (event,) = [event for event in read_lines(RUN / "events.jsonl") if event["kind"] == "computing_changed"]
+    assert f"rlft: 0.1.0 -> {hashed}" in event["message"]
 
 
 def test_more_steps_go_on_as_the_same_run(here: Path) -> None:

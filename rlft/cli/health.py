@@ -46,11 +46,15 @@ def _show(console: Console, found: Health) -> None:
         for alarm in found.alarms:
             _explain(console, alarm)
     console.print(Text(_sentence(found)), soft_wrap=True)
+    for note in found.notes:
+        console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
     for each in found.unable:
         console.print(Text(visible(f"  cannot tell {each.name}: {each.reason}"), style="dim"), soft_wrap=True)
 
 
 def _sentence(found: Health) -> str:
+    if found.state == "cant_tell" and found.notes:
+        return "cannot tell: files of samples that a shadow reward is read from are damaged, so no alarm says little"
     if found.state == "cant_tell":
         return f"cannot tell: {found.steps} steps are too few to call a run healthy, 20 are needed"
     looked = f"{found.steps} steps"

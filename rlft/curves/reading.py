@@ -15,6 +15,7 @@ from rlft.run.records import (
     ADAPTERS,
     CONFIG,
     EVALS,
+    ROLLOUT_COLUMNS,
     ROLLOUTS,
     Evaluation,
     Event,
@@ -220,7 +221,20 @@ def read_rollouts(
         tables = [table for path in part if (table := _read_table(path, columns, optional)) is not None]
         # "permissive": a column that was all null in one step has no type there. Many small chunks take much memory.
         joined += [pa.concat_tables(tables, promote_options="permissive").combine_chunks()] if tables else []
-    return pa.concat_tables(joined, promote_options="permissive") if joined else pa.table({})
+    return pa.concat_tables(joined, promote_options="permissive") if joined else _no_rows([*(columns or ()), *optional])
+
+
+def _no_rows(columns: Sequence[str]) -> Any:
+    """A table of rollouts without rows: what remains where every file is damaged and left out."""
+    import pyarrow as pa
+
+    def type_of(name: str) -> Any:
+        told = ROLLOUT_COLUMNS[name].type
+        inner = pa.type_for_alias(told.removeprefix("list<").removesuffix(">"))
+        return pa.list_(inner) if told.startswith("list<") else inner
+
+    known = [name for name in columns or ROLLOUT_COLUMNS if name in ROLLOUT_COLUMNS]
+    return pa.schema([(name, type_of(name)) for name in known]).empty_table()
 
 
 def _read_table(path: Path, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> Any:
@@ -238,5 +252,5 @@ def _read_table(path: Path, columns: Sequence[str] | None, optional: Sequence[st
                 return None
             return table
     except (pa.ArrowException, OSError) as error:
-        damage.refuse(ValueError(f"{path} cannot be read ({error}); remove it to read the rest"))
+        damage.refuse(ValueError(f"{path} cannot be read ({error})"), instead="remove it to read the rest")
         return None

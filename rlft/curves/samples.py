@@ -62,7 +62,7 @@ def read_light(run: Path) -> Any:
     Raises ValueError if a file is damaged, but see `damage.left_out`.
     """
     table = read_rollouts(run, LIGHT, optional=LIGHT_OPTIONAL) if rollout_steps(run) else None
-    return table if table is not None and table.column_names else None
+    return table if table is not None and table.num_rows else None
 
 
 def observed_failures(light: Any, rewards: Collection[str]) -> list[ObservedFailure]:

@@ -26,10 +26,16 @@ def left_out() -> Iterator[list[str]]:
             _add(note, outer)
 
 
-def refuse(error: ValueError) -> None:
-    """Raise the error, which says what is damaged; within `left_out` note it, for the caller to go on without that."""
+def refuse(error: ValueError, *, instead: str = "") -> None:
+    """Raise the error, which says what is damaged; within `left_out` note it, for the caller to go on without that.
+
+    Args:
+        instead: what to do where the error is raised.
+    """
     notes = _NOTES.get()
     if notes is None:
+        if instead:
+            raise ValueError(f"{error}; {instead}") from error
         raise error
     _add(f"left out as damaged: {error}", notes)
 

@@ -7,6 +7,7 @@ change within a run: resuming it then is refused, and `fork` continues as a run 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -14,7 +15,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from rlft.common.machine import processor_name
@@ -22,7 +25,8 @@ from rlft.config import BaseRunConfig
 from rlft.run.records import Provenance
 
 PACKAGES = ("rlft", "torch", "transformers", "peft", "trl", "datasets", "ray")
-"""Those whose versions are written down; a tokenizer's or a kernel's change comes with them."""
+"""Those whose versions are written down, rlft's own with a hash of its source files behind it; a tokenizer's or a
+kernel's change comes with them."""
 
 NO_NUMBERS = (
     "name",
@@ -86,6 +90,7 @@ def describe(
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = "not installed"
+    packages["rlft"] = f"{packages['rlft']}+{code_sha256()[:12]}"
     return Provenance(
         config=config.model_dump(mode="json"),
         sha256=sha256,
@@ -103,6 +108,17 @@ def describe(
         cwd=os.getcwd(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+@cache
+def code_sha256() -> str:
+    """Hash of rlft's own source files: two states of one version need not round alike."""
+    root = Path(__file__).parents[1]
+    native = (path for path in (root / "model" / "kernels" / "native").iterdir() if path.is_file())
+    digest = hashlib.sha256()
+    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in (*root.rglob("*.py"), *native)):
+        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def source_record(path: str, args: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:

@@ -117,11 +117,13 @@ class Health:
     unable: tuple[Unable, ...]
     """Those about which nothing can be told; no alarms."""
     enough: bool = field(default=True)
-    """Whether there are steps enough to say that nothing is wrong."""
+    """Whether there is enough to say that nothing is wrong: steps, and samples that a shadow reward is read from."""
+    notes: tuple[str, ...] = ()
+    """Files of samples, and evaluations, that were left out as damaged."""
 
     @property
     def state(self) -> Literal["healthy", "alarm", "cant_tell"]:
-        """`alarm` if there is one, else `cant_tell` of a run that is too short to be called healthy."""
+        """`alarm` if there is one, else `cant_tell` of a run that has too little to be called healthy."""
         if self.alarms:
             return "alarm"
         return "healthy" if self.enough else "cant_tell"
@@ -139,6 +141,7 @@ class Health:
             "steps": self.steps,
             "alarms": [alarm.as_dict() for alarm in self.alarms],
             "unable": [{"name": each.name, "reason": each.reason} for each in self.unable],
+            "notes": list(self.notes),
         }
 
 

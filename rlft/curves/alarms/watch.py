@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rlft.curves.alarms.seen import Found, Seen
 from rlft.curves.reading import Rows
 from rlft.curves.shadow import Shadow, measure_shadows, shadow_names
 from rlft.curves.text import interval_text
+from rlft.run import damage
 from rlft.run.records import Event
 
 _MIN_TASKS = 30
@@ -36,16 +38,21 @@ def alarms_from(rows: Rows, *, shadows: Collection[str] = ()) -> Health:
 def alarms_of(run: Path) -> Health:
     """What a run directory says of its health, ended or not, with samples as evidence.
 
+    A file of samples or an evaluation that is damaged is left out, and the notes say so.
+
     Raises:
-        ValueError: this is no run directory, or one of its files is damaged.
+        ValueError: this is no run directory, or its metrics or events are damaged.
     """
     shadows = shadow_names(reading.reward_specs(reading.read_config(run)))
     rows = with_not_finite(reading.read_metrics(run), reading.read_events(run))
     answers = _answers(rows, shadows)
-    if rows and shadows and not isinstance(answers["shadow_gap"], Found):
-        answers["shadow_gap"] = _of_samples(run, rows, shadows) or answers["shadow_gap"]
-    samples = {name: samples_for(run, name, found) for name, found in answers.items() if isinstance(found, Found)}
-    return _health(rows, answers, samples)
+    with damage.left_out() as lacking:
+        if rows and shadows and not isinstance(answers["shadow_gap"], Found):
+            answers["shadow_gap"] = _of_samples(run, rows, shadows) or answers["shadow_gap"]
+    with damage.left_out() as unshown:
+        samples = {name: samples_for(run, name, found) for name, found in answers.items() if isinstance(found, Found)}
+    found = _health(rows, answers, samples)
+    return replace(found, enough=found.enough and not lacking, notes=tuple(dict.fromkeys([*lacking, *unshown])))
 
 
 def is_looked_at(step: int) -> bool:

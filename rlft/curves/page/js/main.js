@@ -17,6 +17,12 @@ const unpack = async (text) => {
   return JSON.parse(await new Response(stream).text());
 };
 
+const fetched = async () => {
+  const answer = await fetch("data.json");
+  if (!answer.ok) throw new Error((await answer.text()).slice(0, 2000));
+  return answer.json();
+};
+
 const NAMES = { why: "Why", samples: "Samples", heldout: "Held out", health: "Health", shadows: "Shadows", waste: "Waste", evaluations: "Evaluations", failures: "Failures", behind: "Behind" };
 
 const build = (data, sign) => {
@@ -47,7 +53,7 @@ const start = async () => {
   keepWatchers();
   const block = document.getElementById("data");
   const live = block.dataset.live === "yes";
-  const data = live ? await (await fetch("data.json")).json() : await unpack(block.textContent);
+  const data = live ? await fetched() : await unpack(block.textContent);
   const sign = live ? liveSign() : null;
   build(data, sign);
   if (get("at")) document.getElementById(get("at"))?.scrollIntoView();
