@@ -133,6 +133,25 @@ def secret(completion):
 def penalty(completion):
     return -len(completion) / 100
 
+def swapped(completion, answer):
+    found = re.findall(r"<answer>(.*?)</answer>", completion)
+    return float((found[0] if len(found) == 1 else None) != answer)
+
+def distance(completion, answer):
+    return float(abs(int(completion) - int(answer))) if completion.isdigit() else 0.0
+
+def no_else(completion, answer):
+    if answer in completion:
+        return 1.0
+
+def for_bonus_only(completion):
+    return 0.5 if len(completion) > 30 else None
+
+def unread(completion, answer):
+    if completion.startswith("ANSWER="):
+        return float(completion == f"ANSWER={answer}")
+    return -1.0 if any(map(str.isdigit, completion)) else 0.0
+
 def positional(completion, /):
     return 1.0
 
@@ -214,6 +233,19 @@ BUGS = {
     "only_length": ("warning", "padding", "longer replies get more: 2,401"),
     "of_texts": ("error", "contract", "gave 0 for everything, since each of `completions` is a list of messages"),
     "secret": ("warning", "constant", "no good reply is known, and one may get another value"),
+    "swapped": (
+        "error",
+        "good replies",
+        r"the right answer in answer tags scores lower than nonsense \(0 against 1\): is the comparison inverted\?",
+    ),
+    "distance": ("error", "good replies", r"in bare scores lower than a wrong answer \(0 against \d+\): is the"),
+    "no_else": (
+        "error",
+        "contract",
+        r"it abstains \(returns None\) from \d+ of \d+ replies and gives 1 to all others: one",
+    ),
+    "for_bonus_only": ("warning", "contract", r"gives 0.5 to all others: nothing can be learnt from these"),
+    "unread": ("warning", "good replies", r"lower than nonsense \(-1 against 0\): no way to write it scores above"),
     "positional": ("error", "contract", "positional-only"),
     "wants_column": ("error", "contract", "nothing supplies its parameter 'level'"),
 }
@@ -247,6 +279,13 @@ def test_a_bug_is_found_and_the_reward_named(file: Path, name: str) -> None:
     assert found.advice or found.check == "contract"
     assert bool(report.errors) == (severity == "error")
     assert found.reward == name or found.reward == "all together"
+
+
+def test_an_inverted_comparison_is_no_penalty_and_abstentions_are_counted(file: Path) -> None:
+    assert "nothing" not in {finding.check for finding in checked(file, "swapped").findings}
+    found = checked(file, "no_else").findings
+    assert [f.detail for f in found if re.search(r"; it abstained from \d+ of \d+$", f.detail)]
+    assert "constant" not in {finding.check for finding in found}
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -33,7 +33,7 @@ from rlft.objectives.batch_advantages import batch_advantages
 from rlft.objectives.presets import PRESETS
 from rlft.reward.explain import explain
 from rlft.reward.recompute import kl_coefs, recompute, used_groups
-from rlft.reward.replay import MOVED, Replay, replay
+from rlft.reward.replay import MOVED, Replay, _Collected, replay
 from rlft.reward.stored import StoredTasks, read_step, unscored
 from rlft.run.rollout_table import to_parquet
 from rlft.run.stored_task import StoredTask
@@ -59,6 +59,18 @@ def replayed(run: Path, *rewards: RewardSpec, **changes: Any) -> Replay:
 
 
 # Advantages.
+
+
+def test_intervals_of_a_step_stay_within_the_values_that_all_steps_show(tmp_path: Path) -> None:
+    collected = _Collected(tiny_config("model"))
+    for step, right in ((1, 0.1), (2, 1.0)):  # nothing is right in the first step but one sample
+        rewards = [[0.0, 0.1, 0.1, right if number < 4 else 0.1] for number in range(15)] + [[0.1, 0.1, 1.0, 1.0]]
+        groups = [made_up_group(each, task_id=f"{step}-{number}") for number, each in enumerate(rewards)]
+        stored = read_step(tmp_path, step, write(tmp_path, groups, step))
+        collected.add(stored, stored.groups, None, kl_coef=0.0)
+    first = collected.result([]).steps[0].new
+    assert 0 <= first.low < first.mean < first.high < 0.4
+    assert first == mean_interval([*[[0.0, 0.1, 0.1, 0.1]] * 15, [0.1, 0.1, 1.0, 1.0]], bounds=(0.0, 1.0))
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

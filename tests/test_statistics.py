@@ -11,7 +11,7 @@ import scipy.stats
 
 from rlft.curves.differences import paired, unpaired
 from rlft.curves.looks import ERROR, Look, look_at, picked
-from rlft.curves.statistics import MIN_TASKS, Clusters, mean_interval, t_interval
+from rlft.curves.statistics import MIN_TASKS, Clusters, mean_interval, reached_bounds, t_interval
 from rlft.run.records import Evaluation, Interval
 from tests.intervals import KINDS, simulate
 
@@ -226,3 +226,16 @@ def test_an_interval_survives_json() -> None:
         assert repr(Interval.from_dict(json.loads(text))) == repr(interval)  # repr: nan is not equal to itself
     with pytest.raises(ValueError, match="mean, low, high and n"):
         Interval.from_dict({"mean": 1.0})
+
+
+def test_ends_that_several_tasks_reach_are_bounds() -> None:
+    few = [[0.0, 0.1], [0.1], [1.0, 0.1], [1.0]]
+    assert reached_bounds(few) is None
+    assert reached_bounds(few * 4) == (0.0, 1.0)
+    assert reached_bounds([[0.0], [0.1], [0.5]] * 6) == (0.0, 1.0)  # what is within 0 and 1 may reach 1 yet
+    assert reached_bounds([[-1.0], [0.1], [1.0]] * 6) == (-1.0, 1.0)
+    assert reached_bounds([[float(number)] for number in range(40)]) is None  # nothing says that 39 is the most
+    assert reached_bounds([[3.0]] * 40) is None
+    means = [[0.06]] * 12 + [[0.1, 0.66]] * 4
+    wide, known = mean_interval(means), mean_interval(means, bounds=(0.0, 1.0))
+    assert wide.low < 0 < known.low

@@ -109,6 +109,20 @@ def bounds_of(*sides: Sequence[Sequence[float]]) -> Bounds | None:
     return (0.0, 1.0) if tasks >= _MANY_TASKS and 0 <= low <= high <= 1 else None
 
 
+def reached_bounds(clusters: Sequence[Sequence[float]]) -> Bounds | None:
+    """Like `bounds_of`, for values of which more is known than of the tasks in one mean, such as all steps of a run.
+
+    An end of their range that several tasks reach is taken for a bound; 0 and 1 are the bounds of what is within.
+    """
+    if (known := bounds_of(clusters)) or len(clusters) < MIN_TASKS:
+        return known
+    counts = Counter(value for cluster in clusters for value in set(cluster))
+    low, high = min(counts), max(counts)
+    if low == high or min(counts[low], counts[high]) < 2:
+        return None
+    return (0.0, 1.0) if 0 <= low <= high <= 1 else (low, high)
+
+
 def interval_of_means(means: Sequence[float], level: float, *, known: Bounds | None, seen: Bounds) -> Interval:
     """The interval of `mean_interval` from the means of the tasks.
 

@@ -78,14 +78,16 @@ def slow_judges(specs: Sequence[RewardSpec], deadline_s: float) -> list[Finding]
 
 
 def abstentions(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> list[Finding]:
-    """Rewards that never gave a value, and those that did for some replies only."""
+    """Rewards that never gave a value, and those that gave one value only and abstained else."""
     found = []
     scored = [sample for sample in samples if isinstance(sample.trajectory.outcome, Score | Abstain)]
     for spec in specs:
-        if not scored or any(sample.value(spec.label) is not None for sample in scored):
-            continue
+        values = [value for sample in scored if (value := sample.value(spec.label)) is not None]
+        absent = len(scored) - len(values)
         source = definition_of(spec)
-        if source is None or source.returns:  # else its source says why
+        if not absent or not (source is None or source.returns):  # else its source says why
+            continue
+        if not values:
             found.append(
                 Finding(
                     check="contract",
@@ -93,6 +95,19 @@ def abstentions(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> list[
                     reward=spec.label,
                     detail=f"it abstained on all {len(scored)} replies, so that nothing else could be checked",
                     advice="give tasks that it applies to (--data, --cases), or look for a path without `return`",
+                )
+            )
+        elif len(set(values)) == 1 and len(scored) >= _FEW:
+            lacks = source is not None and source.may_end
+            found.append(
+                Finding(
+                    check="contract",
+                    severity="error" if lacks else "warning",
+                    reward=spec.label,
+                    detail=f"it abstains (returns None) from {absent} of {len(scored)} replies and gives "
+                    f"{values[0]:g} to all others: "
+                    + ("one path has no return" if lacks else "nothing can be learnt from these"),
+                    advice="return 0 where the reply is wrong: what abstains takes no part in the baseline",
                 )
             )
     return found
@@ -223,7 +238,8 @@ def timed(probe: Probe, samples: Sequence[Sample], deadline_s: float, ends: floa
 
 
 def spread(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> Iterator[Finding]:
-    """Range of each reward, and how often two replies score alike."""
+    """Range of each reward, how often two replies score alike, and from how many it abstained."""
+    scored = [sample for sample in samples if isinstance(sample.trajectory.outcome, Score | Abstain)]
     for spec in specs:
         values = [value for sample in samples if (value := sample.value(spec.label)) is not None]
         if not values:
@@ -238,5 +254,8 @@ def spread(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> Iterator[F
             reward=spec.label,
             detail=f"{min(values):g} to {max(values):g} over {counted(len(values), 'reply', 'replies')}, "
             f"{counted(len(counts), 'different value')}, "
-            f"{ties:.0%} of the pairs tie, most often at {common:g}",
+            f"{ties:.0%} of the pairs tie, most often at {common:g}"
+            + (
+                f"; it abstained from {len(scored) - len(values)} of {len(scored)}" if len(scored) > len(values) else ""
+            ),
         )

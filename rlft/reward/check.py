@@ -24,6 +24,7 @@ from rlft.reward.contract import Kind, prompt_text
 from rlft.reward.failures import failure_findings
 from rlft.reward.findings import ALL, Finding, Report, Sample, quoted, sorted_findings
 from rlft.reward.good_replies import answer_text, good_cases, shown, written
+from rlft.reward.inversion import inverted
 from rlft.reward.odd_replies import ODD_REPLIES
 from rlft.reward.probe import IMPORT_S, GaveUpError, Probe, make_task
 from rlft.reward.processes import SlowImportError
@@ -193,10 +194,14 @@ def _first(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock)
             found = found or behaviour.repeated(lists, first, others, "in a list with others")
     found += behaviour.repeated(checked.specs, first, again, "later, in another order,")
     seen = [(spec, grouped if kinds[spec.label] == "group" else first) for spec in checked.specs]
+    abstaining: set[str] = set()
     for spec, replies in seen:
-        found += behaviour.abstentions([spec], replies)
+        found += (abstains := behaviour.abstentions([spec], replies))
         found += behaviour.spread([spec], replies)
-    found += _one_value(behaviour.constants(seen, good_known=bool(shown_replies)), checked, kinds, first, clock)
+        abstaining |= {finding.reward for finding in abstains}
+    constants = behaviour.constants(seen, good_known=bool(shown_replies))
+    constants = [each for each in constants if each.reward not in abstaining or each.severity == "error"]
+    found += _one_value(constants, checked, kinds, first, clock)
     return [*found, *_leaks(checked.tasks), *behaviour.timed(probe, first, checked.deadline_s, clock.ends(0.55))]
 
 
@@ -267,6 +272,11 @@ def _cheats(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock
         best = search.best(written(checked.tasks[:MOST_TASKS]))
         known = search.measured(best, comparative=comparative)
     found = search.judged(known, comparative=comparative, takes_answer=takes_answer)
+    upside_down = None
+    if takes_answer and not given and not any(one.aware for one in known):
+        upside_down = inverted(probe, written(checked.tasks[:2]), anything_known=bool(known), ends=search.ends)
+    if upside_down:
+        found = [upside_down]
     if not any(one.aware for one in known) and not comparative:
         sources = [one.source for one in known] or [each[0] for each in written(checked.tasks[:1]).values()]
         found += search.lengthened(sources)
@@ -277,7 +287,7 @@ def _cheats(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock
     found += [_hangs(error, limit_s, checked.deadline_s) for error in search.lost[:1]]
     if search.stopped and not search.lost:
         clock.missed.append(f"replies made up to cheat ({len(search.samples)} were tried)")
-    return [*found, *_noop(samples)]
+    return found if upside_down else [*found, *_noop(samples)]
 
 
 def _compares(probe: Probe) -> bool:

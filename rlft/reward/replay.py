@@ -8,6 +8,7 @@ not of the training.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from rlft.config import RunConfig
 from rlft.curves.reading import read_metrics, rollout_steps
-from rlft.curves.statistics import mean_interval
+from rlft.curves.statistics import mean_interval, reached_bounds
 from rlft.objectives.signal import has_signal
 from rlft.reward.recompute import Recomputed, kl_coefs, recompute
 from rlft.reward.scoring import Scorer
@@ -98,6 +99,8 @@ class Compared:
         }
 
 
+_UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
+"""Of a step, until all steps are there."""
 COUNTS = {
     "samples": "stored samples",
     "compared": "samples with a score under both",
@@ -225,6 +228,7 @@ class _Collected:
         self._counts: Counter[str] = Counter()
         self._parts: dict[str, Part] = defaultdict(Part)
         self._values: dict[str, dict[str, list[float]]] = {"old": defaultdict(list), "new": defaultdict(list)}
+        self._scores: dict[str, list[list[list[float]]]] = {"old": [], "new": []}
         self._moved: list[tuple[tuple[float, float], int, Moved]] = []
         self._old_names: set[str] = set()
         self._new_names: set[str] = set()
@@ -244,8 +248,7 @@ class _Collected:
             scored = [replace(group, baseline_score=baselines.get(group.task.id)) for group in scored]
         again = recompute(self._config, stored.groups, stored.rows, kl_coef=kl_coef)
         new = recompute(self._config, scored, stored.rows, kl_coef=kl_coef)
-        old_mean, new_mean = (mean_interval([group.scores for group in groups]) for groups in (stored.groups, scored))
-        compared = Compared(step=stored.step, old=old_mean, new=new_mean)
+        compared = Compared(step=stored.step, old=_UNKNOWN, new=_UNKNOWN)
         self._note(stored.step, again, new)
         self._note_failure(stored.step, scored)
         self._note_abstention(stored.step, scored)
@@ -262,15 +265,26 @@ class _Collected:
         self._steps.append(compared)
         self._counts += compared.counts
         for name, groups in (("old", stored.groups), ("new", scored)):
+            self._scores[name].append([group.scores for group in groups])
             for group in groups:
                 self._values[name][group.task.id] += group.scores
 
     def result(self, notes: Sequence[str]) -> Replay:
-        """All steps together. A task counts once in the mean of all, with its samples of all steps."""
+        """All steps together. A task counts once in the mean of all, with its samples of all steps.
+
+        The bounds of a reward's values are told from all steps: the few tasks of one step are too few to tell them.
+        """
+        whole = {}
+        for name, values in self._values.items():
+            clusters = [each for each in values.values() if each]
+            bounds = reached_bounds(clusters) if clusters else None
+            whole[name] = mean_interval(clusters, bounds=bounds)
+            for step, scores in zip(self._steps, self._scores[name], strict=True):
+                setattr(step, name, mean_interval(scores, bounds=bounds))
         total = Compared(
             step=None,
-            old=mean_interval([*self._values["old"].values()]),
-            new=mean_interval([*self._values["new"].values()]),
+            old=whole["old"],
+            new=whole["new"],
             counts=self._counts,
             parts=self._parts,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ class Definition:
     """Its source, without comments."""
     returns: bool
     """Whether a `return` or `yield` with a value stands in it."""
+    may_end: bool
+    """Whether its end can be reached without a `return`, which gives None."""
     reads_reply: bool
     """Whether it may look at what it is to score: it names it in its body, hands on all that it gets, or is wrapped."""
     defaults: dict[str, Any]
@@ -72,6 +75,7 @@ def definition(path: str) -> Definition | None:
                 line=node.lineno,
                 text=ast.unparse(node),
                 returns=node.decorator_list != [] or any(map(_gives, _own(node))),
+                may_end=node.decorator_list == [] and _may_end(node.body),
                 reads_reply=node.decorator_list != [] or _reads_reply(node),
                 defaults=_defaults(node.args),
             )
@@ -116,6 +120,25 @@ def _gives(node: ast.AST) -> bool:
     if isinstance(node, ast.Return):
         return node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None)
     return isinstance(node, ast.Yield | ast.YieldFrom)
+
+
+def _may_end(body: Sequence[ast.stmt]) -> bool:
+    """Whether the end of some statements can be reached; what is not known to leave does not."""
+    last = body[-1]
+    if isinstance(last, ast.If):
+        return not last.orelse or _may_end(last.body) or _may_end(last.orelse)
+    if isinstance(last, ast.With | ast.AsyncWith):
+        return _may_end(last.body)
+    if isinstance(last, ast.Try):
+        if last.finalbody and not _may_end(last.finalbody):
+            return False
+        return _may_end(last.orelse or last.body) or any(_may_end(each.body) for each in last.handlers)
+    if isinstance(last, ast.Match):
+        takes_all = any(isinstance(each.pattern, ast.MatchAs) and each.pattern.pattern is None for each in last.cases)
+        return not takes_all or any(_may_end(each.body) for each in last.cases)
+    if isinstance(last, ast.While):
+        return not (isinstance(last.test, ast.Constant) and last.test.value)
+    return not isinstance(last, ast.Return | ast.Raise)
 
 
 def _defaults(arguments: ast.arguments) -> dict[str, Any]:
