@@ -130,7 +130,14 @@ def _held_out(folder: Path, name: str) -> None:
     by_task = json.loads((folder / "evals" / f"{name}.json").read_text(encoding="utf-8"))["by_task"]
     wrong = {"completion": "17 + 25 is about 40, I think.", "reward": 0.0}
     rows = [
-        rollout(0, at, 0, task_id=task, **({} if values[0] else wrong))
+        rollout(
+            0,
+            at,
+            0,
+            task_id=task,
+            prompt=f"What is {at} + 25? Answer with the number in <answer> tags.",
+            **({} if values[0] else wrong),
+        )
         for at, (task, values) in enumerate(by_task.items())
     ]
     write_rollouts(folder / "evals" / f"{name}.parquet", rows)

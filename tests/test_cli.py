@@ -338,7 +338,7 @@ def test_a_decision_about_what_cannot_be_read_is_exit_code_2_and_json(rlft: Rlft
     told = json.loads(done.out)
     assert (told["verdict"], told["exit_code"]) == ("cant_tell", 2)
     assert str(gone) in told["sentence"]
-    assert told["reasons"] == [told["sentence"].removeprefix("CANNOT TELL: ")]
+    assert told["reasons"] == [told["sentence"].removeprefix("CAN'T TELL: ")]
 
 
 def test_an_unknown_command_or_option_is_a_usage_error(rlft: Rlft) -> None:

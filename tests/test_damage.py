@@ -17,7 +17,7 @@ from rlft.curves.report import write_report, write_reward_png
 from rlft.curves.verdict import verdict_of
 from rlft.run import damage
 from tests.fakes_run import append, make_run, write_json, write_rollouts
-from tests.gallery import hacked
+from tests.gallery import empty, hacked, one_step
 from tests.test_report import Page
 
 
@@ -179,6 +179,51 @@ def test_a_run_that_is_read_only_is_written_elsewhere(run: Path, monkeypatch: py
     told = CliRunner().invoke(app, ["report", str(run)])
     assert told.exit_code == 2
     assert f"rlft report {run} --out FOLDER" in " ".join(told.stderr.split())
+
+
+def test_a_forged_mean_never_ships(run: Path) -> None:
+    path = run / "evals" / "step-000040.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "accuracy": {**record["accuracy"], "mean": 0.99}}))
+    verdict = verdict_of(run)
+    assert verdict.kind == "cant_tell"
+    assert any("outside of its own interval" in reason.says for reason in verdict.reasons)
+    assert write_reward_png(run).stat().st_size > 1000
+
+
+def test_held_out_samples_that_are_torn_never_ship(run: Path) -> None:
+    (run / "evals" / "step-000040.parquet").write_bytes(b"junk")
+    verdict = verdict_of(run)
+    assert verdict.kind == "cant_tell"
+    assert any("step-000040.parquet cannot be read" in reason.says for reason in verdict.reasons)
+
+
+def test_why_looks_at_what_can_be_read(run: Path) -> None:
+    for step in range(37, 41):
+        (run / "rollouts" / f"step-{step:06d}.parquet").write_bytes(b"")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps({**row, "rollout/tokens": 10_000.0}) + "\n" for row in rows))
+    told = " ".join(CliRunner().invoke(app, ["why", str(run)]).output.split())
+    assert "(steps 34-36)" in told
+    assert "note: left out as damaged" in told
+    page = page_data(run)
+    assert page["moved"]["changes"][0]["to"] == "steps 34-36"
+    (sampled,) = [each for each in page["tiles"] if each["label"] == "Sampled"]
+    assert sampled["value"] == "400,000"  # as the metrics have it, those of torn files, too
+    failed = CliRunner().invoke(app, ["why", str(run), "--from", "1-2", "--to", "39-40"])
+    assert failed.exit_code == 1
+    assert "step-000039.parquet cannot be read" in str(failed.exception)
+    clipped = " ".join(CliRunner().invoke(app, ["why", str(run), "--from", "1-2", "--to", "30-60"]).output.split())
+    assert "(steps 30-40)" in clipped
+    assert "Steps 30-60 were asked for, and stored are steps 1 to 40." in clipped
+
+
+def test_why_of_one_step_or_none_says_so(tmp_path: Path) -> None:
+    for run, says in ((one_step(tmp_path / "one"), "one step has nothing"), (empty(tmp_path / "empty"), "no rollouts")):
+        told = CliRunner().invoke(app, ["why", str(run)])
+        assert told.exit_code == 1
+        assert says in str(told.exception)
+        assert "--from base" not in str(told.exception)
 
 
 def test_blocks_within_blocks(tmp_path: Path) -> None:

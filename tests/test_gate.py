@@ -131,7 +131,7 @@ def test_a_candidate_that_is_no_longer_what_was_measured_does_not_pass(tmp_path:
     write_eval(fell, "base", 0.3, random.Random(0))
     told = _invoke(base, fell, "--min-effect", 0.05)
     assert told.exit_code == 2
-    assert "CANNOT TELL" in told.output
+    assert "CAN'T TELL" in told.output
     assert "40 steps are not measured" in told.output.replace("\n", " ")
     assert "the train reward fell from 0.80" in told.output.replace("\n", " ")
     assert _invoke(base, f"{fell}@step-000010", "--min-effect", 0.05).exit_code == 0

@@ -100,11 +100,22 @@ def test_an_evaluation_without_bounds_or_lengths_is_readable(run: Path) -> None:
     write_eval(run, "base", 0.5, random.Random(0), tasks=2)
     path = run / "evals" / "base.json"
     record = json.loads(path.read_text())
-    record |= {"accuracy": {"mean": 0.5, "low": None, "high": None, "n": 1}, "length": None}
+    record |= {"accuracy": {**record["accuracy"], "low": None, "high": None}, "length": None}
     path.write_text(json.dumps(record))
     (evaluation,) = read_evals(run)
     assert not evaluation.accuracy.bounded
     assert math.isnan(evaluation.length)
+
+
+def test_a_mean_that_cannot_be_is_damage(run: Path) -> None:
+    write_eval(run, "base", 0.5, random.Random(0))
+    path = run / "evals" / "base.json"
+    record = json.loads(path.read_text())
+    for accuracy, says in (({"mean": 0.9}, "outside of its own interval"), ({"mean": 0.9, "high": 0.95}, "by_task")):
+        path.write_text(json.dumps({**record, "accuracy": {**record["accuracy"], **accuracy}}))
+        with pytest.raises(ValueError, match=says):
+            read_evals(run)
+        assert len(read_evals(run, is_checked=False)) == 1
 
 
 def test_a_damaged_evaluation_is_named(run: Path) -> None:

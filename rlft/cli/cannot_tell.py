@@ -39,7 +39,7 @@ def refusals(*, as_json: bool, also: Callable[[str], None] | None = None, **told
         text = describe_os_error(error) if is_of_files else str(error)  # type: ignore[arg-type]
         Console(stderr=True).print(Text(visible(f"error: {text}"), style="red"), soft_wrap=True)
         if as_json:
-            answer = {"verdict": "cant_tell", "exit_code": CANNOT_TELL, "sentence": f"CANNOT TELL: {text}"}
+            answer = {"verdict": "cant_tell", "exit_code": CANNOT_TELL, "sentence": f"CAN'T TELL: {text}"}
             print(json.dumps({**told, **answer, "reasons": [text]}, indent=1))
         if also is not None:
             also(text)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rlft.cli.arguments import RunFolder
 from rlft.cli.cannot_tell import refusals
-from rlft.curves.text import number, visible
+from rlft.curves.text import counted, number, visible
 
 if TYPE_CHECKING:
     from rlft.curves.alarms import Alarm, Health  # needs numpy, which `rlft --help` does not
@@ -53,11 +53,12 @@ def _show(console: Console, found: Health) -> None:
 
 
 def _sentence(found: Health) -> str:
-    if found.state == "cant_tell" and found.notes:
+    if found.state == "cant_tell" and found.steps >= 20:
         return "cannot tell: files of samples that a shadow reward is read from are damaged, so no alarm says little"
     if found.state == "cant_tell":
-        return f"cannot tell: {found.steps} steps are too few to call a run healthy, 20 are needed"
-    looked = f"{found.steps} steps"
+        few = f"{counted(found.steps, 'step')} {'is' if found.steps == 1 else 'are'}"
+        return f"cannot tell: {few} too few to call a run healthy, 20 are needed"
+    looked = counted(found.steps, "step")
     if found.state == "healthy":
         return f"healthy: no alarm in {looked}"
     count = len(found.alarms)

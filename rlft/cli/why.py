@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,14 +48,12 @@ def why(
 
     config = reading.read_config(run)
     with damage.left_out() as damaged:
-        stored = reading.rollout_steps(run)
-        width = max(1, min(20, len(stored) // 10))
-        if not (before and after) and not stored:
-            raise ValueError(f"{run} has no rollouts yet; of evaluations: rlft why {run} --from base --to last")
-        first = before or f"{stored[0]}-{stored[:width][-1]}"
-        last = after or f"{stored[-width:][0]}-{stored[-1]}"
+        first, last = (before, after) if before and after else _ends(run, before, after)
         windows = read_window(run, first), read_window(run, last)
-    change = explain(config, *windows, count=samples, seed=seed)
+    try:
+        change = explain(config, *windows, count=samples, seed=seed)
+    except ValueError as error:
+        raise ValueError("; ".join([str(error), *damaged])) from None
     fails = failing(config, windows[1], count=samples, seed=seed)
     if as_json:
         print(json.dumps({**change.as_dict(), "fails": fails.as_dict(), "notes": damaged}, indent=1))
@@ -62,6 +61,28 @@ def why(
     _show(change, fails)
     for note in damaged:
         Console().print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
+
+
+def _ends(run: Path, before: str, after: str) -> tuple[str, str]:
+    """The windows of a command that leaves one out: the first and the last steps whose rollouts can be read.
+
+    Raises ValueError where there are none, or where one step would be compared with itself.
+    """
+    from rlft.curves import reading
+    from rlft.run.records import EVALS
+
+    steps = reading.readable_steps(run)
+    evals = [e.name for e in reading.evals_of_result(run) if (run / EVALS / f"{e.name}.parquet").is_file()]
+    instead = f"; of evaluations: rlft why {run} --from {evals[0]} --to {evals[-1]}" if len(evals) > 1 else ""
+    if not steps:
+        damaged = " that can be read" if reading.rollout_steps(run) else " yet"
+        raise ValueError(f"{run} has no rollouts{damaged}, so there is nothing to explain{instead}")
+    if len(steps) == 1 and not before and not after:
+        raise ValueError(
+            f"{run} has rollouts of step {steps[0]} only, and one step has nothing to compare with{instead}"
+        )
+    width = max(1, min(20, len(steps) // 10))
+    return before or f"{steps[0]}-{steps[:width][-1]}", after or f"{steps[-width:][0]}-{steps[-1]}"
 
 
 def _show(change: Change, fails: Failing) -> None:

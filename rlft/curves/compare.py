@@ -18,6 +18,7 @@ from rlft.curves.comparison import Comparison, Detectable, Row, TaskChange
 from rlft.curves.courses import Courses, compare_courses
 from rlft.curves.differences import Difference
 from rlft.curves.power import POWER, Noise, Size, seeds_needed, smallest_effect, tasks_needed
+from rlft.curves.reading import read_eval_samples
 from rlft.curves.scored_run import Group, ScoredRun, config_changes
 from rlft.curves.seeds import GroupDifference, SeedDifference, holm, least_p
 from rlft.curves.statistics import t_interval
@@ -116,7 +117,7 @@ def compare(
 
 
 def _same_run_twice(before: Group, after: Group, common: Sequence[str]) -> list[str]:
-    """Says so where two runs have one config and one seed and yet other results, and what else differs."""
+    """Says so where two runs have one config and one seed, and what else differs where they have other results."""
     one, other = before.runs[0], after.runs[0]
     is_single = len(before.runs) == len(after.runs) == 1
     is_same = one.seed is not None and one.seed == other.seed and one.evaluation == other.evaluation
@@ -124,7 +125,10 @@ def _same_run_twice(before: Group, after: Group, common: Sequence[str]) -> list[
         return []
     differ = sum(list(one.values[task]) != list(other.values[task]) for task in common)
     if not differ:
-        return []
+        return [
+            f"same config, same seed {one.seed}, and the same scores on {counted(len(common), 'task')}: these are one "
+            f"run made twice{_to_the_letter(one, other)}"
+        ]
     read = [read_provenance(run.folder) for run in (one, other)]
     then, now = (replace(p, config={k: v for k, v in p.config.items() if k not in _NAMES}) for p in read)
     known = [*changed_numbers(then, now), *changed_computing(then, now)]
@@ -136,6 +140,15 @@ def _same_run_twice(before: Group, after: Group, common: Sequence[str]) -> list[
         f"same config and same seed {one.seed}, so these are one run made twice, and yet the scores of "
         f"{counted(differ, 'task')} differ: {why}"
     ]
+
+
+def _to_the_letter(one: ScoredRun, other: ScoredRun) -> str:
+    """Whether the samples of two runs are the same, too; empty where they are not stored."""
+    columns = ("task_id", "completion")
+    sides = [read_eval_samples(run.folder, run.evaluation, columns) for run in (one, other)]
+    if any(side is None for side in sides):
+        return ""
+    return ", sample for sample" if sides[0].equals(sides[1]) else ", though their samples differ"
 
 
 def _parts(before: Group, after: Group, level: float) -> list[Row]:

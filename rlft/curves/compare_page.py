@@ -12,7 +12,7 @@ from rlft.curves.comparison import Comparison
 from rlft.curves.courses import Courses
 from rlft.curves.scored_run import Group
 from rlft.curves.seeds import SeedDifference
-from rlft.curves.text import interval_text, number, shortened
+from rlft.curves.text import counted, interval_text, number, shortened
 from rlft.run.records import Interval
 
 STYLES = ("base.css", "compare.css")
@@ -88,7 +88,9 @@ def more_rows(c: Comparison) -> list[tuple[str, str, str, str]]:
         label = f"{c.metric}, middle half of the tasks (IQM; bootstrap)"
         rows.append((label, number(c.iqm[0]), number(c.iqm[1]), interval_text(c.iqm[2], "+")))
     if c.courses is not None and c.seeds is None:
-        for index, label in enumerate((f"train reward, last {c.courses.width} steps", "train reward, whole run")):
+        for index, label in enumerate(
+            (f"train reward, last {counted(c.courses.width, 'step')}", "train reward, whole run")
+        ):
             first, last = c.courses.before[0][index], c.courses.after[0][index]
             rows.append((label, number(first), number(last), f"{last - first:+.3g}, one run each"))
     if c.courses is not None and (reached := c.courses.reached):
@@ -142,6 +144,8 @@ def _course_facts(c: Comparison, courses: Courses) -> list[str]:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return shortened(str(value), 60)
 
 

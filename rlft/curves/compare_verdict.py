@@ -11,6 +11,7 @@ from rlft.curves.differences import Difference, paired
 from rlft.curves.scored_run import Group, ScoredRun
 from rlft.curves.seeds import GroupDifference, group_difference, least_p, paired_p, seeds_needed
 from rlft.curves.text import counted, interval_text, number
+from rlft.run.records import Interval
 
 Verdict: TypeAlias = Literal["better", "worse", "same", "cant_tell"]
 
@@ -82,7 +83,7 @@ def judge(
         doubt = _doubt_of_missing(verdict, before, after, min_effect, level)
         return ("cant_tell", [doubt]) if doubt else (verdict, [])
     if change.low <= 0 <= change.high:
-        reasons.append("the interval of the change includes 0")
+        reasons.append(f"the interval of the change includes 0 and {_too_wide(change, min_effect)}")
     if tasks.how_skewed:
         reasons.append(tasks.how_skewed)
     if isinstance(difference, GroupDifference) and least_p(n, m) > 1 - level:
@@ -94,6 +95,14 @@ def judge(
     elif isinstance(difference, GroupDifference) and not reasons:
         reasons.append(f"an exact permutation of the seeds gives p = {difference.seeds.p:.2f}")
     return "cant_tell", reasons
+
+
+def _too_wide(change: Interval, least: float) -> str:
+    """Why an interval around 0 is not `same`, with digits enough to show it."""
+    ends = [end for end in (change.low, change.high) if abs(end) >= least]
+    digits = next((d for d in range(3, 12) if any(round(abs(end), d) > least for end in ends)), 3)
+    low, high = (f"{end:+.{digits}f}" for end in (change.low, change.high))
+    return f"reaches beyond \N{PLUS-MINUS SIGN}{least:g}, the smallest change that matters: [{low}, {high}]"
 
 
 def sentence_of(

@@ -36,6 +36,8 @@ class Window:
     """Such as `steps 1-5` or `SFT`."""
     rows: Sequence[Row]
     """Its stored samples, with `COLUMNS`."""
+    cut: str = ""
+    """Says so where more steps were asked for than there are."""
 
     @property
     def scored(self) -> list[Row]:
@@ -150,6 +152,7 @@ class Change:
         missing = [f"{len(w.rows) - len(w.scored)} of {len(w.rows)} in {w.label}" for w in (before, after)]
         if any(len(w.rows) > len(w.scored) for w in (before, after)):
             told.append(f"Samples without a score, which are in none of this: {', '.join(missing)}.")
+        told += [window.cut for window in (before, after) if window.cut]
         return told
 
     def as_dict(self) -> dict[str, Any]:
@@ -196,7 +199,10 @@ def read_window(run: Path, name: str) -> Window:
             there = f"stored: {stored[0]} to {stored[-1]}" if stored else "there are none yet"
             raise ValueError(f"{run} has no rollouts of steps {name}; {there}")
         rows = reading.read_rollouts(run, COLUMNS, steps).to_pylist()
-        return Window(label=f"step {first}" if first == last else f"steps {first}-{last}", rows=rows)
+        begin, end = max(first, stored[0]), min(last, stored[-1])
+        cut = f"Steps {name} were asked for, and stored are steps {stored[0]} to {stored[-1]}."
+        label = f"step {begin}" if begin == end else f"steps {begin}-{end}"
+        return Window(label=label, rows=rows, cut=cut if (begin, end) != (first, last) else "")
     evals = reading.evals_of_result(run)
     measured = [each for each in evals if (run / EVALS / f"{each.name}.parquet").is_file()]
     found = measured[-1:] if name == "last" else [each for each in measured if each.name == name]

@@ -55,6 +55,17 @@ def age(last: Evaluation, rows: Rows, every: int) -> Reason | None:
     )
 
 
+def unmeasured(last: Evaluation, rows: Rows) -> Reason | None:
+    """Says which adapter the last evaluation measured, where the run has steps after it."""
+    step = int(rows[-1]["step"]) if rows else last.step
+    if step <= last.step:
+        return None
+    later = f"step {step}, which came after, was" if step == last.step + 1 else f"steps {last.step + 1} to {step} were"
+    return Reason(
+        code="measured", weight="note", says=f"What was measured is the adapter of step {last.step}; {later} not."
+    )
+
+
 def lost(last: Evaluation | None, rows: Rows, summary: Mapping[str, Any]) -> Reason | None:
     """Whether a run that has ended has its last step and the evaluation after it, as its summary tells of them.
 

@@ -141,7 +141,7 @@ def gate(comparison: Comparison, min_effect: float, stale: Sequence[str] = ()) -
     verdicts = {
         "pass": f"PASS: {names}, {numbers}: no loss of {min_effect:g} or more.",
         "regression": f"REGRESSION: {names}, {numbers}: {certain}.",
-        "cant_tell": f"CANNOT TELL: {names}, {numbers}: {'; '.join(reasons)}.",
+        "cant_tell": f"CAN'T TELL: {names}, {numbers}: {'; '.join(reasons)}.",
     }
     return Gate(
         decision=decision,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rlft.curves.charts import is_whole_reward, step_range
 from rlft.curves.marks import COLORS
 from rlft.curves.series import Series, bins, series, span
-from rlft.curves.text import interval_text, visible
+from rlft.curves.text import counted, interval_text, visible
 from rlft.run.records import Evaluation, word_for
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _draw_course(axes: Axes, values: Series, metric: str) -> None:
         axes.fill_between(steps, lows, highs, color=BLUE, alpha=0.18, linewidth=0)
     for step in values.broken:
         axes.axvline(step, color=RED, linewidth=0.8, linestyle=":")
-    broken = f"; dotted: not a number ({len(values.broken)} steps)" if values.broken else ""
+    broken = f"; dotted: not a number ({counted(len(values.broken), 'step')})" if values.broken else ""
     axes.set_title(f"Train {what}, {how}{broken}", fontsize=10.5, loc="left")
 
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -79,7 +81,10 @@ def read_metrics(run: Path, notes: list[str] | None = None) -> list[dict[str, fl
     lines = logs.read_metrics(run, notes).rows
     rows = {line.step: {"step": line.step, **line.metrics} for line in lines}
     if repeated := len(lines) - len(rows):
-        logs.say(f"{run}: {repeated} steps were logged more than once; the last line of each counts", notes)
+        again = sum(count > 1 for count in Counter(line.step for line in lines).values())
+        times = f" ({repeated} lines)" if repeated > again else ""
+        told = "step was" if again == 1 else "steps were"
+        logs.say(f"{run}: {again} {told} logged more than once{times}; the last line of each counts", notes)
     return [rows[step] for step in sorted(rows)]
 
 
@@ -122,18 +127,34 @@ def adapter_of(run: Path, name: str = "") -> Path:
     return folders[wanted]
 
 
-def read_evals(run: Path, set_name: str = "") -> list[Evaluation]:
+def read_evals(run: Path, set_name: str = "", *, is_checked: bool = True) -> list[Evaluation]:
     """Every evaluation, or every one of an evaluation set, ordered base, sft, then by step; empty if there is none.
 
-    Raises ValueError naming the file if one cannot be read or lacks a field, but see `damage.left_out`.
+    Raises ValueError naming the file if one cannot be read, lacks a field, or (`is_checked`) has a mean that is not
+    that of its tasks or lies outside of its own interval, but see `damage.left_out`.
     """
     folder, evals = Path(run) / evaluations_folder(set_name), []
     for path in sorted(folder.glob("*.json")):
         try:
-            evals.append(logs.read_evaluation(path))
+            found = logs.read_evaluation(path)
+            if is_checked and (wrong := _wrong_mean(found)):
+                raise ValueError(f"{path}: {wrong}; rlft verify {run} finds what was changed")
+            evals.append(found)
         except ValueError as error:
             damage.refuse(error)
     return in_order(evals)
+
+
+def _wrong_mean(found: Evaluation) -> str:
+    """What an evaluation says of its mean that cannot be; empty where nothing is."""
+    mean, low, high = found.accuracy.mean, found.accuracy.low, found.accuracy.high
+    if mean < low or mean > high:
+        return f"its mean {mean} lies outside of its own interval [{low}, {high}]"
+    tasks = [math.fsum(values) / len(values) for values in found.by_task.values() if values]
+    own = math.fsum(tasks) / len(tasks) if tasks else mean
+    if math.isfinite(own) and math.isfinite(mean) and not math.isclose(own, mean, rel_tol=1e-6, abs_tol=1e-9):
+        return f"its mean {mean} is not that of its tasks (by_task), {own}"
+    return ""
 
 
 def in_order(evals: Iterable[Evaluation]) -> list[Evaluation]:
@@ -188,6 +209,12 @@ def deciding_window(steps: int) -> int:
 def rollout_steps(run: Path) -> list[int]:
     """Steps that have stored rollouts, ascending."""
     return [step for step, path in numbered(Path(run) / ROLLOUTS) if path.stem == step_name(step)]
+
+
+def readable_steps(run: Path) -> list[int]:
+    """Steps whose stored rollouts can be read, ascending; those whose files are damaged are noted (`damage`)."""
+    stored = rollout_steps(run)
+    return sorted(set(read_rollouts(run, ("step",))["step"].to_pylist())) if stored else []
 
 
 def read_rollouts(

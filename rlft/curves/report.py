@@ -73,7 +73,7 @@ def write_reward_png(run: Path, out: Path | None = None) -> Path:
     run = Path(run)
     config = reading.read_config(run)
     with damage.left_out():  # the page says what
-        rows, evals = reading.read_metrics(run), reading.read_evals(run)
+        rows, evals = reading.read_metrics(run, []), reading.read_evals(run)
     return _replace((out or run) / "reward.png", draw(str(config.get("name") or run.name), rows, evals))
 
 

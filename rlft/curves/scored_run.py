@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from typing import Any
 
 from rlft.common.by_path import did_you_mean
 from rlft.curves import reading
+from rlft.curves.contents import contents_of, merged, repeated, told
 from rlft.run.provenance import decides_nothing
 from rlft.run.records import BEFORE_TRAINING, CONFIG, EVALS, SUMMARY, Evaluation
 
@@ -167,6 +167,8 @@ def paired_groups(before: Group, after: Group, *, by_id: bool = False) -> tuple[
         bare = next(run for run in runs if not run.contents)
         remarks.append(f"{bare.folder} stores no evaluation samples, so tasks are paired by id and not by content")
     elif not differing:
+        if count := max(repeated(run.values, run.contents) for run in runs):
+            remarks.append(told(count))
         before, after = (replace(group, runs=[_by_content(run) for run in group.runs]) for group in (before, after))
     sides = [*before.runs, *after.runs]
     common = set(sides[0].values).intersection(*(run.values for run in sides[1:]))
@@ -223,10 +225,10 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     if VERSUS not in words:
         if len(words) == 2:
             return [words[0]], [words[1]]
-        told = " ".join(words[:6]) + (" ..." if len(words) > 6 else "")
+        given = " ".join(words[:6]) + (" ..." if len(words) > 6 else "")
         raise ValueError(
             f"{len(words)} names without `{VERSUS}`: which are compared with which? Write it between the two groups, "
-            f"such as {example}; got: {told}"
+            f"such as {example}; got: {given}"
         )
     at = list(words).index(VERSUS)
     sides = list(words[:at]), list(words[at + 1 :])
@@ -271,15 +273,14 @@ def _samples(
     folder: Path, evaluation: Evaluation, table: Any
 ) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, list[float]]]]:
     """Contents and prompts by task id, and values by name and task id; all empty without stored samples."""
-    contents: dict[str, str] = {}
+    try:
+        contents = contents_of(table)
+    except ValueError as error:
+        raise ValueError(f"{folder / EVALS / evaluation.name}.parquet: {error}") from None
     prompts: dict[str, str] = {}
     parts: dict[str, dict[str, list[float]]] = {}
     for row in table.to_pylist() if table is not None else ():
         task = row["task_id"]
-        content = hashlib.sha256(json.dumps([row["messages"], row["answer"]]).encode()).hexdigest()
-        if contents.setdefault(task, content) != content:
-            where = folder / EVALS / f"{evaluation.name}.parquet"
-            raise ValueError(f"{where}: task {task!r} stands for two different prompts or answers; ids must be unique")
         prompts[task] = row["prompt"] or ""
         for name, value in json.loads(row["parts"] or "{}").items():
             if isinstance(value, int | float):
@@ -288,16 +289,10 @@ def _samples(
 
 
 def _by_content(run: ScoredRun) -> ScoredRun:
-    def renamed(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-        merged: dict[str, list[float]] = {}
-        for task, samples in values.items():  # two ids of one content are one task with more samples
-            merged.setdefault(run.contents.get(task, task), []).extend(samples)
-        return merged
-
     return replace(
         run,
-        values=renamed(run.values),
-        parts={name: renamed(values) for name, values in run.parts.items()},
+        values=merged(run.values, run.contents),
+        parts={name: merged(values, run.contents) for name, values in run.parts.items()},
         prompts={run.contents.get(task, task): prompt for task, prompt in run.prompts.items()},
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlft.curves import doubts, looks, reading
+from rlft.curves.contents import COLUMNS, contents_of, merged, repeated, told
 from rlft.curves.differences import Difference, paired
 from rlft.curves.doubts import Reason
 from rlft.curves.evaluation_sets import EvaluationSet, bounds_of_stage, read_sets, worse
@@ -120,7 +121,7 @@ def verdict_of(run: Path, health: Health | None = None) -> Verdict:
 
 def _read(run: Path, config: Mapping[str, Any], health: Health) -> dict[str, Any]:
     """The arguments of `judge`, from a run directory."""
-    evals, rows = reading.evals_of_result(run), reading.read_metrics(run)
+    evals, rows = reading.evals_of_result(run), reading.read_metrics(run, [])
     rewards, back = reading.reward_specs(config), reading.rolled_back_to(run)
     last = next((e for e in reversed(evals) if not e.is_before), None)
     gone = doubts.lost(last, rows, logs.read_json(run / SUMMARY))
@@ -145,7 +146,21 @@ def _read(run: Path, config: Mapping[str, Any], health: Health) -> dict[str, Any
         "observed": observed,
         "remarks": remarks,
         "sets": read_sets(run, config),
+        "contents": _contents(run, evals),
     }
+
+
+def _contents(run: Path, evals: Sequence[Evaluation]) -> dict[str, str]:
+    """Content of each held-out task by id, as the samples of the evaluations that are compared have it."""
+    compared = [*[e for e in evals if e.is_before][-1:], *[e for e in evals if not e.is_before][-1:]]
+    found: dict[str, str] = {}
+    for each in compared:
+        table = reading.read_eval_samples(run, each.name, COLUMNS[:1], optional=COLUMNS[1:])
+        try:
+            found |= contents_of(table)
+        except ValueError as error:
+            damage.refuse(ValueError(f"the samples of {each.name}: {error}"))
+    return found
 
 
 def judge(
@@ -157,6 +172,7 @@ def judge(
     observed: Mapping[str, Difference] | None = None,
     remarks: Iterable[Reason] = (),
     sets: Sequence[EvaluationSet] = (),
+    contents: Mapping[str, str] | None = None,
 ) -> Verdict:
     """The verdict from what was read of a run.
 
@@ -168,7 +184,9 @@ def judge(
         observed: paired change of each reward of weight 0, as `observed_changes` gives it.
         remarks: further reasons, such as what the run's alarms say (`doubts.alarms`).
         sets: the evaluation sets, which never decide alone.
+        contents: content of each held-out task by id; those of equal content are one cluster.
     """
+    contents = contents or {}
     before, trained = [e for e in evals if e.is_before], [e for e in evals if not e.is_before]
     order = str((config.get("environment") or {}).get("order", "shuffle"))
     if not before or not trained:
@@ -181,7 +199,7 @@ def judge(
     effect = Effect(
         before=start,
         after=last,
-        change=paired(start.by_task, last.by_task, look.level, bounds=bounds_of_stage(last)),
+        change=_paired(start, last, contents, look.level),
         look=look,
         min_effect=float(settings.get("min_effect", MIN_EFFECT)),
     )
@@ -197,9 +215,11 @@ def judge(
         *worse(sets),
         *remarks,
         doubts.longer(start, last),
+        doubts.unmeasured(last, rows),
+        _same_tasks(last, contents),
         _best_of(trained),
     ]
-    decided = _decided(_sentence(effect, before[0] if len(before) > 1 else None), found, effect)
+    decided = _decided(_sentence(effect, before[0] if len(before) > 1 else None, contents), found, effect)
     return replace(decided, sets=sets, shadows=shadows)
 
 
@@ -210,6 +230,16 @@ def _decided(sentence: str, found: Iterable[Reason | None], effect: Effect | Non
     kinds: dict[str, Kind] = {"against": "dont", "doubt": "cant_tell"}
     kind = kinds.get(reasons[0].weight, "ship")
     return Verdict(kind=kind, sentence=sentence, reasons=reasons, effect=effect)
+
+
+def _paired(before: Evaluation, after: Evaluation, contents: Mapping[str, str], level: float) -> Difference:
+    first, last = (merged(each.by_task, contents) for each in (before, after))
+    return paired(first, last, level, bounds=bounds_of_stage(after))
+
+
+def _same_tasks(last: Evaluation, contents: Mapping[str, str]) -> Reason | None:
+    count = repeated(last.by_task, contents)
+    return Reason(code="repeated", weight="note", says=f"{told(count)}.") if count else None
 
 
 def observed_changes(run: Path, evals: Sequence[Evaluation], names: Sequence[str]) -> dict[str, Difference]:
@@ -240,41 +270,42 @@ def _measured(effect: Effect) -> Reason:
         )
     if not change.bounded:
         return Reason(code="effect", weight="doubt", says=f"No interval of the change: {effect.change.why_none}.")
-    told = f"{interval_text(change, '+')} ({at}, {counted(change.n, 'task')}, {effect.change.changed} of them changed)"
+    shown = f"{interval_text(change, '+')} ({at}, {counted(change.n, 'task')}, {effect.change.changed} of them changed)"
     if change.low > least:
         says = f"The whole interval lies above the {least:g} that matters (evaluation.min_effect)."
         return Reason(code="effect", weight="for", says=says)
     if change.high < 0:
-        return Reason(code="effect", weight="against", says=f"{trainer} made it worse: {told}.")
+        return Reason(code="effect", weight="against", says=f"{trainer} made it worse: {shown}.")
     if change.high < least:
         return Reason(
             code="effect",
             weight="against",
-            says=f"The change is smaller than the {least:g} that matters (evaluation.min_effect): {told}.",
+            says=f"The change is smaller than the {least:g} that matters (evaluation.min_effect): {shown}.",
         )
     return Reason(
         code="effect",
         weight="doubt",
-        says=f"The change may be less than the {least:g} that matters and may be more: {told}. "
+        says=f"The change may be less than the {least:g} that matters and may be more: {shown}. "
         + (effect.change.how_skewed or "More held-out tasks or samples narrow the interval: rlft power")
         + ".",
     )
 
 
-def _sentence(effect: Effect, base: Evaluation | None) -> str:
+def _sentence(effect: Effect, base: Evaluation | None, contents: Mapping[str, str]) -> str:
     start, last, change = effect.before, effect.after, effect.change.interval
     origin = _with_label(start) if base is None else f"{_with_label(base)} over {_with_label(start)}"
     word = word_for([start, last, *([base] if base else [])])
-    told = f"Held-out {word} went from {origin} to {_with_label(last)}."
+    says = f"Held-out {word} went from {origin} to {_with_label(last)}."
     if change.n == 0:
-        return told
-    told += f" Paired over {counted(change.n, 'task')}, {last.stage} changed it by {interval_text(change, '+')}"
+        return says
+    says += f" Paired over {counted(change.n, 'task')}, {last.stage} changed it by {interval_text(change, '+')}"
     if effect.look.planned > 1:
-        told += f" ({100 * effect.change.level:.4g} %: {effect.look})"
+        says += f" ({100 * effect.change.level:.4g} %: {effect.look})"
     if base is not None:
-        whole = paired(base.by_task, last.by_task, effect.change.level, bounds=bounds_of_stage(last)).interval
-        told += f" against {start.label}; the whole run changed it by {interval_text(whole, '+')}"
-    return f"{told}."
+        whole = _paired(base, last, contents, effect.change.level).interval
+        at = f" ({100 * effect.change.level:.4g} %, too)" if effect.look.planned > 1 else ""
+        says += f" against {start.label}; the whole run changed it by {interval_text(whole, '+')}{at}"
+    return f"{says}."
 
 
 def _best_of(trained: Sequence[Evaluation]) -> Reason | None:
@@ -295,25 +326,25 @@ def _nothing_to_compare(
     before: Sequence[Evaluation], trained: Sequence[Evaluation], rows: Sequence[Mapping[str, float]]
 ) -> str:
     if trained:
-        told = f"Held-out {trained[-1].word} is {_with_label(trained[-1])}"
-        return f"{told}; nothing was evaluated before {trained[-1].stage} to compare with."
-    told = ""
+        says = f"Held-out {trained[-1].word} is {_with_label(trained[-1])}"
+        return f"{says}; nothing was evaluated before {trained[-1].stage} to compare with."
+    says = ""
     if before:
         known = " and ".join(map(_with_label, before))
-        told = f"Held-out {word_for(before)} is {known}; nothing has been evaluated after {before[0].stage} yet."
+        says = f"Held-out {word_for(before)} is {known}; nothing has been evaluated after {before[0].stage} yet."
     courses = {
         what: [row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]
         for what, metric in (("reward", "reward/mean"), ("margin", "preference/margin"), ("loss", "sft/loss"))
     }
     what, values = next(((what, values) for what, values in courses.items() if values), ("", []))
     if not values:
-        return told or "No step has finished and nothing has been evaluated yet."
+        return says or "No step has finished and nothing has been evaluated yet."
     width = reading.window(rows)
     ends = [math.fsum(part) / len(part) for part in (values[:width], values[-width:])]
-    went = f"Train {what} went from {number(ends[0])} to {number(ends[1])} in {len(rows)} steps."
+    went = f"Train {what} went from {number(ends[0])} to {number(ends[1])} in {counted(len(rows), 'step')}."
     if len(rows) == 1:
         went = f"Train {what} of its one step is {number(ends[0])}."
-    return f"{told or 'There is no held-out evaluation.'} {went}"
+    return f"{says or 'There is no held-out evaluation.'} {went}"
 
 
 def _with_label(evaluation: Evaluation) -> str:

@@ -119,7 +119,7 @@ class Health:
     enough: bool = field(default=True)
     """Whether there is enough to say that nothing is wrong: steps, and samples that a shadow reward is read from."""
     notes: tuple[str, ...] = ()
-    """Files of samples, and evaluations, that were left out as damaged."""
+    """What was left out of the files that it rests on."""
 
     @property
     def state(self) -> Literal["healthy", "alarm", "cant_tell"]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlft.curves.alarms.course import MIN_STEPS, Course, jump, noise, onset, shift, smoothed, trend
 from rlft.curves.alarms.seen import Found, Seen, around, level_at, scatter
-from rlft.curves.text import number, percent
+from rlft.curves.text import counted, number, percent
 
 _ALL_ALONG = 250
 """Fewest steps without signal that are more than a slow beginning."""
@@ -98,7 +98,7 @@ def reward_spike(seen: Seen) -> Found | str | None:
         onset=int(course.steps[spikes[0]]),
         evidence=f"step {int(course.steps[worst])}: reward {number(course.values[worst])}, around it "
         f"{number(beside[worst])} ({abs(away[worst]) / max(scatter(away), 1e-12):.0f} deviations); "
-        f"{len(spikes)} such steps",
+        f"{counted(len(spikes), 'such step')}",
         numbers={"steps": len(spikes), "worst": float(course.values[worst]), "around": float(beside[worst])},
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 from rlft.curves.alarms.course import MIN_STEPS, Course, course_of, shift, trend
 from rlft.curves.alarms.health import Severity
 from rlft.curves.reading import Rows
+from rlft.curves.text import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class Seen:
         """Why these metrics say nothing; empty if they do."""
         for metric in metrics:
             if (n := len(self.course(metric))) < steps:
-                return f"{metric} has {n} steps; {steps} are needed" if n else f"the run has no {metric}"
+                return f"{metric} has {counted(n, 'step')}; {steps} are needed" if n else f"the run has no {metric}"
         return ""
 
     def latest(self, metric: str) -> float:

@@ -44,7 +44,8 @@ def alarms_of(run: Path) -> Health:
         ValueError: this is no run directory, or its metrics or events are damaged.
     """
     shadows = shadow_names(reading.reward_specs(reading.read_config(run)))
-    rows = with_not_finite(reading.read_metrics(run), reading.read_events(run))
+    notes: list[str] = []
+    rows = with_not_finite(reading.read_metrics(run, notes), reading.read_events(run, notes))
     answers = _answers(rows, shadows)
     with damage.left_out() as lacking:
         if rows and shadows and not isinstance(answers["shadow_gap"], Found):
@@ -52,7 +53,7 @@ def alarms_of(run: Path) -> Health:
     with damage.left_out() as unshown:
         samples = {name: samples_for(run, name, found) for name, found in answers.items() if isinstance(found, Found)}
     found = _health(rows, answers, samples)
-    return replace(found, enough=found.enough and not lacking, notes=tuple(dict.fromkeys([*lacking, *unshown])))
+    return replace(found, enough=found.enough and not lacking, notes=tuple(dict.fromkeys([*notes, *lacking, *unshown])))
 
 
 def is_looked_at(step: int) -> bool:

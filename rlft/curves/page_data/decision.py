@@ -13,7 +13,7 @@ from rlft.curves.marks import short
 from rlft.curves.reading import reward_specs
 from rlft.curves.shadow import shadow_names
 from rlft.curves.state import State
-from rlft.curves.text import duration, interval_text, percent
+from rlft.curves.text import counted, duration, interval_text, percent
 from rlft.curves.verdict import Verdict
 from rlft.run.records import BEFORE_TRAINING, Evaluation, Provenance
 
@@ -88,10 +88,16 @@ def _healthy(health: Health) -> Chip:
         evidence = [f"{a.severity.capitalize()}: {a.line}. {a.meaning} {a.advice}" for a in alarms]
         return _chip("healthy", "Healthy", value, "bad" if critical else "unsure", evidence, "health")
     if health.state == "cant_tell":
-        says = f"{health.steps} steps are too few to say that nothing is wrong; no alarm is raised."
+        if health.steps >= 20:
+            says = "Files of samples that a shadow reward is read from are damaged; no alarm is raised."
+            return _chip("healthy", "Healthy", "can't tell", "unsure", [says, *health.notes], "health")
+        few = f"{counted(health.steps, 'step')} {'is' if health.steps == 1 else 'are'}"
+        says = f"{few} too few to say that nothing is wrong; no alarm is raised."
         return _chip("healthy", "Healthy", "too short to tell", "none", [says], "health")
     unable = [f"{each.name} cannot be told: {each.reason}" for each in health.unable]
-    return _chip("healthy", "Healthy", "yes", "good", [f"No alarm in {health.steps} steps.", *unable], "health")
+    return _chip(
+        "healthy", "Healthy", "yes", "good", [f"No alarm in {counted(health.steps, 'step')}.", *unable], "health"
+    )
 
 
 def _hacked(found: Verdict, health: Health, config: Mapping[str, Any]) -> Chip:
@@ -109,7 +115,7 @@ def _hacked(found: Verdict, health: Health, config: Mapping[str, Any]) -> Chip:
         return _chip("hacked", "Hacked?", "no sign", "good", evidence, "shadows")
     if shadow_names(specs):
         says = "A shadow reward watches, and what it says is not conclusive."
-        return _chip("hacked", "Hacked?", "cannot tell", "unsure", [*evidence, says], "shadows")
+        return _chip("hacked", "Hacked?", "can't tell", "unsure", [*evidence, says], "shadows")
     if observed := [each.label for each in specs if each.weight == 0]:
         says = f"Observed and not trained on: {', '.join(observed)}; none of them fell beyond chance."
         return _chip("hacked", "Hacked?", "no sign", "good", [*evidence, says], "why")
@@ -194,8 +200,12 @@ def tiles(
     if math.isfinite(state.wall_s):
         found.append(("Wall time", duration(state.wall_s), f"{duration(state.paused_s)} of it stopped"))
     if waste is not None and waste.tokens:
-        found.append(("Sampled", f"{waste.tokens:,}", "rollout tokens"))
-        found.append(("Gave no gradient", percent(waste.share), "of the rollout tokens"))
+        logged = [row["rollout/tokens"] for row in rows if math.isfinite(row.get("rollout/tokens", math.nan))]
+        tokens = int(math.fsum(logged)) if len(logged) == len(rows) else waste.tokens
+        is_all = tokens <= waste.tokens
+        of_all = "of the rollout tokens" if is_all else f"of the {waste.tokens:,} tokens that can be read"
+        found.append(("Sampled", f"{max(tokens, waste.tokens):,}", "rollout tokens"))
+        found.append(("Gave no gradient", percent(waste.share), of_all))
     return [{"label": label, "value": value, "remark": remark} for label, value, remark in found]
 
 
@@ -210,7 +220,7 @@ def gate(run: Path, found: Verdict) -> dict[str, str] | None:
     says = (
         f"Exits with 0 if the run did not lose {margin:g} or more against {start.label}, with 1 if it got worse, with "
         f"2 if that cannot be told (evaluation of step {last.step}). Put the run that is in use in the first place to "
-        "gate a candidate against it."
+        f"gate a candidate against it. It asks for no loss; the verdict above asks for a gain of more than {least:g}."
     )
     return {"command": command, "says": says}
 

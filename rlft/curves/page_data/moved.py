@@ -79,7 +79,7 @@ def change(found: Change) -> dict[str, Any]:
 
 def _training(run: Path) -> list[Window]:
     """Windows of as many steps as `rlft why` takes, the first and the last ones and evenly between."""
-    stored = reading.rollout_steps(run)
+    stored = reading.readable_steps(run)
     width = max(1, min(20, len(stored) // 10))
     count = min(_WINDOWS, len(stored) // width)
     starts = [round(i * (len(stored) - width) / max(1, count - 1)) for i in range(count)]

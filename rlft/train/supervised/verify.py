@@ -44,7 +44,7 @@ def verify(run: Path, config: SupervisedConfig, *, root: str = "") -> Verificati
     with View(f"verify {config.name}", steps=0) as view:
         view.stage("hashes")
         notes = check_manifest(run, config.checkpoint, root, hashes)
-        evals = reading.read_evals(run)
+        evals = reading.read_evals(run, is_checked=False)
         for each in evals:
             file = f"{EVALS}/{each.name}.json"
             mean = mean_interval(list(each.by_task.values())).mean
