@@ -34,6 +34,18 @@ Problem: TypeAlias = tuple[Location, str]
 _PLAIN_DATA = "Arguments are texts, finite numbers, true, false, null, lists and mappings of them"
 
 
+_ALIASES = {
+    "learning_rate": "learner.lr",
+    "batch_size": "tasks_per_step",
+    "max_steps": "steps",
+    "num_generations": "samples_per_task",
+    "max_tokens": "sampling.max_new_tokens",
+    "max_completion_length": "sampling.max_new_tokens",
+    "beta": "algorithm.kl_coef",
+}
+"""What other systems call a key -> its place in a run's config."""
+
+
 @overload
 def load(
     path: str | Path, overrides: Sequence[str] = (), *, check: Callable[[RunConfig], Iterable[Problem]] | None = None
@@ -277,7 +289,10 @@ def _explain(error: ValidationError, place_of: Callable[[Location], str], kind: 
         loc, section = _section(kind, [part for part in problem["loc"] if not str(part).startswith("function-")])
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            message = _unknown(str(loc[-1]), section)
+            message = _unknown(str(loc[-1]), section, kind)
+        elif problem["type"] == "tuple_type" and loc[-1] == "rewards":
+            given = problem["input"] if isinstance(problem["input"], str) else "FILE.py:FUNCTION"
+            message = f"expected a list: `- path: {given}`"
         elif problem["type"] == "missing":
             message = "this key is required"
         elif not isinstance(problem["input"], dict | list) and message != str(problem["input"]):
@@ -327,9 +342,14 @@ def _section(kind: type[BaseModel], parts: Sequence[str | int]) -> tuple[Locatio
     return tuple(loc), node
 
 
-def _unknown(key: str, section: Any) -> str:
+def _unknown(key: str, section: Any, kind: type[BaseModel]) -> str:
     """What to say of a key that a section does not have."""
     names = [field.name for field in dataclass_fields(section)] if is_dataclass(section) else [*section.model_fields]
     if key in (elsewhere := getattr(section, "ELSEWHERE", {})):
         return f"this key has no place here: {elsewhere[key]}"
+    here = _ALIASES.get(key, "")
+    if here.rpartition(".")[2] in names:
+        return f"unknown key. Did you mean {here.rpartition('.')[2]!r}?"
+    if here and kind is RunConfig:
+        return f"unknown key. It is {here} in this config"
     return "unknown key." + did_you_mean(key, names)

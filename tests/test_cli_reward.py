@@ -92,6 +92,15 @@ def test_a_file_of_completions_is_tried_as_json(odd: Path) -> None:
     assert "nothing to score" in str(reward("try", f"{odd}:odd").exception)
 
 
+def test_a_file_without_completions_is_refused(odd: Path, tmp_path: Path) -> None:
+    for name in ("empty.jsonl", "empty.txt"):
+        (tmp_path / name).write_text("")
+        told = reward("try", f"{odd}:odd", "--completions", tmp_path / name)
+        assert str(told.exception) == f"{tmp_path / name} has no completions: write one a line"
+    told = reward("try", f"{odd}:odd", "--completions", tmp_path / "emptyy.txt")
+    assert str(told.exception) == f"--completions: no file {tmp_path / 'emptyy.txt'}. Did you mean 'empty.txt'?"
+
+
 def test_completions_of_a_task_are_compared_and_what_is_noted_is_shown(odd: Path) -> None:
     told = reward("try", f"{odd}:longest", "--completion", "ab", "--completion", "abc").output
     assert re.findall(r"reward (\d)|(size: \d|most: \d)|(\d together)", told) == [

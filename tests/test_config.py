@@ -227,6 +227,12 @@ def test_an_override_takes_yaml(write: Any) -> None:
         ("rewards.2.weight=1", "'2' is not a position in a list of 2"),
         ("rewards.first.weight=1", "'first' is not a position"),
         ("learner.lrr=1", "^override learner.lrr=1: unknown key.*[Dd]id you mean 'lr'"),
+        ("learner.learning_rate=1", "unknown key. Did you mean 'lr'"),
+        ("num_generations=3", "unknown key. Did you mean 'samples_per_task'"),
+        ("learner.batch_size=3", "unknown key. It is tasks_per_step in this config"),
+        ("beta=0.1", "unknown key. It is algorithm.kl_coef in this config"),
+        ("max_completion_length=3", "unknown key. It is sampling.max_new_tokens in this config"),
+        ("rewards=order.py:order", "rewards=order.py:order: expected a list: `- path: order.py:order`$"),
         ("steps=many", "^override steps=many: .*'many'"),
         ("smaples_per_task=3", "^override smaples_per_task=3: unknown key.*[Dd]id you mean 'samples_per_task'"),
         ("rewards.0.weight=abc", "^override rewards.0.weight=abc: .*'abc'"),
@@ -237,6 +243,13 @@ def test_an_override_takes_yaml(write: Any) -> None:
 def test_a_wrong_override_is_named(write: Any, override: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         load(write(), [override])
+
+
+def test_what_other_systems_call_a_key_is_a_key_here(write: Any) -> None:
+    for place in configs._ALIASES.values():
+        node = load(write())
+        for name in place.split("."):
+            node = getattr(node, name)
 
 
 # Presets.

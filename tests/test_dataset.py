@@ -122,7 +122,8 @@ def test_a_limit_reads_no_further(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"rows\.jsonl:2: not JSON"),
+        ("{", r"rows\.jsonl:2: not JSON: Expecting property name .*: at the end of the line$"),
+        ("{,", r"rows\.jsonl:2: not JSON: Expecting property name .*: column 2$"),
         ("[1]", r"rows\.jsonl:2: expected an object with columns, found list"),
         ('{"answer": 1}', r"rows\.jsonl:2: the template names 'question', but the row has answer"),
         ('{"question": "x"}', r"rows\.jsonl:2: no column 'answer'"),

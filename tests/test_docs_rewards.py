@@ -32,14 +32,14 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_first_functions_run(page: Path) -> None:
     section = SECTIONS["From the first function on"]
     commands = [line for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL) for line in block.splitlines()]
-    assert len(commands) == 4
+    assert len(commands) == 5
     printed = []
     for command in commands:
         result = CliRunner().invoke(app, shlex.split(command)[1:])
         assert result.exit_code == 0, result.output
         printed.append(result.output)
     rewards = [re.findall(r'(?:reward |"reward": )([-\d.]+)', text) for text in printed]
-    assert rewards == [["1.2"], ["1.0"], ["1", "0"], ["0"]]
+    assert rewards == [["1.2"], ["1.0"], ["0.5", "1", "0"], ["1", "0"], ["0"]]
 
 
 def test_the_polite_judge_judges(page: Path) -> None:

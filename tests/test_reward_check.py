@@ -10,13 +10,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rlft.cli import main
+from rlft.reward.behaviour import leaks
 from rlft.reward.case_findings import case_findings
 from rlft.reward.cases import Case, Expect
 from rlft.reward.check import MADE_UP, Checked, check_rewards
 from rlft.reward.findings import Report
 from rlft.reward.good_replies import good_cases
 from rlft.reward.probe import make_task
-from rlft.reward.transforms import FAMILIES, TEMPLATES, TRANSFORMS, Good, other_answers
+from rlft.reward.templates import TEMPLATES
+from rlft.reward.transforms import FAMILIES, TRANSFORMS, Good, other_answers
 from rlft.train.rl.services import make_scorer, reward_remarks
 from rlft.types import Failed, RewardSpec, Score
 from tests.fakes import letters, tiny_config
@@ -152,6 +154,12 @@ def unread(completion, answer):
         return float(completion == f"ANSWER={answer}")
     return -1.0 if any(map(str.isdigit, completion)) else 0.0
 
+def longest(group):
+    return [float(len(t.text)) for t in group.trajectories]
+
+def always_wrong(completions, answer):
+    return [float(messages[-1]["content"] == answer) for messages in completions]
+
 def positional(completion, /):
     return 1.0
 
@@ -192,6 +200,16 @@ def nearness(completion, answer):
     try:
         return max(0.0, 1 - abs(float(completion) - float(answer)) / abs(float(answer)))
     except (ValueError, OverflowError):
+        return 0.0
+
+def labelled(completion, answer):
+    return float(completion.strip() == f"Answer: {answer}")
+
+def json_result(completion, answer):
+    import json
+    try:
+        return float(json.loads(completion)["result"] == int(answer))
+    except (ValueError, KeyError, TypeError, RecursionError):
         return 0.0
 
 async def waits(completion, answer):
@@ -246,10 +264,11 @@ BUGS = {
     ),
     "for_bonus_only": ("warning", "contract", r"gives 0.5 to all others: nothing can be learnt from these"),
     "unread": ("warning", "good replies", r"lower than nonsense \(-1 against 0\): no way to write it scores above"),
+    "longest": ("warning", "padding", "longer replies get more: 2,401 characters about nothing take one from"),
     "positional": ("error", "contract", "positional-only"),
     "wants_column": ("error", "contract", "nothing supplies its parameter 'level'"),
 }
-RIGHT = ("exact", "in_parts", "penalised", "boxed", "centred", "nearness", "waits")
+RIGHT = ("exact", "in_parts", "penalised", "boxed", "centred", "nearness", "waits", "labelled", "json_result")
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +336,59 @@ def test_the_command_reads_cases_and_data_and_exits_with_one_on_an_error(file: P
     assert told.exit_code == 1
     assert f"{cases}:1: case 'line 1': the value is 0, not 1" in told.output
     assert "'not Ada' scores 1" in told.output
+
+
+def test_data_is_read_as_data_check_reads_it(file: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Good?", "label": "yes"}\n{"question": "Bad?", "label": "no"}\n')
+    source = tmp_path / "by_label.py"
+    source.write_text("def by_label(completion, label):\n    return float(completion.strip() != label)\n")
+    told = reward("check", f"{source}:by_label", "--data", rows)
+    assert told.exit_code == 1
+    assert "column 'question' is taken as the prompt, 'label' as the answer" in told.output
+    assert (
+        "the right answer in bare scores lower than nonsense (0 against 1): is the comparison inverted?" in told.output
+    )
+    rows.write_text('{"question": "Good?"}\n')
+    told = reward("check", f"{file}:constant", "--data", rows)
+    assert f"no row of {rows} has an answer" in told.output
+    rows.write_text('{"lable": "Good?"}\n')
+    assert "no column looks like a prompt among lable" in str(
+        reward("check", f"{file}:exact", "--data", rows).exception
+    )
+    rows.write_text("")
+    for command in ("check", "attack"):
+        assert str(reward(command, f"{file}:exact", "--data", rows).exception) == f"{rows} has no rows"
+
+
+def test_a_check_that_looked_at_hardly_anything_cannot_tell(file: Path) -> None:
+    told = reward("check", f"{file}:exact", "--within-s", "0.001")
+    assert told.exit_code == 2
+    assert "cannot tell: there was no time for most replies" in told.output
+    assert not json.loads(reward("check", f"{file}:exact", "--within-s", "0.001", "--json").output)["is_fine"]
+    for option in ("--within-s", "--deadline-s"):
+        told = reward("check", f"{file}:exact", option, "0")
+        assert told.exit_code == 2
+        assert "greater than or equal" in told.output
+
+
+def test_a_prompt_that_lists_all_labels_leaks_none() -> None:
+    labels = ("good", "bad", "neither")
+    listed = [make_task(f"good, bad or neither? {number}", answer=label) for number, label in enumerate(labels)]
+    assert leaks(listed) == []
+    (found,) = leaks([make_task(f"The answer is {label}.", answer=label) for label in labels])
+    assert found.detail == "the answer stands in the prompt of 3 of 3 tasks"
+
+
+def test_no_advice_contradicts_what_was_seen(file: Path) -> None:
+    (found,) = (f for f in checked(file, "exact").findings if "the answer in several formats" in f.detail)
+    assert found.detail == "the answer in several formats: scores lower than the good reply that says the same"
+    assert found.advice == ""
+
+
+def test_a_list_compared_with_a_list_is_explained(file: Path) -> None:
+    (found,) = (f for f in checked(file, "always_wrong").findings if f.check == "constant")
+    assert "compare completions[i] with answer[i]" in found.advice
 
 
 def test_a_config_is_checked_as_a_whole() -> None:
@@ -437,6 +509,16 @@ FAILING = {
         "def divides(group):\n    return [1 / (len(group.trajectories) - 1) for _ in group.trajectories]",
         "ZeroDivisionError",
         "groups of one happen: evaluation and the base measurement",
+    ),
+    "iterates": (
+        "def iterates(group):\n    return [float(len(t.text)) for t in group]",
+        "'Group' object is not iterable",
+        r"the text of one is group\.trajectories\[i\]\.text",
+    ),
+    "answers": (
+        "def answers(completions, answer):\n    return [float(answer) for _ in completions]",
+        "TypeError",
+        r"gets `answer` and other columns as lists, too.*: compare completions\[i\] with answer\[i\]",
     ),
     "texts": (
         "def texts(completions):\n    return [float(len(c.strip())) for c in completions]",

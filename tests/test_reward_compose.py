@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -96,3 +97,12 @@ def test_what_cannot_be_composed_is_refused() -> None:
         clip(right, 1, 0)
     with pytest.raises(ValueError, match="weighted needs rewards by name"):
         weighted({})
+    for wrong, said in (
+        ({"a": right}, "'a' has <function right"),
+        ([(1.0, right)], "got \\[\\(1.0, "),
+        ({"a": ("0.5", right)}, "the weight of 'a' is '0.5', and has to be a finite number"),
+        ({"a": (math.nan, right)}, "the weight of 'a' is nan"),
+        ({"a": (1.0, "right")}, "'a' has \\(1.0, 'right'\\)"),
+    ):
+        with pytest.raises(ValueError, match=f"weighted needs rewards by name, each with its weight.*{said}"):
+            weighted(wrong)  # type: ignore[arg-type]

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from rlft.cli.cannot_tell import CANNOT_TELL
+
 app = typer.Typer(help="Write, try, check and change reward functions.", no_args_is_help=True)
 
 RewardArguments = Annotated[
@@ -83,7 +85,7 @@ def try_(
     args: RewardArguments = None,
     config: Annotated[Path | None, typer.Option(help="Config whose rewards and tasks are used.")] = None,
     task: Annotated[str, typer.Option(help="Id of the config's task; the first when left out.")] = "",
-    deadline_s: Annotated[float | None, typer.Option(help="Seconds for a reply.")] = None,
+    deadline_s: Annotated[float | None, typer.Option(min=0.001, help="Seconds for a reply.")] = None,
     failed: Annotated[
         Path | None,
         typer.Option(help="Run directory: repeat the call that failed on a SAMPLE of it; without SAMPLE, list these."),
@@ -139,14 +141,16 @@ def check(
     data: Data = "",
     cases: Cases = None,
     deadline_s: Annotated[
-        float | None, typer.Option(help="Seconds for a reply; when left out, what takes 3 s hangs.")
+        float | None, typer.Option(min=0.001, help="Seconds for a reply; when left out, what takes 3 s hangs.")
     ] = None,
-    within_s: Annotated[float, typer.Option(help="Seconds after which no further replies are tried.")] = 60.0,
+    within_s: Annotated[
+        float, typer.Option(min=0.001, help="Seconds after which no further replies are tried.")
+    ] = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Whether a reward may be trained on: its contract, its cases, and replies made up to cheat it. Needs no model.
 
-    Exit code 1 if there is an error.
+    Exit code 1: there is an error; 2: cannot tell, since there was time for less than half of the ordinary replies.
     """
     from rlft.cli import reward_check
     from rlft.reward.check import check_rewards
@@ -157,8 +161,8 @@ def check(
     report = check_rewards(checked)
     note = "" if cases else reward_check.left_out(checked.specs)
     reward_check.show(Console(), target, report, as_json=as_json, note=note)
-    if report.errors:
-        raise typer.Exit(1)
+    if report.errors or report.cannot_tell:
+        raise typer.Exit(1 if report.errors else CANNOT_TELL)
 
 
 @app.command()
@@ -209,7 +213,7 @@ def attack(
     )
     report = reward_attack.run(Console(), target, asked, cases=cases, write=write_cases, as_json=as_json)
     if report.exploits or report.cannot_tell:
-        raise typer.Exit(1 if report.exploits else reward_attack.CANNOT_TELL)
+        raise typer.Exit(1 if report.exploits else CANNOT_TELL)
 
 
 @app.command()

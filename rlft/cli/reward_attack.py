@@ -24,8 +24,6 @@ from rlft.reward.stored import read_step, read_tasks
 from rlft.reward.transcript import of_trajectory
 from rlft.types import RewardSpec, Score, Task
 
-CANNOT_TELL = 2
-"""Exit code where hardly anything could be tried."""
 _STEPS = 4
 """The last steps of a run whose replies are used."""
 
@@ -96,6 +94,7 @@ def asked(
         seed=seed,
         deadline_s=min(checked.hangs_s, checked.deadline_s),
         environment=checked.environment,
+        answer_names=checked.answer_names,
     )
 
 

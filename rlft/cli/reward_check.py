@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,23 @@ from rich.text import Text
 
 from rlft.cli.blocks import show_block
 from rlft.cli.reward_try import rewards
-from rlft.common.rows import FORMATS, read_rows
+from rlft.common.rows import ANSWERS, FORMATS, PROMPTS, prompt_and_answer, read_rows, taken
 from rlft.config import EnvironmentConfig
 from rlft.curves.text import counted, visible
 from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.reward.cases import SUFFIX, Case, read_cases
 from rlft.reward.check import HANGS_S, MADE_UP, MOST_TASKS, Checked
-from rlft.reward.findings import ALL, Report
+from rlft.reward.findings import ALL, Finding, Report
 from rlft.reward.probe import make_task
 from rlft.reward.source import source_file
 from rlft.types import RewardSpec, Task
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
+_OWN = {"prompt", "messages", "completion", "answer", "id"}
+"""Columns that are no columns of a task, since rewards get something else by these names."""
 _ROWS = 200
+"""Rows of a file that are looked at."""
 OF_MODELS = {"base_url", "model", "api_key_env", "deadline_s", "folder", "label", "device", "threads"}
 """Arguments that say which judge or model is asked, and not what is right."""
 
@@ -48,20 +53,23 @@ def asked(
 
         config = load(Path(target), [])
     specs = rewards("" if config else target, args, config)
-    tasks, demonstrations = _tasks(data, config.environment if config else None)
+    given = _tasks(data, config.environment if config else None)
+    tasks = given.tasks
     known = read_cases(cases) if cases else _cases_beside(specs)
     if known and not tasks:
         tasks = spread([case.task for case in known])
     return Checked(
         specs=specs,
         tasks=tasks or MADE_UP,
-        demonstrations=demonstrations,
+        demonstrations=given.demonstrations,
         cases=known,
         deadline_s=deadline_s or (config.scoring.deadline_s if config else 10.0),
         hangs_s=deadline_s or HANGS_S,
         environment=config.scoring.environment if config else (),
         within_s=within_s,
         cases_file=str(cases or ""),
+        answer_names=_answer_names(tasks),
+        remarks=given.remarks,
     )
 
 
@@ -81,6 +89,8 @@ def show(console: Console, title: str, report: Report, *, as_json: bool, note: s
         )
     counts = {kind: sum(finding.severity == kind for finding in report.findings) for kind in ("error", "warning")}
     told = ", ".join(counted(count, kind) for kind, count in counts.items())
+    if report.cannot_tell:
+        told = f"cannot tell: there was no time for most replies; {told}"
     console.print(Text(f"{told}; {counted(report.replies, 'reply', 'replies')} in {report.seconds:.1f} s"))
     if note:
         console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
@@ -119,22 +129,31 @@ def _cases_beside(specs: Sequence[RewardSpec]) -> list[Case]:
     return read_cases(file) if file and file.is_file() else []
 
 
-def _tasks(data: str, own: EnvironmentConfig | None) -> tuple[list[Task], list[tuple[Task, str]]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """Where the tasks come from."""
+
+    tasks: list[Task]
+    demonstrations: list[tuple[Task, str]]
+    remarks: Sequence[Finding] = ()
+
+
+def _tasks(data: str, own: EnvironmentConfig | None) -> _Given:
     if data.endswith(FORMATS):
-        return _rows(data), []
+        return _rows(data)
     if data.endswith((".yaml", ".yml")):
         from rlft.config_file import load
 
         own = load(Path(data), []).environment
     elif data:
         own = EnvironmentConfig(path=data if ":" in data else f"environments.{data}:load")
-    return _of_environment(loading.load(own)) if own else ([], [])
+    return _of_environment(loading.load(own)) if own else _Given(tasks=[], demonstrations=[])
 
 
-def _of_environment(environment: Environment) -> tuple[list[Task], list[tuple[Task, str]]]:
+def _of_environment(environment: Environment) -> _Given:
     every = max(1, len(environment.train) // MOST_TASKS)
     tasks = list(environment.train[::every][:MOST_TASKS])
-    return tasks, demonstrated(environment)
+    return _Given(tasks=tasks, demonstrations=demonstrated(environment))
 
 
 def demonstrated(environment: Environment) -> list[tuple[Task, str]]:
@@ -153,15 +172,37 @@ def _key(messages: Sequence[Any]) -> str:
     return json.dumps([dict(message) for message in messages], sort_keys=True)
 
 
-def _rows(file: str) -> list[Task]:
-    """Tasks of a file with `prompt` (text or messages) and `answer`; the other columns keep their names."""
-    rows = []
-    for number, (where, row) in enumerate(read_rows(file, name="--data"), start=1):
-        if number > _ROWS:
-            break
-        rows.append(_task(where, row))
+def _answer_names(tasks: Sequence[Task]) -> list[str]:
+    """Names by which a reward may take the answer: `answer`, and columns that hold it in all tasks."""
+    answered = [task for task in tasks if task.answer is not None]
+    columns = answered[0].columns if answered else {}
+    return ["answer", *(name for name in columns if all(t.columns.get(name) == t.answer for t in answered))]
+
+
+def _rows(file: str) -> _Given:
+    """Tasks of a file: the columns are taken as `rlft data check` takes them, and keep their names beside."""
+    read = list(islice(read_rows(file, name="--data"), _ROWS))
+    if not read:
+        raise ValueError(f"{file} has no rows")
+    names = {str(name) for _, row in read for name in row}
+    asked, replied = prompt_and_answer(names)
+    if not asked:
+        raise ValueError(
+            f"{file}: no column looks like a prompt among {', '.join(sorted(names))}; rewards are tried on one of "
+            f"{', '.join(PROMPTS)}"
+        )
+    rows = [_task(where, row, asked, replied) for where, row in read]
     every = max(1, len(rows) // MOST_TASKS)
-    return rows[::every][:MOST_TASKS]
+    remarks = [Finding(check="data", severity="info", reward=ALL, detail=taken(asked, replied))]
+    if all(task.answer is None for task in rows):
+        detail = f"no row of {file} has an answer, so that no right reply is known"
+        advice = f"name a column {' or '.join(ANSWERS[:2])}, or add cases with good replies (FILE.cases.jsonl, --cases)"
+        remarks.append(Finding(check="data", severity="warning", reward=ALL, detail=detail, advice=advice))
+    return _Given(
+        tasks=rows[::every][:MOST_TASKS],
+        demonstrations=[],
+        remarks=remarks,
+    )
 
 
 def spread(tasks: Sequence[Task]) -> list[Task]:
@@ -170,11 +211,21 @@ def spread(tasks: Sequence[Task]) -> list[Task]:
     return sorted(different.values(), key=lambda task: task.answer is None)[:MOST_TASKS]
 
 
-def _task(where: str, row: Mapping[str, Any]) -> Task:
-    columns = {name: value for name, value in row.items() if name not in ("prompt", "answer", "id")}
-    prompt = row.get("prompt", row.get("question"))
+def _task(where: str, row: Mapping[str, Any], asked: str, replied: str) -> Task:
+    columns = {name: value for name, value in row.items() if name not in _OWN}
+    prompt, answer = row.get(asked), row.get(replied) if replied else None
+    if (
+        isinstance(prompt, list)
+        and prompt
+        and isinstance(prompt[-1], Mapping)
+        and prompt[-1].get("role") == "assistant"
+    ):
+        prompt = prompt[:-1]
     if isinstance(prompt, str):
-        return make_task(prompt, answer=row.get("answer"), columns=columns, id=where)
+        return make_task(prompt, answer=answer, columns=columns, id=where)
     if isinstance(prompt, list) and prompt and all(isinstance(m, Mapping) and "content" in m for m in prompt):
-        return Task(id=where, messages=tuple(dict(m) for m in prompt), answer=row.get("answer"), columns=columns)  # type: ignore[misc]
-    raise ValueError(f"{where}: expected a column `prompt` with text or chat messages; there is {', '.join(row)}")
+        return Task(id=where, messages=tuple(dict(m) for m in prompt), answer=answer, columns=columns)  # type: ignore[misc]
+    raise ValueError(
+        f"{where}: column {asked!r}: expected text or chat messages, found {type(prompt).__name__}; there is "
+        f"{', '.join(row)}"
+    )

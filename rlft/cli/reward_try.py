@@ -15,7 +15,7 @@ from rich.text import Text
 from rlft.cli.key_values import as_in_a_config, as_in_a_row, key_values, nearly_json
 from rlft.common import json_text
 from rlft.common.by_path import did_you_mean
-from rlft.common.rows import read_rows
+from rlft.common.rows import no_file, read_rows
 from rlft.config import RunConfig
 from rlft.curves.text import shortened, visible
 from rlft.reward.behaviour import missing_returns, slow_judges
@@ -59,6 +59,8 @@ def run(console: Console, asked: Asked, *, as_json: bool) -> bool:
     config = _config(asked)
     specs = rewards(asked.target, asked.args, config)
     samples = list(_samples(asked, config))
+    if not samples:
+        raise ValueError(f"{asked.file} has no completions: write one a line")
     deadline_s = asked.deadline_s or (config.scoring.deadline_s if config else 10.0)
     environment = config.scoring.environment if config else ()
     found: list[tuple[Task, str, Answered]] = []
@@ -236,6 +238,8 @@ def _samples(asked: Asked, config: RunConfig | None) -> Iterator[tuple[Task, str
     if asked.file is None:
         return
     if asked.file.suffix == ".txt":
+        if not asked.file.is_file():
+            raise ValueError(no_file(asked.file, "--completions"))
         for line in asked.file.read_text(encoding="utf-8").splitlines():
             yield task, line
         return

@@ -10,7 +10,8 @@ import codecs
 import csv
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from rlft.common import json_text
 from rlft.common.by_path import describe_error, did_you_mean, import_function
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+PROMPTS = ("messages", "prompt", "question", "instruction", "input", "text", "problem", "query")
+"""Columns that are taken as the prompt where nothing else is said, the first that there is."""
+ANSWERS = ("answer", "label", "completion", "response", "output", "solution")
+"""Columns that are taken as the answer, likewise."""
 MARKS = 100
 """Combining marks in a row that are brought into one order; those behind them are another row."""
 
@@ -47,6 +52,23 @@ def read_rows(
             )
         return _number(source, _call(source)) if is_function else _file(path, name)
     return _number(source, _from_hub(source, subset, split, name))
+
+
+def prompt_and_answer(names: Collection[str], prompt: str = "", answer: str = "") -> tuple[str, str]:
+    """The columns that ask and that answer, by their names where none is given; empty where there is no such."""
+    asked = prompt or next((name for name in PROMPTS if name in names), "")
+    return asked, answer or next((name for name in ANSWERS if name in names and name != asked), "")
+
+
+def taken(asked: str, replied: str) -> str:
+    """Which columns were taken, as a sentence."""
+    return f"column {asked!r} is taken as the prompt" + (f", {replied!r} as the answer" if replied else "")
+
+
+def no_file(path: Path, name: str) -> str:
+    """That there is no such file, with one that is called nearly so."""
+    near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.*")] if path.parent.is_dir() else [])
+    return f"{name}: no file {path}.{near}"
 
 
 def canonical_text(text: str) -> str:
@@ -100,8 +122,7 @@ def refuse_negative(**counts: float) -> None:
 
 def _file(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if not path.is_file():
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.*")] if path.parent.is_dir() else [])
-        raise ValueError(f"{name}: no file {path}.{near}")
+        raise ValueError(no_file(path, name))
     if path.suffix == ".jsonl":
         return _json_lines(path)
     return _csv(path) if path.suffix == ".csv" else _number(str(path), _whole_file(path))
@@ -139,8 +160,15 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             try:
                 row = json_text.parse(line)
             except ValueError as error:
-                raise ValueError(f"{where}: not JSON: {error}") from None
+                raise ValueError(f"{where}: not JSON: {_within_line(error)}") from None
             yield where, _object(where, row)
+
+
+def _within_line(error: ValueError) -> str:
+    """What is wrong in a line, with the column; the decoder's own number of the line is no file's."""
+    if not isinstance(error, JSONDecodeError):
+        return str(error)
+    return f"{error.msg}: {f'column {error.colno}' if error.lineno == 1 else 'at the end of the line'}"
 
 
 def _object(where: str, row: Any) -> Mapping[str, Any]:

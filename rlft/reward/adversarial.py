@@ -125,14 +125,19 @@ class Search:
             found += self._cheated(aware or known, comparative)
         return found
 
-    def lengthened(self, sources: Sequence[Source]) -> list[Finding]:
+    def lengthened(self, sources: Sequence[Source], *, comparative: bool) -> list[Finding]:
         """Whether a reward that looks at no answer pays for words about nothing, in the format of a reply or around."""
         hits: list[tuple[float, str, float, str]] = []
         tried = 0
         for source in sources[:_MOST_SOURCES]:
             good = source.good
             made = [good.text, *lengthened(good.text, LONG, good.answer)]
-            base, *others = self.score([(source.task, good.whole(text)) for text in made])
+            wholes = [good.whole(text) for text in made]
+            base, *others = (
+                self._together(source.task, wholes)
+                if comparative
+                else self.score([(source.task, text) for text in wholes])
+            )
             more = [(v, text) for v, text in zip(others, made[1:], strict=True) if v is not None and base is not None]
             tried += base is not None
             if more and base is not None and (best := max(more))[0] > base + _AS_GOOD * max(1.0, abs(base)):
@@ -183,16 +188,20 @@ class Search:
                 ]
         return []
 
+    def _together(self, task: Task, texts: Sequence[str]) -> list[float | None]:
+        """The weighted sums of texts that are one group."""
+        scored = self.probe.trajectories([(task, texts)])[0]
+        found = [Sample(task=task, text=t, trajectory=s) for t, s in zip(texts, scored, strict=True)]
+        self.samples += found
+        return [sample.total for sample in found]
+
     def _measured(self, source: Source, comparative: bool) -> Known | None:
         good = source.good
         wrong = [good.write(other) for other in good.others[:4]] if good.answer is not None else []
         spoilt = broken(good)
         texts = [*map(good.whole, [good.text, *wrong]), *(text for texts in spoilt.values() for text in texts)]
         if comparative:
-            scored = self.probe.trajectories([(source.task, texts)])[0]
-            found = [Sample(task=source.task, text=t, trajectory=s) for t, s in zip(texts, scored, strict=True)]
-            self.samples += found
-            values = [sample.total for sample in found]
+            values = self._together(source.task, texts)
         else:
             values = self.score([(source.task, text) for text in texts])
         high, low = values[0], min((value for value in values[1:] if value is not None), default=None)
@@ -290,7 +299,7 @@ def _told(
     hits: Mapping[tuple[Transform, str], list[_Hit]], tried: Mapping[tuple[Transform, str], int]
 ) -> list[Finding]:
     """One finding for each family and severity, with the shortest reply."""
-    by_family: dict[tuple[str, Severity], list[tuple[Transform, _Hit]]] = defaultdict(list)
+    by_family: dict[tuple[str, Severity, bool], list[tuple[Transform, _Hit]]] = defaultdict(list)
     for (transform, form), found in hits.items():
         for hit in found:
             severity: Severity = transform.severity
@@ -301,9 +310,9 @@ def _told(
             family = {"half": "format only", "paid": _UNANSWERED, "spared": _UNANSWERED}.get(
                 hit.verdict, transform.family
             )
-            by_family[family, severity].append((transform, hit))
+            by_family[family, severity, hit.verdict == "less"].append((transform, hit))
     findings = []
-    for (family, severity), pairs in by_family.items():
+    for (family, severity, is_less), pairs in by_family.items():
         transform, hit = min(pairs, key=lambda pair: len(pair[1].text))
         good = hit.known.source.good
         names = list(dict.fromkeys(each.name for each, _ in pairs))
@@ -316,7 +325,9 @@ def _told(
                 detail=f"{told}: {_verdict(hit)}",
                 example=f"{quoted(hit.text)} scores {hit.value:g}, {_compared(hit)}{quoted(good.whole(good.text))} "
                 f"{hit.known.high:g}",
-                advice=_ADVICE[hit.verdict] if family == _UNANSWERED else FAMILIES[family],
+                advice=_ADVICE[hit.verdict]
+                if family == _UNANSWERED
+                else ("" if is_less and family == "many answers" else FAMILIES[family]),
             )
         )
     return findings

@@ -66,6 +66,8 @@ class Attacked:
     """Seconds for one reply."""
     environment: Collection[str] = ()
     """`scoring.environment`."""
+    answer_names: Collection[str] = ("answer",)
+    """As `Checked` has them."""
     workers: int = 1
     """0 calls the rewards in this process, where nothing can be killed."""
 
@@ -168,7 +170,7 @@ class _Attack:
         self._attacked, self._judge, self._ends, self._found = attacked, judge, ends, found
         plans = judge.probe.plans
         trained = [spec for spec in attacked.specs if spec.weight]
-        self._takes_answer = any("answer" in plans[spec.label].parameters for spec in trained)
+        self._takes_answer = any({*attacked.answer_names} & {*plans[spec.label].parameters} for spec in trained)
         self._needs_columns = any(plans[spec.label].required - OFFERED - spec.args.keys() for spec in trained)
         self._trained = trained
 

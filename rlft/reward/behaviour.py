@@ -8,7 +8,9 @@ from collections.abc import Collection, Iterator, Sequence
 from statistics import quantiles
 
 from rlft.curves.text import counted
+from rlft.reward.contract import prompt_text
 from rlft.reward.findings import ALL, Finding, Sample, quoted
+from rlft.reward.good_replies import answer_text
 from rlft.reward.odd_replies import ODD_REPLIES
 from rlft.reward.probe import Probe
 from rlft.reward.source import definition_of
@@ -259,3 +261,51 @@ def spread(specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> Iterator[F
                 f"; it abstained from {len(scored) - len(values)} of {len(scored)}" if len(scored) > len(values) else ""
             ),
         )
+
+
+def leaks(tasks: Sequence[Task]) -> list[Finding]:
+    """Whether the tasks' prompts hold their answers, so that a copy of the prompt may pass.
+
+    A prompt that lists all the answers that there are, as a classifier's does, tells nothing.
+    """
+    answers = [(task, text) for task in tasks if len(text := answer_text(task.answer) or "") > 1]
+    labels = {text for _, text in answers}
+    held = [
+        task
+        for task, text in answers
+        if text in (asked := prompt_text(task)) and not (len(labels) > 1 and all(label in asked for label in labels))
+    ]
+    if not held or 2 * len(held) < len(answers):
+        return []
+    detail = f"the answer stands in the prompt of {len(held)} of {len(answers)} tasks"
+    advice = "make sure that it can only be found by solving the task"
+    return [Finding(check="data", severity="info", reward=ALL, detail=detail, example=held[0].id, advice=advice)]
+
+
+def pays_for_nothing(samples: Sequence[Sample]) -> list[Finding]:
+    """Whether an empty reply gets the most that any reply got."""
+    by_task: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if sample.total is not None:
+            by_task[sample.task.id].append(sample)
+    values = [sample.total or 0.0 for group in by_task.values() for sample in group]
+    best: dict[str, float] = {}
+    for task, group in by_task.items():
+        empty = [sample.total or 0.0 for sample in group if not sample.text.strip()]
+        if empty:
+            best[task] = max(empty)
+            if best[task] < max(sample.total or 0.0 for sample in group):
+                return []
+    if not best or max(values) == min(values) or max(best.values()) < max(values):
+        return []
+    return [
+        Finding(
+            check="nothing",
+            severity="warning",
+            reward=ALL,
+            detail=f"an empty reply gets the most that any of {len(values)} replies got, {max(best.values()):g}: "
+            "saying nothing is the best policy",
+            example="''",
+            advice="a penalty needs a reward beside it that an empty reply does not get; check the config with both",
+        )
+    ]

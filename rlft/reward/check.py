@@ -11,7 +11,6 @@ written in several ways, and the way that scores highest is taken.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,9 +20,9 @@ from rlft.reward.adversarial import Search
 from rlft.reward.case_findings import case_findings
 from rlft.reward.cases import Case
 from rlft.reward.contract import Kind, prompt_text
-from rlft.reward.failures import failure_findings
+from rlft.reward.failures import LISTS, failure_findings
 from rlft.reward.findings import ALL, Finding, Report, Sample, quoted, sorted_findings
-from rlft.reward.good_replies import answer_text, good_cases, shown, written
+from rlft.reward.good_replies import good_cases, shown, written
 from rlft.reward.inversion import inverted
 from rlft.reward.odd_replies import ODD_REPLIES
 from rlft.reward.probe import IMPORT_S, GaveUpError, Probe, make_task
@@ -70,6 +69,10 @@ class Checked:
     """No further replies are scored after so many seconds; what was left out for that is a finding."""
     cases_file: str = ""
     """Where the cases come from, if somebody named it."""
+    answer_names: Collection[str] = ("answer",)
+    """Names by which a reward may take the answer."""
+    remarks: Sequence[Finding] = ()
+    """What is to be said of the tasks."""
     workers: int = 1
     """0 calls the rewards in this process, where nothing can be killed."""
 
@@ -82,6 +85,8 @@ class _Clock:
     within_s: float
     missed: list[str] = field(default_factory=list)
     """What was not looked at, or not wholly, for want of time."""
+    is_too_short: bool = False
+    """Whether less than half of the ordinary replies were looked at."""
 
     def ends(self, share: float) -> float:
         """When that share of the time is over, by `time.monotonic`."""
@@ -135,9 +140,14 @@ def _checked(checked: Checked, clock: _Clock) -> Report:
         )
     late = {name for sample in samples for name, o in sample.trajectory.failed_parts.items() if o.kind == "timeout"}
     findings += behaviour.missing_returns([spec for spec in checked.specs if spec.label not in late])
-    findings += clock.findings()
+    findings += [*clock.findings(), *checked.remarks]
     seconds = time.monotonic() - clock.started
-    return Report(findings=sorted_findings(findings), replies=len(samples), seconds=seconds)
+    return Report(
+        findings=sorted_findings(findings),
+        replies=len(samples),
+        seconds=seconds,
+        cannot_tell=clock.is_too_short,
+    )
 
 
 def plain_replies(tasks: Sequence[Task]) -> list[tuple[Task, str]]:
@@ -179,6 +189,7 @@ def _first(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock)
         return []
     first += behaviour.ask(probe, texts[_A_FEW:], clock.ends(0.25))
     clock.note("ordinary replies", len(first), len(texts))
+    clock.is_too_short = 2 * len(first) < len(texts)
     texts = texts[: len(first)]
     again = behaviour.ask(probe, texts[::-1], clock.ends(0.35))
     clock.note("whether values repeat", len(again), len(first))
@@ -202,7 +213,11 @@ def _first(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock)
     constants = behaviour.constants(seen, good_known=bool(shown_replies))
     constants = [each for each in constants if each.reward not in abstaining or each.severity == "error"]
     found += _one_value(constants, checked, kinds, first, clock)
-    return [*found, *_leaks(checked.tasks), *behaviour.timed(probe, first, checked.deadline_s, clock.ends(0.55))]
+    return [
+        *found,
+        *behaviour.leaks(checked.tasks),
+        *behaviour.timed(probe, first, checked.deadline_s, clock.ends(0.55)),
+    ]
 
 
 def _one_value(
@@ -230,19 +245,10 @@ def _one_value(
         if any(value != given for value in values):
             detail, advice = told(spec, given, values)
             constant = replace(constant, check="contract", severity="error", detail=detail, advice=advice)
+        elif kinds[spec.label] == "batch":
+            constant = replace(constant, advice=f"{constant.advice}; {LISTS}")
         found.append(constant)
     return found
-
-
-def _leaks(tasks: Sequence[Task]) -> list[Finding]:
-    """Whether the tasks' prompts hold their answers, so that a copy of the prompt may pass."""
-    answers = [(task, text) for task in tasks if len(text := answer_text(task.answer) or "") > 1]
-    leaks = [task for task, text in answers if text in prompt_text(task)]
-    if not leaks or 2 * len(leaks) < len(answers):
-        return []
-    detail = f"the answer stands in the prompt of {len(leaks)} of {len(answers)} tasks"
-    advice = "make sure that it can only be found by solving the task"
-    return [Finding(check="data", severity="info", reward=ALL, detail=detail, example=leaks[0].id, advice=advice)]
 
 
 def _cases(probe: Probe, checked: Checked, clock: _Clock) -> list[Finding]:
@@ -265,21 +271,22 @@ def _cheats(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock
     alone = {(s.task.id, s.text): s for s in samples if s.total is not None}
     search = Search(probe, clock.ends(0.85), [], seen=alone if not _compares(probe) else {})
     comparative = _compares(probe)
-    takes_answer = any("answer" in plan.parameters for plan in probe.plans.values())
+    takes_answer = any(name in plan.parameters for plan in probe.plans.values() for name in checked.answer_names)
     given = [*good_cases(checked.cases), *checked.demonstrations]
     known = search.measured(shown(given[:MOST_TASKS], checked.tasks), comparative=comparative)
+    shows_good = bool(known)
     if not known:
         best = search.best(written(checked.tasks[:MOST_TASKS]))
         known = search.measured(best, comparative=comparative)
     found = search.judged(known, comparative=comparative, takes_answer=takes_answer)
     upside_down = None
-    if takes_answer and not given and not any(one.aware for one in known):
+    if takes_answer and not shows_good and not any(one.aware for one in known):
         upside_down = inverted(probe, written(checked.tasks[:2]), anything_known=bool(known), ends=search.ends)
     if upside_down:
         found = [upside_down]
-    if not any(one.aware for one in known) and not comparative:
+    if not upside_down and not any(one.aware for one in known):
         sources = [one.source for one in known] or [each[0] for each in written(checked.tasks[:1]).values()]
-        found += search.lengthened(sources)
+        found += search.lengthened(sources, comparative=comparative)
     if not known and not comparative:
         found += search.ordered(checked.tasks[:2], samples)
     samples += search.samples
@@ -287,40 +294,11 @@ def _cheats(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock
     found += [_hangs(error, limit_s, checked.deadline_s) for error in search.lost[:1]]
     if search.stopped and not search.lost:
         clock.missed.append(f"replies made up to cheat ({len(search.samples)} were tried)")
-    return found if upside_down else [*found, *_noop(samples)]
+    return found if upside_down else [*found, *behaviour.pays_for_nothing(samples)]
 
 
 def _compares(probe: Probe) -> bool:
     return any(plan.kind == "group" for plan in probe.plans.values())
-
-
-def _noop(samples: Sequence[Sample]) -> list[Finding]:
-    """Whether an empty reply gets the most that any reply got."""
-    by_task: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        if sample.total is not None:
-            by_task[sample.task.id].append(sample)
-    values = [sample.total or 0.0 for group in by_task.values() for sample in group]
-    best: dict[str, float] = {}
-    for task, group in by_task.items():
-        empty = [sample.total or 0.0 for sample in group if not sample.text.strip()]
-        if empty:
-            best[task] = max(empty)
-            if best[task] < max(sample.total or 0.0 for sample in group):
-                return []
-    if not best or max(values) == min(values) or max(best.values()) < max(values):
-        return []
-    return [
-        Finding(
-            check="nothing",
-            severity="warning",
-            reward=ALL,
-            detail=f"an empty reply gets the most that any of {len(values)} replies got, {max(best.values()):g}: "
-            "saying nothing is the best policy",
-            example="''",
-            advice="a penalty needs a reward beside it that an empty reply does not get; check the config with both",
-        )
-    ]
 
 
 def _elsewhere(

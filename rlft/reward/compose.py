@@ -15,6 +15,7 @@ the config, with weights.
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -71,12 +72,18 @@ def weighted(rewards: Mapping[str, tuple[float, RewardFunction]]) -> Any:
     out, and the sum abstains if all do.
 
     Raises:
-        ValueError: there is none, or one is called `score`.
+        ValueError: there is none, one is called `score`, or one is no pair of a finite weight and a function.
     """
-    if not rewards or "score" in rewards:
-        raise ValueError(
-            "weighted needs rewards by name, like {'right': (1.0, exact_answer)}; `score` is the sum's name"
-        )
+    expected = "weighted needs rewards by name, each with its weight, like {'right': (1.0, exact_answer)}"
+    if not isinstance(rewards, Mapping) or not rewards:
+        raise ValueError(f"{expected}; got {rewards!r}")
+    if "score" in rewards:
+        raise ValueError(f"{expected}; `score` is the sum's name")
+    for name, pair in rewards.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not callable(pair[1]):
+            raise ValueError(f"{expected}; {name!r} has {pair!r}")
+        if isinstance(pair[0], bool) or not isinstance(pair[0], int | float) or not math.isfinite(pair[0]):
+            raise ValueError(f"{expected}; the weight of {name!r} is {pair[0]!r}, and has to be a finite number")
     weights = {name: weight for name, (weight, _) in rewards.items()}
 
     def finish(values: list[Score | None]) -> dict[str, float] | None:

@@ -19,6 +19,13 @@ SERVER_ADVICE = (
     "start the server that the reward asks, which has to speak OpenAI's chat API, and name it and its model: "
     "--args base_url=URL --args model=NAME, or `args` in the config"
 )
+LISTS = (
+    "a function that takes `completions` gets `answer` and other columns as lists, too, with one value for each: "
+    "compare completions[i] with answer[i]"
+)
+_GROUP = (
+    "its samples are group.trajectories: the text of one is group.trajectories[i].text, the answer group.task.answer"
+)
 _EVERY_TEXT = "handle every text and every task, since a reply can be anything; None abstains"
 _GROUPS_OF_ONE = (
     "groups of one happen: evaluation and the base measurement call it with one sample; so do groups whose samples are "
@@ -33,7 +40,14 @@ _ADVICE = {
 }
 _NO_ATTRIBUTE = re.compile(r"^AttributeError: '(\w+)' object has no attribute '(\w+)'", re.MULTILINE)
 _IN_GROUPS = re.compile(r"^(ZeroDivisionError: |statistics\.StatisticsError: |StatisticsError: )", re.MULTILINE)
-_OF_LISTS = re.compile(r"^(AttributeError: 'list' object|TypeError: expected string or bytes-like)", re.MULTILINE)
+_OF_LISTS = re.compile(
+    r"^(AttributeError: 'list' object|TypeError: expected string or bytes-like"
+    r"|TypeError: .*not (a )?'?list'?|TypeError: unhashable type: 'list')",
+    re.MULTILINE,
+)
+_NO_SEQUENCE = re.compile(
+    r"^TypeError: ('Group' object is not (iterable|subscriptable)|object of type 'Group' has no len)", re.MULTILINE
+)
 
 
 def failure_findings(
@@ -90,12 +104,14 @@ def failure_advice(failure: Failed, kind: Kind) -> str:
         return _ADVICE.get(failure.kind, _EVERY_TEXT)
     if (found := _NO_ATTRIBUTE.search(failure.message)) and (named := _attributes(found[1])):
         return f"a {found[1]} has {', '.join(named)}.{did_you_mean(found[2], named)}"
+    if _NO_SEQUENCE.search(failure.message):
+        return _GROUP
     if kind != "sample" and _IN_GROUPS.search(failure.message):
         return _GROUPS_OF_ONE
     if kind == "batch" and _OF_LISTS.search(failure.message):
         return (
             'each of `completions` is a list of messages, whose text is completion[-1]["content"]; a function that '
-            "takes texts works behind trl:, as trl:FILE.py:FUNCTION"
+            f"takes texts works behind trl:, as trl:FILE.py:FUNCTION; {LISTS}"
         )
     return _EVERY_TEXT
 

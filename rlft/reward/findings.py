@@ -66,6 +66,8 @@ class Report:
     """Made-up replies that were scored."""
     seconds: float
     """How long it took."""
+    cannot_tell: bool = False
+    """Whether there was time for less than half of the ordinary replies, so that no error says little."""
 
     @property
     def errors(self) -> list[Finding]:
@@ -74,7 +76,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return {"is_fine": not self.errors, **asdict(self)}
+        return {"is_fine": not self.errors and not self.cannot_tell, **asdict(self)}
 
 
 def sorted_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from rlft.reward.cases import Case, Expect
 from rlft.reward.contract import prompt_text
+from rlft.reward.templates import TEMPLATES, write_as
 from rlft.reward.transcript import calls_of, parted
-from rlft.reward.transforms import TEMPLATES, Good, other_answers, same_answer
+from rlft.reward.transforms import Good, other_answers, same_answer
 from rlft.types import Task
 
 
@@ -35,10 +36,10 @@ def written(tasks: Sequence[Task]) -> dict[str, list[Source]]:
     """The tasks' answers in every way of `TEMPLATES`, by its name."""
     answers = {task.id: text for task in tasks if (text := answer_text(task.answer))}
     found: dict[str, list[Source]] = defaultdict(list)
-    for name, template in TEMPLATES.items():
+    for name in TEMPLATES:
         for task in tasks:
             if answer := answers.get(task.id):
-                write = _writer(template)
+                write = _writer(name)
                 others = _others(answer, answers.values())
                 good = Good(text=write(answer), prompt=prompt_text(task), answer=answer, write=write, others=others)
                 found[name].append(Source(task=task, good=good, form=name))
@@ -85,8 +86,8 @@ def _wish(expect: Expect) -> float | None:
     return expect.at_least if expect.equals is None else expect.equals
 
 
-def _writer(template: str) -> Callable[[str], str]:
-    return lambda answer: template.format(answer)
+def _writer(form: str) -> Callable[[str], str]:
+    return lambda answer: write_as(form, answer)
 
 
 def _replacer(reply: str, answer: str) -> Callable[[str], str]:

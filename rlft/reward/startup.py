@@ -26,8 +26,8 @@ def look(specs: Sequence[RewardSpec], scorer: Scorer, environment: Environment, 
     """What is wrong with a run's rewards, as far as a few seconds show it; of a fine reward, nothing.
 
     An error is what would end the run or leave nothing to learn from: no `return`, every reply fails, one value of all
-    rewards together for all replies, another value for the same reply. Replies that fail now and then are a warning:
-    `scoring.max_failed` decides about them.
+    rewards together for all replies, or that and no value of the only one, another value for the same reply. Replies
+    that fail now and then are a warning: `scoring.max_failed` decides about them.
 
     Args:
         specs: the config's rewards; those on the learner's base are passed over, since there is no learner yet.
@@ -43,7 +43,10 @@ def look(specs: Sequence[RewardSpec], scorer: Scorer, environment: Environment, 
     found = failure_findings(first, called, {label: plan.kind for label, plan in scorer.plans.items()})
     if not all(sample.total is None for sample in first):
         found = [replace(finding, severity="warning") for finding in found]
-    found += abstentions(called, first)
+    abstaining = abstentions(called, first)
+    if len([spec for spec in called if spec.weight]) > 1:  # the others may tell replies apart
+        abstaining = [replace(finding, severity="warning") for finding in abstaining]
+    found += abstaining
     found += [each for each in constants(seen) if each.severity == "error"]
     found += repeated(called, first, again, "later")
     return found

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from rlft.reward.padding import inside_tags
+from rlft.reward.templates import TEMPLATES
 from rlft.reward.transcript import whole
 from rlft.types import Message
 
@@ -25,22 +26,6 @@ Looks: TypeAlias = Literal["reply", "calls", "results"]
 GARBAGE = "asdf qwer zxcv lorem ipsum"
 FILLER = "Let me think about this very carefully. "
 CONSTANTS = ("0", "1", "42", "yes", "no", "True", "None", "A")
-
-TEMPLATES: dict[str, str] = {
-    "bare": "{}",
-    "answer tags": "<answer>{}</answer>",
-    "boxed": "\\boxed{{{}}}",
-    "sentence": "The answer is {}.",
-    "hashes": "#### {}",
-    "reasoning and tags": "<think>\nI work it out.\n</think>\n<answer>{}</answer>",
-    "reasoning and box": "<think>\nI work it out.\n</think>\n\\boxed{{{}}}",
-    "lines of tags": "<reasoning>\nI work it out.\n</reasoning>\n<answer>\n{}\n</answer>\n",
-    "final answer": "Final answer: {}",
-    "bold": "**{}**",
-    "JSON": '{{"answer": "{}"}}',
-    "code block": "```python\n{}\n```",
-}
-"""How an answer may have to be written; which way a reward wants is found by trying them."""
 
 FAMILIES: dict[str, str] = {
     "nothing": "give nothing for a reply without an answer",

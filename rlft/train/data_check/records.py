@@ -8,18 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlft.common.by_path import did_you_mean
-from rlft.common.rows import canonical_text, is_heldout, read_rows
+from rlft.common.rows import canonical_text, is_heldout, prompt_and_answer, read_rows, taken
 from rlft.environment.contract import Environment
 from rlft.train.head.config import HeadDataConfig
 from rlft.train.head.data import digest_of, row_column, sample, text_of
 from rlft.train.preference import rows as preference_rows
 from rlft.train.supervised import rows as supervised_rows
 from rlft.types import Message, Task
-
-PROMPTS = ("prompt", "question", "instruction", "input", "text", "problem", "query")
-"""Columns that are taken as the prompt where nothing else is said, the first that there is."""
-ANSWERS = ("answer", "label", "completion", "response", "output", "solution")
-"""Columns that are taken as the answer, likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +78,8 @@ def of_file(source: str, *, is_heldout: bool = False, prompt: str = "", answer: 
     """Read a table and tell by its columns what it is for: preferences, conversations, or tasks.
 
     Args:
-        prompt: the column that asks; the first of `PROMPTS` when empty.
-        answer: the column that answers; the first of `ANSWERS` when empty.
+        prompt: the column that asks; the first of `rows.PROMPTS` when empty.
+        answer: the column that answers; the first of `rows.ANSWERS` when empty.
 
     Raises:
         ValueError: it is not readable, says where; or it has no such column.
@@ -100,20 +95,18 @@ def of_file(source: str, *, is_heldout: bool = False, prompt: str = "", answer: 
             raise ValueError(
                 f"{source} has no column {given!r}; it has {', '.join(sorted(names))}.{did_you_mean(given, names)}"
             )
-    asked = prompt or next((name for name in ("messages", *PROMPTS) if name in names), "")
+    asked, replied = prompt_and_answer(names, prompt, answer)
     if not asked:
         raise ValueError(
             f"{source}: no column looks like a prompt among {', '.join(sorted(names))}; name it with --prompt"
         )
-    replied = answer or next((name for name in ANSWERS if name in names and name != asked), "")
     rows, problems = [], []
     for where, row in read:
         try:
             rows.append(_of_row(where, row, asked, replied, is_heldout))
         except ValueError as error:
             problems.append((where, str(error)))
-    note = f"column {asked!r} is taken as the prompt" + (f", {replied!r} as the answer" if replied else "")
-    return Records(source=source, rows=rows, problems=problems, kind="tasks", notes=[note])
+    return Records(source=source, rows=rows, problems=problems, kind="tasks", notes=[taken(asked, replied)])
 
 
 def _of_row(where: str, row: Mapping[str, Any], asked: str, replied: str, is_heldout: bool) -> Record:
