@@ -210,12 +210,22 @@ def test_why_looks_at_what_can_be_read(run: Path) -> None:
     assert page["moved"]["changes"][0]["to"] == "steps 34-36"
     (sampled,) = [each for each in page["tiles"] if each["label"] == "Sampled"]
     assert sampled["value"] == "400,000"  # as the metrics have it, those of torn files, too
+    assert page["waste"]["sampled"] == 400_000 > page["waste"]["tokens"]
     failed = CliRunner().invoke(app, ["why", str(run), "--from", "1-2", "--to", "39-40"])
     assert failed.exit_code == 1
     assert "step-000039.parquet cannot be read" in str(failed.exception)
     clipped = " ".join(CliRunner().invoke(app, ["why", str(run), "--from", "1-2", "--to", "30-60"]).output.split())
     assert "(steps 30-40)" in clipped
     assert "Steps 30-60 were asked for, and stored are steps 1 to 40." in clipped
+
+
+def test_a_step_that_was_logged_often_is_said_once(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    line = (run / "metrics.jsonl").read_text().splitlines()[-1]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(f"{line}\n" * 59)
+    told = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "out")])
+    said = " ".join([*told.output.split(), caplog.text])
+    assert said.count("1 step was logged more than once (59 lines)") == 1
 
 
 def test_why_of_one_step_or_none_says_so(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -246,36 +247,55 @@ def test_ten_thousand_parts_do_not_hang_the_page(browser: Any, tmp_path: Path) -
         assert page.locator("#why td").first.inner_text() == "judge/p09876"
 
 
-def test_a_live_page_follows_its_run_and_runs_are_ticked(browser: Any, tmp_path: Path) -> None:
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Address of a server of the runs in a folder."""
     from rlft.cli.view import _listening
     from rlft.curves.view_server import create_app
 
-    first, _ = gallery.running(tmp_path / "first"), gallery.one_step(tmp_path / "second")
     with _listening("127.0.0.1", 0) as listening:
-        config = uvicorn.Config(create_app([tmp_path], poll_s=0.1), log_level="critical", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(create_app([folder], poll_s=0.1), log_level="critical", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
         try:
-            with open_page(browser, address, **DESKTOP) as page:
-                assert page.locator(".verdictchip").count() == 2
-                for tick in page.locator("input[name=run]").all():
-                    tick.check()
-                page.click("button[type=submit]")
-                assert "second against first" in page.locator("h1").inner_text()
-            with open_page(browser, f"{address}runs/first/", **DESKTOP) as page:
-                assert page.locator(".tiles strong").first.inner_text() == "7 of 7"
-                page.fill("#samples input[type=number]", "2")
-                page.locator("#samples input[type=number]").blur()
-                wait_until(
-                    page,
-                    "[...document.querySelectorAll('#samples .rowhead')].every(e => e.innerText.startsWith('step 2'))",
-                )
-                append(first / "metrics.jsonl", {"step": 8, "reward/mean": 0.9})
-                page.wait_for_selector("text=8 of 7", timeout=20_000)
-                assert page.locator("#samples .list > button").count() > 1  # what was looked at is still looked at
-                assert state_of(page)["step"] == "2"
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
         finally:
             server.should_exit = True
             thread.join(30)
+
+
+def test_the_page_of_an_unreadable_run_says_why(browser: Any, tmp_path: Path) -> None:
+    write_config(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("name: [", encoding="utf-8")
+    with served(tmp_path) as address:
+        page = browser.new_page()
+        page.goto(f"{address}runs/run/")
+        page.wait_for_selector("#page .note")
+        told = page.locator("#page .note").inner_text()
+        page.close()
+    assert "config.yaml is not readable YAML" in told
+    assert "Unexpected token" not in told
+
+
+def test_a_live_page_follows_its_run_and_runs_are_ticked(browser: Any, tmp_path: Path) -> None:
+    first, _ = gallery.running(tmp_path / "first"), gallery.one_step(tmp_path / "second")
+    with served(tmp_path) as address:
+        with open_page(browser, address, **DESKTOP) as page:
+            assert page.locator(".verdictchip").count() == 2
+            for tick in page.locator("input[name=run]").all():
+                tick.check()
+            page.click("button[type=submit]")
+            assert "second against first" in page.locator("h1").inner_text()
+        with open_page(browser, f"{address}runs/first/", **DESKTOP) as page:
+            assert page.locator(".tiles strong").first.inner_text() == "7 of 7"
+            page.fill("#samples input[type=number]", "2")
+            page.locator("#samples input[type=number]").blur()
+            wait_until(
+                page,
+                "[...document.querySelectorAll('#samples .rowhead')].every(e => e.innerText.startsWith('step 2'))",
+            )
+            append(first / "metrics.jsonl", {"step": 8, "reward/mean": 0.9})
+            page.wait_for_selector("text=8 of 7", timeout=20_000)
+            assert page.locator("#samples .list > button").count() > 1  # what was looked at is still looked at
+            assert state_of(page)["step"] == "2"

@@ -66,6 +66,7 @@ def _report(run: Path, out: Path | None, *, as_json: bool) -> None:
     with damage.left_out() as damaged:
         verdict, state = verdict_of(run), read_state(run)
         evals = evals_of_result(run) if as_json else []
+    damaged += [note for note in (verdict.health.notes if verdict.health else ()) if note not in damaged]
     if as_json:
         solved = [each.as_dict() for each in passes(evals[-1].by_task)] if evals else []
         besides = {"passes": solved, "evaluations": [each.as_dict() for each in verdict.sets], "notes": damaged}

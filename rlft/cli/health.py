@@ -54,7 +54,7 @@ def _show(console: Console, found: Health) -> None:
 
 def _sentence(found: Health) -> str:
     if found.state == "cant_tell" and found.steps >= 20:
-        return "cannot tell: files of samples that a shadow reward is read from are damaged, so no alarm says little"
+        return "cannot tell: no alarm, but files that a shadow reward is read from are damaged and may hide one"
     if found.state == "cant_tell":
         few = f"{counted(found.steps, 'step')} {'is' if found.steps == 1 else 'are'}"
         return f"cannot tell: {few} too few to call a run healthy, 20 are needed"

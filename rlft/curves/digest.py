@@ -98,5 +98,11 @@ def waste(rollouts: Any) -> Waste:
     return Waste(int(tokens.sum()), {cause: count for cause, count in causes.items() if count})
 
 
+def sampled_tokens(rows: reading.Rows, waste: Waste) -> int:
+    """All tokens that were sampled: as the metrics count them where each step has its own, else those stored."""
+    logged = [row["rollout/tokens"] for row in rows if math.isfinite(row.get("rollout/tokens", math.nan))]
+    return max(int(math.fsum(logged)) if len(logged) == len(rows) else 0, waste.tokens)
+
+
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)

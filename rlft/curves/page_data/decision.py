@@ -200,11 +200,10 @@ def tiles(
     if math.isfinite(state.wall_s):
         found.append(("Wall time", duration(state.wall_s), f"{duration(state.paused_s)} of it stopped"))
     if waste is not None and waste.tokens:
-        logged = [row["rollout/tokens"] for row in rows if math.isfinite(row.get("rollout/tokens", math.nan))]
-        tokens = int(math.fsum(logged)) if len(logged) == len(rows) else waste.tokens
-        is_all = tokens <= waste.tokens
+        tokens = digest.sampled_tokens(rows, waste)
+        is_all = tokens == waste.tokens
         of_all = "of the rollout tokens" if is_all else f"of the {waste.tokens:,} tokens that can be read"
-        found.append(("Sampled", f"{max(tokens, waste.tokens):,}", "rollout tokens"))
+        found.append(("Sampled", f"{tokens:,}", "rollout tokens"))
         found.append(("Gave no gradient", percent(waste.share), of_all))
     return [{"label": label, "value": value, "remark": remark} for label, value, remark in found]
 

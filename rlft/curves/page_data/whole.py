@@ -83,7 +83,7 @@ def _read(run: Path, config: Mapping[str, Any], samples: int, found: Verdict) ->
         "moved": moved(run, config, result),
         "shadows": [tables.shadow(each) for each in shadows],
         "health": health(found_health, sections(rows, evals), rows, besides={each.metrics for each in charts}),
-        "waste": _waste(waste),
+        "waste": _waste(waste, rows),
         "evaluations": [
             each
             for each in (
@@ -102,13 +102,14 @@ def _read(run: Path, config: Mapping[str, Any], samples: int, found: Verdict) ->
     }
 
 
-def _waste(waste: digest.Waste | None) -> dict[str, Any] | None:
-    """What the rollout tokens were for, the useful ones first."""
+def _waste(waste: digest.Waste | None, rows: reading.Rows) -> dict[str, Any] | None:
+    """What the rollout tokens that can be read were for, the useful ones first; and how many were sampled in all."""
     if waste is None or not waste.tokens:
         return None
     shares = [("gave a gradient", 1 - waste.share)]
     shares += [(cause, count / waste.tokens) for cause, count in waste.causes.items()]
-    return {"tokens": waste.tokens, "uses": [[label, round(share, 6), percent(share)] for label, share in shares]}
+    uses = [[label, round(share, 6), percent(share)] for label, share in shares]
+    return {"tokens": waste.tokens, "sampled": digest.sampled_tokens(rows, waste), "uses": uses}
 
 
 def _sets(table: Mapping[str, Any] | None, charts: Sequence[Chart]) -> dict[str, Any] | None:

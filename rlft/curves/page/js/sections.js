@@ -24,7 +24,7 @@ export const waste = (data) => {
   return el("section", { id: "waste" }, el("h2", {}, "Where the rollout tokens went"), el("div", { class: "panel" },
     svg("svg", { class: "wastebar", width: "100%", height: 16, "aria-hidden": "true" }, pieces),
     el("div", { class: "legend" }, data.waste.uses.map(([label, , text], i) => el("span", {}, el("i", { class: `chip-color c-${TONES[i]}` }), `${text} ${label}`))),
-    el("p", { class: "hint" }, `${count(data.waste.tokens)} rollout tokens`)));
+    el("p", { class: "hint" }, `${count(data.waste.tokens)} rollout tokens${data.waste.sampled > data.waste.tokens ? ` that can be read, of ${count(data.waste.sampled)}` : ""}`)));
 };
 
 export const evaluations = (data, onstep) => {
