@@ -361,6 +361,20 @@ def test_data_is_read_as_data_check_reads_it(file: Path, tmp_path: Path) -> None
         assert str(reward(command, f"{file}:exact", "--data", rows).exception) == f"{rows} has no rows"
 
 
+def test_an_inverted_reward_is_found_by_the_column_that_a_config_takes_as_the_answer(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"q": f"{n} + 1?", "label": str(n + 1)}) + "\n" for n in range(10, 20)))
+    (tmp_path / "by_label.py").write_text("def by_label(completion, label):\n    return float(completion != label)\n")
+    config = tmp_path / "config.yaml"
+    environment = {"path": "environments.dataset:load", "args": {"source": str(rows), "prompt": "{q}"}}
+    environment["args"] |= {"answer": "label", "reply": "{label}"}  # type: ignore[operator]
+    given = {"name": "x", "steps": 1, "model": {"source": "none"}, "environment": environment}
+    config.write_text(json.dumps({**given, "rewards": [{"path": f"{tmp_path / 'by_label.py'}:by_label"}]}))
+    told = reward("check", config)
+    assert told.exit_code == 1, told.output
+    assert "is the comparison inverted?" in told.output  # though its demonstrations show good replies
+
+
 def test_a_check_that_looked_at_hardly_anything_cannot_tell(file: Path) -> None:
     told = reward("check", f"{file}:exact", "--within-s", "0.001")
     assert told.exit_code == 2
@@ -429,6 +443,7 @@ def test_a_run_looks_at_its_rewards_before_it_starts(file: Path, tmp_path: Path)
         "constant": "it gave 0.5 for",
         "text": "expected a number",
         "deviation": "ZeroDivisionError",
+        "no_else": "one path has no return",
     }.items():
         config = tiny_config("nowhere", rewards=[{"path": f"{file}:{name}"}], scoring={"check": "stop"})
         with make_scorer(config, environment, log_dir=None) as scorer:
@@ -459,6 +474,11 @@ def test_a_constant_beside_a_reward_that_changes_stops_no_run(file: Path) -> Non
                     reward_remarks(config, letters(), scorer)
             else:
                 assert reward_remarks(config, letters(), scorer) == []
+    rewards = [{"path": f"{file}:{name}"} for name in ("no_else", "exact")]
+    config = tiny_config("nowhere", rewards=rewards, scoring={"check": "stop"})
+    with make_scorer(config, letters(), log_dir=None) as scorer:
+        (remark,) = reward_remarks(config, letters(), scorer)
+    assert "one path has no return" in remark
     specs = [RewardSpec(path=f"{file}:constant"), RewardSpec(path=f"{file}:exact")]
     report = check_rewards(Checked(specs=specs, tasks=MADE_UP[:2], workers=0))
     assert [(f.severity, f.reward) for f in report.findings if f.check == "constant"] == [("warning", "constant")]

@@ -30,7 +30,8 @@ Target = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="Tasks: a file of rows with `prompt` and `answer`, an environment, or a config.", show_default=False
+        help="Tasks: a file of rows (columns as `rlft data check` takes them), an environment, or a config.",
+        show_default=False,
     ),
 ]
 Cases = Annotated[Path | None, typer.Option(help="File of cases; FILE.cases.jsonl beside the reward when left out.")]
