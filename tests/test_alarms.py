@@ -16,6 +16,7 @@ from rlft.curves.alarms import ALARMS, Health, alarms_from, alarms_of
 from rlft.curves.alarms.course import Course, course_of, jump, onset, shift, trend
 from rlft.curves.alarms.detectors import DETECTORS
 from rlft.curves.alarms.watch import is_looked_at
+from rlft.curves.statistics import mean_interval
 from tests.fakes_run import append, rollout, write_config, write_json, write_rollouts
 from tests.test_report import Page
 
@@ -300,7 +301,7 @@ def test_held_out_samples_tell_a_shadow_that_does_not_follow(tmp_path: Path) -> 
             rollout(step, 0, 0, task_id=task, reward=values[0], parts=json.dumps({"brevity": float(i % 2)}))
             for i, (task, values) in enumerate(by_task.items())
         ]
-        accuracy = {"mean": reward, "low": reward - 0.1, "high": reward + 0.1, "n": 60}
+        accuracy = mean_interval(list(by_task.values())).as_dict()
         record = {"name": name, "step": step, "adapter_version": step, "adapter_hash": "", "metric": "math_answer"}
         further = {"accuracy": accuracy, "failed": 0, "length": 4, "truncated": 0, "by_task": by_task}
         write_json(run / "evals" / f"{name}.json", {**record, **further})

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from rlft.cli.main import app
 from rlft.curves.passes import pass_all_k, pass_at_k, passes
 from rlft.curves.report import write_report
+from rlft.curves.statistics import mean_interval
 from tests.fakes_run import make_run
 from tests.test_report import Page
 
@@ -66,6 +67,7 @@ def test_the_report_shows_them(tmp_path: Path) -> None:
     path = run / "evals" / "step-000002.json"
     record = json.loads(path.read_text())
     record["by_task"] = {f"t{task}": [1.0, float(task % 2), 0.0, float(task % 2)] for task in range(20)}
+    record["accuracy"] = mean_interval(list(record["by_task"].values())).as_dict()
     path.write_text(json.dumps(record))
     rows = {row[0]: row[-1] for row in Page(write_report(run)).data["evaluations"][1]["rows"]}
     # Even tasks: 1 of 4 right, so pass@2 is 1/2; odd ones: 3 of 4, so it is 1. The mean is 0.75.

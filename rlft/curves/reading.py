@@ -148,7 +148,8 @@ def read_evals(run: Path, set_name: str = "", *, is_checked: bool = True) -> lis
 def _wrong_mean(found: Evaluation) -> str:
     """What an evaluation says of its mean that cannot be; empty where nothing is."""
     mean, low, high = found.accuracy.mean, found.accuracy.low, found.accuracy.high
-    if mean < low or mean > high:
+    rounding = 1e-9 * max(1.0, abs(mean))
+    if mean < low - rounding or mean > high + rounding:
         return f"its mean {mean} lies outside of its own interval [{low}, {high}]"
     tasks = [math.fsum(values) / len(values) for values in found.by_task.values() if values]
     own = math.fsum(tasks) / len(tasks) if tasks else mean
