@@ -144,7 +144,7 @@ def measure(config: RewardModelConfig, model: nn.Module, pairs: Sequence[Example
     by_prompt: dict[str, list[float]] = {}
     for pair, (chosen, rejected) in zip(pairs, scores.view(-1, 2).tolist(), strict=True):
         by_prompt.setdefault(pair.id, []).append(float(chosen > rejected) + 0.5 * float(chosen == rejected))
-    return Measured(mean_interval(by_prompt), scores.tolist())
+    return Measured(mean_interval(by_prompt, bounds=(0.0, 1.0)), scores.tolist())
 
 
 def score(model: nn.Module, rows: Sequence[Sequence[int]], *, pad: int, batch_size: int) -> Tensor:
