@@ -53,6 +53,7 @@ DOCUMENTED = {
     "reasoning_gym.factory",
     "rich.console",
     "rich.live",
+    "rich.measure",
     "rich.panel",
     "rich.progress",
     "rich.table",

@@ -32,7 +32,10 @@ def bad(completion, difficulty, trajectory, trainer_state):
 
 def pairs(group):
     """A group reward that cannot rank more than two."""
-    return [1.0 / (2 - index) for index, _ in enumerate(group.trajectories)]
+    ranks = []
+    for index, _ in enumerate(group.trajectories):
+        ranks.append(1.0 / (2 - index))
+    return ranks
 '''
 
 
@@ -82,12 +85,12 @@ def test_a_stored_failure_is_repeated_with_its_line(failed_run: Path, task: str)
     assert rows["bad"]["kind"] == "error"
     assert rows["bad"]["where"] == f"{bad}:9"
     assert "JSONDecodeError" in rows["bad"]["message"]
-    assert rows["pairs"]["where"] == f"{bad}:16"  # of the whole group
+    assert rows["pairs"]["where"] == f"{bad}:18"  # of the whole group
     told = tried(failed_run, f"{task}/1", "--deadline-s", "0.2")
     assert told.exit_code == 1
     assert "bad failed in the run (timeout)" in told.output
     assert "no result within 0.2 s" in told.output
-    assert f"failed (error) at {bad}:16" in told.output
+    assert f"failed (error) at {bad}:18" in told.output
 
 
 def test_the_debugger_opens_at_the_users_line(failed_run: Path, task: str) -> None:

@@ -33,6 +33,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from rlft.common import json_text
 from rlft.common.by_path import did_you_mean
 from rlft.common.overrun import OverrunError, interrupted_after
 from rlft.environment.contract import Step
@@ -112,9 +113,11 @@ def read_calls(text: str) -> list[ToolCall | BadCall]:
 
 def _read_call(written: str) -> ToolCall | BadCall:
     try:
-        call = json.loads(written)
-    except RecursionError:
+        json_text.refuse_deep(written)
+    except ValueError:
         return BadCall(message="error: the call is nested too deeply")
+    try:
+        call = json.loads(written)
     except ValueError as error:
         return BadCall(message=f"error: the call is not JSON: {error}")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):

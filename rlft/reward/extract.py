@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
 
+from rlft.common import json_text
 from rlft.reward.denial import is_denied
 from rlft.reward.numbers import last_number, number, same_number
 
@@ -158,10 +159,8 @@ def json_value(text: str) -> Any:
     Raises:
         ValueError: it is not, holds `NaN` or an infinity, repeats a key, or is nested too deeply to be read.
     """
-    try:
-        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_twins)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    json_text.refuse_deep(text)
+    return json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_twins)
 
 
 def _object(text: str) -> dict[str, Any] | None:

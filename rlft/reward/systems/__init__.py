@@ -65,6 +65,12 @@ def loader(path: str) -> Callable[[Mapping[str, Any]], Callable[..., Any]]:
     return functools.partial(importlib.import_module(f"{__name__}.{system}").load, name)
 
 
+def grader_file(path: str) -> Path | None:
+    """The grader's file that a path of OpenAI's graders names; None for every other path."""
+    system, name = split(path)
+    return Path(name).expanduser() if system == "openai" else None
+
+
 def with_absolute_name(path: str) -> str:
     """A path with a prefix whose file, if it names one, is an absolute one."""
     system, name = split(path)

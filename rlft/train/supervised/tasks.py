@@ -78,8 +78,7 @@ def _reward_identity(reward: RewardSpec) -> str:
     """
     if reward.folder:
         return folder_hash(reward.folder)
-    system, name = systems.split(reward.path)
-    file = Path(name) if system == "openai" else source_file(reward.path)
+    file = systems.grader_file(reward.path) or source_file(reward.path)
     return user_folder.combined(user_folder.sources(file)) if file else ""
 
 
