@@ -297,5 +297,6 @@ def test_a_live_page_follows_its_run_and_runs_are_ticked(browser: Any, tmp_path:
             )
             append(first / "metrics.jsonl", {"step": 8, "reward/mean": 0.9})
             page.wait_for_selector("text=8 of 7", timeout=20_000)
-            assert page.locator("#samples .list > button").count() > 1  # what was looked at is still looked at
+            # What was looked at is still looked at.
+            wait_until(page, "document.querySelectorAll('#samples .list > button').length > 1")
             assert state_of(page)["step"] == "2"
