@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.peers import THREADS, Peer, answer, update_floor, wait
+from benchmarks.peers import THREADS, TRL_ON_CPU, Peer, answer, update_floor, wait
 
 RANK, NEW_TOKENS = 16, 64
 SHAPES = {"grpo": (8, 8, 45), "long": (2, 8, 512), "dpo": (16, 2, 45)}
@@ -241,15 +241,8 @@ def serve_trl(folder: str, shape: str, dtype: str, rows: int) -> None:
             "output_dir": scratch,
             "max_steps": 1000,
             "learning_rate": 1e-5,
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
+            **TRL_ON_CPU,
             "model_init_kwargs": {"dtype": dtype},
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-            "logging_steps": 10_000,
-            "dataloader_pin_memory": False,
             "per_device_train_batch_size": rows,
         }
         make = _trl_dpo if shape == "dpo" else _trl_grpo

@@ -12,6 +12,17 @@ import time
 from typing import Any
 
 THREADS = 2
+TRL_ON_CPU = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 1000,
+    "dataloader_pin_memory": False,
+}
+"""Settings of any of TRL's trainers that nothing but the work is timed with."""
 LAYERS, VOCABULARY = 106.2e6, 28.3e6
 """Weights of SmolLM2-135M in its layers and in its output projection."""
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import THREADS, Peer, answer, dtype_here, wait
+from benchmarks.peers import THREADS, TRL_ON_CPU, Peer, answer, dtype_here, wait
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
@@ -123,14 +123,7 @@ def serve_trl(folder: str, adapter: str, every: int) -> None:
             learning_rate=config.learner.lr,
             lr_scheduler_type=config.learner.schedule,
             max_grad_norm=config.learner.max_grad_norm,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_steps=1000,
-            dataloader_pin_memory=False,
+            **TRL_ON_CPU,
         ),
         train_dataset=Dataset.from_list(rows),
         callbacks=[Alternate()],

@@ -17,7 +17,7 @@ import statistics
 import time
 from typing import Any
 
-from benchmarks.peers import LAYERS, THREADS, VOCABULARY, Peer, answer, gemm_rate, update_floor, wait
+from benchmarks.peers import LAYERS, THREADS, TRL_ON_CPU, VOCABULARY, Peer, answer, gemm_rate, update_floor, wait
 
 TASKS, SAMPLES, NEW_TOKENS, RANK = 8, 8, 64, 16
 TOPICS = ("rivers", "bread", "winter", "trains", "gardens", "music", "glass", "bees")
@@ -170,15 +170,8 @@ def serve_trl(model_folder: str, steps: int, dtype: str) -> None:
                 beta=0.0,
                 loss_type="grpo",
                 learning_rate=1e-5,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
                 model_init_kwargs={"dtype": dtype},
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                logging_steps=1000,
-                dataloader_pin_memory=False,
+                **TRL_ON_CPU,
             ),
             train_dataset=Dataset.from_list(rows),
             peft_config=LoraConfig(

@@ -17,7 +17,7 @@ from rlft.learner.core import lr_factor
 from rlft.model import chat
 from rlft.train.supervised.data import Example, make_batch
 from rlft.train.supervised.learner import SupervisedLearner
-from rlft.train.task_order import tasks_of_step
+from rlft.train.task_order import num_updates, tasks_of_step
 from rlft.types import Message
 
 OnUpdate = Callable[[int, int, float], None]
@@ -58,7 +58,8 @@ def train_sft(
         _example(row, *chat.demonstration(tokenizer, messages, tools=tools[row] if tools else ()))
         for row, messages in enumerate(demonstrations[: stage.examples])
     ]
-    count, total = min(stage.batch_size, len(examples)), num_updates(stage)
+    count = min(stage.batch_size, len(examples))
+    total = num_updates(len(examples), batch_size=count, epochs=stage.epochs)
     learner = SupervisedLearner(config.model_copy(update={"learner": settings}), model_folder, start=start)
     for step in range(1, total + 1):
         batch = make_batch(tasks_of_step(examples, step=step, count=count, seed=config.seed))
@@ -70,11 +71,6 @@ def train_sft(
         if on_update:
             on_update(step, total, update.metrics["sft/loss"])
     return dict(learner.adapter(0).tensors)
-
-
-def num_updates(stage: SFTStageConfig) -> int:
-    """Optimizer updates of the stage, at least 1."""
-    return max(1, round(stage.epochs * (stage.examples // min(stage.batch_size, stage.examples))))
 
 
 def _example(row: int, token_ids: Sequence[int], is_reply: Sequence[bool]) -> Example:

@@ -12,6 +12,14 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 
 
+def num_updates(rows: int, *, batch_size: int, epochs: float) -> int:
+    """Updates of a training that goes `epochs` times through so many rows (1 or more), at least 1.
+
+    What does not fill the last update of a pass is left out of it; fewer rows than `batch_size` are one update.
+    """
+    return max(1, round(epochs * (rows // min(batch_size, rows))))
+
+
 def tasks_of_step(
     tasks: Sequence[T],
     *,

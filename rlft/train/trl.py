@@ -1,4 +1,4 @@
-"""Helpers of the stages that TRL trains: trainer settings, progress, quiet libraries."""
+"""What a stage that TRL trains needs, as the reward model's: trainer settings, progress, quiet libraries."""
 
 from __future__ import annotations
 

@@ -59,9 +59,9 @@ def shared_parts(prompts: Sequence[Sequence[int]], *, worth: int) -> tuple[list[
     ]
     while waiting:
         members, start, parent = waiting.pop()
-        end = min(_alike(prompts[members[0]], prompts[members[-1]]), *(len(prompts[index]) - 1 for index in members))
         if len(members) < 2:
             continue
+        end = min(_alike(prompts[members[0]], prompts[members[-1]]), *(len(prompts[index]) - 1 for index in members))
         if (len(members) - 1) * (end - start) >= worth:
             parts.append(Part(parent, start, tuple(prompts[members[0]][start:end])))
             start, parent = end, len(parts) - 1
@@ -69,10 +69,10 @@ def shared_parts(prompts: Sequence[Sequence[int]], *, worth: int) -> tuple[list[
                 part_of[index] = parent
         longer = [index for index in members if len(prompts[index]) - 1 > end]
         if len(longer) < len(members):  # some end here; the others may have more in common
-            waiting.append((longer, start, parent)) if longer else None
+            waiting.append((longer, start, parent))
         else:
-            for _, group in groupby(members, key=lambda index: prompts[index][end]):
-                waiting.append((list(group), start, parent))
+            groups = groupby(members, key=lambda index: prompts[index][end])
+            waiting += [(list(group), start, parent) for _, group in groups]
     return parts, part_of
 
 
@@ -136,7 +136,6 @@ class Prompts:
 
     def spans(self, requests: Sequence[int]) -> list[list[Span]]:
         """Keys and values of these requests' prompts, all but of their last tokens, as spans that follow each other."""
-        self._compute_parts({part for index in requests if (part := self._part_of.get(index)) is not None})
         contexts = [self._context(index) for index in requests]
         rest = [
             self._prompts[index][sum(span[0].shape[2] for span in context) : -1]
@@ -155,19 +154,15 @@ class Prompts:
             return list(self._known.pop(index))
         return self._up_to(self._part_of.get(index))
 
-    def _up_to(self, part: int | None) -> list[Span]:
-        """The spans from the beginning up to and with a part."""
-        return [] if part is None else [*self._up_to(self._parts[part].parent), self._spans[part]]
-
-    def _compute_parts(self, needed: set[int]) -> None:
-        for part in [part for part in needed if self._parts[part].parent is not None]:
-            above = self._parts[part].parent
-            while above is not None:
-                needed.add(above)
-                above = self._parts[above].parent
-        for part in sorted(needed - self._spans.keys()):  # each after the one that it follows
-            each = self._parts[part]
-            (self._spans[part],) = self._model.prefill([each.token_ids], [self._up_to(each.parent)])
+    def _up_to(self, index: int | None) -> list[Span]:
+        """The spans from the beginning up to and with a part, each computed when it is first needed."""
+        if index is None:
+            return []
+        part = self._parts[index]
+        before = self._up_to(part.parent)
+        if index not in self._spans:
+            (self._spans[index],) = self._model.prefill([part.token_ids], [before])
+        return [*before, self._spans[index]]
 
     def _in_passes(self, rest: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
         """Those of like length together, so that what pads does not pad much."""

@@ -20,11 +20,11 @@ from rlft.learner.core import lr_factor
 from rlft.objectives.preference import sequence_sums
 from rlft.run.directory import Run
 from rlft.run.records import Evaluation
+from rlft.train import task_order
 from rlft.train.standing import Standing
 from rlft.train.supervised.config import SupervisedConfig
 from rlft.train.supervised.data import SupervisedData, make_batch
 from rlft.train.supervised.learner import SupervisedGroup, SupervisedLearner
-from rlft.train.task_order import tasks_of_step
 from rlft.types import Metrics
 
 AnyLearner: TypeAlias = SupervisedLearner | SupervisedGroup
@@ -65,7 +65,7 @@ def train_supervised(
         return start
     for step in range(start + 1, total + 1):
         started = time.perf_counter()
-        examples = tasks_of_step(data.train, step=step, count=config.batch_size, seed=config.seed)
+        examples = task_order.tasks_of_step(data.train, step=step, count=config.batch_size, seed=config.seed)
         batch = make_batch(examples)
         factor = lr_factor(config.learner, update=step - 1, total=total, warmup=config.learner.warmup_steps)
         with standing.moves_to(step):
@@ -85,7 +85,7 @@ def train_supervised(
 
 def num_updates(config: SupervisedConfig, data: SupervisedData) -> int:
     """Number of updates of a whole run that is not stopped early, at least 1."""
-    return max(1, round(config.epochs * (len(data.train) // config.batch_size)))
+    return task_order.num_updates(len(data.train), batch_size=config.batch_size, epochs=config.epochs)
 
 
 def looks_planned(config: SupervisedConfig, total: int) -> int:

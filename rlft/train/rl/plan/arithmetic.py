@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlft.config import RunConfig
-from rlft.train.sft import num_updates
+from rlft.train.task_order import num_updates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ def count(
         updates=config.steps * config.updates_per_step,
         completions=config.steps * tasks * samples,
         passes=config.steps * tasks / train,
-        sft_updates=0 if sft is None else num_updates(sft),
+        sft_updates=num_updates(sft.examples, batch_size=sft.batch_size, epochs=sft.epochs) if sft else 0,
         evaluations=(
             ("", evaluations(config, config.evaluation.every), _answers(config, "", heldout)),
             *(
