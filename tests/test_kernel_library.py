@@ -17,7 +17,7 @@ import torch
 
 from rlft.model.kernels import build, library, self_test
 
-is_there = (sys.platform, platform.machine()) == ("linux", "x86_64") and shutil.which("c++") is not None
+is_there = sys.platform == "linux" and platform.machine() in build.PROCESSOR_FLAGS and shutil.which("c++") is not None
 needs_compiler = pytest.mark.skipif(not is_there, reason="there is nothing to compile kernels for, or with")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled on Linux only")
 
@@ -35,6 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(build, "FLAGS", ("-shared", "-fPIC"))
     monkeypatch.setenv("RLFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RLFT_KERNELS", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
     return tmp_path / "cache"
 
 
@@ -74,6 +75,7 @@ def test_kernels_can_be_turned_off(cache: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RLFT_KERNELS", "0")
     loaded = library._load()
     assert (loaded.kernels, loaded.description, loaded.error) == ({}, "torch (RLFT_KERNELS=0)", "")
+    assert loaded.lost == ""
     assert not cache.exists()
 
 
@@ -89,6 +91,8 @@ def test_without_a_compiler_torch_computes(cache: Path, monkeypatch: pytest.Monk
     loaded = library._load()
     assert loaded.kernels == {}
     assert loaded.description.startswith("torch (no C++ compiler was found") or not is_there
+    assert loaded.lost.startswith("there are no compiled kernels (")
+    assert loaded.lost.endswith(library.INSTEAD)
     assert loaded.error == ""
     monkeypatch.setenv("RLFT_KERNELS", "required")
     monkeypatch.setattr(library, "_loaded", None)
@@ -261,6 +265,7 @@ def test_what_disagrees_is_left_to_torch_and_named(
     )
     monkeypatch.setattr(library, "_loaded", None)
     assert "; rotate bfloat16 is left to torch: it differs from torch by 1.0" in library.description()
+    assert library.lost() == "rotate bfloat16 is left to torch: it differs from torch by 1.0"
     assert "rotate bfloat16" not in library.operations()
     assert "rotate float32" in library.operations()
     monkeypatch.setenv("RLFT_KERNELS", "required")

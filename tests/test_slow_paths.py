@@ -15,6 +15,7 @@ from rlft.learner.batch import pack
 from rlft.learner.roles import add_policy
 from rlft.model import base as models
 from rlft.model.base import token_logprobs
+from rlft.model.kernels import library
 from rlft.model.layers import decoder_layer, lora, norms_and_mlps
 from rlft.model.layers.decoder_layer import use_lean_decoders
 from rlft.model.layers.lora import use_lean_lora
@@ -30,6 +31,12 @@ from tests.test_batch import RAGGED, made_up_batch, tiny
 from tests.test_llama_forward import random_model
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture(autouse=True)
+def _all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is no compiler, which is a reason of its own (test_kernel_builds.py)."""
+    monkeypatch.setattr(library, "lost", lambda: "")
 
 
 def reasons(model: nn.Module) -> list[str]:

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -148,19 +147,20 @@ def _processor() -> Fact:
 
 
 def _compiler() -> Fact:
-    path = shutil.which("c++")
-    if path is None:
-        todo = "install a C++ compiler, GCC 11 or newer (Debian and Ubuntu: apt install g++)"
-        return Fact(what="compiler", state="missing", here="no c++ on the PATH", todo=todo, is_needed=False)
-    return Fact(what="compiler", state="ok", here=path)
+    from rlft.model.kernels import build
+
+    try:
+        return Fact(what="compiler", state="ok", here=" ".join(build.compiler()))
+    except build.BuildError as error:
+        todo = "install GCC or clang (Debian and Ubuntu: apt install g++)"
+        return Fact(what="compiler", state="missing", here=str(error), todo=todo, is_needed=False)
 
 
 def _kernels(compiles: bool) -> Fact:
     from rlft.model.kernels import build, library
 
     asked = os.environ.get("RLFT_KERNELS", "")
-    can_have = sys.platform == "linux" and platform.machine() == "x86_64" and shutil.which("c++") is not None
-    if can_have and asked != "0" and not compiles and not build.is_compiled():
+    if asked != "0" and not compiles and _can_compile() and not build.is_compiled():
         todo = "nothing: the first run compiles them, within a minute; or now: rlft doctor --compile"
         return Fact(what="kernels", state="ok", here="not compiled yet", todo=todo)
     try:
@@ -173,8 +173,20 @@ def _kernels(compiles: bool) -> Fact:
         is_whole = "left to torch" not in description
         todo = "" if is_whole else "update the compiler; what is wrong is left to torch, so results are right"
         return Fact(what="kernels", state="ok" if is_whole else "slower", here=here, todo=todo)
-    todo = "unset RLFT_KERNELS" if asked == "0" else "see the compiler's line; torch computes everything, more slowly"
+    hint = "unset RLFT_KERNELS" if asked == "0" else "see the compiler's line" if _compiler().state == "missing" else ""
+    todo = "; ".join(filter(None, [hint, library.INSTEAD]))
     return Fact(what="kernels", state="slower", here=description, todo=todo)
+
+
+def _can_compile() -> bool:
+    from rlft.model.kernels import build
+
+    try:
+        build.refuse_other_machines()
+        build.compiler()
+    except build.BuildError:
+        return False
+    return True
 
 
 def _memory() -> Fact:

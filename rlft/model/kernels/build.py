@@ -3,6 +3,8 @@
 The file's name holds the hash of the sources, the compiler, its flags and the processor's instructions, so that one
 cache serves several machines. A file beside it holds the library's own hash: what a full disk or a power failure left
 of it is not run. Both lie in a folder that nobody else can write.
+
+The compiler is what the environment variable `CXX` names, else `c++`: GCC or clang.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,10 +30,11 @@ from rlft.common.files import cache_root, sha256, write_file
 
 SOURCES = Path(__file__).with_name("native")
 """Folder of the C++ files; `kernels.cpp` includes the others."""
-FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC"),
-    *("-fno-math-errno", "-fno-trapping-math"),
-)
+FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+PROCESSOR_FLAGS = {"x86_64": ("-march=native", "-mprefer-vector-width=512"), "aarch64": ("-mcpu=native",)}
+"""Flags for the processor that compiles, by the kind of machine; there are kernels for these kinds."""
+OPENMP = {"GCC": ("-fopenmp",), "clang": ("-Xclang", "-fopenmp")}
+"""Clang's driver would add LLVM's runtime to the library, which `native/clang_openmp.h` replaces."""
 TIMEOUT_S = 300.0
 """How long the compiler may take: it needs seconds, and a minute where the machine is busy."""
 
@@ -47,14 +52,11 @@ def load_library() -> tuple[ctypes.CDLL, str]:
     Raises:
         BuildError: another kind of machine, no compiler, one that failed or hung, or a cache that others could write.
     """
-    if not (sys.platform == "linux" and platform.machine() == "x86_64"):
-        raise BuildError("kernels were measured on Linux with x86-64 only")
-    compiler = shutil.which("c++")
-    if compiler is None:
-        raise BuildError("no C++ compiler was found: install `c++`, GCC 11 or newer")
+    refuse_other_machines()
+    command = compiler()
     try:
-        version = _output(compiler, "--version")
-        return _load(compiler, version), (version.splitlines() or [compiler])[0]
+        version = _output(*command, "--version")
+        return _load(command, version), (version.splitlines() or command)[0]
     except (
         OSError,
         RuntimeError,
@@ -62,37 +64,69 @@ def load_library() -> tuple[ctypes.CDLL, str]:
         raise BuildError(str(error)) from error
 
 
+def refuse_other_machines() -> None:
+    """Raise BuildError where there are no kernels for this kind of machine."""
+    if sys.platform != "linux" or platform.machine() not in PROCESSOR_FLAGS:
+        raise BuildError(f"kernels are for Linux on x86-64 and aarch64, this is {sys.platform} on {platform.machine()}")
+
+
+def compiler() -> list[str]:
+    """The command of the C++ compiler. Raises BuildError where there is none."""
+    asked = os.environ.get("CXX", "").strip()
+    try:
+        program, *arguments = shlex.split(asked) or ["c++"]
+    except ValueError:  # quotes without an end
+        program, arguments = asked, []
+    if path := shutil.which(program):
+        return [path, *arguments]
+    if asked:
+        raise BuildError(f"CXX is {asked!r}, and no such program was found: unset it, or set it to a C++ compiler")
+    raise BuildError("no C++ compiler was found: install `c++`, GCC 11 or clang 14 or newer")
+
+
 def is_compiled() -> bool:
     """Whether the cache has the library for this compiler and this processor, so that loading it takes no minute.
 
     False also where nothing could be compiled; `load_library` says why.
     """
-    compiler = shutil.which("c++")
-    if compiler is None:
-        return False
     try:
-        _, name = _job(compiler, _output(compiler, "--version"))
+        refuse_other_machines()
+        command = compiler()
+        _, name = _job(command, _output(*command, "--version"))
     except (OSError, RuntimeError):
         return False
     return (_folder() / name).exists()
+
+
+def compilation(compiler: Sequence[str], version: str, processor: Sequence[str]) -> list[str]:
+    """The command that compiles the library, but for OpenMP's runtime and its target.
+
+    Args:
+        compiler: its command.
+        version: what it prints as its version, which tells GCC from clang.
+        processor: flags that say for which processor.
+    """
+    openmp = OPENMP["clang" if "clang" in version else "GCC"]
+    return [*compiler, *FLAGS, *processor, *openmp, str(SOURCES / "kernels.cpp")]
 
 
 def _folder() -> Path:
     return cache_root() / f"kernels-{os.getuid()}"
 
 
-def _job(compiler: str, version: str) -> tuple[list[str], str]:
+def _job(compiler: Sequence[str], version: str) -> tuple[list[str], str]:
     """(The command that compiles the library, but for its target; the library's name in the cache.)"""
     # Torch has an OpenMP of its own under a name of its own; a second one would be a second pool of threads.
     runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))[:1]
-    command = [compiler, *FLAGS, str(SOURCES / "kernels.cpp"), *map(str, runtime), "-Wl,--as-needed"]
+    command = compilation(compiler, version, PROCESSOR_FLAGS[platform.machine()])
+    command += [*(map(str, runtime) if runtime else ["-lgomp"]), "-Wl,--as-needed"]
     key = hashlib.sha256("\0".join([*command, version, _processor()]).encode())
     for source in sorted(SOURCES.iterdir()):
         key.update(f"\0{source.name}\0".encode() + source.read_bytes())
     return command, f"{key.hexdigest()[:20]}.so"
 
 
-def _load(compiler: str, version: str) -> ctypes.CDLL:
+def _load(compiler: Sequence[str], version: str) -> ctypes.CDLL:
     command, name = _job(compiler, version)
     folder = _own_folder(_folder())
     target = folder / name

@@ -7,7 +7,8 @@ and compares each with torch on a small case (`self_test`); what is missing or d
 devices and types.
 
 The environment variable `RLFT_KERNELS` chooses: `0` for torch alone, `required` for an error where a kernel that this
-processor can have is missing or wrong. Only modules of this folder call kernels; others call their tensor functions.
+processor can have is missing or wrong; `CXX` names the compiler. Only modules of this folder call kernels; others call
+their tensor functions.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ ABI = 2
 """Number of the library's C interface that this module calls, `rlft_kernels_abi` in `native/kernels.cpp`."""
 VECTOR = 32
 """Widths of gates, sizes of heads and vocabularies that kernels take are multiples of this."""
+INSTEAD = (
+    "torch computes norms, rotations, gates, log-probs and the attention of a step instead, up to rounding alike and "
+    "in all about a third slower"
+)
+"""What a machine without kernels loses."""
 
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
@@ -91,6 +97,11 @@ def description() -> str:
     return _library().description
 
 
+def lost() -> str:
+    """What is left to torch on this machine although nobody asked for it, and why; empty where nothing is."""
+    return _library().lost
+
+
 class Library(NamedTuple):
     """Kernels that may be called."""
 
@@ -98,6 +109,8 @@ class Library(NamedTuple):
     description: str
     use_threads: Callable[[int], None] = lambda count: None
     """OpenMP's setting of the calling thread, which torch makes only for the thread that sets it."""
+    lost: str = ""
+    """What is left to torch although nobody asked for it, and why."""
     error: str = ""
     """What every call raises."""
 
@@ -137,10 +150,13 @@ def _load() -> Library:
         library = Library(kernels, f"compiled by {compiler}", use_threads)
         problems = [*missing, *_test(library)]
     except (BuildError, AttributeError) as error:
-        library, problems = Library({}, f"torch ({error})"), [str(error)]
+        lost = f"there are no compiled kernels ({error}): {INSTEAD}"
+        library, problems = Library({}, f"torch ({error})", lost=lost), [str(error)]
     if problems and wish == "required":
         return library._replace(error=f"RLFT_KERNELS=required, but {'; '.join(problems)}")
-    return library._replace(description="; ".join([library.description, *problems])) if library.kernels else library
+    if library.lost:
+        return library
+    return library._replace(description="; ".join([library.description, *problems]), lost="; ".join(problems))
 
 
 def _kernels(loaded: ctypes.CDLL) -> tuple[dict[Key, Kernel], list[str]]:

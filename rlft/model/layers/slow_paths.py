@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from rlft.model.kernels import library
+
 SLOW_PATH = "slow_path"
 """Kind of the event that has a reason."""
 ON_GPU = "the model is on a GPU, where its layers are transformers' own: rlft's were measured to be faster on CPUs only"
@@ -23,8 +25,10 @@ def slow_paths(model: nn.Module) -> dict[str, None]:
 
 
 def is_on_cpu(model: nn.Module) -> bool:
-    """Whether the model's layers may be replaced; that they may not is noted."""
+    """Whether the model's layers may be replaced; that they may not is noted, and which kernels this machine lacks."""
     if next(model.parameters()).device.type == "cpu":
+        if lost := library.lost():
+            note(slow_paths(model), lost)
         return True
     note(slow_paths(model), ON_GPU)
     return False

@@ -18,7 +18,7 @@ inline Floats sums_of(Floats* x) {
     const Ints kEven = kPlaces + kPlaces;
 #pragma GCC unroll 8
     for (int i = 0; i < Count / 2; ++i)
-      x[i] = __builtin_shuffle(x[2 * i], x[2 * i + 1], kEven) + __builtin_shuffle(x[2 * i], x[2 * i + 1], kEven + 1);
+      x[i] = shuffled(x[2 * i], x[2 * i + 1], kEven) + shuffled(x[2 * i], x[2 * i + 1], kEven + 1);
     return sums_of<Count / 2>(x);
   }
   return x[0];

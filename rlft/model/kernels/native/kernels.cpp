@@ -4,6 +4,7 @@
 // of threads or on the other rows. Values are rounded to their type once, when they are written.
 
 #include "cached_attention.h"
+#include "clang_openmp.h"
 #include "elementwise.h"
 #include "softmax.h"
 #include "vectors.h"

@@ -117,8 +117,8 @@ inline void transpose(Words* x) {
     for (int i = 0; i < kLanes; ++i) {
       if (i & step) continue;
       const Words above = x[i], below = x[i + step];
-      x[i] = __builtin_shuffle(above, below, first);
-      x[i + step] = __builtin_shuffle(above, below, second);
+      x[i] = shuffled(above, below, first);
+      x[i + step] = shuffled(above, below, second);
     }
   }
 }

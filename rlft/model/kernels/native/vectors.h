@@ -27,20 +27,37 @@ inline BFloat16 narrow<BFloat16>(float x) {  // to the nearest, ties to even, as
   return {uint16_t(x != x ? 0x7fc0 : rounded)};
 }
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
-#else
+#elif defined(__AVX__)
 constexpr int kLanes = 8;
+#else  // NEON, SSE
+constexpr int kLanes = 4;
 #endif
 constexpr int kPair = 2 * kLanes;  // elements that are loaded together, as two vectors
 using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
 using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
 constexpr Ints kPlaces = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#else
+#elif defined(__AVX__)
 constexpr Ints kPlaces = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+constexpr Ints kPlaces = {0, 1, 2, 3};
 #endif
+
+// The elements at `places` of a and, from kLanes on, of b.
+template <class V>
+[[gnu::always_inline]] inline V shuffled(V a, V b, Ints places) {
+#ifdef __clang__  // which has no such function, and makes one instruction of this where the places are constants
+  V x = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) x[i] = places[i] < kLanes ? a[places[i]] : b[places[i] - kLanes];
+  return x;
+#else
+  return __builtin_shuffle(a, b, places);
+#endif
+}
 
 template <class V, class T>
 inline V load(const T* from) {
@@ -110,7 +127,7 @@ inline Floats plus(Floats a, Floats b) { return a + b; }
 template <class Operation>
 inline float across(Floats x, Operation operation) {
 #pragma GCC unroll 4
-  for (int step = kLanes / 2; step > 0; step /= 2) x = operation(x, __builtin_shuffle(x, kPlaces ^ step));
+  for (int step = kLanes / 2; step > 0; step /= 2) x = operation(x, shuffled(x, x, kPlaces ^ step));
   return x[0];
 }
 
