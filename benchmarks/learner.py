@@ -1,16 +1,19 @@
 """One learner update of rlft and of TRL on the same tokens, in alternating updates of one run.
 
-    python -m benchmarks.learner [--updates 3] [--only grpo long dpo]
-    python -m benchmarks.learner --ablation
+    python -m benchmarks.learner [--updates 3] [--only grpo long dpo tools]
+    python -m benchmarks.learner --ablation [TECHNIQUE ...]
 
 Work: SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, no KL term, AdamW.
     grpo   8 prompts of 45 tokens x 8 completions of up to 64: the tokens of a usual RL step here
     long   2 prompts of 512 tokens x 8 completions of up to 64
     dpo    16 pairs, prompts of 45, completions of up to 64, reference log-probs given
+    tools  16 prompts of 440 tokens, the first 400 of which are the same, x 8 completions of up to 64; only where it is
+           named, as an update of TRL's takes minutes
 TRL's trainers run their own training step (GRPOTrainer, DPOTrainer) on tokens that are handed to them, so that nothing
 but the update is timed. TRL is tried in several settings (type, rows per microbatch); the fastest is the peer. Each
 system lives in a process of its own that is stopped while the other works; memory is the process's peak. The last line
-is JSON. `--ablation` runs rlft alone, with one technique taken away at a time.
+is JSON. `--ablation` runs rlft alone, with one technique taken away at a time, on the shape `grpo`, or on `tools` where
+it is a prefix of all prompts.
 """
 
 from __future__ import annotations
@@ -27,12 +30,15 @@ from typing import Any
 from benchmarks.peers import THREADS, TRL_ON_CPU, Peer, answer, update_floor, wait
 
 RANK, NEW_TOKENS = 16, 64
-SHAPES = {"grpo": (8, 8, 45), "long": (2, 8, 512), "dpo": (16, 2, 45)}
+SHAPES = {"grpo": (8, 8, 45), "long": (2, 8, 512), "dpo": (16, 2, 45), "tools": (16, 8, 40)}
 """Groups, completions of each, prompt tokens."""
+PREFIX = {"tools": 400}
+"""Tokens that all prompts of a shape begin with, besides."""
 TRL_SETTINGS = {
     "grpo": [("bfloat16", 16), ("bfloat16", 8), ("float32", 16)],
     "long": [("bfloat16", 8), ("bfloat16", 4)],
     "dpo": [("bfloat16", 16), ("float32", 16), ("bfloat16", 4)],
+    "tools": [("bfloat16", 8), ("bfloat16", 4)],
 }
 """Types and rows (dpo: pairs) per microbatch that TRL is tried in."""
 
@@ -45,7 +51,8 @@ def tokens_of(shape: str) -> tuple[list[list[int]], list[list[list[int]]]]:
     def ids(length: int) -> list[int]:
         return [random_.randrange(100, 40_000) for _ in range(length)]
 
-    prompts = [ids(prompt_length) for _ in range(groups)]
+    prefix = ids(PREFIX.get(shape, 0))
+    prompts = [prefix + ids(prompt_length) for _ in range(groups)]
     return prompts, [[ids(random_.randint(5, NEW_TOKENS)) for _ in range(samples)] for _ in range(groups)]
 
 
@@ -170,6 +177,7 @@ def _rlft_dpo(folder: str) -> Callable[[], object]:
 TECHNIQUES = {
     "lean LoRA": "peft's own LoRA layers",
     "shared prompts": "a prompt in front of every completion",
+    "shared prefix": "what all prompts begin with in front of every one",
     "actions only": "every token projected to the vocabulary",
     "bfloat16": "the base in float32",
     "kept memory": "freed memory goes back to the system",
@@ -196,6 +204,8 @@ def take_away(technique: str) -> None:
 
         whole = batch.pack
         roles.pack = lambda part: whole(replace(part, group_index=torch.arange(part.num_sequences)))
+    elif technique == "shared prefix":
+        batch.MIN_PREFIX = 1 << 30
     elif technique == "actions only":
         from dataclasses import replace
 
@@ -401,33 +411,44 @@ def compare(folder: str, shape: str, updates: int) -> dict[str, Any]:
 
 
 def floor_of(shape: str) -> float:
-    """Seconds of the shape's arithmetic, each prompt computed once and no completion's last token."""
+    """Seconds of the shape's arithmetic, each prompt and their prefix computed once and no completion's last token."""
     prompts, completions = tokens_of(shape)
     actions = sum(len(ids) for group in completions for ids in group)
     read = actions - sum(map(len, completions))
-    return update_floor(read + sum(map(len, prompts)), actions)
+    of_prompts = sum(map(len, prompts)) - (len(prompts) - 1) * PREFIX.get(shape, 0)
+    return update_floor(read + of_prompts, actions)
 
 
-def ablate(folder: str, updates: int) -> None:
+def ablate(folder: str, updates: int, techniques: list[str]) -> None:
     """What each technique brings: medians with it and without it, alternating."""
-    whole = Peer("benchmarks.learner", "rlft", "rlft", folder, "grpo", "")
-    whole.step()
-    for technique, instead in TECHNIQUES.items():
-        other = Peer("benchmarks.learner", f"without {technique} ({instead})", "rlft", folder, "grpo", technique)
+    for technique in techniques:
+        instead, shape = TECHNIQUES[technique], "tools" if technique == "shared prefix" else "grpo"
+        whole = Peer("benchmarks.learner", "rlft", "rlft", folder, shape, "")
+        other = Peer("benchmarks.learner", f"without {technique} ({instead})", "rlft", folder, shape, technique)
+        whole.step()
         other.step()
         pairs = [(whole.step(), other.step()) for _ in range(updates)]
+        whole.stop()
         other.stop()
-        ratio = statistics.median(b["seconds"] for _, b in pairs) / statistics.median(a["seconds"] for a, _ in pairs)
-        print(f"| {technique} | {instead} | x {ratio:.2f} | {pairs[-1][1]['gb']:.1f} GB |")
-    whole.stop()
+        own, without = (statistics.median(step["seconds"] for step in steps) for steps in zip(*pairs, strict=True))
+        gb, other_gb = (step["gb"] for step in pairs[-1])
+        print(
+            f"| {technique} | {instead} | {shape} | {own:.2f} s, {gb:.2f} GB | {without:.2f} s, {other_gb:.2f} GB | "
+            f"x {without / own:.2f} |",
+            flush=True,
+        )
 
 
 def main() -> None:
     """Run the comparison and print its JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--updates", type=int, default=3, help="alternating rounds after the warm-up")
-    parser.add_argument("--only", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="shapes to run")
-    parser.add_argument("--ablation", action="store_true", help="rlft alone, without one technique at a time")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(SHAPES), default=["grpo", "long", "dpo"], help="shapes to run"
+    )
+    parser.add_argument(
+        "--ablation", nargs="*", metavar="TECHNIQUE", help=f"rlft alone, without one technique: {', '.join(TECHNIQUES)}"
+    )
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -438,8 +459,8 @@ def main() -> None:
     from rlft.model import sources
 
     folder = str(sources.resolve("smollm2-135m-instruct"))
-    if options.ablation:
-        ablate(folder, options.updates)
+    if options.ablation is not None:
+        ablate(folder, options.updates, options.ablation or list(TECHNIQUES))
         return
     results = {shape: compare(folder, shape, options.updates) for shape in options.only}
     line: dict[str, Any] = {}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from rlft.learner.batch import (
     unscored,
 )
 from rlft.model.base import token_logprobs
+from rlft.model.layers import packed_attention
 from rlft.model.layers.packed import PackedGroup
 from rlft.model.layers.packed_attention import NAME as PACKED_ATTENTION
 from rlft.objectives.advantages import best_and_worst, token_advantages
@@ -42,9 +44,9 @@ VOCAB = 64
 GRPO = PRESETS["grpo"]
 
 
-def made_up_batch(sizes: list[tuple[int, list[int]]]) -> Batch:
-    """A batch of groups, given as (prompt length, completion lengths)."""
-    return collate(
+def made_up_batch(sizes: list[tuple[int, list[int]]], common: int = 0) -> Batch:
+    """A batch of groups, given as (prompt length, completion lengths), whose prompts have `common` tokens before."""
+    batch = collate(
         [
             made_up_group(
                 [float(index) for index, _ in enumerate(lengths)],
@@ -56,6 +58,7 @@ def made_up_batch(sizes: list[tuple[int, list[int]]]) -> Batch:
             for number, (prompt_length, lengths) in enumerate(sizes)
         ]
     )
+    return replace(batch, prompt_ids=tuple((*range(5, 5 + common), *prompt) for prompt in batch.prompt_ids))
 
 
 RAGGED = [(4, [3, 1, 5]), (1, [2]), (2, [4, 4]), (6, [1, 1, 1, 2])]
@@ -171,10 +174,20 @@ SIZES = st.lists(
 )
 
 
+@pytest.fixture(scope="module")
+def _short_prefixes() -> Iterator[None]:
+    """Prefixes of three tokens are shared already."""
+    with mock.patch("rlft.learner.batch.MIN_PREFIX", 3):
+        yield
+
+
+@pytest.mark.usefixtures("_short_prefixes")
 @settings(deadline=None, max_examples=60)
-@given(sizes=SIZES, tokens=st.integers(1, 60))
-def test_microbatches_cover_everything_once_within_the_budget(sizes: list[tuple[int, list[int]]], tokens: int) -> None:
-    batch = made_up_batch(sizes)
+@given(sizes=SIZES, tokens=st.integers(1, 60), common=st.integers(0, 6))
+def test_microbatches_cover_everything_once_within_the_budget(
+    sizes: list[tuple[int, list[int]]], tokens: int, common: int
+) -> None:
+    batch = made_up_batch(sizes, common)
     parts = microbatches(batch, tokens)
     assert list(itertools.chain(*parts)) == list(range(batch.num_sequences))
     packed_tokens = [pack(select(batch, part)).token_ids.shape[1] for part in parts]
@@ -202,12 +215,19 @@ def test_microbatches_of_whole_groups_never_split_one(sizes: list[tuple[int, lis
     assert all(cost([*chosen, following[0]]) > tokens for chosen, following in itertools.pairwise(groups))
 
 
+@pytest.mark.usefixtures("_short_prefixes")
 @settings(deadline=None, max_examples=60)
-@given(sizes=SIZES, tokens=st.integers(1, 60), shares=st.integers(1, 4), whole_groups=st.booleans())
+@given(
+    sizes=SIZES,
+    tokens=st.integers(1, 60),
+    shares=st.integers(1, 4),
+    whole_groups=st.booleans(),
+    common=st.integers(0, 6),
+)
 def test_even_microbatches_have_the_smallest_budget_that_gives_no_more_than_a_multiple(
-    sizes: list[tuple[int, list[int]]], tokens: int, shares: int, whole_groups: bool
+    sizes: list[tuple[int, list[int]]], tokens: int, shares: int, whole_groups: bool, common: int
 ) -> None:
-    batch = made_up_batch(sizes)
+    batch = made_up_batch(sizes, common)
     parts = even_microbatches(batch, tokens, shares, whole_groups=whole_groups)
 
     def cuts(whole: bool) -> list[list[list[int]]]:
@@ -231,10 +251,11 @@ def test_even_microbatches_by_hand() -> None:
     assert even_microbatches(batch, 8, 1) == [[0], [1], [2], [3]]  # no group fits whole
 
 
+@pytest.mark.usefixtures("_short_prefixes")
 @settings(deadline=None, max_examples=60)
-@given(sizes=SIZES)
-def test_packed_length_is_that_of_the_packed_row(sizes: list[tuple[int, list[int]]]) -> None:
-    batch = made_up_batch(sizes)
+@given(sizes=SIZES, common=st.integers(0, 6))
+def test_packed_length_is_that_of_the_packed_row(sizes: list[tuple[int, list[int]]], common: int) -> None:
+    batch = made_up_batch(sizes, common)
     assert packed_length(batch) == pack(batch).token_ids.shape[1]
 
 
@@ -281,6 +302,28 @@ def test_pack_by_hand() -> None:
         PackedGroup(start=0, prompt_length=3, lengths=(1, 2)),
         PackedGroup(start=6, prompt_length=2, lengths=(2,)),
     )
+
+
+@pytest.mark.usefixtures("_short_prefixes")
+def test_what_all_prompts_begin_with_stands_once_by_hand() -> None:
+    batch = hand_batch()
+    packed = pack(replace(batch, prompt_ids=tuple((7, 8, 9, *prompt) for prompt in batch.prompt_ids)))
+    #                   row  0  1  2   3   4   5   6   7   8   9  10  11  12
+    assert packed.token_ids.tolist() == [[7, 8, 9, 10, 11, 12, 20, 30, 31, 40, 41, 50, 51]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6, 6, 7, 3, 4, 5, 6]]
+    assert packed.predictor_index.tolist() == [5, 6, 5, 8, 11, 12]
+    assert packed.groups == (
+        PackedGroup(start=0, prompt_length=3, lengths=()),
+        PackedGroup(start=3, prompt_length=3, lengths=(1, 2), prefix_length=3),
+        PackedGroup(start=9, prompt_length=2, lengths=(2,), prefix_length=3),
+    )
+    # A prompt that is the beginning of another keeps its last token; two tokens alike are too few; one prompt has none.
+    same = replace(batch, prompt_ids=((7, 8, 9, 10), (7, 8, 9, 10), (7, 8, 9, 10, 11)))
+    assert [group.prefix_length for group in pack(same).groups] == [0, 3, 3]
+    assert [group.prompt_length for group in pack(same).groups] == [3, 1, 2]
+    few = replace(batch, prompt_ids=((7, 8, 10), (7, 8, 10), (7, 8, 11)))
+    assert [group.prefix_length for group in pack(few).groups] == [0, 0]
+    assert [group.prefix_length for group in pack(select(same, [0, 1])).groups] == [0]
 
 
 def test_pack_with_ends_by_hand() -> None:
@@ -383,12 +426,16 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+@pytest.mark.parametrize("common", [0, 17])
 @pytest.mark.parametrize("family", EXACT)
-def test_a_packed_row_equals_its_sequences_one_by_one(family: str) -> None:
+def test_a_packed_row_equals_its_sequences_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, family: str, common: int
+) -> None:
     model = tiny(*EXACT[family])
     plain = copy.deepcopy(model)
     plain.set_attn_implementation("sdpa")
-    batch = made_up_batch(RAGGED)
+    batch = made_up_batch(RAGGED, common)
+    assert pack(batch).groups[-1].prefix_length == common
     logprobs, _ = token_logprobs(model, pack(batch), 1.0)
     expected = one_by_one(plain, batch, 1.0)
     assert float(expected.detach().std()) > 0.01
@@ -396,6 +443,10 @@ def test_a_packed_row_equals_its_sequences_one_by_one(family: str) -> None:
     weights = torch.linspace(-1, 1, len(logprobs), dtype=torch.float64)
     own, other = gradients(model, (weights * logprobs).sum()), gradients(plain, (weights * expected).sum())
     assert largest_difference(own, other) < 1e-10
+    monkeypatch.setattr(packed_attention, "LARGEST_SCORES", 0)  # as on a GPU: torch's own attention, group by group
+    logprobs, _ = token_logprobs(model, pack(batch), 1.0)
+    assert torch.allclose(logprobs, expected, rtol=0, atol=1e-10)
+    assert largest_difference(gradients(model, (weights * logprobs).sum()), other) < 1e-10
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.5])

@@ -25,6 +25,12 @@ GROUPS = (
     PackedGroup(start=9, prompt_length=5, lengths=(1, 3, 2)),
     PackedGroup(start=20, prompt_length=1, lengths=(6,)),
 )
+TREE = (
+    PackedGroup(start=0, prompt_length=7, lengths=()),
+    PackedGroup(start=7, prompt_length=3, lengths=(2, 4), prefix_length=7),
+    PackedGroup(start=16, prompt_length=1, lengths=(1, 0, 5), prefix_length=7),
+    PackedGroup(start=23, prompt_length=4, lengths=()),  # what fills a row up
+)
 NUM_TOKENS = 27
 
 
@@ -48,15 +54,16 @@ def agree(actual: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: flo
 # Attention
 
 
-def visible() -> Tensor:
-    """(T, T) which token sees which, from the meaning of the layout: the prompt causally, and the own completion."""
+def visible(groups: tuple[PackedGroup, ...]) -> Tensor:
+    """(T, T) which token sees which, from the meaning of the layout: what stands before the sequence, and its own."""
     mask = torch.zeros(NUM_TOKENS, NUM_TOKENS, dtype=torch.bool)
-    for group in GROUPS:
+    for group in groups:
         prompt = range(group.start, group.start + group.prompt_length)
         start = prompt.stop
         for first, length in [(group.start, group.prompt_length), *_spans(start, group.lengths)]:
             for t in range(first, first + length):
                 mask[t, first : t + 1] = True
+                mask[t, : group.prefix_length] = True
                 if first >= prompt.stop:
                     mask[t, prompt.start : prompt.stop] = True
     return mask
@@ -70,19 +77,26 @@ def _spans(start: int, lengths: tuple[int, ...]) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("cost", [0, 4096], ids=["a block for each length", "few blocks"])
 @pytest.mark.parametrize("kept", [0, 1 << 20], ids=["computed again", "kept"])
 @pytest.mark.parametrize("num_key_heads", [1, 2, 4])
+@pytest.mark.parametrize("groups", [GROUPS, TREE], ids=["prompts", "a prefix of all prompts"])
 def test_block_attention_is_attention_under_the_mask(
-    monkeypatch: pytest.MonkeyPatch, num_key_heads: int, kept: int, cost: int, step: int
+    monkeypatch: pytest.MonkeyPatch,
+    groups: tuple[PackedGroup, ...],
+    num_key_heads: int,
+    kept: int,
+    cost: int,
+    step: int,
 ) -> None:
     monkeypatch.setattr(packed_attention, "BLOCK_COST", cost)
     monkeypatch.setattr(block_attention, "KEPT_SCORES", kept)
     monkeypatch.setattr(packed_attention, "SEQUENCES", step)
     query, key, value = (random(NUM_TOKENS, h, 6, seed=s) for s, h in enumerate((4, num_key_heads, num_key_heads)))
     scores = torch.einsum("qhd,khd->hqk", query, key.repeat_interleave(4 // num_key_heads, dim=1)) * 0.3
-    softmax = scores.masked_fill(~visible(), -math.inf).softmax(dim=-1)
+    softmax = scores.masked_fill(~visible(groups), -math.inf).softmax(dim=-1)
     expected = torch.einsum("hqk,khd->qhd", softmax, value.repeat_interleave(4 // num_key_heads, dim=1))
-    blocks = as_blocks(GROUPS)
-    assert len(blocks) == (2 if cost else 8 if step == 1 else 5)
-    assert all(len(block.queries) % step == 0 for block in blocks)
+    blocks = as_blocks(groups)
+    depths = 2 if groups is GROUPS else 3
+    assert len(blocks) == (depths if cost else 8 if step == 1 else 6)
+    assert all(len(block.queries) % step == 0 or len(block.queries) == 1 for block in blocks)
     heads = torch.cat([query, key, value], dim=1)
     actual = attend(heads, with_heads(blocks, 4, num_key_heads, torch.float64), 0.3)
     agree(actual, expected, [query, key, value])

@@ -284,6 +284,8 @@ def test_a_run_that_was_rolled_back_says_the_same_everywhere(tmp_path: Path) -> 
         held_out = {"base": (0.1, 0.8), "step-000012": (0.9, 0.8), "step-000024": (0.9, 0.1)}
         write_shadow_run(run.path, {**chances, **held_out}, configured=True)
         before = verdict_of(run.path)
+        assert before.health is not None
+        assert [(alarm.name, alarm.severity) for alarm in before.health.alarms] == [("shadow_gap", "critical")]
         assert (before.kind, before.shadows[0].sentence[:42]) == ("dont", "The trained reward rose, and quality fell ")
         run.event("rolled_back", "shadow_gap", step=12)
         for _ in range(2):  # of held-out samples; then of training, where those of the base are not stored
@@ -292,6 +294,9 @@ def test_a_run_that_was_rolled_back_says_the_same_everywhere(tmp_path: Path) -> 
             [shadow] = found.shadows
             [reason] = [each.says for each in found.reasons if each.code == "shadow"]
             assert reason.endswith(shadow.sentence)
+            assert found.health is not None
+            [alarm] = found.health.alarms  # that it fell is of the adapters that were given up
+            assert (alarm.severity, alarm.onset) == ("warning", 12)
             assert shadow.sentence == summary["shadow"]["quality"]["sentence"] == page.data["shadows"][0]["sentence"]
             assert "did not rise beyond chance" in shadow.sentence
             assert " fell " not in json.dumps(page.data["shadows"])

@@ -96,12 +96,8 @@ class Verdict:
         return found
 
 
-def verdict_of(run: Path, health: Health | None = None) -> Verdict:
+def verdict_of(run: Path) -> Verdict:
     """The verdict on a run directory, whether the run is over or goes on.
-
-    Args:
-        run: the run directory.
-        health: what its alarms say, where that is known already.
 
     A file that is damaged is left out, which is among the reasons and makes it CAN'T TELL at best.
 
@@ -112,7 +108,7 @@ def verdict_of(run: Path, health: Health | None = None) -> Verdict:
 
     config = reading.read_config(run)
     with damage.left_out() as besides:
-        health = health or alarms_of(run)
+        health = alarms_of(run, until=reading.rolled_back_to(run))
     with damage.left_out() as damaged:
         found = _read(run, config, health)
     remarks = [*found.pop("remarks"), *doubts.damaged(damaged, besides)]
@@ -127,7 +123,6 @@ def _read(run: Path, config: Mapping[str, Any], health: Health) -> dict[str, Any
     gone = doubts.lost(last, rows, logs.read_json(run / SUMMARY))
     if back is not None:  # what came after the step that is the result is on record, and not what would be shipped
         rows = [row for row in rows if row["step"] <= back]
-        health = replace(health, alarms=tuple(alarm for alarm in health.alarms if alarm.onset <= back))
     shadows = measure_shadows(run, shadow_names(rewards), until=back)
     unwatched = [each.label for each in rewards if each.weight == 0 and each.role != "shadow"]
     observed = observed_changes(run, evals, unwatched)

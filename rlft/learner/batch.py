@@ -1,11 +1,12 @@
 """From scored groups to tensors: collate, minibatches, microbatches, and the packed row that a model reads.
 
-A group's prompt stands once in the row and is shared by its completions:
+A group's prompt stands once in the row and is shared by its completions, and what all prompts begin with, a system
+prompt or tools, stands once before them:
 
-    tokens     p0 p1 p2 | a0 a1 | b0 b1 b2 || q0 q1 | c0 ...
-    positions   0  1  2 |  3  4 |  3  4  5 ||  0  1 |  2 ...
+    tokens     s0 s1 || p0 p1 p2 | a0 a1 | b0 b1 b2 || q0 q1 | c0 ...
+    positions   0  1 ||  2  3  4 |  5  6 |  5  6  7 ||  2  3 |  4 ...
 
-`a` and `b` see the prompt and themselves, never each other, so the result is exactly that of separate rows. The only
+`a` and `b` see `s`, `p` and themselves, never each other, so the result is exactly that of separate rows. The only
 shift by one of the project happens here: the logits that predict an action stand at the token before it, which for the
 first action of every completion is the prompt's last token. A completion's last action predicts nothing and nothing
 else sees it, so the row ends before it.
@@ -14,7 +15,7 @@ else sees it, so the row ends before it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
 import torch
@@ -23,6 +24,8 @@ from torch import Tensor
 from rlft.model.layers.packed import Packed, PackedGroup
 from rlft.types import Batch, Group, Score, Trajectory
 
+MIN_PREFIX = 16
+"""Fewest tokens that prompts of a row begin with alike for which one more block of attention is worth it."""
 PER_SEQUENCE = ("group_index", "rewards", "is_truncated", "baseline_rewards")
 """Fields of a `Batch` with a value for each sequence; the other tensors have one for each action token."""
 
@@ -196,9 +199,43 @@ def minibatches(batch: Batch, updates: int) -> list[Batch]:
 
 
 def packed_length(batch: Batch) -> int:
-    """Number of tokens of the whole batch as one packed row, in which each group's prompt stands once."""
-    first_of_group = dict(zip(reversed(batch.group_index.tolist()), reversed(batch.prompt_ids), strict=True))
-    return sum(_read_lengths(batch)) + sum(map(len, first_of_group.values()))
+    """Number of tokens of the whole batch as one packed row, in which each prompt, and their prefix, stand once."""
+    row = _Row()
+    for sequences in _members(batch).values():
+        row = row.with_prompt(batch.prompt_ids[sequences[0]])
+    return sum(_read_lengths(batch)) + row.prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The prompts of a packed row."""
+
+    first: tuple[int, ...] = ()
+    """The first of them."""
+    common: int = 0
+    """Tokens that they begin with alike, all but the last of the shortest at most: each has something of its own."""
+    number: int = 0
+    total: int = 0
+    """Tokens of all of them."""
+
+    def with_prompt(self, prompt: tuple[int, ...]) -> _Row:
+        """The row with one more prompt."""
+        if not self.number:
+            return _Row(prompt, max(0, len(prompt) - 1), 1, len(prompt))
+        end = min(self.common, len(prompt) - 1)
+        same = prompt[:end] == self.first[:end]  # as nearly always; else token by token
+        common = max(0, end) if same else next(at for at in range(end) if prompt[at] != self.first[at])
+        return _Row(self.first, common, self.number + 1, self.total + len(prompt))
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens that stand once in the row for all prompts."""
+        return self.common if self.number > 1 and self.common >= MIN_PREFIX else 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the row that are prompts."""
+        return self.total - (self.number - 1) * self.prefix_length if self.number else 0
 
 
 def _read_lengths(batch: Batch) -> list[int]:
@@ -216,17 +253,15 @@ def microbatches(batch: Batch, tokens: int, *, whole_groups: bool = False) -> li
     if whole_groups:
         return _whole_groups(batch, lengths, tokens)
     result: list[list[int]] = []
-    used = 0
-    previous_group = -1
+    row, used, previous_group = _Row(), 0, -1
     for sequence, group in enumerate(batch.group_index.tolist()):
-        length = lengths[sequence]
-        cost = length if group == previous_group else length + len(batch.prompt_ids[sequence])
-        if not result or used + cost > tokens:
+        prompt, length = batch.prompt_ids[sequence], lengths[sequence]
+        longer = row if group == previous_group else row.with_prompt(prompt)
+        if not result or longer.prompt_tokens + used + length > tokens:
             result.append([])
-            used, cost = 0, length + len(batch.prompt_ids[sequence])
+            longer, used = _Row().with_prompt(prompt), 0
         result[-1].append(sequence)
-        used += cost
-        previous_group = group
+        row, used, previous_group = longer, used + length, group
     return result
 
 
@@ -264,14 +299,15 @@ def _smallest_budget(batch: Batch, tokens: int, limit: int, *, whole_groups: boo
 
 def _whole_groups(batch: Batch, lengths: Sequence[int], tokens: int) -> list[list[int]]:
     result: list[list[int]] = []
-    used = 0
+    row, used = _Row(), 0
     for members in _members(batch).values():
-        cost = len(batch.prompt_ids[members[0]]) + sum(lengths[s] for s in members)
-        if not result or used + cost > tokens:
+        prompt, length = batch.prompt_ids[members[0]], sum(lengths[s] for s in members)
+        longer = row.with_prompt(prompt)
+        if not result or longer.prompt_tokens + used + length > tokens:
             result.append([])
-            used = 0
+            longer, used = _Row().with_prompt(prompt), 0
         result[-1] += members
-        used += cost
+        row, used = longer, used + length
     return result
 
 
@@ -284,7 +320,7 @@ def _members(batch: Batch) -> dict[int, list[int]]:
 
 
 def pack(batch: Batch, *, with_ends: bool = False) -> Packed:
-    """Lay a batch out as one row, each group's prompt once.
+    """Lay a batch out as one row, each group's prompt once, and once what all prompts begin with.
 
     Args:
         with_ends: keep what follows the token that predicts a completion's last action.
@@ -292,35 +328,41 @@ def pack(batch: Batch, *, with_ends: bool = False) -> Packed:
     Raises:
         ValueError: a prompt without tokens, which has no logits to predict the first action.
     """
-    token_ids: list[int] = []
-    position_ids: list[int] = []
-    predictor_index: list[int] = []
-    target_ids: list[int] = []
-    groups: list[PackedGroup] = []
     lengths = [len(ids) for ids in batch.token_ids] if with_ends else _read_lengths(batch)
-    for sequences in _members(batch).values():
-        prompt = batch.prompt_ids[sequences[0]]
-        if not prompt:
+    members = list(_members(batch).values())
+    row = _Row()
+    for sequences in members:
+        if not batch.prompt_ids[sequences[0]]:
             raise ValueError(
                 f"sequence {sequences[0]} has an empty prompt: there is nothing to predict its first token from"
             )
+        row = row.with_prompt(batch.prompt_ids[sequences[0]])
+    prefix = row.prefix_length
+    token_ids, position_ids = list(row.first[:prefix]), list(range(prefix))
+    predictor_index: list[int] = []
+    target_ids: list[int] = []
+    groups = [PackedGroup(start=0, prompt_length=prefix, lengths=())] if prefix else []
+    for sequences in members:
+        prompt = batch.prompt_ids[sequences[0]]
         start = len(token_ids)
-        token_ids += prompt
-        position_ids += range(len(prompt))
+        token_ids += prompt[prefix:]
+        position_ids += range(prefix, len(prompt))
+        last = len(token_ids) - 1
         for sequence in sequences:
             offset = len(token_ids)
             ids = batch.token_ids[sequence]
             for t, is_action in enumerate(batch.action_mask[sequence]):
                 if is_action:
-                    predictor_index.append(offset + t - 1 if t else start + len(prompt) - 1)
+                    predictor_index.append(offset + t - 1 if t else last)
                     target_ids.append(ids[t])
             token_ids += ids[: lengths[sequence]]
             position_ids += range(len(prompt), len(prompt) + lengths[sequence])
         groups.append(
             PackedGroup(
                 start=start,
-                prompt_length=len(prompt),
+                prompt_length=len(prompt) - prefix,
                 lengths=tuple(lengths[s] for s in sequences),
+                prefix_length=prefix,
             )
         )
     return Packed(

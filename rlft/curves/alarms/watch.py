@@ -35,10 +35,12 @@ def alarms_from(rows: Rows, *, shadows: Collection[str] = ()) -> Health:
     return _health(rows, _answers(rows, shadows), {})
 
 
-def alarms_of(run: Path) -> Health:
+def alarms_of(run: Path, *, until: int | None = None) -> Health:
     """What a run directory says of its health, ended or not, with samples as evidence.
 
-    A file of samples or an evaluation that is damaged is left out, and the notes say so.
+    A file of samples or an evaluation that is damaged is left out, and the notes say so. With `until`, the step of the
+    adapter that a run was rolled back to, the alarms are those of that adapter: what began later is not among them, and
+    whether a reward left its shadow behind is asked of the samples and evaluations up to that step.
 
     Raises:
         ValueError: this is no run directory, or its metrics or events are damaged.
@@ -47,9 +49,14 @@ def alarms_of(run: Path) -> Health:
     notes: list[str] = []
     rows = with_not_finite(reading.read_metrics(run, notes), reading.read_events(run, notes))
     answers = _answers(rows, shadows)
+    if until is not None:
+        began = {name: found for name, found in answers.items() if isinstance(found, Found) and found.onset <= until}
+        rows = [row for row in rows if row["step"] <= until]
+        answers = _answers(rows, shadows)
+        answers |= {name: found for name, found in began.items() if name != "shadow_gap"}
     with damage.left_out() as lacking:
         if rows and shadows and not isinstance(answers["shadow_gap"], Found):
-            answers["shadow_gap"] = _of_samples(run, rows, shadows) or answers["shadow_gap"]
+            answers["shadow_gap"] = _of_samples(run, rows, shadows, until) or answers["shadow_gap"]
     with damage.left_out() as unshown:
         samples = {name: samples_for(run, name, found) for name, found in answers.items() if isinstance(found, Found)}
     found = _health(rows, answers, samples)
@@ -104,10 +111,11 @@ def _health(rows: Rows, answers: Mapping[str, Found | str | None], samples: Mapp
     )
 
 
-def _of_samples(run: Path, rows: Rows, shadows: Sequence[str]) -> Found | None:
+def _of_samples(run: Path, rows: Rows, shadows: Sequence[str], until: int | None) -> Found | None:
     """What the stored samples of evaluations, or else of training, say: the reward rose, a shadow did not."""
-    steps = len(reading.rollout_steps(run))
-    for shadow in measure_shadows(run, shadows, width=max(3, min(10, steps // 8)) if steps >= MIN_STEPS else 0):
+    steps = sum(until is None or step <= until for step in reading.rollout_steps(run))
+    width = max(3, min(10, steps // 8)) if steps >= MIN_STEPS else 0
+    for shadow in measure_shadows(run, shadows, width=width, until=until):
         if found := _held_out(shadow, rows) or _in_training(shadow, rows):
             return found
     return None

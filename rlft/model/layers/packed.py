@@ -1,4 +1,4 @@
-"""The packed row that a model reads: each group's prompt once, then its completions."""
+"""The packed row that a model reads: what all prompts begin with, then each group's prompt once and its completions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ class PackedGroup:
     """Positions of one prompt and its completions in the row."""
 
     start: int
-    """Row index of the prompt's first token."""
+    """Row index of the prompt's first token, behind the prefix if it has one."""
     prompt_length: int
-    """Tokens of the prompt."""
+    """Tokens of the prompt, without its prefix; at least 1."""
     lengths: tuple[int, ...]
     """Tokens of each completion in the row, which come after the prompt and one another; may be 0."""
+    prefix_length: int = 0
+    """Tokens at the beginning of the row that the prompt continues; a group without completions holds them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Attention over a packed row whose prompts are shared (see `batch.pack`), as an attention function of transformers.
 
-The row's linear layers run on all tokens at once; only attention needs to know the layout. Per group, the prompt
-attends causally to itself, and each completion to the prompt and causally to itself: exact, and without a [T, T] mask.
+The row's linear layers run on all tokens at once; only attention needs to know the layout, a tree. What all prompts
+begin with attends causally to itself, a prompt to that and causally to itself, and a completion to both and causally to
+itself: exact, and without a [T, T] mask.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def packed_heads_attention(heads: Tensor, num_heads: int, layout: Layout, scale:
 
 def _check_window(layout: Layout, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
     layout.count_layer(query, key, scale, window)
-    longest = max(group.prompt_length + max(group.lengths, default=0) for group in layout.groups)
+    longest = max(g.prefix_length + g.prompt_length + max(g.lengths, default=0) for g in layout.groups)
     if window is not None and longest > window:
         raise ValueError(f"a sequence of {longest} tokens exceeds the model's sliding window of {window}")
 
@@ -158,12 +159,21 @@ def _by_group(groups: tuple[PackedGroup, ...], query: Tensor, key: Tensor, value
     key, value = key.repeat_interleave(num_repeats, dim=1), value.repeat_interleave(num_repeats, dim=1)
     pieces: list[Tensor] = []
     for group in groups:
-        prompt = slice(group.start, group.start + group.prompt_length)
-        prompt_key, prompt_value = key[:, :, prompt], value[:, :, prompt]
-        own_query = query[:, :, prompt]
-        output = F.scaled_dot_product_attention(own_query, prompt_key, prompt_value, is_causal=True, scale=scale)
+        start = group.start + group.prompt_length
+        prompt_key, prompt_value = (
+            torch.cat([x[:, :, : group.prefix_length], x[:, :, group.start : start]], dim=2) for x in (key, value)
+        )
+        output = F.scaled_dot_product_attention(
+            query[:, :, group.start : start],
+            prompt_key,
+            prompt_value,
+            attn_mask=_causal_mask(group.prefix_length, group.prompt_length, query.device)
+            if group.prefix_length
+            else None,
+            is_causal=not group.prefix_length,
+            scale=scale,
+        )
         pieces.append(output[0])
-        start = prompt.stop
         lengths = tuple(length for length in group.lengths if length)
         if not lengths:
             continue
@@ -177,7 +187,7 @@ def _by_group(groups: tuple[PackedGroup, ...], query: Tensor, key: Tensor, value
             padded_query,
             torch.cat([prompt_key.expand(rows, -1, -1, -1), padded_key], dim=2),
             torch.cat([prompt_value.expand(rows, -1, -1, -1), padded_value], dim=2),
-            attn_mask=_completion_mask(group.prompt_length, width, query.device),
+            attn_mask=_causal_mask(group.prefix_length + group.prompt_length, width, query.device),
             scale=scale,
         )
         pieces.append(output.transpose(0, 1).flatten(1, 2)[:, scatter])
@@ -185,66 +195,95 @@ def _by_group(groups: tuple[PackedGroup, ...], query: Tensor, key: Tensor, value
 
 
 def _num_scores(groups: tuple[PackedGroup, ...]) -> int:
-    """Scores of one head that attention in blocks would write out at most."""
+    """Scores of one head that attention in blocks would write out, about."""
     width = max(max(group.lengths, default=0) for group in groups)
-    prompt = max(group.prompt_length for group in groups)
-    return len(groups) * prompt**2 + sum(len(group.lengths) for group in groups) * width * (prompt + width)
+    return sum(
+        g.prompt_length * (g.prefix_length + g.prompt_length)
+        + len(g.lengths) * width * (g.prefix_length + g.prompt_length + width)
+        for g in groups
+    )
 
 
 def as_blocks(groups: tuple[PackedGroup, ...]) -> list[Block]:
-    """Prompts and completions as blocks of rows of similar length, so that little is padding."""
-    prompts = [Span(start=group.start, length=group.prompt_length) for group in groups]
-    completions = []
-    for group, prompt in zip(groups, prompts, strict=True):
+    """Prefix, prompts and completions as blocks of rows of similar length, so that little is padding."""
+    by_depth: dict[int, list[Span]] = {}
+    for group in groups:
+        prefix = (Span(start=0, length=group.prefix_length),) if group.prefix_length else ()
+        prompt = Span(start=group.start, length=group.prompt_length, before=prefix)
+        by_depth.setdefault(len(prefix), []).append(prompt)
         start = group.start + group.prompt_length
         for length in filter(None, group.lengths):
-            completions.append(Span(start=start, length=length, prompt=prompt))
+            completion = Span(start=start, length=length, before=(*prefix, prompt))
+            by_depth.setdefault(len(completion.before), []).append(completion)
             start += length
-    return [_block(spans) for kind in (prompts, completions) if kind for spans in _of_similar_length(kind)]
+    return [_block(spans) for _, kind in sorted(by_depth.items()) for spans in _of_similar_length(kind)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Consecutive tokens of the row that attend causally to themselves, and to a prompt where they have one."""
+    """Consecutive tokens of the row that attend causally to themselves, and to all of the spans before them."""
 
     start: int
     length: int
-    prompt: Span | None = None
+    before: tuple[Span, ...] = ()
+    """What the span continues: nothing, a prompt, or a prefix and a prompt."""
 
 
 def _of_similar_length(spans: list[Span]) -> list[list[Span]]:
     """The spans in blocks, longest first, with the fewest scores when every block costs `BLOCK_COST` of them besides.
 
-    All blocks but the last have a multiple of `SEQUENCES` rows.
-
-    The best cut of the first n spans ends with a block from some m to n, after the best cut of the first m.
+    All blocks but the last have a multiple of `SEQUENCES` rows, or one row, if that is the first.
     """
     spans = sorted(spans, key=lambda span: -span.length)
-    keys = max(span.prompt.length if span.prompt else 0 for span in spans)
-    cuts = range(SEQUENCES, len(spans), SEQUENCES)
-    best: dict[int, tuple[float, list[int]]] = {0: (0, [])}
-    for n in [*cuts, len(spans)]:
-        best[n] = min(
-            (cost + BLOCK_COST + (n - m) * spans[m].length * (keys + spans[m].length), [*starts, m])
-            for m, (cost, starts) in best.items()
-        )
-    starts = best[len(spans)][1]
+    keys = max(sum(each.length for each in span.before) for span in spans)
+    cost, starts = _cut([span.length for span in spans], keys)
+    other, behind = _cut([span.length for span in spans[1:]], keys)
+    if BLOCK_COST + _scores(1, spans[0].length, keys) + other < cost:
+        starts = [0, *(1 + start for start in behind)]
     return [spans[m:n] for m, n in zip(starts, [*starts[1:], len(spans)], strict=True)]
 
 
+def _cut(lengths: list[int], keys: int) -> tuple[float, list[int]]:
+    """(the least cost, where each block begins) of descending lengths.
+
+    The best cut of the first n ends with a block from some m to n, after the best cut of the first m.
+    """
+    best: dict[int, tuple[float, list[int]]] = {0: (0, [])}
+    for n in [*range(SEQUENCES, len(lengths), SEQUENCES), *([len(lengths)] if lengths else [])]:
+        best[n] = min(
+            (cost + BLOCK_COST + _scores(n - m, lengths[m], keys), [*starts, m]) for m, (cost, starts) in best.items()
+        )
+    return best[len(lengths)]
+
+
+def _scores(rows: int, length: int, keys: int) -> int:
+    """Scores of one head of a block with these sequences."""
+    return _rows(rows) * length * (keys + length)
+
+
+def _rows(sequences: int) -> int:
+    """Rows of a block: one alone stays so, as it may be a long prompt; others are filled up."""
+    return sequences if sequences == 1 else rounded_up(sequences, SEQUENCES)
+
+
 def _block(spans: list[Span]) -> Block:
-    """The spans as a block, filled up with rows and columns that are not real."""
-    fill = rounded_up(len(spans), SEQUENCES) - len(spans)
+    """The spans, which have as many before them, as a block, filled up with rows and columns that are not real."""
+    fill = _rows(len(spans)) - len(spans)
     queries, is_real = _padded([*spans, *spans[:1] * fill])
     is_real[len(spans) :] = False
     rows, width = queries.shape
-    keys = queries
-    is_visible = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, -1, -1)
-    if prompts := [span.prompt for span in spans if span.prompt]:
-        prompt, is_prompt = _padded([*prompts, *prompts[:1] * fill])
-        keys = torch.cat([prompt, queries], dim=1)
-        is_visible = torch.cat([is_prompt[:, None].expand(-1, width, -1), is_visible], dim=2)
-    return Block(queries=queries, is_real=is_real, keys=keys, is_visible=is_visible)
+    keys, visible = [], []
+    for before in zip(*(span.before for span in spans), strict=True):
+        position, is_there = _padded([*before, *before[:1] * fill])
+        keys.append(position)
+        visible.append(is_there[:, None].expand(-1, width, -1))
+    causal = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, -1, -1)
+    return Block(
+        queries=queries,
+        is_real=is_real,
+        keys=torch.cat([*keys, queries], dim=1),
+        is_visible=torch.cat([*visible, causal], dim=2),
+    )
 
 
 def _padded(spans: list[Span]) -> tuple[Tensor, Tensor]:
@@ -272,10 +311,9 @@ def _padding(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Te
 
 
 @lru_cache(maxsize=512)
-def _completion_mask(prompt_length: int, width: int, device: torch.device) -> Tensor:
-    """(width, prompt_length + width) True where a completion token may look: the prompt, and itself causally."""
-    mask = torch.ones(width, prompt_length + width, dtype=torch.bool, device=device)
-    return mask.tril(diagonal=prompt_length)
+def _causal_mask(before: int, width: int, device: torch.device) -> Tensor:
+    """(width, before + width) True where a token may look: all that stands before, and its own sequence causally."""
+    return torch.ones(width, before + width, dtype=torch.bool, device=device).tril(diagonal=before)
 
 
 AttentionInterface.register(NAME, packed_attention)
