@@ -92,11 +92,13 @@ def test_a_file_of_completions_is_tried_as_json(odd: Path) -> None:
     assert "nothing to score" in str(reward("try", f"{odd}:odd").exception)
 
 
-def test_a_file_without_completions_is_refused(odd: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_asked_is_refused(odd: Path, tmp_path: Path) -> None:
     for name in ("empty.jsonl", "empty.txt"):
         (tmp_path / name).write_text("")
         told = reward("try", f"{odd}:odd", "--completions", tmp_path / name)
         assert str(told.exception) == f"{tmp_path / name} has no completions: write one a line"
+    told = reward("check", f"{odd}:odd", "--within-s", "nan")
+    assert str(told.exception) == "nan is no number of seconds; give one such as 5"
     told = reward("try", f"{odd}:odd", "--completions", tmp_path / "emptyy.txt")
     assert str(told.exception) == f"--completions: no file {tmp_path / 'emptyy.txt'}. Did you mean 'empty.txt'?"
 

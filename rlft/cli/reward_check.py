@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -45,8 +46,11 @@ def asked(
         data: a file of rows, an environment, or a config file whose environment is meant; empty for a config's own.
 
     Raises:
-        ValueError: something of it does not exist or cannot be read.
+        ValueError: something of it does not exist or cannot be read, or a time that is no number.
     """
+    for seconds in (deadline_s or 1.0, within_s):
+        if not math.isfinite(seconds):
+            raise ValueError(f"{seconds} is no number of seconds; give one such as 5")
     config = None
     if target.endswith((".yaml", ".yml")):
         from rlft.config_file import load

@@ -51,7 +51,7 @@ def fit_context(
     if episodes and overlong == "error":
         tasks = [task for task in tasks if environment.of(task).episode is None]
         tasks += episodes[:: -(-len(episodes) // STARTED)]
-    lengths = {task.id: prompt_length(environment, tokenizer, task) for task in tasks}
+    lengths = {task.id: len(prompt_ids(environment, tokenizer, task)) for task in tasks}
     too_long = [(length, task_id) for task_id, length in lengths.items() if length + max_new_tokens > context.tokens]
     if not too_long:
         return environment, ""
@@ -78,12 +78,12 @@ def fit_context(
     return replace(environment, train=train, heldout=heldout), note
 
 
-def prompt_length(environment: Environment, tokenizer: PreTrainedTokenizerBase, task: Task) -> int:
+def prompt_ids(environment: Environment, tokenizer: PreTrainedTokenizerBase, task: Task) -> tuple[int, ...]:
     """Tokens of a task's prompt, of an episode of the first one. Raises ValueError if the episode cannot start."""
     environment = environment.of(task)
     if environment.episode is None:
-        return len(chat.render(tokenizer, task.messages))
-    return len(chat.render(tokenizer, first_messages(environment, task, seed=0), tools=environment.tools))
+        return chat.render(tokenizer, task.messages)
+    return chat.render(tokenizer, first_messages(environment, task, seed=0), tools=environment.tools)
 
 
 def first_messages(environment: Environment, task: Task, *, seed: int) -> list[Message]:

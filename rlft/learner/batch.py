@@ -14,7 +14,7 @@ else sees it, so the row ends before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
@@ -204,6 +204,14 @@ def packed_length(batch: Batch) -> int:
     for sequences in _members(batch).values():
         row = row.with_prompt(batch.prompt_ids[sequences[0]])
     return sum(_read_lengths(batch)) + row.prompt_tokens
+
+
+def shared_prefix(prompts: Iterable[tuple[int, ...]]) -> int:
+    """Tokens that stand once in a packed row with these prompts for all of them; 0 where it is not worth it."""
+    row = _Row()
+    for prompt in prompts:
+        row = row.with_prompt(prompt)
+    return row.prefix_length
 
 
 @dataclass(frozen=True, slots=True)

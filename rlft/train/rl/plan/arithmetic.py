@@ -30,7 +30,7 @@ class Counts:
     completions_per_step: int
     """Samples that a step draws (without those of refills and greedy baselines)."""
     tokens_per_step: float
-    """Tokens of a step's packed rows: a group's prompt stands once."""
+    """Tokens of a step's packed rows: a group's prompt stands once, and what all prompts begin with once in each."""
     microbatch_tokens: int
     """Packed tokens that the learner forwards together."""
     microbatches_per_update: int
@@ -53,7 +53,13 @@ class Counts:
 
 
 def count(
-    config: RunConfig, *, train: int, heldout: Mapping[str, int], lengths: Lengths, default_microbatch: int
+    config: RunConfig,
+    *,
+    train: int,
+    heldout: Mapping[str, int],
+    lengths: Lengths,
+    default_microbatch: int,
+    prefix: int = 0,
 ) -> Counts:
     """The arithmetic of a config.
 
@@ -62,17 +68,19 @@ def count(
         heldout: held-out tasks of each evaluation set by its name; of the headline under the empty one.
         lengths: of prompts and completions.
         default_microbatch: `learner.tokens_per_microbatch` where the config leaves it out.
+        prefix: tokens that all prompts begin with; see `learner.batch.shared_prefix`.
     """
     tasks, samples = config.tasks_per_step, config.samples_per_task
     # A completion's last token predicts nothing, so the packed row ends before it; see `learner.batch`.
-    tokens = tasks * (lengths.prompt + samples * max(lengths.completion - 1, 1))
+    own = tasks * (lengths.prompt - prefix + samples * max(lengths.completion - 1, 1))
     size = config.learner.tokens_per_microbatch or default_microbatch
+    microbatches = math.ceil(own / config.updates_per_step / max(1, size - prefix))
     sft = config.sft
     return Counts(
         completions_per_step=tasks * samples,
-        tokens_per_step=tokens,
+        tokens_per_step=own + config.updates_per_step * microbatches * prefix,
         microbatch_tokens=size,
-        microbatches_per_update=math.ceil(tokens / config.updates_per_step / size),
+        microbatches_per_update=microbatches,
         updates=config.steps * config.updates_per_step,
         completions=config.steps * tasks * samples,
         passes=config.steps * tasks / train,

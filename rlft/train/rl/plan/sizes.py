@@ -13,7 +13,8 @@ from transformers import PretrainedConfig
 
 from rlft.config import RunConfig
 from rlft.environment import loading
-from rlft.environment.prompt_lengths import STARTED, prompt_length
+from rlft.environment.prompt_lengths import STARTED, prompt_ids
+from rlft.learner.batch import shared_prefix
 from rlft.learner.core import DEFAULT_TOKENS
 from rlft.model import chat
 from rlft.model.base import resolve_dtype
@@ -33,6 +34,8 @@ class Sizes:
     """Held-out tasks of each evaluation set; of the headline under the empty name."""
     longest: Lengths
     """Prompts as they are, completions of the most tokens that a rollout may have."""
+    prefix: int
+    """Tokens that all prompts begin with, and that the learner computes once; 0 where they are few."""
     parameters: int
     """Weights of the model."""
     config: PretrainedConfig
@@ -49,6 +52,7 @@ class Sizes:
             heldout=self.heldout,
             lengths=lengths,
             default_microbatch=DEFAULT_TOKENS[device],
+            prefix=self.prefix,
         )
 
 
@@ -63,6 +67,7 @@ def sizes_of(config: RunConfig) -> Sizes:
     folder = resolve_model(config)
     tokenizer = chat.load_tokenizer(folder, special_tokens_in_text=config.model.special_tokens_in_text)
     tasks = environment.train[:: -(-len(environment.train) // STARTED)]
+    prompts = [prompt_ids(environment, tokenizer, task) for task in tasks]
     longest = config.sampling.max_new_tokens
     if environment.episode is not None:
         longest = environment.max_tokens or longest
@@ -70,10 +75,11 @@ def sizes_of(config: RunConfig) -> Sizes:
         train=len(environment.train),
         heldout={each.set_name: len(each.environment.heldout) for each in measurements},
         longest=Lengths(
-            prompt=fmean(prompt_length(environment, tokenizer, task) for task in tasks),
+            prompt=fmean(map(len, prompts)),
             completion=longest,
             is_measured=False,
         ),
+        prefix=shared_prefix(prompts),
         parameters=_parameters(folder),
         config=load_config(folder).get_text_config(),
         dtype=resolve_dtype(config.model),
