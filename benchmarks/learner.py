@@ -203,6 +203,7 @@ def take_away(technique: str) -> None:
         import torch
 
         whole = batch.pack
+        batch.MIN_PREFIX = 1 << 30
         roles.pack = lambda part: whole(replace(part, group_index=torch.arange(part.num_sequences)))
     elif technique == "shared prefix":
         batch.MIN_PREFIX = 1 << 30
@@ -421,6 +422,7 @@ def floor_of(shape: str) -> float:
 
 def ablate(folder: str, updates: int, techniques: list[str]) -> None:
     """What each technique brings: medians with it and without it, alternating."""
+    print("| without | instead | shape | with it | without it | ratio |\n| --- | --- | --- | --- | --- | --- |")
     for technique in techniques:
         instead, shape = TECHNIQUES[technique], "tools" if technique == "shared prefix" else "grpo"
         whole = Peer("benchmarks.learner", "rlft", "rlft", folder, shape, "")
@@ -447,7 +449,11 @@ def main() -> None:
         "--only", nargs="+", choices=list(SHAPES), default=["grpo", "long", "dpo"], help="shapes to run"
     )
     parser.add_argument(
-        "--ablation", nargs="*", metavar="TECHNIQUE", help=f"rlft alone, without one technique: {', '.join(TECHNIQUES)}"
+        "--ablation",
+        nargs="*",
+        choices=list(TECHNIQUES),
+        metavar="TECHNIQUE",
+        help=f"rlft alone, without one technique: {', '.join(TECHNIQUES)}",
     )
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()

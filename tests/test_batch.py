@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 from unittest import mock
@@ -17,18 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlft.learner.batch import (
-    collate,
-    even_microbatches,
-    microbatches,
-    minibatches,
-    mismatched,
-    pack,
-    packed_length,
-    select,
-    unscored,
-)
-from rlft.model.base import token_logprobs
+from rlft.learner.batch import collate, minibatches, mismatched, num_tokens, pack, select, shared_prefix, unscored
+from rlft.learner.microbatches import even_microbatches, microbatches, packed_length
+from rlft.model.base import sequence_scores, token_logprobs, token_values
 from rlft.model.layers import packed_attention
 from rlft.model.layers.packed import PackedGroup
 from rlft.model.layers.packed_attention import NAME as PACKED_ATTENTION
@@ -174,14 +165,11 @@ SIZES = st.lists(
 )
 
 
-@pytest.fixture(scope="module")
-def _short_prefixes() -> Iterator[None]:
-    """Prefixes of three tokens are shared already."""
-    with mock.patch("rlft.learner.batch.MIN_PREFIX", 3):
-        yield
+SHORT_PREFIXES = mock.patch("rlft.learner.batch.MIN_PREFIX", 3)
+"""Three tokens are shared already."""
 
 
-@pytest.mark.usefixtures("_short_prefixes")
+@SHORT_PREFIXES
 @settings(deadline=None, max_examples=60)
 @given(sizes=SIZES, tokens=st.integers(1, 60), common=st.integers(0, 6))
 def test_microbatches_cover_everything_once_within_the_budget(
@@ -198,24 +186,28 @@ def test_microbatches_cover_everything_once_within_the_budget(
         assert pack(select(batch, [*part, following[0]])).token_ids.shape[1] > tokens
 
 
+@SHORT_PREFIXES
 @settings(deadline=None, max_examples=60)
-@given(sizes=SIZES, tokens=st.integers(1, 60))
-def test_microbatches_of_whole_groups_never_split_one(sizes: list[tuple[int, list[int]]], tokens: int) -> None:
-    batch = made_up_batch(sizes)
+@given(sizes=SIZES, tokens=st.integers(1, 60), common=st.integers(0, 6))
+def test_microbatches_of_whole_groups_never_split_one(
+    sizes: list[tuple[int, list[int]]], tokens: int, common: int
+) -> None:
+    batch = made_up_batch(sizes, common)
     parts = microbatches(batch, tokens, whole_groups=True)
     assert list(itertools.chain(*parts)) == list(range(batch.num_sequences))
     groups = [sorted({int(batch.group_index[s]) for s in part}) for part in parts]
     assert list(itertools.chain(*groups)) == list(range(len(sizes)))  # none stands in two parts
 
     def cost(chosen: list[int]) -> int:
-        return sum(prompt + sum(lengths) - len(lengths) for prompt, lengths in (sizes[group] for group in chosen))
+        sequences = [s for s, group in enumerate(batch.group_index.tolist()) if group in chosen]
+        return pack(select(batch, sequences)).token_ids.shape[1]
 
     assert all(cost(chosen) <= tokens or len(chosen) == 1 for chosen in groups)
     # None is cut short: the next group would not have fitted.
     assert all(cost([*chosen, following[0]]) > tokens for chosen, following in itertools.pairwise(groups))
 
 
-@pytest.mark.usefixtures("_short_prefixes")
+@SHORT_PREFIXES
 @settings(deadline=None, max_examples=60)
 @given(
     sizes=SIZES,
@@ -251,12 +243,38 @@ def test_even_microbatches_by_hand() -> None:
     assert even_microbatches(batch, 8, 1) == [[0], [1], [2], [3]]  # no group fits whole
 
 
-@pytest.mark.usefixtures("_short_prefixes")
+@SHORT_PREFIXES
 @settings(deadline=None, max_examples=60)
 @given(sizes=SIZES, common=st.integers(0, 6))
 def test_packed_length_is_that_of_the_packed_row(sizes: list[tuple[int, list[int]]], common: int) -> None:
     batch = made_up_batch(sizes, common)
-    assert packed_length(batch) == pack(batch).token_ids.shape[1]
+    for with_ends in (False, True):
+        assert packed_length(batch, with_ends=with_ends) == pack(batch, with_ends=with_ends).token_ids.shape[1]
+    assert num_tokens(batch) == sum(common + prompt + sum(lengths) - len(lengths) for prompt, lengths in sizes)
+
+
+def test_what_is_read_to_its_end_counts_to_its_end() -> None:
+    # As conversations that a reward model scores: nothing in them is an action.
+    batch = made_up_batch([(4, [30, 30]), (4, [30, 30])], 20)
+    batch = replace(batch, action_mask=tuple((False,) * len(mask) for mask in batch.action_mask))
+    for parts in (microbatches(batch, 100, with_ends=True), even_microbatches(batch, 100, 1, with_ends=True)):
+        assert [pack(select(batch, part), with_ends=True).token_ids.shape[1] for part in parts] == [84, 84]
+    assert len(microbatches(batch, 100)) == 1
+
+
+def test_an_empty_prompt_is_counted_until_it_is_refused() -> None:
+    batch = replace(hand_batch(), prompt_ids=((10,), (10,), ()))
+    assert packed_length(batch) == 1 + 1 + 2 + 2
+    assert microbatches(batch, 100) == even_microbatches(batch, 100, 1) == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(("common", "shared"), [(15, 0), (16, 16)])
+def test_few_tokens_are_not_worth_a_block_of_attention(common: int, shared: int) -> None:
+    batch = made_up_batch(RAGGED, common)
+    prompts = list(dict.fromkeys(batch.prompt_ids))
+    assert shared_prefix(prompts) == shared
+    assert shared_prefix(prompts[:1]) == shared_prefix([]) == 0
+    assert packed_length(batch) == pack(batch).token_ids.shape[1] == num_tokens(batch) - 3 * shared
 
 
 def test_microbatches_by_hand() -> None:
@@ -304,7 +322,7 @@ def test_pack_by_hand() -> None:
     )
 
 
-@pytest.mark.usefixtures("_short_prefixes")
+@SHORT_PREFIXES
 def test_what_all_prompts_begin_with_stands_once_by_hand() -> None:
     batch = hand_batch()
     packed = pack(replace(batch, prompt_ids=tuple((7, 8, 9, *prompt) for prompt in batch.prompt_ids)))
@@ -482,6 +500,22 @@ def test_a_sequence_longer_than_the_sliding_window_is_refused() -> None:
     token_logprobs(tiny("MistralConfig", {"sliding_window": 8}), pack(batch), 1.0)
     with pytest.raises(ValueError, match="8 tokens exceeds the model's sliding window of 7"):
         token_logprobs(tiny("MistralConfig", {"sliding_window": 7}), pack(batch), 1.0)
+    batch = made_up_batch(RAGGED, 17)
+    token_logprobs(tiny("MistralConfig", {"sliding_window": 25}), pack(batch), 1.0)
+    with pytest.raises(ValueError, match="25 tokens exceeds the model's sliding window of 24"):
+        token_logprobs(tiny("MistralConfig", {"sliding_window": 24}), pack(batch), 1.0)
+
+
+def test_scores_and_values_of_a_row_with_a_prefix_are_those_of_its_sequences() -> None:
+    model, batch = tiny("LlamaConfig", {}), made_up_batch(RAGGED, 17)
+    head = nn.Linear(32, 1).double()
+    for read in (
+        lambda part: sequence_scores(model, head.float(), pack(part, with_ends=True)),
+        lambda part: token_values(model, head.double(), pack(part)),
+    ):
+        alone = torch.cat([read(select(batch, [sequence])) for sequence in range(batch.num_sequences)])
+        assert float(alone.detach().std()) > 0.01
+        assert torch.allclose(read(batch), alone, rtol=0, atol=1e-6)
 
 
 def test_soft_capped_scores_are_refused() -> None:

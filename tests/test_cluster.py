@@ -69,6 +69,7 @@ def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         text=True,
         env={name: value for name, value in environment.items() if name != "RAY_AUTH_MODE"},
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # these tests may run under nohup
     )
     yield process
     process.kill()

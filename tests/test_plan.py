@@ -30,10 +30,12 @@ def test_the_arithmetic_of_a_config(make_config: MakeConfig) -> None:
     assert counts.tokens_per_step == 16 * (20 + 8 * 10)  # the last token of a completion predicts nothing
     assert counts.microbatches_per_update == 2  # of 400 tokens, in each of two updates of 800
     assert counts.sft_updates == 16
+    assert counts.evaluations == (("", 5, 200), ("hard", 3, 200))  # base, SFT, steps 10, 20, 30; and without the middle
     counts = count(config, train=240, heldout={}, lengths=LENGTHS, default_microbatch=1280, prefix=16)
     assert counts.microbatches_per_update == 2  # 8 x (4 + 80) tokens in rows that hold 384 beside the prefix
     assert counts.tokens_per_step == 16 * (4 + 8 * 10) + 4 * 16
-    assert counts.evaluations == (("", 5, 200), ("hard", 3, 200))  # base, SFT, steps 10, 20, 30; and without the middle
+    counts = count(config, train=240, heldout={}, lengths=LENGTHS, default_microbatch=1280, prefix=500)
+    assert counts.microbatches_per_update == 64  # where not even the prefix fits, a row for each sequence
 
 
 def marks(*, signal: float = 0.5) -> list[Mark]:

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from rlft.learner.batch import microbatches, pack, packed_length
+from rlft.learner.batch import num_tokens, pack
+from rlft.learner.microbatches import microbatches
 from rlft.model import chat, special_tokens
 from rlft.train.preference.config import PreferenceDataConfig
 from rlft.train.preference.data import Example, PreferenceData, load, make_batch
@@ -369,7 +370,7 @@ def test_a_batch_of_pairs_shares_each_prompt(tmp_path: Path) -> None:
     assert batch.ref_logprobs is None
     # "The sky is" once, and the marks of the template with "Sky?" once: 10 + (1 + 4 + 1 + 1).
     # The last tokens of the four completions are not read.
-    assert packed_length(batch) == 26 - 4 + 10 + 7
+    assert num_tokens(batch) == 26 - 4 + 10 + 7
     assert pack(batch).token_ids.shape == (1, 39)
     assert microbatches(batch, 1, whole_groups=True) == [[0, 1], [2, 3]]
 

@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
+from rlft.cli.main import app
 from rlft.cli.summary import show_summary
 from rlft.curves import doubts
+from rlft.curves.alarms import Alarm, Health, alarms_until
 from rlft.curves.live_panel import View
 from rlft.curves.report import write_report
 from rlft.curves.shadow import Pairs, Shadow, drifted, measure_shadows, moved, shadow_names, told
@@ -294,14 +297,40 @@ def test_a_run_that_was_rolled_back_says_the_same_everywhere(tmp_path: Path) -> 
             [shadow] = found.shadows
             [reason] = [each.says for each in found.reasons if each.code == "shadow"]
             assert reason.endswith(shadow.sentence)
-            assert found.health is not None
-            [alarm] = found.health.alarms  # that it fell is of the adapters that were given up
+            assert found.health is not None  # of the whole run, as `rlft health` and the page's alarms are
+            assert ("shadow_gap", "critical") in {(each.name, each.severity) for each in found.health.alarms}
+            assert found.of_result is not None
+            [alarm] = found.of_result.alarms  # that it fell is of the adapters that were given up
             assert (alarm.severity, alarm.onset) == ("warning", 12)
+            assert all(sample.step <= 12 for sample in alarm.samples)
+            told = CliRunner().invoke(app, ["health", str(run.path)])
+            assert (told.exit_code, "The run's result is the adapter of step 12" in told.output) == (1, False)
             assert shadow.sentence == summary["shadow"]["quality"]["sentence"] == page.data["shadows"][0]["sentence"]
             assert "did not rise beyond chance" in shadow.sentence
             assert " fell " not in json.dumps(page.data["shadows"])
             (run.path / "evals" / "base.parquet").unlink(missing_ok=True)
         assert "first and the last 3 steps of training" in shadow.sentence
+
+
+def test_alarms_that_began_before_the_result_concern_it(tmp_path: Path) -> None:
+    def alarm(name: str, onset: int) -> Alarm:
+        return Alarm(name=name, severity="warning", onset=onset, seen=48, evidence="", numbers={})
+
+    alarms = (alarm("repetition", 5), alarm("shadow_gap", 6), alarm("reward_collapse", 25))
+    found = Health(steps=48, alarms=alarms, unable=(), enough=True)
+    write_shadow_run(tmp_path, {})
+    for step in range(1, 49):  # no samples, and nothing in the first 24 steps: that a gap had begun was seen later
+        append(tmp_path / "metrics.jsonl", {"step": step, "reward/mean": 0.5, "reward/part/quality": 0.5})
+    assert [each.name for each in alarms_until(tmp_path, found, 24).alarms] == ["repetition", "shadow_gap"]
+    for step in range(1, 49):  # samples of these steps say that both rose
+        chance = 0.1 if step < 7 else 0.9
+        rows = [
+            rollout(step, reward=t, parts=json.dumps({"math_answer": t, "quality": s}), task_id=task)
+            for task, values in samples(chance, chance, seed=step, tasks=40).items()
+            for t, s in values
+        ]
+        write_rollouts(tmp_path / "rollouts" / f"step-{step:06d}.parquet", rows)
+    assert [each.name for each in alarms_until(tmp_path, found, 24).alarms] == ["repetition"]
 
 
 @pytest.mark.parametrize("terminal", [True, False])

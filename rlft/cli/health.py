@@ -30,22 +30,27 @@ def health(
     Exit code: 0 healthy, 1 an alarm, 2 cannot tell (too few steps, or a run that cannot be read).
     """
     from rlft.curves.alarms.watch import alarms_of
+    from rlft.curves.reading import rolled_back_to
 
     with refusals(as_json=as_json, run=str(run)):
-        found = alarms_of(run)
+        found, back = alarms_of(run), rolled_back_to(run)
     if as_json:
         print(json.dumps({"run": str(run), **found.as_dict()}, indent=1))
     else:
-        _show(Console(), found)
+        _show(Console(), found, back)
     raise typer.Exit(found.exit_code)
 
 
-def _show(console: Console, found: Health) -> None:
+def _show(console: Console, found: Health, back: int | None) -> None:
     if found.alarms:
         console.print(_table(found))
         for alarm in found.alarms:
             _explain(console, alarm)
     console.print(Text(_sentence(found)), soft_wrap=True)
+    later = [alarm.name for alarm in found.alarms if back is not None and alarm.onset > back]
+    if later:
+        text = f"The run's result is the adapter of step {back}, before the onset of {', '.join(later)}."
+        console.print(Text(text), soft_wrap=True)
     for note in found.notes:
         console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
     for each in found.unable:

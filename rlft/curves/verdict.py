@@ -70,6 +70,8 @@ class Verdict:
     """What is known of the shadow rewards, up to the step that is the result."""
     health: Health | None = None
     """What the alarms say, of all steps; None where no run directory was read."""
+    of_result: Health | None = None
+    """What of it concerns the adapter that is the result: all, unless the run was rolled back."""
 
     @property
     def word(self) -> str:
@@ -104,21 +106,23 @@ def verdict_of(run: Path) -> Verdict:
     Raises:
         ValueError: it is not a run directory, or its config is damaged.
     """
-    from rlft.curves.alarms import alarms_of  # needs numpy, which a report that is only imported does not
+    from rlft.curves.alarms import alarms_of, alarms_until  # needs numpy, which a report that is only imported does not
 
-    config = reading.read_config(run)
+    config, back = reading.read_config(run), reading.rolled_back_to(run)
     with damage.left_out() as besides:
-        health = alarms_of(run, until=reading.rolled_back_to(run))
+        health = of_result = alarms_of(run)
+        if back is not None:
+            of_result = alarms_until(run, health, back)
     with damage.left_out() as damaged:
-        found = _read(run, config, health)
+        found = _read(run, config, of_result, back)
     remarks = [*found.pop("remarks"), *doubts.damaged(damaged, besides)]
-    return replace(judge(**found, remarks=remarks), health=health)
+    return replace(judge(**found, remarks=remarks), health=health, of_result=of_result)
 
 
-def _read(run: Path, config: Mapping[str, Any], health: Health) -> dict[str, Any]:
+def _read(run: Path, config: Mapping[str, Any], health: Health, back: int | None) -> dict[str, Any]:
     """The arguments of `judge`, from a run directory."""
     evals, rows = reading.evals_of_result(run), reading.read_metrics(run, [])
-    rewards, back = reading.reward_specs(config), reading.rolled_back_to(run)
+    rewards = reading.reward_specs(config)
     last = next((e for e in reversed(evals) if not e.is_before), None)
     gone = doubts.lost(last, rows, logs.read_json(run / SUMMARY))
     if back is not None:  # what came after the step that is the result is on record, and not what would be shipped

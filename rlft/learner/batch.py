@@ -1,4 +1,4 @@
-"""From scored groups to tensors: collate, minibatches, microbatches, and the packed row that a model reads.
+"""From scored groups to tensors: collate, minibatches, and the packed row that a model reads.
 
 A group's prompt stands once in the row and is shared by its completions, and what all prompts begin with, a system
 prompt or tools, stands once before them:
@@ -14,8 +14,8 @@ else sees it, so the row ends before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from itertools import accumulate
 
 import torch
@@ -198,133 +198,42 @@ def minibatches(batch: Batch, updates: int) -> list[Batch]:
     return [select(batch, (shares == share).nonzero().squeeze(1).tolist()) for share in shares.unique().tolist()]
 
 
-def packed_length(batch: Batch) -> int:
-    """Number of tokens of the whole batch as one packed row, in which each prompt, and their prefix, stand once."""
-    row = _Row()
-    for sequences in _members(batch).values():
-        row = row.with_prompt(batch.prompt_ids[sequences[0]])
-    return sum(_read_lengths(batch)) + row.prompt_tokens
+def num_tokens(batch: Batch) -> int:
+    """Tokens of a batch: each group's prompt once, and of each completion those that have to be read."""
+    prompts = (batch.prompt_ids[sequences[0]] for sequences in members(batch).values())
+    return sum(read_lengths(batch)) + sum(map(len, prompts))
 
 
-def shared_prefix(prompts: Iterable[tuple[int, ...]]) -> int:
-    """Tokens that stand once in a packed row with these prompts for all of them; 0 where it is not worth it."""
-    row = _Row()
-    for prompt in prompts:
-        row = row.with_prompt(prompt)
-    return row.prefix_length
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """The prompts of a packed row."""
-
-    first: tuple[int, ...] = ()
-    """The first of them."""
-    common: int = 0
-    """Tokens that they begin with alike, all but the last of the shortest at most: each has something of its own."""
-    number: int = 0
-    total: int = 0
-    """Tokens of all of them."""
-
-    def with_prompt(self, prompt: tuple[int, ...]) -> _Row:
-        """The row with one more prompt."""
-        if not self.number:
-            return _Row(prompt, max(0, len(prompt) - 1), 1, len(prompt))
-        end = min(self.common, len(prompt) - 1)
-        same = prompt[:end] == self.first[:end]  # as nearly always; else token by token
-        common = max(0, end) if same else next(at for at in range(end) if prompt[at] != self.first[at])
-        return _Row(self.first, common, self.number + 1, self.total + len(prompt))
-
-    @property
-    def prefix_length(self) -> int:
-        """Tokens that stand once in the row for all prompts."""
-        return self.common if self.number > 1 and self.common >= MIN_PREFIX else 0
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the row that are prompts."""
-        return self.total - (self.number - 1) * self.prefix_length if self.number else 0
-
-
-def _read_lengths(batch: Batch) -> list[int]:
-    """Tokens of each completion that have to be read: those before its last action."""
+def read_lengths(batch: Batch, *, with_ends: bool = False) -> list[int]:
+    """Tokens of each completion that have to be read: those before its last action, or all of them `with_ends`."""
+    if with_ends:
+        return [len(ids) for ids in batch.token_ids]
     return [next((t for t in reversed(range(len(mask))) if mask[t]), 0) for mask in batch.action_mask]
 
 
-def microbatches(batch: Batch, tokens: int, *, whole_groups: bool = False) -> list[list[int]]:
-    """Cut a batch into consecutive microbatches of at most `tokens` packed tokens; the sequence numbers of each.
+def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that stand once in a packed row for all of these prompts; 0 where it is not worth it.
 
-    A group is split when it is too long, unless `whole_groups`; its prompt is then repeated. What is longer than the
-    budget and cannot be split stands alone.
+    Each prompt keeps a token of its own.
     """
-    lengths = _read_lengths(batch)
-    if whole_groups:
-        return _whole_groups(batch, lengths, tokens)
-    result: list[list[int]] = []
-    row, used, previous_group = _Row(), 0, -1
-    for sequence, group in enumerate(batch.group_index.tolist()):
-        prompt, length = batch.prompt_ids[sequence], lengths[sequence]
-        longer = row if group == previous_group else row.with_prompt(prompt)
-        if not result or longer.prompt_tokens + used + length > tokens:
-            result.append([])
-            longer, used = _Row().with_prompt(prompt), 0
-        result[-1].append(sequence)
-        row, used, previous_group = longer, used + length, group
-    return result
+    if len(prompts) < 2:
+        return 0
+    common = min(alike(min(prompts), max(prompts)), *(len(prompt) - 1 for prompt in prompts))  # what these two share
+    return common if common >= MIN_PREFIX else 0
 
 
-def even_microbatches(batch: Batch, tokens: int, shares: int, *, whole_groups: bool = False) -> list[list[int]]:
-    """Cut a batch into microbatches of which `shares` processes get equally many, of about equal length.
-
-    Their number is the next multiple of `shares`, under the smallest budget that keeps it; fewer where the batch cannot
-    be split that far. Groups are split only where that number needs it.
-    """
-    limit = -(-len(microbatches(batch, tokens, whole_groups=whole_groups)) // shares) * shares
-    if not whole_groups:
-        whole = _smallest_budget(batch, tokens, limit, whole_groups=True)
-        if whole is not None and all(packed_length(select(batch, part)) <= tokens for part in whole):
-            return whole
-    parts = _smallest_budget(batch, tokens, limit, whole_groups=whole_groups)
-    assert parts is not None
-    return parts
+def alike(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Tokens that two prompts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _smallest_budget(batch: Batch, tokens: int, limit: int, *, whole_groups: bool) -> list[list[int]] | None:
-    """The microbatches under the smallest budget up to `tokens` that gives at most `limit` of them, if one does."""
-    low, high = 1, min(tokens, packed_length(batch))
-    parts = microbatches(batch, high, whole_groups=whole_groups)
-    if len(parts) > limit:
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        smaller = microbatches(batch, middle, whole_groups=whole_groups)
-        if len(smaller) <= limit:
-            high, parts = middle, smaller
-        else:
-            low = middle + 1
-    return parts
-
-
-def _whole_groups(batch: Batch, lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    result: list[list[int]] = []
-    row, used = _Row(), 0
-    for members in _members(batch).values():
-        prompt, length = batch.prompt_ids[members[0]], sum(lengths[s] for s in members)
-        longer = row.with_prompt(prompt)
-        if not result or longer.prompt_tokens + used + length > tokens:
-            result.append([])
-            longer, used = _Row().with_prompt(prompt), 0
-        result[-1] += members
-        row, used = longer, used + length
-    return result
-
-
-def _members(batch: Batch) -> dict[int, list[int]]:
+def members(batch: Batch) -> dict[int, list[int]]:
     """Sequence numbers of each group."""
-    members: dict[int, list[int]] = {}
+    found: dict[int, list[int]] = {}
     for sequence, group in enumerate(batch.group_index.tolist()):
-        members.setdefault(group, []).append(sequence)
-    return members
+        found.setdefault(group, []).append(sequence)
+    return found
 
 
 def pack(batch: Batch, *, with_ends: bool = False) -> Packed:
@@ -336,22 +245,20 @@ def pack(batch: Batch, *, with_ends: bool = False) -> Packed:
     Raises:
         ValueError: a prompt without tokens, which has no logits to predict the first action.
     """
-    lengths = [len(ids) for ids in batch.token_ids] if with_ends else _read_lengths(batch)
-    members = list(_members(batch).values())
-    row = _Row()
-    for sequences in members:
+    lengths = read_lengths(batch, with_ends=with_ends)
+    of_groups = list(members(batch).values())
+    for sequences in of_groups:
         if not batch.prompt_ids[sequences[0]]:
             raise ValueError(
                 f"sequence {sequences[0]} has an empty prompt: there is nothing to predict its first token from"
             )
-        row = row.with_prompt(batch.prompt_ids[sequences[0]])
-    prefix = row.prefix_length
-    token_ids, position_ids = list(row.first[:prefix]), list(range(prefix))
+    prompts = [batch.prompt_ids[sequences[0]] for sequences in of_groups]
+    prefix = shared_prefix(prompts)
+    token_ids, position_ids = list(prompts[0][:prefix]), list(range(prefix))
     predictor_index: list[int] = []
     target_ids: list[int] = []
     groups = [PackedGroup(start=0, prompt_length=prefix, lengths=())] if prefix else []
-    for sequences in members:
-        prompt = batch.prompt_ids[sequences[0]]
+    for prompt, sequences in zip(prompts, of_groups, strict=True):
         start = len(token_ids)
         token_ids += prompt[prefix:]
         position_ids += range(prefix, len(prompt))

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
 from rlft.learner import sharding
-from rlft.learner.batch import PER_SEQUENCE, even_microbatches, pack, select
+from rlft.learner.batch import PER_SEQUENCE, pack, select
+from rlft.learner.microbatches import even_microbatches
 from rlft.learner.ranks import ALONE, Ranks
 from rlft.learner.reward_model import RewardModel, add_reward_model, conversations
 from rlft.learner.roles import (
@@ -165,6 +166,7 @@ class Roles:
             scores = self._collect(
                 conversations(model, groups, tools=tools),
                 lambda part: models.sequence_scores(model.role.model, model.head, pack(part, with_ends=True)),
+                with_ends=True,
             )
         flat = iter(((scores - model.mean) / model.std).tolist())
         return [[next(flat) for _ in group] for group in groups]
@@ -299,10 +301,17 @@ class Roles:
             return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=not self.is_sharded)
         return nullcontext()
 
-    def _collect(self, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
-        return torch.cat(self._each(batch, lambda part, weight: compute(part).cpu()))
+    def _collect(self, batch: Batch, compute: Callable[[Batch], Tensor], *, with_ends: bool = False) -> Tensor:
+        return torch.cat(self._each(batch, lambda part, weight: compute(part).cpu(), with_ends=with_ends))
 
-    def _each(self, batch: Batch, one: Callable[[Batch, float], T], *, whole_groups: bool = False) -> list[T]:
+    def _each(
+        self,
+        batch: Batch,
+        one: Callable[[Batch, float], T],
+        *,
+        whole_groups: bool = False,
+        with_ends: bool = False,
+    ) -> list[T]:
         """`one(microbatch on the device, 1.0)` of all microbatches in order, this process's share computed here.
 
         Sharded weights are put together by all processes at once, so that each has to make as many passes as the
@@ -311,7 +320,7 @@ class Roles:
         torch.set_num_threads(self.config.threads)
         ranks = self.ranks
         tokens = self.config.tokens_per_microbatch or DEFAULT_TOKENS[self.device.type]
-        parts = even_microbatches(batch, tokens, ranks.size, whole_groups=whole_groups)
+        parts = even_microbatches(batch, tokens, ranks.size, whole_groups=whole_groups, with_ends=with_ends)
         own = [one(_to(select(batch, sequences), self.device), 1.0) for sequences in ranks.own(parts)]
         if self.is_sharded and len(own) < math.ceil(len(parts) / ranks.size):
             one(_to(select(batch, parts[-1]), self.device), 0.0)

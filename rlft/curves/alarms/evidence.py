@@ -27,9 +27,9 @@ _Key: TypeAlias = Callable[[_Row, Sequence[_Row]], float]
 """How well a sample shows it, given all samples; nan where it does not."""
 
 
-def samples_for(run: Path, name: str, found: Found) -> tuple[Sample, ...]:
-    """The stored samples that show an alarm best, at most `SAMPLES`; empty where samples do not tell it."""
-    stored = reading.rollout_steps(run)
+def samples_for(run: Path, name: str, found: Found, *, until: int | None = None) -> tuple[Sample, ...]:
+    """The stored samples, up to a step, that show an alarm best, at most `SAMPLES`; empty where they do not tell it."""
+    stored = [step for step in reading.rollout_steps(run) if until is None or step <= until]
     key = _KEYS.get(name)
     if key is None or not stored:
         return ()

@@ -35,12 +35,10 @@ def alarms_from(rows: Rows, *, shadows: Collection[str] = ()) -> Health:
     return _health(rows, _answers(rows, shadows), {})
 
 
-def alarms_of(run: Path, *, until: int | None = None) -> Health:
+def alarms_of(run: Path) -> Health:
     """What a run directory says of its health, ended or not, with samples as evidence.
 
-    A file of samples or an evaluation that is damaged is left out, and the notes say so. With `until`, the step of the
-    adapter that a run was rolled back to, the alarms are those of that adapter: what began later is not among them, and
-    whether a reward left its shadow behind is asked of the samples and evaluations up to that step.
+    A file of samples or an evaluation that is damaged is left out, and the notes say so.
 
     Raises:
         ValueError: this is no run directory, or its metrics or events are damaged.
@@ -49,18 +47,44 @@ def alarms_of(run: Path, *, until: int | None = None) -> Health:
     notes: list[str] = []
     rows = with_not_finite(reading.read_metrics(run, notes), reading.read_events(run, notes))
     answers = _answers(rows, shadows)
-    if until is not None:
-        began = {name: found for name, found in answers.items() if isinstance(found, Found) and found.onset <= until}
-        rows = [row for row in rows if row["step"] <= until]
-        answers = _answers(rows, shadows)
-        answers |= {name: found for name, found in began.items() if name != "shadow_gap"}
     with damage.left_out() as lacking:
         if rows and shadows and not isinstance(answers["shadow_gap"], Found):
-            answers["shadow_gap"] = _of_samples(run, rows, shadows, until) or answers["shadow_gap"]
+            steps = len(reading.rollout_steps(run))
+            width = max(3, min(10, steps // 8)) if steps >= MIN_STEPS else 0
+            answers["shadow_gap"] = (
+                _of_samples(measure_shadows(run, shadows, width=width), rows) or answers["shadow_gap"]
+            )
     with damage.left_out() as unshown:
         samples = {name: samples_for(run, name, found) for name, found in answers.items() if isinstance(found, Found)}
     found = _health(rows, answers, samples)
     return replace(found, enough=found.enough and not lacking, notes=tuple(dict.fromkeys([*notes, *lacking, *unshown])))
+
+
+def alarms_until(run: Path, found: Health, step: int) -> Health:
+    """What a run's alarms say of the adapter of an earlier step than its last one, to which it was rolled back.
+
+    Those count that had begun by then. Whether the reward left its shadow behind is asked of the samples and metrics up
+    to that step; where these cannot tell, what was seen later of a gap that had begun counts too.
+
+    Args:
+        run: the run directory.
+        found: what `alarms_of` says of all steps.
+        step: the step of the adapter that is the result.
+    """
+    begun = [alarm for alarm in found.alarms if alarm.onset <= step]
+    shadows = shadow_names(reading.reward_specs(reading.read_config(run)))
+    rows = [row for row in reading.read_metrics(run, []) if row["step"] <= step]
+    if not rows or not shadows:
+        return replace(found, alarms=tuple(begun))
+    measured = measure_shadows(run, shadows, until=step)
+    gap = DETECTORS["shadow_gap"](Seen(rows=rows, shadows=tuple(shadows)))
+    gap = gap if isinstance(gap, Found) else _of_samples(measured, rows)
+    if gap is not None or any(shadow.moved or shadow.training for shadow in measured):
+        begun = [alarm for alarm in begun if alarm.name != "shadow_gap"]
+    if gap is not None:
+        samples = samples_for(run, "shadow_gap", gap, until=step)
+        begun += _health(rows, {"shadow_gap": gap}, {"shadow_gap": samples}).alarms
+    return replace(found, alarms=tuple(begun))
 
 
 def is_looked_at(step: int) -> bool:
@@ -111,11 +135,9 @@ def _health(rows: Rows, answers: Mapping[str, Found | str | None], samples: Mapp
     )
 
 
-def _of_samples(run: Path, rows: Rows, shadows: Sequence[str], until: int | None) -> Found | None:
+def _of_samples(measured: Iterable[Shadow], rows: Rows) -> Found | None:
     """What the stored samples of evaluations, or else of training, say: the reward rose, a shadow did not."""
-    steps = sum(until is None or step <= until for step in reading.rollout_steps(run))
-    width = max(3, min(10, steps // 8)) if steps >= MIN_STEPS else 0
-    for shadow in measure_shadows(run, shadows, width=width, until=until):
+    for shadow in measured:
         if found := _held_out(shadow, rows) or _in_training(shadow, rows):
             return found
     return None

@@ -54,7 +54,7 @@ def chips(
 
     Args:
         found: the verdict.
-        health: what the alarms say.
+        health: what the alarms say, of all steps.
         config: the resolved config.
         evals: all evaluations.
         done: the last step.
@@ -63,7 +63,7 @@ def chips(
     """
     return [
         _healthy(health),
-        _hacked(found, health, config),
+        _hacked(found, found.of_result or health, config),
         _age(found, evals, done),
         _missing(found, evals, failures, rollouts),
     ]

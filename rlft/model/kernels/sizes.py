@@ -9,7 +9,7 @@ from __future__ import annotations
 TOKENS = 32
 """Step of the number of tokens in a row, and of rows that are projected to the vocabulary."""
 SEQUENCES = 4
-"""Step of the number of sequences in a block of attention."""
+"""Step of the number of sequences in a block of attention, but for one that is alone."""
 LENGTH = 8
 """Step of their length, and of that of their prompts."""
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -160,18 +161,16 @@ def _by_group(groups: tuple[PackedGroup, ...], query: Tensor, key: Tensor, value
     pieces: list[Tensor] = []
     for group in groups:
         start = group.start + group.prompt_length
-        prompt_key, prompt_value = (
-            torch.cat([x[:, :, : group.prefix_length], x[:, :, group.start : start]], dim=2) for x in (key, value)
-        )
+        prompt_query, prompt_key, prompt_value = (x[:, :, group.start : start] for x in (query, key, value))
+        mask = None
+        if group.prefix_length:
+            prompt_key, prompt_value = (
+                torch.cat([x[:, :, : group.prefix_length], own], dim=2)
+                for x, own in ((key, prompt_key), (value, prompt_value))
+            )
+            mask = _behind(group.prefix_length, group.prompt_length, query.device)
         output = F.scaled_dot_product_attention(
-            query[:, :, group.start : start],
-            prompt_key,
-            prompt_value,
-            attn_mask=_causal_mask(group.prefix_length, group.prompt_length, query.device)
-            if group.prefix_length
-            else None,
-            is_causal=not group.prefix_length,
-            scale=scale,
+            prompt_query, prompt_key, prompt_value, attn_mask=mask, is_causal=mask is None, scale=scale
         )
         pieces.append(output[0])
         lengths = tuple(length for length in group.lengths if length)
@@ -187,21 +186,26 @@ def _by_group(groups: tuple[PackedGroup, ...], query: Tensor, key: Tensor, value
             padded_query,
             torch.cat([prompt_key.expand(rows, -1, -1, -1), padded_key], dim=2),
             torch.cat([prompt_value.expand(rows, -1, -1, -1), padded_value], dim=2),
-            attn_mask=_causal_mask(group.prefix_length + group.prompt_length, width, query.device),
+            attn_mask=_completion_mask(group.prefix_length + group.prompt_length, width, query.device),
             scale=scale,
         )
         pieces.append(output.transpose(0, 1).flatten(1, 2)[:, scatter])
     return torch.cat(pieces, dim=1).transpose(0, 1).contiguous()
 
 
+def _behind(prefix_length: int, prompt_length: int, device: torch.device) -> Any:
+    """Mask of a prompt that continues a prefix: on a GPU one that fused kernels know, which no memory holds."""
+    if device.type == "cuda":
+        return causal_lower_right(prompt_length, prefix_length + prompt_length)
+    return torch.ones(prompt_length, prefix_length + prompt_length, dtype=torch.bool).tril(diagonal=prefix_length)
+
+
 def _num_scores(groups: tuple[PackedGroup, ...]) -> int:
-    """Scores of one head that attention in blocks would write out, about."""
+    """Scores of one head that attention in blocks would write out, at most but for rows that fill blocks up."""
     width = max(max(group.lengths, default=0) for group in groups)
-    return sum(
-        g.prompt_length * (g.prefix_length + g.prompt_length)
-        + len(g.lengths) * width * (g.prefix_length + g.prompt_length + width)
-        for g in groups
-    )
+    longest = max(group.prefix_length + group.prompt_length for group in groups)
+    prompts = sum(group.prompt_length for group in groups) * longest
+    return prompts + sum(len(group.lengths) for group in groups) * width * (longest + width)
 
 
 def as_blocks(groups: tuple[PackedGroup, ...]) -> list[Block]:
@@ -311,7 +315,7 @@ def _padding(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Te
 
 
 @lru_cache(maxsize=512)
-def _causal_mask(before: int, width: int, device: torch.device) -> Tensor:
+def _completion_mask(before: int, width: int, device: torch.device) -> Tensor:
     """(width, before + width) True where a token may look: all that stands before, and its own sequence causally."""
     return torch.ones(width, before + width, dtype=torch.bool, device=device).tril(diagonal=before)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlft.curves.live_panel import View
 from rlft.curves.statistics import mean_interval
-from rlft.learner.batch import packed_length
+from rlft.learner.batch import num_tokens
 from rlft.learner.core import lr_factor
 from rlft.objectives.algorithm import Loss
 from rlft.objectives.preference import example_losses, is_right
@@ -79,7 +79,7 @@ def train_dpo(
             if update.skipped:
                 run.skip(step, batch, update.skipped, in_a_row=skipped)
             seconds = time.perf_counter() - started
-            metrics = update.metrics | {"time/step": seconds, "time/tokens_per_s": packed_length(batch) / seconds}
+            metrics = update.metrics | {"time/step": seconds, "time/tokens_per_s": num_tokens(batch) / seconds}
             run.log(step, metrics)
         view.step(step, metrics)
         after_update(step)

@@ -15,7 +15,7 @@ import torch
 
 from rlft.curves.live_panel import View
 from rlft.curves.statistics import mean_interval
-from rlft.learner.batch import packed_length
+from rlft.learner.batch import num_tokens
 from rlft.learner.core import lr_factor
 from rlft.objectives.preference import sequence_sums
 from rlft.run.directory import Run
@@ -74,7 +74,7 @@ def train_supervised(
             if update.skipped:
                 run.skip(step, batch, update.skipped, in_a_row=skipped)
             seconds = time.perf_counter() - started
-            times: Metrics = {"time/step": seconds, "time/tokens_per_s": packed_length(batch) / seconds}
+            times: Metrics = {"time/step": seconds, "time/tokens_per_s": num_tokens(batch) / seconds}
             metrics = {**update.metrics, "sft/tokens": float(batch.sequence_index.numel()), **times}
             run.log(step, metrics)
         view.step(step, metrics)

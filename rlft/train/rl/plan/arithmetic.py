@@ -72,9 +72,10 @@ def count(
     """
     tasks, samples = config.tasks_per_step, config.samples_per_task
     # A completion's last token predicts nothing, so the packed row ends before it; see `learner.batch`.
-    own = tasks * (lengths.prompt - prefix + samples * max(lengths.completion - 1, 1))
+    own = tasks * (max(1, lengths.prompt - prefix) + samples * max(lengths.completion - 1, 1))
     size = config.learner.tokens_per_microbatch or default_microbatch
-    microbatches = math.ceil(own / config.updates_per_step / max(1, size - prefix))
+    sequences = math.ceil(tasks * samples / config.updates_per_step)  # each row holds one at least
+    microbatches = min(sequences, math.ceil(own / config.updates_per_step / max(1, size - prefix)))
     sft = config.sft
     return Counts(
         completions_per_step=tasks * samples,
