@@ -7,11 +7,12 @@ import random
 import re
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlft.reward.pairs import pairings, shares_won
@@ -99,6 +100,7 @@ def test_fewer_pairs_are_fewer_requests(judge: FakeServer, pairs: str | int, req
         assert values == pytest.approx([place / 5 for place in range(6)])
 
 
+@settings(deadline=None)
 @given(
     count=st.integers(0, 12),
     pairs=st.one_of(st.sampled_from(["all", "one_order"]), st.integers(1, 14)),
@@ -155,11 +157,11 @@ def test_replies_are_known_for_ever_unless_they_are_deleted(judge: FakeServer, t
     file, path = tmp_path / "judge.sqlite", "rewards.judge:helpfulness"
     scores(judge, path, ["a"])
     scores(judge, path, ["b"])
-    with sqlite3.connect(file) as database:
+    with closing(sqlite3.connect(file)) as database, database:
         database.execute("update replies set asked = 0 where rowid = 1")  # in 1970
     scores(judge, path, ["a", "b"])
     assert len(judge.asked) == 2
-    with sqlite3.connect(file) as database:
+    with closing(sqlite3.connect(file)) as database, database:
         database.execute(deleting)
     scores(judge, path, ["a", "b"])
     assert len(judge.asked) == 3  # the other one is of today

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlft.reward import extract
@@ -344,12 +344,14 @@ def test_the_pronoun_is_no_letter(text: str) -> None:
     assert extract.choice("So (I)", "ABCDEFGHIJ") == "I"
 
 
+@settings(deadline=None)
 @given(texts=st.lists(st.sampled_from(CHOOSES_B), min_size=1, max_size=3), other=st.sampled_from("ACD"))
 def test_another_choice_behind_takes_a_choice_back(texts: list[str], other: str) -> None:
     chosen = extract.choice("\n".join([*texts, f"I choose {other}."]))
     assert chosen != "B" or any("boxed" in text for text in texts)  # what a box holds counts alone
 
 
+@settings(deadline=None)
 @given(
     value=st.integers(1, 10**9),
     space=st.sampled_from("\u00a0\u2009\u202f "),
@@ -370,6 +372,7 @@ def test_spaces_between_thousands_are_read_as_commas_are_or_not_at_all(value: in
     assert extract.number(written) == value
 
 
+@settings(deadline=None)
 @given(
     low=st.integers(0, 999),
     high=st.integers(0, 999),

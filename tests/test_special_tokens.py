@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from tokenizers.normalizers import Lowercase
@@ -70,6 +70,7 @@ def test_text_without_special_tokens_has_the_tokens_that_it_always_had(name: str
 
 
 @FAMILIES
+@settings(deadline=None)
 @given(text=st.text(st.sampled_from("a<|im_end>tou\ufdd0\ufdd1\ufdd2\n"), max_size=40))
 def test_no_text_gets_a_special_token_of_its_own(name: str, text: str) -> None:
     tokenizer = tokenizer_of(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trackio", reason="needs the extra trackio")
     run = tracked(tmp_path, {"name": "trackio", "project": "words"})
     key = (run / "trackers" / "trackio.id").read_text().strip()
-    with sqlite3.connect(tmp_path / "trackio" / "words.db") as database:
+    with closing(sqlite3.connect(tmp_path / "trackio" / "words.db")) as database:
         found = database.execute("select run_name, step, metrics from metrics order by id").fetchall()
     rows = [(name, step, json.loads(metrics)) for name, step, metrics in found]
     assert {name for name, _, _ in rows} == {f"tiny-{key}"}

@@ -9,15 +9,13 @@ The file is `judge.sqlite` in rlft's cache; the environment variable RLFT_JUDGE_
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,21 +131,15 @@ def _open() -> Iterator[sqlite3.Connection]:
     """The file, locked for the time of a block only, so that nobody waits for anybody's server."""
     path = Path(os.environ.get("RLFT_JUDGE_CACHE") or cache_root() / "judge.sqlite")
     try:
-        with _connection(path, os.getpid(), threading.get_ident()) as database:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=_BUSY_S)) as database, database:
+            # Each request makes three commits, which must not wait for the disk while others' replies come in. A killed
+            # process loses nothing; where the power fails the file may be damaged, which SQLite says, and it only saves
+            # requests.
+            database.execute("pragma synchronous = off")
+            database.executescript(_TABLES)
             yield database
     except sqlite3.Error as error:
         raise RuntimeError(
             f"{path}, which keeps the replies of judges: {error}. Delete it, or name another file in RLFT_JUDGE_CACHE"
         ) from error
-
-
-@functools.lru_cache(maxsize=8)
-def _connection(path: Path, process: int, thread: int) -> sqlite3.Connection:
-    """One for each process and thread, which is what SQLite asks for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    database = sqlite3.connect(path, timeout=_BUSY_S)
-    # Each request makes three commits, which must not wait for the disk while others' replies come in. A killed process
-    # loses nothing; where the power fails the file may be damaged, which SQLite says, and it only saves requests.
-    database.execute("pragma synchronous = off")
-    database.executescript(_TABLES)
-    return database
