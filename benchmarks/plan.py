@@ -31,7 +31,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "long": (QUICKSTART, "sft=null", "tasks_per_step=4", "sampling.max_new_tokens=128", "evaluation.tasks=16"),
     "wide groups": (QUICKSTART, "tasks_per_step=4", "samples_per_task=32", "evaluation.tasks=40"),
     "many tasks": (QUICKSTART, "tasks_per_step=64", "samples_per_task=2", "evaluation.tasks=40"),
-    "four updates": (QUICKSTART, "updates_per_step=4", "evaluation.tasks=40"),
+    "four updates": (QUICKSTART, "algorithm=grpo", "updates_per_step=4", "evaluation.tasks=40"),
     "two workers": (QUICKSTART, "rollout.workers=2", "rollout.threads=1", "rollout.tasks_per_chunk=8"),
     "one process": (QUICKSTART, "backend=inline", "evaluation.tasks=40"),
     "critic": (QUICKSTART, "algorithm=ppo", "evaluation.tasks=40"),

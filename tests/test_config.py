@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML
 
 from rlft import config_file as configs
+from rlft.common.by_path import import_function
 from rlft.config import EnvironmentConfig, RunConfig
 from rlft.config_file import dump, load
 from rlft.objectives.presets import PRESETS
@@ -140,7 +142,7 @@ def test_a_missing_file_suggests_its_neighbour(write: Any, tmp_path: Path) -> No
         ("tasks_per_step: 8\nupdates_per_step: 3\n", r"updates_per_step \(3\) must divide tasks_per_step \(8\)"),
         ("    name: exact_answer\n", "'exact_answer' stands twice"),
         ("    name: a/b\n", "rewards.1: reward name 'a/b' contains '/'"),
-        ("algorithm: {kl: none}\n", "algorithm.kl_coef is set but algorithm.kl is 'none'"),
+        ("algorithm: {kl: none, kl_coef: 0.1}\n", "algorithm.kl_coef is set but algorithm.kl is 'none'"),
         ("algorithm: {kl: k1}\n", "expected gradient of 0"),  # grpo's row has its KL in the loss
         ("algorithm: {ratio: sequence, surrogate: score_function}\n", "needs a ratio"),
         ("algorithm: {ratio: sequence, aggregate: token_mean}\n", "aggregate: sequence_mean"),
@@ -258,6 +260,7 @@ def test_what_other_systems_call_a_key_is_a_key_here(write: Any) -> None:
 def test_a_preset_is_named_by_a_bare_word_or_changed_in_part(write: Any) -> None:
     assert load(write()).algorithm == PRESETS["grpo"]
     assert load(write("algorithm: ppo\n")).algorithm == PRESETS["ppo"]
+    assert load(write("algorithm: {kl: none}\n")).algorithm == replace(PRESETS["grpo"], kl="none", kl_coef=0.0)
     changed = load(write("algorithm: {preset: ppo, kl_coef: 0.2}\n")).algorithm
     assert changed == replace(PRESETS["ppo"], kl_coef=0.2)
 
@@ -534,7 +537,10 @@ def test_a_needless_line_would_be_found(write: Any, tmp_path: Path) -> None:
 
 
 def needless(path: Path, kind: type[BaseModel], folder: Path) -> list[str]:
-    """The keys of a config file without which it would be the same config; arguments of functions are not looked at."""
+    """The keys of a config file without which it would be the same config.
+
+    So are arguments that are the function's defaults, and more held-out tasks than there are where that is the default.
+    """
     yaml = YAML()
     meant = load(path, (), kind)
     tree = yaml.load(path.read_text(encoding="utf-8"))
@@ -548,6 +554,19 @@ def needless(path: Path, kind: type[BaseModel], folder: Path) -> list[str]:
             found += [name] if load(without, (), kind) == meant else []
         section[key] = value
     return found
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda p: p.stem)
+def test_no_argument_of_a_shipped_config_is_the_functions_own(path: Path) -> None:
+    config = load(path, (), KINDS.get(path.stem, RunConfig))
+    environment = getattr(config, "environment", None)
+    named = [(each.path, each.args, "rewards") for each in getattr(config, "rewards", ())]
+    if environment is not None:
+        named += [(each.path, each.args, "environments") for each in (environment, *environment.mix)]
+    for function, args, shipped in named:
+        if args and function.startswith((shipped, "configs/")):
+            defaults = inspect.signature(import_function(function, shipped=shipped)).parameters
+            assert [name for name, value in args.items() if value == defaults[name].default] == [], function
 
 
 def _keys(node: Any, path: str = "") -> Iterator[tuple[Any, str, str]]:

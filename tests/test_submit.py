@@ -155,9 +155,24 @@ def test_other_commands_places_and_resuming(project: Path) -> None:
     assert FakeJobs.sent["command"] == "python -m rlft resume '/data/my runs'/far"
     assert invoke(*arguments, "/d", "ray_address=10.0.0.1:6379").exit_code == 0
     assert "ray_address=auto" not in FakeJobs.sent["command"]
-    files(project, {"sft.yaml": "name: s\nmodel: {source: x}\ndata: {source: x.csv}\nepochs: 1\n"})
-    assert invoke("submit", "sft.yaml", "--address", "head:8265", "--detach").exit_code == 0
-    assert FakeJobs.sent["command"] == 'python -m rlft sft sft.yaml output_dir="$HOME"/runs'
+
+
+@pytest.mark.parametrize("command", ["sft", "dpo", "reward-model", "head"])
+def test_configs_of_all_commands_are_sent(project: Path, command: str) -> None:
+    shipped = Path(__file__).parents[1] / "configs" / f"{command.replace('-', '_')}.yaml"
+    files(project, {"mine.yaml": shipped.read_text()})
+    done = invoke("submit", "mine.yaml", "--address", "head:8265", "--detach")
+    assert done.exit_code == 0, done.output
+    assert FakeJobs.sent["command"] == f'python -m rlft {command} mine.yaml output_dir="$HOME"/runs'
+
+
+RUN = "extends: configs/run.yaml\n"
+SET = "evaluations: [{name: hard, environment: {path: 'e.py:f'}}]\n"
+CORPUS = "environment: {args: {corpus: runs/texts}}\n"
+MIX = {
+    "mix.yaml": "name: m\nsteps: 1\nmodel: {source: x/y}\nrewards: [{path: mine.py:mine}]\n"
+    "environment: {mix: [{name: e, path: e.py:f}]}\n"
+}
 
 
 @pytest.mark.parametrize(
@@ -169,6 +184,26 @@ def test_other_commands_places_and_resuming(project: Path) -> None:
         ({}, ["configs/run.yaml", "learner.lrr=1"], "learner.lrr=1: unknown key. Did you mean 'lr'"),
         ({".gitignore": "mine.py"}, ["configs/run.yaml"], "mine.py would not travel: .gitignore"),
         ({".gitignore": "run.yaml"}, ["configs/more.yaml"], "configs/run.yaml would not travel"),
+        (
+            {**MIX, "e.py": "", ".gitignore": "e.py"},
+            ["mix.yaml"],
+            "e.py would not travel",
+        ),
+        (
+            {"set.yaml": f"{RUN}{SET}", "e.py": "", ".gitignore": "e.py"},
+            ["set.yaml"],
+            "e.py would not travel",
+        ),
+        (
+            {"corpus.yaml": f"{RUN}{CORPUS}", "runs/texts/a.txt": "", ".gitignore": "runs/"},
+            ["corpus.yaml"],
+            "runs/texts would not travel",
+        ),
+        (
+            {"sft.yaml": "name: s\nmodel: {source: x}\ndata: {source: x.csv}\nepochs: 1\n", ".gitignore": "*.csv"},
+            ["sft.yaml"],
+            "x.csv would not travel",
+        ),
         ({"../out.yaml": "extends: project/configs/run.yaml"}, ["../out.yaml"], "out.yaml is not in .*project, which"),
     ],
 )  # fmt: skip

@@ -8,9 +8,9 @@ import secrets
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -144,8 +144,8 @@ def _command(
         return f"python -m rlft resume {place}/{shlex.quote(loaded.name)}"
     command = str(getattr(loaded, "kind", "train"))
     words = [command, config.resolve().relative_to(here).as_posix(), *overrides]
-    processes = getattr(loaded, "backend", "") == "ray" or loaded.learner.processes  # type: ignore[attr-defined]
-    if hasattr(loaded, "ray_address") and not loaded.ray_address and processes:
+    in_processes = getattr(loaded, "backend", "") == "ray" or getattr(getattr(loaded, "learner", None), "processes", 0)
+    if hasattr(loaded, "ray_address") and not loaded.ray_address and in_processes:
         words.append("ray_address=auto")
     return f"python -m rlft {shlex.join(words)} output_dir={place}"
 
@@ -154,16 +154,35 @@ def _check_there(config: Path, loaded: BaseRunConfig, here: Path, files: Sequenc
     """Refuse a config that names files of its author's which do not travel."""
     from rlft import config_file
 
-    named = [*getattr(loaded, "rewards", ()), getattr(loaded, "environment", None)]
-    paths = [_FILE.search(str(getattr(each, "path", ""))) for each in named]
-    needed = [*config_file.files(config), *(Path(found[1]).expanduser() for found in paths if found)]
-    there = set(files)
-    for file in needed:
+    texts = list(_texts(loaded.model_dump(mode="json", exclude={"name", "output_dir"})))
+    functions = [Path(found[1]).expanduser() for text in texts if (found := _FILE.search(text))]
+    others = [Path(text).expanduser() for text in texts if _is_path(text)]
+    there = {*files, *(folder for file in files for folder in file.parents)}
+    for file in [*config_file.files(config), *functions, *others]:
         whole = file.resolve()
         if not whole.is_relative_to(here):
             raise ValueError(f"{file} is not in {here}, which is what travels; run rlft submit in a folder around it")
         if whole.relative_to(here) not in there:
             raise ValueError(f"{file} would not travel: .gitignore or .rayignore names it")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of a config, wherever they stand in it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text of a config that looks like a path is one of this machine: data, a corpus, an adapter, a model."""
+    if not ("/" in text or "." in text) or len(text) > 1000 or "\n" in text or "\0" in text:
+        return False
+    return Path(text).expanduser().exists()
 
 
 def _variables(names: Sequence[str]) -> dict[str, str]:

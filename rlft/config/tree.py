@@ -41,7 +41,10 @@ def _expand_preset(value: Any) -> Any:
     loss = choices.get("surrogate")
     if isinstance(PRESETS[name], PolicyObjective) and loss in get_args(Loss):
         raise ValueError(f"surrogate: {loss} is a preference loss; write {{preset: online_dpo, loss: {loss}}}")
-    return {**preset_fields(name), **choices}
+    fields = preset_fields(name)
+    if choices.get("kl") == "none" and "kl_coef" in fields:
+        fields["kl_coef"] = 0.0  # the preset's belongs to the preset's KL
+    return {**fields, **choices}
 
 
 _Algorithm = Annotated[
