@@ -82,6 +82,10 @@ def plan(
     raise typer.Exit(1 if hopeless and not anyway else 0)
 
 
+def _needs_all(config: RunConfig) -> bool:
+    return getattr(config.algorithm, "needs_all_sequences", True)
+
+
 def _show_counts(console: Console, config: RunConfig, counts: Counts, lengths: Lengths, train: int) -> None:
     lines = [
         f"{config.tasks_per_step} tasks x {config.samples_per_task} samples = {counts.completions_per_step:,} "
@@ -92,7 +96,7 @@ def _show_counts(console: Console, config: RunConfig, counts: Counts, lengths: L
         f"{counts.tokens_per_step:,.0f} packed tokens -> {config.updates_per_step} x {counts.microbatches_per_update} "
         f"microbatches of up to {counts.microbatch_tokens:,}"
         f" -> {config.updates_per_step} optimizer update{'s' if config.updates_per_step > 1 else ''}; "
-        "each sample is used in one",
+        "each sample is used in one" + ("" if _needs_all(config) else "; those with advantage 0 cost nothing"),
     ]
     _block(console, "A step", lines)
     lines = [

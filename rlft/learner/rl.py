@@ -244,7 +244,7 @@ def with_gradient(algorithm: PolicyObjective, batch: Batch) -> Batch:
     groups in which all rewards are equal need neither a forward nor a backward pass. Where no sequence has such a token
     all are kept, since an update of nothing measures nothing.
     """
-    if algorithm.entropy_coef > 0 or (algorithm.kl != "none" and algorithm.kl_in == "loss"):
+    if algorithm.needs_all_sequences:
         return batch
     tokens = _present(batch.advantages) * _present(batch.weights) != 0
     sequences = batch.sequence_index[tokens].unique().tolist()

@@ -149,6 +149,11 @@ class PolicyObjective:
                 raise ValueError("algorithm." + message)
 
     @property
+    def needs_all_sequences(self) -> bool:
+        """Whether sequences whose advantages are 0 have a term in the loss, of KL or entropy, that moves the policy."""
+        return self.entropy_coef > 0 or (self.kl != "none" and self.kl_in == "loss")
+
+    @property
     def needs_critic(self) -> bool:
         """Whether a value head is trained and asked."""
         return self.baseline == "critic"
