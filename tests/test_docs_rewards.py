@@ -7,9 +7,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from rlft.cli.main import app
+from rlft.config_file import load as load_config
+from rlft.reward.contract import plan_call
+from rlft.reward.loading import load as load_reward
 from rlft.reward.scoring import Scorer
 from rlft.types import RewardSpec, Score
 from tests.fakes_server import reply, serve
@@ -29,17 +33,48 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_first_functions_run(page: Path) -> None:
-    section = SECTIONS["From the first function on"]
-    commands = [line for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL) for line in block.splitlines()]
-    assert len(commands) == 5
+def run_commands(section: str) -> list[str]:
+    """What the commands of a section print; every one has to succeed."""
+    blocks = re.findall(r"```bash\n(.*?)```", SECTIONS[section], re.DOTALL)
     printed = []
-    for command in commands:
+    for command in (line for block in blocks for line in block.splitlines()):
         result = CliRunner().invoke(app, shlex.split(command)[1:])
         assert result.exit_code == 0, result.output
         printed.append(result.output)
-    rewards = [re.findall(r'(?:reward |"reward": )([-\d.]+)', text) for text in printed]
-    assert rewards == [["1.2"], ["1.0"], ["0.5", "1", "0"], ["1", "0"], ["0"]]
+    return printed
+
+
+def rewards_in(text: str) -> list[str]:
+    return re.findall(r'(?:reward |"reward": )([-\d.]+)', text)
+
+
+def test_the_first_functions_run(page: Path) -> None:
+    printed = run_commands("From the first function on")
+    assert [rewards_in(text) for text in printed] == [["1.2"], ["1.0"], ["0.5", "1", "0"], ["1", "0"], ["0"]]
+
+
+def test_the_gate_is_shut_without_the_format(page: Path) -> None:
+    printed = run_commands("Composing")
+    assert [rewards_in(text) for text in printed] == [["1.1"], ["0"]]
+    assert "gate" in printed[1]
+
+
+def test_every_config_on_the_page_is_one(page: Path) -> None:
+    base = yaml.safe_load(
+        "{name: x, steps: 1, model: {source: none}, environment: {path: 'environments.sums:load'}, "
+        "rewards: [{path: 'rewards.exact_answer:exact_answer'}]}"
+    )
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    assert sum("in_format.py:in_format" in block for block in blocks) == 1
+    for block in blocks:
+        (page / "run.yaml").write_text(yaml.safe_dump({**base, **yaml.safe_load(block)}))
+        config = load_config("run.yaml")
+        assert len(config.rewards) > 0
+        for spec in config.rewards:
+            plan_call(load_reward(spec.path), spec)  # it is there, and may be called with these arguments
+    (page / "run.yaml").write_text(yaml.safe_dump({**base, "evaluation": {"metrics": "x"}}))
+    with pytest.raises(ValueError, match="metrics"):
+        load_config("run.yaml")
 
 
 def test_the_polite_judge_judges(page: Path) -> None:

@@ -14,6 +14,7 @@ from rlft.cli import attack_policy, main
 from rlft.cli.reward_attack import stored
 from rlft.common.by_path import available
 from rlft.curves.reading import read_rollouts
+from rlft.environment import loading
 from rlft.reward import attack as attacks
 from rlft.reward.attack import Attacked, AttackReport, attack
 from rlft.reward.cases import Case, Expect, read_cases
@@ -317,3 +318,19 @@ def test_where_a_policy_gets_its_tasks(tmp_path: Path) -> None:
         "answer": "",
         "messages": "prompt",
     }
+    for row, prompt, answer in (
+        ({"problem": "Q", "solution": "A"}, "{problem}", "solution"),
+        ({"question": "Q", "label": "A"}, "{question}", "label"),
+        ({"prompt": "Q", "answer": "A"}, "{prompt}", "answer"),
+    ):
+        file.write_text("".join(json.dumps({**row, "n": n}).replace('"Q"', f'"Q {n}"') + "\n" for n in range(30)))
+        config = environment_of("mine.py:mine", str(file))[0]
+        assert config.args == {"source": str(file), "answer": answer, "prompt": prompt}
+        task = loading.load(config).train[0]
+        assert (task.messages[0]["content"][:1], task.answer) == ("Q", "A")
+    file.write_text('{"body": "Q"}\n')
+    with pytest.raises(ValueError, match="no column looks like a prompt among body"):
+        environment_of("mine.py:mine", str(file))
+    file.write_text("")
+    with pytest.raises(ValueError, match="has no rows"):
+        environment_of("mine.py:mine", str(file))

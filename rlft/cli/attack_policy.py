@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rlft.common.rows import FORMATS, read_rows
+from rlft.cli.reward_check import read_columns
+from rlft.common.rows import FORMATS
 from rlft.config import EnvironmentConfig, RunConfig
 from rlft.curves.live_panel import View
 from rlft.curves.reading import read_metrics
@@ -45,10 +45,11 @@ def environment_of(target: str, data: str) -> tuple[EnvironmentConfig, int]:
 
     Args:
         target: a reward, or a config file, whose environment and limit are meant if `data` is empty.
-        data: a file with `prompt` or `question` and `answer`, an environment, or a config file; sums, if empty, too.
+        data: a file of rows, whose columns are taken as `rlft reward check` takes them, an environment, or a config
+            file; sums, if empty, too.
 
     Raises:
-        ValueError: the file cannot be read.
+        ValueError: the file cannot be read, or has no column that looks like a prompt.
     """
     configs = [name for name in (data, "" if data else target) if name.endswith((".yaml", ".yml"))]
     if configs:
@@ -57,12 +58,11 @@ def environment_of(target: str, data: str) -> tuple[EnvironmentConfig, int]:
         config = load(Path(configs[0]), [])
         return config.environment, config.sampling.max_new_tokens
     if data.endswith(FORMATS):
-        _, row = next(iter(read_rows(data, name="--data")))
-        prompt = {"messages": "prompt"} if isinstance(row.get("prompt"), list) else {"prompt": _template(row)}
-        answer = "answer" if "answer" in row else ""
-        return EnvironmentConfig(
-            path="environments.dataset:load", args={"source": data, "answer": answer, **prompt}
-        ), 64
+        rows, asked, replied = read_columns(data)
+        is_chat = any(isinstance(row.get(asked), list) for _, row in rows)
+        prompt = {"messages": asked} if is_chat else {"prompt": f"{{{asked}}}"}
+        args = {"source": data, "answer": replied, **prompt}
+        return EnvironmentConfig(path="environments.dataset:load", args=args), 64
     if data:
         return EnvironmentConfig(path=data if ":" in data else f"environments.{data}:load"), 64
     sums = {"low": 2, "high": 20, "heldout": 8, "demonstrations": 0}
@@ -134,7 +134,3 @@ def _ends(rows: Sequence[Mapping[str, float]], metric: str) -> tuple[float, floa
     values = [row[metric] for row in rows if metric in row]
     first, last = values[:_EDGE], values[-_EDGE:]
     return sum(first) / max(1, len(first)), sum(last) / max(1, len(last))
-
-
-def _template(row: Mapping[str, Any]) -> str:
-    return "{prompt}" if "prompt" in row else "{question}"

@@ -183,8 +183,15 @@ def _answer_names(tasks: Sequence[Task]) -> list[str]:
     return ["answer", *(name for name in columns if all(t.columns.get(name) == t.answer for t in answered))]
 
 
-def _rows(file: str) -> _Given:
-    """Tasks of a file: the columns are taken as `rlft data check` takes them, and keep their names beside."""
+def read_columns(file: str) -> tuple[list[tuple[str, Mapping[str, Any]]], str, str]:
+    """The first rows of a file, each with its place, and the columns that ask and that answer.
+
+    Returns:
+        The answer's column is empty where there is none.
+
+    Raises:
+        ValueError: the file cannot be read, has no rows, or no column that looks like a prompt.
+    """
     read = list(islice(read_rows(file, name="--data"), _ROWS))
     if not read:
         raise ValueError(f"{file} has no rows")
@@ -195,6 +202,12 @@ def _rows(file: str) -> _Given:
             f"{file}: no column looks like a prompt among {', '.join(sorted(names))}; rewards are tried on one of "
             f"{', '.join(PROMPTS)}"
         )
+    return read, asked, replied
+
+
+def _rows(file: str) -> _Given:
+    """Tasks of a file: the columns are taken as `rlft data check` takes them, and keep their names beside."""
+    read, asked, replied = read_columns(file)
     rows = [_task(where, row, asked, replied) for where, row in read]
     every = max(1, len(rows) // MOST_TASKS)
     remarks = [Finding(check="data", severity="info", reward=ALL, detail=taken(asked, replied))]
