@@ -154,7 +154,10 @@ def test_curves_read_run_directories_only() -> None:
     for module, source in sources("rlft/curves").items():
         names = imported(source)
         of_runs = {name for name in names if name.startswith("rlft.run")}
-        assert of_runs <= {"rlft.run", "rlft.run.logs", "rlft.run.records", "rlft.run.provenance"}, module
+        assert of_runs <= {
+            "rlft.run",
+            *(f"rlft.run.{name}" for name in ("earlier_configs", "logs", "records", "provenance")),
+        }, module
         assert {top(name) for name in names} & {"torch", "ray", "transformers", "peft", "trl", "datasets"} == set(), (
             module
         )

@@ -443,3 +443,28 @@ def test_the_power_command(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data["planned"] == {"seeds": 1, "tasks": 60, "samples": 1}
     with pytest.raises(ValueError, match="--config CONFIG says how many tasks"):
         CliRunner().invoke(app, ["power", "--effect", "0.05"], catch_exceptions=False)
+
+
+def test_a_key_that_an_earlier_rlft_did_not_know_is_no_difference(tmp_path: Path) -> None:
+    rng = np.random.default_rng(21)
+    folders = [
+        write_run(tmp_path / f"run-{seed}", _values(rng, 0.5), seed=seed, rewards=[0.1, 0.2, 0.3])  # type: ignore[arg-type]
+        for seed in range(4)
+    ]
+    for folder in folders[2:]:
+        config = (folder / "config.yaml").read_text()
+        config = config.replace("right\n", "right\n  only: []\n") + "environment:\n  mix: []\n"
+        (folder / "config.yaml").write_text(config)
+    for folder in folders[:2]:
+        (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + "environment: {}\n")
+    before, after, remarks = read_groups([str(folders[0]), str(folders[2])])
+    result = compare(before, after, remarks=remarks)
+    assert result.changes == []
+    assert result.courses is not None
+    assert not any("train rewards are not compared" in remark for remark in result.remarks)
+    groups = read_groups([str(tmp_path / "run-[02]"), "vs", str(tmp_path / "run-[13]")])  # one old and one new in each
+    assert [len(group.runs) for group in groups[:2]] == [2, 2]
+    other = folders[3] / "config.yaml"
+    other.write_text(other.read_text().replace("only: []", "only: [sums]"))
+    changed = compare(*read_groups([str(folders[0]), str(folders[3])])[:2])
+    assert [key for key, _, _ in changed.changes] == ["rewards"]

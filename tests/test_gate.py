@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rlft.cli.main import app
+from rlft.curves import doubts, evaluation_sets, verdict
 from rlft.curves.compare import compare
-from rlft.curves.gate import Gate, gate
+from rlft.curves.gate import _DOUBTS_OF_CANDIDATE, Gate, gate
 from rlft.curves.scored_run import Group
 from tests.compare_rates import EFFECT, gate_rates, named_size
 from tests.fakes_run import write_eval
@@ -135,3 +137,24 @@ def test_a_candidate_that_is_no_longer_what_was_measured_does_not_pass(tmp_path:
     assert "40 steps are not measured" in told.output.replace("\n", " ")
     assert "the train reward fell from 0.80" in told.output.replace("\n", " ")
     assert _invoke(base, f"{fell}@step-000010", "--min-effect", 0.05).exit_code == 0
+
+
+def test_a_candidate_whose_own_report_doubts_it_does_not_pass(tmp_path: Path) -> None:
+    right = {f"t{i}": [float(i % 2)] for i in range(200)}
+    base = write_run(tmp_path / "base", right)  # type: ignore[arg-type]
+    new = write_run(tmp_path / "new", right, seed=1)  # type: ignore[arg-type]
+    write_eval(new, "base", 0.3, random.Random(0))
+    assert _invoke(base, new, "--min-effect", 0.05).exit_code == 0
+    path = new / "evals" / "step-000010.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "truncated": 0.6}))
+    told = _invoke(base, new, "--min-effect", 0.05)
+    assert told.exit_code == 2, told.output
+    assert "60 % of the held-out completions were cut at the length limit" in told.output.replace("\n", " ")
+
+
+def test_every_doubt_about_the_candidate_alone_keeps_it_from_passing() -> None:
+    # What the verdict says of its own comparison, or decides nothing by, is no doubt about the candidate.
+    others = {"open", "effect", "missing", "measured", "repeated", "picked", "length", "rolled_back"}
+    sources = [Path(module.__file__ or "").read_text() for module in (doubts, evaluation_sets, verdict)]
+    codes = {code for text in sources for code in re.findall(r'Reason\(\s*code="(\w+)"', text)}
+    assert codes == {*_DOUBTS_OF_CANDIDATE, *others}

@@ -14,13 +14,17 @@ from typer.testing import CliRunner
 
 from rlft.cli.main import app
 from rlft.curves import doubts
+from rlft.curves.alarms import ALARMS, Alarm, Health
 from rlft.curves.differences import paired
+from rlft.curves.page_data.decision import chips
+from rlft.curves.reading import read_config, read_evals
 from rlft.curves.scored_run import read_run
 from rlft.curves.shadow import Shadow, moved
 from rlft.curves.statistics import mean_interval
 from rlft.curves.verdict import Verdict, judge, verdict_of
 from rlft.run.records import Evaluation, word_for
 from tests.fakes_run import append, event, make_run, rollout, write_config, write_eval, write_rollouts
+from tests.synthetic_runs import write_run as write_scored
 
 Values = Mapping[str, Sequence[float]]
 
@@ -289,3 +293,69 @@ def test_samples_that_failed_count_where_an_earlier_rlft_kept_no_number_of_sampl
     reason = doubts.missing(before, replace(half, samples=0), 0.95, 0.01, True)
     assert reason is not None
     assert "40 of 100 after have no score" in reason.says
+
+
+def _flipped() -> tuple[dict[str, list[float | None]], dict[str, list[float | None]]]:
+    """250 tasks, of which 45 failed in both and 25 were got right by training."""
+    before: dict[str, list[float | None]] = {f"t{i}": [None if i < 45 else float(i % 2)] for i in range(250)}
+    wrong = [task for task, values in before.items() if values == [0.0]]
+    return before, {**before, **{task: [1.0] for task in wrong[:25]}}
+
+
+def test_tasks_that_failed_on_both_sides_are_at_their_worst_as_rlft_compare_has_them(tmp_path: Path) -> None:
+    before, after = _flipped()
+    known = [{task: [v for v in values if v is not None] for task, values in side.items()} for side in (before, after)]
+    evals = [
+        _evaluation(name, by_task, failed=45) for name, by_task in zip(("base", "step-000010"), known, strict=True)
+    ]
+    verdict = judge({}, [], evals)
+    assert (verdict.kind, _codes(verdict)["missing"]) == ("cant_tell", "doubt")
+    said = next(each.says for each in verdict.reasons if each.code == "missing")
+    worst = doubts.worst_case(evals[0], evals[1], 0.95).interval
+    assert (worst.mean, worst.n) == (pytest.approx((25 - 45) / 250), 250)
+    text = "with all of them at their worst the change is -0.08 [-0.15, -0.01]"
+    assert text in said
+    runs = [write_scored(tmp_path / name, side) for name, side in (("a", before), ("b", after))]
+    compared = CliRunner().invoke(app, ["compare", *map(str, runs)], env={"COLUMNS": "300"})
+    assert text in compared.output.replace("\n", " "), compared.output
+    # Of 45 tasks without a score 5 failed: the reward did not apply to the other 40.
+    evals = [replace(each, failed=5) for each in evals]
+    worst = doubts.worst_case(evals[0], evals[1], 0.95).interval
+    assert (worst.mean, worst.n) == (pytest.approx((25 - 5) / 210), 210)
+
+
+def test_a_warning_that_the_reward_may_be_hacked_leaves_doubt_unless_a_shadow_rose() -> None:
+    evals = [_evaluation("base", _solved(30)), _evaluation("step-000010", _solved(90))]
+    for name in ALARMS:
+        alarm = Alarm(name=name, severity="warning", onset=5, seen=10, evidence="as seen", numbers={})
+        health = Health(steps=40, alarms=(alarm,), unable=())
+        watched = {
+            change: judge({}, [], evals, remarks=doubts.alarms(health, doubts.shadows([_shadow(change)], "shuffle")))
+            for change in (0.0, 0.3)
+        }
+        unwatched = judge({}, [], evals, remarks=doubts.alarms(health))
+        of_hacking = name in ("length_with_reward", "part_against_part", "repetition", "shadow_gap")
+        assert (unwatched.kind, _codes(unwatched)["alarm"]) == (
+            ("cant_tell", "doubt") if of_hacking else ("ship", "note")
+        )
+        assert _codes(watched[0.0])["alarm"] == ("doubt" if of_hacking else "note")
+        assert _codes(watched[0.3])["alarm"] == "note"
+    critical = replace(health, alarms=(replace(alarm, severity="critical"),))
+    assert doubts.alarms(critical, doubts.shadows([_shadow(0.3)], "shuffle"))[0].weight == "doubt"
+
+
+def test_length_that_grows_tenfold_with_the_reward_is_not_shipped_and_does_not_pass(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", steps=40)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for index, line in enumerate(lines):
+        line["rollout/length"] = 20.0 * 10 ** (index / 39)
+        line["reward/mean"] = 0.3 + 0.01 * index
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    verdict = verdict_of(run)
+    assert (verdict.kind, _codes(verdict)["alarm"]) == ("cant_tell", "doubt")
+    assert verdict.health is not None
+    hacked = chips(verdict, verdict.health, read_config(run), read_evals(run), 40, {}, 0)[1]
+    assert (hacked["label"], hacked["value"]) == ("Hacked?", "maybe")
+    words = ["gate", f"{run}@base", str(run), "--min-effect", "0.05"]
+    told = CliRunner().invoke(app, words)
+    assert (told.exit_code, "length_with_reward since step" in told.output) == (2, True), told.output

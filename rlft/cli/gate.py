@@ -30,9 +30,9 @@ def gate(
     What cannot be read exits with 2 as well. Error rates: docs/compare.md.
     """
     from rlft.curves.compare import compare
+    from rlft.curves.gate import doubts_of
     from rlft.curves.gate import gate as decide
     from rlft.curves.gate import junit as as_junit
-    from rlft.curves.gate import not_what_was_measured
     from rlft.curves.scored_run import read_groups
 
     def refused(error: str) -> None:
@@ -43,7 +43,7 @@ def gate(
     with refusals(as_json=as_json, also=refused):
         before, after, remarks = read_groups([baseline, candidate], metric, by_id=by_id)
         compared = compare(before, after, min_effect=min_effect, remarks=remarks)
-        result = decide(compared, min_effect, not_what_was_measured(after))
+        result = decide(compared, min_effect, doubts_of(after))
         if junit is not None:
             write_file(junit, result.junit())
     if as_json:

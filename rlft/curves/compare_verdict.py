@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from rlft.curves.comparison import Row
@@ -11,6 +11,7 @@ from rlft.curves.differences import Difference, paired
 from rlft.curves.scored_run import Group, ScoredRun
 from rlft.curves.seeds import GroupDifference, group_difference, least_p, paired_p, seeds_needed
 from rlft.curves.text import counted, interval_text, number
+from rlft.curves.worst_case import Scores, ends, filled
 from rlft.run.records import Interval
 
 Verdict: TypeAlias = Literal["better", "worse", "same", "cant_tell"]
@@ -140,17 +141,13 @@ def _doubt_of_missing(verdict: Verdict, before: Group, after: Group, min_effect:
     missing = sum(run.missing for run in runs)
     if not missing:
         return ""
-    flat = [value for run in runs for values in run.values.values() for value in values]
-    low, high = (0.0, 1.0) if min(flat) >= 0 and max(flat) <= 1 else (min(flat), max(flat))
-    common = set(runs[0].values).intersection(*(run.values for run in runs))
+    several, n = [Scores(run.values, run.missing) for run in runs], len(before.runs)
+    low, high = ends(several)
     lowest, highest = (
-        measured_row(
-            "",
-            [_filled(run, common, first) for run in before.runs],
-            [_filled(run, common, last) for run in after.runs],
-            level,
-        )[1]
-        for first, last in ((high, low), (low, high))
+        measured_row("", full[:n], full[n:], level)[1]
+        for full in (
+            filled(several, [*[first] * n, *[last] * len(after.runs)]) for first, last in ((high, low), (low, high))
+        )
     )
     holds = {
         "better": lowest.conclusive and lowest.change.mean > 0,
@@ -165,12 +162,6 @@ def _doubt_of_missing(verdict: Verdict, before: Group, after: Group, min_effect:
         f"{counted(missing, 'sample')} could not be scored; with {them} worst "
         f"the change is {interval_text(worst.change, '+')}"
     )
-
-
-def _filled(run: ScoredRun, tasks: Collection[str], fill: float) -> dict[str, list[float]]:
-    planned = max(map(len, run.values.values())) if run.missing else 0
-    known = {task: list(run.values[task]) for task in run.values if task in tasks}
-    return {task: values + [fill] * (planned - len(values)) for task, values in known.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from rlft.curves.reading import FEWEST_STEPS, Rows, deciding_window
 from rlft.curves.shadow import CERTAIN, Drift, Shadow
 from rlft.curves.statistics import welch_half_width
 from rlft.curves.text import counted, interval_text, number, percent
+from rlft.curves.worst_case import Scores, ends, filled
 from rlft.run.records import Evaluation, Interval
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ MAX_MISSING = 0.2
 """Largest share of samples without a score with which an evaluation can still tell something."""
 MAX_TRUNCATED = 0.2
 """Share of completions cut at the length limit from which an evaluation measures the limit."""
+
+OF_HACKING = ("shadow_gap", "length_with_reward", "part_against_part", "repetition")
+"""Alarms that say that the reward may be earned without what is wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +144,8 @@ def truncation(last: Evaluation) -> Reason | None:
 def missing(before: Evaluation, after: Evaluation, level: float, min_effect: float, is_gain: bool) -> Reason | None:
     """What the samples without a score could change: the effect with each of them at its worst.
 
-    A task that has no score on either side is in neither; one that has some has the lowest value seen for each missing
-    sample after training and the highest before it (0 and 1 where all values lie within).
+    A missing sample after training counts as the lowest value seen and one before it as the highest (0 and 1 where all
+    values lie within), see `worst_case.filled`.
     """
     lost = [_missing(e) for e in (before, after)]
     if not any(count for count, _ in lost):
@@ -167,14 +171,10 @@ def missing(before: Evaluation, after: Evaluation, level: float, min_effect: flo
 
 def worst_case(before: Evaluation, after: Evaluation, level: float) -> Difference:
     """The paired change with every missing sample at its worst, see `missing`."""
-    flat = [value for e in (before, after) for values in e.by_task.values() for value in values] or [0.0]
-    bounds = (0.0, 1.0) if 0 <= min(flat) <= max(flat) <= 1 else (min(flat), max(flat))
-    tasks = [task for task in before.by_task if before.by_task[task] or after.by_task.get(task)]
-    sides = [
-        {task: _filled(e.by_task.get(task, ()), _per_task(e), fill) for task in tasks if task in e.by_task}
-        for e, fill in ((before, bounds[1]), (after, bounds[0]))
-    ]
-    return paired(sides[0], sides[1], level)
+    sides = [Scores(e.by_task, e.failed) for e in (before, after)]
+    low, high = ends(sides)
+    first, last = filled(sides, (high, low))
+    return paired(first, last, level)
 
 
 def shadows(measured: Sequence[Shadow], order: str) -> list[Reason]:
@@ -273,12 +273,19 @@ def rolled_back(step: int, config: Mapping[str, Any]) -> Reason:
     return Reason(code="rolled_back", weight="note", says=says)
 
 
-def alarms(health: Health) -> list[Reason]:
-    """What the alarms of a run say; critical ones leave doubt, whatever the last evaluation measured."""
+def alarms(health: Health, watching: Sequence[Reason] = ()) -> list[Reason]:
+    """What the alarms of a run say; critical ones leave doubt, whatever the last evaluation measured.
+
+    So do warnings that the reward may be hacked (`OF_HACKING`), unless a reward that is not trained on rose with it.
+
+    Args:
+        watching: what rewards that are not trained on say, as `shadows` and `observed` give it.
+    """
+    is_cleared = any(reason.weight == "for" for reason in watching)
     return [
         Reason(
             code="alarm",
-            weight="doubt" if alarm.severity == "critical" else "note",
+            weight="doubt" if alarm.severity == "critical" or (alarm.name in OF_HACKING and not is_cleared) else "note",
             says=f"{alarm.severity.capitalize()} alarm: {alarm.line}",
         )
         for alarm in health.alarms
@@ -319,10 +326,6 @@ def _missing(evaluation: Evaluation) -> tuple[int, int]:
 
 def _per_task(evaluation: Evaluation) -> int:
     return max(map(len, evaluation.by_task.values()), default=0)
-
-
-def _filled(values: Sequence[float], count: int, fill: float) -> list[float]:
-    return [*values, *[fill] * (count - len(values))]
 
 
 def _differ(first: Sequence[float], second: Sequence[float]) -> bool:

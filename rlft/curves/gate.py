@@ -8,7 +8,7 @@ With `change` the candidate's held-out mean minus the baseline's, its 95 % inter
 - regression: high < 0, and it does not pass. The candidate is worse. An equal one is called so in at most 2.5 of 100.
   Between groups of seeds an exact permutation has to agree, which takes at least 4 seeds on each side.
 - cannot tell: neither, or a score is missing on either side, or there is no honest interval; or it would pass, and the
-  candidate's own report says that it need not be what was measured (`not_what_was_measured`).
+  candidate's own report doubts it whatever it is compared with (`doubts_of`).
 
 A candidate that is worse for certain, but by less than the margin, passes: that is what the margin says. The interval
 is that of `rlft compare`: paired by task for one run against one, over seeds and tasks for groups. `make compare-rates`
@@ -27,8 +27,12 @@ from rlft.curves.scored_run import Group
 from rlft.curves.text import counted, interval_text, visible
 from rlft.curves.verdict import verdict_of
 
-_NOT_MEASURED = ("age", "alarm", "collapse", "damaged", "lost")
-"""Codes of a verdict's reasons that are about what came after the evaluation, or was not read."""
+_DOUBTS_OF_CANDIDATE = (
+    *("age", "alarm", "collapse", "damaged", "lost"),
+    *("truncation", "shadow", "observed", "evaluation_set"),
+)
+"""Codes of a verdict's reasons that are about the candidate itself and not about what it is compared with: what came
+after the evaluation, or was not read; what the evaluation did not measure; and what got worse beside the headline."""
 EXIT_CODES = {"pass": 0, "regression": 1, "cant_tell": 2}
 """What `rlft gate` exits with."""
 
@@ -88,27 +92,28 @@ def junit(decision: str, sentence: str, reasons: Sequence[str], *, name: str, me
     return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
 
 
-def not_what_was_measured(candidate: Group) -> list[str]:
-    """Why the last evaluation of a candidate need not be what the candidate is; empty where nothing speaks for that.
+def doubts_of(candidate: Group) -> list[str]:
+    """Why the last evaluation of a candidate does not tell what the candidate is worth; empty where nothing says so.
 
-    These are the reasons of its own report (`rlft report`): the reward fell since, the run went on for long or lost its
-    last evaluation, a file is damaged, a critical alarm. An evaluation that was asked for by name is taken as it is.
+    These are reasons of its own report (`rlft report`): the reward fell since, the run went on for long or lost its
+    last evaluation, a file is damaged, an alarm that leaves doubt; completions were cut; a shadow reward, an observed
+    one or an evaluation set got worse. An evaluation that was asked for by name is taken as it is.
     """
     runs = [run.folder for run in candidate.runs if not run.is_chosen]
     return [
         f"{folder.name}: {reason.says.rstrip('.')}"
         for folder in runs
         for reason in verdict_of(folder).reasons
-        if reason.code in _NOT_MEASURED and reason.weight in ("against", "doubt")
+        if reason.code in _DOUBTS_OF_CANDIDATE and reason.weight in ("against", "doubt")
     ]
 
 
-def gate(comparison: Comparison, min_effect: float, stale: Sequence[str] = ()) -> Gate:
+def gate(comparison: Comparison, min_effect: float, doubted: Sequence[str] = ()) -> Gate:
     """Decide about the second group of a comparison, see above.
 
     Args:
         min_effect: the margin.
-        stale: why the candidate need not be what was measured (`not_what_was_measured`); with one nothing passes.
+        doubted: what its own report says against the candidate (`doubts_of`); with one nothing passes.
 
     Raises ValueError unless `min_effect` is above 0: no finite number of tasks shows that nothing at all was lost.
     """
@@ -124,8 +129,8 @@ def gate(comparison: Comparison, min_effect: float, stale: Sequence[str] = ()) -
         pass
     elif comparison.tasks.why_none or not change.bounded:
         reasons = [comparison.tasks.why_none or "there is no interval: one run with one task, or none"]
-    elif change.low > -min_effect and stale:
-        reasons = list(stale)
+    elif change.low > -min_effect and doubted:
+        reasons = list(doubted)
     elif change.low > -min_effect:
         decision = "pass"
     elif comparison.headline.conclusive and change.mean < 0:

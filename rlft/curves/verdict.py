@@ -134,7 +134,7 @@ def _read(run: Path, config: Mapping[str, Any], health: Health, back: int | None
     remarks = [
         *([gone] if gone else []),
         *doubts.observed_in_training(rows, [name for name in [*unwatched, *blind] if name not in observed]),
-        *doubts.alarms(health),
+        *doubts.alarms(health, doubts.shadows(shadows, _order(config))),
         *([doubts.rolled_back(back, config)] if back is not None else []),
     ]
     return {
@@ -187,7 +187,7 @@ def judge(
     """
     contents = contents or {}
     before, trained = [e for e in evals if e.is_before], [e for e in evals if not e.is_before]
-    order = str((config.get("environment") or {}).get("order", "shuffle"))
+    order = _order(config)
     if not before or not trained:
         says = _nothing_to_compare(before, trained, rows)
         nothing = Reason(code="open", weight="doubt", says=says)
@@ -220,6 +220,10 @@ def judge(
     ]
     decided = _decided(_sentence(effect, before[0] if len(before) > 1 else None, contents), found, effect)
     return replace(decided, sets=sets, shadows=shadows)
+
+
+def _order(config: Mapping[str, Any]) -> str:
+    return str((config.get("environment") or {}).get("order", "shuffle"))
 
 
 def _decided(sentence: str, found: Iterable[Reason | None], effect: Effect | None = None) -> Verdict:

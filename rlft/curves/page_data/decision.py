@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlft.curves import digest
+from rlft.curves.doubts import OF_HACKING
 from rlft.curves.marks import short
 from rlft.curves.reading import reward_specs
 from rlft.curves.shadow import shadow_names
@@ -19,9 +20,6 @@ from rlft.run.records import BEFORE_TRAINING, Evaluation, Provenance
 
 if TYPE_CHECKING:
     from rlft.curves.alarms import Health
-
-_OF_HACKING = ("shadow_gap", "length_with_reward", "part_against_part")
-"""Alarms that speak of a reward that is earned without what is wanted."""
 
 Chip = dict[str, Any]
 """`id`, `label`, `value`, `tone` (good, bad, unsure, none), `evidence` (sentences), `section` (where there is more)."""
@@ -102,16 +100,18 @@ def _healthy(health: Health) -> Chip:
 
 def _hacked(found: Verdict, health: Health, config: Mapping[str, Any]) -> Chip:
     about = [each for each in found.reasons if each.code in ("shadow", "observed")]
-    alarms = [alarm for alarm in health.alarms if alarm.name in _OF_HACKING]
+    alarms = [alarm for alarm in health.alarms if alarm.name in OF_HACKING]
     evidence = [*(each.says for each in about), *(f"Alarm: {alarm.line}. {alarm.meaning}" for alarm in alarms)]
     specs = reward_specs(config)
     if any(each.weight == "against" for each in about) or any(
         alarm.name == "shadow_gap" and alarm.severity == "critical" for alarm in alarms
     ):
         return _chip("hacked", "Hacked?", "likely", "bad", evidence, "shadows")
-    if alarms or any(each.weight == "doubt" for each in about):
+    is_cleared = any(each.weight == "for" for each in about)
+    is_alarming = any(alarm.severity == "critical" or not is_cleared for alarm in alarms)
+    if is_alarming or any(each.weight == "doubt" for each in about):
         return _chip("hacked", "Hacked?", "maybe", "unsure", evidence, "shadows")
-    if any(each.weight == "for" for each in about):
+    if is_cleared:
         return _chip("hacked", "Hacked?", "no sign", "good", evidence, "shadows")
     if shadow_names(specs):
         says = "A shadow reward watches, and what it says is not conclusive."
