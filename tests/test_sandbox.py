@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import socket
+import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +17,13 @@ from typing import Any
 import psutil
 import pytest
 
-from rlft.reward import sandbox
+from rlft.reward import sandbox, sandbox_view
 from rlft.reward.sandbox import Call, Limits
 from rlft.reward.sandbox_memory import memory_inside
 
 pytestmark = pytest.mark.skipif(bool(sandbox._problem()), reason=f"no sandbox: {sandbox._problem()}")
 QUICK = Limits(seconds=3.0)
+SLOW = Limits(seconds=20.0)
 
 
 def one(body: str, *arguments: Any, limits: Limits = QUICK) -> Call:
@@ -300,6 +303,84 @@ return {{
     assert len(seen["processes"]) <= 2
     assert seen["root"] == "PermissionError"
     assert seen["mount"] == "OSError"
+
+
+SEEN = """
+import os, sys
+found = []
+for above in ('/usr', '/opt', '/lib', '/lib64', '/python', sys.base_prefix, *{prefixes}):
+    for folder, _, files in os.walk(above):
+        if folder.endswith(('/site-packages', '/dist-packages', '/_bundled')):
+            found += [f'{{folder}}/{{name}}' for name in os.listdir(folder)]
+sys.path[:0] = [os.path.dirname(one) for one in found] + {paths}
+def imported(name):
+    try:
+        return __import__(name).__file__
+    except ImportError as error:
+        return type(error).__name__
+def names(folder):
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+return {{
+    'packages': found,
+    'pip': imported('pip'),
+    'rlft': imported('rlft'),
+    'programs': [*names('/usr/bin'), *names('/bin'), *names('/usr/sbin'), *names('/python/bin')],
+    'share': names('/usr/share'),
+    'etc': names('/etc'),
+    'repository': imported('rewards'),
+}}"""
+STANDARD = """
+import ctypes, decimal, json, lzma, multiprocessing, sqlite3, subprocess, sys, unicodedata, zoneinfo, zlib
+with sqlite3.connect('/tmp/x') as database:
+    database.execute('create table t (n)')
+    database.execute('insert into t values (7)')
+    (n,), = database.execute('select n from t').fetchall()
+inner = subprocess.run([sys.executable, '-S', '-c', 'import json; print(json.dumps([6 * 7]))'], capture_output=True)
+writes = []
+for folder in sys.path:
+    for name in ('', '/site-packages', '/dist-packages'):
+        try:
+            open(f'{folder}{name}/x', 'w')
+        except OSError:
+            continue
+        writes.append(folder)
+return [n, inner.stdout.decode(), json.loads('[1]'), ctypes.CDLL(None) is not None, writes]"""
+
+
+def is_narrow(prefix: str) -> None:
+    """Inside there is the standard library alone, and it works."""
+    looked = one(SEEN.format(prefixes=[prefix], paths=[*sys.path, str(Path(__file__).parents[1])]), limits=SLOW)
+    assert looked.error == ""
+    seen = looked.value
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    assert seen["packages"] == []
+    assert seen["pip"] == seen["rlft"] == seen["repository"] == "ModuleNotFoundError"
+    assert seen["programs"] == [version]
+    assert set(seen["share"]) <= {"zoneinfo"}
+    assert set(seen["etc"]) <= {"ld.so.cache"}
+    assert one(STANDARD, limits=SLOW).value == [7, "[42]\n", [1], True, []]
+
+
+def test_only_the_standard_library_is_seen() -> None:
+    is_narrow(sys.base_prefix)
+
+
+@pytest.mark.skipif(
+    not Path(f"/usr/bin/python3.{sys.version_info.minor}").exists() or sys.base_prefix == "/usr",
+    reason="the system has no Python of this version",
+)
+def test_only_the_standard_library_of_the_systems_python_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    monkeypatch.setattr(sys, "platlibdir", "lib")
+    is_narrow("/usr")
+    assert one("import sys\nreturn sys.base_prefix").value == "/usr"
+
+
+def test_packages_beside_the_libraries_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Fedora's, Arch's and Alpine's linkers look in the folder that holds the packages, too.
+    monkeypatch.setattr(sysconfig, "get_config_var", {"MULTIARCH": "another-linux-gnu"}.get)
+    monkeypatch.setattr(sandbox_view, "_interpreter", sandbox_view._interpreter.__wrapped__)
+    is_narrow(sys.base_prefix)
 
 
 def test_killing_everybody_kills_nobody_else() -> None:

@@ -1,14 +1,16 @@
 """Runs what a model wrote, where it can do no harm: bubblewrap's namespaces, resource limits, a deadline from outside.
 
-Inside there is Python's standard library, read-only, a small /tmp, no network, no environment variables and no other
-process. When the deadline passes, everything inside is killed.
+Inside there is Python's standard library, read-only, with the shared libraries that it needs (`sandbox_view.py`), and a
+small /tmp: no packages, no programs but the interpreter, no network, no environment variables and no other process.
+When the deadline passes, everything inside is killed.
 
 Memory is bounded in three ways. The kernel bounds the address space of each process, how many there are and the size
 of /tmp, so `memory_mb` times `processes` and twice `file_mb` are never exceeded. A filter of system calls refuses
 memory that belongs to no process, and nested namespaces (`syscall_filter.py`). And everything inside together is looked
 at every `LOOK_S` from outside (`sandbox_memory.py`): above `memory_mb` all is killed. Between two looks it may be more,
 and what the kernel needs besides, for sockets, pipes and page tables, is bounded by the kernel's limits for a user
-alone. None of this needs a cgroup, so it is the same on a laptop and in a container, as root and as a user.
+alone. No cgroup is used, also where there is one, so it is the same on a laptop and in a container, as root and as a
+user.
 
 Verdicts are made outside: the sandbox gets a function
 and inputs and returns values, never what they should be, so there is nothing to read or to forge that would help.
@@ -37,7 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlft.reward import syscall_filter
+from rlft.reward import sandbox_view, syscall_filter
 from rlft.reward.sandbox_memory import memory_inside
 
 LOOK_S = 0.02
@@ -311,17 +313,7 @@ def _command(limits: Limits, program: int, tells: int) -> list[str]:
         program: descriptor of the filter of system calls.
         tells: descriptor that the first process's id is written to.
     """
-    prefix, python = os.path.realpath(sys.base_prefix), f"bin/python{sys.version_info.major}.{sys.version_info.minor}"
-    bind = ["--ro-bind", "/usr", "/usr"]
-    for folder in ("/lib", "/lib64"):
-        if os.path.islink(folder):
-            bind += ["--symlink", os.readlink(folder), folder]
-        elif os.path.isdir(folder):
-            bind += ["--ro-bind", folder, folder]
-    if prefix != "/usr":
-        # Where it is, for its libraries; and in the open, for a user who may not enter the folders above it.
-        bind += ["--ro-bind", prefix, prefix, "--ro-bind", prefix, "/python"]
-        prefix = "/python"
+    python, shown = sandbox_view.interpreter()
     # Root needs no user namespace, and keeps what it takes to become another user.
     namespaces = ["ipc", "pid", "net", "uts", "cgroup-try"] + ([] if os.getuid() == 0 else ["user"])
     rights = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.getuid() == 0 else []
@@ -329,7 +321,7 @@ def _command(limits: Limits, program: int, tells: int) -> list[str]:
         *(_bwrap(), *(f"--unshare-{name}" for name in namespaces), *rights),
         *("--die-with-parent", "--new-session", "--clearenv", "--seccomp", str(program), "--info-fd", str(tells)),
         *("--setenv", "PYTHONHASHSEED", "0", "--setenv", "LANG", "C.UTF-8"),
-        *(*bind, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
+        *(*shown, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
         *("--perms", "1777", "--size", str(2 * limits.file_mb * 2**20), "--tmpfs", "/tmp", "--chdir", "/tmp"),
-        *("--remount-ro", "/", "--", f"{prefix}/{python}", "-s", "-P", "-S", "-X", "utf8", "-c", _BOOT),
+        *("--remount-ro", "/", "--", python, "-s", "-P", "-S", "-X", "utf8", "-c", _BOOT),
     ]
