@@ -7,6 +7,7 @@ made up from a seed, so that no model can know the answers; with `corpus` and `q
 from __future__ import annotations
 
 import json
+import os.path
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlft.common.rows import is_heldout, read_rows, refuse_negative, row_hash
-from rlft.common.text_files import Passage, read_folder
+from rlft.common.text_files import Passage, names_a_folder, read_folder
 from rlft.environment.contract import Environment
 from rlft.environment.search import Search, by_meaning, by_words, query_of
 from rlft.environment.tools import Tool, ToolEpisode, make_tools, schemas
@@ -60,7 +61,7 @@ def load(
 
     Args:
         corpus: a folder of texts (.txt, .md, .pdf), or a table with a column `text`, in any form that
-            `environments.dataset` reads; "" makes one up.
+            `environments.dataset` reads (of the hub, `OWNER/NAME`); "" makes one up.
         questions: a table with `question` and `answer`, for a corpus of your own; `source`, if there, names the text
             that has the answer, and rows with the same `fact` are held out together.
         search: what the tool finds passages by; `none` gives no tool, which measures what the model knows by itself.
@@ -82,6 +83,7 @@ def load(
     if (search == "embeddings") != bool(encoder):
         raise ValueError("`search: embeddings` needs `encoder`, the folder of a model of sentences; others have none")
     notes: list[str] = []
+    corpus, questions = os.path.expanduser(corpus), os.path.expanduser(questions)
     if corpus:
         texts, notes = _texts(corpus, passage_words, questions)
         train, held_out = _split(_questions(questions, texts, notes), heldout, seed)
@@ -133,10 +135,15 @@ class _Question:
 
 def _texts(corpus: str, words: int, questions: str) -> tuple[list[Passage], list[str]]:
     """The passages of a folder or a table, and what was left out."""
-    if Path(corpus).is_dir():
-        found = read_folder(corpus, words=words, besides=questions)
+    path, beside = Path(corpus), Path(questions)
+    if names_a_folder(corpus) or beside.is_relative_to(path):
+        made = (
+            f"`python configs/data/packages.py {corpus}` writes texts and questions about the packages installed here"
+        )
+        hint = made if beside == path / "questions.jsonl" else "A data set of the hub is written OWNER/NAME"
+        found = read_folder(corpus, words=words, besides=questions, name="args.corpus", otherwise=hint)
         return list(found.passages), list(found.notes)
-    rows = read_rows(corpus, name="corpus")
+    rows = read_rows(corpus, name="args.corpus")
     return [Passage(text=_column(row, "text", where), source="") for where, row in rows], []
 
 
@@ -146,7 +153,7 @@ def _questions(table: str, texts: Sequence[Passage], notes: list[str]) -> list[_
     found: dict[str, tuple[str, _Question]] = {}
     unanswered: list[str] = []
     spoken = [f" {' '.join(_words(passage.text))} " for passage in texts]
-    for where, row in read_rows(table, name="questions"):
+    for where, row in read_rows(table, name="args.questions"):
         text, answer = _column(row, "question", where), _column(row, "answer", where)
         source = str(row.get("source") or "")
         if source and source not in sources:

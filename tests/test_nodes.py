@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rlft.config_file import load
 from tests.fakes import read_lines, read_metrics, read_result
+from tests.two_nodes import QUICKSTART
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -41,7 +45,37 @@ def test_a_killed_node_leaves_no_trace_in_the_curve(tmp_path: Path, tiny_model: 
     assert set(after_3) < set(after_4)
 
 
-@pytest.mark.sweep  # two more runs; the one above shows the same of a node that goes and one that comes
+OTHER_MODEL = {"model.source", "model.dtype"}
+"""The tests' random model, in the dtype that all machines compute alike."""
+OTHER_PLACE = {"output_dir", "ray_address"}
+"""The test's folder, and its cluster instead of the run's own; on two nodes also a second of `rollout.workers`."""
+SMALLER = {
+    "steps",
+    "tasks_per_step",
+    "rollout.tasks_per_chunk",
+    "rollout.threads",
+    "learner.threads",
+    "evaluation.tasks",
+    "sft.examples",
+}
+"""Sizes alone, for seconds instead of minutes; no choice of environment, reward, algorithm, sampling or learner."""
+
+
+def differing(one: Path, other: Path) -> set[str]:
+    """Keys in which the configs of two run directories, or of a file, are not the same."""
+    first, second = (
+        settings(load(path / "config.yaml" if path.is_dir() else path).model_dump()) for path in (one, other)
+    )
+    return {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
+
+
+def settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 @pytest.mark.timeout(300)
 def test_the_quickstart_on_two_nodes_is_that_on_one(tmp_path: Path, tiny_model: Path) -> None:
     done = subprocess.run(
@@ -57,6 +91,8 @@ def test_the_quickstart_on_two_nodes_is_that_on_one(tmp_path: Path, tiny_model: 
     assert len(both) == 2
     assert set(alone) < set(both)
     one, two = (tmp_path / name / "quickstart" for name in ("1", "2"))
+    assert differing(one, two) == {"output_dir", "rollout.workers"}
+    assert differing(one, QUICKSTART) == OTHER_MODEL | OTHER_PLACE | SMALLER
     assert len(read_metrics(one)) == 2
     assert read_metrics(one) == read_metrics(two)
     assert read_result(one) == read_result(two)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from rlft.cli import main
 from rlft.config import RunConfig
 from rlft.train.rl.plan import forecast
+from rlft.train.rl.plan import probe as probing
 from rlft.train.rl.plan.arithmetic import Lengths, count
 from rlft.train.rl.plan.probe import Mark, Probed, _role, probe_config
 from tests.conftest import MakeConfig
@@ -142,6 +144,32 @@ def test_a_plan_of_a_tiny_run(config_file: Path) -> None:
     assert told["memory_bytes"]["driver"]["peak_of_one"] > 1e8
     assert 0 < told["lengths"]["completion"] <= 64
     assert not (config_file.parent / "runs").exists()  # the probe's run lay elsewhere
+
+
+def test_a_hopeless_run_is_refused_unless_it_is_wanted_anyway(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reward.py").write_text("def odd(completion):\n    return 0.0\n")
+    # 32 groups of equal rewards are enough to be sure of fewer than one in ten with different ones.
+    small = ["steps=4", "tasks_per_step=8", "samples_per_task=2", "sampling.max_new_tokens=2", "evaluation.tasks=2"]
+    arguments = ["plan", str(config_file), "backend=inline", "scoring.workers=0", *small]
+    once: list[Probed] = []
+    probe = probing.probe
+
+    def probe_once(config: RunConfig, **options: Any) -> Probed:  # it takes seconds
+        once.extend([] if once else [probe(config, **options)])
+        return once[0]
+
+    monkeypatch.setattr(probing, "probe", probe_once)
+    refused = CliRunner().invoke(main.app, arguments, env={"COLUMNS": "200"})
+    assert refused.exit_code == 1, refused.output
+    assert "of 32 groups of 2 samples" in refused.output
+    assert "warm start" in refused.output.partition("HOPELESS as it is: ")[2]
+    told = CliRunner().invoke(main.app, [*arguments, "--json"])
+    assert (told.exit_code, json.loads(told.stdout)["hopeless"]) == (1, True)
+    anyway = CliRunner().invoke(main.app, [*arguments, "--anyway"], env={"COLUMNS": "200"})
+    assert anyway.exit_code == 0, anyway.output
+    assert "HOPELESS" in anyway.output
 
 
 def test_what_a_run_would_stop_with_is_said(config_file: Path, tmp_path: Path) -> None:

@@ -228,6 +228,43 @@ def test_a_row_that_is_wrong_is_refused_with_its_place(texts: Path, row: dict[st
         retrieval.load(str(texts), file)
 
 
+@pytest.mark.parametrize(
+    ("corpus", "questions", "says"),
+    [
+        ("textts", "q.jsonl", r"no folder textts\. Did you mean 'texts'\? A data set of the hub is written OWNER/NAME"),
+        ("texts/teas", "q.jsonl", r"no folder texts/teas\. Did you mean 'texts/tea'\?"),
+        ("./text/tea", "q.jsonl", r"no folder text/tea, nor text\. Did you mean 'texts'\?"),
+        ("a/b/c", "q.jsonl", r"no folder a/b/c, nor a\. A data set"),
+        ("~/texts-of-nobody", "q.jsonl", r"no folder /.*/texts-of-nobody\. A data set"),
+        ("texts/kettle.md", "q.jsonl", r"texts/kettle\.md is a file, not a folder"),
+        (
+            "runs/packages",
+            "runs/packages/questions.jsonl",
+            r"no folder runs/packages, nor runs\. `python configs/data/packages\.py runs/packages` writes texts",
+        ),
+        ("texts.jsonl", "q.jsonl", r"no file texts\.jsonl"),
+        ("owner/name", "q.jsonl", r"'owner/name' could not be loaded: (?s:.*)hub id"),
+    ],
+)
+def test_a_corpus_that_is_not_there_is_told_from_one_of_the_hub(
+    texts: Path, monkeypatch: pytest.MonkeyPatch, corpus: str, questions: str, says: str
+) -> None:
+    monkeypatch.chdir(texts.parent)
+    with pytest.raises(ValueError, match=rf"^args\.corpus: {says}"):
+        retrieval.load(corpus, questions)
+
+
+def test_the_shipped_config_leads_to_its_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = (Path(__file__).parents[1] / "configs" / "retrieval.yaml").read_text(encoding="utf-8")
+    config = RunConfig.model_validate(YAML(typ="safe").load(shipped))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"args\.corpus: no folder") as raised:
+        loading.load(config.environment)
+    command = "`python configs/data/packages.py runs/packages`"
+    assert command in str(raised.value)
+    assert command in shipped
+
+
 def test_an_encoder_is_for_embeddings_only(texts: Path, tiny_model: Path) -> None:
     file = rows_file(texts.parent, [{"question": "Which tea needs 70 degrees?", "answer": "green tea"}])
     for search, encoder in (("embeddings", ""), ("bm25", "folder")):

@@ -27,7 +27,6 @@ SMALL = (
     "rollout.tasks_per_chunk=1",
     "evaluation.tasks=8",
     "sft.examples=8",
-    "scoring.workers=1",
 )
 """What makes it short with a tiny model; everything else is as it stands in the file."""
 

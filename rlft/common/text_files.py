@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlft.common.by_path import did_you_mean
+from rlft.common.rows import FORMATS
 from rlft.types import whole_text
 
 KINDS = (".txt", ".md", ".markdown", ".pdf")
@@ -38,7 +40,19 @@ class Texts:
     """What was left out, in words."""
 
 
-def read_folder(folder: str, *, words: int, besides: str = "", name: str = "corpus") -> Texts:
+def names_a_folder(source: str) -> bool:
+    """Whether a name means a folder of this machine, there or not; else a table of `rows.read_rows`.
+
+    A hub id, `OWNER/NAME`, has the form of a path too: it is taken for one where the folder OWNER is there.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return True
+    is_hub_id = source.count("/") == 1 and not source.startswith((".", "~", "/")) and not path.parent.is_dir()
+    return not is_hub_id and path.suffix not in FORMATS and ":" not in source
+
+
+def read_folder(folder: str, *, words: int, besides: str = "", name: str = "corpus", otherwise: str = "") -> Texts:
     """Read every text of a folder and of the folders in it, and cut each into passages.
 
     Paragraphs, which are apart by empty lines, are joined while they have no more than `words` words together; a longer
@@ -48,6 +62,7 @@ def read_folder(folder: str, *, words: int, besides: str = "", name: str = "corp
     Args:
         besides: a file that may lie in it and is no text, nor told as left out.
         name: what the folder is called in errors.
+        otherwise: a sentence for the error where there is no such folder.
 
     Raises:
         ValueError: no such folder, no text in it, or one that cannot be read: its file and line, or page.
@@ -56,7 +71,7 @@ def read_folder(folder: str, *, words: int, besides: str = "", name: str = "corp
     if words < 10:
         raise ValueError(f"a passage of {words} words says too little; use 10 or more")
     if not root.is_dir():
-        raise ValueError(f"{name}: no folder {folder}")
+        raise ValueError(f"{name}: {_no_folder(root)}{f' {otherwise}' if otherwise else ''}")
     files = sorted(
         (file.relative_to(root).as_posix(), file)
         for file in root.rglob("*")
@@ -153,6 +168,15 @@ def _of_pages(file: Path, pages: list[Any]) -> Iterator[str]:
 def _clean(text: str) -> str:
     """The text without control characters, which no tokenizer was trained on, and with one kind of line break."""
     return _CONTROLS.sub(" ", whole_text(text).replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _no_folder(path: Path) -> str:
+    """That a folder is not there, with one that is called nearly so, at the first part of the path that is missing."""
+    if path.exists():
+        return f"{path} is a file, not a folder."
+    lost = next(part for part in (*reversed(path.parents), path) if not part.is_dir())
+    near = did_you_mean(str(lost), [str(each) for each in sorted(lost.parent.glob("*")) if each.is_dir()])
+    return f"no folder {path}{'' if lost == path else f', nor {lost}'}.{near}"
 
 
 def _notes(folder: str, empty: list[str], others: list[str]) -> Iterator[str]:
