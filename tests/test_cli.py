@@ -68,7 +68,7 @@ HELP = {
     "sweep": [
         "CONFIG",
         "KEY=VALUES",
-        "--kind",
+        "one of rlft train, sft or dpo",
         "--metric",
         "--max-concurrent",
         "--dry-run",

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib import metadata
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from rlft.cli import main
-from rlft.common import machine
+from rlft.common import machine, private_names
 from rlft.model import reach, sources
 from rlft.model.cache import SourceError
 from rlft.model.kernels import build, library
@@ -70,7 +75,7 @@ def state(facts: list[doctor.Fact], what: str) -> doctor.Fact:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Without the parts that start a process, compile, or ask over the network."""
-    monkeypatch.setattr(sandbox, "missing", lambda: "")
+    monkeypatch.setattr(sandbox, "missing", lambda: None)
     monkeypatch.setattr(build, "is_compiled", lambda: False)
     monkeypatch.setattr(reach, "reach", lambda model: reach.Reach(folder=None, origin="hub", reason=""))
     enough = machine.Memory(total=64 * GB, limit=None, available=32 * GB)
@@ -82,8 +87,112 @@ def test_each_line_has_a_state_and_a_lack_says_what_to_do(quick: pytest.MonkeyPa
     facts = doctor.examine()
     assert len({fact.what for fact in facts}) == len(facts) >= 12
     assert all(fact.here for fact in facts)
-    assert all(fact.todo for fact in facts if fact.state == "missing")
+    assert all(fact.todo for fact in facts if fact.state != "ok")
+    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers")]
+    assert state(facts, "python").here == ", ".join([platform.python_version(), *versions])
     assert state(facts, "memory").here == "64.0 GB; 32.0 GB are free"
+
+
+@pytest.mark.parametrize("kind", ["slower", "missing"])
+def test_a_lack_without_anything_to_do_cannot_be_written(kind: Any) -> None:
+    with pytest.raises(ValueError, match=rf"disk is {kind}, but todo is empty"):
+        doctor.Fact(what="disk", state=kind, here="full")
+    assert doctor.Fact(what="disk", state=kind, here="full", todo="free it").todo == "free it"
+    assert doctor.Fact(what="disk", state="ok", here="empty").todo == ""
+
+
+def lacking_processors(quick: pytest.MonkeyPatch) -> doctor.Fact:
+    quick.setattr(machine, "usable_cpus", lambda: 1.0)
+    return doctor._processor()
+
+
+def float32_only(quick: pytest.MonkeyPatch) -> doctor.Fact:
+    quick.setattr(machine, "usable_cpus", lambda: 4.0)
+    quick.setattr(private_names, "private", lambda name: lambda: False)
+    return doctor._processor()
+
+
+def full_disk(quick: pytest.MonkeyPatch) -> doctor.Fact:
+    quick.setattr(doctor.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(GB, GB, 0))
+    return doctor._cache()
+
+
+def full_shared_memory(quick: pytest.MonkeyPatch) -> doctor.Fact:
+    quick.setattr(doctor.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(GB, GB, 0))
+    return doctor._shared_memory(Path("/"))
+
+
+def read_only_cache(quick: pytest.MonkeyPatch) -> doctor.Fact:
+    quick.setattr(doctor.os, "access", lambda folder, mode: False)
+    return doctor._cache()
+
+
+def busy_memory(quick: pytest.MonkeyPatch) -> doctor.Fact:
+    quick.setattr(machine, "memory", lambda: machine.Memory(total=64 * GB, limit=None, available=GB))
+    return doctor._memory()
+
+
+def old_python(quick: pytest.MonkeyPatch) -> doctor.Fact:
+    quick.setattr(doctor.platform, "python_version", lambda: "3.8.1")
+    return doctor._python()
+
+
+def wrong_kernels_setting(quick: pytest.MonkeyPatch) -> doctor.Fact:
+    quick.setenv("RLFT_KERNELS", "maybe")
+    quick.setattr(library, "_loaded", None)
+    return doctor._kernels(compiles=True)
+
+
+def kernels_with_faults(quick: pytest.MonkeyPatch) -> doctor.Fact:
+    quick.setattr(library, "operations", lambda: ["norm"])
+    quick.setattr(library, "description", lambda: "compiled, 1 left to torch")
+    return doctor._kernels(compiles=True)
+
+
+def unused_driver(quick: pytest.MonkeyPatch) -> doctor.Fact:
+    quick.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    return doctor._gpus()
+
+
+def no_gpu(quick: pytest.MonkeyPatch) -> doctor.Fact:
+    quick.setattr(doctor.shutil, "which", lambda name: None)
+    return doctor._gpus()
+
+
+def without(name: str) -> Callable[[pytest.MonkeyPatch], doctor.Fact]:
+    def lacking(quick: pytest.MonkeyPatch) -> doctor.Fact:
+        def version(asked: str) -> str:
+            raise PackageNotFoundError(asked)
+
+        quick.setattr(doctor, "version", version)
+        return doctor._ray(starts=False) if name == "ray" else doctor._vllm()
+
+    return lacking
+
+
+LACKS = {
+    lacking_processors: ("slower", "backend: inline"),
+    float32_only: ("slower", "nothing: runs work, in float32"),
+    full_disk: ("slower", "RLFT_CACHE"),
+    full_shared_memory: ("slower", "--shm-size"),
+    read_only_cache: ("missing", "RLFT_CACHE"),
+    busy_memory: ("slower", "end other processes"),
+    old_python: ("missing", "use Python"),
+    wrong_kernels_setting: ("missing", "unset RLFT_KERNELS"),
+    kernels_with_faults: ("slower", "update the compiler"),
+    unused_driver: ("slower", "CUDA build of torch"),
+    no_gpu: ("slower", "nothing for small models"),
+    without("ray"): ("missing", "pip install ray"),
+    without("vllm"): ("missing", "rlft[vllm]"),
+}
+
+
+@pytest.mark.parametrize("lack", LACKS, ids=lambda lack: lack.__name__)
+def test_each_lack_says_what_to_do(
+    quick: pytest.MonkeyPatch, lack: Callable[[pytest.MonkeyPatch], doctor.Fact]
+) -> None:
+    found, (kind, todo) = lack(quick), LACKS[lack]
+    assert (found.state, todo in found.todo) == (kind, True), found
 
 
 def test_too_little_memory_ends_with_1(quick: pytest.MonkeyPatch) -> None:
@@ -119,11 +228,13 @@ def test_packages_are_compared_with_what_rlft_asks_for(monkeypatch: pytest.Monke
 
 
 def test_a_missing_sandbox_and_a_model_out_of_reach_stop_nothing(quick: pytest.MonkeyPatch) -> None:
-    quick.setattr(sandbox, "missing", lambda: "install it")
+    quick.setattr(sandbox, "missing", lambda: sandbox._ABSENT)
     quick.setattr(reach, "reach", lambda model: reach.Reach(folder=None, origin="", reason="no network"))
     facts = doctor.examine()
     for what in ("sandbox", f"model {MODEL.name}"):
         assert (state(facts, what).state, state(facts, what).is_needed) == ("missing", False)
+    assert state(facts, "sandbox").here == "bubblewrap is not installed"
+    assert "pip install 'rlft[sandbox]'" in state(facts, "sandbox").todo
 
 
 def test_kernels_that_torch_computes_are_told(quick: pytest.MonkeyPatch) -> None:

@@ -184,3 +184,13 @@ def test_a_plan_without_a_probe_starts_nothing(config_file: Path) -> None:
     assert result.exit_code == 0, result.output
     for words in ("A step", "The run", "Time on this machine", "Memory", "expect half to twice"):
         assert words in result.output
+
+
+def test_a_config_of_another_command_is_told_what_there_is_for_it() -> None:
+    shipped = Path(__file__).parents[1] / "configs" / "sft.yaml"
+    result = CliRunner().invoke(main.app, ["plan", str(shipped)])
+    assert result.exit_code == 1
+    assert str(result.exception) == (
+        f"{shipped}: this looks like a config of `rlft sft`; `rlft plan` plans RL, which has a config of `rlft train`; "
+        f"of others, `rlft data check {shipped}` says what it can without training"
+    )

@@ -230,14 +230,15 @@ return [
 
 def test_a_machine_without_a_filter_has_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    assert sandbox._problem.__wrapped__() == (
-        "there is no filter of system calls for riscv64, only for x86_64 and aarch64"
-    )
+    lack = sandbox._problem.__wrapped__()
+    assert lack is not None
+    assert lack.found == "there is a filter of system calls for x86_64 and aarch64 only, this is riscv64"
+    assert lack.todo
 
 
 def test_where_memory_cannot_be_seen_there_is_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "memory_inside", lambda init, limit: 0)
-    assert "how much memory is used inside cannot be read" in sandbox._problem.__wrapped__()
+    assert "how much memory is used inside cannot be read" in str(sandbox._problem.__wrapped__())
 
 
 def test_a_fork_bomb_is_small_and_gone() -> None:
@@ -468,8 +469,10 @@ def test_a_value_that_cannot_be_read_moves_no_other() -> None:
 def test_without_a_sandbox_code_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from rlft.reward.loading import load
 
-    monkeypatch.setattr(sandbox, "_problem", lambda: sandbox._INSTALL)
-    with pytest.raises(ValueError, match=r"in a sandbox or not at all, and there is none: install .*rlft\[sandbox\]"):
+    monkeypatch.setattr(sandbox, "_problem", lambda: sandbox._ABSENT)
+    with pytest.raises(
+        ValueError, match=r"in a sandbox or not at all, and there is none: bubblewrap .* install .*rlft\[sandbox\]"
+    ):
         sandbox.call("def f(): pass", "f", [[]])
     copy = tmp_path / "code_tests.py"
     copy.write_text((Path(__file__).parents[1] / "rewards" / "code_tests.py").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from rlft import config_file
+from rlft.cli import main
 from rlft.common.asha import Asha
 from rlft.config import BaseRunConfig
 from rlft.run.directory import Run
@@ -327,3 +330,29 @@ def test_the_best_of_many_is_said_to_be_too_high(tmp_path: Path) -> None:
     assert f"still be about {spread / 2 * 0.84628:.2g} too high" in of_the_best(lines)
     single = table_of(made_up(tmp_path / "single", [0.3, 0.7, 0.3], seeds=1), "", tmp_path)
     assert "it would still be at least 0.032 too high" in of_the_best(single)  # 150 tasks: 0.85 * sqrt(0.21 / 150)
+
+
+# The command.
+
+SHIPPED = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize(("kind", "setting"), [("sft", "learner.lr=1e-5,1e-4"), ("dpo", "seed=0..1")])
+def test_the_kind_of_a_config_is_seen(tmp_path: Path, kind: str, setting: str) -> None:
+    arguments = [str(SHIPPED / f"{kind}.yaml"), setting, f"output_dir={tmp_path}", "--name", "two", "--dry-run"]
+    result = CliRunner().invoke(main.app, ["sweep", *arguments], env={"COLUMNS": "300"})
+    assert result.exit_code == 0, result.exception
+    assert f"2 trials in {tmp_path / 'two'}, 1 at a time" in result.output
+    assert result.output.count(": to do") == 2
+
+
+@pytest.mark.parametrize("kind", ["head", "reward_model"])
+def test_what_trains_no_policy_is_refused(kind: str) -> None:
+    result = CliRunner().invoke(main.app, ["sweep", str(SHIPPED / f"{kind}.yaml"), "seed=0..1", "--dry-run"])
+    told = f"this is a config of `rlft {kind.replace('_', '-')}`; a sweep compares .* train, sft, dpo"
+    assert re.search(told, str(result.exception))
+
+
+def test_a_wrong_setting_of_sft_is_told_as_one_of_sft() -> None:
+    result = CliRunner().invoke(main.app, ["sweep", str(SHIPPED / "sft.yaml"), "epoch=1,2", "--dry-run"])
+    assert "epoch=1: unknown key. Did you mean 'epochs'" in str(result.exception)

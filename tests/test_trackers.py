@@ -19,7 +19,8 @@ from rlft.run.provenance import changed_numbers, describe
 from rlft.run.records import Evaluation, Interval, Provenance
 from rlft.run.resume import How
 from rlft.run.trackers import mirror
-from rlft.run.trackers.contract import TrackedRun
+from rlft.run.trackers.contract import REPORT, TrackedRun
+from rlft.run.trackers.tensorboard import TensorBoard
 from rlft.train.rl import launch
 from tests.fakes import read_lines, tiny_config
 
@@ -217,3 +218,29 @@ def test_they_decide_no_numbers(tmp_path: Path) -> None:
         return describe(config(tmp_path, trackers=trackers), **facts)
 
     assert changed_numbers(origin("wandb"), origin("mlflow", {"name": "wandb", "project": "x"})) == []
+
+
+def test_tensorboard_is_told_where_the_report_lies(tmp_path: Path) -> None:
+    class Writer:
+        """As torch's, which takes a while to import."""
+
+        def __init__(self) -> None:
+            self.texts: dict[str, str] = {}
+
+        def add_text(self, tag: str, text: str, step: int) -> None:
+            self.texts[tag] = text
+
+        def close(self) -> None: ...
+
+    run = tmp_path / "<b>it</b>\n# [x](javascript:1)"  # a run's name is data, and TensorBoard renders Markdown
+    run.mkdir(parents=True)
+    facts: Any = {"id": "1", "config": {}, "project": "", "to": ""}
+    tracker = TensorBoard(TrackedRun(path=run, name="it", **facts))
+    tracker._writer = writer = Writer()
+    tracker.finish(run)
+    assert writer.texts == {}
+    (run / REPORT).write_text("<p>report</p>")
+    tracker.finish(run)
+    first, second, _ = writer.texts["report"].splitlines()
+    assert f"{first[4:]}\n{second[4:]}" == str(run / REPORT)
+    assert all(line.startswith("    ") for line in writer.texts["report"].splitlines()), "shown as it is, not as markup"

@@ -47,6 +47,8 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert scalars == [(1, 0.25), (2, 0.5), (3, 0.75)]  # step 2 once: what was before the resume is purged
     texts = [tag for tag in read.Tags()["tensors"] if tag.startswith(("samples", "summary", "config"))]
     assert len(texts) == 4  # two samples
+    (report,) = read.Tensors("report/text_summary")
+    assert report.tensor_proto.string_val[0].decode().startswith(f"    {run / REPORT}\n")
     elsewhere = tracked(tmp_path / "b", {"name": "tensorboard", "to": str(tmp_path / "boards")})
     assert list((tmp_path / "boards" / "tiny").glob("events.*"))
     assert not list((elsewhere / "trackers").glob("tensorboard/*"))

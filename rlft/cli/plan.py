@@ -41,7 +41,8 @@ def plan(
     """
     from rlft.cli.run_config import load
 
-    loaded = load(config, overrides)
+    others = f"of others, `rlft data check {config}` says what it can without training"
+    loaded = load(config, overrides, instead=f"`rlft plan` plans RL, which has a config of `rlft train`; {others}")
     from rlft.train.rl.plan.sizes import sizes_of  # takes seconds, which a misspelt key should not cost
 
     if no_probe:

@@ -17,17 +17,18 @@ from rlft.rollout.engines.traits import ENGINES
 C = TypeVar("C", bound=BaseModel)
 
 
-def load(path: Path, overrides: Sequence[str] | None, *, is_trained: bool = True) -> RunConfig:
+def load(path: Path, overrides: Sequence[str] | None, *, is_trained: bool = True, instead: str = "") -> RunConfig:
     """Read a config file, and refuse what its engine cannot do.
 
     Args:
         overrides: `key.sub=value`.
         is_trained: whether a policy is trained with it, else it is only measured.
+        instead: what to do with the config of another command, for the error.
 
     Raises:
         ValueError: the problems, each with file, line, key and what to do instead.
     """
-    return load_kind(path, overrides, RunConfig, check=partial(engine_problems, is_trained=is_trained))
+    return load_kind(path, overrides, RunConfig, check=partial(engine_problems, is_trained=is_trained), instead=instead)
 
 
 def load_kind(
@@ -36,8 +37,9 @@ def load_kind(
     kind: type[C],
     *,
     check: Callable[[C], Iterable[config_file.Problem]] | None = None,
+    instead: str = "",
 ) -> C:
-    """Read a config file of one command; arguments and errors as of `config_file.load`.
+    """Read a config file of one command; arguments and errors as of `config_file.load` and `load`.
 
     Raises:
         ValueError: also if it looks like the config of another command, which then is all that is said.
@@ -46,7 +48,8 @@ def load_kind(
         return config_file.load(path, overrides or [], kind, check=check)
     except ValueError:
         if command := _other_command(path, kind):
-            raise ValueError(f"{path}: this looks like a config of `rlft {command}`") from None
+            told = f"{path}: this looks like a config of `rlft {command}`"
+            raise ValueError(f"{told}; {instead}" if instead else told) from None
         raise
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rlft.train.sweep.grid import Trial
     from rlft.train.sweep.table import Line
 
+_KINDS = ("train", "sft", "dpo")
+"""Commands whose runs a sweep compares: those of a policy that is measured on held-out tasks or rows."""
+
 Settings = Annotated[
     list[str],
     typer.Argument(
@@ -38,7 +41,6 @@ def register(app: typer.Typer) -> None:
 def sweep(
     config: ConfigFile,
     settings: Settings,
-    kind: Annotated[Literal["train", "sft", "dpo"], typer.Option(help="The command whose config it is.")] = "train",
     name: Annotated[
         str, typer.Option(metavar="NAME", help="Folder of the runs within output_dir; CONFIG'S-NAME-sweep if left out.")
     ] = "",
@@ -63,21 +65,25 @@ def sweep(
 ) -> None:
     """Train every combination of settings and seeds, each as an ordinary run, and compare them over seeds.
 
+    CONFIG is one of rlft train, sft or dpo.
     The same command goes on where a sweep was stopped; with more values it adds their trials. Trials that are killed
     are resumed. With --scheduler asha those that look worse than the others while they train are stopped early.
     Exit code 1 if a trial failed.
     """
-    from rlft.cli.run_config import load, load_kind
-    from rlft.train.preference.config import PreferenceConfig
-    from rlft.train.supervised.config import SupervisedConfig
+    from rlft.cli.run_config import load_any
     from rlft.train.sweep.early_stopping import plan_of, stopped_steps
     from rlft.train.sweep.grid import trials_of
     from rlft.train.sweep.trials import check_same, has_ended, run_trials
 
     def read(path: Path, overrides: Sequence[str]) -> BaseRunConfig:
-        if kind == "train":
-            return load(path, overrides)
-        return load_kind(path, overrides, SupervisedConfig if kind == "sft" else PreferenceConfig)
+        loaded = load_any(path, overrides)
+        kind = getattr(loaded, "kind", "train")
+        if kind not in _KINDS:
+            known = ", ".join(_KINDS)
+            raise ValueError(
+                f"{path}: this is a config of `rlft {kind}`; a sweep compares the policies that {known} train"
+            )
+        return loaded
 
     console = Console(stderr=as_json)
     trials = trials_of(config, settings, name=name, load=read)

@@ -37,7 +37,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlft.reward import sandbox_view, syscall_filter
 from rlft.reward.sandbox_memory import memory_inside
@@ -149,20 +149,37 @@ def require() -> None:
         raise ValueError(f"code of a model runs in a sandbox or not at all, and there is none: {problem}")
 
 
-def missing() -> str:
-    """Why code of a model cannot be run here and how to change that; empty where it can. Tried once in a process."""
+class Lack(NamedTuple):
+    """Why code of a model cannot be run on a machine."""
+
+    found: str
+    """What there is instead of a sandbox."""
+    todo: str
+    """How to get one."""
+
+    def __str__(self) -> str:
+        """Both, for an error message."""
+        return f"{self.found}; {self.todo}"
+
+
+_ABSENT = Lack("bubblewrap is not installed", _INSTALL)
+
+
+def missing() -> Lack | None:
+    """Why code of a model cannot be run here and how to change that; None where it can. Tried once in a process."""
     return _problem()
 
 
 @functools.cache
-def _problem() -> str:
-    """Why there is no sandbox, empty if there is one; it is tried once."""
+def _problem() -> Lack | None:
+    """Why there is no sandbox, None if there is one; it is tried once."""
     if not sys.platform.startswith("linux"):
-        return f"it needs Linux, this is {sys.platform}"
+        return Lack(f"it needs Linux, this is {sys.platform}", "run it in a virtual machine with Linux")
     if not _bwrap():
-        return _INSTALL
+        return _ABSENT
     if machine := syscall_filter.unknown_machine():
-        return f"there is no filter of system calls for {machine}, only for x86_64 and aarch64"
+        known = "there is a filter of system calls for x86_64 and aarch64 only"
+        return Lack(f"{known}, this is {machine}", "use a machine of these kinds")
     job = {
         "code": "import time\ndef f():\n    time.sleep(0.1)\n    return 7",
         "function": "f",
@@ -176,10 +193,11 @@ def _problem() -> str:
     if b'"value", 7' not in tried.output:
         said = said or tried.ended or tried.output.decode(errors="replace")
         advice = "containers often forbid user namespaces: allow them, or use a host"
-        return f"{_bwrap()} does not work here ({said}); {advice}"
+        return Lack(f"{_bwrap()} does not work here ({said})", advice)
     if not tried.most_memory:
-        return "how much memory is used inside cannot be read from /proc here, so it could not be bounded"
-    return ""
+        unseen = "how much memory is used inside cannot be read from /proc here, so it could not be bounded"
+        return Lack(unseen, "mount /proc without hidepid, where others' processes are seen, or use a host")
+    return None
 
 
 @functools.cache

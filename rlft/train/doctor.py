@@ -41,9 +41,17 @@ class Fact:
     here: str
     """What was found on this machine."""
     todo: str = ""
-    """What to do; empty where nothing is."""
+    """What to do, also that nothing has to be done; empty only where the state is `ok`."""
     is_needed: bool = True
     """Whether nothing can be trained without it."""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: it is not `ok`, and says nothing to do.
+        """
+        if self.state != "ok" and not self.todo:
+            raise ValueError(f"{self.what} is {self.state}, but todo is empty; say what to do, or that nothing is")
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -81,7 +89,16 @@ def _python() -> Fact:
     asked = metadata("rlft")["Requires-Python"]
     is_fine = SpecifierSet(asked).contains(platform.python_version(), prereleases=True)
     todo = "" if is_fine else f"use Python {asked}"
-    return Fact(what="python", state="ok" if is_fine else "missing", here=platform.python_version(), todo=todo)
+    here = ", ".join([platform.python_version(), *filter(None, map(_installed, ("torch", "transformers")))])
+    return Fact(what="python", state="ok" if is_fine else "missing", here=here, todo=todo)
+
+
+def _installed(name: str) -> str:
+    """A package with its version; empty where it is not installed, of which `_packages` has a line."""
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return ""
 
 
 def _packages() -> Iterator[Fact]:
@@ -142,7 +159,8 @@ def _processor() -> Fact:
         todo = "a run has two busy processes, a learner and a worker: give it 2 processors, or set backend: inline"
         return Fact(what="processor", state="slower", here=here, todo=todo)
     if not has_bf16:
-        return Fact(what="processor", state="slower", here=f"{here}; it computes in float32")
+        todo = "nothing: runs work, in float32; a processor with AVX-512 BF16 or a matrix unit computes in bfloat16"
+        return Fact(what="processor", state="slower", here=here, todo=todo)
     return Fact(what="processor", state="ok", here=here)
 
 
@@ -284,9 +302,9 @@ def _ray(starts: bool) -> Fact:
 def _sandbox() -> Fact:
     from rlft.reward import sandbox
 
-    if problem := sandbox.missing():
-        todo = "needed where a reward or environment runs a model's code, for nothing else"
-        return Fact(what="sandbox", state="missing", here=problem, todo=todo, is_needed=False)
+    if lack := sandbox.missing():
+        todo = f"{lack.todo}; only what runs a model's code, a reward or an environment, needs it"
+        return Fact(what="sandbox", state="missing", here=lack.found, todo=todo, is_needed=False)
     return Fact(what="sandbox", state="ok", here="bubblewrap works", is_needed=False)
 
 

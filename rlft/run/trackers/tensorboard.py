@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.run.records import SUMMARY
-from rlft.run.trackers.contract import TrackedRun
+from rlft.run.trackers.contract import REPORT, TrackedRun
 from rlft.run.trackers.samples import COLUMNS, first_and_last
 
 
@@ -38,7 +38,7 @@ class TensorBoard:
         self._writer.add_text("config", _preformatted(_lines(self._config)), step)
 
     def finish(self, run: Path) -> None:
-        """Write samples and the summary as texts; the report is a file, which TensorBoard cannot hold."""
+        """Write samples and the summary as texts; of the report, which is a page, where it lies."""
         if self._writer is None:
             return
         for number, row in enumerate(first_and_last(run)):
@@ -46,6 +46,9 @@ class TensorBoard:
             self._writer.add_text(f"samples/{number:02d}", _preformatted(text), int(row[0]))
         if (run / SUMMARY).is_file():
             self._writer.add_text("summary", _preformatted((run / SUMMARY).read_text(encoding="utf-8")), self._step)
+        if (run / REPORT).is_file():
+            where = f"{(run / REPORT).absolute()}\nA page of one file: open it in a browser, or rlft view serves it."
+            self._writer.add_text("report", _preformatted(where), self._step)
         self._writer.close()
 
 
