@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -16,9 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.main import get_command
 
-from rlft.cli import main
 from rlft.curves import model_card, reading
 from rlft.curves.model_card import Base, Exported, block, code, markdown, write_card
 from rlft.learner.roles import make_policy, read_role
@@ -257,16 +254,6 @@ def test_a_folder_that_is_not_empty_is_refused_before_anything_is_computed(
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
     with pytest.raises(ValueError, match="an adapter is stored as it was trained"):
         export(run, dtype="bfloat16")
-
-
-def test_the_commands_that_the_documentation_shows_can_be_given() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```bash\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
-    assert {words[1] for words in lines} == {"export", "chat", "serve", "evaluate"}
-    for words in lines:
-        command = get_command(main.app).commands[words[1]]  # type: ignore[attr-defined]
-        command.make_context(words[1], words[2:])
 
 
 # The card.

@@ -90,6 +90,25 @@ def test_every_command_that_is_named_exists() -> None:
     assert named - commands == set()
 
 
+MOST_COMMANDS, MOST_CHARACTERS = 26, 160
+
+
+def command_rows() -> list[str]:
+    """The rows of the table of commands as they are read: of links the text, without marks."""
+    table = re.findall(r"^\| command \|.*\n\|.*\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert len(table) == 1
+    rows = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", row).replace("`", "").strip("| ") for row in table[0].splitlines()]
+    return [row.replace(" | ", " ") for row in rows]
+
+
+def test_the_table_of_commands_can_be_taken_in() -> None:
+    rows = command_rows()
+    assert 20 < len(rows) <= MOST_COMMANDS, "put a further command into the row of the one that it belongs to"
+    assert "rlft why RUN" in " ".join(rows)
+    too_long = [row for row in rows if len(row) > MOST_CHARACTERS]
+    assert too_long == [], "what does not fit belongs on the command's page"
+
+
 def test_the_first_screen_has_both_commands() -> None:
     first = "\n".join(README.splitlines()[:25])
     assert "make quickstart" in first
