@@ -187,9 +187,15 @@ def step_metrics(
             "policy/entropy": 0.9 * 0.985**step + noise(0, 0.02),
         },
         **{"policy/clip_fraction": abs(noise(0.01, 0.004)), "policy/grad_norm": abs(noise(0.6, 0.12))},
-        **{"policy/mismatch_kl": abs(noise(0, 2e-5)), "policy/loss": noise(0, 0.02), "policy/lr": 2e-4},
+        **{
+            "policy/mismatch": 1e-3,
+            "policy/mismatch_kl": abs(noise(0, 2e-5)),
+            "policy/loss": noise(0, 0.02),
+            "policy/lr": 2e-4,
+        },
         "rollout/length": tokens / len(rows),
         "rollout/truncated": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
+        **{"rollout/repetition": 0.02 + 0.001 * (step % 5), "rollout/duplicates": 0.1},
         **{
             "time/rollout": 6 + noise(0, 0.3),
             "time/score": 0.4,

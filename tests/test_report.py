@@ -23,8 +23,11 @@ from typer.testing import CliRunner
 
 from rlft.cli.main import app
 from rlft.curves import main_chart, pages
+from rlft.curves.alarms.detectors import DETECTORS
+from rlft.curves.charts import sections
 from rlft.curves.contributions import explain, read_window
 from rlft.curves.page_data import page_data
+from rlft.curves.page_data.health import ABOUT
 from rlft.curves.reading import read_config, read_evals, read_metrics
 from rlft.curves.report import write_report, write_reward_png
 from rlft.curves.samples import read_light
@@ -149,13 +152,33 @@ def test_a_finished_run_is_told_on_one_page(tmp_path: Path) -> None:
     ]
     assert sorted(page.titles[4:]) == [
         *("Clip fraction", "Completion length", "Critic loss", "Cut at the length limit", "Entropy"),
-        *("Explained variance", "Gradient norm", "Groups", "KL to the reference", "Learning rate", "Mismatch KL"),
-        *("Not scored", "Policy loss", "Throughput", "Time per step"),
+        *("Explained variance", "Gradient norm", "Groups", "KL to the reference", "Learning rate", "Mismatch"),
+        *("Mismatch KL", "Not scored", "Policy loss", "Repetition", "Throughput", "Time per step"),
     ]
     surprises = [chart["surprise"] for chart in data["health"]["charts"]]
     assert surprises == sorted(surprises, reverse=True)
     assert data["health"]["charts"][0]["title"] in ("Critic loss", "Explained variance", "Entropy")
     assert sorted(item.name for item in run.iterdir() if item.name.startswith(".")) == []  # no temporary file
+
+
+def test_each_alarm_leads_to_a_chart_of_what_it_is_about(tmp_path: Path) -> None:
+    wanted = {metric for metrics in ABOUT.values() for metric in metrics}
+    rows = [{"step": step, **dict.fromkeys(wanted, 0.5)} for step in (1, 2)]
+    shown = {metric for section in sections(rows) for chart in section.charts for metric in chart.metrics}
+    assert wanted <= shown
+    assert ABOUT.keys() <= DETECTORS.keys()
+    besides = {name for name, detector in DETECTORS.items() if detector.__module__.endswith("of_rewards")}
+    assert DETECTORS.keys() - ABOUT.keys() == (besides - {"no_signal"}) | {"not_finite"}
+    write_config(tmp_path, 40)
+    random_ = random.Random(0)
+    for step in range(1, 41):
+        faults = {"rollout/repetition": 0.6 if step > 20 else 0.05, "policy/mismatch": 0.3 if step > 20 else 0.01}
+        noisy = {name: value * (1 + random_.gauss(0, 0.02)) for name, value in faults.items()}
+        metrics = {"reward/mean": 0.5 + random_.gauss(0, 0.02), "policy/entropy": 2.0, "rollout/duplicates": 0.1}
+        append(tmp_path / "metrics.jsonl", {"step": step, **metrics, **noisy})
+    charts = page_data(tmp_path)["health"]["charts"]
+    told = {chart["title"]: chart["alarm"] for chart in charts if "alarm" in chart}
+    assert told == {"Repetition": "repetition", "Mismatch": "mismatch"}
 
 
 def test_the_data_of_every_kind_of_run_has_its_schema(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_all_rollouts_are_asked_for_page_by_page(port: int) -> None:
     while cursor is not None:
         answer = Answer(port, f"/runs/second/samples?cursor={cursor}").data
         assert len(answer["groups"]) <= PAGE
+        assert answer["total"] == 6 * 96
         seen += [(group["step"], group["group"]) for group in answer["groups"]]
         cursor = answer["next"]
     assert seen == [(step, group) for step in range(6, 0, -1) for group in range(16)]

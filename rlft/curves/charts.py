@@ -70,6 +70,12 @@ _BEHAVIOUR: tuple[_Spec, ...] = (
     ("Completion length", "mean, tokens", _FREE, (_Line("rollout/length", "length"),)),
     ("Cut at the length limit", "share", _SHARE, (_Line("rollout/truncated", "cut", ORANGE),)),
     (
+        "Repetition",
+        "share of tokens, and of the samples of a task",
+        _SHARE,
+        (_Line("rollout/repetition", "repeated phrases", ORANGE), _Line("rollout/duplicates", "equal samples", GREY)),
+    ),
+    (
         "Groups",
         "share of the step's groups",
         _SHARE,
@@ -110,6 +116,7 @@ _LEARNER: tuple[_Spec, ...] = (
         (_Line("policy/clip_fraction", "clipped"),),
     ),
     ("Largest ratio", "new / old probability of a token", _FREE, (_Line("policy/ratio_max", "ratio"),)),
+    ("Mismatch", "engine and learner, nats per token", _FROM_ZERO, (_Line("policy/mismatch", "mismatch", ORANGE),)),
     ("Mismatch KL", "engine and learner, nats", _FROM_ZERO, (_Line("policy/mismatch_kl", "KL", ORANGE),)),
     (
         "Staleness",

@@ -46,21 +46,24 @@ class RunSamples:
 
     def find(self, query: Query) -> dict[str, Any]:
         """A page of groups, the latest first, as plain data: `groups`, `next` (where the next page starts; None at the
-        end) and `searched` (how far back texts were searched, in words)."""
+        end), `searched` (how far back texts were searched, in words) and `total` (how many rollouts there are)."""
+        if self._groups is None:
+            return {"groups": [], "next": None, "searched": "", "total": 0}
+        return {**self._found(query, self._groups), "total": int(sum(self._groups.size))}
+
+    def _found(self, query: Query, of: Groups) -> dict[str, Any]:
         import numpy as np
 
-        if self._groups is None:
-            return {"groups": [], "next": None, "searched": ""}
         at = np.flatnonzero(self._fits(query))
         if query.step is not None and len(at):
-            steps = self._groups.step[at]
+            steps = of.step[at]
             at = at[steps == steps[np.abs(steps - query.step).argmin()]]
-        order = at[np.lexsort((self._groups.index[at], -self._groups.step[at]))]
+        order = at[np.lexsort((of.index[at], -of.step[at]))]
         if query.text:
             return self._search(query, order)
         shown = order[query.start : query.start + PAGE]
         end = query.start + len(shown)
-        groups = read_groups(self._run, [self._groups.key(each) for each in shown])
+        groups = read_groups(self._run, [of.key(each) for each in shown])
         return {"groups": groups, "next": end if end < len(order) else None, "searched": ""}
 
     def _fits(self, query: Query) -> Any:

@@ -14,7 +14,7 @@ from rlft.curves.text import number
 if TYPE_CHECKING:
     from rlft.curves.alarms import Health
 
-_ABOUT = {
+ABOUT = {
     "entropy_collapse": ("policy/entropy",),
     "kl_without_reward": ("policy/kl_ref",),
     "length_with_reward": ("rollout/length",),
@@ -23,11 +23,11 @@ _ABOUT = {
     "gradient_spikes": ("policy/grad_norm",),
     "clip_saturation": ("policy/clip_fraction",),
     "critic_diverges": ("critic/explained_variance", "critic/loss"),
-    "mismatch": ("policy/mismatch_kl", "policy/mismatch"),
+    "mismatch": ("policy/mismatch", "policy/mismatch_kl"),
     "throughput": ("time/tokens_per_s", "time/rollout"),
-    "repetition": ("policy/entropy",),
+    "repetition": ("rollout/repetition", "rollout/duplicates"),
 }
-"""Metrics that an alarm is about, where it is about any that have a chart."""
+"""Metrics that an alarm is about, each of which has a chart below; the others are about the reward and its parts."""
 _MOST = 99.0
 
 
@@ -46,7 +46,7 @@ def health(
     """
     alarmed: dict[str, str] = {}
     for alarm in found.alarms:
-        for metric in _ABOUT.get(alarm.name, ()):
+        for metric in ABOUT.get(alarm.name, ()):
             alarmed.setdefault(metric, alarm.name)
     charts = [
         _told(chart, section.title, alarmed, rows)

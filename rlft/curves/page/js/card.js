@@ -37,7 +37,7 @@ export const card = (sample, query = "") => {
     sample.environment === undefined ? null : `the environment gave ${shown(sample.environment)}`,
   ].filter(Boolean).join(" · ");
   const parts = Object.entries(sample.parts ?? {});
-  return el("article", { class: "sample", tabindex: -1, "data-index": sample.index },
+  return el("article", { class: "sample", tabindex: -1, "data-key": `sample ${sample.index}`, "data-index": sample.index },
     el("header", {}, badge(sample), el("span", { class: "muted" }, `sample ${sample.index}`), el("span", { class: "muted" }, facts)),
     sample.conversation ? turns(sample.conversation, query) : el("pre", {}, marked(sample.text, query)),
     el("p", { class: "hint parts" }, parts.slice(0, 30).map(([name, value]) => el("span", {}, `${name} ${typeof value === "number" ? shown(value) : value}`)),

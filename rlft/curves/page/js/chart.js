@@ -7,7 +7,7 @@ import { extent, linear, ticks } from "./scale.js";
 import { get, set, watch } from "./state.js";
 import { valueTable } from "./tables.js";
 import { withTerm } from "./terms.js";
-import { hideTip, showTip } from "./tip.js";
+import { hideTip, showTip, showTipAt } from "./tip.js";
 
 let bounds = [0, 1];
 export const setBounds = (steps) => { bounds = steps; };
@@ -27,7 +27,22 @@ const resized = new ResizeObserver((entries) => {
 });
 
 const all = new Set();
+let made = 0;
 const redraw = () => { for (const plot of all) if (plot.isConnected && plot.drawn) plot.draw(); };
+
+// Draws what is on the screen now, not in the next frame, and lets go of charts that are on the page no longer.
+export const drawShown = () => {
+  for (const plot of all) {
+    if (!plot.isConnected) {
+      all.delete(plot);
+      waiting.unobserve(plot);
+      resized.unobserve(plot);
+    } else {
+      const { top, bottom } = plot.getBoundingClientRect();
+      if (top < innerHeight && bottom > 0) plot.draw();
+    }
+  }
+};
 watch(["zoom"], redraw);
 addEventListener("beforeprint", () => { for (const plot of all) if (plot.isConnected) plot.draw(); });
 
@@ -54,6 +69,9 @@ const readings = (chart, step) => chart.marks.flatMap((mark) => {
   return [[mark.name, mark.color, text]];
 });
 
+const ASK = { mouse: "click", touch: "tap again", keys: "Enter" };
+const NEAR = 10;  // pixels by which a second tap may miss the first
+
 const stepsOf = (chart) => [...new Set(chart.marks.flatMap((mark) => mark.x ?? []))].sort((a, b) => a - b);
 
 // Options: height, small (fewer ticks, no dots), onstep (called with a step that was chosen), name (a label for it).
@@ -62,9 +80,13 @@ export const chartOf = (chart, { height = 190, small = false, onstep = null, bad
   plot.style.height = `${height}px`;
   const steps = stepsOf(chart);
   let at = null;
+  let tapped = null;
+  let isRead = false;
   let x = null;
   let box = null;
   let drag = null;
+  let kind = "mouse";
+  const number = (made += 1);
 
   const draw = () => {
     const width = plot.clientWidth;
@@ -81,7 +103,7 @@ export const chartOf = (chart, { height = 190, small = false, onstep = null, bad
     box = { left, right: width - 10, top: 8, bottom: height - 22 - railed, small, steps: to - from };
     x = linear(from, to, box.left, box.right);
     const y = linear(low, high, box.bottom, box.top);
-    const clip = `clip${[...all].indexOf(plot)}`;
+    const clip = `clip${number}`;
     const horizontal = ticks(from, to, Math.max(2, Math.min(10, Math.floor(width / (small ? 70 : 90)))), true);
     const axes = svg("g", { class: "axes" },
       vertical.values.map((value, i) => [
@@ -117,22 +139,39 @@ export const chartOf = (chart, { height = 190, small = false, onstep = null, bad
     return best;
   };
 
-  const read = (step, clientX, clientY) => {
+  const read = (step, how, clientX, clientY) => {
     at = step;
+    if (!plot.cross) draw();  // reached by the keyboard before it was seen
     if (step === null || !plot.cross) return;
+    isRead = true;
     const place = x(step);
     plot.cross.setAttribute("d", `M${place} ${box.top}V${box.bottom}`);
-    const corner = plot.getBoundingClientRect();
     const rows = readings(chart, step).map(([name, color, text]) =>
       el("tr", {}, el("td", {}, el("i", { class: `chip-color c-${color}` }), name), el("td", { class: "n" }, text)));
     const what = Number.isInteger(step) ? `step ${step.toLocaleString("en-US")}` : `steps around ${Math.round(step).toLocaleString("en-US")}`;
-    showTip(clientX ?? corner.left + place, clientY ?? corner.top + 60, el("b", {}, what), el("table", {}, el("tbody", {}, rows)),
-      onstep ? el("p", { class: "muted" }, "click: the samples of this step") : null);
+    const told = [el("b", {}, what), el("table", {}, el("tbody", {}, rows)), onstep ? el("p", { class: "muted" }, `${ASK[how]}: the samples of this step`) : null];
+    if (how === "keys") showTipAt(() => { const corner = plot.getBoundingClientRect(); return [corner.left + place, corner.top + 60]; }, told);
+    else showTip(clientX, clientY, told);
   };
 
-  const leave = () => { plot.cross?.setAttribute("d", ""); hideTip(); };
+  const leave = () => { tapped = null; isRead = false; plot.cross?.setAttribute("d", ""); hideTip(); };
+
+  // A tap reads a step; another one on it, while it is read, opens its samples.
+  const tap = (place, clientX, clientY) => {
+    const step = nearest(x.back(place));
+    if (onstep && tapped !== null && (step === tapped || Math.abs(place - x(tapped)) < NEAR)) {
+      const chosen = tapped;
+      leave();
+      onstep(chosen);
+    } else {
+      tapped = step;
+      read(step, "touch", clientX, clientY - 90);
+    }
+  };
 
   plot.draw = draw;
+  plot.reading = () => (isRead ? at : null);
+  plot.resume = (step) => { draw(); if (steps.includes(step)) read(step, "keys"); };
   all.add(plot);
   plot.addEventListener("pointermove", (event) => {
     if (!x || event.target.closest?.(".rail path:not(.railline)")) return;
@@ -143,10 +182,11 @@ export const chartOf = (chart, { height = 190, small = false, onstep = null, bad
       plot.brush.setAttribute("width", Math.max(0, Math.min(box.right, b) - Math.max(box.left, a)));
       return;
     }
-    if (event.pointerType === "mouse") read(nearest(x.back(place)), event.clientX, event.clientY);
+    if (event.pointerType === "mouse") read(nearest(x.back(place)), "mouse", event.clientX, event.clientY);
   });
   plot.addEventListener("pointerdown", (event) => {
     if (event.button !== 0 || !x) return;
+    kind = event.pointerType;
     drag = event.clientX - plot.getBoundingClientRect().left;
     if (event.pointerType === "mouse") plot.setPointerCapture(event.pointerId);
   });
@@ -161,21 +201,21 @@ export const chartOf = (chart, { height = 190, small = false, onstep = null, bad
       set({ zoom: ends.map((end) => Math.round(end * 10) / 10).join("..") });
     } else if (moved <= 4) {
       const step = nearest(x.back(place));
-      if (event.pointerType === "mouse") { if (onstep && step !== null) { leave(); onstep(step); } }
-      else read(step, event.clientX, event.clientY - 90);
+      if (event.pointerType !== "mouse") tap(place, event.clientX, event.clientY);
+      else if (onstep && step !== null) { leave(); onstep(step); }
     }
   });
   plot.addEventListener("pointercancel", () => { drag = null; plot.brush?.setAttribute("width", 0); });
-  plot.addEventListener("pointerleave", leave);
+  plot.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") leave(); });  // a finger is lifted
   plot.addEventListener("blur", leave);
-  plot.addEventListener("dblclick", () => set({ zoom: null }));
+  plot.addEventListener("dblclick", () => { if (kind === "mouse") set({ zoom: null }); });
   plot.addEventListener("keydown", (event) => {
     const visible = steps.filter((step) => step >= range()[0] && step <= range()[1]);
     const index = visible.indexOf(at);
     const to = { ArrowLeft: index < 0 ? visible.length - 1 : index - 1, ArrowRight: index + 1, Home: 0, End: visible.length - 1 }[event.key];
     if (to !== undefined) {
       event.preventDefault();
-      read(visible[Math.max(0, Math.min(visible.length - 1, to))] ?? null);
+      read(visible[Math.max(0, Math.min(visible.length - 1, to))] ?? null, "keys");
     } else if (event.key === "Enter" && onstep && at !== null) { event.preventDefault(); leave(); onstep(at); }
     else if (event.key === "Escape") { leave(); set({ zoom: null }); }
   });
@@ -187,10 +227,10 @@ export const chartOf = (chart, { height = 190, small = false, onstep = null, bad
     if (!table.childElementCount) table.append(valueTable(chart));
     table.hidden = !table.hidden;
     toggle.setAttribute("aria-expanded", String(!table.hidden));
-  }, { class: "quiet", "aria-expanded": "false", "aria-label": `Values of ${chart.title} as a table` });
+  }, { class: "quiet", "aria-expanded": "false", "data-key": "table", "aria-label": `Values of ${chart.title} as a table` });
   const reset = button("all steps", () => set({ zoom: null }), { class: "quiet", hidden: !get("zoom") });
   watch(["zoom"], () => { reset.hidden = !get("zoom"); });
-  return el("figure", { class: `chart${small ? " small" : ""}` },
+  return el("figure", { class: `chart${small ? " small" : ""}`, "data-key": chart.title },
     el("header", {}, el("h3", {}, withTerm(chart.title)), badge, el("span", { class: "tools" }, reset, toggle),
       el("p", { class: "hint" }, withTerm(chart.hint))),
     legend(chart), plot, table);

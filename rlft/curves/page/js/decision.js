@@ -13,10 +13,10 @@ export const decision = (data) => {
   const found = data.verdict;
   const [first, ...others] = found.reasons;
   const line = (reason) => el("li", { class: `w-${reason.weight}` }, el("b", {}, { for: "for", against: "against", doubt: "doubt", note: "note" }[reason.weight]), el("span", {}, reason.says));
-  const rest = others.length ? el("details", { class: "reasons" }, el("summary", {}, others.length === 1 ? "one more reason" : `${others.length} more reasons`),
+  const rest = others.length ? el("details", { class: "reasons", "data-key": "reasons" }, el("summary", {}, others.length === 1 ? "one more reason" : `${others.length} more reasons`),
     el("ul", {}, others.map(line)),
     el("p", { class: "hint" }, "In brackets: 95 % intervals where nothing else is said, with the task as the unit. The last evaluation counts, not the best one.")) : null;
-  return el("section", { class: `panel decision v-${found.kind}`, "aria-label": "Decision" },
+  return el("section", { "data-key": "decision", class: `panel decision v-${found.kind}`, "aria-label": "Decision" },
     el("div", { class: "words" },
       el("p", { class: "word" }, found.word),
       el("p", { class: "sentence" }, found.sentence),
@@ -29,24 +29,24 @@ const gate = (told) => el("details", { class: "gate" }, el("summary", {}, "copy 
 
 const SIGNS = { good: "✓", bad: "✕", unsure: "!", none: "·" };
 
-export const chips = (data) => {
+// `sections`: ids of those that the page has.
+export const chips = (data, sections) => {
   const evidence = el("div", { class: "panel evidence", hidden: true, id: "evidence", role: "region", "aria-live": "polite" });
   const buttons = data.chips.map((chip) => button([
     el("span", { class: "sign", "aria-hidden": "true" }, SIGNS[chip.tone]),
     el("span", { class: "label" }, chip.label), el("strong", {}, chip.value),
-  ], () => set({ chip: get("chip") === chip.id ? null : chip.id }), { class: `chip t-${chip.tone}`, "aria-controls": "evidence", "aria-expanded": "false", "data-chip": chip.id }));
+  ], () => set({ chip: get("chip") === chip.id ? null : chip.id }), { class: `chip t-${chip.tone}`, "aria-controls": "evidence", "aria-expanded": "false", "data-chip": chip.id, "data-key": chip.id }));
   const show = () => {
     const open = data.chips.find((chip) => chip.id === get("chip"));
     buttons.forEach((node, i) => node.setAttribute("aria-expanded", String(data.chips[i] === open)));
     evidence.hidden = !open;
     if (!open) return;
-    const target = document.getElementById(open.section);
     replace(evidence, el("h3", {}, `${open.label} ${open.label.endsWith("?") ? "" : "– "}${open.value}`),
       el("ul", {}, open.evidence.map((text) => el("li", {}, withTerm(text)))),
-      target ? button("show more", () => { set({ at: open.section }); target.scrollIntoView(); }, { class: "quiet" }) : null);
+      sections.includes(open.section) ? button("show more", () => { set({ at: open.section }); document.getElementById(open.section).scrollIntoView(); }, { class: "quiet" }) : null);
   };
   watch(["chip"], show);
-  queueMicrotask(show);
+  show();
   return [el("section", { class: "chips", "aria-label": "Checks" }, buttons), evidence];
 };
 

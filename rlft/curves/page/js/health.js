@@ -7,16 +7,28 @@ import { withTerm } from "./terms.js";
 
 const FIRST = 12;
 
-const alarm = (each) => el("div", { class: `panel alarm a-${each.severity}` },
+const alarm = (each) => el("div", { class: `panel alarm a-${each.severity}`, "data-key": `alarm ${each.name}` },
   el("h3", {}, `${each.severity[0].toUpperCase()}${each.severity.slice(1)} alarm since step ${each.onset}: ${each.name}`),
   el("p", {}, `${each.evidence}. ${each.meaning} ${each.advice}`),
-  each.samples.length ? el("details", {}, el("summary", {}, `${each.samples.length} samples that show it`), each.samples.map((sample) => el("div", {},
+  each.samples.length ? el("details", { "data-key": "its samples" }, el("summary", {}, `${each.samples.length} samples that show it`), each.samples.map((sample) => el("div", {},
     el("p", { class: "hint" }, `${sample.id}, ${sample.tokens} tokens, reward ${shown(sample.reward)} `,
       button("its group", () => { set({ step: sample.step, task: sample.task, at: "samples" }); document.getElementById("samples")?.scrollIntoView(); }, { class: "quiet" })),
     el("pre", {}, sample.text)))) : null);
 
+let placed = [];
+
+// In the order of the data; while a run is followed, in that in which they were first shown, but for new alarms.
+const inPlace = (charts) => {
+  const place = new Map(placed.map((title, i) => [title, i]));
+  const key = (chart) => (place.get(chart.title) ?? place.size) + (chart.alarm ? 0 : 1e6);
+  const sorted = placed.length ? charts.toSorted((a, b) => key(a) - key(b)) : charts;
+  placed = sorted.map((chart) => chart.title);
+  return sorted;
+};
+
 export const health = (data, onstep) => {
-  const { alarms, charts, unable } = data.health;
+  const { alarms, unable } = data.health;
+  const charts = inPlace(data.health.charts);
   if (!alarms.length && !charts.length) return null;
   const small = (chart) => {
     const badge = chart.alarm ? el("span", { class: "badge t-bad" }, `alarm ${chart.alarm}`)

@@ -1,6 +1,7 @@
 // Held-out tasks: what the policy answered before training and what it answers now.
 import { card, turns } from "./card.js";
 import { button, el, replace } from "./dom.js";
+import { applyFolds } from "./folds.js";
 import { get, set, watch } from "./state.js";
 
 export const heldout = (data) => {
@@ -12,16 +13,17 @@ export const heldout = (data) => {
   const pairs = () => found.pairs.filter((pair) => !get("moved") || pair.kind === get("moved"));
   const current = () => pairs().find((pair) => pair.task === get("pair")) ?? pairs()[0];
   const show = () => {
-    replace(list, pairs().map((pair) => el("button", { type: "button", role: "option", tabindex: -1, "aria-selected": String(pair === current()), onclick: () => set({ pair: pair.task }) },
+    replace(list, pairs().map((pair) => el("button", { type: "button", role: "option", tabindex: -1, "data-key": pair.task, "aria-selected": String(pair === current()), onclick: () => set({ pair: pair.task }) },
       el("span", { class: "rowhead" }, el("span", {}, pair.kind), el("span", { class: "n" }, `${pair.before} → ${pair.after}`)), el("span", { class: "task" }, pair.task))));
     const pair = current();
     if (!pair) { replace(detail, el("p", { class: "muted" }, "No such task is here.")); return; }
+    detail.dataset.key = pair.task;
     replace(detail, el("header", {}, el("h3", {}, pair.task), el("span", { class: "muted" }, `${pair.kind}: ${pair.before} → ${pair.after}`)),
       el("div", { class: "prompt" }, el("div", { class: "hint" }, "Prompt"), el("pre", {}, pair.prompt),
         pair.messages.length > 1 ? el("details", {}, el("summary", {}, "prompt in full"), turns(pair.messages)) : null),
       el("div", { class: "side two" }, pair.samples.map((sample, i) => el("div", {}, el("div", { class: "hint" }, found.labels[i]), card(sample)))));
   };
-  watch(["pair", "moved"], show);
+  watch(["pair", "moved"], () => { show(); applyFolds(); });
   show();
   list.addEventListener("keydown", (event) => {
     const by = { ArrowDown: 1, ArrowUp: -1, j: 1, k: -1 }[event.key];

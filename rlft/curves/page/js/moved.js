@@ -1,5 +1,6 @@
 // What moved the reward between two windows: contributions that add up, kinds of samples, what appeared and disappeared.
 import { button, el, replace, svg } from "./dom.js";
+import { applyFolds } from "./folds.js";
 import { get, set, watch } from "./state.js";
 import { tableOf } from "./tables.js";
 
@@ -35,6 +36,8 @@ const shownChange = (change) => [
     examples(`Appeared, in ${change.to}`, change.appeared), examples(`Disappeared, in ${change.from}`, change.disappeared)),
 ];
 
+let latestAnswer = { query: "", found: null };
+
 export const moved = (data, live) => {
   if (!data.moved) return null;
   const { changes, fails } = data.moved;
@@ -69,10 +72,14 @@ export const moved = (data, live) => {
     if (free) {
       const ask = (text, spare) => text.replace(/^steps? /, "") || spare.replace(/^steps? /, "");
       const query = new URLSearchParams({ from: ask(get("from"), changes[0].from), to: ask(get("to"), changes[0].to) });
+      if (latestAnswer.query === String(query)) replace(body, shownChange(latestAnswer.found));  // until it is told again
       const answer = await fetch(`moved?${query}`);
       if (now !== turn) return;
       if (!answer.ok) { replace(body, el("p", { class: "note" }, await answer.text())); return; }
-      replace(body, shownChange(await answer.json()));
+      latestAnswer = { query: String(query), found: await answer.json() };
+      if (now !== turn) return;
+      replace(body, shownChange(latestAnswer.found));
+      applyFolds();
       return;
     }
     from.value = froms.includes(get("from")) ? get("from") : changes[0].from;
@@ -80,7 +87,7 @@ export const moved = (data, live) => {
     to.value = tos().includes(get("to")) ? get("to") : tos().includes(changes[0].to) ? changes[0].to : tos().at(-1);
     replace(body, shownChange(changes.find((change) => change.from === from.value && change.to === to.value)));
   };
-  watch(["from", "to", "zoom"], show);
+  watch(["from", "to", "zoom"], () => { show(); applyFolds(); });
   show();
   return [
     el("div", { class: "panel moved" }, el("header", {}, el("h3", {}, "What moved the reward"), el("span", { class: "filters" }, from, "→", to, brushes)), told, body),

@@ -1,6 +1,7 @@
 // The samples: a list of groups with filters and a search, and the chosen group side by side.
 import { card, turns } from "./card.js";
 import { button, el, replace } from "./dom.js";
+import { applyFolds } from "./folds.js";
 import { count, shown } from "./numbers.js";
 import { get, set, watch } from "./state.js";
 
@@ -18,8 +19,7 @@ const bars = (group) => {
 
 const keyOf = (group) => `${group.step}.${group.group}`;
 
-export const samples = (data, source) => {
-  if (!source) return null;
+export const samples = (source) => {
   const list = el("div", { class: "list", role: "listbox", "aria-label": "Groups of samples", tabindex: 0 });
   const detail = el("div", { class: "detail", "aria-live": "polite" });
   const told = el("p", { class: "hint" });
@@ -27,6 +27,8 @@ export const samples = (data, source) => {
   let groups = [];
   let next = null;
   let latest = 0;
+  let listed = source.total;
+  let isPaged = false;
 
   const current = () => groups.find((group) => keyOf(group) === get("group")) ?? groups[0];
 
@@ -34,6 +36,7 @@ export const samples = (data, source) => {
     const group = current();
     for (const row of list.children) row.setAttribute?.("aria-selected", String(row.dataset.key === (group && keyOf(group))));
     if (!group) { replace(detail, el("p", { class: "muted" }, "No group of samples fits.")); return; }
+    detail.dataset.key = keyOf(group);
     const others = groups.filter((each) => each.task === group.task && each !== group);
     const more = group.size > group.samples.length ? `, ${group.samples.length} of ${group.size} shown, spread by rank of reward` : "";
     replace(detail,
@@ -46,6 +49,7 @@ export const samples = (data, source) => {
       el("div", { class: "side" }, group.samples.map((each) => card(each, get("q")))));
     const wanted = get("sample");
     if (wanted) detail.querySelector(`[data-index="${Number(wanted)}"]`)?.classList.add("chosen");
+    applyFolds();
   };
 
   const row = (group) => el("button", {
@@ -64,6 +68,7 @@ export const samples = (data, source) => {
       return;
     }
     if (turn !== latest) return;
+    source.total = listed = found.total ?? source.total;
     groups = more ? [...groups, ...found.groups] : found.groups;
     next = found.next;
     replace(list, groups.map(row), next ? button("more", () => load(true), { class: "quiet" }) : null);
@@ -73,22 +78,25 @@ export const samples = (data, source) => {
     const asked = get("step");
     const near = asked && groups.length && String(groups[0].step) !== asked ? ` The nearest to step ${asked} that is here is step ${groups[0].step}.` : "";
     told.textContent = scope + near + (found.searched ?? "");
+    isPaged = more;
+    newer.hidden = true;
     showDetail();
   };
 
   const search = el("input", { type: "search", placeholder: "search texts", "aria-label": "Search the samples", value: get("q") });
   let pause = 0;
-  search.addEventListener("input", () => { clearTimeout(pause); pause = setTimeout(() => set({ q: search.value }), 200); });
+  search.addEventListener("input", () => { clearTimeout(pause); pause = setTimeout(() => { pause = 0; set({ q: search.value }); }, 200); });
   const KINDS = { "": "all groups", differ: "rewards differ", alike: "rewards alike", failed: "failed" };
   const kind = el("select", { "aria-label": "Which groups", onchange: () => set({ kind: kind.value }) }, Object.entries(KINDS).map(([value, label]) => el("option", { value }, label)));
   kind.value = get("kind");
   const step = el("input", { type: "number", placeholder: "step", "aria-label": "Step", min: 0, value: get("step") || null, onchange: () => set({ step: step.value }) });
-  const clear = button("clear", () => set({ q: null, kind: null, step: null, task: null, group: null, sample: null }), { class: "quiet" });
+  const clear = button("clear", () => { clearTimeout(pause); pause = 0; set({ q: null, kind: null, step: null, task: null, group: null, sample: null }); }, { class: "quiet" });
+  const newer = button("", () => load(), { class: "quiet", hidden: true });
   const task = el("span", { class: "tag" });
   const showFilters = () => {
-    if (search.value !== get("q")) search.value = get("q");
+    if (!pause && search.value !== get("q")) search.value = get("q");
     kind.value = get("kind");
-    step.value = get("step");
+    if (document.activeElement !== step) step.value = get("step");  // it may be half typed
     task.textContent = get("task") ? `task ${get("task")}` : "";
     clear.hidden = !["q", "kind", "step", "task"].some(get);
   };
@@ -110,8 +118,13 @@ export const samples = (data, source) => {
     chosen?.focus({ preventScroll: true });
     chosen?.scrollIntoView({ block: "nearest" });
   };
+  // What is read stays; only a list that nobody looks at or has chosen from is read again.
+  const isUsed = () => {
+    const { top, bottom } = section.getBoundingClientRect();
+    return isPaged || get("group") || get("sample") || section.contains(document.activeElement) || (top < innerHeight && bottom > 0);
+  };
   const section = el("section", { id: "samples" }, el("h2", {}, "Samples"),
-    el("div", { class: "filters" }, search, kind, step, task, clear), told,
+    el("div", { class: "filters" }, search, kind, step, task, clear), told, newer,
     el("div", { class: "browser panel" }, list, detail));
   section.addEventListener("keydown", (event) => {
     if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -124,6 +137,12 @@ export const samples = (data, source) => {
   section.focusList = () => list.focus({ preventScroll: true });
   showFilters();
   load();
-  section.reload = load;
+  section.grown = (total) => {
+    source.total = total;
+    if (total === listed) return;
+    if (!isUsed()) { load(); return; }
+    newer.textContent = `${count(total - listed)} newer rollouts: list them`;
+    newer.hidden = false;
+  };
   return section;
 };

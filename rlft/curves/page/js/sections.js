@@ -36,7 +36,7 @@ export const evaluations = (data, onstep) => {
     data.sets ? el("div", { class: "multiples" }, data.sets.charts.map((chart) => el("div", { class: "panel" }, chartOf(chart, { height: 150, small: true, onstep })))) : null);
 };
 
-const failedGroup = (group) => el("div", { class: "panel" }, el("h3", {}, group.task, el("span", { class: "muted" }, ` step ${group.step}, group ${group.group}`)),
+const failedGroup = (group) => el("div", { class: "panel", "data-key": `group ${group.step}.${group.group}` }, el("h3", {}, group.task, el("span", { class: "muted" }, ` step ${group.step}, group ${group.group}`)),
   el("details", {}, el("summary", {}, "prompt"), group.messages ? turns(group.messages) : el("pre", {}, group.prompt)), group.samples.map((each) => card(each)));
 
 export const failures = (data) => {
@@ -46,7 +46,7 @@ export const failures = (data) => {
   return el("section", { id: "failures" }, el("h2", {}, "Rollouts whose reward failed"),
     found ? el("p", { class: "hint" }, `The latest of ${kinds}; they are in no number above. Each has a program that repeats the call.`) : null,
     found ? found.groups.map(failedGroup) : null,
-    observed.training.map((each) => el("div", { class: "panel" },
+    observed.training.map((each) => el("div", { class: "panel", "data-key": `observed ${each.reward}` },
       el("h3", {}, `observed reward ${each.reward} failed on ${count(each.failed)} of ${count(each.rollouts)} samples`),
       el("p", { class: "hint" }, `It has weight 0, so nothing was trained on it; its curve is the mean over the other samples. First, in step ${each.first_step} on ${each.first_task} (${each.kind}):`),
       el("pre", {}, each.message),

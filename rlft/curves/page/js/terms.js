@@ -1,12 +1,14 @@
 // What the words of the field mean, shown where one stands still on them or reaches them by the keyboard.
 import { el } from "./dom.js";
-import { hideTip, showTip } from "./tip.js";
+import { hideTip, showTipAt } from "./tip.js";
 
 const TERMS = {
   "KL": "How far the policy has moved from the reference: the mean of log(policy / reference) over sampled tokens, in nats.",
   "Entropy": "How undecided the policy is at a token, in nats. Near 0 it answers the same each time.",
   "Clip fraction": "Share of tokens whose update was held back because their probability had changed too much already.",
   "Mismatch KL": "How far the log-probabilities of the engine that samples differ from those of the learner, for the same tokens and weights.",
+  "Mismatch": "Mean difference between the log-probabilities of the engine that samples and those of the learner, for the same tokens and weights.",
+  "Repetition": "Tokens in phrases that their completion has already, and samples that another sample of the task equals.",
   "Gradient norm": "Length of the gradient before it is clipped: how far one update wants to go.",
   "Explained variance": "Share of the differences between returns that the critic foresees. Below 0 it is worse than their mean.",
   "Effective samples": "How many equally weighted samples are worth as much as these weighted ones, as a share.",
@@ -30,8 +32,9 @@ const TERMS = {
 const KNOWN = new RegExp(`(${Object.keys(TERMS).sort((a, b) => b.length - a.length).map((term) => term.replace(/[\^%@]/g, "\\$&")).join("|")})`);
 
 const explain = (term) => (event) => {
-  const { right, top, height } = event.currentTarget.getBoundingClientRect();
-  showTip(right, top + height / 2, el("b", {}, term), el("p", {}, TERMS[term]));
+  const mark = event.currentTarget;
+  const where = () => { const { right, top, height } = mark.getBoundingClientRect(); return [right, top + height / 2]; };
+  showTipAt(where, el("b", {}, term), el("p", {}, TERMS[term]));
 };
 
 // A text in which the first known term can be asked about.
