@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from rlft.cli import main
+from rlft.config import EnvironmentConfig
+from rlft.environment import loading
+from rlft.environment.contract import Environment
 from rlft.reward.behaviour import leaks
 from rlft.reward.case_findings import case_findings
 from rlft.reward.cases import Case, Expect
@@ -17,6 +22,8 @@ from rlft.reward.check import MADE_UP, Checked, check_rewards
 from rlft.reward.findings import Report
 from rlft.reward.good_replies import good_cases
 from rlft.reward.probe import make_task
+from rlft.reward.scoring import Scorer
+from rlft.reward.startup import look
 from rlft.reward.templates import TEMPLATES
 from rlft.reward.transforms import FAMILIES, TRANSFORMS, Good, other_answers
 from rlft.train.rl.services import make_scorer, reward_remarks
@@ -453,14 +460,62 @@ def test_a_run_looks_at_its_rewards_before_it_starts(file: Path, tmp_path: Path)
                 reward_remarks(config, environment, scorer)
             warned = config.model_copy(update={"scoring": config.scoring.model_copy(update={"check": "warn"})})
             assert re.search(words, "".join(reward_remarks(warned, environment, scorer)))
-    for name in ("exact", "in_parts", "boxed", "centred", "waits", "substring", "short", "polite", "no_reply_right"):
+    for name in ("exact", "in_parts", "boxed", "centred", "waits", "short", "polite", "no_reply_right"):
         config = tiny_config("nowhere", rewards=[{"path": f"{file}:{name}"}], scoring={"check": "stop"})
         with make_scorer(config, environment, log_dir=None) as scorer:
             assert reward_remarks(config, environment, scorer) == []
     config = tiny_config("nowhere", rewards=[{"path": f"{file}:raises_on_nothing"}], scoring={"check": "stop"})
     with make_scorer(config, environment, log_dir=None) as scorer:  # some replies: max_failed decides about them
-        (remark,) = reward_remarks(config, environment, scorer)
+        remark, *_ = reward_remarks(config, environment, scorer)
     assert "IndexError" in remark
+
+
+def test_a_run_looks_at_the_cases_and_at_replies_made_up_to_cheat(file: Path, tmp_path: Path) -> None:
+    source = "def lenient(completion, answer):\n    return float(str(answer) in completion)\n"
+    (tmp_path / "lenient.py").write_text(source)
+    cases = tmp_path / "lenient.cases.jsonl"
+    cases.write_text(
+        '{"completion": "42", "answer": "42", "expect": 1}\n'
+        '{"name": "two", "completion": "41 42", "answer": "42", "expect": 0}\n'
+        '{"name": "no", "completion": "not 42", "answer": "42", "expect": 0}\n'
+    )
+    sums = loading.load(EnvironmentConfig(path="environments.sums:load", args={"heldout": 4, "demonstrations": 4}))
+    lenient = {"rewards": [{"path": f"{tmp_path}/lenient.py:lenient"}], "scoring": {"check": "stop"}}
+
+    def remarks(environment: Environment, **changes: Any) -> list[str]:
+        config = tiny_config("nowhere", **{**lenient, **changes})
+        with make_scorer(config, environment, log_dir=None) as scorer:
+            return reward_remarks(config, environment, scorer)
+
+    of_case, of_cheat = remarks(sums)
+    assert of_case.startswith(f"reward lenient: {cases}:2: case 'two': the value is 1, not 0, and 1 more of 3 cases")
+    assert of_cheat.startswith("reward lenient: it can be cheated: many answers: ")
+    assert all(remark.endswith("`rlft reward check CONFIG` says more") for remark in (of_case, of_cheat))
+    episodes = loading.load(EnvironmentConfig(path="environments.number_guessing:load"))
+    assert remarks(episodes)[0] == of_case  # made-up replies are no episodes, but cases may be
+    cases.write_text('{"completion": "42"}\n')
+    assert remarks(sums)[0].startswith(f"reward lenient: {cases}:1: 'expect' is missing")
+    cases.unlink()
+    assert [remark[:80] for remark in remarks(sums)] == [of_cheat[:80]]
+    for name in ("exact_answer", "graded_answer", "last_number", "math_answer", "close_number"):
+        assert remarks(sums, rewards=[{"path": f"rewards.{name}:{name}"}]) == []
+
+
+def test_the_look_at_a_slow_reward_ends_in_time(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef slow(completion, answer):\n    time.sleep(0.04)\n    return float(answer in completion)\n"
+        "def stuck(completion, answer):\n    time.sleep(60 if 'not' in completion else 0)\n"
+        "    return float(answer in completion)\n"
+    )
+    (tmp_path / "slow.cases.jsonl").write_text('{"completion": "not 42", "answer": "42", "expect": 0}\n')
+    for name, within_s in (("slow", 0.5), ("stuck", 4.0)):
+        spec = RewardSpec(path=f"{tmp_path}/slow.py:{name}")
+        with Scorer([spec], workers=1, deadline_s=10.0, log_dir=None) as scorer:
+            scorer.score([])
+            began = time.monotonic()
+            found = look([spec], scorer, letters(), 10.0, within_s=within_s)
+            assert time.monotonic() - began < within_s + 1.0
+        assert [finding.check for finding in found] == (["cases"] if name == "slow" else [])
 
 
 def test_a_constant_beside_a_reward_that_changes_stops_no_run(file: Path) -> None:
@@ -477,7 +532,7 @@ def test_a_constant_beside_a_reward_that_changes_stops_no_run(file: Path) -> Non
     rewards = [{"path": f"{file}:{name}"} for name in ("no_else", "exact")]
     config = tiny_config("nowhere", rewards=rewards, scoring={"check": "stop"})
     with make_scorer(config, letters(), log_dir=None) as scorer:
-        (remark,) = reward_remarks(config, letters(), scorer)
+        remark, *_ = reward_remarks(config, letters(), scorer)
     assert "one path has no return" in remark
     specs = [RewardSpec(path=f"{file}:constant"), RewardSpec(path=f"{file}:exact")]
     report = check_rewards(Checked(specs=specs, tasks=MADE_UP[:2], workers=0))

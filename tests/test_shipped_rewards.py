@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from rlft.cli.reward_check import cases_file, spread
+from rlft.cli.reward_check import spread
 from rlft.common.by_path import available
 from rlft.common.chat_server import Reply, ServerError
 from rlft.model.base import seeded
 from rlft.reward.attack import Attacked, attack
-from rlft.reward.cases import SUFFIX, broken_cases, case_outcomes, read_cases
+from rlft.reward.cases import SUFFIX, broken_cases, case_outcomes, cases_file, read_cases
 from rlft.reward.check import Checked, check_rewards
 from rlft.reward.contract import call_arguments, plan_call
 from rlft.reward.loading import load

@@ -154,13 +154,14 @@ def check(
     Exit code 1: there is an error; 2: cannot tell, since there was time for less than half of the ordinary replies.
     """
     from rlft.cli import reward_check
+    from rlft.reward.cases import left_out
     from rlft.reward.check import check_rewards
 
     checked = reward_check.asked(
         target, args=args or (), data=data, cases=cases, deadline_s=deadline_s, within_s=within_s
     )
     report = check_rewards(checked)
-    note = "" if cases else reward_check.left_out(checked.specs)
+    note = "" if cases else left_out(checked.specs)
     reward_check.show(Console(), target, report, as_json=as_json, note=note)
     if report.errors or report.cannot_tell:
         raise typer.Exit(1 if report.errors else CANNOT_TELL)

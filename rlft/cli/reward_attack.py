@@ -17,7 +17,7 @@ from rlft.cli.blocks import show_block
 from rlft.curves.reading import rollout_steps
 from rlft.curves.text import counted, visible
 from rlft.reward.attack import Attacked, AttackReport, as_cases, attack
-from rlft.reward.cases import read_cases, write_cases
+from rlft.reward.cases import cases_file, read_cases, write_cases
 from rlft.reward.check import MOST_TASKS, Checked
 from rlft.reward.findings import quoted
 from rlft.reward.stored import read_step, read_tasks
@@ -106,7 +106,7 @@ def run(
     Raises:
         ValueError: a reward cannot be loaded or called, or there is no file to add cases to.
     """
-    file = cases or reward_check.cases_file(attacked.specs)
+    file = cases or cases_file(attacked.specs)
     if write and file is None:
         raise ValueError("--write-cases: rewards with weights or arguments have no cases of their own; name --cases")
     report = attack(attacked)

@@ -20,20 +20,18 @@ from rlft.config import EnvironmentConfig
 from rlft.curves.text import counted, visible
 from rlft.environment import loading
 from rlft.environment.contract import Environment
-from rlft.reward.cases import SUFFIX, Case, read_cases
+from rlft.reward.cases import cases_beside, read_cases
 from rlft.reward.check import HANGS_S, MADE_UP, MOST_TASKS, Checked
 from rlft.reward.findings import ALL, Finding, Report
+from rlft.reward.good_replies import answer_names, demonstrated, messages_key
 from rlft.reward.probe import make_task
-from rlft.reward.source import source_file
-from rlft.types import RewardSpec, Task
+from rlft.types import Task
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 _OWN = {"prompt", "messages", "completion", "answer", "id"}
 """Columns that are no columns of a task, since rewards get something else by these names."""
 _ROWS = 200
 """Rows of a file that are looked at."""
-OF_MODELS = {"base_url", "model", "api_key_env", "deadline_s", "folder", "label", "device", "threads"}
-"""Arguments that say which judge or model is asked, and not what is right."""
 
 
 def asked(
@@ -59,7 +57,7 @@ def asked(
     specs = rewards("" if config else target, args, config)
     given = _tasks(data, config.environment if config else None)
     tasks = given.tasks
-    known = read_cases(cases) if cases else _cases_beside(specs)
+    known = read_cases(cases) if cases else cases_beside(specs)
     if known and not tasks:
         tasks = spread([case.task for case in known])
     return Checked(
@@ -72,7 +70,7 @@ def asked(
         environment=config.scoring.environment if config else (),
         within_s=within_s,
         cases_file=str(cases or ""),
-        answer_names=_answer_names(tasks),
+        answer_names=answer_names(tasks),
         remarks=given.remarks,
     )
 
@@ -100,39 +98,6 @@ def show(console: Console, title: str, report: Report, *, as_json: bool, note: s
         console.print(Text(visible(f"note: {note}"), style="yellow"), soft_wrap=True)
 
 
-def cases_file(specs: Sequence[RewardSpec]) -> Path | None:
-    """Where the cases of the only reward with a weight lie, or would.
-
-    They are for weight 1 and no arguments but `OF_MODELS`.
-    """
-    weighted = [spec for spec in specs if spec.weight]
-    if len(weighted) != 1 or weighted[0].weight != 1 or weighted[0].args.keys() - OF_MODELS:
-        return None
-    return _beside(weighted[0])
-
-
-def left_out(specs: Sequence[RewardSpec]) -> str:
-    """A sentence about cases that lie beside the only reward and are not for its arguments; empty where none do."""
-    file = _beside(specs[0]) if len(specs) == 1 and not cases_file(specs) else None
-    if file is None or not file.is_file():
-        return ""
-    return f"{file} was left out: its cases are for no arguments; --cases {file} takes them all the same"
-
-
-def _beside(spec: RewardSpec) -> Path | None:
-    """Where the cases of a reward lie, or would; None where its own file is not known."""
-    file, name = source_file(spec.path), spec.path.rpartition(":")[2]
-    if file is None:
-        return None
-    places = (file.with_name(f"{name}{SUFFIX}"), file.with_suffix(SUFFIX))
-    return next((path for path in places if path.is_file()), places[0])
-
-
-def _cases_beside(specs: Sequence[RewardSpec]) -> list[Case]:
-    file = cases_file(specs)
-    return read_cases(file) if file and file.is_file() else []
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Given:
     """Where the tasks come from."""
@@ -157,30 +122,7 @@ def _tasks(data: str, own: EnvironmentConfig | None) -> _Given:
 def _of_environment(environment: Environment) -> _Given:
     every = max(1, len(environment.train) // MOST_TASKS)
     tasks = list(environment.train[::every][:MOST_TASKS])
-    return _Given(tasks=tasks, demonstrations=demonstrated(environment))
-
-
-def demonstrated(environment: Environment) -> list[tuple[Task, str]]:
-    """Tasks with the replies that demonstrations give to them; a demonstration of no task is passed over."""
-    by_prompt = {_key(task.messages): task for task in environment.train}
-    found: list[tuple[Task, str]] = []
-    for messages in environment.demonstrations:
-        if len(found) == MOST_TASKS:
-            break
-        if task := by_prompt.get(_key(messages[:-1])):
-            found.append((task, messages[-1]["content"]))
-    return found
-
-
-def _key(messages: Sequence[Any]) -> str:
-    return json.dumps([dict(message) for message in messages], sort_keys=True)
-
-
-def _answer_names(tasks: Sequence[Task]) -> list[str]:
-    """Names by which a reward may take the answer: `answer`, and columns that hold it in all tasks."""
-    answered = [task for task in tasks if task.answer is not None]
-    columns = answered[0].columns if answered else {}
-    return ["answer", *(name for name in columns if all(t.columns.get(name) == t.answer for t in answered))]
+    return _Given(tasks=tasks, demonstrations=demonstrated(environment.train, environment.demonstrations, MOST_TASKS))
 
 
 def read_columns(file: str) -> tuple[list[tuple[str, Mapping[str, Any]]], str, str]:
@@ -224,7 +166,7 @@ def _rows(file: str) -> _Given:
 
 def spread(tasks: Sequence[Task]) -> list[Task]:
     """Tasks that differ, first those with an answer."""
-    different = {json.dumps([_key(t.messages), t.answer, dict(t.columns)], default=str): t for t in tasks}
+    different = {json.dumps([messages_key(t.messages), t.answer, dict(t.columns)], default=str): t for t in tasks}
     return sorted(different.values(), key=lambda task: task.answer is None)[:MOST_TASKS]
 
 

@@ -34,12 +34,16 @@ from rlft.common.files import write_file
 from rlft.common.rows import read_rows
 from rlft.reward import systems
 from rlft.reward.probe import Probe, make_task
+from rlft.reward.source import source_file
 from rlft.reward.transcript import read_turns, whole
-from rlft.types import Abstain, Failed, Message, Outcome, Score, Task
+from rlft.types import Abstain, Failed, Message, Outcome, RewardSpec, Score, Task
 
 SUFFIX = ".cases.jsonl"
 TOLERANCE = 1e-6
 """How far a value may be from the one that is expected, relative to it where it is above 1."""
+
+OF_MODELS = {"base_url", "model", "api_key_env", "deadline_s", "folder", "label", "device", "threads"}
+"""Arguments that say which judge or model is asked, and not what is right."""
 
 _KEYS = ("name", "prompt", "turns", "completion", "rewards", "answer", "columns", "expect")
 _EXPECT_KEYS = ("part", "equals", "at_least", "at_most", "above")
@@ -93,6 +97,35 @@ def beside(reward: str) -> Path:
     """Where the cases of a reward lie that is named by its file, `FILE.py:FUNCTION`."""
     _, name = systems.split(reward)
     return Path(name.rpartition(":")[0] or name).with_suffix(SUFFIX)
+
+
+def cases_file(specs: Sequence[RewardSpec]) -> Path | None:
+    """Where the cases of the only reward with a weight lie, or would.
+
+    They are for weight 1 and no arguments but `OF_MODELS`.
+    """
+    weighted = [spec for spec in specs if spec.weight]
+    if len(weighted) != 1 or weighted[0].weight != 1 or weighted[0].args.keys() - OF_MODELS:
+        return None
+    return _beside(weighted[0])
+
+
+def cases_beside(specs: Sequence[RewardSpec]) -> list[Case]:
+    """The cases of `cases_file`, none where there is no such file.
+
+    Raises:
+        ValueError: see `read_cases`.
+    """
+    file = cases_file(specs)
+    return read_cases(file) if file and file.is_file() else []
+
+
+def left_out(specs: Sequence[RewardSpec]) -> str:
+    """A sentence about cases that lie beside the only reward and are not for its arguments; empty where none do."""
+    file = _beside(specs[0]) if len(specs) == 1 and not cases_file(specs) else None
+    if file is None or not file.is_file():
+        return ""
+    return f"{file} was left out: its cases are for no arguments; --cases {file} takes them all the same"
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -171,6 +204,15 @@ def value_of(outcome: Outcome, part: str = "") -> float | None:
         return outcome.parts[part]
     of_a_reward = [value for name, value in outcome.parts.items() if name.partition("/")[2] == part]
     return of_a_reward[0] if len(of_a_reward) == 1 else None
+
+
+def _beside(spec: RewardSpec) -> Path | None:
+    """Where the cases of a reward lie, or would; None where its own file is not known."""
+    file, name = source_file(spec.path), spec.path.rpartition(":")[2]
+    if file is None:
+        return None
+    places = (file.with_name(f"{name}{SUFFIX}"), file.with_suffix(SUFFIX))
+    return next((path for path in places if path.is_file()), places[0])
 
 
 def _problem(expect: Expect, outcome: Outcome, others: Mapping[str, Outcome]) -> str:

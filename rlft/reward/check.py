@@ -16,14 +16,13 @@ from dataclasses import dataclass, field, replace
 
 from rlft.reward import behaviour
 from rlft.reward import cases as case_files
-from rlft.reward.adversarial import Search
 from rlft.reward.case_findings import case_findings
 from rlft.reward.cases import Case
+from rlft.reward.cheats import cheats
 from rlft.reward.contract import Kind, prompt_text
 from rlft.reward.failures import LISTS, failure_findings
 from rlft.reward.findings import ALL, Finding, Report, Sample, quoted, sorted_findings
-from rlft.reward.good_replies import good_cases, shown, written
-from rlft.reward.inversion import inverted
+from rlft.reward.good_replies import good_cases, written
 from rlft.reward.odd_replies import ODD_REPLIES
 from rlft.reward.probe import IMPORT_S, GaveUpError, Probe, make_task
 from rlft.reward.processes import SlowImportError
@@ -268,37 +267,19 @@ def _cases(probe: Probe, checked: Checked, clock: _Clock) -> list[Finding]:
 
 def _cheats(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock) -> list[Finding]:
     """Replies made up to cheat the weighted sum."""
-    alone = {(s.task.id, s.text): s for s in samples if s.total is not None}
-    search = Search(probe, clock.ends(0.85), [], seen=alone if not _compares(probe) else {})
-    comparative = _compares(probe)
-    takes_answer = any(name in plan.parameters for plan in probe.plans.values() for name in checked.answer_names)
-    given = [*good_cases(checked.cases), *checked.demonstrations]
-    known = search.measured(shown(given[:MOST_TASKS], checked.tasks), comparative=comparative)
-    shows_good = bool(known)
-    if not known:
-        best = search.best(written(checked.tasks[:MOST_TASKS]))
-        known = search.measured(best, comparative=comparative)
-    found = search.judged(known, comparative=comparative, takes_answer=takes_answer)
-    upside_down = None
-    if takes_answer and not shows_good and not any(one.aware for one in known):
-        upside_down = inverted(probe, written(checked.tasks[:2]), anything_known=bool(known), ends=search.ends)
-    if upside_down:
-        found = [upside_down]
-    if not upside_down and not any(one.aware for one in known):
-        sources = [one.source for one in known] or [each[0] for each in written(checked.tasks[:1]).values()]
-        found += search.lengthened(sources, comparative=comparative)
-    if not known and not comparative:
-        found += search.ordered(checked.tasks[:2], samples)
-    samples += search.samples
+    found, search = cheats(
+        probe,
+        samples,
+        tasks=checked.tasks[:MOST_TASKS],
+        good=[*good_cases(checked.cases), *checked.demonstrations][:MOST_TASKS],
+        answer_names=checked.answer_names,
+        ends=clock.ends(0.85),
+    )
     limit_s = min(checked.hangs_s, checked.deadline_s)
     found += [_hangs(error, limit_s, checked.deadline_s) for error in search.lost[:1]]
     if search.stopped and not search.lost:
         clock.missed.append(f"replies made up to cheat ({len(search.samples)} were tried)")
-    return found if upside_down else [*found, *behaviour.pays_for_nothing(samples)]
-
-
-def _compares(probe: Probe) -> bool:
-    return any(plan.kind == "group" for plan in probe.plans.values())
+    return found
 
 
 def _elsewhere(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from rlft.reward.contract import prompt_text
 from rlft.reward.templates import TEMPLATES, write_as
 from rlft.reward.transcript import calls_of, parted
 from rlft.reward.transforms import Good, other_answers, same_answer
-from rlft.types import Task
+from rlft.types import Message, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,13 @@ def answer_text(answer: Any) -> str | None:
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return str(answer) if isinstance(answer, bool) else None
     return str(answer).strip() or None
+
+
+def answer_names(tasks: Sequence[Task]) -> list[str]:
+    """Names by which a reward may take the answer: `answer`, and columns that hold it in all tasks."""
+    answered = [task for task in tasks if task.answer is not None]
+    columns = answered[0].columns if answered else {}
+    return ["answer", *(name for name in columns if all(t.columns.get(name) == t.answer for t in answered))]
 
 
 def written(tasks: Sequence[Task]) -> dict[str, list[Source]]:
@@ -68,6 +76,25 @@ def shown(pairs: Iterable[tuple[Task, str]], tasks: Sequence[Task]) -> list[Sour
         )
         found.append(Source(task=task, good=good, form=""))
     return found
+
+
+def demonstrated(
+    tasks: Sequence[Task], demonstrations: Sequence[Sequence[Message]], most: int
+) -> list[tuple[Task, str]]:
+    """Up to `most` tasks with the replies that demonstrations give to them; those of no task are passed over."""
+    by_prompt = {messages_key(task.messages): task for task in tasks}
+    found: list[tuple[Task, str]] = []
+    for messages in demonstrations:
+        if len(found) == most:
+            break
+        if task := by_prompt.get(messages_key(messages[:-1])):
+            found.append((task, messages[-1]["content"]))
+    return found
+
+
+def messages_key(messages: Sequence[Message]) -> str:
+    """Messages as a text that is the same for the same messages."""
+    return json.dumps([dict(message) for message in messages], sort_keys=True)
 
 
 def good_cases(cases: Sequence[Case]) -> list[tuple[Task, str]]:

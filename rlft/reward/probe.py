@@ -98,7 +98,7 @@ class Probe:
         """
         self._folder = tempfile.TemporaryDirectory(prefix="rlft-probe-")
         self._log, self._read = Path(self._folder.name) / "scoring-0.log", 0
-        self._killed, self._most_killed = 0, float(most_killed)
+        self._killed, self._most_killed, self._deadline_s = 0, float(most_killed), math.inf  # the scorer has it
         try:
             self._scorer = Scorer(
                 specs,
@@ -114,10 +114,16 @@ class Probe:
             raise
 
     @classmethod
-    def of(cls, scorer: Scorer) -> Self:
-        """A probe that uses a scorer which the caller keeps and closes; it cannot tell what the rewards print."""
+    def of(cls, scorer: Scorer, *, deadline_s: float = math.inf, most_killed: float = math.inf) -> Self:
+        """A probe that uses a scorer which the caller keeps and closes; it cannot tell what the rewards print.
+
+        Args:
+            deadline_s: seconds for one completion, where that is less than the scorer's.
+            most_killed: processes that may hang or die before `GaveUpError`.
+        """
         self = cls.__new__(cls)
-        self._scorer, self._killed, self._most_killed = scorer, 0, math.inf
+        self._scorer, self._killed = scorer, 0
+        self._deadline_s, self._most_killed = deadline_s, most_killed
         return self
 
     def __enter__(self) -> Self:
@@ -242,7 +248,8 @@ class Probe:
         return data.decode(errors="replace")
 
     def _score(self, groups: Sequence[Group], *, step: int = 0) -> list[Group]:
-        scored = self._scorer.score(groups, step=step, max_failed=1.0)  # however many fail, the others are asked
+        # However many fail, the others are asked.
+        scored = self._scorer.score(groups, step=step, max_failed=1.0, deadline_s=self._deadline_s)
         self._killed += self._scorer.stats.restarts
         if self._killed > self._most_killed:
             for trajectory in (t for group in scored for t in group.trajectories):

@@ -20,6 +20,7 @@ are no deadlines. A `Scorer` serves one thread.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import time
@@ -218,7 +219,14 @@ class Scorer:
         if self._pool:
             self._pool.close()
 
-    def score(self, groups: Sequence[Group], *, step: int = 0, max_failed: float | None = None) -> list[Group]:
+    def score(
+        self,
+        groups: Sequence[Group],
+        *,
+        step: int = 0,
+        max_failed: float | None = None,
+        deadline_s: float = math.inf,
+    ) -> list[Group]:
         """Score every trajectory: the groups in their order, with all outcomes filled in.
 
         A trajectory that has failed already, since its environment raised, stays as it is and no reward sees it.
@@ -226,6 +234,7 @@ class Scorer:
         Args:
             step: of training, which rewards may ask for; 0 outside of it.
             max_failed: instead of the scorer's.
+            deadline_s: for one trajectory, where that is less than the scorer's.
 
         Raises:
             ValueError: if a parameter has no column; or if a process had to be replaced and its rewards could
@@ -241,7 +250,7 @@ class Scorer:
         limit = self._max_failed if max_failed is None else max_failed
         table = ResultTable(self._specs, groups, failed_before=_count_failed(whole), max_failed=limit)
         slowest: tuple[float, _Unit] | None = None
-        jobs = self._jobs(groups, table, step)
+        jobs = self._jobs(groups, table, step, min(deadline_s, self._deadline_s))
         for job, result in self._pool.run(jobs) if self._pool else self._run_here(jobs):
             unit: _Unit = job.key
             table.enter(unit.group, unit.members, unit.reward, self._explained(unit, groups, result, step))
@@ -279,7 +288,7 @@ class Scorer:
         path = "rewards.reward_model:reward_model"
         return reproduce(path, {**arguments, **spec.args, "folder": spec.folder}, is_async=False)
 
-    def _jobs(self, groups: Sequence[Group], table: ResultTable, step: int) -> Iterator[Job]:
+    def _jobs(self, groups: Sequence[Group], table: ResultTable, step: int, deadline_s: float) -> Iterator[Job]:
         """The calls to make; one that cannot be made is entered in the table as failed."""
         for unit in self._units(groups):
             size = len(unit.members)
@@ -289,7 +298,7 @@ class Scorer:
                 result = Result(outcomes=[failed("error", describe_error(error))] * size)
                 table.enter(unit.group, unit.members, unit.reward, self._explained(unit, groups, result, step))
             else:
-                limit_s = self._deadline_s * size
+                limit_s = deadline_s * size
                 yield Job(key=unit, call=Call(reward=unit.reward, size=size, limit_s=limit_s, arguments=arguments))
 
     def _units(self, groups: Sequence[Group]) -> Iterator[_Unit]:
