@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras test-aarch64 check-deploy coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-run bench-pool planted bench-scoring bench-plan compare-rates bench-alarms clean
+.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras test-others test-aarch64 check-deploy coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-run bench-pool planted bench-scoring bench-plan compare-rates bench-alarms clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -35,6 +35,11 @@ test-vllm: .venv-vllm/installed
 # What needs optional packages, some of which are heavy: environments of other systems, 4-bit bases, a Ray that takes jobs.
 test-extras: .venv-extras/installed
 	HF_HUB_OFFLINE=1 .venv-extras/bin/python -m pytest tests/test_environment_*.py tests/test_reward_systems.py tests/test_qlora.py tests/test_trackers_real.py tests/test_submit.py
+
+# Rewards of other systems with packages that the extras cannot hold: verifiers 0.4 beside 0.3, and verl without what it
+# needs on a GPU.
+test-others: .venv-others/installed
+	HF_HUB_OFFLINE=1 .venv-others/bin/python -m pytest tests/test_reward_systems.py
 
 # Which lines no test runs. Measuring slows the tests down, so `make test` goes without.
 coverage: .venv/installed
@@ -118,6 +123,13 @@ planted: .venv/installed
 	.venv-extras/bin/python -m pip install --progress-bar on -e '.[dev,qlora,environments,textarena,verifiers,openenv,wandb,mlflow,trackio,submit]' skyrl-gym
 	touch $@
 
+.venv-others/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-others
+	.venv-others/bin/python -m pip install --quiet --upgrade pip
+	.venv-others/bin/python -m pip install --progress-bar on -e '.[dev]' verifiers==0.4.0
+	.venv-others/bin/python -m pip install --quiet --no-deps verl==0.9.1
+	touch $@
+
 # The recipes of deploy/ with the tools that check them; neither a cluster nor torch is needed.
 check-deploy: .venv-deploy/installed
 	PATH=$(CURDIR)/.venv-deploy/bin:$$PATH .venv-deploy/bin/python -m pytest tests/test_deploy.py
@@ -141,4 +153,4 @@ FRESH_TESTS = HF_HUB_OFFLINE=1 .venv-fresh/bin/python -m pytest $(SHARED_OUT) -m
 	.venv-fresh/bin/python -m pip install --progress-bar on $(FRESH) -e '.[dev]'
 
 clean:
-	rm -rf .venv .venv-vllm .venv-extras .venv-fresh .venv-alarms .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm .venv-extras .venv-others .venv-fresh .venv-alarms .mypy_cache .ruff_cache .pytest_cache

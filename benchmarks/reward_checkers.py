@@ -4,6 +4,9 @@
 
 Each DIR is an environment of its own with that package (reward-doctor 0.2.0, gradecheck 0.1.0, rewardprobe 0.1.0). What
 another checker finds and rlft does not is printed as missing, and ends the program with 1.
+
+Then `rewards.math_answer` grades reward-doctor's own cases, right answers in many forms and wrong or deceitful ones: a
+wrong one that it pays for ends the program with 1, too, and so do more than 2 % of the right ones that it does not.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rewards.math_answer import math_answer
 from rlft.reward.check import Checked, check_rewards
 from rlft.reward.probe import make_task
 from rlft.types import RewardSpec
@@ -98,6 +102,30 @@ for name in NAMES:
 }
 
 
+CASES = """
+import json
+from reward_doctor.corpus import ALL_CASES
+print(json.dumps([[case.id, case.completion, case.reference, case.expect] for case in ALL_CASES]))
+"""
+MOST_MISSED = 0.02
+"""Share of right answers that may be graded wrong."""
+
+
+def graded(python: Path) -> bool:
+    """Print how many of reward-doctor's cases `rewards.math_answer` grades otherwise; whether they are few enough."""
+    done = subprocess.run([python, "-c", CASES], capture_output=True, text=True, check=True)
+    cases = [
+        (name, is_right, math_answer(completion, reference) == 1)
+        for name, completion, reference, is_right in json.loads(done.stdout)
+    ]
+    right, wrong = ([case for case in cases if case[1] is kind] for kind in (True, False))
+    missed, paid = [name for name, _, is_paid in right if not is_paid], [name for name, _, is_paid in wrong if is_paid]
+    print(f"\nreward-doctor's {len(cases)} cases, graded by rewards.math_answer:")
+    for what, names, of in (("false positives", paid, wrong), ("false negatives", missed, right)):
+        print(f"{what}: {len(names)} of {len(of)}, {len(names) / len(of):.1%} {' '.join(names)}".rstrip())
+    return not paid and len(missed) <= MOST_MISSED * len(right)
+
+
 def others(python: Path, checker: str, file: str) -> dict[str, list[str]]:
     """What a checker finds in each verifier, by its own names."""
     tasks = [{"prompt": task.messages[-1]["content"], "answer": task.answer} for task in TASKS]
@@ -138,7 +166,8 @@ def main() -> None:
             print(f"{name:16} {checker:14} {', '.join(attacks) or '-'}{f'; MISSING {unknown}' if unknown else ''}")
     for name, checks in known.items():
         print(f"{name:16} {'rlft':14} {', '.join(sorted(checks)) or '-'}")
-    sys.exit(bool(missing))
+    is_graded_right = graded(folders["reward-doctor"] / "bin" / "python")
+    sys.exit(bool(missing) or not is_graded_right)
 
 
 if __name__ == "__main__":

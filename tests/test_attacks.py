@@ -29,7 +29,7 @@ DEADLINE_S = 1.0
 MARGIN_S = 1.0
 """What may pass after the deadline until the process is dead, on a machine with nothing else to do."""
 BUSY = 8.0
-"""Factor on the margin for a machine that other tests use, too. What is contained here would take a minute or more."""
+"""Factor on the margin where other things run, too. What is contained here would take a minute or more."""
 MEMORY_MB = 400
 
 
@@ -188,6 +188,10 @@ def _open_here() -> tuple[int, list[str], int]:
     return len(os.listdir("/proc/self/fd")), sorted(os.listdir("/dev/shm")), len(psutil.Process().children(True))
 
 
+def _is_idle() -> bool:
+    return os.getloadavg()[0] < (os.cpu_count() or 1)
+
+
 @pytest.mark.parametrize("name", [*ATTACKS, *ASYNC_ATTACKS])
 def test_an_attack_is_contained(arena: Arena, name: str) -> None:
     attack = {**ATTACKS, **ASYNC_ATTACKS}[name]
@@ -197,7 +201,7 @@ def test_an_attack_is_contained(arena: Arena, name: str) -> None:
         if (warm := kinds(scorer.score([make_group("warm")])[0])) == ["Score"]:
             break
     assert warm == ["Score"]
-    before = _open_here()
+    before, was_idle = _open_here(), _is_idle()
     (scored,) = scorer.score([make_group("one", name, "three")])
     ended = kinds(scored)
     assert ended in [["Score", kind, "Score"] for kind in (attack.kind, attack.if_slow) if kind]
@@ -206,7 +210,8 @@ def test_an_attack_is_contained(arena: Arena, name: str) -> None:
     if isinstance(outcome, Failed) and ended[1] == attack.kind:
         assert attack.said in outcome.message
     assert scorer.stats.slowest is not None
-    assert scorer.stats.slowest.seconds < DEADLINE_S + attack.extra_s + MARGIN_S * BUSY
+    margin = MARGIN_S if was_idle and _is_idle() else MARGIN_S * BUSY
+    assert scorer.stats.slowest.seconds < DEADLINE_S + attack.extra_s + margin
     assert [pid for pid in map(int, (arena.folder / "pids").read_text().split()) if not gone(pid)] == []
     assert kinds(scorer.score([make_group("warm")])[0]) == ["Score"]  # the process that replaced it is there
     until = time.monotonic() + 5

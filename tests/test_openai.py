@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from rlft.config import RolloutConfig
 from rlft.model.adapter import BASE_VERSION, bare_base, make_adapter, torch
 from rlft.model.chat import load_tokenizer
 from rlft.reward import judge_cache
-from rlft.reward.judge import Verdict, ask_judge, judge, passed, score
+from rlft.reward.judge import Verdict, _is_checked, ask_judge, judge, passed, score
 from rlft.reward.judge import _under_way as under_way
 from rlft.reward.judge_cache import Budget, BudgetSpentError
 from rlft.reward.outcomes import read
@@ -216,7 +217,7 @@ def test_an_unreadable_reply_is_asked_for_again_and_never_a_number() -> None:
         assert judge("?", score, base_url=server.base_url, model="m") == 1.0
     assert [(body["temperature"], body["seed"]) for body in server.asked] == [(0.0, 0), (1.0, 1)]
     with serve(lambda body, number: reply("well")) as server:
-        assert judge("?", score, base_url=server.base_url, model="m", attempts=2) is None
+        assert judge("another", score, base_url=server.base_url, model="m", attempts=2) is None
     assert len(server.asked) == 2
 
 
@@ -290,11 +291,40 @@ def test_what_was_asked_is_not_asked_again() -> None:
 def test_a_judge_that_has_changed_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlft.reward.judge.CHECKED", 1)  # every known reply
     with serve(lambda body, number: reply("Score: 1" if number == 0 else "Score: 5.5")) as server:
-        assert ask_all(server, "a")[0].drift is None
+        assert [ask_all(server, question)[0].drift for question in ("a", "b")] == [None, None]
         (verdict,) = ask_all(server, "a")
         assert (verdict.value, verdict.drift) == (0.0, 0.5)  # the reply that is known stays
-    (verdict,) = ask_all(server, "a", deadline_s=20, retries=0)  # the server is gone, and not needed
-    assert (verdict.value, verdict.drift) == (0.0, None)
+        assert ask_all(server, "a")[0].drift is None  # asked once
+        assert len(server.asked) == 3
+    (verdict,) = ask_all(server, "b", deadline_s=20, retries=0)  # the server is gone, and not needed
+    assert (verdict.is_known, verdict.drift) == (True, None)
+
+
+def test_a_judge_that_moved_to_another_address_is_known() -> None:
+    with serve(lambda body, number: reply("Score: 10")) as here, serve(lambda body, number: reply("Score: 1")) as there:
+        assert ask_all(here, "a")[0].value == 1.0
+        (again,) = ask_all(there, "a")
+        assert (again.value, again.is_known, len(there.asked)) == (1.0, True, 0)
+        (other,) = ask_all(there, "a", label="another model of this name")
+        assert (other.value, other.is_known, len(there.asked)) == (0.0, False, 1)
+
+
+def test_one_of_a_hundred_known_replies_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def checks(start: str) -> list[tuple[int, str]]:
+        """Which uses of ten known replies, in a process that has just begun, ask again."""
+        monkeypatch.setattr("rlft.reward.judge._known_used", itertools.count())
+        monkeypatch.setenv(*next(iter(Budget(start_id=start).variables.items())))
+        return [(turn, key) for turn in range(800) for key in keys if _is_checked(key)]
+
+    keys = [judge_cache.key_of({"model": "m", "messages": [number]}) for number in range(10)]
+    first = checks("a")
+    assert {key for _, key in first} == set(keys)  # few questions are checked, too, some time
+    assert len(first) == len(keys)  # and then no more, so the cost is bounded
+    assert checks("a") == []  # another process of the run
+    assert checks("b") == first  # the same run again: the same
+
+    monkeypatch.setattr(judge_cache, "is_first_check", lambda start, key: True)
+    assert 0.007 < len(checks("c")) / 8000 < 0.013
 
 
 def test_a_spent_budget_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,12 +333,12 @@ def test_a_spent_budget_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(*next(iter(budget.variables.items())))
         with serve(lambda body, number: reply("Score: 10", tokens=10)) as server:
             for number in range(allowed):
-                ask_all(server, f"{number}")
+                ask_all(server, f"{spent} {number}")
             with pytest.raises(BudgetSpentError, match=rf"rlft resume runs/{allowed} scoring\.{spent}=N\."):
                 ask_all(server, "another")
             with pytest.raises(BudgetSpentError):
                 ask_all(server, *map(str, range(10, 20)))  # at the same time
-            assert ask_all(server, "0")[0].value == 1.0  # known ones cost nothing
+            assert ask_all(server, f"{spent} 0")[0].value == 1.0  # known ones cost nothing
             assert len(server.asked) == allowed
 
 

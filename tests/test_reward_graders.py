@@ -115,8 +115,9 @@ def test_a_python_grader_runs_in_the_sandbox(tmp_path: Path) -> None:
     assert "python grader 'p': KeyError: '5'" in wrong.message
 
 
-def test_model_graders_ask_the_server(tmp_path: Path) -> None:
+def test_model_graders_ask_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai")
+    monkeypatch.setenv("RLFT_JUDGE_CACHE", str(tmp_path / "judge.sqlite"))
     with serve(lambda body, count: reply("Good.\nScore: 7" if count < 1 else "Score: 70")) as server:
         args = {"base_url": server.base_url, "model": "mine", "retries": 0, "attempts": 2}
         good, unread = score(write(tmp_path, MODEL), args)

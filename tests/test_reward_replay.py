@@ -21,10 +21,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from rlft.cli import main
-from rlft.cli.reward_replay import _sentences, rewards_of, steps_of
+from rlft.cli.reward_replay import _sentences, rewards_of, show_explained, steps_of
 from rlft.cli.run_config import load_run
 from rlft.curves.statistics import mean_interval
 from rlft.learner.batch import collate
@@ -368,12 +369,31 @@ def test_a_sample_is_explained_by_its_row(finished_run: Path) -> None:
         assert advantage["stored"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
         assert facts["loss"]["ratio"] == 1.0
         shares.append(facts["loss"]["gradient_share"])
+        assert facts["loss"]["step_gradient_share"] == shares[-1]  # one update is the step
         assert facts["unknown"] == []
     assert sum(shares) == pytest.approx(1.0)
     total = sum(abs(row["advantage"]) for row in rows)  # sequence means: every sample weighs the same
     assert isinstance(config.algorithm, PolicyObjective)
     assert config.algorithm.aggregate == "sequence_mean"
     assert shares == pytest.approx([abs(row["advantage"]) / total for row in rows], rel=1e-4)
+
+
+def test_the_shares_of_an_update_and_of_the_step_add_up(tmp_path: Path) -> None:
+    algorithm = {"preset": "grpo", "scale": "none", "correction": "none"}
+    config = tiny_config("model", algorithm=algorithm, updates_per_step=2, tasks_per_step=2)
+    # The second update's advantages are four times the first's, so four fifths of the step are its own.
+    groups = [made_up_group([0.0, 1.0], task_id="a"), made_up_group([0.0, 4.0], task_id="b")]
+    batch = collate(groups)
+    advantages, _ = batch_advantages(config.algorithm, batch, kl_coef=0.0, max_new_tokens=8)
+    write(tmp_path, groups, learned=learned_columns(replace(batch, advantages=advantages)))
+    losses = [explain(tmp_path, config, f"1/{name}")["loss"] for name in ("a/0", "a/1", "b/0", "b/1")]
+    assert [loss["update"] for loss in losses] == [1, 1, 2, 2]
+    assert [loss["gradient_share"] for loss in losses] == pytest.approx([0.5] * 4)
+    assert [loss["step_gradient_share"] for loss in losses] == pytest.approx([0.1, 0.1, 0.4, 0.4])
+    shown = Console(width=200, file=io.StringIO())
+    show_explained(shown, explain(tmp_path, config, "1/b/1"))
+    assert isinstance(shown.file, io.StringIO)
+    assert "share of the gradient: 50.00 %, 40.00 % of its step's (weight times |advantage|" in shown.file.getvalue()
 
 
 def test_what_stored_data_cannot_say_is_said(tmp_path: Path) -> None:

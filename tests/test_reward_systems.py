@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typer.testing import CliRunner
 
 from rlft.cli.main import app
 from rlft.reward.scoring import Scorer
-from rlft.reward.systems import SYSTEMS
+from rlft.reward.systems import SYSTEMS, loader
 from rlft.types import Completion, Failed, Group, RewardSpec, Score, Task, Trajectory, Turn
 
 REPLIES = ("It is 4.", "no idea")
@@ -75,9 +77,12 @@ class NaiveRewardManager:
         return {}
 """
 OPENRLHF = """
+import re
+
 import torch
 
 def reward_func(queries, prompts, labels, **kwargs):
+    "<|im_start|>assistant is not in the query"
     assert len(queries) == 1
     reply = queries[0][len(prompts[0]):]
     reward = torch.tensor([float(labels[0] in reply)])
@@ -85,6 +90,20 @@ def reward_func(queries, prompts, labels, **kwargs):
 
 def without(queries, prompts, labels):
     return {"scores": torch.tensor([1.0])}
+
+def splits(queries, prompts, labels):
+    return torch.tensor([float(labels[0] in queries[0].split("<|im_start|>assistant")[-1])])
+
+ENDS = ("</s>", "<|end|>")
+PATTERN = re.compile(r"<\\|assistant\\|>(.*)")
+
+def reply_of(query):
+    for end in ENDS:
+        query = query.removesuffix(end)
+    return PATTERN.sub("", query)
+
+def by_helper(queries, prompts, labels):
+    return torch.tensor([float(labels[0] in reply_of(queries[0]))])
 
 class AgentInstance:
     async def step(self, state_dict, **kwargs):
@@ -430,6 +449,21 @@ def test_in_a_process_with_the_users_file_in_its_hash_and_in_its_failures(folder
     assert "in compute_score" in again.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "marks"),
+    [("reward_func", ""), ("splits", "<|im_start|>"), ("by_helper", "</s>, <|assistant|>, <|end|>")],
+)
+def test_a_function_of_openrlhf_that_looks_for_a_template_s_marks_is_warned_about(
+    name: str, marks: str, folder: Path
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loader(f"openrlhf:{folder}/openrlhf_style.py:{name}")({})
+    said = [str(each.message) for each in caught if "template" in str(each.message)]
+    assert len(said) == bool(marks)
+    assert all(f"its code speaks of {marks}, which no query holds" in each for each in said)
+
+
 def test_trl_s_own_rewards() -> None:
     pytest.importorskip("trl")
     replies = (r"<think>sum</think> \boxed{4}", r"\boxed{5}")
@@ -453,6 +487,17 @@ def test_tasks_and_plugged_functions_of_verifiers_4(folder: Path) -> None:
     assert values(score(f"verifiers:{folder}/verifiers_4_style.py:plugged")) == [1.0, 0.5]
     with pytest.raises(ValueError, match="a runtime, which a harness starts"):
         score(f"verifiers:{folder}/verifiers_4_style.py:needs_runtime")
+
+
+def test_verl_s_own_score() -> None:
+    verl = importlib.util.find_spec("verl")  # its file alone: importing verl wants tensordict and a GPU's packages
+    if verl is None or not verl.submodule_search_locations:
+        pytest.skip("verl is not installed; see `make test-others`")
+    file = Path(verl.submodule_search_locations[0]) / "utils" / "reward_score" / "gsm8k.py"
+    path = f"verl:{file}:compute_score"
+    assert values(score(path, replies=("2 + 2 is 4.\n#### 4", "2 + 2 is 5.\n#### 5"))) == [1.0, 0.0]
+    assert values(score(path, {"format_score": 0.25}, replies=("It is 4.", "#### 5"))) == [0.0, 0.25]
+    assert values(score(path, {"method": "flexible"}, replies=("The sum is 4", "no idea"))) == [1.0, 0.0]
 
 
 def test_a_rubric_of_verifiers_itself(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,30 @@ def test_examples_stay_worth_copying(path: Path) -> None:
 def test_the_first_line_says_what_a_reward_does(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert docstring.splitlines()[0].endswith("."), path
+
+
+def test_cases_that_another_checker_ships_are_graded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("math_verify")
+    from benchmarks.reward_checkers import graded
+
+    def shipped(*cases: tuple[str, str, str, bool]) -> Path:
+        """An interpreter of an environment in which a package has these cases."""
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(cases)}\nEND\n")
+        python.chmod(0o755)
+        return python
+
+    right = [(f"right {n}", f"The answer is {n}", f"{n}", True) for n in range(50)]
+    assert graded(shipped(*right, ("wrong", "The answer is 5", "4", False)))
+    assert "false positives: 0 of 1, 0.0%\nfalse negatives: 0 of 50, 0.0%\n" in capsys.readouterr().out
+    assert graded(shipped(*right[1:], ("missed", "I cannot say", "4", True), ("wrong", "5", "4", False)))
+    assert not graded(shipped(*right, ("paid", "The answer is 4", "4", False)))
+    assert "false positives: 1 of 1, 100.0% paid" in capsys.readouterr().out
+    assert not graded(
+        shipped(
+            *right[2:],
+            *[(f"missed {n}", "I cannot say", "4", True) for n in "ab"],
+            right[0],
+            ("wrong", "5", "4", False),
+        )
+    )

@@ -560,8 +560,15 @@ def test_abstaining_everywhere_abstains(reward: Callable[..., RewardSpec]) -> No
 CROWDED = """
 import asyncio, os, time
 
-async def wait(completion):
+waiting = most = 0
+
+async def wait(completion, log_metric):
+    global waiting, most
+    waiting += 1
+    most = max(most, waiting)
     await asyncio.sleep(1.0)
+    waiting -= 1
+    log_metric("together", most)
     return 1.0
 
 async def odd(completion, log_dir):
@@ -644,7 +651,8 @@ def crowded(tmp_path: Path) -> Callable[..., RewardSpec]:
 def test_coroutines_wait_together(crowded: Callable[..., RewardSpec]) -> None:
     with Scorer([crowded("wait")], workers=1, deadline_s=30.0, log_dir=None) as scorer:
         scored = scorer.score([make_group(*["x"] * 8, name=f"t{i}") for i in range(8)])
-        assert scorer.stats.seconds < 20  # 64 seconds one after the other
+        assert scorer.stats.logged["wait/together"] == 64  # all of them at the same time
+        assert scorer.stats.seconds < 20
     assert all(outcome == Score(value=1.0, parts={"wait": 1.0}) for group in scored for outcome in outcomes(group))
 
 
@@ -657,7 +665,7 @@ def test_one_bad_coroutine_harms_no_other(crowded: Callable[..., RewardSpec], tm
     down = outcomes(scored)[2]
     assert isinstance(down, Failed)
     assert down.fault == "server"
-    assert down.where.endswith("crowded.py:20")
+    assert down.where.endswith("crowded.py:27")
 
 
 def test_a_coroutine_that_holds_the_others_up_is_blamed_alone(crowded: Callable[..., RewardSpec]) -> None:

@@ -220,7 +220,10 @@ def show_explained(console: Console, facts: Mapping[str, Any]) -> None:
         f"{_number((loss['correction'] or {}).get('mean'))}, tokens masked {_number(loss['masked'])}",
     ]
     if loss["gradient_share"] is not None:
-        lines.append(f"share of the gradient: {100 * loss['gradient_share']:.2f} % ({loss['gradient_share_is']})")
+        of_step = f", {100 * loss['step_gradient_share']:.2f} % of its step's" if loss["updates"] > 1 else ""
+        lines.append(
+            f"share of the gradient: {100 * loss['gradient_share']:.2f} %{of_step} ({loss['gradient_share_is']})"
+        )
     lines += [f"not known: {each}" for each in facts["unknown"]]
     for line in lines:
         console.print(Text(visible(line)), soft_wrap=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +142,11 @@ def _advantage(
 
 
 def _loss(config: RunConfig, again: Recomputed, sequence: int | None, unknown: list[str]) -> Facts:
-    """Its place in the loss: which update, masks, correction, and its share of the weight of that update's tokens."""
+    """Its place in the loss: which update, masks, correction, its share of that update's and of the step's gradient."""
     algorithm, batch = config.algorithm, again.batch
     facts: Facts = {"update": None, "updates": config.updates_per_step, "included": None, "ratio": None}
     facts |= {"clip": None, "clipped": None, "correction": None, "masked": None, "weight": None, "gradient_share": None}
+    facts["step_gradient_share"] = None
     if batch is None or sequence is None:
         return {**facts, "included": False}
     if not isinstance(algorithm, PolicyObjective):
@@ -153,15 +154,11 @@ def _loss(config: RunConfig, again: Recomputed, sequence: int | None, unknown: l
         labels = batch.advantages[batch.sequence_index == sequence]
         unknown.append("its share of the gradient: a preference loss weighs pairs by the policy's own log-probs")
         return {**facts, "included": bool(labels.any())}
-    update, part, position = _update_of(batch, sequence, config.updates_per_step)
+    parts = minibatches(batch, config.updates_per_step)
+    update, position = _update_of(parts, sequence)
+    part = parts[update - 1]
     own = part.sequence_index == position
-    included = included_actions(algorithm, part)
-    weights = aggregation_weights(
-        algorithm.aggregate,
-        part.sequence_index,
-        max_new_tokens=config.sampling.max_new_tokens,
-        included=included,
-    )
+    included, weights = included_actions(algorithm, part), _weights(config, algorithm, part)
     facts |= {"update": update, "included": bool(included[own].any()), "weight": float(weights[own].sum())}
     if algorithm.surrogate != "score_function":
         facts["clip"] = [1 - algorithm.clip_low, 1 + algorithm.clip_high]
@@ -171,10 +168,10 @@ def _loss(config: RunConfig, again: Recomputed, sequence: int | None, unknown: l
         unknown.append(f"ratio and clip: it is in update {update} of its step, and the policy before it is not stored")
     factor = _correction(algorithm, part, facts, own, unknown)
     if factor is not None:
-        assert part.advantages is not None
-        size = (weights * part.advantages * factor).abs()
-        total = float(size.sum())
-        facts["gradient_share"] = float(size[own].sum()) / total if total > 0 else 0.0
+        sizes = [_sizes(config, algorithm, each) for each in parts]
+        mine, of_updates = float(sizes[update - 1][own].sum()), [float(each.sum()) for each in sizes]
+        facts["gradient_share"] = _share(mine, of_updates[update - 1])
+        facts["step_gradient_share"] = _share(mine, sum(of_updates))
         what = [] if update == 1 else ["ratio 1"]
         what += ["without the KL term"] if algorithm.kl != "none" and algorithm.kl_in == "loss" else []
         what += ["without the entropy bonus"] if algorithm.entropy_coef else []
@@ -184,14 +181,38 @@ def _loss(config: RunConfig, again: Recomputed, sequence: int | None, unknown: l
     return facts
 
 
-def _update_of(batch: Batch, sequence: int, updates: int) -> tuple[int, Batch, int]:
-    """(number of the update that a sequence is in, from 1; its batch; the sequence's position in that)."""
+def _update_of(parts: Sequence[Batch], sequence: int) -> tuple[int, int]:
+    """(number of the update that a sequence is in, from 1; the sequence's position in its batch)."""
     before = 0
-    for number, part in enumerate(minibatches(batch, updates), start=1):
+    for number, part in enumerate(parts, start=1):
         if sequence < before + part.num_sequences:
-            return number, part, sequence - before
+            return number, sequence - before
         before += part.num_sequences
     raise AssertionError("every sequence is in an update")
+
+
+def _weights(config: RunConfig, algorithm: PolicyObjective, part: Batch) -> Tensor:
+    """Of each token of an update in its loss."""
+    return aggregation_weights(
+        algorithm.aggregate,
+        part.sequence_index,
+        max_new_tokens=config.sampling.max_new_tokens,
+        included=included_actions(algorithm, part),
+    )
+
+
+def _sizes(config: RunConfig, algorithm: PolicyObjective, part: Batch) -> Tensor:
+    """Weight times |advantage| of each token of an update, with the factor against sampling from other weights."""
+    assert part.advantages is not None
+    size = (_weights(config, algorithm, part) * part.advantages).abs()
+    if algorithm.correction == "none":
+        return size
+    assert part.old_logprobs is not None
+    return size * correction_factor(part.old_logprobs, part.rollout_logprobs, part.sequence_index, algorithm)
+
+
+def _share(size: float, total: float) -> float:
+    return size / total if total > 0 else 0.0
 
 
 def _correction(

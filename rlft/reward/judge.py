@@ -8,7 +8,8 @@ A reply that cannot be read is asked for again; after that `value` is None, and 
 does not answer is an exception, so a failed sample. Neither is ever a number.
 
 Rewards that are `async def` ask for many samples at once. What was asked before is not asked again (`judge_cache`), in
-this run or another; one of a hundred such replies is compared with a new one, which tells a judge that has changed.
+this run or another; one of a hundred such replies is compared with a new one, each question at most once in a run,
+which tells a judge that has changed.
 A run may have a budget (`scoring.judge_calls`, `scoring.judge_tokens`): when it is spent, samples fail and it stops.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import itertools
 import os
 import re
 import threading
@@ -36,7 +38,7 @@ T = TypeVar("T")
 MOST_AT_ONCE = 64
 """Most requests that a process has under way."""
 CHECKED = 100
-"""Of so many replies that are known already, one is asked for again."""
+"""Of so many times that a known reply is used, the question is asked again once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +97,7 @@ async def ask_judge(
             another seed, or they would be the same.
         retries: further tries of each after a connection error, 429 or 5xx.
         extra: further fields of the request's body.
-        label: change it when the server has another model under the same name: then nothing is known yet.
+        label: tells models apart that have the same name, at one address or at two; with a new one nothing is known.
 
     Raises:
         ValueError: the environment variable is not set here.
@@ -121,7 +123,7 @@ async def ask_judge(
                     "seed": attempt,
                     "extra": extra,
                 }
-                key = key_of(base_url, request(model, messages, **sampling), label)
+                key = key_of(request(model, messages, **sampling), label)
                 known = judge_cache.find(key)
                 reply = known or await _once(key, functools.partial(ask_async, client, model, messages, **sampling))
                 tokens, is_known = tokens + reply.tokens, is_known and known is not None
@@ -205,7 +207,18 @@ _under_way: dict[str, _Request] = {}
 
 
 def _is_checked(key: str) -> bool:
-    return int(key[:8], 16) % CHECKED == 0
+    """Whether this use of a known reply is one of a hundred, and the first of its question that is.
+
+    Which ones they are follows from the question and from how many known replies this process has used before, so a
+    question that comes back often is checked some time.
+    """
+    drawn = hashlib.sha256(f"{key} {next(_known_used)}".encode()).digest()
+    if int.from_bytes(drawn[:8], "big") % CHECKED:
+        return False
+    return judge_cache.is_first_check(Budget.here().start_id, key)
+
+
+_known_used = itertools.count()
 
 
 def _distance(known: Any, new: Any) -> float:

@@ -2,7 +2,7 @@
 
 A request that was answered before is not sent again: a resumed run, a replay and another run with the same samples get
 the same reply. Replies are kept as they came, so that another way of reading them needs no new ones. The key is the
-hash of server, model and request.
+hash of model and request, whatever address they are sent to: a server may move to another port or node.
 
 The file is `judge.sqlite` in rlft's cache; the environment variable RLFT_JUDGE_CACHE names another one.
 """
@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from rlft.common.files import cache_root
 
 BUDGET = "RLFT_JUDGE_BUDGET"
 """Environment variable of scoring processes: JSON of a `Budget`."""
+_START = secrets.token_hex(8)
 _BUSY_S = 10.0
 """How long another process may hold the file."""
 _TABLES = """
 create table if not exists replies (key text primary key, text text, finish text, tokens integer, asked real);
 create table if not exists spent (scope text primary key, calls integer, tokens integer);
+create table if not exists checked (start text, key text, primary key (start, key));
 """
 
 
@@ -47,6 +50,8 @@ class Budget:
     """Requests; 0 is no bound, and below 0 only kept replies count."""
     tokens: int = 0
     """Tokens of questions and replies; 0 is no bound."""
+    start_id: str = _START
+    """Which start of a run it is: that of the process which made this, whose scoring processes share it."""
 
     @staticmethod
     def here() -> Budget:
@@ -62,12 +67,12 @@ class Budget:
     @property
     def variables(self) -> dict[str, str]:
         """The environment variable that tells it to a process."""
-        return {BUDGET: json.dumps({"scope": self.scope, "calls": self.calls, "tokens": self.tokens})}
+        return {BUDGET: json.dumps(asdict(self))}
 
 
-def key_of(base_url: str, request: Mapping[str, Any], label: str = "") -> str:
-    """Hash of a request to a server; the label tells models apart that a server gives the same name."""
-    return hashlib.sha256(json.dumps([base_url, request, label], sort_keys=True).encode()).hexdigest()
+def key_of(request: Mapping[str, Any], label: str = "") -> str:
+    """Hash of a request, which names the model; the label tells models apart that have the same name."""
+    return hashlib.sha256(json.dumps([request, label], sort_keys=True).encode()).hexdigest()
 
 
 def find(key: str) -> Reply | None:
@@ -82,6 +87,12 @@ def keep(key: str, reply: Reply) -> None:
     row = (key, reply.text, reply.finish_reason, reply.tokens, time.time())
     with _open() as database:
         database.execute("insert or ignore into replies values (?, ?, ?, ?, ?)", row)
+
+
+def is_first_check(start_id: str, key: str) -> bool:
+    """Whether since a run was started no process of it has compared this reply with a new one; now it counts as so."""
+    with _open() as database:
+        return database.execute("insert or ignore into checked values (?, ?)", (start_id, key)).rowcount == 1
 
 
 def take(budget: Budget) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 from rlft.common import by_path
@@ -149,6 +151,52 @@ def method(thing: Any, name: str) -> Any:
 
 async def _then(value: Awaitable[Any], result: Callable[[Any], Any]) -> Any:
     return result(await value)
+
+
+def words_of(function: Any) -> tuple[set[str], set[str]]:
+    """(names, texts) in the code of a function, and of those of its module or class that it calls.
+
+    Texts are constants and what global names stand for, patterns included; docstrings are none.
+    """
+    names, texts = set[str](), set[str]()
+    _collect(function, names, texts, set())
+    return names, texts
+
+
+def _collect(function: Any, names: set[str], texts: set[str], seen: set[int]) -> None:
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function if inspect.isroutine(function) else method(function, "__call__"))
+    code = getattr(function, "__code__", None)
+    if code is None or id(code) in seen:
+        return
+    seen.add(id(code))
+    own, constants = _words(code)
+    known = getattr(function, "__globals__", {})
+    names |= own
+    texts |= (constants - {function.__doc__}) | {text for name in own for text in _texts(known.get(name))}
+    owner = type(function.__self__) if inspect.ismethod(function) else None
+    for called in (known.get(name) or getattr(owner, name, None) for name in sorted(own)):
+        if inspect.isfunction(called) and called.__module__ == function.__module__:
+            _collect(called, names, texts, seen)
+
+
+def _words(code: CodeType) -> tuple[set[str], set[str]]:
+    names, constants = set(code.co_names), {text for each in code.co_consts for text in _texts(each)}
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            more_names, more_constants = _words(inner)
+            names, constants = names | more_names, constants | more_constants
+    return names, constants
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts that a constant holds."""
+    if isinstance(value, re.Pattern):
+        value = value.pattern
+    if isinstance(value, tuple | list | set | frozenset):
+        return [text for each in value for text in _texts(each)]
+    return [value] if isinstance(value, str) else []
 
 
 def joined(messages: Iterable[Mapping[str, Any]]) -> str:

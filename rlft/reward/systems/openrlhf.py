@@ -1,17 +1,23 @@
 """Reward functions of OpenRLHF (https://github.com/OpenRLHF/OpenRLHF): `reward_func(queries, prompts, labels)`.
 
 Called with lists of one, as OpenRLHF does. A query is the prompt and the reply; neither has what a chat template writes
-around messages. `rewards` is the value, `scores` and the numbers in `extra_logs` are observed.
+around messages, and a function whose code speaks of such marks is warned about. `rewards` is the value, `scores` and
+the numbers in `extra_logs` are observed.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from rlft.reward.contract import RewardFunction, prompt_and_reply
-from rlft.reward.systems.common import adapt, check_args, find, joined, parameters_of, required, unwrap_single
+from rlft.reward.systems.common import adapt, check_args, find, joined, parameters_of, required, unwrap_single, words_of
+
+_MARK = re.compile(r"<\|[^|<>\n]*\|>|</?s>")
+"""What templates mark messages with."""
 
 
 def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
@@ -33,6 +39,14 @@ def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
     if missing := required(function, (*(p.name for p in positional[:3]), *args)):
         raise ValueError(
             f"{where}: OpenRLHF gives it queries, prompts and labels, not {missing[0]!r}; put it in `args`"
+        )
+
+    if marks := sorted({mark for text in words_of(function)[1] for mark in _MARK.findall(text.replace("\\", ""))}):
+        warnings.warn(
+            f"{where}: its code speaks of {', '.join(marks)}, which no query holds here: queries and prompts are "
+            "without what a chat template writes around messages. What is split there stays whole, prompt included; "
+            "take the reply as query[len(prompt):]",
+            stacklevel=1,
         )
 
     def arguments(offered: Mapping[str, Any]) -> tuple[list[list[Any]], Mapping[str, Any]]:

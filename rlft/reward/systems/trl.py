@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from types import CodeType
 from typing import Any
 
 from rlft.reward.contract import RewardFunction
@@ -21,10 +20,10 @@ from rlft.reward.systems.common import (
     check_args,
     find,
     joined,
-    method,
     parameters_of,
     required,
     takes_any,
+    words_of,
 )
 
 _MARKS = ("prompts", "completions", "completion_ids")
@@ -93,31 +92,8 @@ def reads_messages(function: Callable[..., Any]) -> bool:
         written = completions.annotation if isinstance(completions.annotation, str) else str(completions.annotation)
         if "dict" in written.lower() or "str" in written:
             return "dict" in written.lower()
-    return _says_content(function, set())
-
-
-def _says_content(function: Any, seen: set[int]) -> bool:
-    """Whether "content" stands in a function, or in those of its module or class that it calls."""
-    function = inspect.unwrap(function if inspect.isroutine(function) else method(function, "__call__"))
-    code = getattr(function, "__code__", None)
-    if code is None or id(code) in seen:
-        return False
-    seen.add(id(code))
-    names, constants = _words(code)
-    if "content" in constants or "content" in names:
-        return True
-    owner = type(function.__self__) if inspect.ismethod(function) else None
-    called = [getattr(function, "__globals__", {}).get(name) or getattr(owner, name, None) for name in names]
-    return any(_says_content(f, seen) for f in called if inspect.isfunction(f) and f.__module__ == function.__module__)
-
-
-def _words(code: CodeType) -> tuple[set[str], set[str]]:
-    names, constants = set(code.co_names), {each for each in code.co_consts if isinstance(each, str)}
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            more_names, more_constants = _words(inner)
-            names, constants = names | more_names, constants | more_constants
-    return names, constants
+    names, constants = words_of(function)
+    return "content" in names or "content" in constants
 
 
 class _SameValue:
