@@ -135,6 +135,11 @@ def test_a_command_that_there_is_not_would_be_found(line: str) -> None:
     assert refusal(line.split())
 
 
+def test_a_file_that_there_is_not_would_be_found() -> None:
+    words = ["train", "configs/gone.yaml", "data.source=configs/data/sums.jsonl", "extends=docs/gone.md", "mine.yaml"]
+    assert lost_files(words) == ["configs/gone.yaml", "docs/gone.md"]
+
+
 # Given, with the tiny model where a page names one.
 
 
