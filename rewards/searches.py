@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-from rlft.types import Message
+from rlft.types import Trajectory
 
 
-def searches(messages: list[Message], answer: Any = None) -> dict[str, float]:
+def searches(trajectory: Trajectory) -> dict[str, float]:
     """The number of `tool` messages, and as a part whether one of them holds the answer as whole words.
 
-    It says how a policy works, not how well: with a weight it would be paid for asking without end.
+    It says how a policy works, not how well: with a weight it would be paid for asking without end. The reply is not
+    looked at, only what the task's answer and the results have in common.
     """
-    results = [str(message["content"]) for message in messages if message["role"] == "tool"]
+    results = [str(message["content"]) for message in trajectory.conversation if message["role"] == "tool"]
     found: dict[str, float] = {"score": float(len(results))}
-    if answer is not None:
-        found["found"] = float(any(f" {_words(str(answer))} " in f" {_words(text)} " for text in results))
+    if trajectory.task.answer is not None:
+        found["found"] = float(
+            any(f" {_words(str(trajectory.task.answer))} " in f" {_words(text)} " for text in results)
+        )
     return found
 
 

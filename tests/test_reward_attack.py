@@ -25,6 +25,7 @@ from rlft.reward.transforms import FAMILIES
 from rlft.reward.tricks import ADVICE, WITHOUT
 from rlft.types import RewardSpec, Task
 from tests.fakes_run import make_run
+from tests.sweeps import swept
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,17 +97,16 @@ RIGHT: dict[str, dict[str, Any]] = {
     "whole_text": {"tasks": WORDS},
     "tests_pass": CODE,
 }
-SLOW = {"rewards.code_tests:code_tests", "rewards.embedding_similarity:embedding_similarity"}
-SERVED = ("judge", "reward_model", "classifier", "ranking", "rubric", "pairwise", "reasoning_gym", "environment_reward")
-LESSON = "rewards.json_syntax:json_syntax"
-"""Its page shows with it what a reward for the syntax alone is worth: `{}` is perfect."""
-OBSERVER = "rewards.searches:searches"
-"""It counts calls, right or not, and is for weight 0: as a reward it pays for asking without end, as it says."""
-SHIPPED = [
-    path
-    for path in available("rewards")
-    if path not in {*SLOW, LESSON, OBSERVER} and not any(name in path for name in SERVED)
-]
+SERVED = ("judge", "reward_model", "classifier", "ranking", "rubric", "pairwise", "reasoning_gym", "embedding")
+ALLOWED = {
+    "rewards.json_syntax:json_syntax": {"format only"},  # a lesson: its page shows that `{}` is perfect
+    "rewards.searches:searches": {"calls"},  # it counts searches, right or not, and is for weight 0, as it says
+}
+"""What an attack may find in a shipped reward, and why."""
+SHIPPED = swept(
+    [path for path in available("rewards") if not any(name in path for name in SERVED)],
+    always=lambda path: path != "rewards.code_tests:code_tests",  # each reply is a program that runs
+)
 
 
 def attacked(name: str, **options: Any) -> AttackReport:
@@ -130,7 +130,8 @@ def test_shipped_rewards_survive(path: str) -> None:
 
     asked = reward_attack.asked(path, args=(), data="", cases=None, oracle="", run=None, seconds=60.0, seed=1)
     options = {field: getattr(asked, field) for field in ("specs", "tasks", "cases")}
-    assert attack(Attacked(**options, workers=0, generations=1, seconds=60.0)).exploits == []
+    report = attack(Attacked(**options, workers=0, generations=1, seconds=60.0))
+    assert {exploit.family for exploit in report.exploits} == ALLOWED.get(path, set()), report.exploits
 
 
 def test_what_is_found_is_small_told_in_words_and_the_same_for_the_same_seed() -> None:

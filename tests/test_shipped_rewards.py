@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlft.cli import reward_check
 from rlft.cli.reward_check import spread
 from rlft.common.by_path import available
 from rlft.common.chat_server import Reply, ServerError
@@ -27,6 +29,7 @@ from rlft.types import Message, Outcome, RewardSpec, Score
 from tests.fakes_head import head_config
 from tests.fakes_judge import ask_directly, serve_judge
 from tests.fakes_reward import reward_model_config
+from tests.sweeps import swept
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = {path.partition(":")[0].rpartition(".")[2]: path for path in available("rewards")}
@@ -70,6 +73,41 @@ def test_a_reward_says_what_its_cases_expect(name: str) -> None:
         result = function(**call_arguments(plan, spec, group, 0))
         outcomes.append(read(result) if plan.kind == "sample" else read_many(result, 1)[0])
     assert broken_cases(cases, outcomes) == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    swept(
+        [name for name in FUNCTIONS if name not in (*JUDGES, *MODELS, "reasoning_gym_score")],
+        always=lambda name: name != "code_tests",  # each reply is a program that runs
+    ),
+)
+def test_a_check_has_nothing_to_say_of_a_reward(name: str) -> None:
+    path = FUNCTIONS[name]
+    asked = reward_check.asked(path, args=(), data="", cases=None, deadline_s=None, within_s=60.0)
+    report = check_rewards(replace(asked, workers=0))
+    assert report.replies > 20
+    found = {(finding.severity, finding.check) for finding in report.findings if finding.severity != "info"}
+    assert found == set(), report.findings
+
+
+def test_what_pays_for_nothing_is_no_penalty_where_it_takes_an_answer_or_pays_at_all() -> None:
+    expected = {"never_paid": "info", "wants_answer": "warning", "pays_the_brief": "warning"}
+    for name, severity in expected.items():
+        report = check_rewards(Checked(specs=[RewardSpec(path=f"tests.test_shipped_rewards:{name}")], workers=0))
+        assert [f.severity for f in report.findings if f.check == "nothing"] == [severity], name
+
+
+def never_paid(completion: str) -> float:
+    return -min(1.0, len(completion) / 100)
+
+
+def wants_answer(completion: str, answer: str) -> float:
+    return -min(1.0, len(completion) / 100) + 0 * len(answer)
+
+
+def pays_the_brief(completion: str) -> float:
+    return 1 - min(1.0, len(completion) / 100)
 
 
 @pytest.fixture

@@ -282,8 +282,12 @@ def leaks(tasks: Sequence[Task]) -> list[Finding]:
     return [Finding(check="data", severity="info", reward=ALL, detail=detail, example=held[0].id, advice=advice)]
 
 
-def pays_for_nothing(samples: Sequence[Sample]) -> list[Finding]:
-    """Whether an empty reply gets the most that any reply got."""
+def pays_for_nothing(samples: Sequence[Sample], *, takes_answer: bool) -> list[Finding]:
+    """Whether an empty reply gets the most that any reply got.
+
+    That is a warning, but for a penalty: what takes no answer and gives nothing above 0 is meant to stand beside a
+    reward.
+    """
     by_task: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.total is not None:
@@ -298,10 +302,11 @@ def pays_for_nothing(samples: Sequence[Sample]) -> list[Finding]:
                 return []
     if not best or max(values) == min(values) or max(best.values()) < max(values):
         return []
+    is_penalty = max(values) <= 0 and not takes_answer
     return [
         Finding(
             check="nothing",
-            severity="warning",
+            severity="info" if is_penalty else "warning",
             reward=ALL,
             detail=f"an empty reply gets the most that any of {len(values)} replies got, {max(best.values()):g}: "
             "saying nothing is the best policy",

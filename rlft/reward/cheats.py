@@ -54,4 +54,6 @@ def cheats(
     if not known and not comparative:
         found += search.ordered(tasks[:2], samples)
     samples += search.samples
-    return found if upside_down else [*found, *pays_for_nothing(samples)], search
+    if not upside_down:
+        found += pays_for_nothing(samples, takes_answer=takes_answer)
+    return found, search
