@@ -15,6 +15,8 @@ from rlft.cli import main
 from rlft.curves.alarms import ALARMS, Health, alarms_from, alarms_of
 from rlft.curves.alarms.course import Course, course_of, jump, onset, shift, trend
 from rlft.curves.alarms.detectors import DETECTORS
+from rlft.curves.alarms.evidence import _KEYS, samples_for
+from rlft.curves.alarms.seen import Found
 from rlft.curves.alarms.watch import is_looked_at
 from rlft.curves.statistics import mean_interval
 from tests.fakes_run import append, rollout, write_config, write_json, write_rollouts
@@ -327,3 +329,38 @@ def test_the_report_has_the_alarms_with_their_samples(tmp_path: Path) -> None:
     assert (cut["metrics"], cut["alarm"]) == (["rollout/truncated"], "truncation")
     assert page.data["chips"][0]["tone"] == "bad"
     assert "alarm truncation" in {why for group in page.data["samples"]["groups"] for why in group["why"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("not_finite", [(4, 3), (4, 2), (4, 1)]),
+        ("gradient_spikes", [(4, 3), (4, 2), (4, 1)]),
+        ("clip_saturation", [(5, 3), (4, 3), (5, 2), (4, 2), (5, 1)]),
+        ("critic_diverges", [(5, 3), (4, 3), (5, 2), (4, 2), (5, 1)]),
+        ("throughput", [(5, 1), (4, 1), (5, 2), (4, 2), (5, 3)]),
+    ],
+)
+def test_alarms_about_updates_and_speed_show_samples(tmp_path: Path, name: str, shown: list[tuple[int, int]]) -> None:
+    write_config(tmp_path, 5)
+    for step in (3, 4, 5):
+        rows = [
+            rollout(step, 0, at, advantage=(-1) ** at * (0.4 * at + 0.1 * step), completion_tokens=10 * (4 - at) + step)
+            for at in (1, 2, 3)
+        ]
+        write_rollouts(tmp_path / "rollouts" / f"step-{step:06d}.parquet", rows)
+    found = Found(severity="warning", onset=4, evidence="", numbers={})
+    assert [(each.step, each.index) for each in samples_for(tmp_path, name, found)] == shown
+
+
+def test_every_alarm_can_have_samples() -> None:
+    assert set(_KEYS) == set(ALARMS)
+
+
+def test_samples_without_an_advantage_are_shown_where_something_was_not_finite(tmp_path: Path) -> None:
+    write_config(tmp_path, 1)
+    rows = [rollout(1, 0, at, advantage=value) for at, value in enumerate((None, 0.5, math.nan))]
+    write_rollouts(tmp_path / "rollouts" / "step-000001.parquet", rows)
+    found = Found(severity="warning", onset=1, evidence="", numbers={})
+    assert [each.index for each in samples_for(tmp_path, "not_finite", found)] == [2, 1, 0]
+    assert [each.index for each in samples_for(tmp_path, "clip_saturation", found)] == [2, 1]

@@ -125,8 +125,30 @@ def test_describe_by_hand() -> None:
             "rollout/truncated": 2 / 10,
             "low/groups/with_signal": 0.0,
             "high/groups/with_signal": 1.0,
+            "low/groups/solved_all": 0.0,  # one of three groups, as each of these
+            "high/groups/solved_all": 1.0,
+            "low/groups/solved_none": 0.0,
+            "high/groups/solved_none": 1.0,
+            "low/rollout/truncated": 0.0,
+            "high/rollout/truncated": 1.0,
         }
     )
+
+
+def test_shares_of_groups_and_of_cut_completions_have_intervals() -> None:
+    scores = [[1.0, 1.0]] * 6 + [[0.0, 0.0]] * 2 + [[0.0, 1.0]] * 24
+    groups = [
+        made_up_group(each, task_id=str(index), finish_reason="length" if index < 4 else "stop")
+        for index, each in enumerate(scores)
+    ]
+    metrics = describe(groups)
+    for name, count in (("groups/solved_all", 6), ("groups/solved_none", 2), ("rollout/truncated", 4)):
+        interval = mean_interval([[float(index < count)] for index in range(32)])
+        found = metrics[name], metrics[f"low/{name}"], metrics[f"high/{name}"]
+        assert found == pytest.approx((count / 32, interval.low, interval.high)), name
+    equal = describe([made_up_group([1.0, 1.0], task_id=str(index)) for index in range(4)])
+    assert equal["groups/solved_all"] == 0  # which reward is the highest that there can be is not known
+    assert "low/groups/solved_all" not in equal
 
 
 @pytest.mark.parametrize("hole", [FAILED, ABSTAINED], ids=["failed", "abstained"])

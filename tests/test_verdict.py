@@ -16,11 +16,14 @@ from rlft.cli.main import app
 from rlft.curves import doubts
 from rlft.curves.alarms import ALARMS, Alarm, Health
 from rlft.curves.differences import paired
+from rlft.curves.looks import picked
+from rlft.curves.page_data import tables
 from rlft.curves.page_data.decision import chips
 from rlft.curves.reading import read_config, read_evals
 from rlft.curves.scored_run import read_run
 from rlft.curves.shadow import Shadow, moved
 from rlft.curves.statistics import mean_interval
+from rlft.curves.text import number
 from rlft.curves.verdict import Verdict, judge, verdict_of
 from rlft.run.records import Evaluation, word_for
 from tests.fakes_run import append, event, make_run, rollout, write_config, write_eval, write_rollouts
@@ -359,3 +362,22 @@ def test_length_that_grows_tenfold_with_the_reward_is_not_shipped_and_does_not_p
     words = ["gate", f"{run}@base", str(run), "--min-effect", "0.05"]
     told = CliRunner().invoke(app, words)
     assert (told.exit_code, "length_with_reward since step" in told.output) == (2, True), told.output
+
+
+def test_the_best_evaluation_is_marked_as_picked_in_the_table_where_it_is_not_the_result() -> None:
+    solved = [30, 40, 90, 50, 52, 54, 50, 52, 54, 50, 52]
+    evals = [_evaluation("base" if not at else f"step-{5 * at:06d}", _solved(count)) for at, count in enumerate(solved)]
+
+    def policies(result: Sequence[Evaluation]) -> list[str]:
+        table = tables.evaluations(evals, (), result)
+        assert table is not None
+        return [row[0] for row in table["rows"]]
+
+    evals[4], evals[2] = replace(evals[2], name="step-000020", step=20), replace(evals[4], name="step-000010", step=10)
+    best = picked(evals[1:])
+    assert best is not None
+    marked = f"RL, step 20, best of 10: picked (optimism {number(best.optimism)})"
+    assert policies(evals)[:4] == ["base", "RL, step 5", "RL, step 10", marked]  # of a row that is else left out
+    assert not any("picked" in row for row in policies(evals[:5]))  # the best is the result, as after rolling back
+    rising = [_evaluation(name, _solved(count)) for name, count in (("step-000005", 40), ("step-000010", 60))]
+    assert "picked" not in json.dumps(tables.evaluations(rising, (), rising))

@@ -103,7 +103,7 @@ def compare(
         intervals=[t_interval(side, level) for side in scores],
         seeds=grouped.seeds if grouped else None,
         tasks=tasks,
-        iqm=_iqm(list(means[0].values()), list(means[1].values()), level),
+        iqm=interquartile_change(list(means[0].values()), list(means[1].values()), level),
         worse=worse,
         better=better,
         counts=counts,
@@ -199,7 +199,9 @@ def _changed_tasks(
     return top[0], top[1], (worse, better, len(moved) - worse - better)
 
 
-def _iqm(before: Sequence[float], after: Sequence[float], level: float) -> tuple[float, float, Interval] | None:
+def interquartile_change(
+    before: Sequence[float], after: Sequence[float], level: float
+) -> tuple[float, float, Interval] | None:
     """Mean of the middle half of the tasks, with a bootstrap over tasks, which are paired; 20 tasks at least."""
     import numpy as np
 

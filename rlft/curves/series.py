@@ -48,7 +48,7 @@ class Bin:
     step: float
     """The mean of the steps."""
     interval: Interval
-    """The mean of their values with a 95 % interval, from their spread around each other; n counts the steps."""
+    """The mean of their values with a 95 % interval, see `bins`; n counts the steps."""
 
 
 def series(rows: Rows, metric: str) -> Series:
@@ -69,12 +69,17 @@ def series(rows: Rows, metric: str) -> Series:
 def bins(values: Series) -> list[Bin]:
     """Means of about 60 bins of equally many steps; none where there are few steps.
 
-    The interval is Student's t over the steps of the bin, each of which has tasks and samples of its own. A trend
-    within the bin makes it wider, never narrower.
+    The interval is Student's t over the steps of the bin, each of which has tasks and samples of its own, or what the
+    intervals of the steps pool to where that is wider: near the ends of a share a few steps agree by chance, and say
+    less of each other than the interval of each does. A trend within the bin makes it wider, never narrower.
     """
-    points = values.finite
     if len(values.steps) <= MANY:
         return []
+    points = [
+        (step, value, (high - low) / 2)
+        for step, value, (low, high) in zip(values.steps, values.values, values.bounds, strict=True)
+        if math.isfinite(value)
+    ]
     size = math.ceil(len(points) / _BINS)
     return [_bin(points[start : start + size]) for start in range(0, len(points), size)]
 
@@ -95,6 +100,11 @@ def span(several: Iterable[Series], intervals: Iterable[Interval] = ()) -> tuple
     return (min(numbers), max(numbers)) if max(numbers) > min(numbers) else (0.0, 1.0)
 
 
-def _bin(points: Sequence[tuple[float, float]]) -> Bin:
-    steps, values = zip(*points, strict=True)
-    return Bin(step=math.fsum(steps) / len(steps), interval=t_interval(values))
+def _bin(points: Sequence[tuple[float, float, float]]) -> Bin:
+    """The bin of some steps from (step, value, half width of its interval, nan where it has none)."""
+    steps, values, halves = zip(*points, strict=True)
+    interval = t_interval(values)
+    pooled = math.sqrt(math.fsum(half**2 for half in halves)) / len(halves)
+    if pooled > (interval.high - interval.low) / 2 or (math.isfinite(pooled) and not interval.bounded):
+        interval = Interval(interval.mean, interval.mean - pooled, interval.mean + pooled, interval.n)
+    return Bin(step=math.fsum(steps) / len(steps), interval=interval)

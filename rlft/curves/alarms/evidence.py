@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ from rlft.curves.alarms.seen import Found
 from rlft.curves.text import shortened
 
 _COLUMNS = ("step", "task_id", "sample_index", "outcome", "reward", "parts", "completion")
-_FURTHER = ("completion_tokens", "finish_reason", "group_index")
+_FURTHER = ("completion_tokens", "finish_reason", "group_index", "advantage")
 _LOGPROBS = ("logprobs", "learner_logprobs", "reference_logprobs", "action_mask")
 _STEPS = 4
 """Stored steps that samples are taken from: the last ones, where an alarm shows most."""
+_AT_ONSET = ("reward_spike", "not_finite", "gradient_spikes")
+"""Alarms about single steps: their samples are those of the first one."""
 _EXCERPT = 240
 """Characters of a completion that are shown."""
 
@@ -34,7 +37,7 @@ def samples_for(run: Path, name: str, found: Found, *, until: int | None = None)
     if key is None or not stored:
         return ()
     steps = [step for step in stored if step >= found.onset][-_STEPS:] or stored[-1:]
-    if name == "reward_spike":
+    if name in _AT_ONSET:
         steps = [step for step in stored if step == found.onset] or steps
     further = (*_FURTHER, *(_LOGPROBS if name in ("kl_without_reward", "mismatch") else ()))
     rows = reading.read_rollouts(run, _COLUMNS, steps, optional=further).to_pylist()
@@ -115,6 +118,24 @@ def _extreme(row: _Row, rows: Sequence[_Row]) -> float:
     return abs(_number(row["reward"]) - sum(known) / max(1, len(known)))
 
 
+def _longest(row: _Row, rows: Sequence[_Row]) -> float:
+    return _number(row.get("completion_tokens"))
+
+
+def _moved_most(row: _Row, rows: Sequence[_Row]) -> float:
+    """What the update was made of: advantages that are no numbers first, then the largest."""
+    advantage = row.get("advantage")
+    if advantage is None:
+        return math.nan
+    return abs(advantage) if math.isfinite(advantage) else sys.float_info.max
+
+
+def _in_the_batch(row: _Row, rows: Sequence[_Row]) -> float:
+    """As `_moved_most`; samples without an advantage come last, since it may be they that are not finite."""
+    found = _moved_most(row, rows)
+    return -1.0 if math.isnan(found) else found
+
+
 def _between(one: str, other: str, *, is_signed: bool) -> _Key:
     """Mean difference of two log-probs of its actions."""
 
@@ -145,5 +166,10 @@ _KEYS: dict[str, _Key] = {
     "reward_spike": _extreme,
     "reward_collapse": _lowest,
     "mismatch": _between("logprobs", "learner_logprobs", is_signed=False),
+    "not_finite": _in_the_batch,
+    "gradient_spikes": _moved_most,
+    "clip_saturation": _moved_most,
+    "critic_diverges": _moved_most,
+    "throughput": _longest,
 }
-"""By the alarm's name; the others are about steps, not about samples."""
+"""By the alarm's name."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlft.curves import digest
 from rlft.curves.evaluation_sets import HEADINGS, EvaluationSet
+from rlft.curves.looks import picked
 from rlft.curves.passes import passes
 from rlft.curves.shadow import Shadow
 from rlft.curves.text import counted, interval_text, number, percent
@@ -24,14 +25,30 @@ def table(
     return {**told, "note": note} if note else told
 
 
-def evaluations(evals: Sequence[Evaluation], observed: Collection[str]) -> dict[str, Any] | None:
-    """Every evaluation on the held-out tasks that decide."""
+def evaluations(
+    evals: Sequence[Evaluation], observed: Collection[str], result: Sequence[Evaluation]
+) -> dict[str, Any] | None:
+    """Every evaluation on the held-out tasks that decide; the best of several is marked where it is not the result.
+
+    Args:
+        evals: all evaluations.
+        observed: names of the rewards that are not trained on.
+        result: the evaluations up to the policy that is the run's result.
+    """
     if not evals:
         return None
+    trained = [e for e in result if not e.is_before]
+    best = picked(trained)
+    mark = ""
+    if best is not None and best.evaluation is not trained[-1]:
+        mark = f", best of {best.of}: picked (optimism {number(best.optimism)})"
+    marked = best.evaluation.name if best is not None and mark else None
+    ends = {e.name for e in _ends(evals)}
+    shown = [e for e in evals if e.name in ends or e.name == marked]
     rows = [
-        [e.label, interval_text(e.accuracy), str(e.accuracy.n), _unscored(e, observed), number(e.length),
-         percent(e.truncated)]
-        for e in _ends(evals)
+        [f"{e.label}{mark if e.name == marked else ''}", interval_text(e.accuracy), str(e.accuracy.n),
+         _unscored(e, observed), number(e.length), percent(e.truncated)]
+        for e in shown
     ]  # fmt: skip
     left_out = len(evals) - len(rows)
     note = f"{left_out} evaluations in between are left out here; the chart has them." if left_out else ""

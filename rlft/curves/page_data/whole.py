@@ -87,7 +87,7 @@ def _read(run: Path, config: Mapping[str, Any], samples: int, found: Verdict) ->
         "evaluations": [
             each
             for each in (
-                tables.evaluations(evals, observed),
+                tables.evaluations(evals, observed, result),
                 tables.every_reward(result, {shadow.name for shadow in shadows}),
                 tables.trends(rows, width),
             )

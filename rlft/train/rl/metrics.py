@@ -86,7 +86,8 @@ def describe(
     scores = [group.scores for group in groups if group.scores]
     measure = mean_interval if order == "shuffle" else interval_of_these_tasks
     length = measure([[float(t.num_actions) for t in group.trajectories] for group in groups])
-    metrics |= _bounds("rollout/length", length)
+    cut = measure([[float(t.finish_reason == "length") for t in group.trajectories] for group in groups])
+    metrics |= {**_bounds("rollout/length", length), **_bounds("rollout/truncated", cut)}
     if scores:
         interval = measure(scores)
         flat = [score for group in scores for score in group]
@@ -98,9 +99,10 @@ def describe(
             "reward/std": (sum((score - mean) ** 2 for score in flat) / len(flat)) ** 0.5,
             "groups/with_signal": signal.mean,
             **_bounds("groups/with_signal", signal),
-            "groups/solved_all": sum(set(group) == {best} for group in scores if best > worst) / len(groups),
-            "groups/solved_none": sum(set(group) == {worst} for group in scores if best > worst) / len(groups),
         }
+        for name, end in (("groups/solved_all", best), ("groups/solved_none", worst)):
+            solved = mean_interval([[float(best > worst and set(group.scores) == {end})] for group in groups])
+            metrics |= {name: solved.mean, **(_bounds(name, solved) if best > worst else {})}
         if interval.bounded:
             metrics |= {"reward/low": interval.low, "reward/high": interval.high}
     parts: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
