@@ -92,7 +92,7 @@ HELP = {
     "evaluate": ["TARGET", "KEY=VALUE", "--adapter", "accuracy", "JSON"],
     "report": ["RUN", "report.html", "reward.png", "--out"],
     "why": ["RUN", "--from", "--to", "--samples", "--seed", "--json", "add up to the change"],
-    "watch": ["RUN", "--once", "--every", "last evaluation"],
+    "watch": ["RUN", "--once", "--every", "verdict, numbers"],
     "compare": ["RUNS", "--html", "--json", "--by-id", "paired by task", "@base"],
     "gate": ["BASELINE", "CANDIDATE", "--min-effect", "--junit", "Exit with 0", "2 if that cannot be told"],
     "power": ["--effect", "--config", "--run", "how many seeds, tasks and samples"],

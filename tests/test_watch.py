@@ -52,6 +52,7 @@ def test_one_frame_has_all_of_the_first_screen(tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     for pattern in (
         r"sums  step 12/12  ended",
+        r"verdict +SHIP  \+0\.\d+ \[\+0\.\d+, \+0\.\d+\] \(97\.5 %\) from SFT to RL, step 12; at least 0\.01 is wanted",
         r"reward +0\.\d{3}",
         r"parts +math_answer 0\.\d{3}, brevity 0\.\d{3}",
         r"held out +0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]  n=120  accuracy \(math_answer\), RL, step 12",
@@ -62,6 +63,77 @@ def test_one_frame_has_all_of_the_first_screen(tmp_path: Path) -> None:
     ):
         assert re.search(pattern, told.output), pattern
     assert "\x1b" not in told.output
+
+
+def test_the_verdict_is_found_for_each_new_evaluation_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at every look, as it reads the files of the whole run."""
+    from rlft.curves import verdict
+
+    run, told = tmp_path / "run", []
+    original = verdict.verdict_of
+    monkeypatch.setattr(verdict, "verdict_of", lambda of: (told.append(len(followed.evals)), original(of))[1])
+    lock = FileLock(run / ".lock", thread_local=False)
+
+    def begin() -> None:
+        write_config(run, steps=3)
+        lock.acquire()
+
+    def end() -> None:
+        append(run / "events.jsonl", event("stopped", "by SIGTERM"))
+        lock.release()
+
+    random_ = random.Random(0)
+    steps = iter(
+        [
+            begin,
+            lambda: write_eval(run, "base", 0.2, random_),
+            lambda: add_step(run, 1),
+            lambda: add_step(run, 2),
+            lambda: write_eval(run, "step-000002", 0.9, random_),
+            lambda: add_step(run, 3),
+            end,
+        ]
+    )
+    monkeypatch.setattr(time, "sleep", lambda seconds: next(steps)())
+    console = Console(force_terminal=True, width=120, height=60, file=io.StringIO())
+    monkeypatch.setattr("rlft.cli.watch.Console", lambda: console)
+    followed = Followed(run)
+    monkeypatch.setattr("rlft.curves.follow.Followed", lambda path: followed)
+    from rlft.cli.watch import watch
+
+    watch(run)
+    assert told == [0, 1, 2, 2]
+    assert "CAN'T TELL" in console.file.getvalue()  # before there was anything to compare
+    last = frame(followed, width=140)
+    assert followed.verdict == original(run)
+    assert re.search(r"verdict +(SHIP|CAN'T TELL)  \+0\.\d+ \[", last)
+
+
+def test_shadows_stand_apart_and_missing_scores_are_counted(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_config(run)
+    config = (run / "config.yaml").read_text()
+    shadow = "- path: rewards.judge:judge\n  name: quality\n  weight: 0\n  role: shadow\nalgorithm:"
+    (run / "config.yaml").write_text(config.replace("algorithm:", shadow))
+    for step, trained, quality in ((1, 0.25, 0.75), (2, 0.5, 0.5), (3, 0.75, 0.25)):
+        parts = {"reward/part/math_answer": trained, "reward/part/brevity": 0.5, "reward/part/quality": quality}
+        missing = {"reward/failed": float(step == 1) * 3, "reward/abstained": float(step < 3)}
+        append(run / "metrics.jsonl", {"step": step, "reward/mean": trained, **parts, **missing})
+    followed = Followed(run)
+    followed.look()
+    told = frame(followed)
+    assert re.search(r"parts +math_answer 0\.750, brevity 0\.500 ", told)
+    assert re.search(r"shadow quality +0\.250 \(-0\.500 since step 1; trained \+0\.500\)", told)
+    assert re.search(r"not scored +3 failed, 2 abstained, in 2 of 3 steps", told)
+    assert "not scored" not in frame(_looked(make_run(tmp_path / "whole", steps=2)))
+
+
+def _looked(run: Path) -> Followed:
+    followed = Followed(run)
+    followed.look()
+    return followed
 
 
 def test_a_run_that_is_not_there_or_has_no_step(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def watch(
     ] = False,
     every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time between two looks.")] = 1.0,
 ) -> None:
-    """Show a run while it trains: numbers, curve, last evaluation, alarms, a sample; ends with the run, or Ctrl-C.
+    """Show a run while it trains: verdict, numbers, curve, evaluation, alarms, a sample; ends with the run, or Ctrl-C.
 
     It only reads the run directory.
     """
@@ -35,10 +35,16 @@ def watch(
     if once or not console.is_terminal:
         if followed.state is None:
             raise ValueError(f"{run} is not a run directory: it has no config.yaml; without --once it is waited for")
+        followed.decide()
         console.print(Frame(followed))
         return
     with Live(Frame(followed), console=console, auto_refresh=False) as live:
-        while followed.state is None or followed.state.kind in ("running", "unknown"):
+        while True:
+            live.update(Frame(followed), refresh=True)
+            if followed.is_undecided:  # behind what is new, which is shown first
+                followed.decide()
+                live.update(Frame(followed), refresh=True)
+            if followed.state is not None and followed.state.is_over:
+                break
             time.sleep(every)
             followed.look()
-            live.update(Frame(followed), refresh=True)

@@ -6,7 +6,7 @@ The panel of a training (`live_panel`) and `rlft watch` show it with the same wo
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -66,12 +66,48 @@ def held_out(evaluation: Evaluation) -> str:
     return f"{accuracy}  {evaluation.word} ({evaluation.metric}), {evaluation.label}"
 
 
+def unscored(rows: Sequence[Metrics]) -> str:
+    """How many samples of some steps have no score, as `3 failed, 1 abstained, in 2 of 40 steps`; empty where none."""
+    told = []
+    for what in ("failed", "abstained"):
+        if count := sum(value for row in rows if math.isfinite(value := row.get(f"reward/{what}", 0.0))):
+            told.append(f"{count:.0f} {what}")
+    steps = sum(1 for row in rows if row.get("reward/failed", 0.0) > 0 or row.get("reward/abstained", 0.0) > 0)
+    return ", ".join([*told, *([f"in {steps} of {len(rows)} steps"] if len(rows) > 1 else [])]) if told else ""
+
+
+def shadow_rows(rows: Iterable[Metrics], shadows: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, its mean and how far it and the trained reward moved since it was first logged), of each shadow reward.
+
+    Args:
+        rows: metrics by step, each with its `step`; the last one is shown, and a shadow that it lacks is left out.
+        shadows: names of the shadow rewards.
+    """
+    first: dict[str, Metrics] = {}
+    last: Metrics = {}
+    for last in rows:
+        for name in shadows:
+            if name not in first and _PART + name in last and "reward/mean" in last:
+                first[name] = last
+    lines = []
+    for name in shadows:
+        metric = _PART + name
+        if metric not in last or "reward/mean" not in last:
+            continue
+        begin = first[name]
+        moved, trained = last[metric] - begin[metric], last["reward/mean"] - begin["reward/mean"]
+        since = f" ({moved:+.3f} since step {begin['step']:.0f}; trained {trained:+.3f})"
+        lines.append((name, f"{last[metric]:.3f}{since if begin['step'] < last['step'] else ''}"))
+    return lines
+
+
 def add_rows(
     table: Table,
     metrics: Metrics,
     *,
     evaluation: Evaluation | None,
     alarms: Sequence[str],
+    missing: str = "",
     shadows: Sequence[tuple[str, str]] = (),
     course: str = "",
 ) -> None:
@@ -80,6 +116,7 @@ def add_rows(
     Args:
         evaluation: the last one.
         alarms: a line each.
+        missing: samples without a score, as `unscored` tells.
         shadows: (name, what is told of it) of each shadow reward.
         course: a small curve beside the number that is drawn.
     """
@@ -90,6 +127,8 @@ def add_rows(
         table.add_row(Text("parts", style="dim"), Text(visible(told)))
     for name, told in shadows:
         table.add_row(Text(visible(f"shadow {name}"), style="dim"), Text(told))
+    if missing:
+        table.add_row(Text("not scored", style="yellow"), Text(missing))
     if evaluation is not None:
         table.add_row(Text("held out", style="dim"), Text(visible(held_out(evaluation))))
     for line in alarms:

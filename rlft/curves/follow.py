@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rlft.curves import reading
 from rlft.curves.reading import rollout_steps
@@ -13,6 +13,9 @@ from rlft.curves.state import State, state_of
 from rlft.run import damage, logs
 from rlft.run.logs import Lines
 from rlft.run.records import CONFIG, EVALS, EVENTS, METRICS, PROVENANCE, Evaluation, Event, Provenance
+
+if TYPE_CHECKING:
+    from rlft.curves.verdict import Verdict
 
 R = TypeVar("R")
 
@@ -37,6 +40,9 @@ class Followed:
         """None while there is no run."""
         self.notes: list[str] = []
         """What is damaged and left out."""
+        self.verdict: Verdict | None = None
+        """As of the last `decide`."""
+        self._decided: tuple[Any, ...] = ()
         self._metrics = _Log(run / METRICS, logs.read_metrics)
         self._events = _Log(run / EVENTS, logs.read_events)
         self._evals: dict[Path, tuple[tuple[int, int], Evaluation | None]] = {}
@@ -64,6 +70,27 @@ class Followed:
             self._read_sample()
             self.state = state_of(self.run, self.rows, self.events, self._known)
         self.notes += [note for note in damaged if note not in self.notes]
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether there is an evaluation that the verdict does not know, or the run has ended since."""
+        return self.state is not None and self._decided != self._deciding()
+
+    def decide(self) -> None:
+        """Find the verdict anew. It reads the files of the whole run, so `look` does not do it.
+
+        Raises:
+            ValueError: the config is damaged.
+        """
+        from rlft.curves.verdict import verdict_of  # takes a second to import, and nothing else here needs it
+
+        self._decided = self._deciding()
+        self.verdict = verdict_of(self.run)
+
+    def _deciding(self) -> tuple[Any, ...]:
+        """What a verdict changes with: the evaluations, and whether the run goes on."""
+        assert self.state is not None
+        return (*sorted((str(path), key) for path, (key, _) in self._evals.items()), self.state.is_over)
 
     @property
     def alarms(self) -> list[str]:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from rlft.curves.first_screen import add_rows, clock, drawn, numbers
+from rlft.curves.first_screen import add_rows, clock, drawn, numbers, shadow_rows, unscored
 from rlft.curves.terminal_plot import sparkline
 from rlft.curves.text import visible
 from rlft.run.records import Evaluation
@@ -62,9 +62,9 @@ class View:
         self._metrics: Metrics = {}
         self._evaluation: Evaluation | None = None
         self._alarms: Sequence[str] = ()
-        self._shadows = [(name, f"reward/part/{name}") for name in shadows]
-        self._first: dict[str, tuple[int, float, float]] = {}
-        """By shadow: the first step that has both rewards, its mean there, and that of the trained reward."""
+        self._shadows = list(shadows)
+        self._first: dict[str, Metrics] = {}
+        """By shadow: the numbers of the first step that has it."""
         self._step = 0
         self._stage_started = time.monotonic()
         self._stage = Progress(
@@ -98,6 +98,7 @@ class View:
             self._metrics,
             evaluation=self._evaluation,
             alarms=self._alarms,
+            missing=unscored([self._metrics]),
             shadows=self._shadow_lines(),
             course=sparkline(self._course),
         )
@@ -125,9 +126,9 @@ class View:
         """A step is done."""
         self._step, self._metrics = step, metrics
         self._durations.append(metrics["time/step"])
-        for name, metric in self._shadows:
-            if metric in metrics and "reward/mean" in metrics:
-                self._first.setdefault(name, (step, metrics[metric], metrics["reward/mean"]))
+        for name in self._shadows:
+            if f"reward/part/{name}" in metrics and "reward/mean" in metrics:
+                self._first.setdefault(name, {**metrics, "step": float(step)})
         if name := drawn(metrics):
             self._course.append(metrics[name])
         self._stage.reset(self._bar, description=self._between, total=None)
@@ -156,16 +157,10 @@ class View:
         self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
 
     def _shadow_lines(self) -> list[tuple[str, str]]:
-        """(name, its mean and how far it and the trained reward moved since it was first seen), of each shadow."""
-        lines = []
-        for name, metric in self._shadows:
-            if metric not in self._metrics or "reward/mean" not in self._metrics:
-                continue
-            value, trained = self._metrics[metric], self._metrics["reward/mean"]
-            step, first, first_trained = self._first[name]
-            since = f" ({value - first:+.3f} since step {step}; trained {trained - first_trained:+.3f})"
-            lines.append((name, f"{value:.3f}{since if step < self._step else ''}"))
-        return lines
+        """What is told of each shadow; each has a first step of its own."""
+        last = {**self._metrics, "step": float(self._step)}
+        rows = {name: [*([self._first[name]] if name in self._first else []), last] for name in self._shadows}
+        return [line for name in self._shadows for line in shadow_rows(rows[name], [name])]
 
     def _seconds_left(self) -> float:
         return (self.steps - self._step) * sum(self._durations) / max(1, len(self._durations))

@@ -37,6 +37,11 @@ class State:
     """Seconds that its steps took together (`time/step`), those of a run that it was forked from, too."""
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing works on it any more, as far as one can see."""
+        return self.kind not in ("running", "unknown")
+
+    @property
     def sentence(self) -> str:
         """The state in words, such as `stopped by SIGTERM`."""
         if self.kind == "stopped":

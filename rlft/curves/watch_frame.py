@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
@@ -11,16 +12,22 @@ from rich.table import Table
 from rich.text import Text
 
 from rlft.curves import terminal_plot
-from rlft.curves.first_screen import add_rows, clock, drawn
+from rlft.curves.first_screen import add_rows, clock, drawn, shadow_rows, unscored
 from rlft.curves.follow import Followed
-from rlft.curves.text import shortened, visible
+from rlft.curves.reading import reward_specs
+from rlft.curves.shadow import shadow_names
+from rlft.curves.text import interval_text, shortened, visible
 from rlft.types import Metrics
+
+if TYPE_CHECKING:
+    from rlft.curves.verdict import Verdict
 
 _LATEST = 20
 """Steps whose mean time says how long the rest takes."""
 _WIDEST, _HEIGHT = 100, 8
 _MOST = 400
 """Characters of a sample's prompt and of its completion."""
+_VERDICTS = {"ship": "green", "dont": "red", "cant_tell": "yellow"}
 _COLORS = {"running": "green", "ended": "green", "stopped": "yellow", "killed": "red", "unknown": "yellow"}
 
 
@@ -54,7 +61,16 @@ class Frame:
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True)
         metrics: Metrics = {name: value for name, value in run.rows[-1].items() if name != "step"} if run.rows else {}
-        add_rows(table, metrics, evaluation=run.evals[-1] if run.evals else None, alarms=run.alarms)
+        if run.verdict is not None:
+            table.add_row(Text("verdict", style="dim"), self._verdict(run.verdict))
+        add_rows(
+            table,
+            metrics,
+            evaluation=run.evals[-1] if run.evals else None,
+            alarms=run.alarms,
+            missing=unscored(run.rows),
+            shadows=shadow_rows(run.rows, shadow_names(reward_specs(run.config))),
+        )
         latest = deque((row["time/step"] for row in run.rows[-_LATEST:] if "time/step" in row), _LATEST)
         assert run.state is not None
         if run.state.times:
@@ -69,6 +85,15 @@ class Frame:
         if not run.rows:
             table.add_row(Text("no step yet", style="dim"), Text())
         return table
+
+    def _verdict(self, found: Verdict) -> Text:
+        told = Text(found.word, style=f"bold {_VERDICTS[found.kind]}")
+        if (effect := found.effect) is None:
+            return told.append(visible(f"  {found.sentence}"), style="not bold default")
+        change = f"{interval_text(effect.change.interval, '+')} ({100 * effect.change.level:g} %)"
+        between = f"from {effect.before.label} to {effect.after.label}"
+        wanted = f"at least {effect.min_effect:g} is wanted"
+        return told.append(visible(f"  {change} {between}; {wanted}"), style="not bold default")
 
     def _curve(self, steps: int, width: int) -> RenderableType | None:
         run = self._run
