@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras test-others test-aarch64 check-deploy coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-run bench-pool planted bench-scoring bench-plan compare-rates bench-alarms clean
+.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras test-others test-aarch64 check-deploy coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-run bench-busy bench-pool planted bench-scoring bench-plan compare-rates bench-alarms clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -73,6 +73,10 @@ bench-rollout: .venv/installed
 
 bench-run: .venv/installed
 	$(BIN)/python -m benchmarks.run --picture runs/bench-run.png
+
+# What other programs on the same cores cost: minutes
+bench-busy: .venv/installed
+	$(BIN)/python -m benchmarks.busy
 
 bench-pool: .venv/installed
 	$(BIN)/python -m benchmarks.rollout_pool

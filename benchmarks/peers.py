@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 THREADS = 2
@@ -55,13 +56,23 @@ def _end_with_parent() -> None:
 class Peer:
     """A system in its own process."""
 
-    def __init__(self, script: str, name: str, *arguments: str, python: str | None = None) -> None:
+    def __init__(
+        self,
+        script: str,
+        name: str,
+        *arguments: str,
+        python: str | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         """Start `python -m script --serve arguments`; it reports READY when it waits for the first step.
 
         Args:
             python: of another environment.
+            variables: of its environment, besides this one's.
         """
         self.name = name
+        # What rlft set for itself when it was imported here is not for the others.
+        environment = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
         self._process = subprocess.Popen(
             [python or sys.executable, "-m", script, "--serve", *arguments],
             stdin=subprocess.PIPE,
@@ -69,7 +80,7 @@ class Peer:
             text=True,
             start_new_session=True,
             preexec_fn=_end_with_parent,  # one that is stopped would stay for ever
-            env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"},
+            env={**environment, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", **(variables or {})},
         )
         self._expect("READY")
         self._signal(signal.SIGSTOP)

@@ -3,4 +3,12 @@
 Start with `rlft.types`; the loop is `rlft.train.rl.loop`. Importing this package loads nothing heavy.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# The threads of one operation wait for one another, by default with their core kept busy for milliseconds. Where
+# another program wants that core, the one that is waited for does not get it, and steps take five times as long.
+# OpenMP reads this when torch is imported; `make bench-busy` measures it.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

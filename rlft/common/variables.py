@@ -19,7 +19,7 @@ _NAMES = {
 }
 _FAMILIES = (
     *("LC_", "PYTHON", "RLFT_", "HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "TRITON_"),
-    *("CUDA_", "NVIDIA_", "OMP_", "KMP_", "MKL_", "NUMEXPR_"),
+    *("CUDA_", "NVIDIA_", "OMP_", "GOMP_", "KMP_", "MKL_", "NUMEXPR_"),
 )
 _SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(_|$)", re.IGNORECASE)
 _PROXY = re.compile(r"(http|https|ftp|all|no)_proxy", re.IGNORECASE)
