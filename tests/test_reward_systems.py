@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from rlft.cli.main import app
 from rlft.reward.scoring import Scorer
-from rlft.reward.systems import SYSTEMS, loader
+from rlft.reward.systems import SYSTEMS
 from rlft.types import Completion, Failed, Group, RewardSpec, Score, Task, Trajectory, Turn
 
 REPLIES = ("It is 4.", "no idea")
@@ -458,7 +458,7 @@ def test_a_function_of_openrlhf_that_looks_for_a_template_s_marks_is_warned_abou
 ) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loader(f"openrlhf:{folder}/openrlhf_style.py:{name}")({})
+        score(f"openrlhf:{folder}/openrlhf_style.py:{name}")
     said = [str(each.message) for each in caught if "template" in str(each.message)]
     assert len(said) == bool(marks)
     assert all(f"its code speaks of {marks}, which no query holds" in each for each in said)

@@ -424,7 +424,7 @@ DATA = [
 ]
 CONTAINMENT = [
     Fault(
-        "model-written code: fork bomb, memory, disk, daemons, host files, sockets, kill",
+        "model-written code: fork bomb, memory, disk, daemons, host files and packages, sockets, kill",
         "contained, with a verdict, soon after the deadline",
         (
             "sandbox::resources_are_bounded",
@@ -432,6 +432,7 @@ CONTAINMENT = [
             "sandbox::a_fork_bomb_is_small_and_gone",
             "sandbox::a_daemon_ends_with_the_sandbox",
             "sandbox::the_host_is_out_of_sight",
+            "sandbox::only_the_standard_library_is_seen",
             "sandbox::killing_everybody_kills_nobody_else",
         ),
     ),

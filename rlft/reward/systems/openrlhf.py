@@ -41,15 +41,17 @@ def load(name: str, args: Mapping[str, Any]) -> RewardFunction:
             f"{where}: OpenRLHF gives it queries, prompts and labels, not {missing[0]!r}; put it in `args`"
         )
 
-    if marks := sorted({mark for text in words_of(function)[1] for mark in _MARK.findall(text.replace("\\", ""))}):
-        warnings.warn(
-            f"{where}: its code speaks of {', '.join(marks)}, which no query holds here: queries and prompts are "
-            "without what a chat template writes around messages. What is split there stays whole, prompt included; "
-            "take the reply as query[len(prompt):]",
-            stacklevel=1,
-        )
+    marks = sorted({mark for text in words_of(function)[1] for mark in _MARK.findall(text.replace("\\", ""))})
+    warning = (
+        f"{where}: its code speaks of {', '.join(marks)}, which no query holds here: queries and prompts are "
+        "without what a chat template writes around messages. What is split there stays whole, prompt included; "
+        "take the reply as query[len(prompt):]"
+    )
+    to_say = [warning] if marks else []
 
     def arguments(offered: Mapping[str, Any]) -> tuple[list[list[Any]], Mapping[str, Any]]:
+        if to_say:  # with the first sample, so that `rlft reward try` shows it
+            warnings.warn(to_say.pop(), stacklevel=1)
         trajectory = offered["trajectory"]
         prompt, reply = map(joined, prompt_and_reply(trajectory))
         return [[prompt + reply], [prompt], [trajectory.task.answer]], args
