@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras test-others test-aarch64 check-deploy coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-run bench-busy bench-pool planted bench-scoring bench-plan compare-rates bench-alarms clean
+.PHONY: quickstart test test-sweeps test-kernels test-vllm test-extras test-others test-aarch64 check-deploy coverage intervals check lint type golden faults check-pinned check-newest bench-step bench-learner bench-rollout bench-run bench-busy bench-pool planted bench-scoring bench-plan bench-page compare-rates bench-alarms clean
 
 quickstart: .venv/installed
 	$(BIN)/rlft train configs/quickstart.yaml --restart
@@ -83,6 +83,11 @@ bench-pool: .venv/installed
 
 bench-plan: .venv/installed
 	$(BIN)/python -m benchmarks.plan
+
+# What the page of 10,000 steps with 64 rollouts each costs to write and to open; needs Chromium. Some minutes, most of them
+# for making the run.
+bench-page: .venv/installed
+	$(BIN)/python -m benchmarks.page
 
 bench-scoring: .venv/installed
 	$(BIN)/python -m benchmarks.scoring
