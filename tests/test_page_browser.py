@@ -357,8 +357,11 @@ def test_a_live_page_follows_its_run_and_runs_are_ticked(browser: Any, tmp_path:
     with served(tmp_path) as address:
         with open_page(browser, address, **DESKTOP) as page:
             assert page.locator(".verdictchip").count() == 2
-            for tick in page.locator("input[name=run]").all():
-                tick.check()
+            page.check("input[name=b][value=first]")
+            page.check("input[name=b][value=second]")
+            assert page.locator("button[type=submit]").is_disabled()
+            page.check("input[name=a][value=first]")  # which takes it out of the other side
+            assert page.locator("#ticked").inner_text() == "second against first"
             page.click("button[type=submit]")
             assert "second against first" in page.locator("h1").inner_text()
         with open_page(browser, f"{address}runs/first/", **DESKTOP) as page:

@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 from rlft.cli import view as command
 from rlft.cli.main import app
 from rlft.curves.page_data import page_data
+from rlft.curves.scored_run import read_groups
 from rlft.curves.view_samples import PAGE, Query, RunSamples
 from rlft.curves.view_server import Access, create_app
+from tests import gallery
 from tests.fakes_run import append, make_run, rollout, write_config, write_rollouts
 
 
@@ -169,11 +171,30 @@ def test_a_run_that_grows_is_told_and_read_again(tmp_path: Path) -> None:
 
 
 def test_two_runs_are_compared(port: int) -> None:
-    page = Answer(port, "/compare?run=first&run=second")
+    page = Answer(port, "/compare?a=first&b=second")
     assert "second against first" in page.text
     assert "script-src" not in page.text  # nothing runs in it
-    assert Answer(port, "/compare?run=first").status == 400
-    assert Answer(port, "/compare?run=first&run=../first").status == 400
+    for names in ("a=first", "a=first&b=../first", "a=first&b=second&b=none", ""):
+        refused = Answer(port, f"/compare?{names}")
+        assert (refused.status, "at least one run of this list on each side" in refused.text) == (400, True)
+
+
+def test_groups_of_seeds_are_compared_or_refused_as_by_the_command(tmp_path: Path) -> None:
+    gallery.compared(tmp_path)  # three seeds of each of two configs
+    seeds = {side: [f"{label}-{seed}" for seed in range(3)] for side, label in (("a", "base"), ("b", "new"))}
+    names = "&".join(f"{side}={name}" for side, each in seeds.items() for name in each)
+    with served([tmp_path]) as port:
+        page = Answer(port, f"/compare?{names}")
+        assert page.status == 200, page.text
+        assert "3 seeds" in page.text
+        for asked, words in (
+            ("a=base-0&a=new-0&b=new-1", ["base-0", "new-0", "vs", "new-1"]),
+            ("a=base-0&b=base-0", ["base-0", "vs", "base-0"]),
+        ):
+            refused = Answer(port, f"/compare?{asked}")
+            with pytest.raises(ValueError) as error:
+                read_groups([each if each == "vs" else str(tmp_path / each) for each in words])
+            assert (refused.status, refused.text) == (422, str(error.value))
 
 
 def test_nothing_but_the_runs_is_read(port: int) -> None:

@@ -139,10 +139,10 @@ def create_app(
 
     async def compare(request: Request) -> Response:
         known = await run_in_threadpool(runs.all)
-        names = request.query_params.getlist("run")
-        if len(names) != 2 or any(name not in known for name in names):
-            raise HTTPException(400, "tick two runs; groups of seeds are compared by rlft compare")
-        body = await run_in_threadpool(_compared, *(known[name].folder for name in names))
+        sides = [request.query_params.getlist(side) for side in ("a", "b")]
+        if not all(sides) or any(name not in known for side in sides for name in side):
+            raise HTTPException(400, "tick at least one run of this list on each side, A and B")
+        body = await run_in_threadpool(_compared, *([known[name].folder for name in side] for side in sides))
         return HTMLResponse(body)
 
     routes = [
@@ -232,12 +232,14 @@ def _moved(run: Path, first: str, last: str) -> bytes:
         return pages.as_json(change(explain(read_config(run), *windows)))
 
 
-def _compared(before: Path, after: Path) -> bytes:
+def _compared(before: Sequence[Path], after: Sequence[Path]) -> bytes:
+    """The page of a comparison of two groups. Raises ValueError as `rlft compare` refuses them."""
     from rlft.curves.compare import compare, min_effect_of
     from rlft.curves.compare_page import compare_page
-    from rlft.curves.scored_run import read_groups
+    from rlft.curves.scored_run import VERSUS, read_groups
 
-    first, second, remarks = read_groups([escape(str(each)) for each in (before, after)])
+    names = [[escape(str(each)) for each in side] for side in (before, after)]
+    first, second, remarks = read_groups([*names[0], VERSUS, *names[1]])
     return compare_page(compare(first, second, min_effect=min_effect_of(first), remarks=remarks))
 
 

@@ -1,4 +1,4 @@
-// The list of runs: fills in each one's verdict, and lets two be ticked to compare them.
+// The list of runs: fills in each one's verdict, and lets groups be ticked to compare them.
 import { el, replace } from "./dom.js";
 
 const lines = [...document.querySelectorAll("tr[data-line]")];
@@ -22,14 +22,17 @@ const readAll = async () => {
   document.documentElement.dataset.ready = "yes";
 };
 
-const boxes = [...document.querySelectorAll("input[name=run]")];
+const sides = ["a", "b"].map((side) => [...document.querySelectorAll(`input[name=${side}]`)]);
 const submit = document.querySelector("button[type=submit]");
 const showTicked = () => {
-  const ticked = boxes.filter((tick) => tick.checked);
-  submit.disabled = ticked.length !== 2;
-  document.getElementById("ticked").textContent = ticked.length === 2 ? `baseline: ${ticked[0].value}`
-    : ticked.length > 2 ? "Tick two; groups of seeds are compared by rlft compare." : "The upper one is the baseline.";
+  const [before, after] = sides.map((boxes) => boxes.filter((tick) => tick.checked).map((tick) => tick.value));
+  submit.disabled = !before.length || !after.length;
+  document.getElementById("ticked").textContent = submit.disabled ? "Tick runs in A, the baseline, and in B: one on each side, or several seeds of one config."
+    : `${after.join(", ")} against ${before.join(", ")}`;
 };
-for (const tick of boxes) tick.addEventListener("change", showTicked);
+sides.forEach((boxes, side) => boxes.forEach((tick, row) => tick.addEventListener("change", () => {
+  if (tick.checked) sides[1 - side][row].checked = false;  // a run cannot be compared with itself
+  showTicked();
+})));
 if (submit) showTicked();
 readAll();
