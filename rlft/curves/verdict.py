@@ -108,7 +108,9 @@ def verdict_of(run: Path) -> Verdict:
     """
     from rlft.curves.alarms import alarms_of, alarms_until  # needs numpy, which a report that is only imported does not
 
-    config, back = reading.read_config(run), reading.rolled_back_to(run)
+    config = reading.read_config(run)
+    with damage.left_out():  # events that are damaged are told by what is read below
+        back = reading.rolled_back_to(run)
     with damage.left_out() as besides:
         health = of_result = alarms_of(run)
         if back is not None:
