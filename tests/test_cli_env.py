@@ -14,18 +14,21 @@ from transformers import MistralConfig
 from typer.testing import CliRunner, Result
 
 from rlft.cli import env_check, main
-from rlft.cli.env_check import Finding, check_environment
+from rlft.cli.env_check import check_environment
 from rlft.cli.env_measure import difficulties
+from rlft.cli.env_rewards import Finding
 from rlft.config import EnvironmentConfig
 from rlft.config_file import load
+from rlft.environment.fresh_process import fingerprints
 from rlft.environment.loading import load as load_environment
 from rlft.environment.prompt_lengths import fit_context
 from rlft.model import chat
 from rlft.model.context import Context
+from rlft.reward.scoring import Scorer
 from rlft.rollout import context
 from rlft.rollout.weight_proof import CANARY_TOKENS
 from rlft.train.rl import launch
-from rlft.types import Failed
+from rlft.types import Failed, RewardSpec
 from tests.conftest import MakeConfig
 from tests.fakes import byte_tokenizer, letters, made_up_group, read_lines, read_rollouts, tiny_config
 from tests.test_engine import save_family
@@ -239,6 +242,105 @@ def test_a_step_that_hangs_is_found_and_named(tmp_path: Path, monkeypatch: pytes
         "2 of 2 failed; the environment did not answer in turn 1 within step_deadline_s=0.1, while it was at "
         f"{tmp_path}/slow.py:"
     )
+
+
+REWARDS = """
+import random
+CALLS = [0]
+
+def deviation(group):
+    values = [float(len(t.text)) for t in group.trajectories]
+    mean = sum(values) / len(values)
+    return [mean + sum((v - mean) ** 2 for v in values) / (len(values) - 1) for _ in values]
+
+def no_return(completion):
+    value = float(len(completion))
+
+def counts_calls(completion):
+    CALLS[0] += 1
+    return float(CALLS[0])
+
+def randomly(completion):
+    return random.random()
+
+def constant(completion):
+    return 0.5
+
+def fine(completion):
+    return len(completion) / 1000
+"""
+WRONG_REWARDS = {
+    "deviation": "an episode that is alone in its group could not be scored: deviation: .*ZeroDivisionError",
+    "no_return": "none given in 24 episodes: they abstained from all of them",
+    "counts_calls": "reward counts_calls: the same episode got 1, and 25 when it was scored again alone",
+    "randomly": "reward randomly: the same episode got .* when it was scored again alone",
+    "constant": "gave 0.5 for [0-9]+ different",
+    "fine": "",
+}
+
+
+@pytest.fixture
+def loads_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether another process loads the same tasks is not looked at: that takes a second for each environment."""
+    monkeypatch.setattr(env_check, "load_elsewhere", lambda config: fingerprints(load_environment(config)))
+
+
+@pytest.mark.usefixtures("loads_here")
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("number_guessing", {}), ("sums", {"low": 2, "high": 20, "heldout": 8, "demonstrations": 8})],
+)
+def test_what_is_wrong_with_a_reward_is_found(tmp_path: Path, name: str, args: dict[str, Any]) -> None:
+    (tmp_path / "mine.py").write_text(REWARDS)
+    for reward, said in WRONG_REWARDS.items():
+        spec = RewardSpec(path=f"{tmp_path}/mine.py:{reward}")
+        with Scorer([spec], workers=0, deadline_s=5.0, log_dir=None) as scorer:
+            found = check_environment(
+                EnvironmentConfig(path=f"environments.{name}:load", args=args),
+                scorer=scorer,
+                specs=[spec],
+                tasks=6,
+                actions=[f"reply {n}" for n in range(9)],
+            )
+        wrong = [finding.detail for finding in found if not finding.is_fine]
+        assert len(wrong) == (said != ""), (reward, wrong)
+        assert re.search(said, "".join(wrong), re.DOTALL), (reward, wrong)
+
+
+NOTHING = """
+from rlft.environment.contract import Environment, Step
+from rlft.types import Task
+
+class Episode:
+    def start(self, task, seed):
+        return task.messages
+    def step(self, message):
+        return Step(reward={reward}, done=True)
+
+def load():
+    tasks = [Task(id=str(i), messages=({{"role": "user", "content": str(i)}},)) for i in range(6)]
+    shown = [(*task.messages, {{"role": "assistant", "content": "yes"}}) for task in tasks[:4]]
+    return Environment(train=tasks[:4], heldout=tasks[4:], episode=Episode, {demonstrations})
+"""
+
+
+@pytest.mark.usefixtures("loads_here")
+def test_doing_nothing_may_not_be_the_best_that_a_policy_can_do(tmp_path: Path) -> None:
+    for number, (reward, demonstrations, said) in enumerate(
+        (
+            ("1.0 if message['content'] == 'yes' else 0.0", "demonstrations=shown", ""),
+            ("1.0 if message['content'] == 'yes' else 0.2", "", ""),
+            ("0.0 - len(message['content'])", "demonstrations=shown", "demonstration gets -3 .* empty replies get 0"),
+            ("1.0 if not message['content'] else 0.5", "", "no other episode got more than 0.5"),
+            ("1 / len(message['content'])", "", "ZeroDivisionError"),
+        )
+    ):
+        file = tmp_path / f"mine{number}.py"
+        file.write_text(NOTHING.format(reward=reward, demonstrations=demonstrations))
+        found = check_environment(EnvironmentConfig(path=f"{file}:load"), actions=["yes"], tasks=4)
+        wrong = [finding for finding in found if not finding.is_fine]
+        assert [finding.name for finding in wrong] == (["doing nothing"] if said else []), (reward, wrong)
+        assert re.search(said, "".join(finding.detail for finding in wrong)), (reward, wrong)
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.0])

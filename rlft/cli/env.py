@@ -75,6 +75,7 @@ def check(
 ) -> None:
     """Whether an environment keeps what it promises; exit code 1 if not. Needs no model."""
     from rlft.cli.env_check import check_environment
+    from rlft.config import ScoringConfig
     from rlft.model import chat, sources
 
     config, rewards, scoring = _resolve(target, args, reward)
@@ -83,6 +84,8 @@ def check(
             config,
             tokenizer=chat.load_tokenizer(sources.resolve(model)) if model else None,
             scorer=scorer,
+            specs=rewards,
+            deadline_s=(scoring or ScoringConfig.model_validate({})).deadline_s,
             actions=action or (),
             tasks=tasks,
             samples=samples,

@@ -10,13 +10,21 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlft.cli.env_rewards import (
+    Finding,
+    before_a_run,
+    doing_nothing,
+    of_environment,
+    of_rewards,
+    scored_until_one_fails,
+    trajectories,
+)
 from rlft.config import EnvironmentConfig
-from rlft.curves.text import shortened
 from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.environment.fresh_process import fingerprints, load_elsewhere
@@ -26,22 +34,10 @@ from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.engines.scripted import ScriptedEngine, byte_tokenizer
 from rlft.rollout.generate import run_chunk
-from rlft.types import Failed, Group, SamplingParams, Score, Task, Trajectory
+from rlft.types import Failed, Group, RewardSpec, SamplingParams, Task, Trajectory
 
 STEP_S = 20.0
 """Seconds after which a step hangs here, where nobody wants to wait for as long as a run may."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """The result of one check."""
-
-    name: str
-    """What it is."""
-    is_fine: bool
-    """Whether the environment may be used."""
-    detail: str
-    """What was seen."""
 
 
 def check_environment(
@@ -49,6 +45,8 @@ def check_environment(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     scorer: Scorer | None = None,
+    specs: Sequence[RewardSpec] = (),
+    deadline_s: float = 10.0,
     actions: Sequence[str] = (),
     tasks: int = 8,
     samples: int = 4,
@@ -59,6 +57,8 @@ def check_environment(
 
     Args:
         scorer: rewards that score the episodes too.
+        specs: these rewards, which are looked at as before a run, too.
+        deadline_s: `scoring.deadline_s`.
         actions: what the policy says, beside what is made up.
         tasks: how many, evenly spread, and `samples` episodes of each.
 
@@ -68,7 +68,8 @@ def check_environment(
     environment = loading.load(config)
     if config.mix:  # each by itself, and what is asked of them together
         chosen_by = {"tokenizer": tokenizer, "scorer": scorer, "actions": actions, "tasks": tasks, "samples": samples}
-        return [_tasks(environment)] + [
+        looked = before_a_run(specs, environment, scorer, deadline_s) if scorer else []
+        return [_tasks(environment), *looked] + [
             replace(found, name=f"{each.name}: {found.name}")
             for each in config.mix
             for found in check_environment(
@@ -94,13 +95,25 @@ def check_environment(
     )
     try:
         groups = _played(environment, chunk, tokenizer, say)
-        if any(_hangs(trajectory) for trajectory in _trajectories(groups)):
+        if any(_hangs(trajectory) for trajectory in trajectories(groups)):
             return [*findings, _failures(groups)]
         again = _played(environment, chunk, tokenizer, say)
     except ValueError as error:
         return [*findings, Finding(name="episodes", is_fine=False, detail=str(error))]
     findings += [_failures(groups), _deterministic(groups, again), _budgets(environment, groups)]
-    findings += [_tokens(tokenizer, environment, groups), *_rewards(environment, groups, scorer)]
+    findings += [_tokens(tokenizer, environment, groups), *of_environment(environment, groups)]
+    if scorer:
+        scored = scored_until_one_fails(groups, scorer)
+        of_scored = of_rewards(environment, groups, scored, scorer, specs)
+        findings += of_scored
+        if all(finding.is_fine for finding in of_scored):
+            findings += before_a_run(specs, environment, scorer, deadline_s)
+    if environment.episode is not None and all(finding.is_fine for finding in findings):
+
+        def play(task: Task, say: Callable[[str, int, int], str]) -> Group:
+            return _played(environment, replace(chunk, tasks=(task,), samples_per_task=1), tokenizer, say)[0]
+
+        findings += doing_nothing(environment, chosen, groups, play, scorer)
     return findings
 
 
@@ -185,18 +198,18 @@ def _starts(environment: Environment, tasks: Sequence[Task], seed: int) -> list[
 
 
 def _failures(groups: Sequence[Group]) -> Finding:
-    failed = [t.outcome for t in _trajectories(groups) if isinstance(t.outcome, Failed)]
+    failed = [t.outcome for t in trajectories(groups) if isinstance(t.outcome, Failed)]
     if failed:
-        detail = f"{len(failed)} of {len(_trajectories(groups))} failed; {failed[0].message}\n{failed[0].reproduce}"
+        detail = f"{len(failed)} of {len(trajectories(groups))} failed; {failed[0].message}\n{failed[0].reproduce}"
         return Finding(name="episodes", is_fine=False, detail=detail)
-    reasons = Counter(t.stop_reason for t in _trajectories(groups))
-    turns = sorted(len(t.turns) for t in _trajectories(groups))
+    reasons = Counter(t.stop_reason for t in trajectories(groups))
+    turns = sorted(len(t.turns) for t in trajectories(groups))
     ended = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
     return Finding(name="episodes", is_fine=True, detail=f"ended: {ended}; {turns[0]} to {turns[-1]} turns")
 
 
 def _deterministic(groups: Sequence[Group], again: Sequence[Group]) -> Finding:
-    for one, other in zip(_trajectories(groups), _trajectories(again), strict=True):
+    for one, other in zip(trajectories(groups), trajectories(again), strict=True):
         if [(t.observation, t.reward) for t in one.turns] != [(t.observation, t.reward) for t in other.turns]:
             detail = f"task {one.task.id!r}: the same seed and the same actions gave other answers or rewards"
             return Finding(name="deterministic", is_fine=False, detail=detail)
@@ -204,8 +217,8 @@ def _deterministic(groups: Sequence[Group], again: Sequence[Group]) -> Finding:
 
 
 def _budgets(environment: Environment, groups: Sequence[Group]) -> Finding:
-    turns = max(len(t.turns) for t in _trajectories(groups))
-    tokens = max(len(t.token_ids) for t in _trajectories(groups))
+    turns = max(len(t.turns) for t in trajectories(groups))
+    tokens = max(len(t.token_ids) for t in trajectories(groups))
     limit = environment.max_tokens
     is_fine = environment.episode is None or (turns <= environment.max_turns and (limit is None or tokens <= limit))
     detail = f"{turns} turns of {environment.max_turns}, {tokens} tokens of {'any number' if limit is None else limit}"
@@ -215,13 +228,13 @@ def _budgets(environment: Environment, groups: Sequence[Group]) -> Finding:
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, environment: Environment, groups: Sequence[Group]) -> Finding:
-    for trajectory in _trajectories(groups):
+    for trajectory in trajectories(groups):
         ids, mask = trajectory.token_ids, trajectory.action_mask
         sampled = [token for turn in trajectory.turns for token in turn.completion.token_ids]
         if len(ids) != len(mask) or [t for t, is_action in zip(ids, mask, strict=False) if is_action] != sampled:
             detail = f"task {trajectory.task.id!r}: the mask does not cover the sampled tokens"
             return Finding(name="tokens and masks", is_fine=False, detail=detail)
-    lengths = [len(t.prompt_ids) for t in _trajectories(groups)]
+    lengths = [len(t.prompt_ids) for t in trajectories(groups)]
     tools = ""
     if environment.tools:
         where = "by the chat template" if templates.takes_tools(tokenizer) else "in the system message"
@@ -229,55 +242,6 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, environment: Environment, groups
     return Finding(
         name="tokens and masks", is_fine=True, detail=f"prompts of {min(lengths)} to {max(lengths)} tokens{tools}"
     )
-
-
-def _rewards(environment: Environment, groups: Sequence[Group], scorer: Scorer | None) -> list[Finding]:
-    findings = []
-    if environment.episode is not None:
-        given = [t.environment_reward for t in _trajectories(groups)]
-        findings.append(Finding(name="environment's reward", is_fine=True, detail=_range(given)))
-    if scorer is not None:
-        scored = _until_one_fails(groups, scorer)
-        outcomes = [t.outcome for t in scored]
-        failed = [(t, t.outcome) for t in scored if isinstance(t.outcome, Failed)]
-        observed = [(name, failure) for t in scored for name, failure in t.failed_parts.items()]
-        detail = _range([outcome.value if isinstance(outcome, Score) else None for outcome in outcomes])
-        if failed:
-            culprit, failure = failed[0]
-            detail = (
-                f"{len(failed)} of {len(outcomes)} could not be scored: {failure.message}\n"
-                f"task {culprit.task.id!r}, reply {shortened(culprit.text, 200)!r}"
-            )
-        elif observed:
-            (name, failure), count = observed[0], sum(name == observed[0][0] for name, _ in observed)
-            detail = f"observed reward {name} failed on {count} of {len(outcomes)}: {failure.message}"
-        is_fine = not failed and not observed
-        findings.append(Finding(name="rewards", is_fine=is_fine, detail=detail))
-    return findings
-
-
-def _until_one_fails(groups: Sequence[Group], scorer: Scorer) -> list[Trajectory]:
-    """The trajectories that were scored: the groups until one has a failure, since a reward may hang on all of them."""
-    found: list[Trajectory] = []
-    for group in groups:
-        played = tuple(t for t in group.trajectories if not isinstance(t.outcome, Failed))
-        for trajectory in scorer.score([replace(group, trajectories=played)])[0].trajectories:
-            if not (isinstance(trajectory.outcome, Failed) and trajectory.outcome.kind == "not_run"):
-                found.append(trajectory)
-        if any(t.failed_parts for t in found):
-            break
-    return found
-
-
-def _range(values: Sequence[float | None]) -> str:
-    seen = [value for value in values if value is not None]
-    if not seen:
-        return f"none given in {len(values)} episodes"
-    return f"{min(seen):g} to {max(seen):g} in {len(seen)} of {len(values)} episodes, for made-up replies"
-
-
-def _trajectories(groups: Sequence[Group]) -> list[Trajectory]:
-    return [trajectory for group in groups for trajectory in group.trajectories]
 
 
 def _room(environment: Environment, max_new_tokens: int) -> int:

@@ -139,12 +139,12 @@ def constants(seen: Sequence[tuple[RewardSpec, Sequence[Sample]]], *, good_known
         if spec.weight
     )
     return [
-        _constant(*one, is_error=bool(one[0].weight) and is_sum_constant, good_known=good_known or _is_blind(one[0]))
+        _constant(*one, is_error=bool(one[0].weight) and is_sum_constant, good_known=good_known or is_blind(one[0]))
         for one in found.values()
     ]
 
 
-def _is_blind(spec: RewardSpec) -> bool:
+def is_blind(spec: RewardSpec) -> bool:
     """Whether the source of a reward never looks at a reply."""
     source = definition_of(spec)
     return source is not None and not source.reads_reply
