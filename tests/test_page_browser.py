@@ -409,7 +409,11 @@ def test_nothing_closes_and_nobody_is_interrupted_while_a_run_grows(browser: Any
         page.focus(search)
         page.keyboard.type(text[:4])
         place = page.locator(search).bounding_box()["y"]
+        above = page.evaluate("document.querySelector('#result').offsetTop")
+        with (run / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write("{ damaged\n")  # which a new line at the top of the page says
         grow()
+        assert page.evaluate("document.querySelector('#result').offsetTop") > above
         assert focused(search)
         assert abs(page.locator(search).bounding_box()["y"] - place) <= 2
         page.keyboard.type(text[4:])
