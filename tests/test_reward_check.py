@@ -506,16 +506,18 @@ def test_the_look_at_a_slow_reward_ends_in_time(tmp_path: Path) -> None:
         "import time\ndef slow(completion, answer):\n    time.sleep(0.04)\n    return float(answer in completion)\n"
         "def stuck(completion, answer):\n    time.sleep(60 if 'not' in completion else 0)\n"
         "    return float(answer in completion)\n"
+        "def stuck_group(group, answer):\n    time.sleep(60 if len(group.trajectories) > 2 else 0)\n"
+        "    return [float(answer in t.text) for t in group.trajectories]\n"
     )
     (tmp_path / "slow.cases.jsonl").write_text('{"completion": "not 42", "answer": "42", "expect": 0}\n')
-    for name, within_s in (("slow", 0.5), ("stuck", 4.0)):
+    for name, within_s in (("slow", 0.5), ("stuck", 4.0), ("stuck_group", 4.0)):
         spec = RewardSpec(path=f"{tmp_path}/slow.py:{name}")
         with Scorer([spec], workers=1, deadline_s=10.0, log_dir=None) as scorer:
             scorer.score([])
             began = time.monotonic()
             found = look([spec], scorer, letters(), 10.0, within_s=within_s)
             assert time.monotonic() - began < within_s + 1.0
-        assert [finding.check for finding in found] == (["cases"] if name == "slow" else [])
+        assert [finding.check for finding in found] == ([] if name == "stuck" else ["cases"])
 
 
 def test_a_constant_beside_a_reward_that_changes_stops_no_run(file: Path) -> None:
