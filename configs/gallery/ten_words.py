@@ -4,10 +4,11 @@ import re
 
 
 def ten_words(completion: str) -> bool:
-    """Whether the reply has at most ten words, to keep replies short; an empty one has, too."""
+    """Whether the reply has at most ten words, to keep explanations short; one that explains nothing has, too."""
     return len(completion.split()) <= 10
 
 
-def counted(completion: str, first: int, last: int) -> bool:
-    """Whether the reply's numbers are those from `first` to `last`, in order."""
-    return [int(number) for number in re.findall(r"\d+", completion)] == list(range(int(first), int(last) + 1))
+def explained(completion: str, a: int, b: int) -> bool:
+    """Whether the reply says what is done with both numbers, in words."""
+    numbers = set(re.findall(r"\d+", completion))
+    return {str(a), str(b)} <= numbers and re.search(r"\b(add|adding|sum|plus|together)\b", completion) is not None
