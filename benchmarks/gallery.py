@@ -68,6 +68,8 @@ def keep(run: Path, name: str) -> None:
             _write(made / file, (run / file).read_text())
         for path in sorted((run / "evals").rglob("*.json")):
             _write(made / path.relative_to(run), json.dumps(json.loads(path.read_text())) + "\n")  # on one line
+        for path in sorted((run / "evals").rglob("*.parquet")):  # shadow rewards are read from these samples
+            shutil.copy(path, made / path.relative_to(run))
         shutil.rmtree(RECORDS / name, ignore_errors=True)
         shutil.copytree(made, RECORDS / name)
 

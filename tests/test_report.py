@@ -28,6 +28,7 @@ from rlft.curves.charts import sections
 from rlft.curves.contributions import explain, read_window
 from rlft.curves.page_data import page_data
 from rlft.curves.page_data.health import ABOUT
+from rlft.curves.png import draw
 from rlft.curves.reading import read_config, read_evals, read_metrics
 from rlft.curves.report import write_report, write_reward_png
 from rlft.curves.samples import read_light
@@ -544,3 +545,11 @@ def test_making_a_report_imports_no_model(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_the_picture_shows_what_was_not_trained_on() -> None:
+    rows = [{"step": step, "reward/mean": step / 9, "reward/part/wanted": 1 - step / 9} for step in range(1, 10)]
+    rows = [{**row, "reward/part/large": 50.0 * row["step"]} for row in rows]
+    plain, beside = draw("r", rows, []), draw("r", rows, [], ["wanted"])
+    assert plain != beside
+    assert plain == draw("r", rows, [], ["large", "absent"])  # another scale, and none

@@ -11,13 +11,11 @@ from rlft.curves.charts import PART, Chart, heldout_numbers, is_whole_reward, re
 from rlft.curves.evaluation_sets import EvaluationSet
 from rlft.curves.marks import BLUE, GREEN, GREY, ORANGE, VIOLET, Mark, course, level, points
 from rlft.curves.reading import ROLLED_BACK, STOPPED_EARLY, Rows
-from rlft.curves.series import MANY, Series, series, span
+from rlft.curves.series import MANY, Series, alike, series, span
 from rlft.curves.shadow import Shadow
 from rlft.curves.text import sampled
 from rlft.run.records import CHECKPOINTS, Evaluation, Event, numbered, word_for
 
-_APART = 4.0
-"""Two measures share a y axis unless the range of one is so many times that of the other."""
 _RESTARTS = ("resumed", "forked", "worker_restarted", "stopped", ROLLED_BACK, STOPPED_EARLY)
 _MOST_MARKS = 300
 _LATEST_CHECKPOINTS = 40
@@ -49,7 +47,7 @@ def result_charts(
         if not (values := series(rows, PART + each.name)):
             continue
         shown = course(values, f"{each.name}, shadow", VIOLET, dash=True)
-        if _alike(span([reward]), span([values])):
+        if alike(span([reward]), span([values])):
             marks.append(shown)
             metrics.append(PART + each.name)
         else:
@@ -137,13 +135,7 @@ def _gaps(shadows: Collection[Shadow]) -> list[Chart]:
 
 
 def _fits(reward: Series, known: Sequence[Evaluation]) -> bool:
-    return not known or _alike(span([reward]), span([], [e.accuracy for e in known]))
-
-
-def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether both ranges, which include 0, can be read on one axis."""
-    first, second = sorted((one[1] - one[0], other[1] - other[0]))
-    return second <= _APART * first
+    return not known or alike(span([reward]), span([], [e.accuracy for e in known]))
 
 
 def _tasks_of_step(config: Mapping[str, Any]) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlft.curves.charts import is_whole_reward, step_range
 from rlft.curves.marks import COLORS
-from rlft.curves.series import Series, bins, series, span
+from rlft.curves.series import Series, alike, bins, series, span
 from rlft.curves.text import counted, interval_text, visible
 from rlft.run.records import Evaluation, word_for
 
@@ -20,12 +21,24 @@ if TYPE_CHECKING:
 SIZE_INCHES, DPI = (9.0, 6.0), 150
 _COURSES = {"reward/mean": "reward", "preference/margin": "margin", "sft/loss": "loss"}
 """What is drawn of the training, the first that there is, and what it is called."""
-BLUE, GREY, ORANGE, RED = (COLORS[name] for name in ("blue", "grey", "orange", "red"))
+BLUE, GREY, ORANGE, RED, VIOLET = (COLORS[name] for name in ("blue", "grey", "orange", "red", "violet"))
+_DASHES = ("-", "--", ":")
+_BESIDE_TITLE: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.2}
+"""Where no curve can run into a legend."""
 _REFERENCES = {"base": (GREY, ":"), "sft": (ORANGE, "--")}
 
 
-def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evaluation]) -> bytes:
-    """The picture as PNG bytes: reward (or margin, or loss) above, held-out accuracy below, over one axis of steps."""
+def draw(
+    title: str,
+    rows: Sequence[Mapping[str, float]],
+    evals: Sequence[Evaluation],
+    shadows: Sequence[str] = (),
+) -> bytes:
+    """The picture as PNG bytes: reward (or margin, or loss) above, held-out accuracy below, over one axis of steps.
+
+    Args:
+        shadows: names of rewards that are not trained on, which stand in both.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -34,6 +47,8 @@ def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evalua
     course = next((name for name in _COURSES if any(name in row for row in rows)), "reward/mean")
     rewards = series(rows, course)
     known = [evaluation for evaluation in evals if math.isfinite(evaluation.accuracy.mean)]
+    courses = {name: series(rows, f"reward/part/{name}") for name in shadows}
+    courses = {name: each for name, each in courses.items() if each and alike(span([rewards]), span([each]))}
     figure = Figure(
         figsize=SIZE_INCHES,
         dpi=DPI,
@@ -54,10 +69,11 @@ def draw(title: str, rows: Sequence[Mapping[str, float]], evals: Sequence[Evalua
         axes.set_axisbelow(True)
     if rewards:
         _draw_course(panels[0], rewards, course)
+        _draw_shadows(panels[0], courses)
     if known:
-        _draw_accuracy(panels[-1], known, step_range(rows, evals))
+        _draw_accuracy(panels[-1], known, step_range(rows, evals), list(courses))
     if rewards and known and is_whole_reward(rows, known[-1].metric):  # both measure the same: one scale
-        low, high = span([rewards], [e.accuracy for e in known])
+        low, high = span([rewards, *courses.values()], [e.accuracy for e in known])
         air = 0.04 * (high - low)
         for axes in panels:
             axes.set_ylim(low - air if low < 0 else 0, high + air)
@@ -95,7 +111,24 @@ def _draw_course(axes: Axes, values: Series, metric: str) -> None:
     axes.set_title(f"Train {what}, {how}{broken}", fontsize=10.5, loc="left")
 
 
-def _draw_accuracy(axes: Axes, evals: Sequence[Evaluation], steps: tuple[float, float]) -> None:
+def _draw_shadows(axes: Axes, courses: Mapping[str, Series]) -> None:
+    """The mean of each shadow reward, a step each."""
+    for (name, course), dash in zip(courses.items(), itertools.cycle(_DASHES), strict=False):
+        label = f"shadow {visible(name)[:24]}, not trained on"
+        axes.plot(course.steps, course.values, color=VIOLET, linewidth=1.6, linestyle=dash, label=label)
+    if courses:
+        axes.legend(frameon=False, fontsize=8.5, ncols=2, **_BESIDE_TITLE)
+
+
+def _draw_accuracy(
+    axes: Axes, evals: Sequence[Evaluation], steps: tuple[float, float], shadows: Sequence[str] = ()
+) -> None:
+    for name, dash in zip(shadows, itertools.cycle(_DASHES), strict=False):
+        points = [(e.step, e.rewards[name]) for e in evals if name in e.rewards and e.name != "sft"]
+        if points:
+            label = f"{visible(name)[:24]} {interval_text(points[-1][1])}"
+            means = [interval.mean for _, interval in points]
+            axes.plot([step for step, _ in points], means, color=VIOLET, linestyle=dash, marker="s", label=label)
     trained = [evaluation for evaluation in evals if evaluation.name not in _REFERENCES]
     for evaluation in evals:
         if evaluation.name in _REFERENCES:
@@ -132,6 +165,4 @@ def _draw_accuracy(axes: Axes, evals: Sequence[Evaluation], steps: tuple[float, 
     metric = f" ({visible(evals[-1].metric)[:24]})" if evals[-1].metric else ""
     axes.set_title(f"Held-out {word_for(evals)}{metric}", fontsize=10.5, loc="left", parse_math=False)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    # To the right of the title, where no curve can run into it.
-    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.2}
-    axes.legend(frameon=False, fontsize=8.5, ncols=3, columnspacing=1.4, **place)
+    axes.legend(frameon=False, fontsize=8.5, ncols=4, columnspacing=1.4, **_BESIDE_TITLE)

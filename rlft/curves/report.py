@@ -65,16 +65,18 @@ def write_reward_png(run: Path, out: Path | None = None) -> Path:
     """Write `reward.png` (1350 x 900 pixels) into the run directory, or into `out`, and return its path.
 
     Above, the train reward with its 95 % band; below, the held-out accuracy with 95 % intervals and base and
-    SFT as reference lines; a panel without data is left out. Raises ValueError and OSError as `write_report`
-    does.
+    SFT as reference lines; in both, shadow rewards. A panel without data is left out. Raises ValueError and
+    OSError as `write_report` does.
     """
     from rlft.curves.png import draw
+    from rlft.curves.shadow import shadow_names
 
     run = Path(run)
     config = reading.read_config(run)
     with damage.left_out():  # the page says what
         rows, evals = reading.read_metrics(run, []), reading.read_evals(run)
-    return _replace((out or run) / "reward.png", draw(str(config.get("name") or run.name), rows, evals))
+    shadows = shadow_names(reading.reward_specs(config))
+    return _replace((out or run) / "reward.png", draw(str(config.get("name") or run.name), rows, evals, shadows))
 
 
 def _replace(path: Path, content: bytes) -> Path:

@@ -14,6 +14,9 @@ MANY = 200
 """More steps than this are drawn as means of bins, with the values of each step behind them."""
 _BINS = 60
 
+_APART = 4.0
+"""Two measures share a y axis unless the range of one is so many times that of the other."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
@@ -98,6 +101,12 @@ def span(several: Iterable[Series], intervals: Iterable[Interval] = ()) -> tuple
     for interval in intervals:
         numbers += [n for n in (interval.mean, interval.low, interval.high) if math.isfinite(n)]
     return (min(numbers), max(numbers)) if max(numbers) > min(numbers) else (0.0, 1.0)
+
+
+def alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two ranges, which include 0, can be read on one axis."""
+    first, second = sorted((one[1] - one[0], other[1] - other[0]))
+    return second <= _APART * first
 
 
 def _bin(points: Sequence[tuple[float, float, float]]) -> Bin:
