@@ -190,6 +190,22 @@ def test_what_learning_looks_like_is_no_alarm() -> None:
     assert names(alarms_from(rows)) == ["no_signal"]
 
 
+def test_a_policy_that_collapsed_within_its_first_steps_is_not_healthy() -> None:
+    def run(solved: float, idle: int) -> list[dict[str, float]]:
+        """30 steps; of those from the third on, `idle` in ten have no group that teaches anything."""
+        signal = [0.3, 0.3, *(0.0 if step % 10 < idle else 0.1 for step in range(28))]
+        return [
+            {"step": step, "reward/mean": 0.05, "groups/with_signal": each, "groups/solved_all": solved}
+            for step, each in enumerate(signal, start=1)
+        ]
+
+    (alarm,) = alarms_from(run(0.0, 8)).alarms
+    assert (alarm.name, alarm.severity, alarm.onset) == ("no_signal", "critical", 3)
+    assert [each.severity for each in alarms_from(run(0.0, 5)).alarms] == ["warning"]
+    assert names(alarms_from(run(0.0, 3))) == []
+    assert names(alarms_from(run(0.95, 8))) == []  # solved
+
+
 def test_too_few_steps_cannot_be_called_healthy() -> None:
     for steps in (0, 1, 19):
         health = alarms_from(quiet_rows(steps))

@@ -10,6 +10,8 @@ from rlft.curves.alarms.course import MIN_STEPS, Course, jump, noise, onset, shi
 from rlft.curves.alarms.seen import Found, Seen, around, level_at, scatter
 from rlft.curves.text import counted, number, percent
 
+_LAST = 20
+"""Steps at the end of a run that are looked at for such without any signal."""
 _ALL_ALONG = 250
 """Fewest steps without signal that are more than a slow beginning."""
 
@@ -51,7 +53,8 @@ def shadow_gap(seen: Seen) -> Found | str | None:
 
 def no_signal(seen: Seen) -> Found | str | None:
     """At most 45 % of the groups teach something, 30 points less than in the beginning, and not because they are solved
-    now; or at most 30 % for 250 steps from the first on, whatever the cause, while nothing is learnt."""
+    now; or at most 30 % for 250 steps from the first on, whatever the cause, while nothing is learnt; or half of the
+    last 20 steps had no group that teaches something, as after a collapse within the first steps."""
     if reason := seen.missing("groups/with_signal"):
         return reason
     course = seen.course("groups/with_signal")
@@ -60,6 +63,8 @@ def no_signal(seen: Seen) -> Found | str | None:
     solved = seen.latest("groups/solved_all")
     fell = change.is_real and now <= 0.45 and now <= begin - 0.3 and not solved >= 0.6 * (1 - now)
     stays = now <= 0.3 and begin <= 0.3 and len(course) >= _ALL_ALONG
+    if not fell and not stays and not solved >= 0.5 and (idle := _idle(course)):
+        return idle
     first = int(course.steps[0])
     quarter = float(course.steps[len(course) // 4])
     if not fell and (not stays or trend(course).rises(0.01) or seen.learns_since(quarter, 0.01)):
@@ -71,6 +76,22 @@ def no_signal(seen: Seen) -> Found | str | None:
         evidence=f"{percent(begin)} of the groups had different rewards in {change.begin}, {percent(now)} in "
         f"{change.now}{causes}",
         numbers={"begin": begin, "now": now},
+    )
+
+
+def _idle(course: Course) -> Found | None:
+    """Steps without a group that teaches something, where they are half of the last ones."""
+    is_idle = [bool(value == 0) for value in course.values]
+    idle = sum(is_idle[-_LAST:])
+    if len(is_idle) < _LAST or 2 * idle < _LAST:
+        return None
+    begin = next(at for at, each in enumerate(is_idle) if each and 2 * sum(is_idle[at:]) >= len(is_idle) - at)
+    return Found(
+        severity="critical" if 4 * idle >= 3 * _LAST else "warning",
+        onset=int(course.steps[begin]),
+        evidence=f"in {idle} of the last {_LAST} steps all samples of each task had equal rewards, so that nothing was "
+        "learnt, and not because the tasks are solved",
+        numbers={"begin": float(not is_idle[0]), "now": 1 - idle / _LAST},
     )
 
 
