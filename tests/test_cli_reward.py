@@ -97,8 +97,8 @@ def test_what_cannot_be_asked_is_refused(odd: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
         told = reward("try", f"{odd}:odd", "--completions", tmp_path / name)
         assert str(told.exception) == f"{tmp_path / name} has no completions: write one a line"
-    told = reward("check", f"{odd}:odd", "--within-s", "nan")
-    assert str(told.exception) == "nan is no number of seconds; give one such as 5"
+    told = reward("check", f"{odd}:odd", "--within-s", "inf")
+    assert str(told.exception) == "inf is no number of seconds; give one such as 5"
     told = reward("try", f"{odd}:odd", "--completions", tmp_path / "emptyy.txt")
     assert str(told.exception) == f"--completions: no file {tmp_path / 'emptyy.txt'}. Did you mean 'empty.txt'?"
 

@@ -80,6 +80,7 @@ DOCUMENTED = {
     "torch.distributed.device_mesh",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
+    "torch.nn.attention.bias",
     "torch.nn.functional",
     "torch.nn.utils.rnn",
     "torch.utils.checkpoint",

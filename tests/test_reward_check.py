@@ -246,7 +246,7 @@ BUGS = {
     "changes_messages": ("warning", "arguments", "it changes what it is given: messages"),
     "text": ("error", "contract", "expected a number"),
     "ignores_answer": ("error", "good replies", "nonsense scores as high as the right answer"),
-    "penalty": ("warning", "nothing", "saying nothing is the best policy"),
+    "penalty": ("info", "nothing", "saying nothing is the best policy"),
     "errors_pay": ("error", "no answer", "above a wrong one '' scores 0.5, the wrong '<answer>117</answer>' 0, "),
     "excused": ("error", "no answer", "above a wrong one '' scores 0.6, the wrong"),
     "obeys": ("error", "injection", "scores 1, above all ordinary replies \\(0.3 at most"),
