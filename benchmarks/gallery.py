@@ -1,8 +1,8 @@
 """The runs of docs/gallery.md: make them again, and keep their pictures and small records.
 
-    python -m benchmarks.gallery                    # all, one after another; hours on two cores
-    python -m benchmarks.gallery calculator         # one of them
-    python -m benchmarks.gallery calculator --made  # only keep what lies in runs/ already
+    python -m benchmarks.gallery                   # all, one after another; half an hour on two cores
+    python -m benchmarks.gallery ten_words         # one of them
+    python -m benchmarks.gallery ten_words --made  # only keep what lies in runs/ already
 
 The picture of a run goes to docs/gallery/, its config, metrics, events and evaluations to tests/kept_runs/, where
 tests/test_gallery_runs.py reads them.
@@ -26,13 +26,8 @@ ROOT = Path(__file__).parents[1]
 PICTURES, RECORDS = ROOT / "docs" / "gallery", ROOT / "tests" / "kept_runs"
 RUNS = {
     "quickstart": "configs/quickstart.yaml",
-    "strict_json": "configs/strict_json.yaml",
-    "strict_json_syntax": "configs/strict_json_syntax.yaml",
     "ten_words": "configs/gallery/ten_words.yaml",
     "collapse": "configs/gallery/collapse.yaml",
-    "calculator": "configs/gallery/calculator.yaml",
-    "guessing": "configs/gallery/guessing.yaml",
-    "retrieval": "configs/retrieval.yaml",
 }
 """Config of each run, which has its name; a run that a guard stops ends with an error, and that is kept as well."""
 COLOURS = 64
