@@ -83,11 +83,8 @@ def plan(
     raise typer.Exit(1 if hopeless and not anyway else 0)
 
 
-def _needs_all(config: RunConfig) -> bool:
-    return getattr(config.algorithm, "needs_all_sequences", True)
-
-
 def _show_counts(console: Console, config: RunConfig, counts: Counts, lengths: Lengths, train: int) -> None:
+    unused = "" if config.algorithm.needs_all_sequences else "; those with advantage 0 cost nothing"
     lines = [
         f"{config.tasks_per_step} tasks x {config.samples_per_task} samples = {counts.completions_per_step:,} "
         "completions",
@@ -97,7 +94,7 @@ def _show_counts(console: Console, config: RunConfig, counts: Counts, lengths: L
         f"{counts.tokens_per_step:,.0f} packed tokens -> {config.updates_per_step} x {counts.microbatches_per_update} "
         f"microbatches of up to {counts.microbatch_tokens:,}"
         f" -> {config.updates_per_step} optimizer update{'s' if config.updates_per_step > 1 else ''}; "
-        "each sample is used in one" + ("" if _needs_all(config) else "; those with advantage 0 cost nothing"),
+        f"each sample is used in one{unused}",
     ]
     _block(console, "A step", lines)
     lines = [

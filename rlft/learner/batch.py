@@ -21,6 +21,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from rlft.common.beginnings import alike
 from rlft.model.layers.packed import Packed, PackedGroup
 from rlft.types import Batch, Group, Score, Trajectory
 
@@ -220,12 +221,6 @@ def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
         return 0
     common = min(alike(min(prompts), max(prompts)), *(len(prompt) - 1 for prompt in prompts))  # what these two share
     return common if common >= MIN_PREFIX else 0
-
-
-def alike(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Tokens that two prompts begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def members(batch: Batch) -> dict[int, list[int]]:

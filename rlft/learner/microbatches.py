@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlft.common.beginnings import alike
 from rlft.learner import batch as batches
 from rlft.types import Batch
 
@@ -25,9 +26,9 @@ def even_microbatches(
     Their number is the next multiple of `shares`, under the smallest budget that keeps it; fewer where the batch cannot
     be split that far. Groups are split only where that number needs it.
     """
-    pieces = _pieces(batch, with_ends=with_ends, whole_groups=whole_groups)
-    limit = -(-len(_cut(pieces, tokens)) // shares) * shares
     groups = _pieces(batch, with_ends=with_ends, whole_groups=True)
+    pieces = groups if whole_groups else _pieces(batch, with_ends=with_ends, whole_groups=False)
+    limit = -(-len(_cut(pieces, tokens)) // shares) * shares
     parts = None
     if all(group.prompt + group.length <= tokens for group in groups):
         parts = _smallest_budget(groups, tokens, limit)
@@ -61,11 +62,11 @@ def _pieces(batch: Batch, *, with_ends: bool, whole_groups: bool) -> list[_Piece
     result, before = list[_Piece](), tuple[int, ...]()
     for sequences in batches.members(batch).values():
         prompt = batch.prompt_ids[sequences[0]]
-        alike = batches.alike(before, prompt)
+        shared = alike(before, prompt)
         for chosen in [sequences] if whole_groups else [[sequence] for sequence in sequences]:
             is_next = chosen[0] != sequences[0]
             length = sum(lengths[sequence] for sequence in chosen)
-            result.append(_Piece(chosen, length, len(prompt), is_next, len(prompt) if is_next else alike))
+            result.append(_Piece(chosen, length, len(prompt), is_next, len(prompt) if is_next else shared))
         before = prompt
     return result
 

@@ -23,6 +23,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from rlft.common.beginnings import alike
 from rlft.common.files import sha256
 from rlft.config import RunConfig
 from rlft.learner.roles import Role, write_role
@@ -154,9 +155,7 @@ def conversations(
     rests: list[tuple[int, ...]] = []
     for group in groups:
         rows = [_without_padding(chat.conversation(tokenizer, m, tools=tools), tokenizer.pad_token_id) for m in group]
-        pairs = enumerate(zip(min(rows), max(rows), strict=False))  # what these two share, all do
-        shared = next((index for index, (one, other) in pairs if one != other), min(map(len, rows)))
-        shared = min(shared, *(len(row) - 1 for row in rows))
+        shared = min(alike(min(rows), max(rows)), *(len(row) - 1 for row in rows))  # what these two share, all do
         prompts += [rows[0][:shared]] * len(rows)
         rests += [row[shared:] for row in rows]
     return Batch(

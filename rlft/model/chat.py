@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from rlft.common.beginnings import alike
 from rlft.model import pretrained, special_tokens
 from rlft.model.templates import refuse_halves, write
 from rlft.types import Completion, Message
@@ -214,8 +215,7 @@ def _shared(context: tuple[int, ...], whole: tuple[int, ...], *, least: int) -> 
         ValueError: fewer than `least`, those of the messages before the reply. The mark that opens the reply is not
             counted: some templates write more into it than they keep, as an empty block of thought.
     """
-    pairs = enumerate(zip(context, whole, strict=False))
-    shared = next((at for at, (token, other) in pairs if token != other), min(len(context), len(whole)))
+    shared = alike(context, whole)
     if shared < least:
         raise ValueError(
             "the chat template writes the earlier messages otherwise when a reply follows them, so the reply cannot be "

@@ -262,6 +262,11 @@ class PreferenceObjective:
         return self.preference.needs_reference
 
     @property
+    def needs_all_sequences(self) -> bool:
+        """Whether sequences outside of any pair have a term in the loss: an update computes all of them."""
+        return True
+
+    @property
     def needs_critic(self) -> bool:
         """Whether a value head is trained and asked: never."""
         return False

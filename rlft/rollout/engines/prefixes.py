@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
+from rlft.common.beginnings import alike
 from rlft.model.kernels.kv_cache import Span
 from rlft.rollout.engines.contract import Request
 
@@ -61,7 +62,7 @@ def shared_parts(prompts: Sequence[Sequence[int]], *, worth: int) -> tuple[list[
         members, start, parent = waiting.pop()
         if len(members) < 2:
             continue
-        end = min(_alike(prompts[members[0]], prompts[members[-1]]), *(len(prompts[index]) - 1 for index in members))
+        end = min(alike(prompts[members[0]], prompts[members[-1]]), *(len(prompts[index]) - 1 for index in members))
         if (len(members) - 1) * (end - start) >= worth:
             parts.append(Part(parent, start, tuple(prompts[members[0]][start:end])))
             start, parent = end, len(parts) - 1
@@ -74,11 +75,6 @@ def shared_parts(prompts: Sequence[Sequence[int]], *, worth: int) -> tuple[list[
             groups = groupby(members, key=lambda index: prompts[index][end])
             waiting += [(list(group), start, parent) for _, group in groups]
     return parts, part_of
-
-
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 class KeptTurns:

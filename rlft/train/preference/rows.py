@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlft.common.beginnings import alike
 from rlft.train.chat_rows import Text, check_completion, read_prompt, read_text, read_tools, refuse_mixture
 from rlft.types import Message
 
@@ -120,8 +121,7 @@ def _shared_messages(
 
 def _shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     """The prompt that two texts begin with, up to the space before the first word that differs, and the rest."""
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    shared = next((index for index, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
+    shared = alike(chosen, rejected)
     while shared and not (chosen[shared : shared + 1].isspace() and rejected[shared : shared + 1].isspace()):
         shared -= 1
     if not chosen[:shared].strip():
