@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 PICTURES, RECORDS = ROOT / "docs" / "gallery", ROOT / "tests" / "kept_runs"
 RUNS = {
     "quickstart": "configs/quickstart.yaml",
+    "tools": "configs/gallery/tools.yaml",
     "ten_words": "configs/gallery/ten_words.yaml",
     "collapse": "configs/gallery/collapse.yaml",
 }

@@ -9,5 +9,12 @@ import pytest
 
 
 def swept(values: Iterable[Any], *, always: Callable[[Any], bool]) -> list[Any]:
-    """The values as parameters of a test; those for which `always` is false have the marker `sweep`."""
-    return [value if always(value) else pytest.param(value, marks=pytest.mark.sweep) for value in values]
+    """The values as parameters of a test; those for which `always` is false have the marker `sweep`.
+
+    A tuple has one value for each of several parameters.
+    """
+    return [value if always(value) else _marked(value) for value in values]
+
+
+def _marked(value: Any) -> Any:
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.sweep)

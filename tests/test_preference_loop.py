@@ -39,6 +39,7 @@ from rlft.train.preference.learner import PreferenceLearner
 from rlft.train.rl import launch
 from rlft.types import Batch
 from tests.fakes import read_lines, read_metrics, read_result, save_tiny_model, tiny_config
+from tests.sweeps import swept
 from tests.test_preference import experimental, trainer_for
 from tests.test_preference_data import assistant, user, write
 from tests.test_report import Page
@@ -452,13 +453,11 @@ class InterruptError(Exception):
 @pytest.mark.timeout(180)
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
-    ("loss", "adapter"),
-    [("sigmoid", {}), ("kto", {}), ("sigmoid", {"kind": "full"})],
-    ids=["pairs", "kto", "full"],
+    ("loss", "kind"), swept([("sigmoid", "lora"), ("kto", "lora"), ("sigmoid", "full")], always=lambda of: "lora" in of)
 )
-def test_several_processes_give_the_run_of_one(make_dpo: MakeDpo, loss: str, adapter: dict[str, Any]) -> None:
+def test_several_processes_give_the_run_of_one(make_dpo: MakeDpo, loss: str, kind: str) -> None:
     settings = {"tokens_per_microbatch": 40, "lr": 1e-3}
-    changes: dict[str, Any] = {"preference": {"loss": loss}, "adapter": adapter, "data": {"heldout": 0.3}}
+    changes: dict[str, Any] = {"preference": {"loss": loss}, "adapter": {"kind": kind}, "data": {"heldout": 0.3}}
     alone = make_dpo(name="alone", learner=settings, **changes)
     shared = make_dpo(name="shared", learner={**settings, "workers": 2}, **changes)
     summary, expected = launch_dpo.train(shared), launch_dpo.train(alone)
@@ -485,22 +484,20 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Run, "log", stop)
 
 
+CHANGES: dict[str, dict[str, Any]] = {
+    "precomputed": {},
+    "live": {"reference_logprobs": "live"},
+    "kto": {"preference": {"loss": "kto"}, "data": {"heldout": 0.3}},
+    "full": {"adapter": {"kind": "full"}, "learner": {"lr": 1e-3}},
+    "two processes": {"learner": {"workers": 2}},
+}
+
+
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"reference_logprobs": "live"},
-        {"preference": {"loss": "kto"}, "data": {"heldout": 0.3}},
-        {"adapter": {"kind": "full"}, "learner": {"lr": 1e-3}},
-        {"learner": {"workers": 2}},
-    ],
-    ids=["precomputed", "live", "kto", "full", "two processes"],
-)
+@pytest.mark.parametrize("name", swept(CHANGES, always=lambda name: name != "live"))
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_interruption_changes_nothing(
-    make_dpo: MakeDpo, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
-) -> None:
+def test_an_interruption_changes_nothing(make_dpo: MakeDpo, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    changes = CHANGES[name]
     whole = make_dpo(name="whole", epochs=2, **changes)
     launch_dpo.train(whole)
     broken = make_dpo(name="broken", epochs=2, **changes)

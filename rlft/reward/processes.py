@@ -95,21 +95,34 @@ class ScoringPool:
         list(self._wait(0.0))  # replaces a process that died while idle, before it is given a job
         self._queue.clear()
         waiting = iter(jobs)
+        done: list[Done] = []
         try:
             is_done = False
-            while not is_done or self._queue or any(process.busy for process in self._processes):
+            while True:
                 for process in self._processes:
                     if process.idle:
                         if message := self._next_message(waiting):
                             process.send(message, is_concurrent=self.loaded[message[0].call.reward].plan.is_async)
                         else:
                             is_done = True
-                if not is_done or self._queue or any(process.busy for process in self._processes):
-                    yield from self._wait(math.inf)
+                yield from done  # only now, so that no process waits for what becomes of its last results
+                self._prepare(waiting)
+                if is_done and not self._queue and not any(process.busy for process in self._processes):
+                    return
+                done = list(self._wait(math.inf))
         finally:  # left early: nobody will read what the busy ones answer
             for process in [process for process in self._processes if process.busy]:
                 process.kill()
                 self._replace(process, is_fault=False)
+
+    def _prepare(self, waiting: Iterator[Job]) -> None:
+        """Take the jobs of the next message from those to do: making them costs time for which a process would wait."""
+        total = sum(len(job.call.arguments) for job in self._queue)
+        while len(self._queue) < LARGEST_MESSAGE and total < LARGEST_ARGUMENTS:
+            if (job := next(waiting, None)) is None:
+                return
+            self._queue.append(job)
+            total += len(job.call.arguments)
 
     def _next_message(self, waiting: Iterator[Job]) -> list[Job]:
         """The jobs that an idle process gets next: of one reward, as many as it may have at once; empty at the end."""

@@ -62,12 +62,10 @@ class ResultTable:
             f"scoring.max_failed={self._max_failed:g} allows"
         )
         not_run = Failed(kind="not_run", message=text, reproduce=f"raise SystemExit({text!r})")
+        missing: list[Outcome] = [not_run if applies(spec, group) else _elsewhere(spec) for spec in self._specs]
         scored = []
         for member, trajectory in enumerate(group.trajectories):
-            outcomes = [
-                self._outcomes.get((index, member, r), not_run if applies(spec, group) else _elsewhere(spec))
-                for r, spec in enumerate(self._specs)
-            ]
+            outcomes = [self._outcomes.get((index, member, r), otherwise) for r, otherwise in enumerate(missing)]
             scored.append(
                 replace(
                     trajectory,

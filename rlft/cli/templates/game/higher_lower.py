@@ -1,8 +1,7 @@
-"""The environment: a number between two bounds has to be found in three guesses.
+"""The environment: one of three numbers has to be found in two guesses.
 
-Seven numbers are in question, so that halving what is left (the middle one, then the middle of the rest) always finds
-it in three. A policy that guesses at random finds it in three of seven games, one that draws among what is left in two
-of three.
+Whoever asks for the middle one first always finds it. A policy that guesses at random and does not listen finds it in
+five of nine games, one that draws among what is left in seven of nine.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from rlft.environment.contract import Environment, Step
 from rlft.reward.extract import last_number
 from rlft.types import Message, Task
 
-GUESSES = 3
-NUMBERS = 7
+GUESSES = 2
+NUMBERS = 3
 
 
 class Game:

@@ -34,7 +34,7 @@ def price_of(article: str) -> str:
 TOOLS = make_tools(price_of)
 
 
-def load(heldout: int = 50, demonstrations: int = 10, seed: int = 0) -> Environment:
+def load(heldout: int = 50, demonstrations: int = 14, seed: int = 0) -> Environment:
     """Questions about one article each; held-out, shown and training articles are three disjoint sets.
 
     The same arguments have to give the same tasks: every worker and every resumed run calls this again.
