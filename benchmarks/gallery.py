@@ -1,6 +1,6 @@
 """The runs of docs/gallery.md: make them again, and keep their pictures and small records.
 
-    python -m benchmarks.gallery                   # all, one after another; half an hour on two cores
+    python -m benchmarks.gallery                   # all, one after another; an hour on two cores
     python -m benchmarks.gallery ten_words         # one of them
     python -m benchmarks.gallery ten_words --made  # only keep what lies in runs/ already
 

@@ -37,6 +37,4 @@ def test_the_page_says_what_the_records_say(name: str) -> None:
 
 def test_the_healthy_ones_are_healthy_and_the_broken_ones_are_not() -> None:
     told = {name: {alarm.name for alarm in alarms_of(RUNS / name).alarms} for name in NAMES}
-    assert all(told[name] for name in NAMES if name in ("collapse", "ten_words", "strict_json_syntax"))
-    assert not told["quickstart"]
-    assert not told["tools"]
+    assert {name for name in NAMES if told[name]} == {"collapse", "ten_words"}
