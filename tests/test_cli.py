@@ -18,6 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from rlft.cli import listing, main
+from rlft.curves import live_panel
 from rlft.curves.live_panel import View
 from rlft.curves.terminal_plot import sparkline
 from rlft.objectives.presets import PRESETS
@@ -456,6 +457,28 @@ def test_a_run_that_ends_before_its_first_step_leaves_no_empty_panel() -> None:
         view.stage("loading the learner")
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().endswith("\x1b[1A\x1b[2K")  # what was drawn last is erased, up to its first line
+
+
+def test_without_a_terminal_a_long_stage_says_once_a_minute_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(live_panel.time, "monotonic", lambda: now)
+    console = Console(force_terminal=False, width=200, file=io.StringIO())
+    view = View("r", steps=40, console=console)
+    view.stage("SFT warm start")
+    for done in range(1, 9):
+        now += 25.0
+        view.progress(done, 8)
+    view.step(1, METRICS)
+    for done in range(1, 5):
+        now += 45.0
+        view.rollout(done, 4)
+    assert isinstance(console.file, io.StringIO)
+    told = [line for line in console.file.getvalue().splitlines() if "left" in line and not line.startswith("step ")]
+    assert told == [
+        "SFT warm start 3/8  left 2:05",
+        "SFT warm start 6/8  left 0:50",
+        "rollouts of step 2 3/4  left 0:45",  # counted from the first ones, since a stage may lie before them
+    ]
 
 
 def test_without_a_terminal_there_are_plain_lines() -> None:

@@ -31,6 +31,10 @@ def training_console() -> Console:
     return Console(stderr=True) if sys.stdout.isatty() else Console(force_terminal=False, color_system=None)
 
 
+LINE_EVERY = 60.0
+"""Seconds after which a stage that lasts gets another line where there is no panel."""
+
+
 class View:
     """Shows stages, steps and the reward's course. Everything that a model or user wrote goes through `Text`."""
 
@@ -66,7 +70,7 @@ class View:
         self._first: dict[str, Metrics] = {}
         """By shadow: the numbers of the first step that has it."""
         self._step = 0
-        self._stage_started = time.monotonic()
+        self._begin("starting")
         self._stage = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
@@ -110,17 +114,21 @@ class View:
     def stage(self, name: str, total: int | None = None) -> None:
         """Begin a stage of the run."""
         self._stage.reset(self._bar, total=total, description=visible(name))
-        self._stage_started = time.monotonic()
+        self._begin(name)
         if not self._console.is_terminal:
             self._print(visible(f"{name} ..."))
 
     def progress(self, done: int, total: int) -> None:
         """How far the stage is."""
         self._stage.update(self._bar, completed=done, total=total)
+        self._say_how_far(done, total)
 
     def rollout(self, done: int, total: int) -> None:
         """How far the step's rollouts are."""
         self._stage.update(self._bar, completed=done, total=total, description="rollouts")
+        if self._doing != (doing := f"rollouts of {self._unit} {self._step + 1}"):
+            self._begin(doing, done)
+        self._say_how_far(done, total)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """A step is done."""
@@ -151,6 +159,20 @@ class View:
     def note(self, text: str) -> None:
         """A line that stays."""
         self._print(visible(text))
+
+    def _begin(self, doing: str, done: int = 0) -> None:
+        """Something begins now, or is seen for the first time when so much of it is done."""
+        self._doing, self._done_before = doing, done
+        self._began = self._last_line = time.monotonic()
+
+    def _say_how_far(self, done: int, total: int) -> None:
+        """Print how far something is that has been silent for long, where no panel shows it."""
+        now, since = time.monotonic(), done - self._done_before
+        if self._console.is_terminal or not since or done == total or now - self._last_line < LINE_EVERY:
+            return
+        self._last_line = now
+        left = clock((now - self._began) / since * (total - done))
+        self._print(visible(f"{self._doing} {done}/{total}  left {left}"))
 
     def _print(self, text: str) -> None:
         """Print lines that a file gets as they are, however long."""
