@@ -1,9 +1,11 @@
 """Generation of the same prompts by rlft's engine and by others, in alternating rounds of one run.
 
-    python -m benchmarks.rollout [--rounds 3] [--only 64 256 tools turns] [--vllm .venv-vllm/bin/python]
+    python -m benchmarks.rollout [--rounds 3] [--only 64 256 tail greedy tools turns] [--vllm .venv-vllm/bin/python]
 
 Work: SmolLM2-135M-Instruct at T = 1, natural lengths.
     64, 256     8 prompts x 8 samples, up to so many new tokens
+    tail        4 of these prompts, one sample each of up to 256: what a batch is when the others have ended
+    greedy      an evaluation: 250 sums of the quickstart, one greedy answer each of up to 16 tokens
     tools       16 prompts of some 40 tokens behind the same 400 of tools' descriptions, x 8 samples of up to 64
     turns       4 turns of such episodes, each answered by an observation; a reply that is cut ends its episode
 Systems:
@@ -16,23 +18,24 @@ Each system lives in a process of its own that is stopped while the others work.
 including the end token. Figures are medians over the rounds after one warm-up; the last line is JSON.
 
 The floor of a decode step is max(weight bytes / memory bandwidth, FLOPs / GEMM rate) for the rows that are live in it,
-both measured here; the prompts' pass counts with its FLOPs.
+both measured here; the prompts' pass counts with its FLOPs, and what several prompts begin with once.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.peers import LAYERS, THREADS, VOCABULARY, Peer, answer, bandwidth, dtype_here, gemm_rate, wait
 from benchmarks.step import TOPICS, question
 
-SAMPLES = 8
 NAMES = {
     "generate": "",
     "generate-bf16": "bf16_",
@@ -45,14 +48,41 @@ Round = Callable[[int], tuple[list[int], dict[str, float]]]
 """From the number of a round to the completions' lengths and further figures."""
 
 
-TURNS = 4
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What all systems of a comparison do."""
+
+    prompts: list[list[dict[str, str]]]
+    samples: int = 8
+    """Of each prompt."""
+    new_tokens: int = 64
+    temperature: float = 1.0
+    turns: int = 1
+    peers: tuple[str, ...] = ("generate", "generate-bf16", "continuous", "vllm")
+    """What rlft is measured beside; vLLM where there is an environment with it."""
+
+
 OBSERVATION = "The tool says: 17. Go on with the next step, and say in a sentence what you found."
 
 
-def messages(work: str) -> list[list[dict[str, str]]]:
-    """The prompts."""
-    if work.isdigit():
-        return [[{"role": "user", "content": question(topic, 3)}] for topic in TOPICS]
+def asked(text: str) -> list[dict[str, str]]:
+    """A prompt that is one message."""
+    return [{"role": "user", "content": text}]
+
+
+def facts() -> list[list[dict[str, str]]]:
+    """Eight short prompts."""
+    return [asked(question(topic, 3)) for topic in TOPICS]
+
+
+def sums() -> list[list[dict[str, str]]]:
+    """250 prompts, as the quickstart's evaluation has them."""
+    drawn = random.Random(0).sample([(a, b) for a in range(1, 31) for b in range(1, 31)], 250)
+    return [asked(f"What is {a} + {b}? Put the number inside <answer> tags.") for a, b in drawn]
+
+
+def with_tools() -> list[list[dict[str, str]]]:
+    """16 prompts behind the same 400 tokens."""
     told = " ".join(
         f"Tool {name}: takes a text and a number from 1 to {number}, and returns what it found as a list of sentences."
         for number, name in enumerate(("search", "lookup", "weather", "maps", "mail", "notes", "calendar"), 5)
@@ -63,15 +93,21 @@ def messages(work: str) -> list[list[dict[str, str]]]:
         for topic in TOPICS
         for how in ("in a hurry", "with care")
     ]
-    return [[system, {"role": "user", "content": text}] for text in texts]
+    return [[system, *asked(text)] for text in texts]
 
 
-def new_tokens_of(work: str) -> int:
-    """Most tokens of a completion."""
-    return int(work) if work.isdigit() else 64
+FEW = ("generate-bf16", "vllm")
+WORKS = {
+    "64": Work(prompts=facts()),
+    "256": Work(prompts=facts(), new_tokens=256),
+    "tail": Work(prompts=facts()[:4], samples=1, new_tokens=256, peers=FEW),
+    "greedy": Work(prompts=sums(), samples=1, new_tokens=16, temperature=0.0, peers=FEW),
+    "tools": Work(prompts=with_tools(), peers=("unshared", "vllm")),
+    "turns": Work(prompts=with_tools(), turns=4, peers=("unshared",)),
+}
 
 
-def rlft(folder: str, work: str, *, shares: bool = True) -> Round:
+def rlft(folder: str, work: Work, *, shares: bool = True) -> Round:
     """The transformers engine, with the time that it samples taken apart."""
     from rlft.config import AdapterConfig, ModelConfig
     from rlft.model import chat
@@ -88,8 +124,9 @@ def rlft(folder: str, work: str, *, shares: bool = True) -> Round:
         folder, tokenizer, model=ModelConfig(source=folder), adapter=AdapterConfig(), threads=THREADS
     )
     engine.load_adapter(bare_base())
-    prompts = [chat.render(tokenizer, prompt) for prompt in messages(work)]  # type: ignore[arg-type]
-    params = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=new_tokens_of(work))
+    prompts = [chat.render(tokenizer, prompt) for prompt in work.prompts]  # type: ignore[arg-type]
+    params = SamplingParams(temperature=work.temperature, top_p=1.0, max_new_tokens=work.new_tokens)
+    different = float(len({ids[:end] for ids in prompts for end in range(1, len(ids) + 1)}))
     if not shares:
         prefixes.WORTH = 10**9
     spent = [0.0]
@@ -106,12 +143,12 @@ def rlft(folder: str, work: str, *, shares: bool = True) -> Round:
     def one(number: int) -> tuple[list[int], dict[str, float]]:
         spent[0] = 0.0
         requests = [
-            Request(prompt_ids=ids, seeds=tuple(range(1000 * number + 8 * p, 1000 * number + 8 * p + SAMPLES)))
-            for p, ids in enumerate(prompts)
+            Request(prompt_ids=ids, seeds=tuple(range(first, first + work.samples)))
+            for first, ids in zip(itertools.count(1000 * number, work.samples), prompts, strict=False)
         ]
         lengths: list[int] = []
-        for turn in range(TURNS if work == "turns" else 1):
-            going = [replace(request, goes_on=work == "turns" and shares) for request in requests]
+        for turn in range(work.turns):
+            going = [replace(request, goes_on=work.turns > 1 and shares) for request in requests]
             completions = engine.generate(going, params, version=-1)
             lengths += [len(c.token_ids) for samples in completions for c in samples]
             requests = [
@@ -130,12 +167,12 @@ def rlft(folder: str, work: str, *, shares: bool = True) -> Round:
                 for seed, completion in zip(request.seeds, samples, strict=True)
                 if completion.finish_reason == "stop"
             ]
-        return lengths, {"time/sampling": spent[0]}
+        return lengths, {"time/sampling": spent[0], "prompt_tokens": different}
 
     return one
 
 
-def generate(folder: str, work: str, dtype: str) -> Round:
+def generate(folder: str, work: Work, dtype: str) -> Round:
     """`model.generate` on all rows at once."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -143,16 +180,13 @@ def generate(folder: str, work: str, dtype: str) -> Round:
     torch.set_num_threads(THREADS)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    prompts = [prompt for prompt in messages(work) for _ in range(SAMPLES)]
+    prompts = [prompt for prompt in work.prompts for _ in range(work.samples)]
     inputs = tokenizer.apply_chat_template(
         prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
     config = GenerationConfig(
-        max_new_tokens=new_tokens_of(work),
-        do_sample=True,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
+        max_new_tokens=work.new_tokens,
+        **({"do_sample": True, "temperature": work.temperature, "top_p": 1.0, "top_k": 0} if work.temperature else {}),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -167,7 +201,7 @@ def generate(folder: str, work: str, dtype: str) -> Round:
     return one
 
 
-def continuous(folder: str, work: str) -> Round:
+def continuous(folder: str, work: Work) -> Round:
     """transformers' continuous batching."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -177,13 +211,13 @@ def continuous(folder: str, work: str) -> Round:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
     prompts = [
         tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        for prompt in messages(work)
-        for _ in range(SAMPLES)
+        for prompt in work.prompts
+        for _ in range(work.samples)
     ]
     config = GenerationConfig(
-        max_new_tokens=new_tokens_of(work),
+        max_new_tokens=work.new_tokens,
         do_sample=True,
-        temperature=1.0,
+        temperature=work.temperature,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -196,7 +230,7 @@ def continuous(folder: str, work: str) -> Round:
     return one
 
 
-def vllm(folder: str, work: str) -> Round:
+def vllm(folder: str, work: Work) -> Round:
     """vLLM with its own defaults, one process."""
     from vllm import LLM, SamplingParams
 
@@ -204,8 +238,10 @@ def vllm(folder: str, work: str) -> Round:
     model = LLM(model=folder, max_model_len=1024, max_num_seqs=64, **on_cpu)
 
     def one(number: int) -> tuple[list[int], dict[str, float]]:
-        params = SamplingParams(n=SAMPLES, temperature=1.0, max_tokens=new_tokens_of(work), seed=number, logprobs=0)
-        outputs = model.chat(messages(work), params, use_tqdm=False)
+        params = SamplingParams(
+            n=work.samples, temperature=work.temperature, max_tokens=work.new_tokens, seed=number, logprobs=0
+        )
+        outputs = model.chat(work.prompts, params, use_tqdm=False)
         return [len(completion.token_ids) for output in outputs for completion in output.outputs], {}
 
     return one
@@ -215,7 +251,7 @@ def _length(ids: list[int], end: int) -> int:
     return ids.index(end) + 1 if end in ids else len(ids)
 
 
-def serve(name: str, folder: str, work: str) -> None:
+def serve(name: str, folder: str, work: Work) -> None:
     """A round for every line on standard input."""
     systems: dict[str, Callable[[], Round]] = {
         "rlft": lambda: rlft(folder, work),
@@ -250,22 +286,22 @@ def main() -> None:
     """Start the systems, take turns, print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=["64", "256", "tools", "turns"], help="which work")
+    parser.add_argument("--only", nargs="*", choices=WORKS, default=list(WORKS), help="which work")
     parser.add_argument("--vllm", default="", help="python of an environment with vLLM")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--serve", nargs=3, metavar=("SYSTEM", "FOLDER", "WORK"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(*options.serve)
+        name, folder, work = options.serve
+        serve(name, folder, WORKS[work])
         return
     from rlft.model import sources
 
     folder = str(sources.resolve(options.model))
-    peers = ["generate", "generate-bf16", "continuous"] + (["vllm"] if options.vllm else [])
-    systems = {"tools": ["unshared", *(["vllm"] if options.vllm else [])], "turns": ["unshared"]}
     result: dict[str, float] = {}
     for work in options.only:
-        rates, ours = _measure(["rlft", *systems.get(work, peers)], folder, work, options)
+        peers = [name for name in WORKS[work].peers if name != "vllm" or options.vllm]
+        rates, ours = _measure(["rlft", *peers], folder, work, options)
         result |= _summary(rates, ours, work, "" if work == options.only[0] else f"_{work}")
     print(json.dumps({key: round(value, 3) for key, value in result.items()}))
 
@@ -274,7 +310,7 @@ def _measure(
     names: list[str], folder: str, work: str, options: argparse.Namespace
 ) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
     """(tokens per second of each system by round, rlft's answers)"""
-    print(f"up to {work} new tokens" if work.isdigit() else work)
+    print(work)
     peers = {}
     for name in names:
         python = options.vllm if name == "vllm" else None
@@ -303,9 +339,9 @@ def _summary(rates: dict[str, list[float]], ours: list[dict[str, Any]], work: st
         f"{NAMES[name]}ratio{suffix}": medians["rlft"] / value for name, value in medians.items() if name != "rlft"
     }
     found[f"tokens_per_s{suffix}"] = medians["rlft"]
-    if not work.isdigit():
-        return found
-    fractions = [floor(got["parts"]["lengths"], 8 * 45) / got["seconds"] for got in ours]
+    if WORKS[work].turns > 1:
+        return found  # its prompts grow by what was sampled
+    fractions = [floor(got["parts"]["lengths"], got["parts"]["prompt_tokens"]) / got["seconds"] for got in ours]
     return {
         **found,
         f"floor_fraction{suffix}": statistics.median(fractions),
