@@ -530,6 +530,7 @@ KINDS = {
     "reward_model": RewardModelConfig,
     "head": HeadConfig,
     "sft": SupervisedConfig,
+    "sft_full": SupervisedConfig,
 }
 
 
