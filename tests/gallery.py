@@ -62,7 +62,7 @@ def hacked(folder: Path, steps: int = 40) -> Path:
         if step % 20 == 0:
             name = f"step-{step:06d}" if step else "base"
             write_eval(folder, name, skill, random_)
-            held = [{**row, "task_id": f"held-out-{row['group_index']:03d}"} for row in rows]
+            held = [{**row, "task_id": f"held-out-{row['group_index']:03d}", "advantage": None} for row in rows]
             write_rollouts(folder / "evals" / f"{name}.parquet", held)
     return folder
 
@@ -127,8 +127,9 @@ def large(folder: Path, steps: int, groups: int = 8, size: int = 8) -> Path:
 
 
 def _held_out(folder: Path, name: str) -> None:
-    by_task = json.loads((folder / "evals" / f"{name}.json").read_text(encoding="utf-8"))["by_task"]
-    wrong = {"completion": "17 + 25 is about 40, I think.", "reward": 0.0}
+    made = json.loads((folder / "evals" / f"{name}.json").read_text(encoding="utf-8"))
+    policy = {key: made[key] for key in ("adapter_version", "adapter_hash")}
+    wrong = {"completion": "I think it is about 40.", "reward": 0.0, "parts": '{"math_answer": 0.0, "brevity": 0.8}'}
     rows = [
         rollout(
             0,
@@ -136,9 +137,13 @@ def _held_out(folder: Path, name: str) -> None:
             0,
             task_id=task,
             prompt=f"What is {at} + 25? Answer with the number in <answer> tags.",
-            **({} if values[0] else wrong),
+            **{
+                **{"advantage": None, "completion": f"<answer>{at + 25}</answer>", "answer": f'"{at + 25}"'},
+                **({} if values[0] else wrong),
+                **policy,
+            },
         )
-        for at, (task, values) in enumerate(by_task.items())
+        for at, (task, values) in enumerate(made["by_task"].items())
     ]
     write_rollouts(folder / "evals" / f"{name}.parquet", rows)
 

@@ -31,7 +31,7 @@ from rlft.curves.page_data.health import ABOUT
 from rlft.curves.png import draw
 from rlft.curves.reading import read_config, read_evals, read_metrics
 from rlft.curves.report import write_report, write_reward_png
-from rlft.curves.samples import read_light
+from rlft.curves.samples import read_light, sample
 from rlft.curves.sampling_of_groups import choose
 from tests.fakes_run import (
     append,
@@ -201,6 +201,11 @@ def test_the_data_of_every_kind_of_run_has_its_schema(tmp_path: Path) -> None:
     for wrong in ({**data, "verdict": {**data["verdict"], "kind": "perhaps"}}, {**data, "format": 2}, {"format": 1}):
         assert list(told.iter_errors(wrong)) != []
     assert json.loads(pages.as_json(page_data(whole)))["heldout"]["pairs"][0]["samples"][1]["reward"] == 1.0
+
+
+def test_a_sample_says_which_policy_made_it() -> None:
+    made = [sample(rollout(adapter_version=version)) for version in (-1, 0, 39)]
+    assert [each["policy"] for each in made] == ["base model", "adapter v0 5f3a9c0e", "adapter v39 5f3a9c0e"]
 
 
 def test_a_small_run_is_a_small_file(tmp_path: Path) -> None:

@@ -143,6 +143,11 @@ def _group(rows: Sequence[Mapping[str, Any]], most: int) -> dict[str, Any]:
     return {**told, "messages": messages} if len(messages) > 1 else told
 
 
+def _policy(version: int, adapter_hash: str) -> str:
+    """Which policy made a sample, in words; see `types.Adapter.version`."""
+    return f"adapter v{version} {adapter_hash[:8]}".strip() if version >= 0 else "base model"
+
+
 def sample(row: Mapping[str, Any]) -> dict[str, Any]:
     """One sample as plain data; what it has not is absent."""
     parts = _json(row["parts"])
@@ -155,7 +160,7 @@ def sample(row: Mapping[str, Any]) -> dict[str, Any]:
         "text": shortened(row["completion"] or "", TEXT),
         "tokens": row["completion_tokens"],
         "cut": row.get("finish_reason") == "length",
-        "adapter": f"v{row['adapter_version']} {(row['adapter_hash'] or '')[:8]}".strip(),
+        "policy": _policy(row["adapter_version"], row["adapter_hash"] or ""),
     }
     if said := conversation(row.get("conversation")):
         told |= {"conversation": said, "turns": row.get("turns") or 1, "ended": row.get("stop_reason") or ""}

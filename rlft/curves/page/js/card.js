@@ -41,7 +41,7 @@ export const card = (sample, query = "") => {
     el("header", {}, badge(sample), el("span", { class: "muted" }, `sample ${sample.index}`), el("span", { class: "muted" }, facts)),
     sample.conversation ? turns(sample.conversation, query) : el("pre", {}, marked(sample.text, query)),
     el("p", { class: "hint parts" }, parts.slice(0, 30).map(([name, value]) => el("span", {}, `${name} ${typeof value === "number" ? shown(value) : value}`)),
-      parts.length > 30 ? el("span", {}, `and ${parts.length - 30} more parts`) : null, el("span", {}, `adapter ${sample.adapter}`)),
+      parts.length > 30 ? el("span", {}, `and ${parts.length - 30} more parts`) : null, el("span", {}, sample.policy)),
     sample.failure ? failureOf(sample.failure, "") : null,
     Object.entries(sample.failed_parts ?? {}).map(([name, failure]) => failureOf(failure, `${name} failed: ${failure.kind ?? ""}`)));
 };
