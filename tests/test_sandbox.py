@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import socket
+import subprocess
 import sys
 import sysconfig
 import time
@@ -17,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rlft.reward import sandbox, sandbox_view
+from rlft.reward import sandbox, sandbox_group, sandbox_view
 from rlft.reward.sandbox import Call, Limits
 from rlft.reward.sandbox_memory import memory_inside
 
@@ -162,12 +163,48 @@ def test_memory_is_bounded_together(body: str, memory_mb: int, monkeypatch: pyte
         return seen[-1]
 
     monkeypatch.setattr(sandbox, "memory_inside", look)
+    monkeypatch.setattr(sandbox_group, "where", lambda: None)
     limits = Limits(seconds=20.0, memory_mb=memory_mb)
     started = time.monotonic()
     assert one(f"{FORK}\n{body}\ntime.sleep(60)", limits=limits) == Call(error="resource: memory")
     assert time.monotonic() - started < 10
     assert min(seen[-2:]) > memory_mb * 2**20
     assert seen[0] <= memory_mb * 2**20
+
+
+def groups_of(maker: int) -> list[Path]:
+    """Control groups that a process has made and that are still there."""
+    parent = sandbox_group.where()
+    return list(parent.glob(f"rlft-sandbox-{maker}-*")) if parent else []
+
+
+@pytest.mark.skipif(sandbox_group.where() is None, reason="no control group can be made here")
+@pytest.mark.parametrize("body", ["children(6, fill)", "children(6, fill_shared)"], ids=["many-processes", "mappings"])
+def test_a_control_group_bounds_what_no_look_sees(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "memory_inside", lambda init, limit: 1)
+    started = time.monotonic()
+    limits = Limits(seconds=20.0, memory_mb=256)
+    assert one(f"{FORK}\n{body}\ntime.sleep(60)", limits=limits) == Call(error="resource: memory")
+    assert time.monotonic() - started < 10
+    assert groups_of(os.getpid()) == []
+
+
+@pytest.mark.skipif(sandbox_group.where() is None, reason="no control group can be made here")
+def test_a_group_whose_maker_was_killed_is_removed_by_the_next_process() -> None:
+    made = "from rlft.reward import sandbox_group as g; import os\nwith g.memory_group(64): os.kill(os.getpid(), 9)"
+    killed = subprocess.Popen([sys.executable, "-c", made])
+    assert killed.wait() == -9
+    assert len(groups_of(killed.pid)) == 1
+    subprocess.run([sys.executable, "-c", "from rlft.reward import sandbox_group as g; g.where()"], check=True)
+    assert groups_of(killed.pid) == []
+
+
+def test_where_no_group_can_be_made_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("0::/a\n4:memory:/b\n")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "memory" / "b").mkdir(parents=True)  # ordinary folders: what is made there has no files of a group
+    assert sandbox_group.where.__wrapped__(tmp_path, tmp_path / "own") is None
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "memory", "own"]
 
 
 def test_memory_that_processes_share_counts_once() -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import psutil
 
-_CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where control groups are mounted."""
+OWN_CGROUPS = Path("/proc/self/cgroup")
+"""The file that names this process's groups."""
 _UNLIMITED = 2**60
 """Version 1 of control groups writes about 2**63 where there is no limit."""
 
@@ -41,7 +44,7 @@ def processor_name() -> str:
     return platform.processor()
 
 
-def usable_cpus(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float:
+def usable_cpus(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float:
     """Processors that this process may use at once: those it may be scheduled on, or less by its control group's quota.
 
     Args:
@@ -50,7 +53,7 @@ def usable_cpus(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) ->
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shares = [float(allowed)]
-    for folder in _group_folders(root, own, "cpu"):
+    for folder in group_folders(root, own, "cpu"):
         quota, _, period = _read(folder / "cpu.max").partition(" ")
         if not quota:
             quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
@@ -59,11 +62,11 @@ def usable_cpus(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) ->
     return min(shares)
 
 
-def memory(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> Memory:
+def memory(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> Memory:
     """The memory of this machine and of this process's control group; arguments as of `usable_cpus`."""
     machine = psutil.virtual_memory()
     limit, available = None, machine.available
-    for folder in _group_folders(root, own, "memory"):
+    for folder in group_folders(root, own, "memory"):
         allowed = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")
         if not allowed.isdigit() or int(allowed) >= min(machine.total, _UNLIMITED):
             continue
@@ -74,7 +77,7 @@ def memory(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> Memo
     return Memory(total=machine.total, limit=limit, available=available)
 
 
-def _group_folders(root: Path, own: Path, controller: str) -> list[Path]:
+def group_folders(root: Path, own: Path, controller: str) -> list[Path]:
     """Folders of this process's control group and of those around it, whose limits all hold."""
     folders = []
     for line in _read(own).splitlines():

@@ -4,13 +4,12 @@ Inside there is Python's standard library, read-only, with the shared libraries 
 small /tmp: no packages, no programs but the interpreter, no network, no environment variables and no other process.
 When the deadline passes, everything inside is killed.
 
-Memory is bounded in three ways. The kernel bounds the address space of each process, how many there are and the size
+Memory is bounded in four ways. The kernel bounds the address space of each process, how many there are and the size
 of /tmp, so `memory_mb` times `processes` and twice `file_mb` are never exceeded. A filter of system calls refuses
 memory that belongs to no process, and nested namespaces (`syscall_filter.py`). And everything inside together is looked
 at every `LOOK_S` from outside (`sandbox_memory.py`): above `memory_mb` all is killed. Between two looks it may be more,
-and what the kernel needs besides, for sockets, pipes and page tables, is bounded by the kernel's limits for a user
-alone. No cgroup is used, also where there is one, so it is the same on a laptop and in a container, as root and as a
-user.
+and what the kernel needs besides, for sockets, pipes and page tables, is not seen; where a control group can be made
+(`sandbox_group.py`), it bounds both, else the kernel's limits for a user alone do. `rlft doctor` says which.
 
 Verdicts are made outside: the sandbox gets a function
 and inputs and returns values, never what they should be, so there is nothing to read or to forge that would help.
@@ -39,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlft.reward import sandbox_view, syscall_filter
+from rlft.reward import sandbox_group, sandbox_view, syscall_filter
 from rlft.reward.sandbox_memory import memory_inside
 
 LOOK_S = 0.02
@@ -226,12 +225,16 @@ class _Run:
 
 def _execute(job: dict[str, Any], limits: Limits, stderr: Any = subprocess.DEVNULL) -> _Run:
     deadline = time.monotonic() + limits.seconds
-    with _file(_job(job, limits)) as stdin, _file(syscall_filter.program()) as program:
+    with (
+        _file(_job(job, limits)) as stdin,
+        _file(syscall_filter.program()) as program,
+        sandbox_group.memory_group(limits.memory_mb) as group,
+    ):
         told, tells = os.pipe()
         with open(told, "rb") as reading:
             with open(tells, "wb"):
                 process = subprocess.Popen(
-                    _command(limits, program.fileno(), tells),
+                    [*(group.entering if group else ()), *_command(limits, program.fileno(), tells)],
                     stdin=stdin,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
@@ -241,22 +244,27 @@ def _execute(job: dict[str, Any], limits: Limits, stderr: Any = subprocess.DEVNU
                 )
             assert process.stdout
             try:
-                output, ended, most = _watch(process.stdout.fileno(), reading.fileno(), deadline, limits)
+                output, ended, most = _watch(process.stdout.fileno(), reading.fileno(), deadline, limits, group)
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.stdout.close()
                 code = process.wait()
+        if group and group.has_overrun:
+            ended = "resource: memory"
     if not ended and code not in (0, -signal.SIGKILL):
         ended = f"resource: it was killed by signal {code - 128}" if code > 128 else f"it ended with exit status {code}"
     return _Run(output=output, ended=ended, most_memory=most)
 
 
-def _watch(channel: int, told: int, deadline: float, limits: Limits) -> tuple[bytes, str, int]:
+def _watch(
+    channel: int, told: int, deadline: float, limits: Limits, group: sandbox_group.Group | None
+) -> tuple[bytes, str, int]:
     """Read what comes until it ends or has to; (output, why it has to end, most memory seen).
 
     Args:
         told: where bubblewrap tells which process is the first one inside.
+        group: what bounds the memory besides the looks.
     """
     memory, most_output = limits.memory_mb * 2**20, limits.output_kb * 1024
     output, information, most, look = bytearray(), b"", 0, time.monotonic() + LOOK_S
@@ -281,7 +289,7 @@ def _watch(channel: int, told: int, deadline: float, limits: Limits) -> tuple[by
                 if used > memory:  # twice, since what processes share counts too often while they come or go
                     used = min(used, memory_inside(int(init[1]), memory))
                 most = max(most, used)
-            if most > memory:
+            if most > memory or (group and group.has_overrun):
                 return bytes(output), "resource: memory", most
             look = time.monotonic() + LOOK_S
     return bytes(output), "", most

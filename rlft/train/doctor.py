@@ -300,12 +300,13 @@ def _ray(starts: bool) -> Fact:
 
 
 def _sandbox() -> Fact:
-    from rlft.reward import sandbox
+    from rlft.reward import sandbox, sandbox_group
 
     if lack := sandbox.missing():
         todo = f"{lack.todo}; only what runs a model's code, a reward or an environment, needs it"
         return Fact(what="sandbox", state="missing", here=lack.found, todo=todo, is_needed=False)
-    return Fact(what="sandbox", state="ok", here="bubblewrap works", is_needed=False)
+    bound = "a control group and looks from outside bound" if sandbox_group.where() else "looks from outside bound"
+    return Fact(what="sandbox", state="ok", here=f"bubblewrap works; {bound} its memory", is_needed=False)
 
 
 def _vllm() -> Fact:

@@ -447,6 +447,14 @@ CONTAINMENT = [
         ),
     ),
     Fault(
+        "model-written code: memory that is taken between two looks",
+        "where control groups can be made, the kernel ends it; the group goes with it",
+        (
+            "sandbox::a_control_group_bounds_what_no_look_sees",
+            "sandbox::a_group_whose_maker_was_killed_is_removed_by_the_next_process",
+        ),
+    ),
+    Fault(
         "model-written code that games its checker",
         "no reward: expected answers never enter the sandbox",
         ("sandbox::no_trick_is_a_reward", "sandbox::expected_answers_never_enter"),
