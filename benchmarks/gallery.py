@@ -1,6 +1,6 @@
 """The runs of docs/gallery.md: make them again, and keep their pictures and small records.
 
-    python -m benchmarks.gallery                   # all, one after another; an hour on two cores
+    python -m benchmarks.gallery                   # all, one after another; two hours on two cores
     python -m benchmarks.gallery ten_words         # one of them
     python -m benchmarks.gallery ten_words --made  # only keep what lies in runs/ already
 
@@ -27,6 +27,7 @@ PICTURES, RECORDS = ROOT / "docs" / "gallery", ROOT / "tests" / "kept_runs"
 RUNS = {
     "quickstart": "configs/quickstart.yaml",
     "tools": "configs/gallery/tools.yaml",
+    "strict_json": "configs/strict_json.yaml",
     "ten_words": "configs/gallery/ten_words.yaml",
     "collapse": "configs/gallery/collapse.yaml",
 }

@@ -543,10 +543,6 @@ def test_every_shipped_config_loads_and_fits_the_schema(path: Path) -> None:
     assert [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(tree)] == []
 
 
-NOT_MEASURED = {"strict_json": ["end"], "strict_json_syntax": ["time", "end"]}
-"""What shipped configs do not say, since they were not run to their end yet."""
-
-
 def missing_of_header(text: str) -> list[str]:
     """What the comment at the beginning of a config does not say: how long the run takes, what it ends with."""
     header = " ".join(
@@ -559,7 +555,7 @@ def missing_of_header(text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda p: p.stem)
 def test_a_shipped_config_says_how_long_it_takes_and_what_it_ends_with(path: Path) -> None:
-    assert missing_of_header(path.read_text(encoding="utf-8")) == NOT_MEASURED.get(path.stem, [])
+    assert missing_of_header(path.read_text(encoding="utf-8")) == []
 
 
 def test_what_a_header_does_not_say_would_be_found() -> None:

@@ -13,16 +13,19 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from rlft.cli.main import app
-from rlft.curves import main_chart, pages
+from rlft.curves import main_chart, pages, png
 from rlft.curves.alarms.detectors import DETECTORS
 from rlft.curves.charts import sections
 from rlft.curves.contributions import explain, read_window
@@ -201,6 +204,21 @@ def test_the_data_of_every_kind_of_run_has_its_schema(tmp_path: Path) -> None:
     for wrong in ({**data, "verdict": {**data["verdict"], "kind": "perhaps"}}, {**data, "format": 2}, {"format": 1}):
         assert list(told.iter_errors(wrong)) != []
     assert json.loads(pages.as_json(page_data(whole)))["heldout"]["pairs"][0]["samples"][1]["reward"] == 1.0
+
+
+@pytest.mark.parametrize("shadows", [(), ("quality",), ("quality", "tone", "brevity", "sense")])
+def test_the_pictures_legend_leaves_its_title_readable(tmp_path: Path, shadows: tuple[str, ...]) -> None:
+    run = make_run(tmp_path, steps=10)
+    evals = [replace(e, rewards=dict.fromkeys(shadows, e.accuracy), metric="a" * 24) for e in read_evals(run)]
+    figure = Figure(figsize=png.SIZE_INCHES, dpi=png.DPI, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    png._draw_accuracy(axes, evals, (0.0, 10.0), shadows)
+    canvas.draw()
+    title, legend = (each.get_window_extent() for each in (axes._left_title, axes.get_legend()))
+    assert not title.overlaps(legend)
+    # A shadow's course begins where RL does, behind the warm start.
+    begins = [line.get_xydata()[0].tolist() for line in axes.lines if line.get_marker() == "s"]
+    assert begins == [[0.0, next(e.accuracy.mean for e in evals if e.name == "sft")]] * len(shadows)
 
 
 def test_a_sample_says_which_policy_made_it() -> None:

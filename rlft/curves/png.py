@@ -25,6 +25,8 @@ BLUE, GREY, ORANGE, RED, VIOLET = (COLORS[name] for name in ("blue", "grey", "or
 _DASHES = ("-", "--", ":")
 _BESIDE_TITLE: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.2}
 """Where no curve can run into a legend."""
+_MARGINS_INCHES = 0.6
+"""Of the figure's width, what a panel's title and legend cannot have."""
 _REFERENCES = {"base": (GREY, ":"), "sft": (ORANGE, "--")}
 
 
@@ -123,8 +125,10 @@ def _draw_shadows(axes: Axes, courses: Mapping[str, Series]) -> None:
 def _draw_accuracy(
     axes: Axes, evals: Sequence[Evaluation], steps: tuple[float, float], shadows: Sequence[str] = ()
 ) -> None:
+    start = "sft" if any(evaluation.name == "sft" for evaluation in evals) else "base"  # where RL begins
+    course = [evaluation for evaluation in evals if evaluation.name == start or evaluation.name not in _REFERENCES]
     for name, dash in zip(shadows, itertools.cycle(_DASHES), strict=False):
-        points = [(e.step, e.rewards[name]) for e in evals if name in e.rewards and e.name != "sft"]
+        points = [(e.step, e.rewards[name]) for e in course if name in e.rewards]
         if points:
             label = f"{visible(name)[:24]} {interval_text(points[-1][1])}"
             means = [interval.mean for _, interval in points]
@@ -163,6 +167,11 @@ def _draw_accuracy(
             label=f"{trained[-1].stage} {interval_text(intervals[-1])}",
         )
     metric = f" ({visible(evals[-1].metric)[:24]})" if evals[-1].metric else ""
-    axes.set_title(f"Held-out {word_for(evals)}{metric}", fontsize=10.5, loc="left", parse_math=False)
+    title = f"Held-out {word_for(evals)}{metric}"
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.legend(frameon=False, fontsize=8.5, ncols=4, columnspacing=1.4, **_BESIDE_TITLE)
+    legend = axes.legend(frameon=False, fontsize=8.5, ncols=4, columnspacing=1.4, **_BESIDE_TITLE)
+    heading = axes.set_title(title, fontsize=10.5, loc="left", parse_math=False)
+    taken = [text.get_window_extent() for text in (heading, legend)]
+    if sum(box.width for box in taken) > (SIZE_INCHES[0] - _MARGINS_INCHES) * DPI:  # no room for both in a row
+        pad = 6 + taken[1].height * 72 / DPI
+        axes.set_title(title, fontsize=10.5, loc="left", parse_math=False, pad=pad)
