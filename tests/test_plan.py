@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from rlft.cli import main
 from rlft.config import RunConfig
-from rlft.train.rl.plan import forecast
+from rlft.train.rl.plan import costs, forecast
 from rlft.train.rl.plan import probe as probing
 from rlft.train.rl.plan.arithmetic import Lengths, count
 from rlft.train.rl.plan.probe import Mark, Probed, _role, probe_config
+from rlft.train.rl.plan.sizes import sizes_of
 from tests.conftest import MakeConfig
+from tests.fakes import tiny_config
 
 LENGTHS = Lengths(prompt=20.0, completion=11.0, is_measured=True)
 
@@ -184,6 +186,23 @@ def test_a_plan_without_a_probe_starts_nothing(config_file: Path) -> None:
     assert result.exit_code == 0, result.output
     for words in ("A step", "The run", "Time on this machine", "Memory", "expect half to twice"):
         assert words in result.output
+
+
+def test_without_a_probe_a_warm_start_takes_what_its_demonstrations_are_long(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "product_rate", lambda dtype, threads: 1e9)
+
+    def seconds(**changes: Any) -> float:
+        config = tiny_config(tiny_model, **changes)
+        return {stage.name: stage.seconds for stage in costs.estimate(config, sizes_of(config)).stages}["warm start"]
+
+    sums = {"path": "environments.sums:load"}
+    few = seconds(environment=sums, sft={"examples": 16})
+    assert seconds(environment=sums, sft={"examples": 16}, sampling={"max_new_tokens": 100}) == few > 0
+    assert seconds(environment=sums, sft={"examples": 32}) == pytest.approx(2 * few, rel=0.1)
+    longer = {**sums, "args": {"low": 10**6, "high": 10**6 + 40}}  # in digits, of which each is a token
+    assert seconds(environment=longer, sft={"examples": 16}) > 1.1 * few
 
 
 def test_a_config_of_another_command_is_told_what_there_is_for_it() -> None:

@@ -28,7 +28,9 @@ SCORING_BYTES = 0.1e9
 """A scoring process whose reward loads no model."""
 START_S = 20.0
 """Imports, Ray, the engine and the learner."""
-CAUTION = "completions are taken to be as long as they may be; expect half to twice of this"
+CAUTION = (
+    "completions are taken to be as long as they may be; expect half to twice of this, and less where they are shorter"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +74,9 @@ def estimate(config: RunConfig, sizes: Sizes) -> Estimate:
     ]
     if config.sft is not None:
         rows = counts.sft_updates * min(config.sft.batch_size, config.sft.examples)
-        tokens = rows * (lengths.prompt + lengths.completion)
-        stages.append(Stage(name="warm start", seconds=3 * per_token * tokens / (LEARNER_SHARE * rate)))
+        seconds = 3 * per_token * rows * sizes.demonstration / (LEARNER_SHARE * rate)
+        how = f"{counts.sft_updates} updates, {sizes.demonstration:.0f} tokens a demonstration"
+        stages.append(Stage(name="warm start", seconds=seconds, how=how))
     stages.append(
         Stage(
             name="steps",

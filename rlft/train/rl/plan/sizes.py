@@ -9,10 +9,11 @@ from statistics import fmean
 
 import torch
 from safetensors import safe_open
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlft.config import RunConfig
 from rlft.environment import loading
+from rlft.environment.contract import Environment
 from rlft.environment.prompt_lengths import STARTED, prompt_ids
 from rlft.learner.batch import shared_prefix
 from rlft.learner.core import DEFAULT_TOKENS
@@ -34,6 +35,8 @@ class Sizes:
     """Held-out tasks of each evaluation set; of the headline under the empty name."""
     longest: Lengths
     """Prompts as they are, completions of the most tokens that a rollout may have."""
+    demonstration: float
+    """Mean tokens of the demonstrations that the warm start learns, with their prompts; 0 without one."""
     prefix: int
     """Tokens that all prompts begin with, and that the learner computes once; 0 where they are few."""
     parameters: int
@@ -79,11 +82,20 @@ def sizes_of(config: RunConfig) -> Sizes:
             completion=longest,
             is_measured=False,
         ),
+        demonstration=_demonstration(config, environment, tokenizer),
         prefix=shared_prefix(prompts),
         parameters=_parameters(folder),
         config=load_config(folder).get_text_config(),
         dtype=resolve_dtype(config.model),
     )
+
+
+def _demonstration(config: RunConfig, environment: Environment, tokenizer: PreTrainedTokenizerBase) -> float:
+    shown = environment.demonstrations[: config.sft.examples] if config.sft else ()
+    some = range(0, len(shown), max(1, -(-len(shown) // STARTED)))
+    tools = environment.tools_shown
+    texts = [chat.demonstration(tokenizer, shown[row], tools=tools[row] if tools else ())[0] for row in some]
+    return fmean(map(len, texts)) if texts else 0.0
 
 
 def _parameters(folder: Path) -> int:
