@@ -191,12 +191,15 @@ def test_a_control_group_bounds_what_no_look_sees(body: str, monkeypatch: pytest
 
 @pytest.mark.skipif(sandbox_group.where() is None, reason="no control group can be made here")
 def test_a_group_whose_maker_was_killed_is_removed_by_the_next_process() -> None:
-    made = "from rlft.reward import sandbox_group as g; import os\nwith g.memory_group(64): os.kill(os.getpid(), 9)"
-    killed = subprocess.Popen([sys.executable, "-c", made])
-    assert killed.wait() == -9
-    assert len(groups_of(killed.pid)) == 1
+    made = "from rlft.reward import sandbox_group as g\nwith g.memory_group(64): print(flush=True); input()"
+    maker = subprocess.Popen([sys.executable, "-c", made], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert maker.stdout
+    assert maker.stdout.readline() == b"\n"
+    assert len(groups_of(maker.pid)) == 1  # another test's process may remove it as soon as its maker is gone
+    maker.kill()
+    maker.communicate()
     subprocess.run([sys.executable, "-c", "from rlft.reward import sandbox_group as g; g.where()"], check=True)
-    assert groups_of(killed.pid) == []
+    assert groups_of(maker.pid) == []
 
 
 def test_where_no_group_can_be_made_there_is_none(tmp_path: Path) -> None:
