@@ -76,7 +76,7 @@ def facts() -> list[list[dict[str, str]]]:
 
 
 def sums() -> list[list[dict[str, str]]]:
-    """250 prompts, as the quickstart's evaluation has them."""
+    """250 prompts, as the quickstart's evaluation has them; written out, as vLLM's environment is without rlft."""
     drawn = random.Random(0).sample([(a, b) for a in range(1, 31) for b in range(1, 31)], 250)
     return [asked(f"What is {a} + {b}? Put the number inside <answer> tags.") for a, b in drawn]
 

@@ -202,6 +202,13 @@ def test_a_group_whose_maker_was_killed_is_removed_by_the_next_process() -> None
     assert groups_of(maker.pid) == []
 
 
+@pytest.mark.skipif(sandbox_group.where() is None, reason="no control group can be made here")
+def test_a_group_that_cannot_be_entered_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox_group.Group, "entering", ["false"])
+    assert sandbox_group.where.__wrapped__() is None
+    assert groups_of(os.getpid()) == []
+
+
 def test_where_no_group_can_be_made_there_is_none(tmp_path: Path) -> None:
     (tmp_path / "own").write_text("0::/a\n4:memory:/b\n")
     (tmp_path / "a").mkdir()

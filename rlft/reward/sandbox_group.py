@@ -14,6 +14,7 @@ import functools
 import itertools
 import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -82,7 +83,9 @@ def where(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> Path | None:
         folder = parent / f"{_NAME}-{os.getpid()}-{next(_NUMBERS)}"
         try:
             _make(folder, 2**30)
-        except OSError:
+            # Which group a process may be moved to depends on all groups between: only a try tells.
+            subprocess.run([*Group(folder).entering, "true"], check=True, stderr=subprocess.DEVNULL)
+        except (OSError, subprocess.CalledProcessError):
             with suppress(OSError):
                 folder.rmdir()
             continue
@@ -106,8 +109,6 @@ def _make(folder: Path, limit: int) -> None:
         both = folder / "memory.memsw.limit_in_bytes"
         if both.exists():
             _write(both, str(limit))
-    if not os.access(folder / "cgroup.procs", os.W_OK):
-        raise PermissionError(f"{folder}/cgroup.procs cannot be written")
 
 
 def _write(file: Path, text: str) -> None:
