@@ -3,8 +3,9 @@
     python -m benchmarks.strict_json --prompts FILE --base configs/strict_json.yaml --run runs/strict_json ...
 
 One sample per prompt at T = 0.7 and top-p 0.95, of at most 1,024 tokens, as published. The published criterion is
-`rewards.json_syntax`, the strict one the part `all` of `rewards.strict_json`. Intervals of 95 % are Wilson's, those of
-several runs together are clustered by prompt. `RUN@sft` or `RUN@v40` names another adapter of a run than its result.
+`environments.observed.json_syntax`, the strict one the part `all` of `rewards.strict_json`. Intervals of 95 % are
+Wilson's, those of several runs together are clustered by prompt. `RUN@sft` or `RUN@v40` names another adapter of a run
+than its result.
 The prompts are not part of this project; that none of them is trained on is checked for every run. The last line is
 JSON.
 """
@@ -35,7 +36,7 @@ from rlft.types import Group
 CRITERIA = {"published": "json_syntax", "strict": "strict_json/all"}
 """What a criterion is called, and the reward or part that decides it."""
 SETTINGS = (
-    "rewards=[{path: 'rewards.json_syntax:json_syntax'}, {path: 'rewards.strict_json:strict_json'}]",
+    "rewards=[{path: 'environments.observed.json_syntax:json_syntax'}, {path: 'rewards.strict_json:strict_json'}]",
     "evaluation={temperature: 0.7, top_p: 0.95, samples_per_task: 1, metric: json_syntax}",
     "sampling.max_new_tokens=1024",
     "evaluations=[]",

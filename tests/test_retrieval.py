@@ -289,7 +289,7 @@ def test_a_run_shows_what_is_known_with_and_without_search(texts: Path, tmp_path
         environment={"path": "environments.retrieval:load", "args": {**args, "demonstrations": 2}},
         rewards=[
             {"path": "rewards.environment_reward:environment_reward", "name": "right"},
-            {"path": "rewards.searches:searches", "weight": 0},
+            {"path": "environments.observed.searches:searches", "weight": 0},
         ],
         sft={"examples": 2, "batch_size": 2},
         evaluation={"tasks": 3},

@@ -98,11 +98,6 @@ RIGHT: dict[str, dict[str, Any]] = {
     "tests_pass": CODE,
 }
 SERVED = ("judge", "reward_model", "classifier", "ranking", "rubric", "pairwise", "reasoning_gym", "embedding")
-ALLOWED = {
-    "rewards.json_syntax:json_syntax": {"format only"},  # a lesson: its page shows that `{}` is perfect
-    "rewards.searches:searches": {"calls"},  # it counts searches, right or not, and is for weight 0, as it says
-}
-"""What an attack may find in a shipped reward, and why."""
 SHIPPED = swept(
     [path for path in available("rewards") if not any(name in path for name in SERVED)],
     always=lambda path: path != "rewards.code_tests:code_tests",  # each reply is a program that runs
@@ -131,7 +126,7 @@ def test_shipped_rewards_survive(path: str) -> None:
     asked = reward_attack.asked(path, args=(), data="", cases=None, oracle="", run=None, seconds=60.0, seed=1)
     options = {field: getattr(asked, field) for field in ("specs", "tasks", "cases")}
     report = attack(Attacked(**options, workers=0, generations=1, seconds=60.0))
-    assert {exploit.family for exploit in report.exploits} == ALLOWED.get(path, set()), report.exploits
+    assert report.exploits == []
 
 
 def test_what_is_found_is_small_told_in_words_and_the_same_for_the_same_seed() -> None:

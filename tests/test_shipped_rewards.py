@@ -34,6 +34,7 @@ from tests.sweeps import swept
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = {path.partition(":")[0].rpartition(".")[2]: path for path in available("rewards")}
 CASES = sorted((ROOT / "rewards").glob(f"*{SUFFIX}"))
+OBSERVED = ROOT / "environments" / "observed"
 JUDGES = ("judge", "rubric", "ranking", "pairwise")
 MODELS = ("classifier", "embedding_similarity", "reward_model")
 """Rewards that ask a model in a folder; their cases hold for any good one."""
@@ -61,12 +62,18 @@ def test_a_reward_is_short_enough_to_be_read_and_copied() -> None:
     assert [name for name, count in lines.items() if count >= 80 and name.removesuffix(".py") in FUNCTIONS] == []
 
 
-@pytest.mark.parametrize("name", [name for file in CASES if (name := stem(file)) not in (*JUDGES, *MODELS)])
-def test_a_reward_says_what_its_cases_expect(name: str) -> None:
+@pytest.mark.parametrize(
+    "file",
+    [file for file in (*CASES, *sorted(OBSERVED.glob(f"*{SUFFIX}"))) if stem(file) not in (*JUDGES, *MODELS)],
+    ids=stem,
+)
+def test_a_reward_says_what_its_cases_expect(file: Path) -> None:
+    name = stem(file)
     if name == "reasoning_gym_score":
         pytest.importorskip("reasoning_gym")
-    function, spec, plan = planned(FUNCTIONS[name])
-    cases = read_cases(ROOT / "rewards" / f"{name}{SUFFIX}")
+    module = ".".join(file.parent.relative_to(ROOT).parts)
+    function, spec, plan = planned(FUNCTIONS.get(name, f"{module}.{name}:{name}"))
+    cases = read_cases(file)
     outcomes: list[Outcome] = []
     for case in cases:
         group = made_up(case.task, [case.reply])

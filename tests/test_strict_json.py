@@ -14,7 +14,7 @@ from environments import strict_json as prompts
 from environments.json_shapes import schemas
 from environments.json_shapes.layout import written
 from environments.json_shapes.simple import Asked
-from rewards.json_syntax import json_syntax
+from environments.observed.json_syntax import json_syntax
 from rewards.strict_json import PARTS, strict_json
 from rlft.common.by_path import available
 from rlft.common.rows import canonical_text
@@ -208,11 +208,11 @@ def test_a_schema_as_text_is_the_same() -> None:
 
 
 def test_syntax_is_content_with_an_empty_object_and_strictness_is_not() -> None:
-    def found(name: str) -> list[Any]:
-        spec = RewardSpec(path=f"rewards.{name}:{name}")
+    def found(path: str) -> list[Any]:
+        spec = RewardSpec(path=path)
         cases = read_cases(ROOT / "rewards" / "strict_json.cases.jsonl")[:12]
         given = {"cases": cases, "tasks": [cases[0].task], "workers": 0}
         return list(attack(Attacked(specs=[spec], generations=0, seconds=30.0, **given)).exploits)
 
-    assert found("json_syntax") != []
-    assert found("strict_json") == []
+    assert found("environments.observed.json_syntax:json_syntax") != []
+    assert found("rewards.strict_json:strict_json") == []

@@ -16,7 +16,7 @@ from benchmarks import strict_json as benchmark
 from benchmarks.strict_json_prompts import FORMS, load_published, overlap, read_published, understood
 from environments import strict_json as prompts
 from environments.json_shapes.layout import written
-from rewards.json_syntax import json_syntax
+from environments.observed.json_syntax import json_syntax
 from rewards.strict_json import strict_json
 from rlft.config_file import load
 from rlft.curves.text import sampled

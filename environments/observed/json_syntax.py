@@ -9,9 +9,9 @@ import re
 def json_syntax(completion: str) -> float:
     """1 if the reply holds JSON: its first block marked json, else its first block, else all of it if { or [ begins it.
 
-    Easily cheated, and meant to be a lesson: `{}` is perfect whatever was asked, a list of five may have one item, text
-    may stand around the block. Train on `rewards.strict_json:strict_json` and watch this one, or the other way round
-    with `role: shadow` to see the gap. A block that does not end and JSON that breaks off earn nothing.
+    Results on such prompts are published by it. Easily cheated: `{}` is perfect whatever was asked, a list of five may
+    have one item, text may stand around the block. Train on `rewards.strict_json:strict_json` and watch this one; the
+    other way round is a lesson in the gap. A block that does not end and JSON that breaks off earn nothing.
     """
     block = re.search(r"```json\b(.*?)```", completion, re.DOTALL) or re.search(
         r"```[^\n`]*\n(.*?)```", completion, re.DOTALL
