@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_a_probe_has_groups_enough_and_no_more_than_the_run(make_config: MakeCon
 @pytest.mark.parametrize(("share", "is_hopeless"), [(0.0, True), (0.5, False), (1 / 16, False)])
 def test_a_run_without_signal_is_hopeless(make_config: MakeConfig, share: float, is_hopeless: bool) -> None:
     config = make_config("steps=20", "tasks_per_step=16")
-    found = forecast.signal(probed(config, signal=share))
+    found = forecast.signal(config, probed(config, signal=share))
     assert found.share.n == 48
     assert found.share.mean == pytest.approx(share)
     assert found.is_hopeless is is_hopeless
@@ -122,7 +123,18 @@ def test_few_groups_without_signal_tell_nothing(make_config: MakeConfig) -> None
     few = probed(config, signal=0.0)
     metrics = {"time/step": 1.0, "groups/total": 4.0, "groups/with_signal": 0.0, "reward/mean": 0.0}
     few.marks[:] = [Mark(kind="step", text="1", at=1.0, metrics=metrics)]
-    assert not forecast.signal(few).is_hopeless
+    assert not forecast.signal(config, few).is_hopeless
+
+
+def test_the_beginning_of_a_warm_start_refuses_no_run(make_config: MakeConfig) -> None:
+    config = make_config("steps=20", "tasks_per_step=16", "sft={examples: 1600, batch_size: 8}")
+    told = forecast.signal(config, probed(config, signal=0.0))
+    assert (told.policy, told.is_hopeless) == ("a warm start of 384 of the 1,600 demonstrations", False)
+    assert replace(told, is_whole=True).is_hopeless
+    assert replace(told, reward=0.9).is_hopeless  # what is solved by then stays so
+    short = make_config("sft={examples: 128, batch_size: 8, epochs: 3}")
+    whole = forecast.signal(short, probed(short))
+    assert (whole.policy, whole.is_whole) == ("the warm start", True)
 
 
 def test_processes_are_told_by_their_command_lines() -> None:

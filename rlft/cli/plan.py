@@ -68,7 +68,7 @@ def plan(
         probed = probe(loaded, on_mark=lambda text: spinner.update(Text(visible(f"probe: {text}"))))
     sizes = sizes_of(loaded)
     counts = sizes.counts(loaded, probed.lengths)
-    stages, found = forecast.stages(loaded, counts, probed), forecast.signal(probed)
+    stages, found = forecast.stages(loaded, counts, probed), forecast.signal(loaded, probed)
     hopeless = found.is_hopeless and loaded.algorithm.is_group_relative
     if as_json:
         told = {"counts": counts.as_dict(), **forecast.as_dict(stages, probed, found), "hopeless": hopeless}
@@ -159,7 +159,8 @@ def _show_signal(console: Console, config: RunConfig, found: Signal, hopeless: b
     if hopeless:
         lines.append(f"HOPELESS as it is: {advice}")
     elif found.share.mean < 0.25:
-        lines.append(f"that is little: {advice}")
+        may_rise = "; the whole warm start may do better, which a probe cannot tell" if found.may_rise else ""
+        lines.append(f"that is little{may_rise}: {advice}")
     _block(console, "Signal", lines)
 
 

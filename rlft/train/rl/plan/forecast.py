@@ -19,6 +19,8 @@ from rlft.train.rl.plan.probe import Mark, Probed
 
 HOPELESS = 0.1
 """A run is hopeless if the share of groups with signal is below this, and its interval too."""
+SOLVED = 0.5
+"""Above this mean reward groups without signal are taken for solved ones, else for ones beyond the policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +46,18 @@ class Signal:
     """Mean reward of the probe's rollouts."""
     policy: str
     """Whose samples they are."""
+    is_whole: bool = True
+    """Whether RL starts from that policy. Else the probe's warm start is only the beginning of the run's."""
+
+    @property
+    def may_rise(self) -> bool:
+        """Whether the whole warm start may give signal where its beginning gave none: not to tasks that it solved."""
+        return not self.is_whole and self.reward <= SOLVED
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether even the interval's upper end is below `HOPELESS`."""
-        return self.share.bounded and self.share.high < HOPELESS
+        """Whether even the interval's upper end is below `HOPELESS`, and nothing but training can raise it."""
+        return self.share.bounded and self.share.high < HOPELESS and not self.may_rise
 
 
 def stages(config: RunConfig, counts: Counts, probed: Probed) -> list[Stage]:
@@ -95,8 +104,8 @@ def stages(config: RunConfig, counts: Counts, probed: Probed) -> list[Stage]:
     return found
 
 
-def signal(probed: Probed) -> Signal:
-    """The share of groups with signal in the probe's steps."""
+def signal(config: RunConfig, probed: Probed) -> Signal:
+    """The share of groups with signal in the probe's steps, where `config` is the run's own."""
     flags, rewards = [], []
     for mark in probed.steps:
         total = round(mark.metrics["groups/total"])
@@ -107,19 +116,23 @@ def signal(probed: Probed) -> Signal:
     policy = "the model"
     if probed.config.adapter.start:
         policy = "the adapter that it starts from"
-    if probed.config.sft is not None:
-        policy = "the warm start"
+    is_whole = True
+    if config.sft is not None and probed.config.sft is not None:
+        shown, all_of_them = probed.config.sft.examples, config.sft.examples
+        is_whole = shown == all_of_them
+        policy = "the warm start" if is_whole else f"a warm start of {shown:,} of the {all_of_them:,} demonstrations"
     return Signal(
         share=mean_interval([[flag] for flag in flags]),
         samples=probed.config.samples_per_task,
         reward=fmean(known) if known else math.nan,
         policy=policy,
+        is_whole=is_whole,
     )
 
 
 def advice(config: RunConfig, found: Signal) -> str:
     """What to do about a run without signal."""
-    if found.reward > 0.5:
+    if found.reward > SOLVED:
         return "nearly all samples are as good as they can be: take harder tasks, or a reward that tells them apart"
     ways = ["easier tasks (`rlft env measure` says which)", f"more samples_per_task than {config.samples_per_task}"]
     if config.sft is None:
@@ -136,7 +149,10 @@ def as_dict(stages: Sequence[Stage], probed: Probed, found: Signal) -> dict[str,
         "stages": [{"name": stage.name, "seconds": stage.seconds, "how": stage.how} for stage in stages],
         "memory_bytes": {role: {"processes": n, "peak_of_one": size} for role, (n, size) in probed.peaks.items()},
         "memory_bytes_together": probed.peak,
-        "signal": {**found.share.as_dict(), "samples": found.samples, "reward": found.reward},
+        "signal": {
+            **found.share.as_dict(),
+            **{"samples": found.samples, "reward": found.reward, "policy": found.policy, "whole": found.is_whole},
+        },
         "lengths": {"prompt": probed.lengths.prompt, "completion": probed.lengths.completion},
         "probe": {"seconds": probed.seconds, "steps": len(probed.steps)},
     }

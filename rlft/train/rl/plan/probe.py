@@ -32,7 +32,7 @@ GROUPS = 32
 """Groups that the probe samples at least, for the share that gives signal."""
 MOST_STEPS = 8
 """Steps of the probe at most, however few groups one has."""
-SFT_UPDATES = 32
+SFT_UPDATES = 48
 """Updates of the warm start that the probe makes at most."""
 LOOK_S = 0.2
 """Seconds between two looks at memory."""
