@@ -30,7 +30,7 @@ def config_of(folder: str, *overrides: str) -> Any:
     from rlft.config_file import load
 
     same = ("algorithm=grpo", "algorithm.kl=none", "algorithm.kl_coef=0", "environment.order=shuffle")
-    # Half of the warm start, which would else begin above the accuracy that is waited for, and a rate that knows no end.
+    # Half of the warm start, which else begins above the accuracy that is waited for, and a rate that knows no end.
     begin = ("sft.examples=64", "learner.lr=2e-4", "learner.schedule=constant")
     place = (f"output_dir={folder}", "backend=inline", f"rollout.threads={THREADS}", f"learner.threads={THREADS}")
     return load(CONFIG, [*same, *begin, *place, *overrides])
