@@ -28,10 +28,13 @@ RUNS = {
     "quickstart": "configs/quickstart.yaml",
     "tools": "configs/gallery/tools.yaml",
     "strict_json": "configs/strict_json.yaml",
+    "retrieval": "configs/retrieval.yaml",
     "ten_words": "configs/gallery/ten_words.yaml",
     "collapse": "configs/gallery/collapse.yaml",
 }
 """Config of each run, which has its name; a run that a guard stops ends with an error, and that is kept as well."""
+DATA = {"retrieval": ("configs/data/packages.py", "runs/packages")}
+"""The program, with its arguments, that makes a run's data."""
 COLOURS = 64
 """Of a picture: a quarter of its bytes, and no difference that is seen."""
 
@@ -45,6 +48,8 @@ def main() -> None:
     for name in options.names or RUNS:
         run, began = ROOT / "runs" / name, time.time()
         if not options.made:
+            if name in DATA:
+                subprocess.run([sys.executable, *DATA[name]], cwd=ROOT, check=True)
             train = [sys.executable, "-m", "rlft", "train", RUNS[name], "--restart"]
             code = subprocess.run(train, cwd=ROOT, check=False).returncode
             print(f"{name}: exit code {code}", flush=True)
