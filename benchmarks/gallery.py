@@ -29,6 +29,7 @@ RUNS = {
     "tools": "configs/gallery/tools.yaml",
     "strict_json": "configs/strict_json.yaml",
     "retrieval": "configs/retrieval.yaml",
+    "guessing": "configs/gallery/guessing.yaml",
     "ten_words": "configs/gallery/ten_words.yaml",
     "collapse": "configs/gallery/collapse.yaml",
 }
