@@ -56,7 +56,7 @@ class Signal:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether even the interval's upper end is below `HOPELESS`, and nothing but training can raise it."""
+        """Whether even the interval's upper end is below `HOPELESS`, and no further warm start may raise it."""
         return self.share.bounded and self.share.high < HOPELESS and not self.may_rise
 
 
