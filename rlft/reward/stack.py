@@ -18,7 +18,8 @@ import psutil
 from rlft.common.by_path import is_users_code
 
 _SIGNAL = getattr(signal, "SIGUSR1", None)
-_WAIT_S, _SETTLES_S = 0.05, 0.005
+_WAIT_S, _LOOK_S = 0.2, 0.005
+"""How long a process may take to write its stack, which a busy machine delays, and between two looks at it."""
 _MOST = 1 << 16
 _FRAME = re.compile(r'^  File "(.+)", line (\d+) in ', re.MULTILINE)
 
@@ -43,10 +44,10 @@ def users_line(pid: int, descriptor: int, *, start: int, parent: int) -> str:
             return ""
         os.lseek(descriptor, start, os.SEEK_SET)
         os.kill(pid, _SIGNAL)
-        ends = time.monotonic() + _WAIT_S
-        while not os.pread(descriptor, 1, start) and time.monotonic() < ends:
-            time.sleep(_SETTLES_S)
-        time.sleep(_SETTLES_S)
-        written = os.pread(descriptor, _MOST, start).decode(errors="replace")
-        return next((f"{file}:{line}" for file, line in _FRAME.findall(written) if is_users_code(file)), "")
+        ends, before, written = time.monotonic() + _WAIT_S, b"", b""
+        while time.monotonic() < ends and not (written and written == before):  # it is written in many pieces
+            time.sleep(_LOOK_S)
+            before, written = written, os.pread(descriptor, _MOST, start)
+        stack = written.decode(errors="replace")
+        return next((f"{file}:{line}" for file, line in _FRAME.findall(stack) if is_users_code(file)), "")
     return ""
