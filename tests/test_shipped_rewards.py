@@ -71,8 +71,7 @@ def test_a_reward_says_what_its_cases_expect(file: Path) -> None:
     name = stem(file)
     if name == "reasoning_gym_score":
         pytest.importorskip("reasoning_gym")
-    module = ".".join(file.parent.relative_to(ROOT).parts)
-    function, spec, plan = planned(FUNCTIONS.get(name, f"{module}.{name}:{name}"))
+    function, spec, plan = planned(FUNCTIONS.get(name, f"environments.observed.{name}:{name}"))
     cases = read_cases(file)
     outcomes: list[Outcome] = []
     for case in cases:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +18,12 @@ from rlft.types import Message, Task
 
 STARTED = 16
 """Tasks of a multi-turn environment, evenly spread, whose first prompt is looked at unless all are."""
+_Item = TypeVar("_Item")
+
+
+def evenly_spread(items: Sequence[_Item]) -> Sequence[_Item]:
+    """At most `STARTED` of these, in their order; all where they are no more."""
+    return items[:: max(1, -(-len(items) // STARTED))]
 
 
 def fit_context(
@@ -50,7 +56,7 @@ def fit_context(
     episodes = [task for task in tasks if environment.of(task).episode is not None]
     if episodes and overlong == "error":
         tasks = [task for task in tasks if environment.of(task).episode is None]
-        tasks += episodes[:: -(-len(episodes) // STARTED)]
+        tasks += evenly_spread(episodes)
     lengths = {task.id: len(prompt_ids(environment, tokenizer, task)) for task in tasks}
     too_long = [(length, task_id) for task_id, length in lengths.items() if length + max_new_tokens > context.tokens]
     if not too_long:

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from rlft.config import RunConfig
 from rlft.environment import loading
 from rlft.environment.contract import Environment
-from rlft.environment.prompt_lengths import STARTED, prompt_ids
+from rlft.environment.prompt_lengths import evenly_spread, prompt_ids
 from rlft.learner.batch import shared_prefix
 from rlft.learner.core import DEFAULT_TOKENS
 from rlft.model import chat
@@ -69,8 +69,7 @@ def sizes_of(config: RunConfig) -> Sizes:
     measurements = load_measurements(config, environment)
     folder = resolve_model(config)
     tokenizer = chat.load_tokenizer(folder, special_tokens_in_text=config.model.special_tokens_in_text)
-    tasks = environment.train[:: -(-len(environment.train) // STARTED)]
-    prompts = [prompt_ids(environment, tokenizer, task) for task in tasks]
+    prompts = [prompt_ids(environment, tokenizer, task) for task in evenly_spread(environment.train)]
     longest = config.sampling.max_new_tokens
     if environment.episode is not None:
         longest = environment.max_tokens or longest
@@ -92,9 +91,8 @@ def sizes_of(config: RunConfig) -> Sizes:
 
 def _demonstration(config: RunConfig, environment: Environment, tokenizer: PreTrainedTokenizerBase) -> float:
     shown = environment.demonstrations[: config.sft.examples] if config.sft else ()
-    some = range(0, len(shown), max(1, -(-len(shown) // STARTED)))
-    tools = environment.tools_shown
-    texts = [chat.demonstration(tokenizer, shown[row], tools=tools[row] if tools else ())[0] for row in some]
+    rows, tools = evenly_spread(range(len(shown))), environment.tools_shown
+    texts = [chat.demonstration(tokenizer, shown[row], tools=tools[row] if tools else ())[0] for row in rows]
     return fmean(map(len, texts)) if texts else 0.0
 
 
