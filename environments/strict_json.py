@@ -5,23 +5,28 @@ Scored by `rewards.strict_json:strict_json`. The schema stands in the column `sc
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from rlft.common.rows import canonical_text, refuse_negative
 from rlft.environment.contract import Environment
 from rlft.types import Message, Task
 
 from .json_shapes.hard import HARD
-from .json_shapes.layout import written
 from .json_shapes.medium import MEDIUM
 from .json_shapes.simple import SIMPLE, Asked
 
 LEVELS = {"simple": SIMPLE, "medium": MEDIUM, "hard": HARD}
-SYSTEM = (
+SYSTEMS = (
     "You answer in JSON. Your whole reply is one fenced code block that begins with ```json and ends with ```. Write "
-    "nothing before or after it."
+    "nothing before or after it.",
+    "Reply with JSON and nothing else: one code block, opened by ```json and closed by ```, without a word around it.",
+    "You write valid JSON for programs that read it. Put it between ```json and ```, and add no text of your own.",
+    "Output: a single ```json code block. No greeting, no remarks, nothing behind the closing ```.",
 )
+"""One of them is the system prompt, so that what is learnt does not hang on one wording."""
 
 
 def load(
@@ -45,7 +50,7 @@ def load(
         raise ValueError(f"levels are some of {', '.join(LEVELS)}; got {', '.join(unknown) if levels else 'none'}")
     random_ = random.Random(seed)
     total, seen = heldout + demonstrations + tasks, set[str]()
-    drawn: list[tuple[str, str, Asked]] = []
+    drawn: list[tuple[str, str, str, Asked]] = []
     misses = 0
     while len(drawn) < total:
         turn = len(drawn) + misses
@@ -59,23 +64,29 @@ def load(
                 raise ValueError(f"levels {', '.join(levels)} have {len(drawn)} different prompts, fewer than {total}")
             continue
         seen.add(text)
-        drawn.append((level, name, asked))
+        drawn.append((level, name, random_.choice(SYSTEMS), asked))
     made = [_task(*each, number) for number, each in enumerate(drawn)]
     shown = drawn[heldout : heldout + demonstrations]
     return Environment(
         heldout=made[:heldout],
         demonstrations=[
-            (*_prompt(asked), Message(role="assistant", content=f"```json\n{written(asked.answer)}\n```"))
-            for _, _, asked in shown
+            (*_prompt(system, asked), Message(role="assistant", content=_written(asked.answer)))
+            for _, _, system, asked in shown
         ],
         train=made[heldout + demonstrations :],
     )
 
 
-def _task(level: str, family: str, asked: Asked, number: int) -> Task:
+def _task(level: str, family: str, system: str, asked: Asked, number: int) -> Task:
     columns = {"schema": asked.schema, "level": level}
-    return Task(id=f"{family}-{number}", messages=_prompt(asked), columns=columns)
+    return Task(id=f"{family}-{number}", messages=_prompt(system, asked), columns=columns)
 
 
-def _prompt(asked: Asked) -> tuple[Message, ...]:
-    return (Message(role="system", content=SYSTEM), Message(role="user", content=asked.prompt))
+def _prompt(system: str, asked: Asked) -> tuple[Message, ...]:
+    return (Message(role="system", content=system), Message(role="user", content=asked.prompt))
+
+
+def _written(answer: Any) -> str:
+    # A line for each value, as most JSON that models have read: a layout with short objects in one line takes a fifth
+    # fewer tokens, but then a small model forgets which bracket is still open.
+    return f"```json\n{json.dumps(answer, ensure_ascii=False, indent=2)}\n```"

@@ -12,7 +12,6 @@ import pytest
 
 from environments import strict_json as prompts
 from environments.json_shapes import schemas
-from environments.json_shapes.layout import written
 from environments.json_shapes.simple import Asked
 from environments.observed.json_syntax import json_syntax
 from rewards.strict_json import PARTS, strict_json
@@ -32,7 +31,7 @@ def asked(family: str, seed: int = 0) -> Asked:
 
 
 def block(value: Any) -> str:
-    return f"```json\n{value if isinstance(value, str) else written(value)}\n```"
+    return f"```json\n{value if isinstance(value, str) else json.dumps(value)}\n```"
 
 
 def reached(reply: str, schema: schemas.Schema) -> str:
@@ -76,7 +75,8 @@ def test_training_held_out_and_demonstrated_prompts_differ() -> None:
     shown = [messages[1]["content"] for messages in environment.demonstrations]
     texts = [task.messages[1]["content"] for task in (*environment.train, *environment.heldout)]
     assert len({canonical_text(text) for text in (*shown, *texts)}) == len(shown) + len(texts) == 180
-    assert {messages[0]["content"] for messages in environment.demonstrations} == {prompts.SYSTEM}
+    for messages in (environment.demonstrations, [task.messages for task in environment.train]):
+        assert {each[0]["content"] for each in messages} == set(prompts.SYSTEMS)
     levels = [task.columns["level"] for task in environment.heldout]
     assert [levels.count(level) for level in prompts.LEVELS] == [15, 15, 15]
     assert {task.id.rpartition("-")[0] for task in environment.train} == set(FAMILIES)
@@ -94,15 +94,12 @@ def test_the_arguments_decide() -> None:
         prompts.load(levels=())
 
 
-def test_demonstrations_are_laid_out_so_that_lists_can_be_counted() -> None:
-    assert written({"name": "x", "sizes": [1, 2, 3]}) == '{"name": "x", "sizes": [1, 2, 3]}'
-    assert written([{"a": 1}, {"a": [2]}]) == '[\n  {"a": 1},\n  {"a": [2]}\n]'
-    deep = {"a": {"b": {"c": 1}}}
-    assert written(deep) == '{\n  "a": {"b": {"c": 1}}\n}'
-    for family in FAMILIES:
-        answer = asked(family).answer
-        assert json.loads(written(answer)) == answer
-        assert max(map(len, written(answer).splitlines())) <= 130
+def test_a_demonstration_is_one_block_with_a_line_for_each_value() -> None:
+    environment = loaded()
+    for at, messages in enumerate(environment.demonstrations):
+        reply = messages[-1]["content"]
+        value = json.loads(reply.removeprefix("```json\n").removesuffix("\n```"))
+        assert reply == f"```json\n{json.dumps(value, ensure_ascii=False, indent=2)}\n```", at
 
 
 def test_the_helpers_of_an_environment_are_no_environments() -> None:
@@ -132,9 +129,9 @@ ROWS = [{"city": name, "people": count} for count, name in enumerate(("Oslo", "Q
         ([{**ROWS[0], "city": ""}, *ROWS[1:]], "counts"),
         ([{**ROWS[0], "city": " ... "}, *ROWS[1:]], "counts"),
         ([ROWS[0], *ROWS[:4]], "counts"),
-        (written(ROWS).replace("3", "NaN"), "fence"),
-        (written(ROWS).replace('"people": 3', '"people": 3, "people": 3'), "fence"),
-        (written(ROWS)[:-1], "fence"),
+        (json.dumps(ROWS).replace("3", "NaN"), "fence"),
+        (json.dumps(ROWS).replace('"people": 3', '"people": 3, "people": 3'), "fence"),
+        (json.dumps(ROWS)[:-1], "fence"),
         ("[" * 20_000 + "]" * 20_000, "fence"),
     ],
 )
@@ -148,7 +145,7 @@ def test_what_falls_short_falls_short_in_its_part(value: Any, last: str) -> None
         f"Here it is:\n{block(ROWS)}",
         f"{block(ROWS)}\nI hope that it helps.",
         f"{block(ROWS)}\n{block(ROWS)}",
-        written(ROWS),
+        json.dumps(ROWS),
         block(ROWS).replace("json", ""),
         block(ROWS).replace("json", "JSON"),
         block(ROWS)[:-3],

@@ -15,7 +15,6 @@ import pytest
 from benchmarks import strict_json as benchmark
 from benchmarks.strict_json_prompts import FORMS, load_published, overlap, read_published, understood
 from environments import strict_json as prompts
-from environments.json_shapes.layout import written
 from environments.observed.json_syntax import json_syntax
 from rewards.strict_json import strict_json
 from rlft.config_file import load
@@ -28,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 def held(value: Any, prompt: str) -> dict[str, float]:
     """What the reward says of a value as the answer to a published prompt."""
-    return strict_json(f"```json\n{written(value)}\n```", understood(prompt))
+    return strict_json(f"```json\n{json.dumps(value)}\n```", understood(prompt))
 
 
 # The published prompts: sentences of the same forms, with other words
@@ -199,7 +198,7 @@ def test_every_published_form_has_a_sentence_here() -> None:
 def test_published_sentences_are_understood(prompt: str, right: Any, wrong: Any) -> None:
     assert held(right, prompt)["score"] == 1
     assert held(wrong, prompt)["score"] < 1
-    assert held(wrong, prompt)["parses"] == json_syntax(written(wrong)) == 1
+    assert held(wrong, prompt)["parses"] == json_syntax(json.dumps(wrong)) == 1
 
 
 def published_file(folder: Path, *changes: dict[str, Any]) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import words
-from .medium import bare, day, nested
+from .medium import bare, day, nested, settings
 from .schemas import (
     FILLED,
     INTEGER,
@@ -104,7 +104,7 @@ def _dashboard(random_: random.Random) -> Asked:
             place: {side: random_.randint(0, 6) for side in sides},
             source: {
                 url: f"/api/{name.lower()}",
-                params: {random_.choice(["days", "limit", "year"]): random_.randint(1, 30)},
+                params: settings(random_),
                 refresh: random_.choice([30, 60, 300]),
             },
         }
@@ -149,9 +149,9 @@ def _page(random_: random.Random) -> Asked:
         ]
     )
     chosen = any_keys(random_, least - 2)
-    inner = any_keys(random_, 2, without=list(chosen))
-    start = random_.randint(1, 400)
-    rows = [{"id": start + i, **filled(random_, chosen), "details": filled(random_, inner)} for i in range(count)]
+    inner = any_keys(random_, random_.randint(2, 3), without=list(chosen))
+    start, details = random_.randint(1, 400), random_.choice(["details", "source", "links", "contact"])
+    rows = [{"id": start + i, **filled(random_, chosen), details: filled(random_, inner)} for i in range(count)]
     pages = random_.randint(2, 30)
     known = {"total": pages * count, "total_pages": pages, "pages": pages, "page": 1, "offset": 0}
     return Asked(prompt, page(key, count, least, numbers), {**{n: known.get(n, count) for n in numbers}, key: rows})
@@ -204,8 +204,11 @@ def _schema(random_: random.Random) -> Asked:
             "of required ones, a nested object and an array whose items are described.",
         ]
     )
-    outer, names = any_keys(random_, random_.randint(2, 3)), random_.choice(["details", "contact", "origin", "place"])
-    inner, listed = any_keys(random_, 2, without=[*outer, names]), random_.choice(["tags", "parts", "notes", "images"])
+    outer, names = any_keys(random_, random_.randint(2, 4)), random_.choice(["details", "contact", "origin", "place"])
+    inner, listed = (
+        any_keys(random_, random_.randint(2, 3), without=[*outer, names]),
+        random_.choice(["tags", "parts", "notes", "images"]),
+    )
     properties: dict[str, Any] = {key: {"type": kind} for key, kind in outer.items()}
     properties[names] = {"type": "object", "properties": {key: {"type": kind} for key, kind in inner.items()}}
     if random_.random() < 0.5:
@@ -284,13 +287,15 @@ def _endpoint(random_: random.Random) -> Asked:
             "parameters with types and required flags, a request body schema and a response schema, with examples.",
         ]
     )
-    sent, back = any_keys(random_, 2), any_keys(random_, 2)
-    parameter = random_.choice(["id", "lang", "limit", "dry_run"])
-    kind = {"limit": "integer", "dry_run": "boolean"}.get(parameter, "string")
+    sent, back = any_keys(random_, random_.randint(2, 4)), any_keys(random_, random_.randint(2, 3))
+    kinds = {"limit": "integer", "dry_run": "boolean", "page": "integer", "lang": "string", "token": "string"}
     answer = {
         "path": path,
         "method": random_.choice(["POST", "PUT", "PATCH"]),
-        "parameters": [{"name": parameter, "in": "query", "type": kind, "required": random_.random() < 0.5}],
+        "parameters": [
+            {"name": name, "in": "query", "type": kinds[name], "required": random_.random() < 0.5}
+            for name in random_.sample(list(kinds), random_.randint(1, 3))
+        ],
         "requestBody": {"schema": {"type": "object", "properties": {k: {"type": t} for k, t in sent.items()}}},
         "response": {
             "status": 200,
@@ -305,10 +310,10 @@ def _workflow(random_: random.Random) -> Asked:
     do = verb(random_)
     about = random_.choice(["a loan request", "a hiring round", "a recall", "a photo upload", "a refund", "a harvest"])
     least, many = random_.randint(2, 6), random_.choice(["steps", "stages", "nodes"])
-    kind, settings = random_.choice(["type", "kind"]), random_.choice(["config", "settings", "options"])
+    kind, options = random_.choice(["type", "kind"]), random_.choice(["config", "settings", "options"])
     after = random_.choice(["next", "then", "next_id"])
     choices = random_.sample(["task", "decision", "wait", "notify", "review"], 3)
-    said = f'"id", "name", "{kind}" ({_choice(choices)}), "{settings}" (nested object) and "{after}" (string or null)'
+    said = f'"id", "name", "{kind}" ({_choice(choices)}), "{options}" (nested object) and "{after}" (string or null)'
     prompt = random_.choice(
         [
             f"{do} the workflow of {about} as a JSON object with at least {least} {many}. Each has {said}.",
@@ -325,15 +330,13 @@ def _workflow(random_: random.Random) -> Asked:
             "id": f"s{i}",
             "name": name,
             kind: random_.choice(choices),
-            settings: random_.choice(
-                [{"timeout": 30}, {"retries": 2}, {"team": "office"}, {"days": 3}, {"limit": 500}, {"manual": True}]
-            ),
+            options: settings(random_),
             after: f"s{i + 1}" if i < count else None,
         }
         for i, name in enumerate(sorted(random_.sample(names, count), key=names.index), 1)
     ]
     label = {"type": ["string", "integer"]}
-    item = record({"id": label, "name": TEXT, kind: one_of(choices), settings: OBJECT, after: TEXT_OR_NULL})
+    item = record({"id": label, "name": TEXT, kind: one_of(choices), options: OBJECT, after: TEXT_OR_NULL})
     schema = record({many: array(item, least=least)})
     if f'"{many}"' not in prompt:
         schema = somewhere({"anyOf": [array(item, least=least), {**members(least), "additionalProperties": item}]})

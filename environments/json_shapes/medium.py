@@ -34,6 +34,12 @@ def nested(random_: random.Random, least: int, without: Any = ()) -> dict[str, A
     return filled(random_, any_keys(random_, least + (random_.random() < 0.2), without=without))
 
 
+def settings(random_: random.Random) -> dict[str, Any]:
+    """One to three options of something, of mixed types."""
+    names = random_.sample(list(words.SETTINGS), random_.randint(1, 3))
+    return {name: random_.choice(words.SETTINGS[name]) for name in names}
+
+
 def bare(thing: str) -> str:
     """The thing without its article."""
     return thing.partition(" ")[2]
