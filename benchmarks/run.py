@@ -104,9 +104,7 @@ def serve_trl(folder: str, adapter: str, every: int) -> None:
             self.seconds += time.perf_counter() - self.started
             if state.global_step % every == 0:
                 policy.save_pretrained(f"{folder}/trl/{state.global_step}")
-                answer(
-                    seconds=self.seconds, tokens=float(state.num_input_tokens_seen), parts={"step": state.global_step}
-                )
+                answer(seconds=self.seconds, tokens=Alternate.tokens, parts={"step": state.global_step})
 
     trainer = GRPOTrainer(
         model=policy,
@@ -141,6 +139,8 @@ class Curve:
     peer: Peer
     points: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, seconds of training, accuracy)"""
+    tokens: float = 0.0
+    """Of all completions so far."""
     gb: float = 0.0
 
     def reached(self, target: float) -> float | None:
@@ -177,7 +177,7 @@ def main() -> None:
             while going := [c for c in curves if c.reached(options.target) is None and c.points[-1][1] < options.limit]:
                 for curve in going:
                     got = curve.peer.step()
-                    step, curve.gb = int(got["parts"]["step"]), got["gb"]
+                    step, curve.tokens, curve.gb = int(got["parts"]["step"]), got["tokens"], got["gb"]
                     at = {"rlft": f"{folder}/rlft/adapters/v{step:06d}", "trl": f"{folder}/trl/{step}"}[curve.name]
                     accuracy = measure(config, Path(at)).accuracy.mean
                     curve.points.append((step, got["seconds"], accuracy))
@@ -193,6 +193,7 @@ def main() -> None:
 def _summary(curves: list[Curve], target: float) -> dict[str, Any]:
     found: dict[str, Any] = {"target": target, "gb": {curve.name: round(curve.gb, 2) for curve in curves}}
     found["seconds"] = {curve.name: curve.reached(target) for curve in curves}
+    found["tokens"] = {curve.name: int(curve.tokens) for curve in curves}
     found["points"] = {curve.name: [[n, round(s, 1), round(a, 3)] for n, s, a in curve.points] for curve in curves}
     ours, theirs = (curve.reached(target) for curve in curves)
     if ours is not None:
