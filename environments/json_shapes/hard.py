@@ -205,10 +205,8 @@ def _schema(random_: random.Random) -> Asked:
         ]
     )
     outer, names = any_keys(random_, random_.randint(2, 4)), random_.choice(["details", "contact", "origin", "place"])
-    inner, listed = (
-        any_keys(random_, random_.randint(2, 3), without=[*outer, names]),
-        random_.choice(["tags", "parts", "notes", "images"]),
-    )
+    inner = any_keys(random_, random_.randint(2, 3), without=[*outer, names])
+    listed = random_.choice(["tags", "parts", "notes", "images"])
     properties: dict[str, Any] = {key: {"type": kind} for key, kind in outer.items()}
     properties[names] = {"type": "object", "properties": {key: {"type": kind} for key, kind in inner.items()}}
     if random_.random() < 0.5:

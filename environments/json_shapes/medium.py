@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 from . import words
@@ -36,7 +37,11 @@ def nested(random_: random.Random, least: int, without: Any = ()) -> dict[str, A
 
 def settings(random_: random.Random) -> dict[str, Any]:
     """One to three options of something, of mixed types."""
-    names = random_.sample(list(words.SETTINGS), random_.randint(1, 3))
+    return settings_of(random_, random_.sample(list(words.SETTINGS), random_.randint(1, 3)))
+
+
+def settings_of(random_: random.Random, names: Iterable[str]) -> dict[str, Any]:
+    """These options, each with a value that goes with it."""
     return {name: random_.choice(words.SETTINGS[name]) for name in names}
 
 
@@ -140,10 +145,9 @@ def _config(random_: random.Random) -> Asked:
             f"How could the settings of {service} look? A JSON object with {said} and with a nested object {section}.",
         ]
     )
-    settings = {key: random_.choice(words.SETTINGS[key]) for key in outer}
-    settings[section] = {key: random_.choice(words.SETTINGS[key]) for key in inner}  # type: ignore[assignment]
+    answer = {**settings_of(random_, outer), section: settings_of(random_, inner)}
     scalar: Schema = {"type": ["string", "number", "boolean", "array", "object"]}
-    return Asked(prompt, record({**dict.fromkeys(outer, scalar), section: FILLED}), settings)
+    return Asked(prompt, record({**dict.fromkeys(outer, scalar), section: FILLED}), answer)
 
 
 def _members(random_: random.Random) -> Asked:
