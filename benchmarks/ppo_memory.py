@@ -5,9 +5,9 @@
 
 TRL took its PPOTrainer out after 1.12, so that version stands in a folder of its own, in front of the installed one.
 Work: SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, bfloat16, 8 prompts x 8 completions of 64 tokens, 1 update.
-rlft runs its whole loop in one process, generation included: the four roles are adapters of one base, the engine has a
-second copy of it. TRL's policy is a LoRA adapter whose base is the reference; its value model and reward model are
-models of their own, as its documentation has it. The last line is JSON.
+rlft runs its whole loop in one process, generation included: the four roles are adapters of one base, and the engine
+has merged copies of its weights. TRL's policy is a LoRA adapter whose base is the reference; its value model and reward
+model are models of their own, as its documentation has it. The last line is JSON.
 """
 
 from __future__ import annotations

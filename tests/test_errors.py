@@ -599,8 +599,9 @@ def test_an_engine_that_runs_other_weights_stops_the_run(
     def load(engine: TransformersEngine, adapter: Adapter) -> None:
         real_load(engine, adapter)
         if adapter.version == 1:  # as if merging had gone wrong: the right stamps, other weights
-            with torch.no_grad():
-                engine._model.base_model.norm.weight.mul_(40)
+            norm = engine._model.base_model.norm
+            # In the engine only: the parameter itself is the learner's, too.
+            norm.weight = torch.nn.Parameter(40 * norm.weight.detach(), requires_grad=False)
 
     monkeypatch.setattr(TransformersEngine, "load_adapter", load)
     config = make_config(*QUICK)

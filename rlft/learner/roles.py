@@ -64,7 +64,7 @@ def make_policy(
         role = Role(model=load_base(folder, torch.float32, device).requires_grad_(True), adapter=None)
         note(slow_paths(role.model), "adapter.kind=full trains the layers' own weights, which leaves them as they are")
     else:
-        base = load_base(folder, dtype, device, quantize=adapter.kind == "qlora")
+        base = load_base(folder, dtype, device, quantize=adapter.kind == "qlora", shares_weights=True)
         role = Role(model=add_policy(base, adapter, seed=seed), adapter=POLICY)
     if start is not None:
         write_role(role, start)

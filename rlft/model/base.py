@@ -28,6 +28,7 @@ from rlft.model.layers.packed_attention import Layout
 from rlft.model.layers.projected_logprobs import projected_logprobs
 from rlft.model.memory import own_weights
 from rlft.model.pretrained import load_causal_lm
+from rlft.model.shared_weights import sharing_weights
 
 
 def default_device() -> torch.device:
@@ -45,17 +46,25 @@ def resolve_dtype(config: ModelConfig) -> torch.dtype:
 
 
 def load_base(
-    folder: str | Path, dtype: torch.dtype, device: torch.device, *, quantize: bool = False
+    folder: str | Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    quantize: bool = False,
+    shares_weights: bool = False,
 ) -> PreTrainedModel:
     """The frozen base model in inference mode, with attention that understands packed rows.
 
     Args:
+        shares_weights: nobody changes the parameters, which are those of other such models in this process.
         quantize: 4-bit weights (QLoRA's NF4 with double quantization, https://arxiv.org/abs/2305.14314).
 
     Raises:
         OSError, ValueError: what transformers says of a folder that holds no causal language model; a model whose
             attention does not go through transformers' interface; 4-bit weights without bitsandbytes.
     """
+    if shares_weights and not quantize:
+        return sharing_weights(folder, dtype, device, lambda: load_base(folder, dtype, device))
     options: dict[str, Any] = {"quantization_config": _four_bits(dtype)} if quantize else {}
     try:
         model = load_causal_lm(folder, dtype=dtype, attn_implementation=PACKED_ATTENTION, **options)

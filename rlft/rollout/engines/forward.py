@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, CacheLayerMixin, DynamicCache, PreTrainedModel
 
 from rlft.model.kernels.kv_cache import KVCache, Span
@@ -63,7 +63,9 @@ def forward_pass(model: PreTrainedModel, *, compile: bool) -> ForwardPass:
 
 class _TransformersModel:
     def __init__(self, model: PreTrainedModel, *, compile: bool) -> None:
-        self._model, self._pristine = model, dict[str, Tensor]()
+        self._model = model
+        self._pristine: dict[str, Tensor] = {}
+        """Parameters of the base that are replaced by own ones: other models of this process may have them, too."""
         use_inference_layers(model)
         if compile:
             compile_inference_layers(model)
@@ -76,10 +78,12 @@ class _TransformersModel:
 
     def load(self, names: Collection[str], weight: Callable[[str], Tensor]) -> None:
         for name in names:
-            parameter = self._model.get_parameter(name)
             if name not in self._pristine:
-                self._pristine[name] = parameter.clone()
-            parameter.copy_(weight(name))
+                self._pristine[name] = self._model.get_parameter(name)
+                module, _, leaf = name.rpartition(".")
+                own = nn.Parameter(self._pristine[name].clone(), requires_grad=False)
+                self._model.get_submodule(module).register_parameter(leaf, own)
+            self._model.get_parameter(name).copy_(weight(name))
 
     def reload(self) -> None:
         self._pristine.clear()

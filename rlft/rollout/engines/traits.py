@@ -128,6 +128,8 @@ class EngineTraits:
     """Whether it needs room for one token behind a sample whose log-probs are asked for."""
     is_exact: bool = False
     """Whether a sample, on a CPU, is the same to the bit whenever its chunk is generated."""
+    shares_weights: bool = False
+    """Whether it takes the learner's frozen weights where both are one process, rather than loading them again."""
     says_what_is_measured: tuple[str, ...] = ()
     """Arguments that name whose weights generate, where they are not the adapter's."""
 
@@ -145,6 +147,7 @@ ENGINES: Mapping[str, EngineTraits] = {
         summary="any machine; the adapter is merged into the weights",
         arguments=TransformersArguments,
         is_exact=True,
+        shares_weights=True,
     ),
     "vllm": EngineTraits(
         summary="GPUs, and CPUs with AVX2; the extra `vllm`",

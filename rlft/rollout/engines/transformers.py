@@ -56,7 +56,11 @@ class TransformersEngine:
         self._folder, self._is_full = model_folder, adapter.kind == "full"
         self._tokenizer = tokenizer
         self._model = models.load_base(
-            model_folder, models.resolve_dtype(model), self.device, quantize=adapter.kind == "qlora"
+            model_folder,
+            models.resolve_dtype(model),
+            self.device,
+            quantize=adapter.kind == "qlora",
+            shares_weights=adapter.kind != "full",  # whose weights are written over
         )
         if adapter.kind == "qlora":
             # An update cannot be merged into 4-bit weights: generate with what they stand for.

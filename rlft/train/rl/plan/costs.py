@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from rlft.config import RunConfig
+from rlft.rollout.engines.traits import ENGINES
 from rlft.train.rl.plan.arithmetic import evaluations
 from rlft.train.rl.plan.forecast import Stage
 from rlft.train.rl.plan.sizes import Sizes
@@ -129,7 +130,8 @@ def _memory(config: RunConfig, sizes: Sizes) -> list[tuple[str, int, float]]:
     learner = PROCESS_BYTES + weights + roles * trained * 16 + activations
     engine = PROCESS_BYTES + 2 * weights + rows * (lengths.prompt + lengths.completion) * cache
     if config.backend == "inline":
-        return [("driver", 1, learner + engine - PROCESS_BYTES)]
+        is_shared = ENGINES[config.rollout.engine].shares_weights and config.adapter.kind not in ("full", "qlora")
+        return [("driver", 1, learner + engine - PROCESS_BYTES - is_shared * weights)]
     found = [("rollout worker", config.rollout.workers, engine), ("Ray", 1, RAY_BYTES)]
     if config.learner.processes:
         found += [("learner process", config.learner.processes, learner), ("driver", 1, PROCESS_BYTES)]
