@@ -675,6 +675,46 @@ def test_cases_that_fail_for_one_reason_are_one_finding() -> None:
     assert [finding.detail for finding in case_findings(cases, [Score(value=0.0)] * 4)] == ["all 4 hold"]
 
 
+def test_a_watched_reward_that_takes_more_than_the_cases_have_is_checked_without_them(tmp_path: Path) -> None:
+    (tmp_path / "trained.py").write_text("def bare(completion):\n    return completion.isdigit()\n")
+    (tmp_path / "trained.cases.jsonl").write_text(
+        '{"completion": "17", "expect": 1}\n{"completion": "", "expect": 0}\n'
+    )
+    (tmp_path / "watched.py").write_text("def is_total(completion, total):\n    return completion == str(int(total))\n")
+    (tmp_path / "tasks.py").write_text(
+        "from rlft.environment.contract import Environment\nfrom rlft.reward.probe import make_task\n\n\n"
+        "def load(seed=0):\n"
+        "    tasks = [make_task(f'{n} + 1?', columns={'total': n + 1}, id=str(n)) for n in (5, 8, 2)]\n"
+        "    return Environment(train=tasks[:2], heldout=tasks[2:])\n"
+    )
+    config = tmp_path / "run.yaml"
+
+    def write(role: str) -> None:
+        config.write_text(
+            f"name: a\nsteps: 1\nmodel: {{source: x}}\nenvironment: {{path: '{tmp_path}/tasks.py:load'}}\nrewards:\n"
+            f"  - path: {tmp_path}/trained.py:bare\n  - {{path: '{tmp_path}/watched.py:is_total', {role}}}\n"
+        )
+
+    for role in ("role: shadow", "weight: 0"):
+        write(role)
+        told = json.loads(reward("check", config, "--json").output)
+        assert told["is_fine"]
+        about = {(finding["reward"], finding["check"]): finding["detail"] for finding in told["findings"]}
+        assert about["bare", "range"].startswith("0 to 1")
+        assert about["is_total", "constant"].startswith("it gave 0")
+        of_cases = [finding["detail"] for finding in told["findings"] if finding["check"] == "cases"]
+        lacking = "the cases lack what is needed to ask is_total, which is only watched and takes total"
+        assert sorted(of_cases) == ["all 2 hold", lacking]
+        attacked = reward("attack", config, "--seconds", "3").output
+        assert lacking in attacked
+        assert "no reward" not in attacked
+        assert " 0 replies" not in attacked
+
+    (tmp_path / "watched.py").write_text("def is_total(completion, total):\n    return completion == total['of']\n")
+    found = json.loads(reward("check", config, "--json").output)["findings"]
+    assert any(finding["reward"] == "is_total" and finding["severity"] == "error" for finding in found)
+
+
 def test_a_file_without_cases_is_mentioned(file: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.cases.jsonl"
     empty.write_text("\n")

@@ -21,9 +21,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from rlft.reward import tricks
-from rlft.reward.cases import Case, Expect
+from rlft.reward.cases import Case, Expect, not_asked, uncalled
 from rlft.reward.check import MADE_UP, MOST_TASKS
-from rlft.reward.contract import OFFERED
 from rlft.reward.exploit_judge import FREE, Judge
 from rlft.reward.exploits import Candidate, Exploit, Target, contentless
 from rlft.reward.failures import server_said
@@ -104,6 +103,9 @@ def attack(attacked: Attacked) -> AttackReport:
         environment=attacked.environment,
         most_killed=MOST_KILLED,
     ) as probe:
+        if apart := uncalled(probe, attacked.specs, attacked.cases):
+            report = attack(replace(attacked, specs=[spec for spec in attacked.specs if spec.label not in apart]))
+            return replace(report, notes=[not_asked(apart), *report.notes])
         started = time.monotonic()  # the time to start processes does not count
         judge = Judge(probe, started + _SEARCHING * attacked.seconds, oracle.label if oracle else "")
         try:
@@ -171,7 +173,7 @@ class _Attack:
         plans = judge.probe.plans
         trained = [spec for spec in attacked.specs if spec.weight]
         self._takes_answer = any({*attacked.answer_names} & {*plans[spec.label].parameters} for spec in trained)
-        self._needs_columns = any(plans[spec.label].required - OFFERED - spec.args.keys() for spec in trained)
+        self._needs_columns = bool(judge.probe.unsupplied(()))
         self._trained = trained
 
     def run(self) -> None:

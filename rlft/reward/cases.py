@@ -163,6 +163,24 @@ def case_outcomes(probe: Probe, cases: Sequence[Case]) -> list[Outcome]:
     return [found[case.name] for case in cases]
 
 
+def uncalled(probe: Probe, specs: Sequence[RewardSpec], cases: Sequence[Case]) -> dict[str, list[str]]:
+    """Rewards that are only watched and cannot be called on all of the cases -> the parameters that those lack.
+
+    Cases lie beside the trained reward and have its columns; the tasks of a run have those of all rewards.
+    """
+    if not cases:
+        return {}
+    columns = set.intersection(*({*case.columns} for case in cases))
+    watched = {spec.label for spec in specs if not spec.weight}
+    return {label: names for label, names in probe.unsupplied(columns).items() if label in watched}
+
+
+def not_asked(uncalled: Mapping[str, Sequence[str]]) -> str:
+    """A sentence about the rewards that `uncalled` found."""
+    lacking = [f"{label}, which is only watched and takes {', '.join(names)}" for label, names in uncalled.items()]
+    return f"the cases lack what is needed to ask {'; '.join(lacking)}"
+
+
 def outcomes_by_name(probe: Probe, cases: Sequence[Case], ends: float = math.inf) -> dict[str, Outcome]:
     """Like `case_outcomes`, by the cases' names; those for which no time is left by `ends` are missing."""
     comparative = any(plan.kind == "group" for plan in probe.plans.values())

@@ -118,6 +118,8 @@ def _checked(checked: Checked, clock: _Clock) -> Report:
         with _probe(checked, checked.specs, limit_s) as probe:
             start_s = time.monotonic() - clock.started
             kinds = {label: plan.kind for label, plan in probe.plans.items()}
+            if apart := case_files.uncalled(probe, checked.specs, checked.cases):
+                return _checked_apart(checked, apart, limit_s, clock)
             findings += _first(probe, checked, samples, clock)
             findings += _cases(probe, checked, clock)
             unrepeatable = {finding.reward for finding in findings if finding.check == "deterministic"}
@@ -146,6 +148,25 @@ def _checked(checked: Checked, clock: _Clock) -> Report:
         replies=len(samples),
         seconds=seconds,
         cannot_tell=clock.is_too_short,
+    )
+
+
+def _checked_apart(checked: Checked, apart: Mapping[str, Sequence[str]], limit_s: float, clock: _Clock) -> Report:
+    """Like `_checked`, where the rewards `apart`, which are only watched, cannot be called on the cases."""
+    report = _checked(replace(checked, specs=[spec for spec in checked.specs if spec.label not in apart]), clock)
+    watched = [spec for spec in checked.specs if spec.label in apart]
+    samples: list[Sample] = []
+    with _probe(checked, [replace(spec, weight=1.0, role="train") for spec in watched], limit_s) as probe:
+        found = _first(probe, replace(checked, specs=watched, cases=()), samples, clock)
+        found += failure_findings(samples, watched, {label: plan.kind for label, plan in probe.plans.items()})
+    own = [finding for finding in found if finding.reward in apart]
+    said = Finding(check="cases", severity="info", reward=ALL, detail=case_files.not_asked(apart))
+    return replace(
+        report,
+        findings=sorted_findings([*report.findings, *own, said]),
+        replies=report.replies + len(samples),
+        seconds=time.monotonic() - clock.started,
+        cannot_tell=report.cannot_tell or clock.is_too_short,
     )
 
 

@@ -150,10 +150,15 @@ def _check_annotation(completions: inspect.Parameter | None, spec: RewardSpec) -
         )
 
 
+def unsupplied(plan: CallPlan, spec: RewardSpec, columns: Collection[str]) -> list[str]:
+    """Required parameters that are neither offered by samples, a column, nor in `args`."""
+    return sorted(plan.required - {*_OFFERED[plan.kind], *_NOTES, *columns, *spec.args})
+
+
 def check_columns(plan: CallPlan, spec: RewardSpec, columns: Collection[str]) -> None:
-    """Raise ValueError if a required parameter is neither offered by samples, a column, nor in `args`."""
+    """Raise ValueError if there is an `unsupplied` parameter."""
     offered = {*_OFFERED[plan.kind], *_NOTES, *columns, *spec.args}
-    for name in sorted(plan.required - offered):
+    for name in unsupplied(plan, spec, columns):
         raise ValueError(
             f"reward {spec.path}: nothing supplies its parameter {name!r}.{did_you_mean(name, offered)} "
             f"Available: {', '.join(sorted(offered - {*_NOTES}))}. Or give it a default, or a value in `args`."

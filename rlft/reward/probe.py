@@ -144,6 +144,10 @@ class Probe:
         """Reward -> how it is called."""
         return self._scorer.plans
 
+    def unsupplied(self, columns: Collection[str]) -> dict[str, list[str]]:
+        """Reward -> its parameters that tasks with these columns do not supply, where there are some."""
+        return self._scorer.unsupplied(columns)
+
     @property
     def seconds(self) -> float:
         """How long the last call of the rewards took, with the way to the process and back."""

@@ -33,7 +33,7 @@ from typing import Any, Self, TypeAlias
 from rlft.common.by_path import describe_error
 from rlft.common.variables import passed
 from rlft.reward.answers import Result
-from rlft.reward.contract import CallPlan, call_arguments, check_columns
+from rlft.reward.contract import CallPlan, call_arguments, check_columns, unsupplied
 from rlft.reward.loading import absolute_path_of, reproduce
 from rlft.reward.outcomes import check_turns, failed, read
 from rlft.reward.process import STARTUP_LIMIT_S, Job
@@ -356,8 +356,14 @@ class Scorer:
 
     def check_columns(self, columns: Collection[str]) -> None:
         """Raise ValueError if a reward has a parameter that tasks with these columns do not supply."""
-        for spec, loaded in zip(self._called, self._loaded, strict=True):
-            check_columns(loaded.plan, replace(spec, args={}) if loaded.is_built else spec, columns)
+        for spec, loaded in zip(self._arguments_of, self._loaded, strict=True):
+            check_columns(loaded.plan, spec, columns)
+
+    def unsupplied(self, columns: Collection[str]) -> dict[str, list[str]]:
+        """Reward -> its parameters that tasks with these columns do not supply, where there are some."""
+        rewards = zip(self._arguments_of, self._loaded, strict=True)
+        found = {spec.label: unsupplied(loaded.plan, spec, columns) for spec, loaded in rewards}
+        return {label: names for label, names in found.items() if names}
 
 
 def _count_failed(groups: Sequence[Group]) -> int:
