@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -35,7 +36,7 @@ from rlft.train.rl import launch
 from rlft.train.rl.measure import measure
 from rlft.types import Adapter, Group, SamplingParams, Score
 from tests.conftest import MakeConfig
-from tests.fakes import letters, made_up_group, read_metrics, tiny_config
+from tests.fakes import byte_tokenizer, letters, made_up_group, read_metrics, tiny_config
 
 pytestmark = pytest.mark.timeout(120)
 KINDS = ("lora", "dora", "rslora", "full")
@@ -89,6 +90,69 @@ def test_engine_and_learner_agree_before_and_after_updates(tiny_model: Path, kin
         seen.append(own)
     assert not torch.allclose(seen[0][:6], seen[1][:6], atol=1e-2)  # training moved it
     assert torch.equal(seen[0], seen[2])  # and it came back whole
+
+
+def made_model(folder: Path, config_class: str = "LlamaConfig", **changes: Any) -> Path:
+    tokenizer = byte_tokenizer()
+    config = getattr(transformers, config_class)(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        eos_token_id=0,
+        pad_token_id=0,
+        bos_token_id=None,
+        **changes,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_an_output_with_a_weight_of_its_own_can_be_a_target(tmp_path: Path) -> None:
+    folder = made_model(tmp_path / "model", tie_word_embeddings=False)
+    adapter = {"kind": "lora", "target_modules": ["q_proj", "lm_head"]}
+    config = tiny_config(folder, adapter=adapter, learner={"threads": 1, "lr": 0.02}, algorithm={"preset": "dr_grpo"})
+    learner = trained(config, folder)
+    engine = TransformersEngine(folder, load_tokenizer(folder), model=config.model, adapter=config.adapter, threads=1)
+    adapter_of = learner.adapter(2)
+    assert all(".lora_A." in name or ".lora_B." in name for name in adapter_of.tensors)
+    assert [name for name in adapter_of.tensors if "lm_head" in name]
+    batch = collate(rollouts(engine, adapter_of, config, folder))
+    assert torch.allclose(
+        batch.rollout_logprobs, learner.roles.logprobs(batch, learner.roles.policy), rtol=0, atol=2e-5
+    )
+
+
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("config_class", "changes", "targets", "words"),
+    [
+        ("LlamaConfig", {"tie_word_embeddings": True}, ["q_proj", "lm_head"], "lm_head has its weight together with"),
+        ("LlamaConfig", {"tie_word_embeddings": False}, ["embed_tokens"], "embed_tokens is no linear layer"),
+        ("Qwen3MoeConfig", EXPERTS, "all-linear", r"mlp\.experts is no linear layer \(Qwen3MoeExperts\)"),
+    ],
+    ids=["tied", "embedding", "experts"],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Model has `tie_word:UserWarning")  # of PEFT
+def test_targets_that_cannot_be_merged_are_refused_before_anything_runs(
+    tmp_path: Path, config_class: str, changes: dict[str, Any], targets: Any, words: str
+) -> None:
+    folder = made_model(tmp_path / "model", config_class, **changes)
+    config = tiny_config(folder, adapter={"target_modules": targets}, output_dir=str(tmp_path / "runs"))
+    expected = rf"adapter\.target_modules: .*{words}.*name others, such as"
+    with pytest.raises(ValueError, match=expected):
+        Learner(config, folder)
+    with pytest.raises(ValueError, match=expected):
+        launch.train(config)
+    assert not (tmp_path / "runs" / config.name).exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)

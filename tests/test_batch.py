@@ -467,6 +467,19 @@ def test_a_packed_row_equals_its_sequences_one_by_one(
     assert largest_difference(gradients(model, (weights * logprobs).sum()), other) < 1e-10
 
 
+def test_a_cap_on_logits_that_are_small_is_not_missed() -> None:
+    changes = {"head_dim": 8, "attn_logit_softcapping": None, "sliding_window": 32, "final_logit_softcapping": 30.0}
+    model = tiny("Gemma2Config", changes, torch.float32)
+    with torch.no_grad():
+        for token in (0, 1):  # which a probe may look at
+            model.get_input_embeddings().weight[token] *= 1e-3
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("eager")
+    batch = made_up_batch(RAGGED)
+    logprobs, _ = token_logprobs(model.requires_grad_(False), pack(batch), 1.0)
+    assert torch.allclose(logprobs, one_by_one(plain, batch, 1.0), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
 def test_a_packed_row_at_a_temperature(temperature: float) -> None:
     model = tiny("LlamaConfig", {})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import MistralConfig
+from transformers import MistralConfig, Phi3Config
 from typer.testing import CliRunner, Result
 
 from rlft.cli import env_check, main
@@ -463,6 +463,23 @@ def test_each_engine_has_its_bound(
     config = tiny_config("x", rollout={"engine": engine, "engine_args": arguments}, sampling=sampling)
     model_config = MistralConfig(max_position_embeddings=64, sliding_window=32)
     assert context.run_context(config, model_config, is_trained=is_trained) == Context(*expected)
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_stretched_context_counts_up_to_where_it_is_stretched(is_trained: bool) -> None:
+    # A sequence beyond it would change what transformers computes for all others of its batch.
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    model_config = Phi3Config(
+        hidden_size=32,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        original_max_position_embeddings=64,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, **factors},
+    )
+    bound = context.run_context(tiny_config("x"), model_config, is_trained=is_trained)
+    assert bound == Context(64, "the 64 positions before the model's LongRoPE stretches them")
+    plain = Phi3Config(max_position_embeddings=256, original_max_position_embeddings=64)
+    assert context.run_context(tiny_config("x"), plain, is_trained=is_trained).tokens == 256
 
 
 # Measure

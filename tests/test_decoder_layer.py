@@ -16,6 +16,7 @@ from rlft.model.kernels.elementwise import signed_sin_of
 from rlft.model.kernels.joint_projection import lay_side_by_side, side_by_side
 from rlft.model.layers.decoder_layer import _AttentionInput, _AttentionOutput, _GatedMLP, use_lean_decoders
 from rlft.model.layers.lora import use_lean_lora
+from rlft.model.layers.slow_paths import slow_paths
 from tests.test_batch import RAGGED, made_up_batch, tiny
 from tests.test_layers import agree, random
 
@@ -165,6 +166,15 @@ def test_a_model_gives_the_same_log_probs_and_gradients(family: str, lora: dict[
         assert torch.allclose(first, second, rtol=0, atol=1e-10)
 
 
+def test_a_model_may_change_what_a_projection_gives() -> None:
+    model = with_adapter("OlmoConfig", {"clip_qkv": 0.5}, torch.float64)  # cuts queries, keys and values in place
+    expected, gradients = outcome(model)
+    use_lean_lora(model)
+    actual, own = outcome(model)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-10)
+    assert all(torch.allclose(first, second, rtol=0, atol=1e-10) for first, second in zip(own, gradients, strict=True))
+
+
 def test_without_its_adapter_a_model_is_the_base() -> None:
     model = with_adapter("Qwen2Config", {}, torch.float64)
     packed = pack(made_up_batch(RAGGED))
@@ -186,6 +196,21 @@ def test_layers_of_another_formula_stay(family: str, dtype: torch.dtype) -> None
     model = tiny(config_class, changes, dtype).requires_grad_(False)
     use_lean_decoders(model)
     assert not any(is_replaced(model))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of PEFT, about the experts that there are not
+def test_a_rotation_of_a_part_of_each_head_is_left_to_the_layer() -> None:
+    # How wide it is only the model's tables tell, and not the layer, which has probed well.
+    experts = {"n_routed_experts": 2, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1}
+    dense = {"head_dim": 16, "partial_rotary_factor": 0.5, "first_k_dense_replace": 2, "use_qk_norm": False}
+    model = with_adapter("Glm4MoeConfig", {**dense, **experts, "moe_intermediate_size": 16}, torch.float64)
+    expected, gradients = outcome(model)
+    use_lean_decoders(model)
+    assert is_replaced(model) == [True, True]
+    actual, own = outcome(model)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-10)
+    assert all(torch.allclose(first, second, rtol=0, atol=1e-10) for first, second in zip(own, gradients, strict=True))
+    assert [reason for reason in slow_paths(model) if "rotates a part of each head only" in reason]
 
 
 def test_layers_are_judged_one_by_one() -> None:

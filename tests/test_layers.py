@@ -155,7 +155,7 @@ def test_the_gated_projection_is_its_formula() -> None:
     weight, bias = random(5, 8, seed=2).detach(), random(5, seed=3).detach()
     a, b = random(2, 8, seed=4), random(5, 2, seed=5)
     x = torch.nn.functional.silu(gate) * up
-    expected = x @ weight.T + bias + 0.5 * x @ a.T @ b.T
+    expected = (x @ weight.T + bias + 0.5 * x @ a.T @ b.T).flatten(0, 1)
     agree(_GatedLoraLinear.apply(gate, up, weight, bias, a, b, 0.5), expected, [gate, up, a, b])
 
 

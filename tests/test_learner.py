@@ -18,6 +18,7 @@ from rlft.learner import rl
 from rlft.learner.batch import collate, minibatches, pack, single
 from rlft.learner.core import lr_factor
 from rlft.learner.rl import Learner
+from rlft.learner.roles import read_role
 from rlft.model import base as models
 from rlft.model.adapter import adapter_hash, save_tensors
 from rlft.model.starting_point import ReferenceSource
@@ -159,6 +160,11 @@ def test_a_steered_coefficient_is_restored(tiny_model: Path) -> None:
     one, other = (each.update(each.annotate(made_up_batch(2))).metrics for each in (learner, resumed))
     assert one == other
     assert one["policy/kl_coef"] != PRESETS["grpo"].kl_coef
+    # A fork that begins elsewhere, or steers no more, has what its own config says.
+    for changed, expected in (({**algorithm, "kl_coef": 0.5}, 0.5), (GRPO, PRESETS["grpo"].kl_coef)):
+        fork = make_learner(tiny_model, algorithm=changed)
+        fork.load_state(*learner.state())
+        assert fork.kl_coef == expected
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "simpo", "orpo", "kto"])
@@ -439,9 +445,8 @@ def test_a_restored_learner_goes_on_bit_for_bit(
     tensors, numbers = learner.state()
     kept = {name: tensor.clone() for name, tensor in tensors.items()}
 
-    # The other one begins with another seed and another warm start: all that matters comes with the state.
-    other_start = random_tensors(tiny_model, seed=9) if with_warm_start else None
-    restored = make_learner(tiny_model, warm_start=other_start, seed=5, **changes)
+    # The other one begins with another seed: all that has changed since the start comes with the state.
+    restored = make_learner(tiny_model, warm_start=warm_start, seed=5, **changes)
     assert differing(restored.state()[0] | tensors, kept) == set()
     restored.load_state(tensors, json.loads(json.dumps(numbers)))
     assert_same_bits(restored.state()[0], kept)
@@ -466,6 +471,58 @@ def test_a_learner_can_go_back_to_its_beginning(tiny_model: Path, algorithm: dic
     assert_same_bits(learner.state()[0], beginning[0])
     assert learner.update(learner.annotate(made_up_batch())).metrics == first
     assert_same_bits(learner.state()[0], after)
+
+
+@pytest.mark.parametrize("algorithm", [{"preset": "dr_grpo"}, GRPO], ids=["no KL", "another KL"])
+def test_a_fork_is_held_to_what_its_config_says(tiny_model: Path, algorithm: dict[str, Any]) -> None:
+    start = random_tensors(tiny_model)
+    before = make_learner(tiny_model, warm_start=start, algorithm=algorithm)
+    before.update(before.annotate(made_up_batch()))
+    # The same objective from the beginning, and one that another run's state is put into.
+    forked = {"preset": "grpo", "kl_coef": 0.5}
+    fresh, fork = (make_learner(tiny_model, warm_start=start, algorithm=forked) for _ in range(2))
+    fork.load_state(*before.state())
+    assert fork.kl_coef == fresh.kl_coef == 0.5
+    batch = made_up_batch(1)
+    annotated = fork.annotate(batch)
+    assert annotated.ref_logprobs is not None
+    assert torch.equal(annotated.ref_logprobs, fresh.annotate(batch).ref_logprobs)  # type: ignore[arg-type]
+
+
+def test_a_fork_has_the_reference_that_its_config_names(tiny_model: Path, tmp_path: Path) -> None:
+    teachers = []
+    for seed in (3, 4):
+        folder = tmp_path / f"teacher-{seed}"
+        folder.mkdir()
+        rank = 2 * seed
+        tensors = random_tensors(tiny_model, seed=seed, rank=rank)
+        save_tensors(folder, AdapterConfig(rank=rank, alpha=2.0 * rank), str(tiny_model), tensors)
+        teachers.append(ReferenceSource(folder=str(folder)))
+    config, batch = tiny_config(tiny_model, algorithm=GRPO), made_up_batch()
+    before, fork, fresh = (Learner(config, tiny_model, reference=teachers[n]) for n in (0, 1, 1))
+    fork.load_state(*before.state())
+    expected = fresh.annotate(batch).ref_logprobs
+    assert torch.equal(fork.annotate(batch).ref_logprobs, expected)  # type: ignore[arg-type]
+    assert not torch.equal(before.annotate(batch).ref_logprobs, expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("then", "now"), [(4, 1), (1, 4), (2, 2)])
+def test_a_schedule_goes_on_where_it_was_with_other_updates_a_step(tiny_model: Path, then: int, now: int) -> None:
+    def made(updates_per_step: int) -> Learner:
+        learner = {"threads": 1, "lr": 0.01, "schedule": "linear"}
+        return make_learner(tiny_model, steps=4, tasks_per_step=4, updates_per_step=updates_per_step, learner=learner)
+
+    before = made(then)
+    for update in range(2 * then):  # half of the run
+        before.update(before.annotate(made_up_batch(update)))
+    fork = made(now)
+    fork.load_state(*before.state())
+    assert fork.num_updates == 2 * then
+    rates = [fork.update(fork.annotate(made_up_batch(n))).metrics["policy/lr"] for n in range(2 * now)]
+    assert rates == pytest.approx([0.01 * (0.5 - n / (4 * now)) for n in range(2 * now)])
+    again = made(now)
+    again.load_state(*fork.state())
+    assert again.update(again.annotate(made_up_batch())).metrics["policy/lr"] == 0
 
 
 def test_state_of_another_configuration_is_refused(tiny_model: Path) -> None:
@@ -510,9 +567,8 @@ def test_the_reference_is_the_warm_start_and_stays_it(tiny_model: Path, algorith
         assert batch.ref_logprobs is not None
         assert torch.equal(again.ref_logprobs, batch.ref_logprobs)
     assert metrics["policy/kl_ref"] > 1e-3
-    state, _ = learner.state()
-    reference = {name.removeprefix("reference/"): t for name, t in state.items() if name.startswith("reference/")}
-    assert_same_bits(reference, warm_start)
+    assert learner.roles.reference is not None
+    assert_same_bits(read_role(learner.roles.reference), warm_start)
     assert differing(learner.adapter(4).tensors, warm_start) == set(warm_start)
 
 
@@ -533,7 +589,6 @@ def test_without_a_warm_start_the_reference_is_the_base(tiny_model: Path) -> Non
     assert batch.ref_logprobs is not None
     assert torch.allclose(batch.ref_logprobs, torch.stack(expected), rtol=0, atol=1e-5)
     assert metrics["policy/kl_ref"] > 1e-4
-    assert not [name for name in learner.state()[0] if name.startswith("reference/")]
 
 
 def test_a_warm_start_that_does_not_fit_is_refused(tiny_model: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 PRIVATE_NAMES = {
     "torch.cpu._is_avx512_bf16_supported": "choosing bfloat16 where the processor computes it",
     "torch.cpu._is_amx_tile_supported": "leaving products to torch where the processor has a matrix unit",
+    "torch.Tensor._version.__get__": "seeing that somebody wrote over weights that two models share",
     "torch._softmax_backward_data": "the gradient of attention in blocks",
     "torch.ops.mkldnn._is_mkldnn_bf16_supported": "products of frozen layers on CPUs in bfloat16",
     "torch.ops.mkldnn._reorder_linear_weight": "products of frozen layers on CPUs in bfloat16",

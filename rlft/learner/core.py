@@ -30,7 +30,6 @@ from rlft.learner.roles import (
     make_reference,
     named_parameters,
     read_role,
-    write_role,
 )
 from rlft.learner.update import Update
 from rlft.model import base as models
@@ -245,11 +244,11 @@ class Roles:
         return make_adapter(version, read_role(self.policy))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, as tensors by name; see `sharding.whole`."""
+        """Everything that a resumed run needs, as tensors by name; see `sharding.whole`.
+
+        Frozen roles are not among it: the configuration says what they are, and a fork's may say something else.
+        """
         tensors = {f"parameter/{name}": sharding.whole(p) for name, p in self._named_parameters()}
-        if self.reference is not None and self.reference.is_saved:
-            reference = read_role(self.reference)
-            tensors |= {f"reference/{name}": tensor for name, tensor in reference.items()}
         for name, parameter in self._named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = sharding.whole(value)
@@ -270,9 +269,6 @@ class Roles:
         with torch.no_grad():
             for name, parameter in named.items():
                 parameter.copy_(sharding.split_like(parameter, tensors[f"parameter/{name}"]))
-        if self.reference is not None and self.reference.is_saved:
-            reference = {k.removeprefix("reference/"): v for k, v in tensors.items() if k.startswith("reference/")}
-            write_role(self.reference, reference)
         self.optimizer.state.clear()
         for name, tensor in tensors.items():
             if name.startswith("optimizer/"):

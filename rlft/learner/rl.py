@@ -82,7 +82,10 @@ class Learner:
         self.kl_coef = self._kl_target = 0.0  # a preference loss has no KL term
         if isinstance(self.algorithm, PolicyObjective):
             self.kl_coef, self._kl_target = self.algorithm.kl_coef, self.algorithm.kl_target
+        self._began_kl_coef = self.kl_coef
         self.num_updates = 0
+        self._scheduled = 0
+        """Where the schedule of the learning rate stands, in updates of this config; a fork's may be more a step."""
 
     def scores(self, groups: Sequence[Group], tools: Sequence[Mapping[str, Any]] = ()) -> list[list[list[float]]]:
         """Scores of the reward models on the base for every trajectory: by reward model, group and trajectory.
@@ -127,7 +130,7 @@ class Learner:
             measures["reward/overlong_penalty"] = Weighted(float(penalty.mean()), batch.num_sequences)
         factor = lr_factor(
             self.config.learner,
-            update=self.num_updates,
+            update=self._scheduled,
             total=self.config.steps * self.config.updates_per_step,
             warmup=self.config.learner.warmup_steps * self.config.updates_per_step,
         )
@@ -135,6 +138,7 @@ class Learner:
         update = self.roles.step({**losses, **measures}, factor=factor, is_finite=is_finite)
         if not update.skipped:
             self.num_updates += 1
+            self._scheduled += 1
             if self._kl_target:
                 self.kl_coef = adapted_kl_coef(self.kl_coef, update.metrics["policy/kl_ref"], self._kl_target)
         if self._kl_target:
@@ -160,17 +164,28 @@ class Learner:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs: tensors by name, and plain numbers."""
-        return self.roles.state(), {"num_updates": self.num_updates, "kl_coef": self.kl_coef}
+        return self.roles.state(), {
+            "num_updates": self.num_updates,
+            "scheduled": self._scheduled,
+            "updates_per_step": self.config.updates_per_step,
+            "kl_coef": self.kl_coef,
+            "kl_coef_began": self._began_kl_coef,
+        }
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Continue from a saved state.
+        """Continue from a saved state, also of a run with other settings, which a fork may change.
 
         Raises:
             ValueError: the state belongs to another configuration.
         """
         self.roles.load_state(tensors)
         self.num_updates = int(numbers["num_updates"])
-        self.kl_coef = float(numbers["kl_coef"])
+        now = self.config.updates_per_step  # what has no such numbers was saved with the same settings
+        scheduled, then = numbers.get("scheduled", self.num_updates), numbers.get("updates_per_step", now)
+        self._scheduled = int(scheduled) * now // int(then)
+        # What was adapted goes on; without a target, or from another beginning, the config's coefficient holds.
+        if self._kl_target and numbers.get("kl_coef_began", self._began_kl_coef) == self._began_kl_coef:
+            self.kl_coef = float(numbers["kl_coef"])
 
     def close(self) -> None:
         """End nothing: there is no other process, as a `LearnerGroup` has."""

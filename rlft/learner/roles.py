@@ -13,13 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlft.config import AdapterConfig, ModelConfig
 from rlft.learner.sharding import whole
-from rlft.model.adapter import POLICY, is_adapter_folder, lora_config, refuse_misfit
+from rlft.model.adapter import (
+    POLICY,
+    adapter_tensors,
+    is_adapter_folder,
+    lora_config,
+    refuse_misfit,
+    refuse_targets,
+)
 from rlft.model.base import load_base, quiet_libraries, resolve_dtype, seeded
 from rlft.model.layers.decoder_layer import use_lean_decoders
 from rlft.model.layers.lora import use_lean_lora
@@ -40,8 +47,6 @@ class Role:
     """What is called; several roles can share one."""
     adapter: str | None
     """Name of the PEFT adapter; None is the model without any."""
-    is_saved: bool = False
-    """For a reference: whether its tensors belong into a checkpoint."""
 
 
 def make_policy(
@@ -72,9 +77,14 @@ def make_policy(
 
 
 def add_policy(base: PreTrainedModel, config: AdapterConfig, *, seed: int) -> PeftModel:
-    """Put a fresh `policy` adapter on the base; its random half comes from `seed` alone, its other half is zero."""
+    """Put a fresh `policy` adapter on the base; its random half comes from `seed` alone, its other half is zero.
+
+    Raises:
+        ValueError: see `refuse_targets`.
+    """
     with seeded(seed), quiet_libraries():
         model = get_peft_model(base, lora_config(config), adapter_name=POLICY)
+    refuse_targets(model)
     use_lean_lora(model)
     use_lean_layers(model)
     use_lean_decoders(model)
@@ -113,11 +123,11 @@ def make_reference(
                 policy.model.load_adapter(source.folder, adapter_name=REFERENCE, is_trainable=False)
             use_lean_lora(policy.model)
             policy.model.set_adapter(POLICY)
-            return Role(model=policy.model, adapter=REFERENCE, is_saved=True)
+            return Role(model=policy.model, adapter=REFERENCE)
         if start is None:
             return Role(model=policy.model, adapter=None)
         add_copy(policy.model, REFERENCE, start)
-        return Role(model=policy.model, adapter=REFERENCE, is_saved=True)
+        return Role(model=policy.model, adapter=REFERENCE)
     frozen = Role(model=load_base(folder, resolve_dtype(model), device), adapter=None)
     if source is not None:
         with quiet_libraries():
@@ -186,7 +196,8 @@ def write_role(role: Role, tensors: Mapping[str, Tensor]) -> None:
 
 def _tensors(role: Role) -> dict[str, Tensor]:
     if isinstance(role.model, PeftModel):
-        return get_peft_model_state_dict(role.model, adapter_name=role.adapter)
+        assert role.adapter is not None
+        return adapter_tensors(role.model, role.adapter)
     return dict(role.model.named_parameters())
 
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Conv1D
 
 from rlft.config import AdapterConfig
 from rlft.model import pretrained
@@ -66,13 +67,47 @@ def merged_weight(
     return merged
 
 
+def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
+    """The tensors of one of a model's adapters, under PEFT's names."""
+    # Else PEFT adds the frozen embedding where an update of it, or of the output, is among them.
+    return get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+
+
 def adapter_shapes(folder: Path | str, config: AdapterConfig) -> dict[str, torch.Size]:
-    """Names and shapes of an adapter's tensors, without the memory of the model."""
+    """Names and shapes of an adapter's tensors, without the memory of the model.
+
+    Raises:
+        ValueError: see `refuse_targets`; or no module of the model is a target.
+    """
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(pretrained.load_config(folder))
         with quiet_libraries():
             model = get_peft_model(base, lora_config(config), adapter_name=POLICY)
-        return {key: value.shape for key, value in get_peft_model_state_dict(model, adapter_name=POLICY).items()}
+        refuse_targets(model)
+        return {key: value.shape for key, value in adapter_tensors(model, POLICY).items()}
+
+
+def refuse_targets(model: PeftModel) -> None:
+    """Refuse updates that cannot be merged into a weight which is the module's own.
+
+    Raises:
+        ValueError: which module it is, and what to name instead.
+    """
+    shared = model.get_base_model().get_input_embeddings().weight
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        base = module.get_base_layer()
+        if not isinstance(base, nn.Linear | Conv1D):
+            why = f"is no linear layer ({type(base).__name__})"
+        elif base.weight is shared:
+            why = "has its weight together with the input embeddings"
+        else:
+            continue
+        raise ValueError(
+            f"adapter.target_modules: {name.removeprefix('base_model.model.')} {why}, so that no update of it can be "
+            "merged; name others, such as [q_proj, k_proj, v_proj, o_proj]"
+        )
 
 
 def refuse_misfit(shapes: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:

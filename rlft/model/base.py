@@ -163,12 +163,15 @@ def _plain_head(model: nn.Module) -> Tensor | None:
         return None
     if head.weight.shape != (head.out_features, head.in_features):
         return None  # packed, as 4-bit weights are
+    if getattr(lm.config.get_text_config(), "final_logit_softcapping", None):
+        return None  # small logits hardly show it
     if "rlft_has_plain_head" not in lm.__dict__:
         ids = torch.arange(2, device=head.weight.device)[None]
         with torch.no_grad():
             hidden = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
             logits = lm(input_ids=ids, use_cache=False).logits
-        lm.__dict__["rlft_has_plain_head"] = torch.allclose(hidden @ head.weight.T, logits, rtol=1e-2, atol=1e-3)
+        rtol, atol = (1e-4, 1e-5) if logits.dtype.itemsize >= 4 else (1e-2, 1e-3)
+        lm.__dict__["rlft_has_plain_head"] = torch.allclose(hidden @ head.weight.T, logits, rtol=rtol, atol=atol)
     return head.weight if lm.__dict__["rlft_has_plain_head"] else None
 
 

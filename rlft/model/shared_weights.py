@@ -11,13 +11,18 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-Key = tuple[object, ...]
+from rlft.common.private_names import private
+
+Key: TypeAlias = tuple[object, ...]
+_Facts: TypeAlias = tuple[torch.device, torch.dtype, int]
+"""A parameter's device and type, and how often it has been written over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +33,15 @@ class _Plain:
     """Without memory for its weights."""
     weights: list[tuple[nn.Parameter, nn.Parameter]]
     """A parameter of `modules`, and the one that stands there in all models."""
-    facts: list[tuple[torch.device, torch.dtype, int]]
-    """Of each of the latter: its device, its type and how often it had been written over."""
+    facts: list[_Facts]
+    """Of each of the latter."""
 
     def is_as_loaded(self) -> bool:
         """Whether the weights are still what was loaded: neither written over, nor moved or of another type.
 
         `Module.to` and its like leave the parameter and its version, and give it other values.
         """
-        return all(
-            (weight.device, weight.dtype, weight._version) == facts
-            for (_, weight), facts in zip(self.weights, self.facts, strict=True)
-        )
+        return all(_facts(weight) == facts for (_, weight), facts in zip(self.weights, self.facts, strict=True))
 
     def another(self) -> PreTrainedModel:
         """Modules like these on the weights that are shared."""
@@ -71,10 +73,13 @@ def sharing_weights(
         for weight in model.parameters()
     ]
     modules = copy.deepcopy(model, {id(weight): place for place, weight in weights})
-    facts = [(weight.device, weight.dtype, weight._version) for _, weight in weights]
-    _PLAIN[model] = _Plain(modules, weights, facts)
+    _PLAIN[model] = _Plain(modules, weights, [_facts(weight) for _, weight in weights])
     _MODELS[key] = model
     return model
+
+
+def _facts(weight: nn.Parameter) -> _Facts:
+    return weight.device, weight.dtype, private("torch.Tensor._version.__get__")(weight)
 
 
 def _files(folder: str | Path) -> list[object] | None:

@@ -86,6 +86,8 @@ def _obstacle(layer: Any, parts: Sequence[PlainUpdate] | None, x: Tensor, args: 
         return "a projection is trained itself, or its active adapter is more than B A x"
     if args or kwargs.get("position_embeddings") is None:
         return "it is called with other arguments than rotary positions by name"
+    if kwargs["position_embeddings"][0].shape[-1] != layer.self_attn.head_dim:
+        return "it rotates a part of each head only"
     return "the pass is no packed row" if kwargs.get("packed_layout") is None else ""
 
 

@@ -91,7 +91,8 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     update = plain_update(self) if x.is_cpu else None
     if update is None:
         return type(self).forward(self, x, *args, **kwargs)
-    return _LoraLinear.apply(x, update.weight, update.bias, update.down, update.up, update.scale)
+    y = _LoraLinear.apply(x, update.weight, update.bias, update.down, update.up, update.scale)
+    return y.unflatten(0, x.shape[:-1])  # not in the function: nobody may change a view that it returns in place
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -102,11 +103,11 @@ class _LoraLinear(torch.autograd.Function):
         ctx.updates = [(scale, len(down))]
         y, saved = project(x, ctx.updates, [weight, bias, down, up])
         ctx.save_for_backward(x, *saved)
-        return y.unflatten(0, x.shape[:-1])
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
         needs_x = ctx.needs_input_grad[0]
-        grad_x, of_tensors = project_backward(grads[0].flatten(0, -2), x, ctx.updates, saved, needs_x=needs_x)
+        grad_x, of_tensors = project_backward(grads[0], x, ctx.updates, saved, needs_x=needs_x)
         return None if grad_x is None else grad_x.view(x.shape), *of_tensors, None

@@ -91,7 +91,8 @@ def _mlp_forward(self: Any, x: Tensor) -> Tensor:
     update = plain_update(self.down_proj)
     if update is None:
         return self.down_proj(_GatedSiLU.apply(gate, up))
-    return _GatedLoraLinear.apply(gate, up, update.weight, update.bias, update.down, update.up, update.scale)
+    y = _GatedLoraLinear.apply(gate, up, update.weight, update.bias, update.down, update.up, update.scale)
+    return y.unflatten(0, gate.shape[:-1])  # not in the function: nobody may change a view that it returns in place
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -139,13 +140,13 @@ class _GatedLoraLinear(torch.autograd.Function):
         ctx.updates = [(scale, len(lora_down))]
         y, saved = project(F.silu(gate).mul_(up), ctx.updates, [weight, bias, lora_down, lora_up])
         ctx.save_for_backward(gate, up, *saved)
-        return y.unflatten(0, gate.shape[:-1])
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, *saved = ctx.saved_tensors
         silu = F.silu(gate)
-        grad, of_tensors = project_backward(grads[0].flatten(0, -2), silu * up, ctx.updates, saved, needs_x=True)
+        grad, of_tensors = project_backward(grads[0], silu * up, ctx.updates, saved, needs_x=True)
         assert grad is not None
         grad = grad.view(gate.shape)
         grad_gate = torch.ops.aten.silu_backward(grad * up, gate)

@@ -94,7 +94,7 @@ class PreferenceLearner:
     def drop_reference(self) -> None:
         """Free the reference, if that frees a model: its log-probs are computed beforehand, and no pass follows."""
         reference = self.roles.reference
-        if self.preference.is_paired and reference is not None and not reference.is_saved:
+        if self.preference.is_paired and reference is not None and reference.model is not self.roles.policy.model:
             self.roles.reference = None
 
     def slow_paths(self) -> list[str]:

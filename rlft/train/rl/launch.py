@@ -24,7 +24,7 @@ from rlft.environment.contract import Environment
 from rlft.learner import reward_model
 from rlft.learner.group import make_learner
 from rlft.learner.reward_model import folder_hash
-from rlft.model.adapter import bare_base, make_adapter, read_folder
+from rlft.model.adapter import adapter_shapes, bare_base, make_adapter, read_folder
 from rlft.model.starting_point import (
     reference_source,
     resolve_model,
@@ -199,6 +199,8 @@ def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Pre
             log_dir = Path(stack.enter_context(folder))
         scorer = stack.enter_context(make_scorer(config, environment, log_dir=log_dir, learner=learner_scores))
         model_folder = str(resolve_model(config))
+        if config.adapter.kind != "full":
+            adapter_shapes(model_folder, config.adapter)  # refuses targets before anything is measured
         environment, dropped = fit(config, environment, model_folder)
         choice = TaskChoice(config, environment.train)
         choice.of_step(1)
