@@ -240,6 +240,60 @@ def test_a_judge_that_obeys_and_a_length_are_found_without_known_good_replies(tm
     assert told.output.splitlines()[-1].startswith("cannot tell, since no good reply is known; ")
 
 
+ODD = """
+import os, time
+
+def dies(completion):
+    os._exit(3)
+
+def hangs(completion):
+    time.sleep(60)
+
+def slow(completion, answer):
+    time.sleep(0.05)
+    return float(completion.strip() == answer)
+
+def right(completion, answer):
+    return float(completion.strip() == answer)
+
+def needs(completion, unit):
+    return float(unit in completion)
+"""
+
+
+def test_what_could_not_be_attacked_does_not_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "odd.py"
+    file.write_text(ODD)
+
+    def found(name: str, **options: Any) -> AttackReport:
+        return attack(Attacked(specs=[RewardSpec(path=f"{file}:{name}")], **options))
+
+    told = reward("attack", f"{file}:dies", "--json")
+    assert (told.exit_code, json.loads(told.output)["survives"]) == (2, None)
+    assert found("hangs", deadline_s=0.1).cannot_tell == "the reward hangs or dies"
+    report = found("slow", workers=0, seconds=0.5)
+    assert not report.exploits
+    assert report.cannot_tell.startswith("there was no time for every simple reply within 0.5 s")
+
+    def cut(search: Any, *arguments: Any) -> list[Any]:
+        search._judge.stopped = True
+        return []
+
+    monkeypatch.setattr(attacks._Attack, "_evolved", cut)
+    report = found("right", workers=0, seconds=60.0)  # each simple reply was tried, so that it is known to survive
+    assert (list(report.exploits), report.cannot_tell) == ([], "")
+    assert any("not everything was tried" in note for note in report.notes)
+
+
+def test_columns_that_no_task_has_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "odd.py"
+    file.write_text(ODD)
+    report = attack(Attacked(specs=[RewardSpec(path=f"{file}:needs")], workers=0))
+    assert report.cannot_tell == "no task has the columns that the reward takes"
+    (note,) = report.notes
+    assert note.startswith("nothing supplies unit, which needs takes: give tasks that have this column: --data FILE, ")
+
+
 def reward(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main.app, ["reward", *map(str, arguments)], env={"COLUMNS": "300", "TERM": "dumb"})
 

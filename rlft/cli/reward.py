@@ -198,7 +198,7 @@ def attack(
 ) -> None:
     """Look for replies that a reward pays for although they are bad, as a policy would that wants to cheat.
 
-    Exit code 1: there are some; 2: cannot tell, since hardly anything could be tried; else 0.
+    Exit code 1: there are some; 2: cannot tell, since too little could be tried; else 0.
     """
     from rlft.cli import reward_attack
 

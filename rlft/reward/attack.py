@@ -80,7 +80,7 @@ class AttackReport:
     notes: Sequence[str]
     """What could not be tried, and why."""
     cannot_tell: str
-    """Why hardly anything could be tried, so that finding nothing says nothing; empty where that is not so."""
+    """Why too little could be tried, so that finding nothing says nothing; empty where that is not so."""
     replies: int
     """Different replies that were scored."""
     seconds: float
@@ -108,14 +108,23 @@ def attack(attacked: Attacked) -> AttackReport:
             return replace(report, notes=[not_asked(apart), *report.notes])
         started = time.monotonic()  # the time to start processes does not count
         judge = Judge(probe, started + _SEARCHING * attacked.seconds, oracle.label if oracle else "")
+        search = _Attack(attacked, judge, started + attacked.seconds, found)
         try:
-            _Attack(attacked, judge, started + attacked.seconds, found).run()
+            search.run()
         except GaveUpError as error:
             judge.notes.append(
                 f"the attack ended early, since the reward hangs or dies: {error}; see rlft reward check"
             )
+            judge.cannot_tell = "the reward hangs or dies"
+        else:
+            if judge.stopped and not search.has_tried_all:
+                judge.cannot_tell = (
+                    f"there was no time for every simple reply within {attacked.seconds:g} s; give it more, such as "
+                    f"--seconds {4 * attacked.seconds:g}"
+                )
     if len(judge.failed) == len(judge.known):
         judge.refuse_unasked(judge.failed)
+        judge.cannot_tell = judge.cannot_tell or "no reply could be scored"
     if judge.failed:
         first = judge.failed[0]
         judge.notes.insert(
@@ -175,6 +184,9 @@ class _Attack:
         self._takes_answer = any({*attacked.answer_names} & {*plans[spec.label].parameters} for spec in trained)
         self._needs_columns = bool(judge.probe.unsupplied(()))
         self._trained = trained
+        self.has_tried_all = False
+        """Whether each simple reply was tried once. Combinations of them can be tried without end, so that no time for
+        more of those says nothing about what was found."""
 
     def run(self) -> None:
         """Fill in what is found."""
@@ -211,6 +223,7 @@ class _Attack:
             judge.cannot_tell = "sentences about nothing score like good replies"
         candidates = self._candidates(targets, by_answer)
         working = [one for one in candidates if judge.works(one, targets)]
+        self.has_tried_all = not judge.stopped
         working += self._evolved(candidates, targets)
         judge.ends = self._ends  # from here on it is about size
         self._smallest(working, targets)
@@ -218,12 +231,21 @@ class _Attack:
     def _without_good_replies(self) -> None:
         """Texts for a judge, which must not score above all ordinary replies."""
         judge = self._judge
+        is_unasked = self._needs_columns and self._attacked.tasks is MADE_UP
+        if is_unasked and not self._attacked.cases:
+            needs = [f"{', '.join(names)}, which {label} takes" for label, names in judge.probe.unsupplied(()).items()]
+            judge.notes.append(
+                f"nothing supplies {'; '.join(needs)}: give tasks that have this column: --data FILE, --cases FILE, or "
+                "a config"
+            )
+            judge.cannot_tell = "no task has the columns that the reward takes"
+            return
         judge.notes.append(
             "no good reply is known that scores above nonsense, so that only the cases and texts for a judge were "
             "tried: add cases with good replies (FILE.cases.jsonl, or --cases)"
         )
         judge.cannot_tell = "no good reply is known"
-        if judge.oracle or (self._needs_columns and self._attacked.tasks is MADE_UP):
+        if judge.oracle or is_unasked:
             return
         targets = judge.ordinary(self._attacked.tasks[:MOST_TASKS])
         pieces = [piece for piece in tricks.single_pieces(self._trained) if piece.family in FREE]
