@@ -176,7 +176,25 @@ def wants_column(completion, level):
 def no_reply_right(completion):
     return -1.0
 
+def sorted_away(group):
+    ranked = sorted(group.trajectories, key=lambda t: (t.text.strip() == t.task.answer, len(t.text)), reverse=True)
+    return [1 - rank / len(ranked) for rank, t in enumerate(ranked)]
+
+def sorted_values(group):
+    return sorted(float(t.text.strip() == t.task.answer) for t in group.trajectories)
+
 # What follows is right.
+
+def ranked(group):
+    right = [t.text.strip() == t.task.answer for t in group.trajectories]
+    order = sorted(range(len(right)), key=lambda place: not right[place])
+    ranks = {place: rank for rank, place in enumerate(order)}
+    return [1 - ranks[place] / len(right) for place in range(len(right))]
+
+def told_first(group):
+    said = [t.text.strip().casefold() for t in group.trajectories]
+    return [float(t.task.answer in text and text not in said[:place])
+            for place, (t, text) in enumerate(zip(group.trajectories, said))]
 
 def short(completion):
     return float(len(completion) <= 2000)
@@ -271,6 +289,8 @@ BUGS = {
     ),
     "for_bonus_only": ("warning", "contract", r"gives 0.5 to all others: nothing can be learnt from these"),
     "unread": ("warning", "good replies", r"lower than nonsense \(-1 against 0\): no way to write it scores above"),
+    "sorted_away": ("error", "deterministic", "depends on its place in the group alone: the first one got 1, and"),
+    "sorted_values": ("error", "deterministic", "depends on its place in the group alone"),
     "longest": ("warning", "padding", "longer replies get more: 2,401 characters about nothing take one from"),
     "positional": ("error", "contract", "positional-only"),
     "wants_column": ("error", "contract", "nothing supplies its parameter 'level'"),
@@ -320,6 +340,11 @@ def test_a_right_reward_is_not_accused(file: Path, name: str) -> None:
     assert [finding for finding in report.findings if finding.severity != "info"] == []
     assert report.replies > 80  # it was tried
     assert "good replies" not in {finding.check for finding in report.findings}
+
+
+def test_a_ranking_may_pay_equal_replies_by_their_places(file: Path) -> None:
+    for name in ("ranked", "told_first"):
+        assert "deterministic" not in {finding.check for finding in checked(file, name).findings}
 
 
 def reward(*arguments: str | Path) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -215,6 +216,53 @@ def in_groups(
         for group, trajectories in zip(groups, scored, strict=False)
         for sample, trajectory in zip(group, trajectories, strict=True)
     ]
+
+
+def paid_by_place(
+    specs: Sequence[RewardSpec], grouped: Sequence[Sample], backwards: Sequence[Sample]
+) -> Iterator[Finding]:
+    """Rewards that compare the samples of a group and whose values belong to places in it, whoever stands there.
+
+    A right one may pay replies that it takes for equal by their places, as a ranking does. So it is said only of one
+    that gives every group the same list of values whichever way round it stands, and never twice ranks two replies in
+    the same order.
+
+    Args:
+        grouped: the replies to each task as one group.
+        backwards: the same, the other way round; some may be missing.
+    """
+    for spec in specs:
+        lists: dict[str, list[tuple[str, float]]] = defaultdict(list)
+        again: dict[str, list[tuple[str, float]]] = defaultdict(list)
+        for samples, values in ((grouped, lists), (backwards, again)):
+            for sample in samples:
+                if (value := sample.value(spec.label)) is not None:
+                    values[sample.task.id].append((sample.text, value))
+        told = [(lists[task], again[task]) for task in again if len({value for _, value in lists[task]}) > 1]
+        if not told or any(_follows_replies(one, other) for one, other in told):
+            continue
+        (first, value), other = told[0][0][0], dict(told[0][1])
+        yield Finding(
+            check="deterministic",
+            severity="error",
+            reward=spec.label,
+            detail=f"what a reply gets depends on its place in the group alone: the first one got {value:.6g}, and as "
+            f"the last one {other[first]:.6g}, as whatever stood there",
+            example=quoted(first),
+            advice="return the values in the order of `group.trajectories`: where they are sorted first, remember where "
+            "each one stood",
+        )
+
+
+def _follows_replies(one: Sequence[tuple[str, float]], other: Sequence[tuple[str, float]]) -> bool:
+    """Whether some values of a group stay with the replies and not with the places, when it is turned round."""
+    if len(one) != len(other) or any(differ(v, w) for (_, v), (_, w) in zip(one, other, strict=True)):
+        return True
+    again = dict(other)
+    return any(
+        differ(value, lower) and differ(again[text], again[below]) and (value > lower) == (again[text] > again[below])
+        for (text, value), (below, lower) in itertools.combinations(one, 2)
+    )
 
 
 def timed(probe: Probe, samples: Sequence[Sample], deadline_s: float, ends: float = math.inf) -> list[Finding]:

@@ -220,9 +220,12 @@ def _first(probe: Probe, checked: Checked, samples: list[Sample], clock: _Clock)
         grouped = behaviour.in_groups(probe, first, ends=clock.ends(0.45))
         clock.note("lists and groups of several", len(grouped), len(first))
         samples += grouped
+        backwards = behaviour.in_groups(probe, first, backwards=True, ends=clock.ends(0.5))
         lists = [spec for spec in checked.specs if kinds[spec.label] == "batch"]
-        for others in (grouped, behaviour.in_groups(probe, first, backwards=True, ends=clock.ends(0.5))):
+        for others in (grouped, backwards):
             found = found or behaviour.repeated(lists, first, others, "in a list with others")
+        compare = [spec for spec in checked.specs if kinds[spec.label] == "group"]
+        found += behaviour.paid_by_place(compare, grouped, backwards)
     found += behaviour.repeated(checked.specs, first, again, "later, in another order,")
     seen = [(spec, grouped if kinds[spec.label] == "group" else first) for spec in checked.specs]
     abstaining: set[str] = set()
