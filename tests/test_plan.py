@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,11 @@ def test_a_probe_has_groups_enough_and_no_more_than_the_run(make_config: MakeCon
         "evaluation.tasks=500",
         "max_staleness=1",
         "algorithm.correction=token_truncate",
+        "trackers=[tensorboard]",
     )
     short = probe_config(config, "elsewhere")
     assert (short.steps, short.run_dir, short.checkpoint.every) == (4, Path("elsewhere/probe"), 1)
+    assert short.trackers == ()  # it is no run of anybody's
     assert short.evaluation.tasks == config.rollout.tasks_per_chunk * 4
     assert probe_config(make_config("steps=2", "tasks_per_step=1"), "x").steps == 2
     assert probe_config(make_config("steps=90", "tasks_per_step=64"), "x").steps == 2
@@ -198,6 +201,21 @@ def test_a_plan_without_a_probe_starts_nothing(config_file: Path) -> None:
     assert result.exit_code == 0, result.output
     for words in ("A step", "The run", "Time on this machine", "Memory", "expect half to twice"):
         assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("tasks_per_step=1000", r"tasks_per_step is 1000, but the environment has \d+ training tasks"),
+        ("sft={examples: 1000000}", r"sft\.examples is 1000000, but the environment offers \d+ demonstrations"),
+        ("rewards=[{path: 'reward.py:odd', role: shadow}]", "no reward has a weight other than 0"),
+        ("adapter.start=/nope", "/nope"),
+    ],
+)
+def test_without_a_probe_a_config_that_cannot_start_is_refused(config_file: Path, override: str, says: str) -> None:
+    result = CliRunner().invoke(main.app, ["plan", str(config_file), "--no-probe", override])
+    assert isinstance(result.exception, ValueError), result.output
+    assert re.search(says, str(result.exception))
 
 
 def test_without_a_probe_a_warm_start_takes_what_its_demonstrations_are_long(

@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from rlft.cli.main import app
-from rlft.reward.attack import Attacked, as_cases, attack
+from rlft.reward.attack import Attacked, attack
 from rlft.reward.cases import Case, Expect, read_cases, write_cases
 from rlft.reward.check import Checked, check_rewards
+from rlft.reward.exploits import as_cases
 from rlft.reward.probe import made_up, make_task
 from rlft.reward.transcript import Transcript, of_trajectory, parted
 from rlft.types import Group, Message, RewardSpec, Trajectory

@@ -16,9 +16,10 @@ from rlft.cli import reward_check
 from rlft.cli.blocks import show_block
 from rlft.curves.reading import rollout_steps
 from rlft.curves.text import counted, visible
-from rlft.reward.attack import Attacked, AttackReport, as_cases, attack
+from rlft.reward.attack import Attacked, AttackReport, attack
 from rlft.reward.cases import cases_file, read_cases, write_cases
 from rlft.reward.check import MOST_TASKS, Checked
+from rlft.reward.exploits import as_cases
 from rlft.reward.findings import quoted
 from rlft.reward.stored import read_step, read_tasks
 from rlft.reward.transcript import of_trajectory

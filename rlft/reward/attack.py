@@ -14,14 +14,13 @@ replies.
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from rlft.reward import tricks
-from rlft.reward.cases import Case, Expect, not_asked, uncalled
+from rlft.reward.cases import Case, not_asked, uncalled
 from rlft.reward.check import MADE_UP, MOST_TASKS
 from rlft.reward.exploit_judge import FREE, Judge
 from rlft.reward.exploits import Candidate, Exploit, Target, contentless
@@ -142,36 +141,6 @@ def attack(attacked: Attacked) -> AttackReport:
         replies=len(judge.known),
         seconds=time.monotonic() - started,
     )
-
-
-def as_cases(exploits: Sequence[Exploit], known: Sequence[Case]) -> list[Case]:
-    """Cases that hold once the reward no longer falls for the exploits; those that stand there already are left out."""
-    names = {case.name for case in known}
-    there = {(case.reply, str(case.answer)) for case in known}
-    found: list[Case] = []
-    for exploit in exploits:
-        task = exploit.task
-        if (exploit.completion, str(task.answer)) in there:
-            continue
-        numbered = (f"attack: {exploit.family}{' ' * (n > 1)}{n if n > 1 else ''}" for n in itertools.count(1))
-        name = next(each for each in numbered if each not in names)
-        names.add(name)
-        prompt = next((m["content"] for m in reversed(task.messages) if m["role"] == "user"), "")
-        expect = Expect(at_most=round(exploit.at_most, 6))
-        turns, reply, rewards = parted(exploit.completion)
-        found.append(
-            Case(
-                completion=reply,
-                turns=turns,
-                rewards=rewards,
-                expect=expect,
-                name=name,
-                prompt=prompt,
-                answer=task.answer,
-                columns=task.columns,
-            )
-        )
-    return found
 
 
 class _Attack:

@@ -249,8 +249,8 @@ def paid_by_place(
             detail=f"what a reply gets depends on its place in the group alone: the first one got {value:.6g}, and as "
             f"the last one {other[first]:.6g}, as whatever stood there",
             example=quoted(first),
-            advice="return the values in the order of `group.trajectories`: where they are sorted first, remember where "
-            "each one stood",
+            advice="return the values in the order of `group.trajectories`: where these are sorted first, remember "
+            "where each one stood",
         )
 
 

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -225,3 +225,16 @@ def prompt_and_reply(trajectory: Trajectory) -> tuple[list[Message], list[Messag
     messages = [message.copy() for message in trajectory.conversation]
     replied = sum(1 + len(turn.observation) for turn in trajectory.turns)
     return messages[:-replied], messages[-replied:]
+
+
+def refuse_untrainable(specs: Sequence[RewardSpec]) -> None:
+    """Refuse rewards that cannot be told apart, or of which nothing could be learnt.
+
+    Raises:
+        ValueError: two have one name, or none has a weight.
+    """
+    names = [spec.label for spec in specs]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two rewards are named {doubled[0]!r}; give one of them another `name`")
+    if not any(spec.weight for spec in specs):
+        raise ValueError("no reward has a weight other than 0, so there is nothing to train on")

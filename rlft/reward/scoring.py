@@ -33,7 +33,7 @@ from typing import Any, Self, TypeAlias
 from rlft.common.by_path import describe_error
 from rlft.common.variables import passed
 from rlft.reward.answers import Result
-from rlft.reward.contract import CallPlan, call_arguments, check_columns, unsupplied
+from rlft.reward.contract import CallPlan, call_arguments, check_columns, refuse_untrainable, unsupplied
 from rlft.reward.loading import absolute_path_of, reproduce
 from rlft.reward.outcomes import check_turns, failed, read
 from rlft.reward.process import STARTUP_LIMIT_S, Job
@@ -393,11 +393,7 @@ def _needed(learner: ScoreGroups | None, on_learner: Sequence[RewardSpec]) -> Sc
 
 
 def _check(specs: Sequence[RewardSpec], workers: int, deadline_s: float) -> None:
-    names = [spec.label for spec in specs]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"two rewards are named {doubled[0]!r}; give one of them another `name`")
-    if not any(spec.weight for spec in specs):
-        raise ValueError("no reward has a weight other than 0, so there is nothing to train on")
+    refuse_untrainable(specs)
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
     if not deadline_s > 0:

@@ -31,6 +31,7 @@ from rlft.model.starting_point import (
     save_adapter,
     start_tensors,
 )
+from rlft.reward.contract import refuse_untrainable
 from rlft.reward.scoring import LearnerScores, Scorer
 from rlft.rollout.context import fit
 from rlft.rollout.engines.by_name import check_engine
@@ -176,6 +177,19 @@ def sft(config: RunConfig, *, restart: bool = False) -> Path:
         return run.path / adapter_folder(None)
 
 
+def refuse_unfit(config: RunConfig, environment: Environment) -> None:
+    """Refuse a config that could not start with its environment, as far as that shows without a model or a process.
+
+    Raises:
+        ValueError: too few tasks or demonstrations, no reward with a weight, or no adapter to start from.
+    """
+    refuse_untrainable(config.rewards)
+    if config.sft is not None:
+        check_demonstrations(config.sft, environment.demonstrations)
+    TaskChoice(config, environment.train).of_step(1)
+    start_tensors(config)
+
+
 @contextmanager
 def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Prepared]:
     """Start the scoring processes and refuse what could not work, before a run exists.
@@ -187,9 +201,7 @@ def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Pre
     check_engine(config, is_trained=True)
     environment = loading.load(config.environment)
     measurements = load_measurements(config, environment)
-    if config.sft is not None:
-        check_demonstrations(config.sft, environment.demonstrations)
-    start_tensors(config)
+    refuse_unfit(config, environment)
     learner_scores = LearnerScores()
     with ExitStack() as stack:
         if log_dir is None:

@@ -87,6 +87,7 @@ def probe_config(config: RunConfig, folder: str) -> RunConfig:
         "evaluation": _cut(config.evaluation, rows),
         "evaluations": tuple(_cut(each, rows) for each in config.evaluations),
         "checkpoint": config.checkpoint.model_copy(update={"every": 1}),
+        "trackers": (),  # what is thrown away is nobody's run
     }
     if config.sft is not None:
         examples = max(config.sft.batch_size, math.ceil(SFT_UPDATES * config.sft.batch_size / config.sft.epochs))

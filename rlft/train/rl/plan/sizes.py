@@ -22,6 +22,7 @@ from rlft.model.base import resolve_dtype
 from rlft.model.pretrained import load_config
 from rlft.model.starting_point import resolve_model
 from rlft.train.rl.evaluations import load_measurements
+from rlft.train.rl.launch import refuse_unfit
 from rlft.train.rl.plan.arithmetic import Counts, Lengths, count
 
 
@@ -63,10 +64,11 @@ def sizes_of(config: RunConfig) -> Sizes:
     """Look at the data, the tokenizer and the header of the weights.
 
     Raises:
-        ValueError: the environment or the model cannot be loaded.
+        ValueError: the environment or the model cannot be loaded, or the run could not start with them.
     """
     environment = loading.load(config.environment)
     measurements = load_measurements(config, environment)
+    refuse_unfit(config, environment)
     folder = resolve_model(config)
     tokenizer = chat.load_tokenizer(folder, special_tokens_in_text=config.model.special_tokens_in_text)
     prompts = [prompt_ids(environment, tokenizer, task) for task in evenly_spread(environment.train)]
