@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSet, TaggedScalar
@@ -28,6 +28,7 @@ from rlft.config.layers import EXTENDS, Layer, Location, line_of, merged, place,
 from rlft.objectives.presets import PRESETS
 
 C = TypeVar("C", bound=BaseModel)
+T = TypeVar("T")
 Problem: TypeAlias = tuple[Location, str]
 """(where in the tree, what is wrong there and what to do instead)."""
 
@@ -44,6 +45,10 @@ _ALIASES = {
     "beta": "algorithm.kl_coef",
 }
 """What other systems call a key -> its place in a run's config."""
+
+
+_SHORT = {"algorithm": "preset", "trackers": "name"}
+"""Sections, or lists of them, that may be written as a text alone -> the key that this stands for."""
 
 
 @overload
@@ -210,6 +215,19 @@ def _describe_algorithm(tree: dict[str, Any]) -> None:
     }
 
 
+def read_section(tree: Any, kind: type[T]) -> T:
+    """A section of a config that somebody wrote elsewhere, such as a reward on the command line.
+
+    Raises:
+        ValueError: every problem at once, each with its key.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(_plain(tree))
+    except ValidationError as error:
+        found = _explain(error, dotted, kind)
+        raise ValueError("; ".join(f"{where}: {what}" if where else what for where, what in found.items())) from None
+
+
 def _apply(tree: Any, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -218,18 +236,19 @@ def _apply(tree: Any, override: str) -> None:
         raise ValueError(f"override {override!r}: only a file can extend another one; name that file instead")
     *parents, last = key.split(".")
     node = tree
-    for part in parents:
-        if isinstance(node, list):
-            node = node[_index(part, node, override)]
-            continue
-        given = node.get(part)
-        if part == "algorithm" and isinstance(given, str):
-            node[part] = {"preset": given}
+    for depth, part in enumerate(parents, start=1):
+        within = parents[depth - 2] if isinstance(node, list) and depth > 1 else part
+        at: Any = _index(part, node, override) if isinstance(node, list) else part
+        given = node[at] if isinstance(node, list) else node.get(at)
+        if within in _SHORT and isinstance(given, str):
+            node[at] = {_SHORT[within]: given}
         elif given is None:
-            node[part] = {}
+            node[at] = {}
         elif not isinstance(given, dict | list):
-            raise ValueError(f"override {override!r}: {part} is {given!r}, which has no settings of its own")
-        node = node[part]
+            instead = f"; write `- path: {given}` in the file" if within == "rewards" else ""
+            place = ".".join(parents[:depth])
+            raise ValueError(f"override {override!r}: {place} is {given!r}, which has no settings of its own{instead}")
+        node = node[at]
     try:
         value = YAML(typ="safe").load(text) if text else ""
     except YAMLError as error:
@@ -278,7 +297,7 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _explain(error: ValidationError, place_of: Callable[[Location], str], kind: type[BaseModel]) -> dict[str, str]:
+def _explain(error: ValidationError, place_of: Callable[[Location], str], kind: type) -> dict[str, str]:
     """What is wrong by where, as `place_of` says it of a place in the tree."""
     found: dict[str, str] = {}
     problems = error.errors()
@@ -320,7 +339,7 @@ def _not_kept_in(layers: Sequence[Layer]) -> Iterator[tuple[str, str]]:
             yield f"{layer.path}:{line_of(layer.tree, loc)}: {dotted(loc)}", what
 
 
-def _section(kind: type[BaseModel], parts: Sequence[str | int]) -> tuple[Location, Any]:
+def _section(kind: type, parts: Sequence[str | int]) -> tuple[Location, Any]:
     """(location as the file has it, class of the section that its last part stands in).
 
     Args:
@@ -342,7 +361,7 @@ def _section(kind: type[BaseModel], parts: Sequence[str | int]) -> tuple[Locatio
     return tuple(loc), node
 
 
-def _unknown(key: str, section: Any, kind: type[BaseModel]) -> str:
+def _unknown(key: str, section: Any, kind: type) -> str:
     """What to say of a key that a section does not have."""
     names = [field.name for field in dataclass_fields(section)] if is_dataclass(section) else [*section.model_fields]
     if key in (elsewhere := getattr(section, "ELSEWHERE", {})):

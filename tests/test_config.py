@@ -314,6 +314,13 @@ def test_a_key_of_another_objective_is_one_mistake(write: Any, algorithm: str, k
     assert str(caught.value) == f"{path}:11: algorithm.{key}: {says}"
 
 
+def test_a_name_alone_takes_settings_on_the_command_line(write: Any) -> None:
+    (tracker,) = load(write("trackers: [tensorboard]\n"), ["trackers.0.to=/tmp/x"]).trackers
+    assert (tracker.name, tracker.to) == ("tensorboard", "/tmp/x")
+    with pytest.raises(ValueError, match=r"rewards\.0 is 'a\.py:b', which has no .*; write `- path: a\.py:b` in"):
+        load(write(), ["rewards=['a.py:b']", "rewards.0.weight=2"])
+
+
 def test_a_choice_on_the_command_line_keeps_the_preset_of_the_file(write: Any) -> None:
     config = load(write("algorithm: online_dpo\n"), ["algorithm.beta=0.2", "algorithm.loss=ipo"])
     assert config.algorithm == replace(PRESETS["online_dpo"], beta=0.2, loss="ipo")

@@ -86,7 +86,8 @@ def test_a_stored_failure_is_repeated_with_its_line(failed_run: Path, task: str)
     assert rows["bad"]["where"] == f"{bad}:9"
     assert "JSONDecodeError" in rows["bad"]["message"]
     assert rows["pairs"]["where"] == f"{bad}:18"  # of the whole group
-    told = tried(failed_run, f"{task}/1", "--deadline-s", "0.2")
+    step, _, name = task.partition("/")
+    told = tried(failed_run, f"step-{int(step):06d}/{name}/1", "--deadline-s", "0.2")  # as `rlft health` names it
     assert told.exit_code == 1
     assert "bad failed in the run (timeout)" in told.output
     assert "no result within 0.2 s" in told.output

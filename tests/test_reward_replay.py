@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from rlft.cli import main
 from rlft.cli.reward_replay import _sentences, rewards_of, show_explained, steps_of
 from rlft.cli.run_config import load_run
+from rlft.curves.alarms.health import Sample
 from rlft.curves.statistics import mean_interval
 from rlft.learner.batch import collate
 from rlft.objectives.algorithm import PolicyObjective
@@ -35,7 +36,7 @@ from rlft.objectives.presets import PRESETS
 from rlft.reward.explain import explain
 from rlft.reward.recompute import kl_coefs, recompute, used_groups
 from rlft.reward.replay import MOVED, Replay, _Collected, replay
-from rlft.reward.stored import StoredTasks, read_step, unscored
+from rlft.reward.stored import StoredTasks, parse_sample, read_step, unscored
 from rlft.run.rollout_table import to_parquet
 from rlft.run.stored_task import StoredTask
 from rlft.train.rl.loop import learned_columns
@@ -350,6 +351,14 @@ def test_what_cannot_be_replayed_is_said(finished_run: Path, tmp_path: Path) -> 
 # Explaining a sample.
 
 
+def test_a_sample_is_named_as_replay_or_health_name_it() -> None:
+    shown = Sample(step=12, task="a/b", index=3, reward=1.0, parts={}, tokens=1, excerpt="").id
+    assert parse_sample("12/a/b/3") == parse_sample(shown) == (12, "a/b", 3)
+    for wrong in ("step-/a/3", "step-x/a/3", "a/3", "12/a"):
+        with pytest.raises(ValueError, match="names no sample"):
+            parse_sample(wrong)
+
+
 def test_a_sample_is_explained_by_its_row(finished_run: Path) -> None:
     config = load_run(finished_run, [])
     rows = read_rollouts(finished_run, 3)
@@ -496,5 +505,14 @@ def test_rewards_and_steps_as_they_are_written(tmp_path: Path) -> None:
         RewardSpec(path="a.py:b"),
         RewardSpec(path="c.py:d", weight=0.5, args={"most": 3}),
     ]
-    with pytest.raises(ValueError, match="no reward's settings"):
-        rewards_of(["{pth: 3}"])
+    for wrong, said in (
+        ("{pth: 3}", "path: this key is required; pth: unknown key. Did you mean 'path'?"),
+        ("{path: c.py:d, role: sahdow}", "role: Input should be 'train' or 'shadow' (got 'sahdow')"),
+        ("{path: }", "path: Input should be a valid string (got None)"),
+        ("{path: c.py:d, weight: two}", "weight: Input should be a valid number"),
+        ("{path: c.py:d, args: 3}", "args: Input should be a valid dictionary (got 3)"),
+        ("{path: c.py:d, role: shadow, weight: 2}", "reward 'd' is a shadow and not trained on; leave out its weight"),
+        ("{path: [", "flow node"),
+    ):
+        with pytest.raises(ValueError, match=f"no reward's settings, such as .*{re.escape(said)}"):
+            rewards_of([wrong])

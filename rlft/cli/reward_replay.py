@@ -16,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from rlft.cli.blocks import GAP, show_table
 from rlft.cli.run_config import load, load_run
+from rlft.config_file import read_section
 from rlft.curves.reading import read_config, rollout_steps
 from rlft.curves.text import counted, interval_text, number, shortened, visible
 from rlft.reward.explain import as_json as explained_json
@@ -72,8 +73,8 @@ def rewards_of(texts: Sequence[str]) -> list[RewardSpec]:
             found += load(Path(text), []).rewards
         elif text.lstrip().startswith("{"):
             try:
-                found.append(RewardSpec(**YAML(typ="safe", pure=True).load(text)))
-            except (YAMLError, TypeError) as error:
+                found.append(read_section(YAML(typ="safe", pure=True).load(text), RewardSpec))
+            except (YAMLError, ValueError) as error:
                 what = "is no reward's settings, such as {path: mine.py:mine, weight: 0.5, args: {most: 3}}"
                 raise ValueError(f"--reward {text!r} {what}: {error}") from error
         else:

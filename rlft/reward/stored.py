@@ -88,11 +88,22 @@ def read_samples(path: Path, step: int, tasks: StoredTasks) -> StoredStep:
 
 
 def parse_sample(text: str) -> tuple[int, str, int]:
-    """Step, task id and sample index of `STEP/TASK/INDEX`; ValueError if it is none."""
+    """Step, task id and sample index of a sample.
+
+    Args:
+        text: `STEP/TASK/INDEX`, or `step-000012/TASK/INDEX` as `rlft health` shows it.
+
+    Raises:
+        ValueError: it is neither.
+    """
     first, _, rest = text.partition("/")
+    first = first.removeprefix("step-")
     task_id, _, last = rest.rpartition("/")
     if not (first.isdigit() and last.isdigit() and task_id):
-        raise ValueError(f"{text!r} names no sample: write STEP/TASK/INDEX, such as 12/train-3/0, as replay shows it")
+        raise ValueError(
+            f"{text!r} names no sample: write STEP/TASK/INDEX, such as 12/train-3/0, as replay shows it, or as health "
+            "does: step-000012/train-3/0"
+        )
     return int(first), task_id, int(last)
 
 
