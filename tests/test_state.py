@@ -113,5 +113,10 @@ def test_the_runs_of_a_folder(run: Path) -> None:
     assert "killed, 1 damaged" in odd
     assert re.search(r"run +stopped by SIGTERM +2/12 +wall time 10 min 0 s; training time 1 min 0 s", stopped)
     assert re.search(r"sweep/sums +ended +3/3 +0\.\d+ \[0\.\d+, 0\.\d+\]  n=120  accuracy", ended)
+    rows = json.loads(CliRunner().invoke(app, ["runs", str(run.parent), "--json"]).stdout)
+    odd, stopped, ended = rows
+    assert (odd["state"], odd["steps"], odd["evaluation"], len(odd["damaged"])) == ("unknown", None, None, 1)
+    assert (stopped["run"], stopped["sentence"], stopped["step"]) == (str(run), "stopped by SIGTERM", 2)
+    assert (ended["state"], ended["evaluation"]["metric"], ended["evaluation"]["n"]) == ("ended", "math_answer", 120)
     refused = CliRunner().invoke(app, ["runs", str(run)])
     assert "holds no run" in str(refused.exception)

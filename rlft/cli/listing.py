@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -37,9 +38,12 @@ def what_there_is() -> dict[str, dict[str, str]]:
     }
 
 
-def print_runs(folder: Path) -> None:
+def print_runs(folder: Path, *, as_json: bool = False) -> None:
     """Print the runs that lie in a folder, those of sweeps in it too: what each is doing, how far it is, its last
     evaluation.
+
+    Args:
+        as_json: as JSON instead of a table.
 
     Raises:
         ValueError: there is no run.
@@ -56,21 +60,36 @@ def print_runs(folder: Path) -> None:
     table = Table(box=None, padding=(0, 2))
     for heading in ("run", "state", "step", "last evaluation", "times"):
         table.add_column(heading, no_wrap=heading == "run")
+    found: list[dict[str, Any]] = []
     for run in runs:
         with damage.left_out() as damaged:
             state, evals, rows = read_state(run), evals_of_result(run), read_metrics(run, [])
             planned = _planned(run, damaged, read_config)
         done = int(rows[-1]["step"]) if rows else 0
+        last = evals[-1] if evals else None
+        found.append(
+            {
+                "run": str(run),
+                **state.as_dict(),
+                "step": done,
+                "steps": planned or None,
+                "evaluation": last and {"name": last.name, "metric": last.metric, **last.accuracy.as_dict()},
+                "damaged": damaged,
+            }
+        )
         told = [state.sentence, *([f"{len(damaged)} damaged"] if damaged else [])]
         cells = (
             run.relative_to(folder).as_posix(),
             ", ".join(told),
             f"{done}/{planned}" if planned else str(done),
-            held_out(evals[-1]) if evals else "",
+            held_out(last) if last else "",
             state.times,
         )
         table.add_row(*(Text(visible(cell)) for cell in cells))
-    print_whole(table)
+    if as_json:
+        print(json.dumps(found, indent=1, allow_nan=False))
+    else:
+        print_whole(table)
 
 
 def _planned(run: Path, damaged: list[str], read: Callable[[Path], Mapping[str, Any]]) -> int:

@@ -29,13 +29,13 @@ def runs(
     address: Address = "",
     to_follow: Annotated[str, typer.Option("--follow", metavar="JOB", help="Print what a job prints.")] = "",
     to_stop: Annotated[str, typer.Option("--stop", metavar="JOB", help="Ask a job to save what it has and end.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the jobs as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
     """List the runs of a folder: which go on, how far they are, why they stopped. With --address: jobs of a cluster."""
     if (to_follow or to_stop) and not address:
         raise ValueError("--follow and --stop are for jobs of a cluster; which one? --address http://HOST:8265")
     if not address:
-        print_runs(folder)
+        print_runs(folder, as_json=as_json)
         return
     from rlft.common.jobs import Jobs
 
