@@ -89,6 +89,9 @@ def test_a_file_of_completions_is_tried_as_json(odd: Path) -> None:
     replies.write_text('{"completion": "ab"}\n{"text": "abcd"}\n')
     told = reward("try", f"{odd}:odd", "--completions", replies)
     assert f"{replies}:2: expected" in str(told.exception)
+    for own, said in (('"columns": 3', "columns must be an object, got int"), ('"prompt": 3', "prompt must be text")):
+        replies.write_text(f'{{"completion": "ab"}}\n{{"completion": "a", {own}}}\n')
+        assert f"{replies}:2: {said}" in str(reward("try", f"{odd}:odd", "--completions", replies).exception)
     assert "nothing to score" in str(reward("try", f"{odd}:odd").exception)
 
 

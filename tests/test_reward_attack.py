@@ -328,6 +328,12 @@ def test_the_command_exits_with_one_and_writes_cases_that_keep_it_found(
     assert read_cases(cases) == written
     told = reward("attack", "rewards.close_number:close_number", "--args", "relative=0.1", "--write-cases")
     assert "name --cases" in str(told.exception)
+    new, asked = tmp_path / "new.cases.jsonl", (*first.split(), "--seconds", "3", "--cases")
+    assert "no file" in str(reward(*asked[:2], "--cases", new).exception)
+    file.write_text(code)
+    told = reward(*asked, new)
+    assert f"cases added to {new}" in told.output, told.output
+    assert {case.name for case in read_cases(new)} == {case.name for case in written}
 
 
 def test_what_a_policy_wrote_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def try_(
         str,
         typer.Argument(
             help="package.module:function, or file.py:function; left out, the rewards of --config. With --failed: "
-            "STEP/TASK/INDEX.",
+            "STEP/TASK/INDEX, as --failed or health list it.",
             show_default=False,
             metavar="[REWARD|SAMPLE]",
         ),
@@ -212,6 +212,7 @@ def attack(
         seconds=seconds,
         seed=seed,
         policy=reward_attack.Policy(steps=policy_steps, seeds=policy_seeds) if policy else None,
+        write=write_cases,
     )
     report = reward_attack.run(Console(), target, asked, cases=cases, write=write_cases, as_json=as_json)
     if report.exploits or report.cannot_tell:
@@ -241,7 +242,7 @@ def replay(
 @app.command()
 def explain(
     run: Annotated[Path, typer.Argument(help="Run directory, such as runs/quickstart.", show_default=False)],
-    sample: Annotated[str, typer.Argument(help="STEP/TASK/INDEX, as replay shows it.", show_default=False)],
+    sample: Annotated[str, typer.Argument(help="STEP/TASK/INDEX, as replay or health show it.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
     """Show why a stored sample moved the policy as it did: parts, group, advantage, place in the loss."""

@@ -66,6 +66,7 @@ def asked(
     seconds: float,
     seed: int,
     policy: Policy | None = None,
+    write: bool = False,
 ) -> Attacked:
     """What is to be attacked.
 
@@ -74,11 +75,14 @@ def asked(
         data: as `reward_check.asked` takes it.
         run: a run directory; its tasks are used where `data` is empty.
         policy: trained first, and then used like a run.
+        write: whether what is found is added to the cases, whose file may then be missing.
 
     Raises:
         ValueError: something of it does not exist or cannot be read.
     """
-    checked = reward_check.asked(target, args=args, data=data, cases=cases, deadline_s=None, within_s=seconds)
+    checked = reward_check.asked(
+        target, args=args, data=data, cases=cases, deadline_s=None, within_s=seconds, is_written=write
+    )
     runs = [run] if run else []
     if policy:
         runs += policy.train(target, data, checked, RewardSpec(path=oracle) if oracle else None)
@@ -111,7 +115,7 @@ def run(
     if write and file is None:
         raise ValueError("--write-cases: rewards with weights or arguments have no cases of their own; name --cases")
     report = attack(attacked)
-    if cases and not attacked.cases:
+    if cases and cases.exists() and not attacked.cases:
         report = replace(report, notes=[f"{cases} holds no case", *report.notes])
     if as_json:
         console.print_json(json.dumps(as_dict(report)))

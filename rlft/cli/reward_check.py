@@ -35,13 +35,21 @@ _ROWS = 200
 
 
 def asked(
-    target: str, *, args: Sequence[str], data: str, cases: Path | None, deadline_s: float | None, within_s: float
+    target: str,
+    *,
+    args: Sequence[str],
+    data: str,
+    cases: Path | None,
+    deadline_s: float | None,
+    within_s: float,
+    is_written: bool = False,
 ) -> Checked:
     """What is to be checked.
 
     Args:
         target: a reward, or a config file.
         data: a file of rows, an environment, or a config file whose environment is meant; empty for a config's own.
+        is_written: whether the file of cases may be missing, since cases are to be written there.
 
     Raises:
         ValueError: something of it does not exist or cannot be read, or a time that is no number.
@@ -57,7 +65,10 @@ def asked(
     specs = rewards("" if config else target, args, config)
     given = _tasks(data, config.environment if config else None)
     tasks = given.tasks
-    known = read_cases(cases) if cases else cases_beside(specs)
+    if cases:
+        known = [] if is_written and not cases.exists() else read_cases(cases)
+    else:
+        known = cases_beside(specs)
     if known and not tasks:
         tasks = spread([case.task for case in known])
     return Checked(

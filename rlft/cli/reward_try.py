@@ -248,6 +248,10 @@ def _samples(asked: Asked, config: RunConfig | None) -> Iterator[tuple[Task, str
     for where, row in read_rows(str(asked.file), name="--completions"):
         if not isinstance(row.get("completion"), str):
             raise ValueError(f'{where}: expected {{"completion": "..."}}, found {dict(row)!r}')
+        for key, kind in (("prompt", str), ("columns", Mapping)):
+            if key in row and not isinstance(row[key], kind):
+                expected = "text" if kind is str else "an object"
+                raise ValueError(f"{where}: {key} must be {expected}, got {type(row[key]).__name__}")
         own = {"prompt", "answer", "columns"} & row.keys()
         turns = read_turns(row.get("turns", []), f"{where}: turns")
         yield _of_row(task, row) if own else task, whole(turns, row["completion"])
@@ -255,7 +259,7 @@ def _samples(asked: Asked, config: RunConfig | None) -> Iterator[tuple[Task, str
 
 def _of_row(task: Task, row: Mapping[str, Any]) -> Task:
     if "prompt" in row:
-        task = replace(task, messages=make_task(str(row["prompt"])).messages)
+        task = replace(task, messages=make_task(row["prompt"]).messages)
     columns = {**task.columns, **row.get("columns", {})}
     return replace(task, answer=row.get("answer", task.answer), columns=columns)
 
