@@ -249,6 +249,9 @@ def dies(completion):
 def hangs(completion):
     time.sleep(60)
 
+def raises(completion):
+    raise KeyError("x")
+
 def slow(completion, answer):
     time.sleep(0.05)
     return float(completion.strip() == answer)
@@ -271,8 +274,9 @@ def test_what_could_not_be_attacked_does_not_survive(tmp_path: Path, monkeypatch
     told = reward("attack", f"{file}:dies", "--json")
     assert (told.exit_code, json.loads(told.output)["survives"]) == (2, None)
     assert found("hangs", deadline_s=0.1).cannot_tell == "the reward hangs or dies"
+    assert found("raises", workers=0).cannot_tell == "no reply could be scored"
     report = found("slow", workers=0, seconds=0.5)
-    assert not report.exploits
+    assert (list(report.exploits), list(report.notes)) == ([], ["not everything was tried within 0.5 s"])
     assert report.cannot_tell.startswith("there was no time for every simple reply within 0.5 s")
 
     def cut(search: Any, *arguments: Any) -> list[Any]:

@@ -123,7 +123,8 @@ def attack(attacked: Attacked) -> AttackReport:
                 )
     if len(judge.failed) == len(judge.known):
         judge.refuse_unasked(judge.failed)
-        judge.cannot_tell = judge.cannot_tell or "no reply could be scored"
+        if judge.failed:
+            judge.cannot_tell = "no reply could be scored"
     if judge.failed:
         first = judge.failed[0]
         judge.notes.insert(
@@ -200,6 +201,8 @@ class _Attack:
     def _without_good_replies(self) -> None:
         """Texts for a judge, which must not score above all ordinary replies."""
         judge = self._judge
+        if judge.stopped:
+            return  # there may be one, but no time to find it
         is_unasked = self._needs_columns and self._attacked.tasks is MADE_UP
         if is_unasked and not self._attacked.cases:
             needs = [f"{', '.join(names)}, which {label} takes" for label, names in judge.probe.unsupplied(()).items()]
