@@ -149,11 +149,11 @@ def write_shadow_run(
         step = int(name.rpartition("-")[2]) if "-" in name else 0
         drawn = samples(*chance, seed=seed, tasks=40)
         rows = [
-            rollout(step, reward=t, parts=json.dumps({"math_answer": t, shadow: s}), task_id=task)
+            rollout(step, reward=t, parts=json.dumps({"math_answer": t, shadow: s}), task_id=task, prompt=task)
             for task, values in drawn.items()
             for t, s in values
         ]
-        rows.append(rollout(step, outcome="failed", reward=None, parts="{}", task_id="t0"))
+        rows.append(rollout(step, outcome="failed", reward=None, parts="{}", task_id="t0", prompt="t0"))
         if name.startswith("train-"):
             write_rollouts(run / "rollouts" / f"step-{step:06d}.parquet", rows)
             metrics = {

@@ -143,7 +143,7 @@ def test_missing_scores_are_counted_at_their_worst() -> None:
     assert (verdict.kind, _codes(verdict)["missing"]) == ("cant_tell", "doubt")
     assert "100 of 250 after have no score, more than 20 %" in " ".join(reason.says for reason in verdict.reasons)
     few = {**_solved(150, 250), **{f"t{i}": [] for i in range(30)}}
-    worst = doubts.worst_case(before, _evaluation("step-000010", few, failed=30), 0.95)
+    worst = doubts.worst_case(before, _evaluation("step-000010", few, failed=30), 0.95, {})
     assert (worst.interval.mean, worst.interval.n) == (pytest.approx((120 - 60) / 250), 250)
     verdict = judge({}, [], [before, _evaluation("step-000010", few, failed=30, samples=250)])
     assert (verdict.kind, _codes(verdict)["missing"]) == ("ship", "note")
@@ -193,7 +193,11 @@ def test_an_observed_reward_that_falls_leaves_doubt(tmp_path: Path) -> None:
         (tmp_path / f"evals/{name}.json").write_text(json.dumps(evaluation.as_dict()))
         rows = [
             rollout(
-                0, i, task_id=f"t{i}", parts=json.dumps({"math_answer": float(i < judged), "brevity": float(i < truth)})
+                0,
+                i,
+                task_id=f"t{i}",
+                prompt=f"What is {i}?",
+                parts=json.dumps({"math_answer": float(i < judged), "brevity": float(i < truth)}),
             )
             for i in range(100)
         ]
@@ -293,7 +297,7 @@ def test_a_finished_run_without_its_last_evaluation_or_step_is_not_shipped(tmp_p
 
 def test_samples_that_failed_count_where_an_earlier_rlft_kept_no_number_of_samples() -> None:
     before, half = _evaluation("base", _solved(20)), _evaluation("step-000010", _solved(40, tasks=60), failed=40)
-    reason = doubts.missing(before, replace(half, samples=0), 0.95, 0.01, True)
+    reason = doubts.missing(before, replace(half, samples=0), 0.95, 0.01, True, {})
     assert reason is not None
     assert "40 of 100 after have no score" in reason.says
 
@@ -314,7 +318,7 @@ def test_tasks_that_failed_on_both_sides_are_at_their_worst_as_rlft_compare_has_
     verdict = judge({}, [], evals)
     assert (verdict.kind, _codes(verdict)["missing"]) == ("cant_tell", "doubt")
     said = next(each.says for each in verdict.reasons if each.code == "missing")
-    worst = doubts.worst_case(evals[0], evals[1], 0.95).interval
+    worst = doubts.worst_case(evals[0], evals[1], 0.95, {}).interval
     assert (worst.mean, worst.n) == (pytest.approx((25 - 45) / 250), 250)
     text = "with all of them at their worst the change is -0.08 [-0.15, -0.01]"
     assert text in said
@@ -323,7 +327,7 @@ def test_tasks_that_failed_on_both_sides_are_at_their_worst_as_rlft_compare_has_
     assert text in compared.output.replace("\n", " "), compared.output
     # Of 45 tasks without a score 5 failed: the reward did not apply to the other 40.
     evals = [replace(each, failed=5) for each in evals]
-    worst = doubts.worst_case(evals[0], evals[1], 0.95).interval
+    worst = doubts.worst_case(evals[0], evals[1], 0.95, {}).interval
     assert (worst.mean, worst.n) == (pytest.approx((25 - 5) / 210), 210)
 
 

@@ -68,7 +68,7 @@ def _report(run: Path, out: Path | None, *, as_json: bool) -> None:
         evals = evals_of_result(run) if as_json else []
     damaged += [note for note in (verdict.health.notes if verdict.health else ()) if note not in damaged]
     if as_json:
-        solved = [each.as_dict() for each in passes(evals[-1].by_task)] if evals else []
+        solved = [each.as_dict() for each in passes(evals[-1].by_task, evals[-1].same)] if evals else []
         besides = {"passes": solved, "evaluations": [each.as_dict() for each in verdict.sets], "notes": damaged}
         told = {"run": str(run), **verdict.as_dict(), **{name: value for name, value in besides.items() if value}}
         print(json.dumps({**told, "state": state.as_dict()}, indent=1))

@@ -208,7 +208,7 @@ def evaluate(
     from rlft.train.rl.measure import measure
 
     result = measure(loaded, adapter, set_name=set_name).as_dict()
-    if solved := passes(result.pop("by_task")):
+    if solved := passes(result.pop("by_task"), result.pop("same", {})):
         result["passes"] = [each.as_dict() for each in solved]
     print(json.dumps({"adapter": str(adapter) if adapter else "base", **result}, indent=1))
 

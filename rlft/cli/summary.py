@@ -60,7 +60,7 @@ def show_summary(run: Path, summary: Mapping[str, Any]) -> None:
 
 def _passes(run: Path) -> list[str]:
     """pass@k and pass^k of the last evaluation, where it has several samples of each task."""
-    return [f"{e.label}: {each.sentence}" for e in evals_of_result(run)[-1:] for each in passes(e.by_task)]
+    return [f"{e.label}: {each.sentence}" for e in evals_of_result(run)[-1:] for each in passes(e.by_task, e.same)]
 
 
 def _rewards_table(summary: Mapping[str, Any], stages: Sequence[tuple[str, str]]) -> Table | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from rlft.curves.contents import merged
 from rlft.curves.differences import Difference, paired
 from rlft.curves.reading import FEWEST_STEPS, Rows, deciding_window
 from rlft.curves.shadow import CERTAIN, Drift, Shadow
@@ -141,7 +142,14 @@ def truncation(last: Evaluation) -> Reason | None:
     )
 
 
-def missing(before: Evaluation, after: Evaluation, level: float, min_effect: float, is_gain: bool) -> Reason | None:
+def missing(
+    before: Evaluation,
+    after: Evaluation,
+    level: float,
+    min_effect: float,
+    is_gain: bool,
+    contents: Mapping[str, str],
+) -> Reason | None:
     """What the samples without a score could change: the effect with each of them at its worst.
 
     A missing sample after training counts as the lowest value seen and one before it as the highest (0 and 1 where all
@@ -159,7 +167,7 @@ def missing(before: Evaluation, after: Evaluation, level: float, min_effect: flo
             says=f"{told}, more than {percent(MAX_MISSING)}: the others may be the easy ones. See the failures, mend "
             "the reward and evaluate again.",
         )
-    worst = worst_case(before, after, level)
+    worst = worst_case(before, after, level, contents)
     holds = not is_gain or worst.interval.low > min_effect
     return Reason(
         code="missing",
@@ -169,11 +177,11 @@ def missing(before: Evaluation, after: Evaluation, level: float, min_effect: flo
     )
 
 
-def worst_case(before: Evaluation, after: Evaluation, level: float) -> Difference:
-    """The paired change with every missing sample at its worst, see `missing`."""
+def worst_case(before: Evaluation, after: Evaluation, level: float, contents: Mapping[str, str]) -> Difference:
+    """The paired change with every missing sample at its worst, see `missing`; tasks of equal content are one."""
     sides = [Scores(e.by_task, e.failed) for e in (before, after)]
     low, high = ends(sides)
-    first, last = filled(sides, (high, low))
+    first, last = (merged(each, contents) for each in filled(sides, (high, low)))
     return paired(first, last, level)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.curves import looks, reading
+from rlft.curves.contents import counted_once, merged
 from rlft.curves.differences import Difference, paired
 from rlft.curves.doubts import Reason
 from rlft.curves.passes import passes
@@ -74,7 +75,7 @@ class EvaluationSet:
                 interval_text(evaluation.accuracy),
                 str(evaluation.accuracy.n),
                 str(evaluation.failed),
-                solved[-1].sentence if (solved := passes(evaluation.by_task)) else "",
+                solved[-1].sentence if (solved := passes(evaluation.by_task, evaluation.same)) else "",
             ]
             for evaluation in self.shown
         ]
@@ -126,14 +127,17 @@ def read_sets(run: Path, config: Mapping[str, Any]) -> list[EvaluationSet]:
     if (config.get("evaluation") or {}).get("tasks") and config.get("kind") == "sft":
         stored = reading.read_evals(run, TASKS)
         found = [{"name": TASKS, **(stored[-1].extra.get("settings") or {})}] if stored else []
-    whole = reading.evals_of_result(run)
-    mixed = [(each, [part for e in whole if (part := _part_of(e, each["name"]))]) for each in _mixed(config)]
-    mixed = [(settings, evals) for settings, evals in mixed if evals]
-    count = len(mixed) + len(found)
-    return [
-        *(_measured(config, settings, evals, count) for settings, evals in mixed),
-        *(_measured(config, each, reading.evals_of_result(run, str(each.get("name"))), count) for each in found),
-    ]
+    mixed = _mixed(config)
+    whole = reading.evals_of_result(run) if mixed else []
+    contents = reading.read_contents(run, _ends(whole))
+    parts = [(each, [part for e in whole if (part := _part_of(e, each["name"], contents))]) for each in mixed]
+    parts = [(settings, evals) for settings, evals in parts if evals]
+    count = len(parts) + len(found)
+    measured = [_measured(config, settings, evals, count, contents) for settings, evals in parts]
+    for each in found:
+        evals = reading.evals_of_result(run, str(each.get("name")))
+        measured.append(_measured(config, each, evals, count, reading.read_contents(run, _ends(evals))))
+    return measured
 
 
 def worse(sets: Sequence[EvaluationSet]) -> list[Reason]:
@@ -160,19 +164,24 @@ def _mixed(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _part_of(evaluation: Evaluation, name: str) -> Evaluation | None:
+def _ends(evals: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations that are compared: of the policy that training began with, and the last one."""
+    return [*[e for e in evals if e.is_before][-1:], *[e for e in evals if not e.is_before][-1:]]
+
+
+def _part_of(evaluation: Evaluation, name: str, contents: Mapping[str, str]) -> Evaluation | None:
     """What an evaluation of a mix says about one environment, whose name its tasks' ids begin with; None if nothing."""
     by_task = {task: values for task, values in evaluation.by_task.items() if task.startswith(f"{name}/")}
-    scored = [values for values in by_task.values() if values]
+    scored = sum(map(len, by_task.values()))
     if not scored:
         return None
     samples = evaluation.samples * len(by_task) // len(evaluation.by_task)
     return replace(
         evaluation,
         by_task=by_task,
-        accuracy=mean_interval(scored),
+        accuracy=mean_interval(merged(by_task, contents)),
         samples=samples,
-        failed=min(evaluation.failed, max(0, samples - sum(map(len, scored)))),
+        failed=min(evaluation.failed, max(0, samples - scored)),
         length=math.nan,
         truncated=math.nan,
         rewards={},
@@ -182,17 +191,21 @@ def _part_of(evaluation: Evaluation, name: str) -> Evaluation | None:
 
 
 def _measured(
-    config: Mapping[str, Any], settings: Mapping[str, Any], evals: Sequence[Evaluation], count: int
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    evals: Sequence[Evaluation],
+    count: int,
+    contents: Mapping[str, str],
 ) -> EvaluationSet:
     name = str(settings.get("name"))
+    evals = [counted_once(each, contents, bounds_of_stage(each)) for each in evals]
     before = [e for e in evals if e.is_before]
     trained = [e for e in evals if not e.is_before]
     if not before or not trained:
         return EvaluationSet(name=name, settings=settings, evals=evals)
     look = looks.look_at({**config, "evaluation": settings}, trained)
-    change = paired(
-        before[-1].by_task, trained[-1].by_task, 1 - (1 - look.level) / count, bounds=bounds_of_stage(trained[-1])
-    )
+    first, last = (merged(each.by_task, contents) for each in (before[-1], trained[-1]))
+    change = paired(first, last, 1 - (1 - look.level) / count, bounds=bounds_of_stage(trained[-1]))
     return EvaluationSet(name=name, settings=settings, evals=evals, change=change, look=look)
 
 
@@ -203,5 +216,5 @@ def _policy(evaluation: Evaluation) -> dict[str, Any]:
         **evaluation.accuracy.as_dict(),
         "samples": evaluation.samples,
         "failed": evaluation.failed,
-        "passes": [each.as_dict() for each in passes(evaluation.by_task)],
+        "passes": [each.as_dict() for each in passes(evaluation.by_task, evaluation.same)],
     }

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlft.curves.contents import merged
 from rlft.run.records import Evaluation
 
 ERROR = 0.05
@@ -68,15 +69,20 @@ def look_at(config: Mapping[str, Any], trained: Sequence[Evaluation], index: int
     return Look(number=planned if is_over else number, planned=planned)
 
 
-def picked(trained: Sequence[Evaluation], seed: int = 0) -> Picked | None:
+def picked(trained: Sequence[Evaluation], contents: Mapping[str, str] | None = None, seed: int = 0) -> Picked | None:
     """The best of several evaluations with its optimism, from 200 random halves of the tasks: one half chooses the
-    best evaluation, the other says how good it is. None with fewer than two evaluations or eight common tasks."""
+    best evaluation, the other says how good it is. None with fewer than two evaluations or eight common tasks.
+
+    Tasks of equal content (`contents` by id; if not given, as the evaluations say) are one: else a task would tell of a
+    choice that it made itself.
+    """
     import numpy as np
 
-    tasks = [task for task in (trained[0].by_task if trained else {}) if all(e.by_task.get(task) for e in trained)]
+    values = [merged(e.by_task, e.same if contents is None else contents) for e in trained]
+    tasks = [task for task in (values[0] if values else {}) if all(each.get(task) for each in values)]
     if len(trained) < 2 or len(tasks) < 8:
         return None
-    means = np.array([[math.fsum(e.by_task[task]) / len(e.by_task[task]) for task in tasks] for e in trained])
+    means = np.array([[math.fsum(each[task]) / len(each[task]) for task in tasks] for each in values])
     generator = np.random.default_rng(seed)
     excess = []
     for _ in range(_SPLITS):

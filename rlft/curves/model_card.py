@@ -164,7 +164,7 @@ def _card(
         reasons=[each.says for each in verdict.reasons if each.says != verdict.sentence],
         shown=shown,
         heldout=_heldout(shown),
-        solved=[f"{e.label}: {each.sentence}" for e in shown[-1:] for each in passes(e.by_task)],
+        solved=[f"{e.label}: {each.sentence}" for e in shown[-1:] for each in passes(e.by_task, e.same)],
         set_headings=HEADINGS,
         set_rows=[row for each in verdict.sets for row in each.rows],
         set_sentences=[each.sentence for each in verdict.sets],

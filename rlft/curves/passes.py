@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import comb
 from typing import Any
 
+from rlft.curves.contents import merged
 from rlft.curves.statistics import mean_interval
 from rlft.curves.text import interval_text
 from rlft.run.records import Interval
@@ -58,24 +59,29 @@ def pass_all_k(samples: int, right: int, k: int) -> float:
     return comb(right, k) / comb(samples, k)
 
 
-def passes(by_task: Mapping[str, Sequence[float]], level: float = 0.95) -> list[Passes]:
+def passes(
+    by_task: Mapping[str, Sequence[float]], same: Mapping[str, str] | None = None, level: float = 0.95
+) -> list[Passes]:
     """pass@k and pass^k of an evaluation, for k = 2, 4, 8, ... and the number of samples.
 
-    Empty where no task has two scored samples, or where a value is neither 0 nor 1: then there is no right.
+    Empty where no task has two scored samples, or where a value is neither 0 nor 1: then there is no right. Tasks of
+    equal content (`Evaluation.same`) are one in the intervals; their samples are not put together to a larger k.
     """
-    counts = [(len(values), sum(value == 1 for value in values)) for values in by_task.values() if len(values)]
-    most = max((samples for samples, _ in counts), default=0)
+    counts = {t: (len(values), sum(value == 1 for value in values)) for t, values in by_task.items() if len(values)}
+    most = max((samples for samples, _ in counts.values()), default=0)
     if most < 2 or any(value not in (0, 1) for values in by_task.values() for value in values):
         return []
     sizes = sorted({2**power for power in range(1, most.bit_length()) if 2**power <= most} | {most})
     result = []
     for k in sizes:
-        known = [(samples, right) for samples, right in counts if samples >= k]
+        known = {task: (samples, right) for task, (samples, right) in counts.items() if samples >= k}
+        shares = [{t: [share(n, c, k)] for t, (n, c) in known.items()} for share in (pass_at_k, pass_all_k)]
+        any_right, all_right = (mean_interval(merged(each, same or {}), level) for each in shares)
         result.append(
             Passes(
                 k=k,
-                any_right=mean_interval([[pass_at_k(n, c, k)] for n, c in known], level),
-                all_right=mean_interval([[pass_all_k(n, c, k)] for n, c in known], level),
+                any_right=any_right,
+                all_right=all_right,
                 left_out=len(by_task) - len(known),
             )
         )

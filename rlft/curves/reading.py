@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from rlft.curves.contents import COLUMNS, EPISODE, contents_of, merged
 from rlft.run import damage, logs
 from rlft.run.records import (
     ADAPTERS,
     CONFIG,
-    EVALS,
     ROLLOUT_COLUMNS,
     ROLLOUTS,
     Evaluation,
@@ -151,7 +151,8 @@ def _wrong_mean(found: Evaluation) -> str:
     rounding = 1e-9 * max(1.0, abs(mean))
     if mean < low - rounding or mean > high + rounding:
         return f"its mean {mean} lies outside of its own interval [{low}, {high}]"
-    tasks = [math.fsum(values) / len(values) for values in found.by_task.values() if values]
+    by_task = merged(found.by_task, found.same)
+    tasks = [math.fsum(values) / len(values) for values in by_task.values() if values]
     own = math.fsum(tasks) / len(tasks) if tasks else mean
     if math.isfinite(own) and math.isfinite(mean) and not math.isclose(own, mean, rel_tol=1e-6, abs_tol=1e-9):
         return f"its mean {mean} is not that of its tasks (by_task), {own}"
@@ -170,13 +171,34 @@ def evals_of_result(run: Path, set_name: str = "") -> list[Evaluation]:
     return [e for e in read_evals(run, set_name) if back is None or e.step <= back]
 
 
-def read_eval_samples(run: Path, name: str, columns: Sequence[str], *, optional: Sequence[str] = ()) -> Any:
-    """The samples of an evaluation as a pyarrow table with `columns`; None where they are not stored.
+def read_contents(run: Path, evals: Iterable[Evaluation]) -> dict[str, str]:
+    """Content of each task of some evaluations by its id, see `contents`, as their files and stored samples have it.
+
+    Ids without one are tasks of their own. Raises ValueError if a file of samples is damaged or an id stands for two
+    contents, but see `damage.left_out`.
+    """
+    same: dict[str, str] = {}
+    stored: dict[str, str] = {}
+    for each in evals:
+        same |= each.same
+        table = read_eval_samples(run, each.name, COLUMNS[:1], optional=(*COLUMNS[1:], EPISODE), set_name=each.set_name)
+        try:
+            stored |= contents_of(table)
+        except ValueError as error:
+            damage.refuse(ValueError(f"the samples of {each.name}: {error}"))
+    return same | stored
+
+
+def read_eval_samples(
+    run: Path, name: str, columns: Sequence[str], *, optional: Sequence[str] = (), set_name: str = ""
+) -> Any:
+    """The samples of an evaluation, or one of an evaluation set, as a pyarrow table with `columns`; None where they are
+    not stored.
 
     `optional` columns come along where the file has them. Raises ValueError if the file is broken or lacks a column,
     but see `damage.left_out`.
     """
-    path = Path(run) / EVALS / f"{name}.parquet"
+    path = Path(run) / evaluations_folder(set_name) / f"{name}.parquet"
     return _read_table(path, columns, optional) if path.is_file() else None
 
 

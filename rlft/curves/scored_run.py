@@ -14,7 +14,7 @@ from typing import Any
 
 from rlft.common.by_path import did_you_mean
 from rlft.curves import reading
-from rlft.curves.contents import contents_of, merged, repeated, told
+from rlft.curves.contents import EPISODE, contents_of, merged, repeated, told
 from rlft.run.earlier_configs import modernise
 from rlft.run.provenance import decides_nothing
 from rlft.run.records import BEFORE_TRAINING, CONFIG, EVALS, SUMMARY, Evaluation
@@ -109,7 +109,8 @@ def read_run(folder: Path, evaluation: str = "", metric: str = "") -> ScoredRun:
     config = reading.read_config(folder)
     modernise(config)  # so that runs of two versions of rlft differ by what they did, not by keys that one did not know
     chosen = _choose(folder, reading.read_evals(folder), evaluation)
-    table = reading.read_eval_samples(folder, chosen.name, ["task_id", "messages", "prompt", "answer", "parts"])
+    columns = ("task_id", "messages", "prompt", "answer", "parts")
+    table = reading.read_eval_samples(folder, chosen.name, columns, optional=(EPISODE,))
     contents, prompts, parts = _samples(folder, chosen, table)
     measured = {chosen.metric: chosen.by_task, **{name: v for name, v in parts.items() if name != chosen.metric}}
     wanted = metric or chosen.metric

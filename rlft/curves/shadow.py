@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rlft.curves import reading
+from rlft.curves.contents import merged
 from rlft.curves.differences import Difference, paired, unpaired
 from rlft.curves.statistics import Bounds, bounds_of
 from rlft.curves.text import counted, interval_text
@@ -119,6 +120,7 @@ def measure_shadows(
     samples = {e.name: reading.read_eval_samples(run, e.name, COLUMNS) for e in evals}
     trained = [e for e in evals if not e.is_before and samples[e.name] is not None]
     start = before[0] if before and samples[before[0].name] is not None else None
+    contents = reading.read_contents(run, [*before, *trained[-1:]])
     steps = [step for step in reading.rollout_steps(run) if until is None or step <= until]
     width = reading.deciding_window(len(steps)) if width is None else width
     ends = (
@@ -130,7 +132,7 @@ def measure_shadows(
         Shadow(
             name=name,
             start=start.label if start else "",
-            moved=[(e, moved(pairs(samples[start.name], name), pairs(samples[e.name], name))) for e in trained]
+            moved=[(e, moved(*(merged(pairs(samples[at.name], name), contents) for at in (start, e)))) for e in trained]
             if start
             else [],
             training=drifted(*(pairs(end, name) for end in ends), steps=width) if ends else None,

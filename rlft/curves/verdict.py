@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlft.curves import doubts, looks, reading
-from rlft.curves.contents import COLUMNS, contents_of, merged, repeated, told
+from rlft.curves.contents import counted_once, merged, repeated, told
 from rlft.curves.differences import Difference, paired
 from rlft.curves.doubts import Reason
 from rlft.curves.evaluation_sets import EvaluationSet, bounds_of_stage, read_sets, worse
@@ -131,7 +131,9 @@ def _read(run: Path, config: Mapping[str, Any], health: Health, back: int | None
         rows = [row for row in rows if row["step"] <= back]
     shadows = measure_shadows(run, shadow_names(rewards), until=back)
     unwatched = [each.label for each in rewards if each.weight == 0 and each.role != "shadow"]
-    observed = observed_changes(run, evals, unwatched)
+    compared = [*[e for e in evals if e.is_before][-1:], *[e for e in evals if not e.is_before][-1:]]
+    contents = reading.read_contents(run, compared)
+    observed = observed_changes(run, evals, unwatched, contents)
     blind = [each.name for each in shadows if not each.moved and each.training is None]
     remarks = [
         *([gone] if gone else []),
@@ -147,21 +149,8 @@ def _read(run: Path, config: Mapping[str, Any], health: Health, back: int | None
         "observed": observed,
         "remarks": remarks,
         "sets": read_sets(run, config),
-        "contents": _contents(run, evals),
+        "contents": contents,
     }
-
-
-def _contents(run: Path, evals: Sequence[Evaluation]) -> dict[str, str]:
-    """Content of each held-out task by id, as the samples of the evaluations that are compared have it."""
-    compared = [*[e for e in evals if e.is_before][-1:], *[e for e in evals if not e.is_before][-1:]]
-    found: dict[str, str] = {}
-    for each in compared:
-        table = reading.read_eval_samples(run, each.name, COLUMNS[:1], optional=COLUMNS[1:])
-        try:
-            found |= contents_of(table)
-        except ValueError as error:
-            damage.refuse(ValueError(f"the samples of {each.name}: {error}"))
-    return found
 
 
 def judge(
@@ -188,6 +177,7 @@ def judge(
         contents: content of each held-out task by id; those of equal content are one cluster.
     """
     contents = contents or {}
+    evals = [counted_once(each, contents, bounds_of_stage(each)) for each in evals]
     before, trained = [e for e in evals if e.is_before], [e for e in evals if not e.is_before]
     order = _order(config)
     if not before or not trained:
@@ -209,7 +199,7 @@ def judge(
         measured,
         doubts.fell_since(last, rows, order),
         doubts.age(last, rows, int(settings.get("every") or 0)),
-        doubts.missing(start, last, look.level, effect.min_effect, measured.weight == "for"),
+        doubts.missing(start, last, look.level, effect.min_effect, measured.weight == "for", contents),
         doubts.truncation(last),
         *doubts.shadows(shadows, order),
         *doubts.observed(observed or {}),
@@ -218,7 +208,7 @@ def judge(
         doubts.longer(start, last),
         doubts.unmeasured(last, rows),
         _same_tasks(last, contents),
-        _best_of(trained),
+        _best_of(trained, contents),
     ]
     decided = _decided(_sentence(effect, before[0] if len(before) > 1 else None, contents), found, effect)
     return replace(decided, sets=sets, shadows=shadows)
@@ -247,10 +237,18 @@ def _same_tasks(last: Evaluation, contents: Mapping[str, str]) -> Reason | None:
     return Reason(code="repeated", weight="note", says=f"{told(count)}.") if count else None
 
 
-def observed_changes(run: Path, evals: Sequence[Evaluation], names: Sequence[str]) -> dict[str, Difference]:
+def observed_changes(
+    run: Path, evals: Sequence[Evaluation], names: Sequence[str], contents: Mapping[str, str]
+) -> dict[str, Difference]:
     """Paired change of rewards between the policy before training and the last evaluation, from the stored samples.
 
     A reward that has no values on both sides, or an evaluation whose samples are not stored, is left out.
+
+    Args:
+        run: run directory.
+        evals: all evaluations in order.
+        names: of the rewards.
+        contents: content of each held-out task by id; those of equal content are one cluster.
 
     Raises:
         ValueError: a file of samples is damaged.
@@ -258,8 +256,10 @@ def observed_changes(run: Path, evals: Sequence[Evaluation], names: Sequence[str
     before, trained = [e for e in evals if e.is_before], [e for e in evals if not e.is_before]
     if not names or not before or not trained:
         return {}
-    sides = [reading.read_eval_parts(run, e.name) for e in (before[-1], trained[-1])]
-    changes = {name: paired(sides[0].get(name, {}), sides[1].get(name, {})) for name in names}
+    first, last = (reading.read_eval_parts(run, e.name) for e in (before[-1], trained[-1]))
+    changes = {
+        name: paired(merged(first.get(name, {}), contents), merged(last.get(name, {}), contents)) for name in names
+    }
     return {name: change for name, change in changes.items() if change.interval.n}
 
 
@@ -313,9 +313,9 @@ def _sentence(effect: Effect, base: Evaluation | None, contents: Mapping[str, st
     return f"{says}."
 
 
-def _best_of(trained: Sequence[Evaluation]) -> Reason | None:
+def _best_of(trained: Sequence[Evaluation], contents: Mapping[str, str]) -> Reason | None:
     """Says where an earlier evaluation looks better than the last one."""
-    best = looks.picked(trained)
+    best = looks.picked(trained, contents)
     if best is None or best.evaluation is trained[-1]:
         return None
     return Reason(

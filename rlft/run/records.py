@@ -199,6 +199,9 @@ class Evaluation:
     """Samples on which each reward failed, whatever its weight; rewards that never failed are absent."""
     set_name: str = ""
     """Name of the evaluation set that it is of; empty is the measurement that decides the verdict."""
+    same: Mapping[str, str] = field(default_factory=dict)
+    """By the id of each task that asks what an earlier one asks, the id of that one: they count as one task in all
+    means and intervals. Empty where there is none, or an earlier rlft measured, which counted each id."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What else the file says."""
 
@@ -228,7 +231,7 @@ class Evaluation:
         of_preferences = {"stage": self.stage, "loss": self.loss, "margin": self.margin}
         names = [each.name for each in fields(self) if each.name not in ("extra", *of_preferences)]
         kept = {name: getattr(self, name) for name in names}
-        for name in ("failed_parts", "rewards", "set_name", "samples"):
+        for name in ("failed_parts", "rewards", "set_name", "samples", "same"):
             if not kept[name]:
                 del kept[name]
         if self.rewards:
@@ -261,6 +264,7 @@ class Evaluation:
                 rewards={str(name): Interval.from_dict(each) for name, each in data.get("rewards", {}).items()},
                 failed_parts={str(name): int(count) for name, count in data.get("failed_parts", {}).items()},
                 set_name=str(data.get("set_name", "")),
+                same={str(task): str(first) for task, first in data.get("same", {}).items()},
                 extra=_beyond(cls, data),
             )
         except (TypeError, AttributeError) as error:

@@ -65,7 +65,7 @@ def every_reward(evals: Sequence[Evaluation], shadows: Collection[str]) -> dict[
     rows: list[tuple[str, list[Interval | None]]] = [
         (labels[name], [e.rewards.get(name) for e in shown]) for name in names
     ]
-    by_k = [{each.k: each for each in passes(e.by_task)} for e in shown]
+    by_k = [{each.k: each for each in passes(e.by_task, e.same)} for e in shown]
     for k in sorted({k for known in by_k for k in known}):
         rows.append((f"pass@{k}: one of {k} is right", [known[k].any_right if k in known else None for known in by_k]))
         rows.append((f"pass^{k}: all {k} are right", [known[k].all_right if k in known else None for known in by_k]))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlft.common.by_path import did_you_mean
 from rlft.config import EnvironmentConfig, RunConfig
+from rlft.curves.contents import merged, same_tasks
 from rlft.curves.statistics import mean_interval
 from rlft.reward.outcomes import first_cause
 from rlft.reward.scoring import Scorer
@@ -99,12 +100,16 @@ def evaluation(
     step: int,
     samples_file: Path | None,
     set_name: str = "",
+    is_by_id: bool = False,
 ) -> Evaluation:
     """What the scored answers of `answer_heldout` say about the adapter that gave them.
+
+    Tasks of equal prompt and answer count as one, however many ids they have.
 
     Args:
         samples_file: where the samples are kept, for the error; None if they are not.
         set_name: name of the evaluation set, of which `config` is then that of `RunConfig.for_set`.
+        is_by_id: count each id as a task, as an earlier rlft did.
 
     Raises:
         RuntimeError: the metric has no value, or failed on more samples than `scoring.max_failed` allows: a mean over
@@ -113,8 +118,9 @@ def evaluation(
     metric = headline(config)
     trajectories = [t for group in groups for t in group.trajectories]
     values = {group.task.id: values_of(group, metric) for group in groups}
+    same = {} if is_by_id else same_tasks(groups)
     names = dict.fromkeys(name for t in trajectories for name in t.parts)
-    scored = [v for v in values.values() if v]
+    scored = [v for v in merged(values, same).values() if v]
     failures = [failure for t in trajectories if (failure := _failure(t, metric))]
     if not scored or len(failures) > config.scoring.max_failed * len(trajectories):
         told = _told(name, set_name)
@@ -128,12 +134,16 @@ def evaluation(
         accuracy=mean_interval(scored),
         failed=len(failures),
         samples=len(trajectories),
-        rewards={each: mean_interval([values_of(group, each) for group in groups]) for each in names},
+        rewards={
+            each: mean_interval(merged({group.task.id: values_of(group, each) for group in groups}, same))
+            for each in names
+        },
         failed_parts=dict(sorted(Counter(part for t in trajectories for part in t.failed_parts).items())),
         length=sum(t.num_actions for t in trajectories) / len(trajectories),
         truncated=sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
         by_task=values,
         set_name=set_name,
+        same=same,
     )
 
 

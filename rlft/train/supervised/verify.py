@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from rlft.curves import reading
+from rlft.curves.contents import merged
 from rlft.curves.live_panel import View
 from rlft.curves.statistics import mean_interval
 from rlft.model.adapter import adapter_hash, read_folder
@@ -47,7 +48,7 @@ def verify(run: Path, config: SupervisedConfig, *, root: str = "") -> Verificati
         evals = reading.read_evals(run, is_checked=False)
         for each in evals:
             file = f"{EVALS}/{each.name}.json"
-            mean = mean_interval(list(each.by_task.values())).mean
+            mean = mean_interval(merged(each.by_task, each.same)).mean
             means.compare(file, "accuracy.mean", each.accuracy.mean, mean)
             means.compare(file, "loss", each.loss, -mean)
             _check_adapter(run, each, adapters)
