@@ -71,6 +71,35 @@ def test_the_p_value_is_the_level_at_which_the_interval_reaches_zero(level: floa
     assert min(abs(at_p.low), abs(at_p.high)) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("effect", [0.0, 4.0])
+def test_the_unit_of_a_reward_changes_nothing(effect: float) -> None:
+    # Of small values the bounds of the paired interval are within -1 and 1, of those times 1000 both are beyond.
+    rng = np.random.default_rng(5)
+    difficulty, seeds = rng.uniform(10, 90, 60), [rng.normal(size=(60, 2)) for _ in range(8)]
+
+    def told(scale: float, before: slice = slice(4), after: slice = slice(4, 8)) -> tuple[list[float], str]:
+        sides = [
+            Group(
+                label=label,
+                runs=[
+                    run(f"{label}{seed}", {f"t{i}": list(row) for i, row in enumerate(values)}, seed=seed)
+                    for seed, noise in enumerate(seeds[part])
+                    for values in [scale * (difficulty[:, None] + shift + noise)]
+                ],
+            )
+            for label, part, shift in (("base", before, 0.0), ("new", after, effect))
+        ]
+        result = compare(*sides, min_effect=scale)
+        change = result.headline.change
+        return [change.mean / scale, change.low / scale, change.high / scale, result.headline.p], result.verdict
+
+    for sides in ((slice(4), slice(4, 8)), (slice(1), slice(1, 2))):
+        numbers, verdict = told(1.0, *sides)
+        assert verdict == ("better" if effect else "same")
+        for scale in (0.02, 0.1, 10.0, 1000.0):
+            assert told(scale, *sides) == (pytest.approx(numbers), verdict)
+
+
 def test_the_interval_over_seeds_and_tasks_covers_where_that_over_seeds_alone_does_not() -> None:
     # What the change does to a task differs by 0.1 from task to task: other tasks would have given another difference.
     rng, world = np.random.default_rng(4), World(tasks=60, samples=4, seeds=5, seed_sd=0.01, effect_sd=0.15, steps=0)

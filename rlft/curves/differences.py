@@ -19,6 +19,7 @@ from rlft.curves.statistics import (
     clusters_of,
     how_skewed,
     interval_of_means,
+    uncut_interval,
     welch_half_width,
     why_none,
 )
@@ -39,6 +40,9 @@ class Difference:
     """Why there is no interval, in words; empty where there is one."""
     how_skewed: str = ""
     """Why the interval is a wide one, in words; empty where it is not."""
+    uncut: tuple[float, float] = (math.nan, math.nan)
+    """Bounds of the interval before they were cut to what differences can be, as what is computed from its width needs
+    them; nan where there is no interval."""
 
     @property
     def conclusive(self) -> bool:
@@ -86,7 +90,9 @@ def paired(
     elif known is None:
         reason = why_none(differences)
     skewed = how_skewed(differences) if known is None and not reason else ""
-    return Difference(interval, sum(difference != 0 for difference in differences), level, reason, skewed)
+    changed = sum(difference != 0 for difference in differences)
+    uncut = uncut_interval(differences, level, known=known, seen=seen)
+    return Difference(interval, changed, level, reason, skewed, uncut)
 
 
 def unpaired(before: Clusters, after: Clusters, level: float = 0.95, *, bounds: Bounds | None = None) -> Interval:

@@ -191,8 +191,8 @@ def paired_p(difference: Difference) -> float:
     squared = _squared_error(difference, difference.level)
     if not math.isfinite(squared) or squared == 0:
         return 1.0
-    interval = difference.interval
-    return 2 * float(stdtr(interval.n + 1, -abs(_center(interval)) / math.sqrt(squared)))
+    center = sum(difference.uncut) / 2
+    return 2 * float(stdtr(difference.interval.n + 1, -abs(center) / math.sqrt(squared)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -206,23 +206,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _center(interval: Interval) -> float:
-    """Middle of a paired interval before it was cut to -1 and 1, see `statistics.adjusted_interval`."""
-    is_cut = interval.low <= -1 or interval.high >= 1
-    return interval.n * interval.mean / (interval.n + 2) if is_cut else (interval.low + interval.high) / 2
-
-
 def _squared_error(difference: Difference, level: float) -> float:
+    """Squared standard error behind a paired interval; infinite where there is none."""
     from scipy.special import stdtrit
 
-    interval = difference.interval
-    if not interval.bounded:
+    low, high = difference.uncut
+    if not math.isfinite(high - low):
         return math.inf
-    center = _center(interval)
-    half = max(center - interval.low if interval.low > -1 else 0.0, interval.high - center if interval.high < 1 else 0)
-    if half <= 0:  # cut at both ends
-        return math.inf
-    return (half / float(stdtrit(interval.n + 1, 0.5 + level / 2))) ** 2
+    return ((high - low) / 2 / float(stdtrit(difference.interval.n + 1, 0.5 + level / 2))) ** 2
 
 
 def _noise(first: Floats, last: Floats) -> float:

@@ -132,15 +132,20 @@ def interval_of_means(means: Sequence[float], level: float, *, known: Bounds | N
     """
     n = len(means)
     mean = math.fsum(means) / n if n else math.nan
-    if n < 2 or (known is None and why_none(means)):
-        return Interval(mean, math.nan, math.nan, n)
+    low, high = uncut_interval(means, level, known=known, seen=seen)
+    if known is not None:  # nan stays nan
+        low, high = max(low, known[0]), min(high, known[1])
+    return Interval(mean, low, high, n)
+
+
+def uncut_interval(means: Sequence[float], level: float, *, known: Bounds | None, seen: Bounds) -> tuple[float, float]:
+    """The bounds of `interval_of_means` before they are cut to those that values have; nan where there are none."""
+    if len(means) < 2 or (known is None and why_none(means)):
+        return math.nan, math.nan
     if known is None and how_skewed(means):
         width = seen[1] - seen[0]
         seen = (seen[0] - BEYOND * width, seen[1] + BEYOND * width)
-    low, high = adjusted_interval(means, known or seen, level)
-    if known is not None:
-        low, high = max(low, known[0]), min(high, known[1])
-    return Interval(mean, low, high, n)
+    return adjusted_interval(means, known or seen, level)
 
 
 def adjusted_interval(values: Sequence[float], bounds: Bounds, level: float) -> tuple[float, float]:

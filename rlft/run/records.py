@@ -200,8 +200,7 @@ class Evaluation:
     set_name: str = ""
     """Name of the evaluation set that it is of; empty is the measurement that decides the verdict."""
     same: Mapping[str, str] = field(default_factory=dict)
-    """By the id of each task that asks what an earlier one asks, the id of that one: they count as one task in all
-    means and intervals. Empty where there is none, or an earlier rlft measured, which counted each id."""
+    """Id of the first task that asks the same, by id of each later one: both count as one in means and intervals."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What else the file says."""
 
@@ -230,10 +229,8 @@ class Evaluation:
         """Plain data for JSON, of RL without what only preferences have."""
         of_preferences = {"stage": self.stage, "loss": self.loss, "margin": self.margin}
         names = [each.name for each in fields(self) if each.name not in ("extra", *of_preferences)]
-        kept = {name: getattr(self, name) for name in names}
-        for name in ("failed_parts", "rewards", "set_name", "samples", "same"):
-            if not kept[name]:
-                del kept[name]
+        optional = ("failed_parts", "rewards", "set_name", "samples", "same")
+        kept = {name: value for name in names if (value := getattr(self, name)) or name not in optional}
         if self.rewards:
             kept["rewards"] = {name: interval.as_dict() for name, interval in self.rewards.items()}
         if self.stage != "RL":
@@ -400,5 +397,4 @@ def _is_unknown(value: Any) -> bool:
 
 
 def _beyond(kind: Any, data: Mapping[str, Any]) -> dict[str, Any]:
-    known = {each.name for each in fields(kind)}
-    return {name: value for name, value in data.items() if name not in known}
+    return {name: value for name, value in data.items() if name not in {each.name for each in fields(kind)}}
