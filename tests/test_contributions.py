@@ -86,6 +86,28 @@ def test_contributions_add_up(seed: int) -> None:
     json.dumps(change.as_dict(), allow_nan=False)
 
 
+def test_tasks_that_come_again_in_a_window_are_paired() -> None:
+    def steps(first: int, right: float, times: tuple[int, ...] = (2,) * 20) -> list[dict[str, Any]]:
+        # Tasks differ widely, and each is answered better by about `right`.
+        return [
+            sample(first + time, task, 0, task / 4 + right * (0.8 + task % 5 / 10), task_id=f"t{task}")
+            for task, count in enumerate(times)
+            for time in range(count)
+        ]
+
+    once = explain(CONFIG, window("a", steps(1, 0.0, (1,) * 20)), window("b", steps(9, 0.5, (1,) * 20)))
+    twice = explain(CONFIG, window("a", steps(1, 0.0)), window("b", steps(9, 0.5)))
+    assert "paired by task, 20" in twice.sentences[0]
+    assert (twice.interval.n, twice.total) == (20, pytest.approx(0.5))
+    assert twice.interval.high - twice.interval.low == pytest.approx(once.interval.high - once.interval.low)
+    uneven = explain(CONFIG, window("a", steps(1, 0.0)), window("b", steps(9, 0.5, (2, 1) * 10)))
+    assert uneven.is_paired
+    assert uneven.interval.mean == pytest.approx(uneven.total)
+    cost = (0.5 * 2**2 + 0.5 * 1) / 1.5**2  # tasks asked more often than others tell less together
+    width = uneven.interval.high - uneven.interval.low
+    assert width > (twice.interval.high - twice.interval.low) * math.sqrt(cost) * 0.99
+
+
 def test_another_mix_of_tasks_is_told_apart_from_other_answers() -> None:
     easy, hard = "Add 1 and 2", "Add 100 and 200, then halve it"
     kinds = [(easy, 1.0)] * 3 + [(hard, 0.0)] * 1, [(easy, 1.0)] * 1 + [(hard, 0.0)] * 3

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rlft.curves import reading
-from rlft.curves.differences import paired, unpaired
+from rlft.curves.group_change import interval_of_groups
 from rlft.curves.sample_kinds import COLUMNS, Example, Row, drawn, kinds_of, numbers_of
 from rlft.curves.text import interval_text, shortened
 from rlft.run.records import EVALS, Interval
@@ -234,7 +234,7 @@ def explain(
     weights = {spec.label: spec.weight for spec in reading.reward_specs(config) if spec.weight}
     sides = [_weighted(window) for window in (before, after)]
     means = [math.fsum(weight * row["reward"] for row, weight in side) for side in sides]
-    is_paired = (tasks := _tasks(before)) == _tasks(after) and set(tasks.values()) == {1}
+    is_paired = {row["task_id"] for row in before.scored} == {row["task_id"] for row in after.scored}
     rows = [*before.rows, *after.rows]
     kinds = kinds_of(rows, list(weights) or sorted({name for row in rows for name in numbers_of(row)}))
     of_before, of_after = kinds[: len(before.rows)], kinds[len(before.rows) :]
@@ -267,19 +267,14 @@ def _group(row: Row) -> tuple[int, int, str]:
     return row["step"], row["group_index"], row["task_id"]
 
 
-def _tasks(window: Window) -> Counter[str]:
-    """How many groups of each task have a score."""
-    return Counter(task for _, _, task in {_group(row) for row in window.scored})
-
-
 def _interval(before: Window, after: Window, value: Callable[[Row], float], *, is_paired: bool) -> Interval:
-    """Change of the mean of a value: paired by task, or between groups of different tasks."""
-    first: dict[Any, list[float]] = {}
-    last: dict[Any, list[float]] = {}
+    """Change of the mean of a value over groups."""
+    first: dict[tuple[int, int, str], list[float]] = {}
+    last: dict[tuple[int, int, str], list[float]] = {}
     for window, found in ((before, first), (after, last)):
         for row in window.scored:
-            found.setdefault(row["task_id"] if is_paired else _group(row), []).append(value(row))
-    return paired(first, last).interval if is_paired else unpaired([*first.values()], [*last.values()])
+            found.setdefault(_group(row), []).append(value(row))
+    return interval_of_groups(first, last, is_paired=is_paired)
 
 
 def _parts(
