@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from itertools import combinations
 from pathlib import Path
 
@@ -472,6 +473,33 @@ def test_the_power_command(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data["planned"] == {"seeds": 1, "tasks": 60, "samples": 1}
     with pytest.raises(ValueError, match="--config CONFIG says how many tasks"):
         CliRunner().invoke(app, ["power", "--effect", "0.05"], catch_exceptions=False)
+    for spread in ("-1", "nan", "inf"):
+        words = ["power", "--effect", "0.05", "--run", "runs/new-*", "--seed-sd", spread]
+        with pytest.raises(ValueError, match="--seed-sd is a spread of the held-out mean, 0 or more"):
+            CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_power_counts_the_tasks_that_are_asked(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    run_ = Path(shutil.copytree(runs / "runs" / "new-0", tmp_path / "new-0"))
+    text = (run_ / "config.yaml").read_text(encoding="utf-8")
+    (run_ / "config.yaml").write_text(text.replace("tasks: 60", "tasks: 200"), encoding="utf-8")
+    assert "new-0 as it is (60 tasks x 1 sample, one run against one)" in _invoke(
+        "power", "--effect", "0.05", "--run", str(run_)
+    )
+    config = tmp_path / "config.yaml"
+    tree = (
+        f"name: x\nsteps: 1\nmodel: {{source: {tiny_model}}}\nrewards: [{{path: rewards.exact_answer:exact_answer}}]\n"
+    )
+    source = "environment: {path: 'environments.sums:load', args: {heldout: 30}}\nevaluation: {tasks: 200}\n"
+    config.write_text(tree + source, encoding="utf-8")
+    assert "config.yaml as it is (30 tasks x 1 sample" in _invoke("power", "--effect", "0.05", "--config", str(config))
+    config.write_text(tree + source.replace("sums:load", "gone:load"), encoding="utf-8")
+    told = _invoke("power", "--effect", "0.05", "--config", str(config))
+    assert "config.yaml as it is (200 tasks x 1 sample" in told
+    assert "held-out tasks: at most 200, as the environment cannot be loaded here: " in told
 
 
 def test_a_key_that_an_earlier_rlft_did_not_know_is_no_difference(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -169,6 +170,24 @@ def test_the_terminal_says_it_too(run: Path, tmp_path: Path) -> None:
     assert found["verdict"] == "cant_tell"
     assert "step-000010.json" in found["notes"][0]
     assert found["state"]["state"] == "ended"
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"steps": "ten"}, "summary.json: steps is no whole number"),
+        ({"result_step": [1]}, "summary.json: result_step is no whole number"),
+        ({"accuracy_rl": 0.9}, "summary.json: the accuracy after training is no mapping"),
+    ],
+)
+def test_a_summary_of_something_else_is_left_out_and_said(run: Path, changed: dict[str, Any], says: str) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, **changed}))
+    result = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "300"})
+    assert result.exit_code == 0, result.output
+    assert "CAN'T TELL" in result.output
+    assert says in result.output.replace("\n", " ")
+    assert says in Page(run / "report.html").text
 
 
 def test_a_run_that_is_read_only_is_written_elsewhere(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

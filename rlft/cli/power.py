@@ -49,13 +49,16 @@ def power(
         raise ValueError(f"--effect must be above 0, not {effect}")
     if not 0.05 < wanted < 1:
         raise ValueError(f"--power must be a share between 0.05 and 1, such as 0.8, not {wanted}")
+    if seed_sd is not None and not 0 <= seed_sd < math.inf:
+        raise ValueError(f"--seed-sd is a spread of the held-out mean, 0 or more, such as 0.02, not {seed_sd}")
     if config is None and not run:
         raise ValueError("--config CONFIG says how many tasks and samples are evaluated, or --run RUN whose they are")
-    size, is_greedy, what = _planned(config, run)
+    size, is_greedy, what, remarks = _planned(config, run)
     noise = _measured(run, effect, seed_sd, is_greedy) if run else None
     if noise is None:
         sd = module.SEED_SD if seed_sd is None else seed_sd
         noise = module.prior_noise(effect, seed_sd=sd, is_greedy=is_greedy)
+    noise = replace(noise, sources=(*remarks, *noise.sources))
     result = _result(noise, effect, size, wanted, what)
     if as_json:
         print(json.dumps(result, indent=1))
@@ -63,22 +66,36 @@ def power(
     _show(result, noise)
 
 
-def _planned(config: Path | None, run: str) -> tuple[Size, bool, str]:
-    """Tasks and samples of the evaluation, whether it is greedy, and whose it is."""
+def _planned(config: Path | None, run: str) -> tuple[Size, bool, str, list[str]]:
+    """Tasks and samples of the evaluation, whether it is greedy, whose it is, and remarks.
+
+    Of a run it is what the last evaluation measured, of a config what its environment has for it.
+    """
     from rlft.curves.power import Size
 
     if config is not None:
         from rlft.cli.run_config import load
+        from rlft.environment.loading import load as load_environment
 
-        planned = load(config, None, is_trained=False).evaluation
-        return Size(tasks=planned.tasks, samples=planned.samples_per_task), planned.temperature == 0, str(config)
+        loaded = load(config, None, is_trained=False)
+        planned, remarks = loaded.evaluation, []
+        tasks = planned.tasks
+        try:
+            tasks = min(tasks, len(load_environment(loaded.environment).heldout))
+        except ValueError as error:  # such as a data set that is not on this machine
+            remarks.append(f"held-out tasks: at most {tasks}, as the environment cannot be loaded here: {error}")
+        size = Size(tasks=tasks, samples=planned.samples_per_task)
+        return size, planned.temperature == 0, str(config), remarks
+    from rlft.curves.contents import repeated, told
     from rlft.curves.reading import read_config
-    from rlft.curves.scored_run import find_runs
+    from rlft.curves.scored_run import find_runs, read_run
 
     folder = find_runs(run)[0]
     stored: Any = read_config(folder).get("evaluation") or {}
-    size = Size(tasks=int(stored.get("tasks", 200)), samples=int(stored.get("samples_per_task", 1)))
-    return size, not stored.get("temperature"), str(folder)
+    measured = read_run(folder)
+    count = repeated(measured.values, measured.contents)
+    size = Size(tasks=len(measured.values) - count, samples=int(stored.get("samples_per_task", 1)))
+    return size, not stored.get("temperature"), str(folder), [told(count)] if count else []
 
 
 def _measured(pattern: str, effect: float, seed_sd: float | None, is_greedy: bool) -> Noise:

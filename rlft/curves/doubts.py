@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rlft.curves.contents import merged
@@ -17,6 +18,7 @@ from rlft.curves.shadow import CERTAIN, Drift, Shadow
 from rlft.curves.statistics import welch_half_width
 from rlft.curves.text import counted, interval_text, number, percent
 from rlft.curves.worst_case import Scores, ends, filled
+from rlft.run import damage
 from rlft.run.records import Evaluation, Interval
 
 if TYPE_CHECKING:
@@ -71,19 +73,27 @@ def unmeasured(last: Evaluation, rows: Rows) -> Reason | None:
     )
 
 
-def lost(last: Evaluation | None, rows: Rows, summary: Mapping[str, Any]) -> Reason | None:
+def lost(last: Evaluation | None, rows: Rows, summary: Mapping[str, Any], file: Path) -> Reason | None:
     """Whether a run that has ended has its last step and the evaluation after it, as its summary tells of them.
+
+    Raises ValueError if the summary is no such record, but see `damage.left_out`.
 
     Args:
         last: the last evaluation of the policy that is the result; None if there is none of a trained one.
         rows: metrics by step, those after the result, too.
         summary: summary.json; empty while the run goes on.
+        file: where it is, for the error.
     """
-    told = summary.get("accuracy_rl") or summary.get("accuracy_trained")
-    steps = int(summary.get("steps") or 0)
+    told = summary.get("accuracy_rl") or summary.get("accuracy_trained") or {}
+    steps = summary.get("steps") or 0
+    result = summary.get("result_step") or steps
+    wrong = [name for name, value in (("steps", steps), ("result_step", result)) if not _is_count(value)]
+    if wrong or not isinstance(told, Mapping):
+        name, kind = (wrong[0], "whole number") if wrong else ("the accuracy after training", "mapping")
+        damage.refuse(ValueError(f"{file}: {name} is no {kind}; rlft verify finds what else was changed"))
+        return None
     if not told or not steps:
         return None
-    result = int(summary.get("result_step") or steps)
     ended = int(rows[-1]["step"]) if rows else 0
     if ended < steps:
         says = f"summary.json tells of {steps} steps, and metrics.jsonl ends with step {ended}: restore it from a copy."
@@ -323,6 +333,10 @@ def longer(before: Evaluation, after: Evaluation) -> Reason | None:
         weight="note",
         says=f"Held-out completions grew from {number(before.length)} to {number(after.length)} tokens.",
     )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _missing(evaluation: Evaluation) -> tuple[int, int]:

@@ -126,7 +126,7 @@ def _read(run: Path, config: Mapping[str, Any], health: Health, back: int | None
     evals, rows = reading.evals_of_result(run), reading.read_metrics(run, [])
     rewards = reading.reward_specs(config)
     last = next((e for e in reversed(evals) if not e.is_before), None)
-    gone = doubts.lost(last, rows, logs.read_json(run / SUMMARY))
+    gone = doubts.lost(last, rows, logs.read_json(run / SUMMARY), run / SUMMARY)
     if back is not None:  # what came after the step that is the result is on record, and not what would be shipped
         rows = [row for row in rows if row["step"] <= back]
     shadows = measure_shadows(run, shadow_names(rewards), until=back)
