@@ -91,6 +91,24 @@ def test_what_is_wrong_is_refused_before_anything_starts(file: Path, settings: l
     assert not (file.parent / "runs").exists()
 
 
+def test_a_metric_that_no_trial_measures_is_refused_before_anything_starts(file: Path) -> None:
+    def swept(*more: str, of: Path = file) -> str:
+        result = CliRunner().invoke(main.app, ["sweep", str(of), "seed=0..1", "--dry-run", *more])
+        return "" if result.exit_code == 0 else str(result.exception)
+
+    reward = config_file.load(file).rewards[0].label
+    assert swept() == swept("--metric", reward) == swept("--metric", f"{reward}/part") == ""
+    told = swept("--metric", "nope")
+    assert f"seed_0: --metric: no reward is named 'nope'. There are: {reward}" in told.replace("\n", " ")
+    # The config's own headline is looked at before the first trial, too, and in each of them.
+    told = swept(f"evaluation.metric={reward},gone")
+    assert "seed_0-metric_gone: evaluation.metric: no reward is named 'gone'" in told
+    assert swept("--metric", "logprob", of=SHIPPED / "sft.yaml") == ""
+    assert "`rlft sft` measures no 'nope'" in swept("--metric", "nope", of=SHIPPED / "sft.yaml")
+    assert "only 'preference'" in swept("--metric", "nope", of=SHIPPED / "dpo.yaml")
+    assert not (file.parent / "runs").exists()
+
+
 def test_a_folder_with_runs_of_other_settings_is_refused(file: Path) -> None:
     found = trials_of(file, ["seed=0..1"], name="", load=load)
     Run.create(found[0].config, provenance=ORIGIN).__exit__(None, None, None)

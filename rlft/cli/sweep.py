@@ -73,7 +73,7 @@ def sweep(
     from rlft.cli.run_config import load_any
     from rlft.train.sweep.early_stopping import plan_of, stopped_steps
     from rlft.train.sweep.grid import trials_of
-    from rlft.train.sweep.trials import check_same, has_ended, run_trials
+    from rlft.train.sweep.trials import check_metric, check_same, has_ended, run_trials
 
     def read(path: Path, overrides: Sequence[str]) -> BaseRunConfig:
         loaded = load_any(path, overrides)
@@ -88,6 +88,7 @@ def sweep(
     console = Console(stderr=as_json)
     trials = trials_of(config, settings, name=name, load=read)
     check_same(trials)
+    check_metric(trials, metric)
     folder = trials[0].path.parent
     _say(console, f"{len(trials)} trials in {folder}, {min(max_concurrent, len(trials))} at a time")
     if not scheduler and (stop_by or grace_period is not None):

@@ -31,14 +31,20 @@ def headline(config: RunConfig, key: str = "evaluation") -> str:
     Raises:
         ValueError: its `metric` names a reward that the config does not have.
     """
-    metric, rewards = config.evaluation.metric, [reward.label for reward in config.rewards]
-    name = metric.partition("/")[0]
-    if metric and name not in rewards:
+    metric = config.evaluation.metric
+    if metric:
+        check_metric(config, metric, f"{key}.metric")
+    return metric or config.rewards[0].label
+
+
+def check_metric(config: RunConfig, metric: str, where: str) -> None:
+    """Raise ValueError, which says `where`, if a metric names a reward that the config does not have."""
+    name, rewards = metric.partition("/")[0], [reward.label for reward in config.rewards]
+    if name not in rewards:
         raise ValueError(
-            f"{key}.metric: no reward is named {name!r}.{did_you_mean(name, rewards)} "
+            f"{where}: no reward is named {name!r}.{did_you_mean(name, rewards)} "
             f"There are: {', '.join(rewards)}; write NAME, or NAME/PART for a part that it returns"
         )
-    return metric or rewards[0]
 
 
 def answer_heldout(

@@ -13,7 +13,7 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
-from rlft.config import BaseRunConfig
+from rlft.config import BaseRunConfig, RunConfig
 from rlft.run.directory import make_output_dir, read_config
 from rlft.run.provenance import decides_nothing
 from rlft.run.records import CONFIG, SUMMARY
@@ -26,6 +26,8 @@ STOPPING_S = 120.0
 """Longest wait for trials to save what they have when the sweep is stopped."""
 LOOK_EVERY_S = 1.0
 """Time between two looks at what the trials report."""
+OF_ROWS = {"sft": "logprob", "dpo": "preference"}
+"""What runs on rows measure on those that are held out, by command."""
 LOGS = "logs"
 """Folder of the sweep for what its trials print."""
 
@@ -74,6 +76,29 @@ def check_same(trials: Sequence[Trial]) -> None:
                     f"{trial.path} was made with {key}={old.get(key)}, and now it is {new.get(key)}; give this sweep "
                     "another name with --name, or remove that folder"
                 )
+
+
+def check_metric(trials: Sequence[Trial], metric: str) -> None:
+    """Refuse a metric that the trials will not measure, before hours of training.
+
+    Args:
+        metric: reward or part to compare; where empty it is the headline of their configs, which is checked then.
+
+    Raises:
+        ValueError: says what there is.
+    """
+    from rlft.train.rl import evaluate  # here, because it imports the rollouts
+
+    for trial in trials:
+        if isinstance(trial.config, RunConfig):
+            if metric:
+                evaluate.check_metric(trial.config, metric, f"{trial.path.name}: --metric")
+            else:
+                evaluate.headline(trial.config, f"{trial.path.name}: evaluation")
+        elif metric not in ("", own := OF_ROWS[trial.command]):
+            raise ValueError(
+                f"--metric: `rlft {trial.command}` measures no {metric!r} on held-out rows, only {own!r}; leave it out"
+            )
 
 
 def run_trials(
