@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from rlft.cli.main import app
 from rlft.curves.contents import COLUMNS, EPISODE, contents_of
+from rlft.curves.contributions import explain, read_window
 from rlft.curves.passes import passes
-from rlft.curves.reading import read_evals
+from rlft.curves.reading import read_config, read_evals
 from rlft.curves.statistics import mean_interval
 from rlft.curves.verdict import verdict_of
 from rlft.model.adapter import bare_base
@@ -107,6 +108,15 @@ def test_the_same_tasks_written_often_change_nothing_that_a_verdict_rests_on(tmp
         told = [[each.says.partition("; with all")[2] or each.says for each in v.reasons] for v in (once, often)]
         assert [each for each in told[1] if "count once" not in each] == told[0]
         assert often.sentence.replace(f"{24} of 192", "3 of 24") == once.sentence
+
+
+def test_why_pairs_equal_tasks_as_one(tmp_path: Path) -> None:
+    found = []
+    for times in (1, 8):
+        run = _repeated(tmp_path / str(times), times)
+        found.append(explain(read_config(run), read_window(run, "base"), read_window(run, "last")))
+    assert str(found[1].interval) == str(found[0].interval)
+    assert (found[1].is_paired, found[1].interval.n) == (True, 24)
 
 
 def test_an_evaluation_is_measured_by_different_tasks_and_read_so(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,6 +38,12 @@ class Window:
     """Its stored samples, with `COLUMNS`."""
     cut: str = ""
     """Says so where more steps were asked for than there are."""
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """Content of an evaluation's tasks by id: those of equal content are one cluster."""
+
+    def task(self, row: Row) -> str:
+        """What to pair a sample by."""
+        return self.contents.get(row["task_id"], row["task_id"])
 
     @property
     def scored(self) -> list[Row]:
@@ -210,7 +216,8 @@ def read_window(run: Path, name: str) -> Window:
         names = ", ".join(each.name for each in measured) or "none whose samples are stored"
         raise ValueError(f"{run} has no evaluation {name!r} (there are: {names}); or give steps, as in 1-5")
     table = reading.read_eval_samples(run, found[0].name, COLUMNS)
-    return Window(label=found[0].label, rows=table.to_pylist() if table is not None else [])
+    rows = table.to_pylist() if table is not None else []
+    return Window(label=found[0].label, rows=rows, contents=reading.read_contents(run, found))
 
 
 def explain(
@@ -234,7 +241,7 @@ def explain(
     weights = {spec.label: spec.weight for spec in reading.reward_specs(config) if spec.weight}
     sides = [_weighted(window) for window in (before, after)]
     means = [math.fsum(weight * row["reward"] for row, weight in side) for side in sides]
-    is_paired = {row["task_id"] for row in before.scored} == {row["task_id"] for row in after.scored}
+    is_paired = {*map(before.task, before.scored)} == {*map(after.task, after.scored)}
     rows = [*before.rows, *after.rows]
     kinds = kinds_of(rows, list(weights) or sorted({name for row in rows for name in numbers_of(row)}))
     of_before, of_after = kinds[: len(before.rows)], kinds[len(before.rows) :]
@@ -273,7 +280,8 @@ def _interval(before: Window, after: Window, value: Callable[[Row], float], *, i
     last: dict[tuple[int, int, str], list[float]] = {}
     for window, found in ((before, first), (after, last)):
         for row in window.scored:
-            found.setdefault(_group(row), []).append(value(row))
+            step, index, _ = _group(row)
+            found.setdefault((step, index, window.task(row)), []).append(value(row))
     return interval_of_groups(first, last, is_paired=is_paired)
 
 

@@ -12,6 +12,7 @@ from rlft.curves.compare import LEVEL, compare, min_effect_of
 from rlft.curves.compare_page import write_page
 from rlft.curves.compare_verdict import score
 from rlft.curves.comparison import Comparison
+from rlft.curves.contents import merged
 from rlft.curves.scored_run import Group, ScoredRun, check_seeds_only, paired_groups, read_run
 from rlft.curves.seeds import holm, least_p
 from rlft.curves.statistics import mean_interval, t_interval
@@ -168,7 +169,7 @@ def too_few(lines: Sequence[Line]) -> str:
 
 
 def _error(run: ScoredRun) -> float:
-    interval = mean_interval(run.values, LEVEL)
+    interval = mean_interval(merged(run.values, run.contents), LEVEL)
     return (interval.high - interval.low) / 2 / 1.96 if interval.bounded else math.nan
 
 
