@@ -316,7 +316,9 @@ def test_held_out_samples_tell_a_shadow_that_does_not_follow(tmp_path: Path) -> 
         random = np.random.default_rng(step)
         by_task = {f"t{task}": [float(random.random() < reward)] for task in range(60)}
         samples = [
-            rollout(step, 0, 0, task_id=task, reward=values[0], parts=json.dumps({"brevity": float(i % 2)}))
+            rollout(
+                step, 0, 0, task_id=task, prompt=task, reward=values[0], parts=json.dumps({"brevity": float(i % 2)})
+            )
             for i, (task, values) in enumerate(by_task.items())
         ]
         accuracy = mean_interval(list(by_task.values())).as_dict()
