@@ -27,6 +27,35 @@ LLAMA3 = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}"""
 
+# With the date, tools in the first message of the user, and calls as bare JSON, one at a time.
+LLAMA32 = """\
+{{- '<|begin_of_text|>' -}}
+{%- if messages[0].role == 'system' -%}
+{%- set system_message = messages[0].content | trim -%}{%- set messages = messages[1:] -%}
+{%- else -%}{%- set system_message = '' -%}{%- endif -%}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' + ('Environment: ipython\\n' if tools else '') -}}
+{{- 'Today Date: ' + strftime_now('%d %b %Y') + '\\n\\n' + system_message + '<|eot_id|>' -}}
+{%- if tools -%}
+{{- '<|start_header_id|>user<|end_header_id|>\\n\\nRespond in the format {"name": function name, "parameters": ' -}}
+{{- 'dictionary of argument name and its value}.\\n\\n' -}}
+{%- for tool in tools -%}{{- tool | tojson(indent=4) + '\\n\\n' -}}{%- endfor -%}
+{{- messages[0].content | trim + '<|eot_id|>' -}}
+{%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- for m in messages -%}
+{%- if m.tool_calls is defined -%}
+{%- if m.tool_calls | length != 1 -%}{{ raise_exception('only single tool-calls at once') }}{%- endif -%}
+{%- set call = m.tool_calls[0].function -%}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "' + call.name + '", "parameters": ' -}}
+{{- call.arguments | tojson + '}<|eot_id|>' -}}
+{%- elif m.role == 'tool' -%}
+{{- '<|start_header_id|>ipython<|end_header_id|>\\n\\n' + m.content | tojson + '<|eot_id|>' -}}
+{%- else -%}
+{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}"""
+
 _TOOLS = """\
 {%- if tools -%}
 {{ '<|im_start|>system\\n' + (messages[0].content + '\\n' if messages[0].role == 'system' else '') + 'Tools:' }}
@@ -88,10 +117,12 @@ STRICT = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}"""
 
+_HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>")
 TEMPLATES = {
     # name: template, end of a turn, end token of the tokenizer, further marks
     "chatml": (CHATML, "<|im_end|>", "<|im_end|>", ("<|im_start|>",)),
-    "llama3": (LLAMA3, "<|eot_id|>", "<|eot_id|>", ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>")),
+    "llama3": (LLAMA3, "<|eot_id|>", "<|eot_id|>", _HEADERS),
+    "llama3.2": (LLAMA32, "<|eot_id|>", "<|eot_id|>", _HEADERS),
     "qwen2.5": (QWEN25, "<|im_end|>", "<|im_end|>", ("<|im_start|>",)),
     "qwen3": (QWEN3, "<|im_end|>", "<|im_end|>", ("<|im_start|>",)),
     "strict": (STRICT, "<end_of_turn>", "<eos>", ("<bos>", "<start_of_turn>")),

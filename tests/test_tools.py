@@ -20,12 +20,23 @@ import pytest
 from rlft.common.overrun import OverrunError, interrupted_after
 from rlft.environment import tools
 from rlft.environment.contract import Environment
-from rlft.environment.tools import MAX_RESULT, BadCall, ToolCall, ToolEpisode, answer, make_tools, read_calls, schemas
+from rlft.environment.systems.tool_text import read_tool_calls
+from rlft.environment.tools import (
+    MAX_RESULT,
+    BadCall,
+    ToolCall,
+    ToolEpisode,
+    answer,
+    make_tools,
+    read_calls,
+    schemas,
+    unread_form,
+)
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.engines.scripted import ScriptedEngine
 from rlft.rollout.generate import run_chunk
 from rlft.types import SamplingParams, Task
-from tests.chat_templates import tokenizer_of
+from tests.chat_templates import QWEN25, TEMPLATES, tokenizer_of
 
 
 def divide(a: float, b: float, digits: int = 2) -> str:
@@ -117,6 +128,40 @@ def test_calls_are_read(text: str, expected: list[ToolCall]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"name": "f", "parameters": {"x": 1}}', [ToolCall(name="f", arguments={"x": 1})]),
+        (' <|python_tag|>{"type": "function", "name": "f", "parameters": {}}\n', [ToolCall(name="f", arguments={})]),
+        ('[{"name": "f", "arguments": {"x": 1}, "id": "a"}]', [ToolCall(name="f", arguments={"x": 1})]),
+        ('{"name": "g", "parameters": {}}', []),
+        ('{"name": "f", "parameters": {}, "age": 3}', []),
+        ('{"name": "f"}', []),
+        ('{"name": ["f"], "parameters": {}}', []),
+        ('{"name": "f", "parameters": [1]}', []),
+        ('{"name": "f", "parameters": {}} is a call', []),
+        ('[{"name": "f", "parameters": {}}, 1]', []),
+        ("[]", []),
+        ("[" * 5000, []),
+    ],
+)
+def test_a_reply_of_nothing_but_json_calls_a_known_tool(text: str, expected: list[ToolCall]) -> None:
+    assert read_calls(text, ["f"]) == expected
+    assert read_calls(text) == []
+    assert read_tool_calls(text, ["f"])[1] == tuple((c.name, json.dumps(c.arguments)) for c in expected)
+
+
+@pytest.mark.parametrize("family", list(TEMPLATES))
+def test_what_a_template_has_the_policy_write_is_read(family: str) -> None:
+    assert unread_form(tokenizer_of(family)) == ""
+
+
+def test_a_form_that_is_not_read_is_quoted() -> None:
+    tokenizer = tokenizer_of("qwen2.5")
+    tokenizer.chat_template = QWEN25.replace("(call.function | tojson)", "call.function.name + '(word)'")
+    assert unread_form(tokenizer) == "<tool_call>\nlook_up(word)\n</tool_call>"
+
+
+@pytest.mark.parametrize(
     ("written", "told"),
     [
         ("divide(1, 2)", "the call is not JSON: Expecting value: line 1 column 1"),
@@ -171,7 +216,7 @@ def test_arguments_too_deep_to_be_checked_are_told_to_the_policy(monkeypatch: py
     assert ask("shout", text=[]).startswith("error: RecursionError: ")
 
 
-@pytest.mark.parametrize("family", ["chatml", "qwen2.5"])
+@pytest.mark.parametrize("family", ["chatml", "qwen2.5", "llama3.2"])
 def test_an_episode_with_tools(family: str) -> None:
     tokenizer = tokenizer_of(family)
     task = Task(id="q", messages=({"role": "user", "content": "1 / 4?"},), answer="0.25")
@@ -183,6 +228,8 @@ def test_an_episode_with_tools(family: str) -> None:
         episode=lambda: ToolEpisode(TOOLS, lambda task, text: float(task.answer in text)),
     )
     call = '<tool_call>{"name": "divide", "arguments": {"a": 1, "b": %d}}</tool_call>'
+    if family == "llama3.2":  # as its template says
+        call = '{"name": "divide", "parameters": {"a": 1, "b": %d}}'
 
     def say(prompt: str, index: int, seed: int) -> str:
         if "0.25" in prompt:
@@ -199,9 +246,10 @@ def test_an_episode_with_tools(family: str) -> None:
     prompt = tokenizer.decode(list(trajectory.prompt_ids))
     assert ("Tools:" in prompt) == (family == "qwen2.5")
     assert ("You can call tools:" in prompt) == (family == "chatml")
-    assert "<|im_start|>user\n<tool_response>\n0.25\n</tool_response><|im_end|>" in tokenizer.decode(
-        list(trajectory.token_ids)
-    )
+    told = "<|im_start|>user\n<tool_response>\n0.25\n</tool_response><|im_end|>"
+    if family == "llama3.2":
+        told = '<|start_header_id|>ipython<|end_header_id|>\n\n"0.25"<|eot_id|>'
+    assert told in tokenizer.decode(list(trajectory.token_ids))
 
 
 @pytest.mark.parametrize("family", ["chatml", "qwen2.5"])

@@ -29,6 +29,7 @@ from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.environment.fresh_process import fingerprints, load_elsewhere
 from rlft.environment.prompt_lengths import first_messages
+from rlft.environment.tools import unread_form
 from rlft.model import templates
 from rlft.reward.scoring import Scorer
 from rlft.rollout.chunk import Chunk
@@ -239,6 +240,8 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, environment: Environment, groups
     if environment.tools:
         where = "by the chat template" if templates.takes_tools(tokenizer) else "in the system message"
         tools = f"; {len(environment.tools)} tools, described {where}"
+        if form := unread_form(tokenizer):
+            tools += f", which has them called as in {form[:200]!r}; rlft.environment.tools does not read that"
     return Finding(
         name="tokens and masks", is_fine=True, detail=f"prompts of {min(lengths)} to {max(lengths)} tokens{tools}"
     )

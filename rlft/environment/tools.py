@@ -12,7 +12,8 @@
     Environment(..., tools=schemas(TOOLS), episode=lambda: ToolEpisode(TOOLS))
 
 The policy calls one by writing `<tool_call>{"name": "calculate", "arguments": {"expression": "2 * 7"}}</tool_call>`,
-the form of Hermes and Qwen. Whatever goes wrong in a call (no JSON, no such tool, wrong arguments, an exception inside
+the form of Hermes and Qwen, or by a reply that is nothing but `{"name": "calculate", "parameters": {...}}`, that of
+Llama 3, or a list of such objects, that of Mistral. Whatever goes wrong in a call (no JSON, no such tool, wrong arguments, an exception inside
 the function, no result within the deadline) is a message to the policy: such errors belong to the task. An error of the
 environment itself does not.
 
@@ -27,9 +28,9 @@ import asyncio
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonschema import Draft202012Validator
 
@@ -39,7 +40,12 @@ from rlft.common.overrun import OverrunError, interrupted_after
 from rlft.environment.contract import Step
 from rlft.types import Message, Task
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+# What may stand before a bare call where the tokenizer does not hold it for a special token, which are left out.
+_BARE_MARKS = ("<|python_tag|>", "[TOOL_CALLS]")
 
 CALL_DEADLINE_S = 10.0
 """Seconds that a call may take where nothing else is said."""
@@ -106,9 +112,53 @@ def schemas(tools: Sequence[Tool]) -> tuple[Mapping[str, Any], ...]:
     return tuple(tool.schema for tool in tools)
 
 
-def read_calls(text: str) -> list[ToolCall | BadCall]:
-    """The tool calls of a reply, in order; empty when it has none. The last one need not be closed."""
-    return [_read_call(written) for written in _CALL.findall(text)]
+def read_calls(text: str, names: Collection[str] = ()) -> list[ToolCall | BadCall]:
+    """The tool calls of a reply, in order; empty when it has none. The last one need not be closed.
+
+    Args:
+        names: of the tools that a reply of nothing but JSON may call, as Llama 3 is told to; of others it is an answer.
+    """
+    tagged = [_read_call(written) for written in _CALL.findall(text)]
+    return tagged or [*bare_calls(text, names)]
+
+
+def bare_calls(text: str, names: Collection[str]) -> list[ToolCall]:
+    """The calls that a reply consists of: one JSON object, or a list of them, with a known name and its arguments.
+
+    Everything else is an answer, also JSON: an object of other keys, or with the name of something else.
+    """
+    text = text.strip()
+    for mark in _BARE_MARKS:
+        text = text.removeprefix(mark).lstrip()
+    if not names or not text.startswith(("{", "[")):
+        return []
+    try:
+        found = json_text.parse(text)
+    except ValueError:
+        return []
+    calls = found if isinstance(found, list) else [found]
+    if not all(_is_bare_call(call, names) for call in calls):
+        return []
+    return [ToolCall(name=call["name"], arguments=call.get("parameters", call.get("arguments"))) for call in calls]
+
+
+def _is_bare_call(call: Any, names: Collection[str]) -> bool:
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or call["name"] not in names:
+        return False
+    given = [key for key in ("parameters", "arguments") if key in call]
+    return len(given) == 1 and isinstance(call[given[0]], dict) and call.keys() <= {"name", "type", "id", *given}
+
+
+def unread_form(tokenizer: PreTrainedTokenizerBase) -> str:
+    """How the chat template writes a call that `read_calls` does not find in it; empty where it does, or shows none.
+
+    A policy that does as its template says then calls no tool, and each of its calls is taken for a final answer.
+    """
+    from rlft.model import templates  # takes seconds, as transformers does
+
+    written = templates.sample_call(tokenizer)
+    expected = ToolCall(name=templates.SAMPLE_TOOL, arguments=templates.SAMPLE_ARGUMENTS)
+    return "" if read_calls(written, [expected.name]) == [expected] else written
 
 
 def _read_call(written: str) -> ToolCall | BadCall:
@@ -213,7 +263,7 @@ class ToolEpisode:
 
     async def step(self, message: Message) -> Step:
         """Answer the message's tool calls; a message without a call ends the episode and is scored."""
-        calls = read_calls(message["content"])
+        calls = read_calls(message["content"], [tool.name for tool in self._tools])
         if not calls:
             return Step(reward=self._score and self._score(self._task, message["content"]), done=True)
         # A call earns 0, so that an episode whose turns run out has a reward and is learnt from.

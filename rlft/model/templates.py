@@ -10,8 +10,13 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlft.common.beginnings import alike
 from rlft.model import special_tokens
 from rlft.types import Message, whole_text
+
+SAMPLE_TOOL = "look_up"
+SAMPLE_ARGUMENTS = {"word": "asked"}
+"""A call that shows in which form a chat template has tools called."""
 
 
 def write(
@@ -80,12 +85,35 @@ def refuse_halves(*texts: object) -> None:
             )
 
 
+def sample_call(tokenizer: PreTrainedTokenizerBase) -> str:
+    """How the chat template has the assistant call `SAMPLE_TOOL`, as a policy's reply is read: without special tokens.
+
+    Empty where it takes no tools, or writes no calls.
+    """
+    if not takes_tools(tokenizer):
+        return ""
+    function = {"name": SAMPLE_TOOL, "arguments": SAMPLE_ARGUMENTS}
+    called = {"id": "abcdef123", "type": "function", "function": function}
+    ask: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
+    tools = [_tool(SAMPLE_TOOL)]
+    opened = _tried(tokenizer, ask, tools=tools, add_generation_prompt=True)
+    whole = _tried(tokenizer, [*ask, {"role": "assistant", "content": "", "tool_calls": [called]}], tools=tools)
+    if opened is None or whole is None:
+        return ""
+    ids = special_tokens.token_ids(tokenizer, whole[alike(opened, whole) :])
+    written = str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+    return written if SAMPLE_TOOL in written else ""
+
+
 def takes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template describes tools itself."""
-    tool = {"type": "function", "function": {"name": "look_up", "description": "", "parameters": {"properties": {}}}}
     ask: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
-    with_tool = _tried(tokenizer, ask, tools=[tool])
-    return with_tool is not None and "look_up" in with_tool
+    with_tool = _tried(tokenizer, ask, tools=[_tool(SAMPLE_TOOL)])
+    return with_tool is not None and SAMPLE_TOOL in with_tool
+
+
+def _tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "description": "", "parameters": {"properties": {}}}}
 
 
 def takes_tool_messages(tokenizer: PreTrainedTokenizerBase, *, called: bool = False) -> bool:

@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from rlft.config import RunConfig
 from rlft.environment.contract import Environment
 from rlft.environment.prompt_lengths import fit_context
+from rlft.environment.tools import unread_form
 from rlft.model import chat, pretrained, special_tokens
 from rlft.model.context import Context, max_positions, model_context
 from rlft.rollout.engines.by_name import read_arguments, traits_of
@@ -76,6 +77,14 @@ def fit(
         remark = (
             f"{spelled} prompts and demonstrations spell special tokens, such as {token!r}; they {becomes} "
             "(model.special_tokens_in_text)"
+        )
+        environment = replace(environment, notes=(*environment.notes, remark))
+    has_tools = any(each.tools for each in (environment, *environment.sources.values()))
+    if has_tools and (form := unread_form(tokenizer)):
+        remark = (
+            f"the chat template tells the model to call tools as in {form[:200]!r}, and the episodes of "
+            "rlft.environment.tools do not read that; show <tool_call>{...}</tool_call> in demonstrations, or use a "
+            "chat_template.jinja that takes no tools, with which they are described in words"
         )
         environment = replace(environment, notes=(*environment.notes, remark))
     if is_trained:

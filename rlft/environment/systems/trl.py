@@ -104,7 +104,7 @@ class _Episode:
         return await self._random.run(self._step(message["content"]))
 
     async def _step(self, text: str) -> Step:
-        calls = read_calls(text)
+        calls = read_calls(text, [tool.name for tool in self._tools])
         answers = tuple([await answer(self._tools, call, deadline_s=_CALL_S) for call in calls])
         if answers and self._left:
             return Step(messages=answers)
