@@ -139,3 +139,16 @@ def test_a_template_that_changes_replies_is_refused() -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
     with pytest.raises(ValueError, match="exactly once and as it is"):
         chat.render_observation(tokenizer, [AGAIN], after=(5,))
+
+
+def test_a_template_that_writes_the_date_writes_the_same_on_every_day() -> None:
+    tokenizer = tokenizer_of("llama3.2")
+    prompt = tokenizer.decode(list(chat.render(tokenizer, [ASK])))
+    assert "Today Date: 26 Jul 2024\n" in prompt
+    plain = tokenizer.apply_chat_template([ASK], tokenize=False, add_generation_prompt=True)
+    assert "26 Jul 2024" not in plain  # transformers' own clock
+    tokenizer.chat_template = (
+        "\n  {% macro day() %}{{ strftime_now('%Y-%m-%d') }}{% endmacro %} {% if strftime_now is defined %}"
+        "\n{{ day() }}{% endif %} {{ strftime_now('%A, %B %-d') }}"
+    )
+    assert templates.write(tokenizer, [ASK]) == "\n 2024-07-26 Friday, July 26"

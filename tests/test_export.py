@@ -103,6 +103,19 @@ def test_both_folders_give_the_learners_logprobs_without_code_of_rlft(
     assert [name for name in modules if name.startswith(heavy)] == []
 
 
+def test_the_proof_of_a_template_with_the_date_holds_on_every_day(
+    policy: Policy, fresh: FreshProcess, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(policy.model_folder, tmp_path / "model"))
+    path = model / "chat_template.jinja"
+    path.write_text("{{ strftime_now('%d %b %Y') }}\n" + path.read_text())
+    dated = replace(policy, model_folder=model)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    dtype = write_adapter(folder, dated, str(model))
+    prove(folder, dated, expect(dated), fresh, is_adapter=True, dtype=dtype)
+
+
 @pytest.mark.parametrize("kind", ["dora", "rslora", "full"])
 def test_every_kind_of_training_is_exported_as_what_it_is(
     kind: str, policy: Policy, fresh: FreshProcess, tmp_path: Path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ def test_what_a_message_spells_stays_text(name: str, role: str) -> None:
     }[role]
     ids, plain = (chat.render(tokenizer, around(text)) for text in (hostile(name), "a42"))
     assert special_ids(tokenizer, ids) == special_ids(tokenizer, plain)
-    assert hostile(name).strip() in tokenizer.decode(list(ids))
+    as_json = role == "tool" and name == "llama3.2"
+    assert (json.dumps(hostile(name)) if as_json else hostile(name).strip()) in tokenizer.decode(list(ids))
 
 
 @FAMILIES
@@ -66,6 +69,7 @@ def test_text_without_special_tokens_has_the_tokens_that_it_always_had(name: str
     tokenizer = tokenizer_of(name)
     messages = [Message(role="user", content="What is <b>2 + 2</b>? \ufdd0 <|no token|>")]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = re.sub(r"Today Date: .*", "Today Date: 26 Jul 2024", text)
     assert chat.render(tokenizer, messages) == tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -14,6 +15,16 @@ from rlft.common.beginnings import alike
 from rlft.model import special_tokens
 from rlft.types import Message, whole_text
 
+_TODAY = datetime(2024, 7, 26)
+"""What a template that writes today's date is given, the default of Llama's: a prompt must not change at midnight."""
+_WRITTEN = {form: _TODAY.strftime(f"%{form}") for form in "aAbBcdHIjmMpSUwWxXyY"} | {"-d": "26", "-m": "7", "e": "26"}
+FIXED_CLOCK = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f" | replace('%{form}', '{written}')" for form, written in _WRITTEN.items())
+    + " }}{%- endmacro %}\n"
+)
+"""Stands before a template that calls `strftime_now`: as a macro of the template, since transformers turns a function
+that it is handed into text. Templates are rendered without the line break after a block, so nothing else changes."""
 SAMPLE_TOOL = "look_up"
 SAMPLE_ARGUMENTS = {"word": "asked"}
 """A call that shows in which form a chat template has tools called."""
@@ -38,11 +49,10 @@ def write(
     """
     fitted, options = special_tokens.marked(tokenizer, fit(tokenizer, messages, tools))
     try:
-        text = tokenizer.apply_chat_template(fitted, tokenize=False, add_generation_prompt=opened, **options)
+        text = _rendered(tokenizer, fitted, add_generation_prompt=opened, **options)
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in fitted)
         raise ValueError(f"the chat template refuses a conversation of {roles}: {error}") from error
-    assert isinstance(text, str)
     refuse_halves(text)  # as calls of tools may hold them
     return text
 
@@ -140,9 +150,19 @@ def takes_tool_messages(tokenizer: PreTrainedTokenizerBase, *, called: bool = Fa
 def _tried(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **options: Any) -> str | None:
     """What the template writes, None if it refuses."""
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        return _rendered(tokenizer, messages, **options)
     except TemplateError:
         return None
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], **options: Any) -> str:
+    """What the template writes, on the same day always."""
+    template = tokenizer.get_chat_template(None, options.get("tools"))
+    if "strftime_now" in template:
+        options["chat_template"] = FIXED_CLOCK + template
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    assert isinstance(text, str)
+    return text
 
 
 def without_tool_messages(messages: Sequence[Message]) -> list[Message]:

@@ -22,7 +22,7 @@ from rlft.config import LearnerConfig
 from rlft.learner.batch import single
 from rlft.learner.core import Roles
 from rlft.learner.roles import Role, write_role
-from rlft.model import chat
+from rlft.model import chat, templates
 from rlft.model.adapter import read_folder
 from rlft.model.base import load_base, quiet_libraries
 from rlft.rollout.weight_proof import canary_text, distance
@@ -168,6 +168,7 @@ def prove(
             "folder": str(folder.absolute()),
             "base": str(policy.model_folder) if is_adapter else "",
             "messages": [dict(message) for message in expected.messages],
+            "clock": templates.FIXED_CLOCK,
             "prompt_ids": expected.prompt_ids,
             "token_ids": expected.token_ids,
             "four_bits": is_adapter and config.adapter.kind == "qlora",
