@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from rewards.classifier import classifier
@@ -140,6 +142,28 @@ def test_plain_transformers_loads_a_linear_head_at_the_last_token(tiny_model: Pa
     assert told["labels"] == {"0": "disliked", "1": "liked"}
     assert not told["rlft"]
     torch.testing.assert_close(torch.tensor(told["logits"]), Classifier(folder).logits(texts), atol=1e-5, rtol=1e-5)
+
+
+def test_plain_transformers_reads_the_same_token_where_padding_is_the_end_token(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    tokenizer.save_pretrained(model)
+    config = head_config(tmp_path, model, count=80, chat=True)
+    launch.train(config)
+    folder = config.run_dir / "head"
+    texts = texts_of(config)[:9]
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    inputs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        texts, padding=True, return_tensors="pt", return_dict=True
+    )
+    with torch.no_grad():
+        wanted = plain(**inputs).logits
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(Classifier(folder).logits(texts), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_head_is_a_reward(tiny_model: Path, tmp_path: Path) -> None:

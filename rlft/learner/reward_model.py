@@ -154,7 +154,7 @@ def conversations(
     prompts: list[tuple[int, ...]] = []
     rests: list[tuple[int, ...]] = []
     for group in groups:
-        rows = [_without_padding(chat.conversation(tokenizer, m, tools=tools), tokenizer.pad_token_id) for m in group]
+        rows = [chat.without_padding(chat.conversation(tokenizer, m, tools=tools), tokenizer.pad_token_id) for m in group]
         shared = min(alike(min(rows), max(rows)), *(len(row) - 1 for row in rows))  # what these two share, all do
         prompts += [rows[0][:shared]] * len(rows)
         rests += [row[shared:] for row in rows]
@@ -168,11 +168,3 @@ def conversations(
         rollout_logprobs=torch.zeros(0),
         is_truncated=torch.zeros(len(rests), dtype=torch.bool),
     )
-
-
-def _without_padding(ids: tuple[int, ...], pad: int) -> tuple[int, ...]:
-    """Where the padding token is also the end mark, transformers reads the score before it, and so is it here."""
-    length = len(ids)
-    while length > 1 and ids[length - 1] == pad:
-        length -= 1
-    return ids[:length]

@@ -63,6 +63,8 @@ class HeadFacts:
     """Most tokens of a text."""
     source: str
     """The model that the trunk came from."""
+    without_padding: bool = False
+    """Whether padding tokens at the end of a text were left out; earlier heads were trained on them."""
 
     @property
     def is_native(self) -> bool:
@@ -302,6 +304,8 @@ class Classifier:
             ids = tuple(self.tokenizer(content)["input_ids"])
         else:
             ids = chat.conversation(self.tokenizer, content)
+        if self.facts.without_padding:
+            ids = chat.without_padding(ids, self.tokenizer.pad_token_id)
         if not 0 < len(ids) <= self.facts.max_length:
             raise ValueError(f"a text of {len(ids)} tokens; this head reads 1 to {self.facts.max_length}")
         return ids

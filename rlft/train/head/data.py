@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rlft.common.by_path import did_you_mean
 from rlft.common.rows import is_heldout, read_rows, row_hash
 from rlft.model import chat
+from rlft.model.head import is_native
 from rlft.train.head.config import HeadConfig
 from rlft.types import Message
 
@@ -95,6 +96,7 @@ def load(
     chosen = sample(first, settings.limit)
     labels = _labels(config, [(first[digest][0], first[digest][2]) for digest in chosen])
     limit = min(settings.max_length or context, context)
+    as_transformers = is_native(config.task, config.pooling, config.hidden_sizes)  # it reads no padding at the end
     examples: list[Labelled] = []
     overlong = 0
     kinds = {isinstance(first[digest][1], list) for digest in chosen}
@@ -103,6 +105,8 @@ def load(
     for number, digest in enumerate(chosen, start=1):
         where, content, raw = first[digest]
         ids = _tokens(where, tokenizer, content)
+        if as_transformers:
+            ids = chat.without_padding(ids, tokenizer.pad_token_id)
         if len(ids) > limit and settings.overlong == "error":
             raise ValueError(
                 f"{where}: the text has {len(ids)} tokens, more than "

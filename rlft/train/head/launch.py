@@ -136,6 +136,7 @@ def _stages(
         dtype=str(trained.model.dtype).removeprefix("torch."),
         max_length=context,
         source=config.model.source,
+        without_padding=heads.is_native(task, config.pooling, config.hidden_sizes),
     )
     tensors = {name: tensor.cpu() for name, tensor in trained.head.folded(shift=shift, scale=scale).items()}
     heads.save(run.path / HEAD, trained.model, tokenizer, tensors, facts)
