@@ -121,6 +121,16 @@ def test_an_episode_is_learnt_up_to_the_policys_last_word(tmp_path: Path) -> Non
     assert [message["content"] for message in row["messages"]] == ["measured", "1", "higher", "2"]
 
 
+def test_in_a_mix_a_sample_has_the_tools_of_its_own_environment(tmp_path: Path) -> None:
+    said = json.dumps([{"role": "user", "content": "?"}, {"role": "assistant", "content": "1"}])
+    rows = [sample(task, 0, 1.0, "1", conversation=said) for task in ("calculator/a", "sums/b")]
+    mixed = [{"name": name, "path": f"environments.{name}:load"} for name in ("calculator", "sums")]
+    config = tiny_config("model", environment={"path": "", "mix": mixed})
+    chosen = distill.choose(stored_run(tmp_path, rows), config, top=1, min_reward=0.5)
+    tools = {row["task_id"]: [tool["function"]["name"] for tool in row.get("tools", ())] for row in chosen.rows}
+    assert tools == {"calculator/a": ["calculate"], "sums/b": []}
+
+
 @pytest.mark.timeout(120)
 def test_from_a_run_to_sft_and_back_to_rl(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

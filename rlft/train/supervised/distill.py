@@ -21,6 +21,7 @@ from rlft.config import RunConfig
 from rlft.curves import reading
 from rlft.curves.alarms import alarms_of
 from rlft.environment import loading
+from rlft.environment.contract import Environment
 from rlft.run.records import CONFIG, EVALS
 from rlft.train.supervised.rows import Row
 
@@ -83,7 +84,7 @@ def choose(run: Path, config: RunConfig, *, top: int, min_reward: float | None, 
         raise ValueError(f"{run}: no sample has a reward, so none can be chosen")
     mean = math.fsum(row["reward"] for row in scored) / len(scored)
     least = min_reward if min_reward is not None else math.nextafter(mean, math.inf)
-    heldout, tools = _heldout(run), _tools(config, scored)
+    heldout, environment = _heldout(run), _environment(config, scored)
     best: dict[str, list[dict[str, Any]]] = {}
     left_out: Counter[str] = Counter()
     seen: set[tuple[str, str]] = set()
@@ -98,7 +99,7 @@ def choose(run: Path, config: RunConfig, *, top: int, min_reward: float | None, 
             left_out["repeat another one"] += 1
         elif len(best.setdefault(row["task_id"], [])) < top:
             seen.add(key)
-            best[row["task_id"]].append(_row(run, row, messages, tools))
+            best[row["task_id"]].append(_row(run, row, messages, _tools(environment, row)))
         else:
             left_out[f"are not among the best {top} of their task"] += 1
     tasks = dict.fromkeys(row["task_id"] for row in found)
@@ -210,6 +211,13 @@ def _measured(run: Path) -> Iterator[str]:
         yield from dict.fromkeys(pq.read_table(path, columns=["messages"], partitioning=None)["messages"].to_pylist())
 
 
-def _tools(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Schemas of the tools that the samples were shown; only episodes have some, and only their environment knows."""
-    return loading.load(config.environment).tools if any(row.get("conversation") for row in rows) else ()
+def _environment(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> Environment | None:
+    """What knows the tools that the samples were shown; only episodes have some."""
+    return loading.load(config.environment) if any(row.get("conversation") for row in rows) else None
+
+
+def _tools(environment: Environment | None, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Schemas of the tools that a sample was shown: in a mix those of its own environment, which its task's id names."""
+    if environment is None:
+        return ()
+    return environment.sources.get(row["task_id"].partition("/")[0], environment).tools
