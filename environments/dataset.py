@@ -106,6 +106,12 @@ def _messages(row: Mapping[str, Any], column: str, where: str) -> tuple[Message,
     value = row.get(column)
     if not isinstance(value, list) or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value):
         raise ValueError(f"{where}: column {column!r} must hold a list of messages with a role and a content")
+    for number, message in enumerate(value, start=1):
+        if not isinstance(message["content"], str):
+            raise ValueError(
+                f"{where}: column {column!r}: the content of message {number} must be text, found "
+                f"{type(message['content']).__name__}; write parts as one text, and calls of tools into the content"
+            )
     return tuple({key: part for key, part in message.items() if part is not None} for message in value)  # type: ignore[misc]
 
 

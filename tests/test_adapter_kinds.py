@@ -29,6 +29,7 @@ from rlft.model.adapter import (
     save_tensors,
 )
 from rlft.model.chat import load_tokenizer
+from rlft.model.starting_point import reference_source, start_tensors
 from rlft.rollout.chunk import make_chunks
 from rlft.rollout.engines.transformers import TransformersEngine
 from rlft.rollout.generate import run_chunk
@@ -284,6 +285,18 @@ def test_a_run_of_another_kind_with_a_warm_start(make_config: MakeConfig, kind: 
     names = {path.name for path in (config.run_dir / "adapters" / "v000002").iterdir()}
     assert ("model.safetensors" if kind == "full" else "adapter_model.safetensors") in names
     assert measure(config, config.run_dir / "adapters" / "v000002").accuracy.n == 2
+
+
+def test_an_adapter_to_start_from_may_lie_at_home(
+    make_config: MakeConfig, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(finished_run))
+    found = start_tensors(make_config("adapter.start=~/adapters/v000004"))
+    assert found is not None
+    _near(found, read_folder(finished_run / "adapters" / "v000004"))
+    reference = reference_source("~/adapters/v000004")
+    assert reference is not None
+    assert reference.folder == str(finished_run / "adapters" / "v000004")
 
 
 def test_a_run_starts_from_a_saved_adapter(make_config: MakeConfig, finished_run: Path, tmp_path: Path) -> None:

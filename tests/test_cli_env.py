@@ -222,6 +222,12 @@ def test_what_is_wrong_is_found(tmp_path: Path, name: str) -> None:
     assert seen in found[0].detail
 
 
+def test_dates_of_a_table_are_plain_data(tmp_path: Path) -> None:
+    found = find(tmp_path / "dates.py", columns="columns={'day': __import__('datetime').date(2024, 1, 2)}")
+    assert [finding.detail for finding in found if not finding.is_fine] == []
+    assert "in another process" in str(found)
+
+
 def test_a_wrong_environment_ends_with_code_1(tmp_path: Path) -> None:
     find(tmp_path / "wrong.py", step="raise KeyError('board')")
     result = env("check", f"{tmp_path}/wrong.py:load")

@@ -114,6 +114,19 @@ def test_a_column_of_messages_is_the_prompt(tmp_path: Path) -> None:
         dataset.load(write(tmp_path, ".jsonl", [{"chat": "hi"}]), messages="chat", answer="")
 
 
+@pytest.mark.parametrize("content", [None, [{"type": "text", "text": "hi"}]])
+def test_a_message_whose_content_is_no_text_is_named(tmp_path: Path, content: Any) -> None:
+    path = write(tmp_path, ".jsonl", [{"chat": [{"role": "user", "content": content}]}])
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: column 'chat': the content of message 1 must be text"):
+        dataset.load(path, messages="chat", answer="")
+
+
+def test_a_source_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, ".jsonl", ROWS)
+    assert len(dataset.load("~/rows.jsonl", heldout=0).train) == len(ROWS)
+
+
 def test_a_limit_reads_no_further(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", *map(json.dumps, ROWS), "not read")
     assert len(dataset.load(path, heldout=0, limit=3).train) == 3

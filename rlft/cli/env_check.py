@@ -6,7 +6,6 @@ demonstrations. No model is needed; a tokenizer can be given, else every byte is
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from rlft.cli.env_rewards import (
 from rlft.config import EnvironmentConfig
 from rlft.environment import loading
 from rlft.environment.contract import Environment
-from rlft.environment.fresh_process import fingerprints, load_elsewhere
+from rlft.environment.fresh_process import as_json, fingerprints, load_elsewhere
 from rlft.environment.prompt_lengths import first_messages
 from rlft.environment.tools import unread_form
 from rlft.model import templates
@@ -179,7 +178,7 @@ def _reproducible(environment: Environment, config: EnvironmentConfig, *, elsewh
 def _plain_data(environment: Environment) -> Finding:
     for task in (*environment.train, *environment.heldout):
         try:
-            json.dumps([task.answer, dict(task.columns)])
+            as_json([task.answer, dict(task.columns)])
         except (TypeError, ValueError) as error:
             detail = f"task {task.id!r}: answer or columns are no plain data ({error}); rewards get them in a process"
             return Finding(name="plain data", is_fine=False, detail=detail)

@@ -42,7 +42,7 @@ def read_rows(
     Raises:
         ValueError: there is no such source, or it is not readable.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     is_function = ":" in source and path.suffix not in FORMATS
     if is_function or path.suffix in FORMATS:
         if subset or split != "train":
@@ -51,7 +51,8 @@ def read_rows(
                 f"{prefix}split and {prefix}subset are for hub ids and folders; {source} is read as a whole"
             )
         return _number(source, _call(source)) if is_function else _file(path, name)
-    return _number(source, _from_hub(source, subset, split, name))
+    folder = str(path) if source.startswith("~") else source
+    return _number(source, _from_hub(folder, subset, split, name))
 
 
 def prompt_and_answer(names: Collection[str], prompt: str = "", answer: str = "") -> tuple[str, str]:

@@ -6,6 +6,8 @@ returns hashes, not tasks, since there may be many.
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import hashlib
 import json
 import os
@@ -16,6 +18,7 @@ from rlft.config import EnvironmentConfig
 from rlft.environment import loading
 from rlft.environment.contract import Environment
 
+_CELLS = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, bytes)
 LIMIT_S = 600.0
 """Time that the other process may take."""
 
@@ -36,8 +39,23 @@ def fingerprints(environment: Environment) -> dict[str, list[str]]:
     }
 
 
+def as_json(value: object) -> str:
+    """Plain data as JSON, with the dates, decimals and bytes that tables hold as text.
+
+    Raises:
+        TypeError, ValueError: it is no plain data: what another process gets may differ, as the order of a set does.
+    """
+    return json.dumps(value, default=_of_a_table)
+
+
+def _of_a_table(value: object) -> str:
+    if isinstance(value, _CELLS):
+        return str(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
 def _hash(value: object) -> str:
-    plain = json.loads(json.dumps(value))  # keys that are numbers become text, which can be sorted
+    plain = json.loads(as_json(value))  # keys that are numbers become text, which can be sorted
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -60,7 +60,7 @@ def start_tensors(config: PolicyRunConfig) -> dict[str, Tensor] | None:
     """
     if not config.adapter.start:
         return None
-    folder = Path(config.adapter.start)
+    folder = Path(config.adapter.start).expanduser()
     refuse_other_scale(folder, config)
     return read_folder(folder)
 
@@ -69,8 +69,8 @@ def reference_source(reference: str) -> ReferenceSource | None:
     """The reference that a config names, fetched where needed; None if it is where training starts."""
     if not reference:
         return None
-    if is_adapter_folder(Path(reference)):
-        return ReferenceSource(folder=reference)
+    if is_adapter_folder(folder := Path(reference).expanduser()):
+        return ReferenceSource(folder=str(folder))
     return ReferenceSource(folder=str(sources.resolve(reference)))
 
 

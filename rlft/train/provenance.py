@@ -40,7 +40,7 @@ def present(
     folders = {start: start}
     if (source := reference_source(reference)) is not None:
         folders[reference] = source.folder
-    hashes = {name: folder_sha256(Path(folder)) for name, folder in folders.items() if name}
+    hashes = {name: folder_sha256(Path(folder).expanduser()) for name, folder in folders.items() if name}
     dtype = str(resolve_dtype(config.model)).removeprefix("torch.")
     return provenance.describe(
         config,

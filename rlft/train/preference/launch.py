@@ -229,7 +229,7 @@ def _annotated(examples: Sequence[Example], ref_logprobs: Tensor) -> list[Exampl
 
 def _identity(folders: Iterable[str]) -> list[str]:
     """Name, size and time of every file of weights: hashing whole models at every start would take too long."""
-    files = [path for folder in folders if folder for path in sorted(Path(folder).glob("*.safetensors"))]
+    files = [path for folder in folders if folder for path in sorted(Path(folder).expanduser().glob("*.safetensors"))]
     return [f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
 
 
