@@ -8,6 +8,7 @@ import io
 import json
 import pdb
 import re
+import shutil
 import signal
 import threading
 import time
@@ -32,11 +33,13 @@ from rlft.environment.tools import (
     schemas,
     unread_form,
 )
+from rlft.rollout import context
 from rlft.rollout.chunk import Chunk
 from rlft.rollout.engines.scripted import ScriptedEngine
 from rlft.rollout.generate import run_chunk
 from rlft.types import SamplingParams, Task
 from tests.chat_templates import QWEN25, TEMPLATES, tokenizer_of
+from tests.fakes import tiny_config
 
 
 def divide(a: float, b: float, digits: int = 2) -> str:
@@ -155,10 +158,21 @@ def test_what_a_template_has_the_policy_write_is_read(family: str) -> None:
     assert unread_form(tokenizer_of(family)) == ""
 
 
-def test_a_form_that_is_not_read_is_quoted() -> None:
+def test_a_form_that_is_not_read_is_quoted_in_the_notes(tiny_model: Path, tmp_path: Path) -> None:
     tokenizer = tokenizer_of("qwen2.5")
     tokenizer.chat_template = QWEN25.replace("(call.function | tojson)", "call.function.name + '(word)'")
     assert unread_form(tokenizer) == "<tool_call>\nlook_up(word)\n</tool_call>"
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    ask = Task(id="q", messages=({"role": "user", "content": "1 / 4?"},))
+    shown = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
+    environment = Environment(train=[ask], heldout=[], tools=(shown,), episode=lambda: ToolEpisode(TOOLS))
+    assert context.fit(tiny_config(model), environment, str(model))[0].notes == ()  # described in words
+    own = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}"
+    )
+    (model / "chat_template.jinja").write_text(own + "call {{ c.function.name }}{% endfor %}{% endfor %}")
+    (note,) = context.fit(tiny_config(model), environment, str(model))[0].notes
+    assert "to call tools as in 'call look_up', and the episodes of rlft.environment.tools do not read that" in note
 
 
 @pytest.mark.parametrize(

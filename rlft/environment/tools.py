@@ -13,9 +13,9 @@
 
 The policy calls one by writing `<tool_call>{"name": "calculate", "arguments": {"expression": "2 * 7"}}</tool_call>`,
 the form of Hermes and Qwen, or by a reply that is nothing but `{"name": "calculate", "parameters": {...}}`, that of
-Llama 3, or a list of such objects, that of Mistral. Whatever goes wrong in a call (no JSON, no such tool, wrong arguments, an exception inside
-the function, no result within the deadline) is a message to the policy: such errors belong to the task. An error of the
-environment itself does not.
+Llama 3, or a list of such objects, that of Mistral. Whatever goes wrong in a call (no JSON, no such tool, wrong
+arguments, an exception inside the function, no result within the deadline) is a message to the policy: such errors
+belong to the task. An error of the environment itself does not.
 
 A function that is `async` is cancelled at the deadline. Another one is interrupted, which works in the main thread,
 where rollout workers run, and not for every code in C: `rlft.common.overrun` says what the limits are. While one blocks

@@ -154,7 +154,9 @@ def conversations(
     prompts: list[tuple[int, ...]] = []
     rests: list[tuple[int, ...]] = []
     for group in groups:
-        rows = [chat.without_padding(chat.conversation(tokenizer, m, tools=tools), tokenizer.pad_token_id) for m in group]
+        rows = [
+            chat.without_padding(chat.conversation(tokenizer, m, tools=tools), tokenizer.pad_token_id) for m in group
+        ]
         shared = min(alike(min(rows), max(rows)), *(len(row) - 1 for row in rows))  # what these two share, all do
         prompts += [rows[0][:shared]] * len(rows)
         rests += [row[shared:] for row in rows]

@@ -97,9 +97,8 @@ class _Episode:
         """Pass the policy's message on; return the environment's answer, and at the end the rubric's reward."""
         from verifiers.types import AssistantMessage, ToolCall
 
-        text, calls = message["content"], ()
-        if self._env.tool_defs:
-            text, calls = read_tool_calls(text, [tool.name for tool in self._env.tool_defs])
+        names = [tool.name for tool in self._env.tool_defs or ()]
+        text, calls = read_tool_calls(message["content"], names) if names else (message["content"], ())
         called = [ToolCall(id=f"call-{len(self._tools) + n}", name=c, arguments=a) for n, (c, a) in enumerate(calls)]
         self._tools |= {call.id: call.name for call in called}
         reply = AssistantMessage(content=text, tool_calls=called or None)

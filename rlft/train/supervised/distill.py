@@ -217,7 +217,7 @@ def _environment(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> Enviro
 
 
 def _tools(environment: Environment | None, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Schemas of the tools that a sample was shown: in a mix those of its own environment, which its task's id names."""
+    """Schemas of the tools that a sample was shown: in a mix those of the environment that its id names."""
     if environment is None:
         return ()
     return environment.sources.get(row["task_id"].partition("/")[0], environment).tools
