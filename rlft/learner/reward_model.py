@@ -154,6 +154,8 @@ def conversations(
     prompts: list[tuple[int, ...]] = []
     rests: list[tuple[int, ...]] = []
     for group in groups:
+        if not group:  # all of its samples failed
+            continue
         rows = [_without_padding(chat.conversation(tokenizer, m, tools=tools), tokenizer.pad_token_id) for m in group]
         shared = min(alike(min(rows), max(rows)), *(len(row) - 1 for row in rows))  # what these two share, all do
         prompts += [rows[0][:shared]] * len(rows)
