@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from rlft.curves.alarms.evidence import _KEYS, samples_for
 from rlft.curves.alarms.seen import Found
 from rlft.curves.alarms.watch import is_looked_at
 from rlft.curves.statistics import mean_interval
+from rlft.train.rl.metrics import describe
+from tests.fakes import made_up_group
 from tests.fakes_run import append, rollout, write_config, write_json, write_rollouts
 from tests.test_report import Page
 
@@ -188,6 +191,28 @@ def test_what_learning_looks_like_is_no_alarm() -> None:
     for row in rows:
         row["groups/solved_all"] = 0.0  # the same groups out of reach instead
     assert names(alarms_from(rows)) == ["no_signal"]
+
+
+def test_a_reward_that_all_samples_get_is_solved_only_if_there_was_a_lower_and_no_higher_one() -> None:
+    def run(end: float, others: float = 0.0, begin: float = 0.15) -> Health:
+        """A share that rises gets 1 and the others `others`, until all of them get `end`."""
+        random_ = random.Random(0)
+        rows = []
+        for step in range(1, 61):
+            chance = min(1.0, begin + step * 0.03)
+            groups = [
+                made_up_group(
+                    [end if chance == 1 else 1.0 if random_.random() < chance else others for _ in range(8)],
+                    task_id=str(task),
+                )
+                for task in range(8)
+            ]
+            rows.append({"step": step, **describe(groups)})
+        return alarms_from(rows)
+
+    assert names(run(1.0)) == []
+    assert "no_signal" in names(run(0.7, others=0.7))  # it had 1 before
+    assert "no_signal" in names(run(0.0, begin=1.0))  # and this one never anything else
 
 
 def test_a_policy_that_collapsed_within_its_first_steps_is_not_healthy() -> None:

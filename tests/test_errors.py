@@ -502,7 +502,7 @@ def _hashes(run: Path) -> list[str]:
 
 
 def test_equal_rewards_change_nothing(make_config: MakeConfig) -> None:
-    config = make_config(*NO_KL, reward="def odd(completion):\n    return 0.25")
+    config = make_config(*NO_KL, "updates_per_step=2", reward="def odd(completion):\n    return 0.25")
     launch.train(config)
     assert len(set(_hashes(config.run_dir))) == 1
     rows = read_metrics(config.run_dir)

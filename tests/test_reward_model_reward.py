@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,15 @@ def run(config: RunConfig, folder: Path, name: str) -> Path:
     config = config.model_copy(update={"name": name, "output_dir": str(folder)})
     launch.train(RunConfig.model_validate(config.model_dump()))
     return folder / name
+
+
+def test_a_task_whose_samples_all_failed_leaves_the_others_their_scores(tiny_model: Path, rm: Path) -> None:
+    learner = Learner(with_reward(tiny_model, on_learner(rm)), tiny_model)
+    groups = groups_of()
+    empty = replace(groups[0], trajectories=())
+    (alone,) = learner.scores(groups)
+    assert learner.scores([empty, *groups[:1], empty, *groups[1:]]) == [[[], *alone[:1], [], *alone[1:]]]
+    assert learner.scores([empty, empty]) == [[[], []]]
 
 
 def test_a_run_has_the_same_rewards_either_way(tmp_path: Path, tiny_model: Path, rm: Path) -> None:

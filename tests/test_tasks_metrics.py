@@ -113,6 +113,7 @@ def test_describe_by_hand() -> None:
             "reward/mean": 0.5,
             "reward/low": 0.0,
             "reward/high": 1.0,
+            "reward/max": 1.0,
             "reward/std": 0.5,  # of the 8 scores, 4 of them 1 and 4 of them 0
             "reward/failed": 1.0,
             "reward/abstained": 1.0,

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from rlft.curves.marks import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, Mark, area, bars, course, points
 from rlft.curves.reading import Rows
-from rlft.curves.series import binned, series
+from rlft.curves.series import binned, series, with_solved
 from rlft.run.records import Evaluation, Interval
 
 PART = "reward/part/"
@@ -155,6 +155,7 @@ _TIMES = (("time/rollout", "rollout", BLUE), ("time/score", "score", ORANGE), ("
 
 def sections(rows: Rows, evals: Sequence[Evaluation] = ()) -> list[Section]:
     """Every chart besides the main one, the parts of the reward and the evaluation sets that the data allows."""
+    rows = with_solved(rows)
     losses = [*_loss(rows, evals, "sft/loss", "Loss, nats per token")]
     preferences = [*_margin(rows, evals), *_loss(rows, evals, "preference/loss", "Preference loss")]
     built = [

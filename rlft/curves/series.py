@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlft.curves.reading import Rows
@@ -52,6 +52,22 @@ class Bin:
     """The mean of the steps."""
     interval: Interval
     """The mean of their values with a 95 % interval, see `bins`; n counts the steps."""
+
+
+def with_solved(rows: Rows) -> Rows:
+    """Rows in which `groups/solved_all` is 1 where all samples of a step got the highest reward of the run.
+
+    Of such a step alone nobody knows whether its one reward is the highest or the lowest, so its line says 0.
+    """
+    top = max((row["reward/max"] for row in rows if "reward/max" in row), default=math.inf)
+    if not any(row.get("reward/mean", math.inf) < top for row in rows):
+        return rows  # it never had another one
+
+    def is_solved(row: Mapping[str, float]) -> bool:
+        spread = row.get("reward/std", math.inf)
+        return row.get("reward/max") == top and spread <= 1e-9 * max(1.0, abs(top)) and "groups/solved_all" in row
+
+    return [{**row, "groups/solved_all": 1.0} if is_solved(row) else row for row in rows]
 
 
 def series(rows: Rows, metric: str) -> Series:

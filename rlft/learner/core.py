@@ -161,6 +161,8 @@ class Roles:
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[list[float]]:
         """The reward model's scores of groups of conversations in which these tools are shown; no gradient."""
+        if not any(groups):
+            return [[] for _ in groups]
         with torch.no_grad(), active(model.role):
             scores = self._collect(
                 conversations(model, groups, tools=tools),

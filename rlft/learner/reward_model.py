@@ -154,6 +154,8 @@ def conversations(
     prompts: list[tuple[int, ...]] = []
     rests: list[tuple[int, ...]] = []
     for group in groups:
+        if not group:  # all of its samples failed
+            continue
         rows = [
             chat.without_padding(chat.conversation(tokenizer, m, tools=tools), tokenizer.pad_token_id) for m in group
         ]

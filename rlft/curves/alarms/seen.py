@@ -12,6 +12,7 @@ import numpy as np
 from rlft.curves.alarms.course import MIN_STEPS, Course, course_of, shift, trend
 from rlft.curves.alarms.health import Severity
 from rlft.curves.reading import Rows
+from rlft.curves.series import with_solved
 from rlft.curves.text import counted
 
 
@@ -28,7 +29,8 @@ class Seen:
     def course(self, metric: str) -> Course:
         """The finite values of a metric."""
         if metric not in self._courses:
-            self._courses[metric] = course_of(self.rows, metric)
+            rows = with_solved(self.rows) if metric == "groups/solved_all" else self.rows
+            self._courses[metric] = course_of(rows, metric)
         return self._courses[metric]
 
     def missing(self, *metrics: str, steps: int = MIN_STEPS) -> str:

@@ -88,7 +88,6 @@ def train_rl(
         with standing.moves_to(step):
             for minibatch in minibatches(batch, config.updates_per_step):
                 if not learner.has_gradient(minibatch):
-                    run.event("no_signal", "all groups have equal rewards; no update was made", step=step)
                     continue
                 update = learner.update(minibatch)
                 updates.append(update)
@@ -97,6 +96,8 @@ def train_rl(
                     run.skip(step, minibatch, update.skipped, in_a_row=skipped)
                 if not is_stale:
                     refuse_mismatch(config, step, update.mismatch)
+            if not updates:
+                run.event("no_signal", "all groups have equal rewards; no update was made", step=step)
             metrics |= step_metrics(updates) | {"policy/updates": float(learner.num_updates)}
             adapter = learner.adapter(version=step)
             guards.check(step, metrics, adapter)

@@ -96,6 +96,7 @@ def describe(
         best, worst = max(flat), min(flat)
         metrics |= {
             "reward/mean": interval.mean,
+            "reward/max": best,
             "reward/std": (sum((score - mean) ** 2 for score in flat) / len(flat)) ** 0.5,
             "groups/with_signal": signal.mean,
             **_bounds("groups/with_signal", signal),
