@@ -144,9 +144,23 @@ def test_every_convention_of_single_completions(tmp_path: Path, row: dict[str, A
     assert [example.labels for example in data.train] == ([(1.0,), (0.0,)] if "chosen" in row else [(row["label"],)])
 
 
-@pytest.mark.parametrize("label", [True, 1, "true", "1", "True"])
+@pytest.mark.parametrize("label", [True, 1, "true", "1", "True", 1.0, "1.0"])
 def test_labels_may_be_words(label: Any) -> None:
     assert parse({**SINGLE, "label": label}, paired=False).labels == (1.0,)
+    assert parse({**SINGLE, "label": not label if isinstance(label, bool) else 0.0}, paired=False).labels == (0.0,)
+
+
+@pytest.mark.parametrize("row", [CHAT_PAIR, {"chosen": CONVERSATION[:2], "rejected": [user("Hi"), assistant("Yo")]}])
+def test_messages_in_csv_are_messages(tmp_path: Path, row: dict[str, Any]) -> None:
+    expected = read(write(tmp_path / "data.jsonl", [row]))
+    as_json = {name: json.dumps(value) for name, value in row.items()}
+    assert read(write(tmp_path / "data.csv", [as_json])).train == expected.train
+    single = {"prompt": [user("Sky?")], "completion": [assistant("blue")], "label": "1.0"}
+    cells = {name: json.dumps(value) if isinstance(value, list) else value for name, value in single.items()}
+    found = read(write(tmp_path / "single.csv", [cells]), paired=False)
+    assert texts(found.train[0]) == CHAT[:2]
+    written = {"prompt": "Who?", "chosen": '[{"name": "Ann"}]', "rejected": "[]"}  # lists that are no messages are text
+    assert texts(read(write(tmp_path / "text.csv", [written])).train[0])[1] == '[{"name": "Ann"}]<|end|>'
 
 
 @pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.csv", "data.parquet"])

@@ -67,11 +67,12 @@ def learnt(data: SupervisedData) -> list[tuple[str, str]]:
             ("<|system|>s<|end|><|user|>a<|end|><|assistant|><|user|>c<|end|><|assistant|>", "b<|end|>d<|end|>"),
         ),
         ({"prompt": "2 +", "completion": " 2"}, ("2 +", " 2<|end|>")),
+        ({"prompt": "Who?", "completion": '[{"name": "Ann"}]'}, ("Who?", '[{"name": "Ann"}]<|end|>')),  # not messages
         ({"prompt": "hi", "completion": [assistant("yes")]}, ("<|user|>hi<|end|><|assistant|>", "yes<|end|>")),
         ({"prompt": [user("hi")], "completion": [assistant("yes")]}, ("<|user|>hi<|end|><|assistant|>", "yes<|end|>")),
         ({"text": "abc"}, ("a", "bc<|end|>")),
     ],
-    ids=["messages", "several replies", "text pair", "question and messages", "messages pair", "text"],
+    ids=["messages", "several replies", "text pair", "JSON", "question and messages", "messages pair", "text"],
 )
 def test_a_row_is_read_in_its_convention(tmp_path: Path, row: dict[str, Any], expected: tuple[str, str]) -> None:
     assert learnt(read(write(tmp_path / "rows.jsonl", [row]))) == [expected]
@@ -108,6 +109,8 @@ def test_tables_give_the_rows_of_json_lines(tmp_path: Path) -> None:
     ("row", "words"),
     [
         ({"question": "a", "answer": "b"}, r"this one has question, answer.*data\.columns={prompt: question, complet"),
+        ({"instruction": "a", "input": "", "output": "b"}, r"columns={prompt: instruction, completion: output}"),
+        ({"id": 1, "note": "b"}, r"Name the one that asks and the one that answers: data\.columns="),
         ({"conversations": [user("a")]}, r"data\.columns={messages: conversations}"),
         ({"messages": [user("a")]}, "no message is the assistant's, so nothing is to be learnt; roles: user"),
         ({"messages": [assistant("a"), user("b"), assistant("c")]}, "the first message is the assistant's, and no pro"),

@@ -42,6 +42,21 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
+def listed(value: Any) -> Any:
+    """A list of messages that stands in a text as JSON, as in CSV files; other values as they are.
+
+    A JSON array of anything else, such as of extracted records, is text that is to be learnt.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            found = json_text.parse(value)
+        except ValueError:
+            return value  # a text that begins so
+        if isinstance(found, list) and found and all(isinstance(each, Mapping) and "role" in each for each in found):
+            return found
+    return value
+
+
 def read_text(name: str, value: Any) -> Text:
     """A column's text or messages."""
     if isinstance(value, str):
