@@ -240,7 +240,7 @@ def test_other_numbers_make_another_question() -> None:
 
 
 def test_the_reply_is_what_is_learnt() -> None:
-    model = Model(tokenizer=byte_tokenizer(), end_ids=None, limit=500, limit_name="the model's context")
+    model = Model(tokenizer=byte_tokenizer(), end_ids=frozenset([0]), limit=500, limit_name="the model's context")
     messages: Any = ({"role": "user", "content": "Capital of Peru?"},)
     reply = [{"role": "assistant", "content": "Lima."}]
     record = Record(where="f:1", is_heldout=False, prompt="Capital of Peru?", messages=messages, replies=(reply,))

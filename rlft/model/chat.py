@@ -139,7 +139,11 @@ def render_completion(
         alone[-1],
     )
     histories = [len(_ids(tokenizer, text)) for text in before]
-    starts = [_shared(context, whole, least=least) for context, least in zip(contexts, histories, strict=True)]
+    contents = [messages[at]["content"] for at in replies]
+    starts = [
+        _start(tokenizer, context, whole, content, least=least)
+        for context, content, least in zip(contexts, contents, histories, strict=True)
+    ]
     ids: list[int] = []
     mask: list[bool] = []
     for turn, (start, following) in enumerate(pairwise(starts)):
@@ -150,7 +154,7 @@ def render_completion(
                 "its end cannot be told; name the token that ends a turn as eos_token_id in generation_config.json"
             )
         as_last = _ids(tokenizer, alone[turn])
-        opened = _shared(contexts[turn], as_last, least=histories[turn])
+        opened = _start(tokenizer, contexts[turn], as_last, contents[turn], least=histories[turn])
         _refuse_rewritten(
             tokenizer,
             _ended(tokenizer, as_last[opened:], end_ids),
@@ -208,12 +212,17 @@ def _bare(text: str) -> str:
     return re.sub(r"<(\w+)></\1>", "", "".join(text.split()))
 
 
-def _shared(context: tuple[int, ...], whole: tuple[int, ...], *, least: int) -> int:
-    """How many tokens of a reply's context the whole conversation begins with.
+def _start(
+    tokenizer: PreTrainedTokenizerBase, context: tuple[int, ...], whole: tuple[int, ...], content: str, *, least: int
+) -> int:
+    """Where a reply begins in the whole conversation: behind what that has in common with the reply's context.
+
+    Where the mark that opens the turn has more than the conversation keeps, as a block of thought, the reply may begin
+    like that, `<answer>` like `<think>`: then it begins earlier, with its own first token.
 
     Raises:
-        ValueError: fewer than `least`, those of the messages before the reply. The mark that opens the reply is not
-            counted: some templates write more into it than they keep, as an empty block of thought.
+        ValueError: less than `least` tokens are shared, those of the messages before the reply. The mark is not
+            counted: some templates write more into it than they keep.
     """
     shared = alike(context, whole)
     if shared < least:
@@ -221,7 +230,11 @@ def _shared(context: tuple[int, ...], whole: tuple[int, ...], *, least: int) -> 
             "the chat template writes the earlier messages otherwise when a reply follows them, so the reply cannot be "
             "told from them; use a chat_template.jinja that only appends"
         )
-    return shared
+    if shared == len(context):
+        return shared
+    said = _bare(content)
+    starts = range(shared, least - 1, -1)
+    return next((at for at in starts if _bare(tokenizer.decode(list(whole[at:]))).startswith(said)), shared)
 
 
 def _refuse_rewritten(
@@ -293,16 +306,23 @@ def conversation(
 
 
 def demonstration(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()
-) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Token ids of a conversation that ends with the reply to be learnt, and which of them are that reply.
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    end_ids: frozenset[int],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of the prompt that a rollout has, and of the reply to be learnt, the conversation's last message.
+
+    What the template writes behind the reply's end is learnt, too, where it writes the conversation as it is read.
 
     Raises:
-        ValueError: the template refuses these messages, or one holds half a surrogate pair.
+        ValueError: see `render_completion`.
     """
-    prompt, whole = render(tokenizer, messages[:-1], tools=tools), conversation(tokenizer, messages, tools=tools)
-    start = _shared(prompt, whole, least=0)
-    return whole, tuple(at >= start for at in range(len(whole)))
+    prompt, reply, _ = render_completion(tokenizer, messages[:-1], messages[-1:], end_ids, tools=tools)
+    whole = conversation(tokenizer, messages, tools=tools)
+    is_kept = whole[: len(prompt) + len(reply)] == (*prompt, *reply)
+    return prompt, whole[len(prompt) :] if is_kept else reply
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
@@ -348,6 +368,7 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Generat
 def check_conversations(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message]],
+    end_ids: frozenset[int],
     *,
     context: int,
     tools: Sequence[Sequence[Mapping[str, Any]]] = (),
@@ -355,6 +376,7 @@ def check_conversations(
     """Refuse demonstrations that do not fit the model's context, or that cannot be tokens at all.
 
     Args:
+        end_ids: see `end_token_ids`.
         tools: those that the prompt of each shows; empty for none.
 
     Raises:
@@ -362,7 +384,8 @@ def check_conversations(
     """
     for row, messages in enumerate(conversations):
         try:
-            length = len(conversation(tokenizer, messages, tools=tools[row] if tools else ()))
+            shown = demonstration(tokenizer, messages, end_ids, tools=tools[row] if tools else ())
+            length = sum(map(len, shown))
         except ValueError as error:
             raise ValueError(f"demonstration {row}: {error}") from error
         if length > context:

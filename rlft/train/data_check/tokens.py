@@ -87,9 +87,10 @@ def write(record: Record, model: Model, *, kind: str) -> Written:
     length = len(prompt) + model.new_tokens
     if not record.replies:
         return Written(prompt, (), (), length)
-    whole, mask = chat.demonstration(model.tokenizer, [*record.messages, *record.replies[0]], tools=record.tools)
-    at = mask.index(True) if True in mask else len(mask)
-    return Written(whole[:at], whole[at:], mask[at:], max(length, len(whole)))
+    assert model.end_ids is not None
+    messages = [*record.messages, *record.replies[0]]
+    prompt, reply = chat.demonstration(model.tokenizer, messages, model.end_ids, tools=record.tools)
+    return Written(prompt, reply, (True,) * len(reply), max(length, len(prompt) + len(reply)))
 
 
 def lengths(records: Sequence[Record], model: Model, *, kind: str) -> tuple[list[Finding], dict[str, str]]:
