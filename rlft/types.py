@@ -57,6 +57,8 @@ class Message(TypedDict):
     """Of a `tool` message: the tool that answers."""
     tool_calls: NotRequired[list[dict[str, Any]]]
     """Of an assistant's message: `{"type": "function", "function": {"name": ..., "arguments": {...}}}` each."""
+    weight: NotRequired[float]
+    """Of an assistant's message that is learnt from, as OpenAI has it: 0 for one that is only read, else 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

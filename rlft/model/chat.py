@@ -115,7 +115,7 @@ def render_completion(
 
     An action is what a policy would sample: all behind the mark that opens the assistant's turn, calls of tools too, up
     to the end token. What a template writes behind the last end token, such as a line break, is left out: no policy is
-    asked for it.
+    asked for it. A reply of weight 0 is no action, it is only read.
 
     Args:
         completion: begins and ends with a message of the assistant.
@@ -139,7 +139,7 @@ def render_completion(
         alone[-1],
     )
     histories = [len(_ids(tokenizer, text)) for text in before]
-    contents = [messages[at]["content"] for at in replies]
+    contents, is_learnt = zip(*((messages[at]["content"], bool(messages[at].get("weight", 1))) for at in replies), strict=True)
     starts = [
         _start(tokenizer, context, whole, content, least=least)
         for context, content, least in zip(contexts, contents, histories, strict=True)
@@ -163,9 +163,9 @@ def render_completion(
         )
         observation = contexts[turn + 1][end:]
         ids += [*whole[start:end], *observation]
-        mask += [True] * (end - start) + [False] * len(observation)
+        mask += [is_learnt[turn]] * (end - start) + [False] * len(observation)
     last = _ended(tokenizer, whole[starts[-1] :], end_ids)
-    return contexts[0], (*ids, *last), (*mask, *(True for _ in last))
+    return contexts[0], (*ids, *last), (*mask, *(is_learnt[-1] for _ in last))
 
 
 def _tokenized_at(
