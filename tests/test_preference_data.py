@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
@@ -502,6 +503,28 @@ def test_plain_text_ends_at_its_end_token() -> None:
     assert chat.render_text(tokenizer, "Sky?", " blue<|end|>\n") == chat.render_text(tokenizer, "Sky?", " blue")
     with pytest.raises(ValueError, match=r"goes on after the end token '<\|end\|>', with 'green'"):
         chat.render_text(tokenizer, "Sky?", " blue<|end|>green")
+
+
+def test_text_without_a_prompt_is_learnt_behind_end_tokens_too() -> None:
+    tokenizer = byte_tokenizer()
+    turns = "<|user|>Sky?<|end|>\n<|assistant|>blue<|end|>"
+    for text in (turns, f"{turns}\n"):
+        prompt, ids = chat.render_text(tokenizer, "", text)
+        assert (prompt, tokenizer.decode(list(ids))) == ((), turns)
+    assert tokenizer.decode(list(chat.render_text(tokenizer, "", f"{turns}more\n")[1])) == f"{turns}more\n<|end|>"
+
+
+def test_a_text_that_brings_its_beginning_gets_no_second_one() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = "<|user|>"
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|user|> $A", special_tokens=[("<|user|>", begin)]
+    )
+    assert chat.render_text(tokenizer, "", "<|user|>Sky") == chat.render_text(tokenizer, "", "Sky")
+    with_its_own = chat.render_text(tokenizer, "<|user|>Sky?", " blue")
+    assert with_its_own == chat.render_text(tokenizer, "Sky?", " blue")
+    assert (with_its_own[0][0], with_its_own[0].count(begin)) == (begin, 1)
 
 
 def test_a_prompt_of_text_is_the_users_message(tmp_path: Path) -> None:

@@ -221,8 +221,7 @@ def _start(
     like that, `<answer>` like `<think>`: then it begins earlier, with its own first token.
 
     Raises:
-        ValueError: less than `least` tokens are shared, those of the messages before the reply. The mark is not
-            counted: some templates write more into it than they keep.
+        ValueError: less than `least` tokens are shared, those of the messages before the reply and its mark.
     """
     shared = alike(context, whole)
     if shared < least:
@@ -232,8 +231,7 @@ def _start(
         )
     if shared == len(context):
         return shared
-    said = _bare(content)
-    starts = range(shared, least - 1, -1)
+    said, starts = _bare(content), range(shared, least - 1, -1)
     return next((at for at in starts if _bare(tokenizer.decode(list(whole[at:]))).startswith(said)), shared)
 
 
@@ -266,7 +264,8 @@ def render_text(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of a plain prompt and of its continuation, with the end token.
 
-    Plain text is taken as it is: the special tokens that it spells act as such, since no template brings any.
+    Plain text is taken as it is: the special tokens that it spells act as such, since no template brings any. Without a
+    prompt all of the text is learnt, also behind an end token within it, as a template that wrote it has them.
 
     Raises:
         ValueError: the tokenizer has no end token, or a text holds half a surrogate pair.
@@ -274,16 +273,25 @@ def render_text(
     refuse_halves(prompt, completion)
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token (eos_token), so a completion of plain text could never end")
-    text, end, rest = completion.partition(str(tokenizer.eos_token))
+    end, end_id = str(tokenizer.eos_token), tokenizer.eos_token_id
+    if not prompt:
+        ids = _plain_ids(tokenizer, completion.rstrip() if completion.rstrip().endswith(end) else completion)
+        return (), ids if ids[-1:] == (end_id,) else (*ids, end_id)
+    text, _, rest = completion.partition(end)
     if rest.strip():
         raise ValueError(f"a completion goes on after the end token {end!r}, with {rest[:80]!r}; take that out of it")
-    prompt_ids = tuple(tokenizer(prompt)["input_ids"])
-    whole = tuple(tokenizer(prompt + text)["input_ids"])
+    prompt_ids, whole = _plain_ids(tokenizer, prompt), _plain_ids(tokenizer, prompt + text)
     if whole[: len(prompt_ids)] == prompt_ids:
         continuation = whole[len(prompt_ids) :]
     else:  # a token across the border, which no sampled completion has
         continuation = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return prompt_ids, _ended(tokenizer, continuation, frozenset([tokenizer.eos_token_id]))
+    return prompt_ids, _ended(tokenizer, continuation, frozenset([end_id]))
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """Token ids of plain text; where it brings the token that begins a text, the tokenizer does not add another one."""
+    begins = bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
+    return tuple(tokenizer(text, add_special_tokens=not begins)["input_ids"])
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], end_ids: frozenset[int]) -> tuple[int, ...]:
@@ -384,8 +392,7 @@ def check_conversations(
     """
     for row, messages in enumerate(conversations):
         try:
-            shown = demonstration(tokenizer, messages, end_ids, tools=tools[row] if tools else ())
-            length = sum(map(len, shown))
+            length = sum(map(len, demonstration(tokenizer, messages, end_ids, tools=tools[row] if tools else ())))
         except ValueError as error:
             raise ValueError(f"demonstration {row}: {error}") from error
         if length > context:
