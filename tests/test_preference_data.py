@@ -21,7 +21,7 @@ from rlft.learner.batch import num_tokens, pack
 from rlft.learner.microbatches import microbatches
 from rlft.model import chat, special_tokens
 from rlft.train.preference.config import PreferenceDataConfig
-from rlft.train.preference.data import Example, PreferenceData, load, make_batch
+from rlft.train.preference.data import Example, PreferenceData, load, make_batch, row_id
 from rlft.train.preference.rows import parse
 from tests.fakes import byte_tokenizer
 
@@ -353,6 +353,22 @@ def test_further_rows_move_no_others_between_training_and_held_out(tmp_path: Pat
     assert {e.id for e in few.train} <= {e.id for e in many.train}
     assert not {e.id for e in many.train} & {e.id for e in many.heldout}
     assert [e.id for e in few.train] == [e.id for e in many.train if e.id in {e.id for e in few.train}][::-1]
+
+
+def test_prompts_that_read_the_same_are_one_prompt() -> None:
+    def ids(*prompts: Any) -> set[str]:
+        chosen, rejected = [assistant("a")], [assistant("b")]
+        replies = [("a", "b") if isinstance(prompt, str) else (chosen, rejected) for prompt in prompts]
+        rows = [
+            {"prompt": prompt, "chosen": one, "rejected": two}
+            for prompt, (one, two) in zip(prompts, replies, strict=True)
+        ]
+        return {row_id(parse(row, paired=True)) for row in rows}
+
+    assert len(ids("Caf\u00e9?", "Caf\u00e9?\n", "Cafe\u0301?  ")) == 1
+    assert len(ids([user("Sky?")], [user("Sky? \n")])) == 1
+    assert len(ids("Sky?", "Sea?", [user("Sky?")])) == 3
+    assert ids("The sky is") == {"4fe1642290e3092d"}  # as ever: rows that say the same keep their side
 
 
 def test_rows_of_one_prompt_stay_together(tmp_path: Path) -> None:

@@ -37,9 +37,12 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
 
     folder = question["folder"]
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    prompt = tokenizer.apply_chat_template(
-        question["messages"], add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    if tokenizer.chat_template:
+        prompt = tokenizer.apply_chat_template(
+            question["messages"], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    else:
+        prompt = tokenizer(question["messages"][-1]["content"])["input_ids"]
     model = _model(folder, question["base"], four_bits=question["four_bits"])
     return {
         "prompt_ids": [int(token) for token in prompt],
