@@ -125,8 +125,8 @@ def test_half_a_surrogate_pair_is_refused(cut: str) -> None:
         chat.render_completion(tokenizer, [ASK], [reply], frozenset())
     with pytest.raises(ValueError, match=told):
         chat.render_text(tokenizer, "?", cut)
+    shown = [[ASK, Message(role="assistant", content="4")], [ASK, reply]]
     with pytest.raises(ValueError, match=f"demonstration 1: .*{told}"):
-        shown = [[ASK, Message(role="assistant", content="4")], [ASK, reply]]
         chat.check_conversations(tokenizer, shown, frozenset([tokenizer.eos_token_id]), context=999)
 
 

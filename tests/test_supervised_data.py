@@ -80,7 +80,17 @@ def learnt(data: SupervisedData) -> list[tuple[str, str]]:
         ({"prompt": [user("hi")], "completion": [assistant("yes")]}, ("<|user|>hi<|end|><|assistant|>", "yes<|end|>")),
         ({"text": "abc"}, ("a", "bc<|end|>")),
     ],
-    ids=["messages", "several replies", "weight 0", "last weight 0", "text pair", "JSON", "question and messages", "messages pair", "text"],
+    ids=[
+        "messages",
+        "several replies",
+        "weight 0",
+        "last weight 0",
+        "text pair",
+        "JSON",
+        "question and messages",
+        "messages pair",
+        "text",
+    ],
 )
 def test_a_row_is_read_in_its_convention(tmp_path: Path, row: dict[str, Any], expected: tuple[str, str]) -> None:
     assert learnt(read(write(tmp_path / "rows.jsonl", [row]))) == [expected]

@@ -139,7 +139,8 @@ def render_completion(
         alone[-1],
     )
     histories = [len(_ids(tokenizer, text)) for text in before]
-    contents, is_learnt = zip(*((messages[at]["content"], bool(messages[at].get("weight", 1))) for at in replies), strict=True)
+    contents = [messages[at]["content"] for at in replies]
+    is_learnt = [bool(messages[at].get("weight", 1)) for at in replies]
     starts = [
         _start(tokenizer, context, whole, content, least=least)
         for context, content, least in zip(contexts, contents, histories, strict=True)
