@@ -57,6 +57,8 @@ class Message(TypedDict):
     """Of a `tool` message: the tool that answers."""
     tool_calls: NotRequired[list[dict[str, Any]]]
     """Of an assistant's message: `{"type": "function", "function": {"name": ..., "arguments": {...}}}` each."""
+    weight: NotRequired[float]
+    """Of an assistant's message that is learnt from, as OpenAI has it: 0 for one that is only read, else 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +123,7 @@ class Turn:
     """One model action and what it was an answer to."""
 
     prompt_ids: tuple[int, ...]
-    """Tokens between the action before and this one: for the first turn the templated prompt, then the environment's
-    answer with all that the template writes around it. Ids are only ever appended."""
+    """Tokens since the action before: the templated prompt, later the environment's answer; they are only appended."""
     completion: Completion
     """The action."""
     observation: tuple[Message, ...] = ()
@@ -373,8 +374,7 @@ class Batch:
     is_truncated: Tensor
     """(S,) bool, whether the last action was cut at `max_new_tokens`."""
     policy_logprobs: Tensor | None = None
-    """(A,) float32, the engine's log-probabilities of the policy, before top-p, top-k and min-p; None where these are
-    off and both are one."""
+    """(A,) float32, the engine's of the policy, before top-p, top-k and min-p; None where all are off."""
     baseline_rewards: Tensor | None = None
     """(S,) float32, the `baseline_score` of the sequence's group; None where its groups have none."""
     old_logprobs: Tensor | None = None

@@ -125,8 +125,9 @@ def test_half_a_surrogate_pair_is_refused(cut: str) -> None:
         chat.render_completion(tokenizer, [ASK], [reply], frozenset())
     with pytest.raises(ValueError, match=told):
         chat.render_text(tokenizer, "?", cut)
+    shown = [[ASK, Message(role="assistant", content="4")], [ASK, reply]]
     with pytest.raises(ValueError, match=f"demonstration 1: .*{told}"):
-        chat.check_conversations(tokenizer, [[ASK], [ASK, reply]], context=999)
+        chat.check_conversations(tokenizer, shown, frozenset([tokenizer.eos_token_id]), context=999)
 
 
 def test_a_refusing_template_is_named_kindly() -> None:

@@ -20,7 +20,7 @@ from rlft.model import chat
 from rlft.train.data_check import same, texts, tokens
 from rlft.train.data_check.check import _check, check_config, check_file
 from rlft.train.data_check.findings import Checked
-from rlft.train.data_check.records import Record, of_file, same_text
+from rlft.train.data_check.records import Record, of_file, of_preferences, same_text
 from rlft.train.data_check.tokens import Model
 from rlft.train.head.data import HeadData
 from rlft.train.head.data import load as load_head_data
@@ -231,6 +231,23 @@ def test_lengths_and_special_tokens_of_a_model(tmp_path: Path) -> None:
     assert lines(_check(records, replace(model, limit=longest - 1)))["too long"] == [2]
 
 
+def test_special_tokens_act_in_plain_text_and_not_in_messages(check: Callable[..., Checked]) -> None:
+    tokenizer, end = byte_tokenizer(), "<|end|>"
+    model = Model(tokenizer=tokenizer, end_ids=frozenset([0]), limit=200, limit_name="the model's context")
+    table = [pair("Sky?", "blue", "red"), pair(f"Sea?{end}", "blue", "red")]
+
+    def told(rows: list[dict[str, Any]], model: Model) -> str:
+        read = [(f"row {number}", row) for number, row in enumerate(rows)]
+        records = of_preferences("file", read, paired=True, is_heldout=lambda row: False)
+        return next(each.what for each in _check(records, model).findings if each.name == "special token")
+
+    assert told(table, model) == f"plain text spells {end!r}: it acts as that token"
+    assert "becomes the tokens of its characters" in told(table, replace(model, end_ids=None))  # of a reward model
+    messages = [{"role": "user", "content": f"Sea?{end}"}]
+    replies = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    assert "becomes the tokens of its characters" in told([{"prompt": messages, **replies}], model)
+
+
 def test_other_numbers_make_another_question() -> None:
     pytest.importorskip("datasketch")
     story = "A shop sells {} boxes of pears and gives every customer a bag. How many boxes are left in the evening?"
@@ -240,7 +257,7 @@ def test_other_numbers_make_another_question() -> None:
 
 
 def test_the_reply_is_what_is_learnt() -> None:
-    model = Model(tokenizer=byte_tokenizer(), end_ids=None, limit=500, limit_name="the model's context")
+    model = Model(tokenizer=byte_tokenizer(), end_ids=frozenset([0]), limit=500, limit_name="the model's context")
     messages: Any = ({"role": "user", "content": "Capital of Peru?"},)
     reply = [{"role": "assistant", "content": "Lima."}]
     record = Record(where="f:1", is_heldout=False, prompt="Capital of Peru?", messages=messages, replies=(reply,))

@@ -140,6 +140,24 @@ def test_every_kind_of_training_is_exported_as_what_it_is(
         assert proof.difference < 1e-5 < 0.01 < proof.moved
 
 
+def test_a_base_without_a_chat_template_is_exported_and_proven_by_plain_text(
+    run: Path, policy: Policy, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(policy.model_folder, tmp_path / "base"))
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": None}))
+    config = (run / "config.yaml").read_text()
+    assert str(policy.model_folder) in config
+    (run / "config.yaml").write_text(config.replace(str(policy.model_folder), str(base)))
+    for merged in (False, True):
+        done = export(run, merged=merged, to=tmp_path / f"merged-{merged}")
+        assert done.proof.difference < 1e-5 < 0.05 < done.proof.moved
+        card = (done.folder / "README.md").read_text(encoding="utf-8")
+        assert 'prompt = tokenizer("...", return_tensors="pt")' in card
+        assert "apply_chat_template" not in card
+
+
 Fault = Callable[[Path, Policy], None]
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +21,7 @@ from rlft.learner.batch import num_tokens, pack
 from rlft.learner.microbatches import microbatches
 from rlft.model import chat, special_tokens
 from rlft.train.preference.config import PreferenceDataConfig
-from rlft.train.preference.data import Example, PreferenceData, load, make_batch
+from rlft.train.preference.data import Example, PreferenceData, load, make_batch, row_id
 from rlft.train.preference.rows import parse
 from tests.fakes import byte_tokenizer
 
@@ -144,9 +145,23 @@ def test_every_convention_of_single_completions(tmp_path: Path, row: dict[str, A
     assert [example.labels for example in data.train] == ([(1.0,), (0.0,)] if "chosen" in row else [(row["label"],)])
 
 
-@pytest.mark.parametrize("label", [True, 1, "true", "1", "True"])
+@pytest.mark.parametrize("label", [True, 1, "true", "1", "True", 1.0, "1.0"])
 def test_labels_may_be_words(label: Any) -> None:
     assert parse({**SINGLE, "label": label}, paired=False).labels == (1.0,)
+    assert parse({**SINGLE, "label": not label if isinstance(label, bool) else 0.0}, paired=False).labels == (0.0,)
+
+
+@pytest.mark.parametrize("row", [CHAT_PAIR, {"chosen": CONVERSATION[:2], "rejected": [user("Hi"), assistant("Yo")]}])
+def test_messages_in_csv_are_messages(tmp_path: Path, row: dict[str, Any]) -> None:
+    expected = read(write(tmp_path / "data.jsonl", [row]))
+    as_json = {name: json.dumps(value) for name, value in row.items()}
+    assert read(write(tmp_path / "data.csv", [as_json])).train == expected.train
+    single = {"prompt": [user("Sky?")], "completion": [assistant("blue")], "label": "1.0"}
+    cells = {name: json.dumps(value) if isinstance(value, list) else value for name, value in single.items()}
+    found = read(write(tmp_path / "single.csv", [cells]), paired=False)
+    assert texts(found.train[0]) == CHAT[:2]
+    written = {"prompt": "Who?", "chosen": '[{"name": "Ann"}]', "rejected": "[]"}  # lists that are no messages are text
+    assert texts(read(write(tmp_path / "text.csv", [written])).train[0])[1] == '[{"name": "Ann"}]<|end|>'
 
 
 @pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.csv", "data.parquet"])
@@ -340,6 +355,22 @@ def test_further_rows_move_no_others_between_training_and_held_out(tmp_path: Pat
     assert [e.id for e in few.train] == [e.id for e in many.train if e.id in {e.id for e in few.train}][::-1]
 
 
+def test_prompts_that_read_the_same_are_one_prompt() -> None:
+    def ids(*prompts: Any) -> set[str]:
+        chosen, rejected = [assistant("a")], [assistant("b")]
+        replies = [("a", "b") if isinstance(prompt, str) else (chosen, rejected) for prompt in prompts]
+        rows = [
+            {"prompt": prompt, "chosen": one, "rejected": two}
+            for prompt, (one, two) in zip(prompts, replies, strict=True)
+        ]
+        return {row_id(parse(row, paired=True)) for row in rows}
+
+    assert len(ids("Caf\u00e9?", "Caf\u00e9?\n", "Cafe\u0301?  ")) == 1
+    assert len(ids([user("Sky?")], [user("Sky? \n")])) == 1
+    assert len(ids("Sky?", "Sea?", [user("Sky?")])) == 3
+    assert ids("The sky is") == {"4fe1642290e3092d"}  # as ever: rows that say the same keep their side
+
+
 def test_rows_of_one_prompt_stay_together(tmp_path: Path) -> None:
     rows = [*numbered(50), *({**row, "rejected": " prime"} for row in numbered(50))]
     for paired in (True, False):
@@ -488,6 +519,28 @@ def test_plain_text_ends_at_its_end_token() -> None:
     assert chat.render_text(tokenizer, "Sky?", " blue<|end|>\n") == chat.render_text(tokenizer, "Sky?", " blue")
     with pytest.raises(ValueError, match=r"goes on after the end token '<\|end\|>', with 'green'"):
         chat.render_text(tokenizer, "Sky?", " blue<|end|>green")
+
+
+def test_text_without_a_prompt_is_learnt_behind_end_tokens_too() -> None:
+    tokenizer = byte_tokenizer()
+    turns = "<|user|>Sky?<|end|>\n<|assistant|>blue<|end|>"
+    for text in (turns, f"{turns}\n"):
+        prompt, ids = chat.render_text(tokenizer, "", text)
+        assert (prompt, tokenizer.decode(list(ids))) == ((), turns)
+    assert tokenizer.decode(list(chat.render_text(tokenizer, "", f"{turns}more\n")[1])) == f"{turns}more\n<|end|>"
+
+
+def test_a_text_that_brings_its_beginning_gets_no_second_one() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = "<|user|>"
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|user|> $A", special_tokens=[("<|user|>", begin)]
+    )
+    assert chat.render_text(tokenizer, "", "<|user|>Sky") == chat.render_text(tokenizer, "", "Sky")
+    with_its_own = chat.render_text(tokenizer, "<|user|>Sky?", " blue")
+    assert with_its_own == chat.render_text(tokenizer, "Sky?", " blue")
+    assert (with_its_own[0][0], with_its_own[0].count(begin)) == (begin, 1)
 
 
 def test_a_prompt_of_text_is_the_users_message(tmp_path: Path) -> None:

@@ -110,9 +110,8 @@ def test_a_reply_that_is_learnt_ends_where_it_ends() -> None:
     assert tokenizer.decode(list(completion)) == f"It is {end}!{end}"
     assert completion.count(end_id) == 1
     assert all(mask)
-    ids, is_reply = chat.demonstration(tokenizer, [*prompt, *reply])
-    learnt = [token for token, learns in zip(ids, is_reply, strict=True) if learns]
-    assert tokenizer.decode(learnt) == f"It is {end}!{end}\n"
+    _, learnt = chat.demonstration(tokenizer, [*prompt, *reply], frozenset([end_id]))
+    assert tokenizer.decode(list(learnt)) == f"It is {end}!{end}\n"
     assert learnt.count(end_id) == 1
 
 

@@ -66,12 +66,31 @@ def learnt(data: SupervisedData) -> list[tuple[str, str]]:
             {"messages": [{"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d")]},
             ("<|system|>s<|end|><|user|>a<|end|><|assistant|><|user|>c<|end|><|assistant|>", "b<|end|>d<|end|>"),
         ),
+        (
+            {"messages": [user("a"), {**assistant("b"), "weight": 0}, user("c"), {**assistant("d"), "weight": 1}]},
+            ("<|user|>a<|end|><|assistant|>b<|end|><|user|>c<|end|><|assistant|>", "d<|end|>"),
+        ),
+        (
+            {"messages": [user("a"), assistant("b"), user("c"), {**assistant("d"), "weight": 0.0}]},
+            ("<|user|>a<|end|><|assistant|><|user|>c<|end|><|assistant|>d<|end|>", "b<|end|>"),
+        ),
         ({"prompt": "2 +", "completion": " 2"}, ("2 +", " 2<|end|>")),
+        ({"prompt": "Who?", "completion": '[{"name": "Ann"}]'}, ("Who?", '[{"name": "Ann"}]<|end|>')),  # not messages
         ({"prompt": "hi", "completion": [assistant("yes")]}, ("<|user|>hi<|end|><|assistant|>", "yes<|end|>")),
         ({"prompt": [user("hi")], "completion": [assistant("yes")]}, ("<|user|>hi<|end|><|assistant|>", "yes<|end|>")),
         ({"text": "abc"}, ("a", "bc<|end|>")),
     ],
-    ids=["messages", "several replies", "text pair", "question and messages", "messages pair", "text"],
+    ids=[
+        "messages",
+        "several replies",
+        "weight 0",
+        "last weight 0",
+        "text pair",
+        "JSON",
+        "question and messages",
+        "messages pair",
+        "text",
+    ],
 )
 def test_a_row_is_read_in_its_convention(tmp_path: Path, row: dict[str, Any], expected: tuple[str, str]) -> None:
     assert learnt(read(write(tmp_path / "rows.jsonl", [row]))) == [expected]
@@ -83,6 +102,12 @@ def test_all_tokens_are_learnt_where_that_is_asked_for(tmp_path: Path) -> None:
         ("<|user|>", "hi<|end|><|assistant|>yes<|end|>"),
         ("2", " + 2<|end|>"),
     ]
+
+
+def test_a_weight_of_0_and_a_loss_on_all_contradict_each_other(tmp_path: Path) -> None:
+    row = {"messages": [user("a"), {**assistant("b"), "weight": 0}, user("c"), assistant("d")]}
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: a reply has the weight 0, and data\.loss_on=all learns"):
+        read(write(tmp_path / "rows.jsonl", [row]), loss_on="all")
 
 
 def test_columns_may_have_other_names(tmp_path: Path) -> None:
@@ -108,11 +133,15 @@ def test_tables_give_the_rows_of_json_lines(tmp_path: Path) -> None:
     ("row", "words"),
     [
         ({"question": "a", "answer": "b"}, r"this one has question, answer.*data\.columns={prompt: question, complet"),
+        ({"instruction": "a", "input": "", "output": "b"}, r"columns={prompt: instruction, completion: output}"),
+        ({"id": 1, "note": "b"}, r"Name the one that asks and the one that answers: data\.columns="),
         ({"conversations": [user("a")]}, r"data\.columns={messages: conversations}"),
         ({"messages": [user("a")]}, "no message is the assistant's, so nothing is to be learnt; roles: user"),
         ({"messages": [assistant("a"), user("b"), assistant("c")]}, "the first message is the assistant's, and no pro"),
         ({"messages": [user("a"), assistant("b"), user("c")]}, "the last message is of role 'user' and is answered by"),
         ({"messages": [user("a"), assistant(" ")]}, "a completion is empty, or a reply in it"),
+        ({"messages": [user("a"), {**assistant("b"), "weight": 0}]}, "every reply has the weight 0, so nothing is to"),
+        ({"messages": [user("a"), {**assistant("b"), "weight": 0.5}]}, "must be 0 .it is not learnt. or 1, found 0.5"),
         ({"messages": "hello"}, "messages holds text; it must be a list of messages"),
         ({"text": [user("a"), assistant("b")]}, "the column text holds messages"),
         ({"text": "  "}, "text is empty; fill it or remove the row"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ from transformers import AutoModelForCausalLM
 from rlft.model import chat
 from rlft.train import sft
 from rlft.types import Message
-from tests.fakes import tiny_config
+from tests.chat_templates import TEMPLATES, tokenizer_of
+from tests.fakes import byte_tokenizer, tiny_config
+
+ASK = Message(role="user", content="2+3?")
+END = frozenset([0])
+
+
+def assistant(content: str) -> Message:
+    return Message(role="assistant", content=content)
+
 
 DEMONSTRATIONS: list[tuple[Message, ...]] = [
     ({"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": "a" * (1 + 3 * n)}) for n in range(4)
@@ -33,7 +43,10 @@ def test_the_loss_is_the_mean_over_all_tokens_of_the_replies(tiny_model: Path) -
     tokenizer, model = chat.load_tokenizer(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
     total, count = 0.0, 0
     for shown in DEMONSTRATIONS:
-        ids, is_reply = (torch.tensor([each]) for each in chat.demonstration(tokenizer, shown))
+        prompt, reply = chat.demonstration(tokenizer, shown, frozenset([tokenizer.eos_token_id]))
+        assert (*prompt, *reply) == chat.conversation(tokenizer, shown)
+        ids = torch.tensor([[*prompt, *reply]])
+        is_reply = torch.arange(ids.shape[1])[None] >= len(prompt)
         with torch.no_grad():
             logits = model(ids).logits[0, :-1]
         chosen = is_reply[0, 1:]
@@ -66,7 +79,40 @@ def test_an_update_that_is_not_finite_ends_it(tiny_model: Path) -> None:
         train(tiny_model, sft={"examples": 4, "batch_size": 2, "epochs": 4, "lr": 1e30})
 
 
-def test_a_reply_that_the_template_does_not_show_is_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "demonstration", lambda *args, **kwargs: ((1, 2), (False, False)))
-    with pytest.raises(ValueError, match="demonstration 0: the chat template adds no token for its reply"):
-        train(tiny_model)
+R1 = """\
+{%- for m in messages -%}
+{{ '<|' + m.role + '|>' + m.content.split('</think>')[-1] + '<|end|>' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|assistant|><think>\\n' }}{%- endif -%}"""
+"""As DeepSeek's distilled models have it: replies lose their thoughts, and rollouts begin with one."""
+
+
+def test_a_demonstration_that_the_template_cuts_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "chat_template.jinja").write_text(R1)
+    demonstrations: Any = [(ASK, assistant("<think>add them</think><answer>5</answer>"))]
+    told = r"demonstration 0: a reply loses a part of itself: '<think>add them</think><answer>5</answer>' becomes"
+    with pytest.raises(ValueError, match=told):
+        sft.train_sft(tiny_config(folder, sft={"examples": 1}), str(folder), demonstrations)
+    tokenizer = chat.load_tokenizer(folder)
+    with pytest.raises(ValueError, match=told):
+        chat.check_conversations(tokenizer, demonstrations, END, context=999)
+
+
+def test_a_demonstration_follows_the_prompt_of_a_rollout() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = R1
+    prompt, reply = chat.demonstration(tokenizer, [ASK, assistant("<answer>5</answer>")], END)
+    assert prompt == chat.render(tokenizer, [ASK])
+    assert tokenizer.decode(list(reply)) == "<answer>5</answer><|end|>"  # with the < that the thought has, too
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "qwen2.5", "qwen3"])
+@pytest.mark.parametrize("content", ["<answer>5</answer>", "<think>\nadd\n</think>\n\n5", "5"])
+def test_demonstrations_of_ordinary_templates_are_the_conversation_as_it_is_written(name: str, content: str) -> None:
+    tokenizer = tokenizer_of(name)
+    end_ids = frozenset([tokenizer.convert_tokens_to_ids(TEMPLATES[name][1])])
+    for messages in ([ASK, assistant(content)], [ASK, assistant("4"), ASK, assistant(content)]):
+        prompt, reply = chat.demonstration(tokenizer, messages, end_ids)
+        assert prompt == chat.render(tokenizer, messages[:-1])
+        assert (*prompt, *reply) == chat.conversation(tokenizer, messages)  # the kept runs have learnt all of it

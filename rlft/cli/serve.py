@@ -47,6 +47,7 @@ def serve(
 
     The model is called as the run is. A run's policy is merged and proven as by `rlft export --merged`.
     """
+    from rlft.model.chat import load_tokenizer
     from rlft.train.export.server import choose, free_port, serving
 
     choice, port = choose(server), free_port(port)
@@ -57,13 +58,16 @@ def serve(
         software = {"vllm": "vLLM", "transformers": "transformers' own server"}[choice.kind]
         _tell(console, f"Starting {software}, {choice.why} ...")
         with serving(choice.kind, folder, port=port, log=Path(place) / "server.log") as running:
-            question = json.dumps({"model": folder.name, "messages": [{"role": "user", "content": "Hello!"}]})
+            is_chat = bool(load_tokenizer(folder, for_chat=False).chat_template)
+            asked = {"messages": [{"role": "user", "content": "Hello!"}]} if is_chat else {"prompt": "Hello"}
+            question = json.dumps({"model": folder.name, **asked})
+            route = "chat/completions" if is_chat else "completions"
             _tell(console, f"Serving {folder.name} at {running.url}")
             _tell(
                 console,
-                f"  curl {running.url}/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(question)}",
+                f"  curl {running.url}/{route} -H 'Content-Type: application/json' -d {shlex.quote(question)}",
             )
-            if run is not None:
+            if run is not None and is_chat:
                 arguments = f"{{base_url: {running.url}, model: {folder.name}}}"
                 _tell(
                     console,

@@ -98,6 +98,8 @@ class Exported:
     """What a fresh process found."""
     root: str
     """Root hash of the run's manifest; empty without one."""
+    is_chat: bool = True
+    """Whether the tokenizer has a chat template; else the model continues plain text."""
 
 
 def write_card(folder: Path, run: Path, exported: Exported) -> None:
@@ -238,7 +240,8 @@ def _loading(exported: Exported) -> str:
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f"folder = {exported.title!r}  # where this README lies\n"
             "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-            'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")\n' + _GENERATING
+            'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")\n'
+            f"{_asking(exported)}{_GENERATING}"
         )
     base, is_quantized = exported.base, exported.kind == "qlora"
     revision = f", revision={base.revision!r}" if base.revision and _is_of_hub(base) else ""
@@ -252,14 +255,23 @@ def _loading(exported: Exported) -> str:
         "base = AutoModelForCausalLM.from_pretrained(\n"
         f'    {base.reference!r}{revision}{bits}, dtype="auto"\n'
         ")\n"
-        "model = PeftModel.from_pretrained(base, folder)\n" + _GENERATING
+        f"model = PeftModel.from_pretrained(base, folder)\n{_asking(exported)}{_GENERATING}"
+    )
+
+
+def _asking(exported: Exported) -> str:
+    """Python that makes a prompt, of messages where the model takes them."""
+    if not exported.is_chat:
+        return '\nprompt = tokenizer("...", return_tensors="pt")  # plain text, which the model goes on with\n'
+    return (
+        '\nmessages = [{"role": "user", "content": "..."}]\n'
+        "prompt = tokenizer.apply_chat_template("
+        'messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")\n'
     )
 
 
 _FOUR_BITS = 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'
-_GENERATING = """
-messages = [{"role": "user", "content": "..."}]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+_GENERATING = """\
 reply = model.generate(**prompt, max_new_tokens=256)[0, prompt["input_ids"].shape[1] :]
 print(tokenizer.decode(reply, skip_special_tokens=True))
 """

@@ -115,7 +115,7 @@ def render_completion(
 
     An action is what a policy would sample: all behind the mark that opens the assistant's turn, calls of tools too, up
     to the end token. What a template writes behind the last end token, such as a line break, is left out: no policy is
-    asked for it.
+    asked for it. A reply of weight 0 is no action, it is only read.
 
     Args:
         completion: begins and ends with a message of the assistant.
@@ -139,7 +139,12 @@ def render_completion(
         alone[-1],
     )
     histories = [len(_ids(tokenizer, text)) for text in before]
-    starts = [_shared(context, whole, least=least) for context, least in zip(contexts, histories, strict=True)]
+    contents = [messages[at]["content"] for at in replies]
+    is_learnt = [bool(messages[at].get("weight", 1)) for at in replies]
+    starts = [
+        _start(tokenizer, context, whole, content, least=least)
+        for context, content, least in zip(contexts, contents, histories, strict=True)
+    ]
     ids: list[int] = []
     mask: list[bool] = []
     for turn, (start, following) in enumerate(pairwise(starts)):
@@ -150,7 +155,7 @@ def render_completion(
                 "its end cannot be told; name the token that ends a turn as eos_token_id in generation_config.json"
             )
         as_last = _ids(tokenizer, alone[turn])
-        opened = _shared(contexts[turn], as_last, least=histories[turn])
+        opened = _start(tokenizer, contexts[turn], as_last, contents[turn], least=histories[turn])
         _refuse_rewritten(
             tokenizer,
             _ended(tokenizer, as_last[opened:], end_ids),
@@ -159,9 +164,9 @@ def render_completion(
         )
         observation = contexts[turn + 1][end:]
         ids += [*whole[start:end], *observation]
-        mask += [True] * (end - start) + [False] * len(observation)
+        mask += [is_learnt[turn]] * (end - start) + [False] * len(observation)
     last = _ended(tokenizer, whole[starts[-1] :], end_ids)
-    return contexts[0], (*ids, *last), (*mask, *(True for _ in last))
+    return contexts[0], (*ids, *last), (*mask, *(is_learnt[-1] for _ in last))
 
 
 def _tokenized_at(
@@ -208,12 +213,16 @@ def _bare(text: str) -> str:
     return re.sub(r"<(\w+)></\1>", "", "".join(text.split()))
 
 
-def _shared(context: tuple[int, ...], whole: tuple[int, ...], *, least: int) -> int:
-    """How many tokens of a reply's context the whole conversation begins with.
+def _start(
+    tokenizer: PreTrainedTokenizerBase, context: tuple[int, ...], whole: tuple[int, ...], content: str, *, least: int
+) -> int:
+    """Where a reply begins in the whole conversation: behind what that has in common with the reply's context.
+
+    Where the mark that opens the turn has more than the conversation keeps, as a block of thought, the reply may begin
+    like that, `<answer>` like `<think>`: then it begins earlier, with its own first token.
 
     Raises:
-        ValueError: fewer than `least`, those of the messages before the reply. The mark that opens the reply is not
-            counted: some templates write more into it than they keep, as an empty block of thought.
+        ValueError: less than `least` tokens are shared, those of the messages before the reply and its mark.
     """
     shared = alike(context, whole)
     if shared < least:
@@ -221,7 +230,10 @@ def _shared(context: tuple[int, ...], whole: tuple[int, ...], *, least: int) -> 
             "the chat template writes the earlier messages otherwise when a reply follows them, so the reply cannot be "
             "told from them; use a chat_template.jinja that only appends"
         )
-    return shared
+    if shared == len(context):
+        return shared
+    said, starts = _bare(content), range(shared, least - 1, -1)
+    return next((at for at in starts if _bare(tokenizer.decode(list(whole[at:]))).startswith(said)), shared)
 
 
 def _refuse_rewritten(
@@ -253,7 +265,8 @@ def render_text(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of a plain prompt and of its continuation, with the end token.
 
-    Plain text is taken as it is: the special tokens that it spells act as such, since no template brings any.
+    Plain text is taken as it is: the special tokens that it spells act as such, since no template brings any. Without a
+    prompt all of the text is learnt, also behind an end token within it, as a template that wrote it has them.
 
     Raises:
         ValueError: the tokenizer has no end token, or a text holds half a surrogate pair.
@@ -261,16 +274,25 @@ def render_text(
     refuse_halves(prompt, completion)
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token (eos_token), so a completion of plain text could never end")
-    text, end, rest = completion.partition(str(tokenizer.eos_token))
+    end, end_id = str(tokenizer.eos_token), tokenizer.eos_token_id
+    if not prompt:
+        ids = _plain_ids(tokenizer, completion.rstrip() if completion.rstrip().endswith(end) else completion)
+        return (), ids if ids[-1:] == (end_id,) else (*ids, end_id)
+    text, _, rest = completion.partition(end)
     if rest.strip():
         raise ValueError(f"a completion goes on after the end token {end!r}, with {rest[:80]!r}; take that out of it")
-    prompt_ids = tuple(tokenizer(prompt)["input_ids"])
-    whole = tuple(tokenizer(prompt + text)["input_ids"])
+    prompt_ids, whole = _plain_ids(tokenizer, prompt), _plain_ids(tokenizer, prompt + text)
     if whole[: len(prompt_ids)] == prompt_ids:
         continuation = whole[len(prompt_ids) :]
     else:  # a token across the border, which no sampled completion has
         continuation = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return prompt_ids, _ended(tokenizer, continuation, frozenset([tokenizer.eos_token_id]))
+    return prompt_ids, _ended(tokenizer, continuation, frozenset([end_id]))
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """Token ids of plain text; where it brings the token that begins a text, the tokenizer does not add another one."""
+    begins = bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
+    return tuple(tokenizer(text, add_special_tokens=not begins)["input_ids"])
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], end_ids: frozenset[int]) -> tuple[int, ...]:
@@ -304,16 +326,23 @@ def without_padding(ids: tuple[int, ...], pad: int) -> tuple[int, ...]:
 
 
 def demonstration(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()
-) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Token ids of a conversation that ends with the reply to be learnt, and which of them are that reply.
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    end_ids: frozenset[int],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of the prompt that a rollout has, and of the reply to be learnt, the conversation's last message.
+
+    What the template writes behind the reply's end is learnt, too, where it writes the conversation as it is read.
 
     Raises:
-        ValueError: the template refuses these messages, or one holds half a surrogate pair.
+        ValueError: see `render_completion`.
     """
-    prompt, whole = render(tokenizer, messages[:-1], tools=tools), conversation(tokenizer, messages, tools=tools)
-    start = _shared(prompt, whole, least=0)
-    return whole, tuple(at >= start for at in range(len(whole)))
+    prompt, reply, _ = render_completion(tokenizer, messages[:-1], messages[-1:], end_ids, tools=tools)
+    whole = conversation(tokenizer, messages, tools=tools)
+    is_kept = whole[: len(prompt) + len(reply)] == (*prompt, *reply)
+    return prompt, whole[len(prompt) :] if is_kept else reply
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
@@ -359,6 +388,7 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Generat
 def check_conversations(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message]],
+    end_ids: frozenset[int],
     *,
     context: int,
     tools: Sequence[Sequence[Mapping[str, Any]]] = (),
@@ -366,6 +396,7 @@ def check_conversations(
     """Refuse demonstrations that do not fit the model's context, or that cannot be tokens at all.
 
     Args:
+        end_ids: see `end_token_ids`.
         tools: those that the prompt of each shows; empty for none.
 
     Raises:
@@ -373,7 +404,7 @@ def check_conversations(
     """
     for row, messages in enumerate(conversations):
         try:
-            length = len(conversation(tokenizer, messages, tools=tools[row] if tools else ()))
+            length = sum(map(len, demonstration(tokenizer, messages, end_ids, tools=tools[row] if tools else ())))
         except ValueError as error:
             raise ValueError(f"demonstration {row}: {error}") from error
         if length > context:

@@ -60,7 +60,8 @@ def fit(
     if config.sft is not None:
         shown = environment.demonstrations[: config.sft.examples]
         longest = max_positions(model_config)  # SFT runs the model with its window
-        chat.check_conversations(tokenizer, shown, context=longest, tools=environment.tools_shown)
+        end_ids = chat.end_token_ids(tokenizer, pretrained.load_generation_config(model_folder))
+        chat.check_conversations(tokenizer, shown, end_ids, context=longest, tools=environment.tools_shown)
     environment, note = fit_context(
         environment,
         tokenizer,

@@ -46,8 +46,13 @@ LogprobsOf = Callable[[tuple[int, ...], tuple[int, ...]], Sequence[float]]
 def canary_text(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of the prompt that these messages make, and of a plain reply to it."""
+    """Token ids of the prompt that these messages make, and of a plain reply to it.
+
+    Where there is no chat template, the prompt is the last message's text.
+    """
     reply = tokenizer(REPLY, add_special_tokens=False)["input_ids"][:CANARY_TOKENS]
+    if not tokenizer.chat_template:
+        return tuple(tokenizer(messages[-1]["content"])["input_ids"]), tuple(reply)
     return chat.render(tokenizer, messages), tuple(reply)
 
 

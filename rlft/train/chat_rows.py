@@ -42,6 +42,21 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
+def listed(value: Any) -> Any:
+    """A list of messages that stands in a text as JSON, as in CSV files; other values as they are.
+
+    A JSON array of anything else, such as of extracted records, is text that is to be learnt.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            found = json_text.parse(value)
+        except ValueError:
+            return value  # a text that begins so
+        if isinstance(found, list) and found and all(isinstance(each, Mapping) and "role" in each for each in found):
+            return found
+    return value
+
+
 def read_text(name: str, value: Any) -> Text:
     """A column's text or messages."""
     if isinstance(value, str):
@@ -79,7 +94,10 @@ def check_completion(prompt: Text, completion: Text) -> None:
         assert not isinstance(prompt, str)
         if prompt[-1]["role"] == "assistant":
             raise ValueError("the prompt must be messages that end with another's than the assistant's")
-        replies = [str(m.get("tool_calls", m["content"])) for m in completion if m["role"] == "assistant"]
+        said = [message for message in completion if message["role"] == "assistant"]
+        if not any(message.get("weight", 1) for message in said):
+            raise ValueError("every reply has the weight 0, so nothing is to be learnt; remove the row")
+        replies = [str(message.get("tool_calls", message["content"])) for message in said]
     if not all(reply.strip() for reply in replies):
         raise ValueError("a completion is empty, or a reply in it; fill it or remove the row")
 
@@ -126,6 +144,11 @@ def _message(name: str, message: Any) -> Message:
         raise ValueError(
             f"{name}: a message must have a role and a content, both text, or tool_calls instead of a content; found "
             f"{str(message)[:80]}"
+        )
+    if given.get("weight") not in (None, 0, 1):
+        raise ValueError(
+            f"{name}: the weight of a message must be 0 (it is not learnt) or 1, found {given['weight']!r}; other "
+            "weights are not supported"
         )
     kept = {key: part for key, part in given.items() if part is not None and key != "tool_calls"}
     if calls:

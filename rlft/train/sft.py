@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rlft.config import RunConfig, SFTStageConfig
 from rlft.learner.core import lr_factor
-from rlft.model import chat
+from rlft.model import chat, pretrained
 from rlft.train.supervised.data import Example, make_batch
 from rlft.train.supervised.learner import SupervisedLearner
 from rlft.train.task_order import num_updates, tasks_of_step
@@ -42,7 +43,8 @@ def train_sft(
         The adapter's tensors under PEFT's names (for `full` the model's own), float32.
 
     Raises:
-        ValueError: the config has no `sft` section, or there are fewer demonstrations than `sft.examples` asks for.
+        ValueError: the config has no `sft` section, there are fewer demonstrations than `sft.examples` asks for, or the
+            chat template does not write one as it is.
         RuntimeError: an update was not finite.
     """
     stage = config.sft
@@ -54,8 +56,9 @@ def train_sft(
         update={"lr": stage.lr, "schedule": "linear", "warmup_steps": 0, "weight_decay": 0.0}
     )
     tokenizer = chat.load_tokenizer(model_folder, special_tokens_in_text=config.model.special_tokens_in_text)
+    end_ids = chat.end_token_ids(tokenizer, pretrained.load_generation_config(model_folder))
     examples = [
-        _example(row, *chat.demonstration(tokenizer, messages, tools=tools[row] if tools else ()))
+        _example(row, messages, tokenizer, end_ids, tools[row] if tools else ())
         for row, messages in enumerate(demonstrations[: stage.examples])
     ]
     count = min(stage.batch_size, len(examples))
@@ -73,16 +76,24 @@ def train_sft(
     return dict(learner.adapter(0).tensors)
 
 
-def _example(row: int, token_ids: Sequence[int], is_reply: Sequence[bool]) -> Example:
-    if True not in is_reply:
-        raise ValueError(f"demonstration {row}: the chat template adds no token for its reply: nothing is to be learnt")
-    first = list(is_reply).index(True)
+def _example(
+    row: int,
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    end_ids: frozenset[int],
+    tools: Sequence[Mapping[str, Any]],
+) -> Example:
+    where = f"demonstration {row}"
+    try:
+        prompt_ids, token_ids = chat.demonstration(tokenizer, messages, end_ids, tools=tools)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     return Example(
-        where=f"demonstration {row}",
+        where=where,
         id=str(row),
-        prompt_ids=tuple(token_ids[:first]),
-        token_ids=tuple(token_ids[first:]),
-        action_mask=tuple(is_reply[first:]),
+        prompt_ids=prompt_ids,
+        token_ids=token_ids,
+        action_mask=(True,) * len(token_ids),
     )
 
 

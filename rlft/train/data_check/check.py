@@ -147,7 +147,7 @@ def _check(records: Records, model: Model | None) -> Checked:
     uneven, facts = balance.labels([r for r in rows if not r.is_heldout], kind=kind)
     for looked in (texts.empty, texts.truncated, texts.broken, texts.mojibake, same.alike):
         findings += looked(rows)
-    findings += [*same.repeated(rows, kind=kind), *uneven, *tokens.spelt(rows, model)]
+    findings += [*same.repeated(rows, kind=kind), *uneven, *tokens.spelt(rows, model, kind=kind)]
     written: Sequence[tuple[str, bool]] = []
     where = ""
     if model is not None and rows:

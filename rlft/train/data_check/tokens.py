@@ -87,9 +87,10 @@ def write(record: Record, model: Model, *, kind: str) -> Written:
     length = len(prompt) + model.new_tokens
     if not record.replies:
         return Written(prompt, (), (), length)
-    whole, mask = chat.demonstration(model.tokenizer, [*record.messages, *record.replies[0]], tools=record.tools)
-    at = mask.index(True) if True in mask else len(mask)
-    return Written(whole[:at], whole[at:], mask[at:], max(length, len(whole)))
+    assert model.end_ids is not None
+    messages = [*record.messages, *record.replies[0]]
+    prompt, reply = chat.demonstration(model.tokenizer, messages, model.end_ids, tools=record.tools)
+    return Written(prompt, reply, (True,) * len(reply), max(length, len(prompt) + len(reply)))
 
 
 def lengths(records: Sequence[Record], model: Model, *, kind: str) -> tuple[list[Finding], dict[str, str]]:
@@ -131,9 +132,14 @@ def lengths(records: Sequence[Record], model: Model, *, kind: str) -> tuple[list
     }
 
 
-def spelt(records: Sequence[Record], model: Model | None) -> list[Finding]:
-    """Texts that spell a special token: of the model, or where none is given of well-known ones."""
+def spelt(records: Sequence[Record], model: Model | None, *, kind: str) -> list[Finding]:
+    """Texts that spell a special token: of the model, or where none is given of well-known ones.
+
+    In plain text it acts as that token; in messages `model.special_tokens_in_text` says what becomes of it.
+    """
     seen: list[tuple[str, str]] = []
+    acting: list[tuple[str, str]] = []
+    is_templated = kind in ("pairs", "rated") and model is not None and model.end_ids is None  # a reward model's
     for record in records:
         for _, text in record.texts:
             if model is None:
@@ -141,7 +147,7 @@ def spelt(records: Sequence[Record], model: Model | None) -> list[Finding]:
             else:
                 token = special_tokens.found(model.tokenizer, text)
             if token:
-                seen.append((record.where, token))
+                (seen if record.messages or is_templated else acting).append((record.where, token))
                 break
     policy = model.policy if model else "encode"
     does = {
@@ -149,13 +155,23 @@ def spelt(records: Sequence[Record], model: Model | None) -> list[Finding]:
         "allow": "it acts as that token, in the middle of a message",
         "refuse": "the run refuses it (model.special_tokens_in_text)",
     }[policy]
-    return found(
-        "special token",
-        "error" if policy == "refuse" else "warning",
-        [where for where, _ in seen],
-        f"a text spells {seen[0][1]!r}: {does}" if seen else "",
-        "if a chat template wrote it there, store messages instead of its text; else take it out",
-    )
+    return [
+        *found(
+            "special token",
+            "error" if policy == "refuse" else "warning",
+            [where for where, _ in seen],
+            f"a text spells {seen[0][1]!r}: {does}" if seen else "",
+            "if a chat template wrote it there, store messages instead of its text; else take it out",
+        ),
+        *found(
+            "special token",
+            "warning",
+            [where for where, _ in acting],
+            f"plain text spells {acting[0][1]!r}: it acts as that token" if acting else "",
+            "nothing, if a chat template wrote it there and all of the text is to be learnt; else store messages, or "
+            "take it out",
+        ),
+    ]
 
 
 def shown(record: Record, model: Model, *, kind: str) -> list[tuple[str, bool]]:

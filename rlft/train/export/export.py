@@ -79,6 +79,7 @@ def export(
             base=base,
             proof=proof.sentence,
             root=root_hash(run),
+            is_chat=expected.is_chat,
         )
         write_card(folder, run, exported)
         results.append((exported, proof))

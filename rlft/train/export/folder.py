@@ -110,7 +110,7 @@ def _write_beside(folder: Path, policy: Policy) -> None:
             shutil.copyfile(path, folder / path.name)
     own = policy.model_folder / "generation_config.json"
     config = pretrained.load_generation_config(policy.model_folder)
-    ends = chat.end_token_ids(chat.load_tokenizer(policy.model_folder), config)
+    ends = chat.end_token_ids(chat.load_tokenizer(policy.model_folder, for_chat=False), config)
     kept: dict[str, Any] = (
         json.loads(own.read_text(encoding="utf-8"))
         if own.is_file()

@@ -37,14 +37,17 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
 
     folder = question["folder"]
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    template = tokenizer.get_chat_template()
-    prompt = tokenizer.apply_chat_template(
-        question["messages"],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-        chat_template=question["clock"] + template if "strftime_now" in template else None,
-    )
+    if tokenizer.chat_template:
+        template = tokenizer.get_chat_template()
+        prompt = tokenizer.apply_chat_template(
+            question["messages"],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            chat_template=question["clock"] + template if "strftime_now" in template else None,
+        )
+    else:
+        prompt = tokenizer(question["messages"][-1]["content"])["input_ids"]
     model = _model(folder, question["base"], four_bits=question["four_bits"])
     return {
         "prompt_ids": [int(token) for token in prompt],

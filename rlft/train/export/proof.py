@@ -55,7 +55,9 @@ class Expected:
     """What the learner and the base compute."""
 
     messages: tuple[Message, ...]
-    """The canary's prompt."""
+    """The canary's prompt; without a chat template the last one's text is."""
+    is_chat: bool
+    """Whether there is a chat template."""
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     """The canary's reply."""
@@ -100,12 +102,21 @@ def expect(policy: Policy) -> Expected:
         ProofError: the adapter changes nothing that could be told from the base.
     """
     tokenizer = chat.load_tokenizer(
-        policy.model_folder, special_tokens_in_text=policy.config.model.special_tokens_in_text
+        policy.model_folder,
+        for_chat=False,  # a base model that has learnt plain text has no template
+        special_tokens_in_text=policy.config.model.special_tokens_in_text,
     )
     messages = canary_messages(policy.run)
     prompt_ids, token_ids = canary_text(tokenizer, messages)
     learner, base = _learner_logprobs(policy, [policy.tensors, None], prompt_ids, token_ids)
-    expected = Expected(messages=messages, prompt_ids=prompt_ids, token_ids=token_ids, learner=learner, base=base)
+    expected = Expected(
+        messages=messages,
+        is_chat=bool(tokenizer.chat_template),
+        prompt_ids=prompt_ids,
+        token_ids=token_ids,
+        learner=learner,
+        base=base,
+    )
     if not math.isfinite(expected.moved):
         raise ProofError(
             f"{policy.folder} gives log-probs that are no numbers: it has diverged; choose another adapter"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlft.common.rows import canonical_text
 from rlft.learner.batch import unscored
 from rlft.model import chat, templates
 from rlft.train.chat_rows import Text, read_table
@@ -161,8 +162,13 @@ def make_batch(examples: Sequence[Example]) -> Batch:
 
 
 def row_id(row: Row) -> str:
-    """Hash of a row's prompt and its tools: 16 hex digits."""
-    named = [row.prompt, row.tools] if row.tools else row.prompt
+    """Hash of a row's prompt, as `canonical_text`, and its tools: 16 hex digits."""
+    prompt: object = (
+        canonical_text(row.prompt)
+        if isinstance(row.prompt, str)
+        else [{**message, "content": canonical_text(message["content"])} for message in row.prompt]
+    )
+    named = [prompt, row.tools] if row.tools else prompt
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
 
 

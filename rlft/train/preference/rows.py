@@ -1,6 +1,7 @@
 """Preferences as their authors wrote them: rows of a file or of the hub, in the conventions that TRL documents.
 
-https://huggingface.co/docs/trl/dataset_formats. Columns hold text, or lists of messages:
+https://huggingface.co/docs/trl/dataset_formats. Columns hold text, or lists of messages,
+which are written as JSON in tables that hold text only, such as CSV:
 
     prompt, chosen, rejected       a pair: "The sky is", " blue.", " green."
     chosen, rejected               a pair that shares its beginning: "The sky is blue.", "The sky is green."
@@ -26,10 +27,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlft.common.beginnings import alike
-from rlft.train.chat_rows import Text, check_completion, read_prompt, read_text, read_tools, refuse_mixture
+from rlft.train.chat_rows import Text, check_completion, listed, read_prompt, read_text, read_tools, refuse_mixture
 from rlft.types import Message
 
 SAME = "chosen and rejected are the same, so there is nothing to prefer; remove the row"
+_LISTED = ("prompt", "completion", "chosen", "rejected")
+"""Columns that may hold messages as JSON, in tables that hold text only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ def parse(row: Mapping[str, Any], *, paired: bool) -> Row:
         ValueError: it follows none; says what is missing or wrong.
     """
     columns = {str(name): value for name, value in row.items() if value is not None}
+    columns |= {name: listed(columns[name]) for name in _LISTED if name in columns}
     if columns.get("chat_template_kwargs"):
         raise ValueError(
             "the column chat_template_kwargs is not given to the chat template, so the completions would answer "
@@ -133,8 +137,8 @@ def _shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 def _label(value: Any) -> float:
-    """CSV files hold the words."""
-    labels = {"true": 1.0, "1": 1.0, "false": 0.0, "0": 0.0}
+    """CSV files hold the words, and tables with a gap numbers with a point."""
+    labels = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
     if str(value).lower() not in labels:
         raise ValueError(f"label must be true for a good completion or false for a bad one, found {value!r}")
     return labels[str(value).lower()]

@@ -170,6 +170,11 @@ def tokenize(
         ValueError: the chat template refuses it, or nothing of it could be learnt.
     """
     prompt, completion = row.prompt, row.completion
+    if loss_on == "all" and not isinstance(completion, str) and any(not m.get("weight", 1) for m in completion):
+        raise ValueError(
+            "a reply has the weight 0, and data.loss_on=all learns all that is in a row; take the weight out of the "
+            "message, or use data.loss_on=replies"
+        )
     if isinstance(prompt, str) and isinstance(completion, str):
         prompt_ids, token_ids = chat.render_text(tokenizer, prompt, completion)
         mask: tuple[bool, ...] = (True,) * len(token_ids)

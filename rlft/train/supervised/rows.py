@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlft.common import json_text
 from rlft.common.by_path import did_you_mean
-from rlft.common.rows import row_hash
-from rlft.train.chat_rows import Text, check_completion, read_prompt, read_text, read_tools, refuse_mixture
+from rlft.common.rows import prompt_and_answer, row_hash
+from rlft.train.chat_rows import Text, check_completion, listed, read_prompt, read_text, read_tools, refuse_mixture
 from rlft.types import Message
 
 CONVENTIONS = "a row has messages, or prompt and completion, or text"
@@ -75,10 +74,10 @@ def parse(row: Mapping[str, Any], names: Mapping[Any, str]) -> Row:
             "prompt; write its choices into a chat_template.jinja beside the tokenizer and remove the column"
         )
     if "messages" in columns:
-        prompt, completion = _conversation(read_text("messages", _listed(columns["messages"])))
+        prompt, completion = _conversation(read_text("messages", listed(columns["messages"])))
     elif columns.keys() >= {"prompt", "completion"}:
-        completion = read_text("completion", _listed(columns["completion"]))
-        prompt = read_prompt(_listed(columns["prompt"]), completion)
+        completion = read_text("completion", listed(columns["completion"]))
+        prompt = read_prompt(listed(columns["prompt"]), completion)
         refuse_mixture(prompt=prompt, completion=completion)
         check_completion(prompt, completion)
     elif "text" in columns:
@@ -93,7 +92,10 @@ def parse(row: Mapping[str, Any], names: Mapping[Any, str]) -> Row:
 def _conversation(messages: Text) -> tuple[Text, Text]:
     """A conversation up to its first reply, and from that on."""
     if isinstance(messages, str):
-        raise ValueError("messages holds text; it must be a list of messages, or name the column text in data.columns")
+        raise ValueError(
+            "messages holds text; it must be a list of messages with a role each, or name the column text in "
+            "data.columns"
+        )
     first = next((at for at, message in enumerate(messages) if message["role"] == "assistant"), None)
     if first is None:
         raise ValueError(f"no message is the assistant's, so nothing is to be learnt; roles: {_roles(messages)}")
@@ -113,16 +115,6 @@ def _roles(messages: list[Message]) -> str:
     return ", ".join(dict.fromkeys(message["role"] for message in messages))
 
 
-def _listed(value: Any) -> Any:
-    """A list of messages that stands in a text as JSON, as in CSV files; other values as they are."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        try:
-            return json_text.parse(value)
-        except ValueError:
-            return value  # a text that begins so
-    return value
-
-
 def _unknown(columns: list[str]) -> str:
     told = f"{CONVENTIONS}; this one has {', '.join(columns) or 'none'}"
     if "conversations" in columns:
@@ -130,5 +122,8 @@ def _unknown(columns: list[str]) -> str:
     if "chosen" in columns:
         return f"{told}. Preferences are for `rlft dpo`"
     if len(columns) >= 2:
-        return f"{told}. Name two of them, as in data.columns={{prompt: {columns[0]}, completion: {columns[1]}}}"
+        asked, replied = prompt_and_answer(columns)
+        if asked and replied:
+            return f"{told}. Name two of them, as in data.columns={{prompt: {asked}, completion: {replied}}}"
+        return f"{told}. Name the one that asks and the one that answers: data.columns={{prompt: ..., completion: ...}}"
     return f"{told}. Name it in data.columns" if columns else told

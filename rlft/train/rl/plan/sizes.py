@@ -19,7 +19,7 @@ from rlft.learner.batch import shared_prefix
 from rlft.learner.core import DEFAULT_TOKENS
 from rlft.model import chat
 from rlft.model.base import resolve_dtype
-from rlft.model.pretrained import load_config
+from rlft.model.pretrained import load_config, load_generation_config
 from rlft.model.starting_point import resolve_model
 from rlft.train.rl.evaluations import load_measurements
 from rlft.train.rl.launch import refuse_unfit
@@ -83,7 +83,7 @@ def sizes_of(config: RunConfig) -> Sizes:
             completion=longest,
             is_measured=False,
         ),
-        demonstration=_demonstration(config, environment, tokenizer),
+        demonstration=_demonstration(config, environment, tokenizer, folder),
         prefix=shared_prefix(prompts),
         parameters=_parameters(folder),
         config=load_config(folder).get_text_config(),
@@ -91,11 +91,15 @@ def sizes_of(config: RunConfig) -> Sizes:
     )
 
 
-def _demonstration(config: RunConfig, environment: Environment, tokenizer: PreTrainedTokenizerBase) -> float:
+def _demonstration(
+    config: RunConfig, environment: Environment, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> float:
+    """Mean tokens of a demonstration, prompt and reply; 0 without any."""
     shown = environment.demonstrations[: config.sft.examples] if config.sft else ()
     rows, tools = evenly_spread(range(len(shown))), environment.tools_shown
-    texts = [chat.demonstration(tokenizer, shown[row], tools=tools[row] if tools else ())[0] for row in rows]
-    return fmean(map(len, texts)) if texts else 0.0
+    end_ids = chat.end_token_ids(tokenizer, load_generation_config(folder))
+    texts = [chat.demonstration(tokenizer, shown[row], end_ids, tools=tools[row] if tools else ()) for row in rows]
+    return fmean(len(prompt) + len(reply) for prompt, reply in texts) if texts else 0.0
 
 
 def _parameters(folder: Path) -> int:
