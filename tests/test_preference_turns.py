@@ -602,7 +602,7 @@ def test_a_reward_model_in_rl_reads_what_it_was_trained_on(tmp_path: Path, tool_
     said = [[[*rows[0]["prompt"], *rows[0][name]] for name in ("chosen", "rejected")]]
     batch = reward_model.conversations(model, said, tools=rows[0]["tools"])
     for prompt, rest, trained in zip(batch.prompt_ids, batch.token_ids, example.completions, strict=True):
-        assert (*prompt, *rest) == chat.without_padding(trained, tokenizer.pad_token_id)
+        assert (*prompt, *rest) == special_tokens.without_padding(trained, tokenizer.pad_token_id)
     # One that was trained on conversations without tools is not shown any.
     model.shows_tools = False
     (plain,) = load(
@@ -613,6 +613,6 @@ def test_a_reward_model_in_rl_reads_what_it_was_trained_on(tmp_path: Path, tool_
         paired=True,
     ).train
     batch = reward_model.conversations(model, said, tools=rows[0]["tools"])
-    assert (*batch.prompt_ids[0], *batch.token_ids[0]) == chat.without_padding(
+    assert (*batch.prompt_ids[0], *batch.token_ids[0]) == special_tokens.without_padding(
         plain.completions[0], tokenizer.pad_token_id
     )

@@ -27,7 +27,7 @@ from rlft.common.beginnings import alike
 from rlft.common.files import sha256
 from rlft.config import RunConfig
 from rlft.learner.roles import Role, write_role
-from rlft.model import chat
+from rlft.model import chat, special_tokens
 from rlft.model.adapter import POLICY, is_adapter_folder, read_folder
 from rlft.model.base import quiet_libraries
 from rlft.model.layers.lora import use_lean_lora
@@ -157,7 +157,8 @@ def conversations(
         if not group:  # all of its samples failed
             continue
         rows = [
-            chat.without_padding(chat.conversation(tokenizer, m, tools=tools), tokenizer.pad_token_id) for m in group
+            special_tokens.without_padding(chat.conversation(tokenizer, m, tools=tools), tokenizer.pad_token_id)
+            for m in group
         ]
         shared = min(alike(min(rows), max(rows)), *(len(row) - 1 for row in rows))  # what these two share, all do
         prompts += [rows[0][:shared]] * len(rows)

@@ -314,17 +314,6 @@ def conversation(
     return _ids(tokenizer, write(tokenizer, messages, tools, opened=False))
 
 
-def without_padding(ids: tuple[int, ...], pad: int) -> tuple[int, ...]:
-    """The tokens up to the last one that a sequence classifier of transformers reads.
-
-    Where the padding token is also the end mark, it reads the score before it.
-    """
-    length = len(ids)
-    while length > 1 and ids[length - 1] == pad:
-        length -= 1
-    return ids[:length]
-
-
 def demonstration(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],

@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlft.common.by_path import did_you_mean
 from rlft.common.files import write_folder
-from rlft.model import chat
+from rlft.model import chat, special_tokens
 from rlft.model.base import quiet_libraries
 from rlft.model.pretrained import load_classifier, load_config
 from rlft.types import Message
@@ -305,7 +305,7 @@ class Classifier:
         else:
             ids = chat.conversation(self.tokenizer, content)
         if self.facts.without_padding:
-            ids = chat.without_padding(ids, self.tokenizer.pad_token_id)
+            ids = special_tokens.without_padding(ids, self.tokenizer.pad_token_id)
         if not 0 < len(ids) <= self.facts.max_length:
             raise ValueError(f"a text of {len(ids)} tokens; this head reads 1 to {self.facts.max_length}")
         return ids

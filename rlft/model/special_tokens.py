@@ -117,3 +117,14 @@ def as_text(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence
     """(How many of the conversations spell a special token, the first that is spelt), to be said."""
     tokens = [token for messages in conversations if (token := found(tokenizer, list(messages)))]
     return len(tokens), tokens[0] if tokens else ""
+
+
+def without_padding(ids: tuple[int, ...], pad: int) -> tuple[int, ...]:
+    """The tokens up to the last one that a sequence classifier of transformers reads.
+
+    Where the padding token is also the end mark, it reads the score before it.
+    """
+    length = len(ids)
+    while length > 1 and ids[length - 1] == pad:
+        length -= 1
+    return ids[:length]

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlft.common.by_path import did_you_mean
 from rlft.common.rows import is_heldout, read_rows, row_hash
-from rlft.model import chat
+from rlft.model import chat, special_tokens
 from rlft.model.head import is_native
 from rlft.train.head.config import HeadConfig
 from rlft.types import Message
@@ -106,7 +106,7 @@ def load(
         where, content, raw = first[digest]
         ids = _tokens(where, tokenizer, content)
         if as_transformers:
-            ids = chat.without_padding(ids, tokenizer.pad_token_id)
+            ids = special_tokens.without_padding(ids, tokenizer.pad_token_id)
         if len(ids) > limit and settings.overlong == "error":
             raise ValueError(
                 f"{where}: the text has {len(ids)} tokens, more than "
