@@ -278,6 +278,34 @@ def test_a_changed_reward_can_be_forked(here: Path) -> None:
     assert any(line.startswith("reward.py:odd: sha256 ") for line in changes)
 
 
+TWO_MEASURES = """
+def odd(completion):
+    return float(len(completion) % 2)
+
+
+def plus_two(completion):
+    return 2.0 + len(completion) % 2
+"""
+
+
+@pytest.mark.parametrize("is_by_metric", [True, False])
+def test_a_fork_that_measures_something_else_measures_base_again(here: Path, is_by_metric: bool) -> None:
+    Path("reward.py").write_text(TWO_MEASURES)
+    both = [{"path": "reward.py:odd", "name": "x"}, {"path": "reward.py:plus_two", "weight": 0}]
+    rewards = both if is_by_metric else both[:1]
+    config = config_file.load("run.yaml", [*PATHS[:2], PATHS[3], *SETTINGS, f"rewards={json.dumps(rewards)}"])
+    launch.train(config.model_copy(update={"name": "one"}))
+    change = "evaluation.metric=plus_two" if is_by_metric else "rewards.0.path=reward.py:plus_two"
+    path, summary = launch.resume(Path("runs/one"), How(fork="other", overrides=(change, "steps=3")))
+    assert summary["accuracy_base"]["mean"] >= 2
+    assert {evaluation.metric for evaluation in read_evals(path)} == {"plus_two" if is_by_metric else "x"}
+    assert [evaluation.name for evaluation in read_evals(path)] == ["base", "step-000003"]
+    base = Path("evals/base.json")
+    longer, _ = launch.resume(Path("runs/one"), How(fork="longer", overrides=("learner.lr=0.1", "steps=3")))
+    assert (longer / base).samefile("runs/one" / base)
+    assert (longer / "evals/step-000002.json").exists()
+
+
 def test_preferences_are_guarded_by_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_tiny_model(Path("model"))
@@ -300,6 +328,8 @@ def test_preferences_are_guarded_by_the_same_code(tmp_path: Path, monkeypatch: p
     path, _ = launch_dpo.resume(RUN, How(fork="longer", overrides=("epochs=2",)))
     assert len(read_metrics(path)) > len(read_metrics(RUN))
     assert logs.read_provenance(path).lineage[0]["step"] == len(read_metrics(RUN))
+    base = next(evaluation for evaluation in read_evals(path) if evaluation.name == "base")
+    assert base.margin == 0  # of the policy that training began with, though its pairs are others now
 
 
 def test_the_settings_that_decide_no_numbers_exist() -> None:

@@ -103,18 +103,24 @@ def set_aside_after(path: Path, step: int) -> Path | None:
     return target
 
 
-def copy_until(path: Path, step: int, target: Path, *, sets: Collection[str] = ()) -> None:
+def copy_until(
+    path: Path, step: int, target: Path, *, evaluations: Collection[str] = (), same_start: bool = True
+) -> None:
     """Fill the new folder `target` with what a run at `path` had after `step`, whose checkpoint is whole.
 
     Files that nobody changes are shared by hard links where the disk can.
 
     Args:
-        sets: the evaluation sets whose measurements are copied.
+        evaluations: the evaluation sets whose measurements are copied, "" among them for `evaluation`.
+        same_start: whether the measurements of the adapter that RL starts from are among them.
     """
-    left_out = [each for each in _sets(path) if each.name not in sets]
+    left_out = [each for each in _sets(path) if each.name not in evaluations]
+    left_out += [] if "" in evaluations else [path / EVALS]
     found = [path / CHECKPOINTS / step_name(step), *(each for each, number in _numbered(path) if number <= step)]
     for name in BEFORE_TRAINING:
-        found += [*path.glob(f"{EVALS}/{name}.*"), *path.glob(f"{SETS}/*/{name}.*"), *path.glob(f"{ADAPTERS}/{name}")]
+        found += path.glob(f"{ADAPTERS}/{name}")
+        if same_start or name == "base":
+            found += [*path.glob(f"{EVALS}/{name}.*"), *path.glob(f"{SETS}/*/{name}.*")]
     for each in [*found, *path.glob(f"{SETS}/*/{TASKS}")]:
         if each.parent not in left_out:
             _share(each, target / each.relative_to(path))

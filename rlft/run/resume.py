@@ -17,6 +17,7 @@ from rlft.run import cut_back, logs, provenance
 from rlft.run.checkpoint import Snapshot, load_latest, prune, steps_kept
 from rlft.run.directory import Run, kept_checkpoints, read_config
 from rlft.run.records import CHECKPOINTS, CONFIG, PROVENANCE, SUMMARY, Provenance
+from rlft.run.same_evaluations import is_same_start, same_evaluations
 from rlft.run.trackers.by_name import refuse_missing
 
 C = TypeVar("C", bound=BaseRunConfig)
@@ -184,13 +185,21 @@ def _fork(run: Run[C], config: C, now: Provenance, how: How) -> Continued[C]:
         raise ValueError(f"{run.path} has no {which} to fork from{''.join(f'; {p}' for p in problems)}")
     if problems and how.strict:
         raise ValueError(f"{problems[0]}; without --strict the fork continues from step {snapshot.step}")
-    changes = provenance.changed_numbers(then, now) + provenance.changed_computing(then, now)
-    origin = {"run": str(run.path), "step": snapshot.step, "changes": changes}
+    numbers = provenance.changed_numbers(then, now)
+    changes = numbers + provenance.changed_computing(then, now)
+    origin = {"run": str(run.path), "step": snapshot.step, "changes": changes, "numbers": numbers}
+    measured = then if then.config else replace(then, config=run.config.model_dump(mode="json"))
     made = replace(now, lineage=[origin, *then.lineage])
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        cut_back.copy_until(run.path, snapshot.step, temporary, sets=provenance.same_sets(then, now))
+        cut_back.copy_until(
+            run.path,
+            snapshot.step,
+            temporary,
+            evaluations=same_evaluations(measured, now),
+            same_start=is_same_start(measured, now),
+        )
         write_file(temporary / PROVENANCE, json.dumps(made.as_dict(), indent=1))
         write_file(temporary / CONFIG, config_file.dump(config))
         temporary.rename(target)
