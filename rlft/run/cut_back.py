@@ -6,6 +6,7 @@ Nothing is deleted: records of steps after the checkpoint, which are made again,
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Collection, Iterator
 from itertools import count
@@ -45,7 +46,7 @@ def newest_checkpoint(path: Path, *, every: int, strict: bool) -> tuple[Snapshot
     """The newest whole checkpoint and what is wrong with newer ones; None where the run had not reached its first.
 
     Args:
-        every: steps between checkpoints.
+        every: most steps between checkpoints.
         strict: refuse to fall back to an older one.
 
     Raises:
@@ -70,7 +71,7 @@ def newest_checkpoint(path: Path, *, every: int, strict: bool) -> tuple[Snapshot
         raise ValueError(
             f"{path / METRICS} lacks step {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}, which "
             f"lies before the checkpoint of step {snapshot.step}; restore the file from a copy, or continue without "
-            f"those steps as a run of its own: rlft resume {path} --fork NAME"
+            f"those steps as a run of its own: rlft resume {shlex.quote(str(path))} --fork NAME"
         )
     return snapshot, problems
 
@@ -86,9 +87,7 @@ def set_aside_after(path: Path, step: int) -> Path | None:
     if not later and not moved:
         return None
     moved += [path / MANIFEST] if (path / MANIFEST).exists() else []  # it names what goes; the next checkpoint has one
-    names = (f"after-{step_name(step)}{f'-{n}' if n > 1 else ''}" for n in count(1))
-    target = next(folder for name in names if not (folder := path / ASIDE / name).exists())
-    target.mkdir(parents=True)
+    target = _new_aside(path, step)
     if later:
         write_file(target / METRICS, "".join(line.line() + "\n" for line in later))
         kept = [line for line in lines if line.step <= step]
@@ -100,6 +99,22 @@ def set_aside_after(path: Path, step: int) -> Path | None:
         to = target / each.relative_to(path)
         to.parent.mkdir(parents=True, exist_ok=True)
         each.rename(to)
+    return target
+
+
+def set_manifest_aside(path: Path, step: int) -> None:
+    """Move the manifest into a folder of `aside/`: it does not know what a run writes that goes on after `step`.
+
+    The run's next checkpoint has another one.
+    """
+    if (path / MANIFEST).exists():
+        (path / MANIFEST).rename(_new_aside(path, step) / MANIFEST)
+
+
+def _new_aside(path: Path, step: int) -> Path:
+    names = (f"after-{step_name(step)}{f'-{n}' if n > 1 else ''}" for n in count(1))
+    target = next(folder for name in names if not (folder := path / ASIDE / name).exists())
+    target.mkdir(parents=True)
     return target
 
 

@@ -32,7 +32,6 @@ from rlft.train import provenance
 from rlft.train.rl.state import PUBLISHED
 from rlft.types import Adapter, Group, Turn
 
-
 ELSEWHERE = "what a fork has from a run of other settings, rewards or tasks: verify that run"
 """Why its steps up to there are not checked."""
 _LEARNERS = ("learner.", "steps:", "guards.", "checkpoint.")

@@ -170,7 +170,9 @@ def check_manifest(run: Path, checkpoint: CheckpointConfig, root: str, check: Ch
         if root:
             check.differ("manifest.json", f"it is missing, and its root should be {root[:12]}")
         check.skip(
-            "the run has no manifest.json: it was stopped before its first checkpoint, or made by an older rlft", 0
+            "the run has no manifest.json: it was stopped before its first checkpoint or the first one after it was "
+            "resumed, or made by an older rlft",
+            0,
         )
         return ["There are no hashes to compare with, so everything below rests on computing it again."]
     if root and (actual := manifest.root_hash(run)) != root:
