@@ -258,7 +258,7 @@ def requested(config: RunConfig) -> Any:
 def requested_chunks(config: RunConfig) -> list[Chunk]:
     """The chunks of rollouts that the first step asks for, refills among them."""
     pool, run = _Pool(), SimpleNamespace(config=config, event=print, write_rollouts=print)
-    scorer: Any = SimpleNamespace(score=lambda groups, step: list(groups), stats=ScoringStats())
+    scorer: Any = SimpleNamespace(score=lambda groups, **_: list(groups), stats=ScoringStats())
     view: Any = SimpleNamespace(rollout=None)
     environment = loading.load(config.environment)
     tasks = TaskChoice(config, environment.train)

@@ -21,6 +21,7 @@ from rlft.model.adapter import adapter_hash, read_folder
 from rlft.run.resume import How
 from rlft.train.rl import alarms, launch
 from rlft.train.rl.repetition import describe_repetition
+from rlft.train.rl.verify.verify import verify
 from tests.conftest import MakeConfig
 from tests.fakes import made_up_group, read_metrics
 
@@ -82,6 +83,7 @@ def test_rolling_back_makes_the_last_healthy_adapter_the_result(make_config: Mak
     ((step, message),) = told(run, "rolled_back")
     assert step == 4
     assert f"rlft resume {run} --fork NAME --step 4" in message
+    assert verify(run, config, share=0.1, seed=0, workers=0).verdict == "agrees"
     path, forked = launch.resume(run, How(fork="again", step=4, overrides=("guards.alarms={}",)))
     assert forked["steps"] == len(read_metrics(path)) == 16
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,8 @@ from rlft import config_file
 from rlft.config import RunConfig
 from rlft.curves.reading import read_evals, read_events
 from rlft.curves.report import write_report
-from rlft.run import logs
+from rlft.reward.judge_cache import Budget
+from rlft.run import logs, manifest
 from rlft.run.directory import Run, read_config
 from rlft.run.provenance import NO_NUMBERS, changed_computing, changed_numbers, code_sha256
 from rlft.run.records import FORMAT, Provenance
@@ -25,6 +27,7 @@ from rlft.run.resume import How, config_of, continued, way_on
 from rlft.train.preference import launch as launch_dpo
 from rlft.train.preference.config import PreferenceConfig
 from rlft.train.rl import launch
+from rlft.train.rl.rollouts import StepRollouts
 from tests.conftest import MakeConfig
 from tests.fakes import read_lines, read_metrics, read_result, save_tiny_model, write_config
 from tests.test_report import Page
@@ -212,6 +215,76 @@ def test_settings_that_decide_no_numbers_may_change_within_a_run(here: Path) -> 
     assert "checkpoint.every: 1 -> 2" in event.message
 
 
+def test_a_run_that_goes_on_leaves_no_manifest_that_it_does_not_fit(here: Path) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    (RUN / "summary.json").unlink()  # as of a run that was stopped
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepRollouts, "collect", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            launch.resume(RUN, How(overrides=("steps=3", "evaluation.every=1")))
+    assert manifest.compare(RUN) is None
+    assert [path.parent.name for path in RUN.glob("aside/*/manifest.json")] == ["after-step-000002"]
+    launch.resume(RUN)
+    (compared,) = [manifest.compare(RUN)]
+    assert compared is not None
+    assert compared.problems == []
+
+
+def test_more_frequent_checkpoints_strand_no_run(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config("checkpoint.every=3", "steps=3", "evaluation.tasks=2")
+    log = Run.log
+
+    def killed(run: Run, step: int, metrics: Any) -> None:
+        log(run, step, metrics)
+        if step == 2:
+            monkeypatch.setattr(Run, "checkpoint", lambda *_, **__: None)  # a killed run saves nothing more
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", killed)
+        with pytest.raises(KeyboardInterrupt):
+            launch.train(config)
+    monkeypatch.undo()
+    launch.resume(config.run_dir, How(overrides=("checkpoint.every=1",)))
+    assert [row["step"] for row in read_metrics(config.run_dir)] == [1, 2, 3]
+
+
+def test_a_run_is_resumed_where_none_may_be_made(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Run.create(make_config(), provenance=Provenance()) as run:
+        pass
+    monkeypatch.setattr("rlft.run.directory.os.access", lambda *_: False)
+    with Run.reopen(run.path):
+        pass
+    with pytest.raises(ValueError, match="no run can be made"):
+        Run.create(make_config("name=other"), provenance=Provenance())
+
+
+def test_commands_name_a_path_as_a_shell_takes_it(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(f"output_dir={tmp_path / 'my runs'}")
+    with Run.create(config, provenance=Provenance()) as run:
+        pass
+    quoted = f"rlft resume '{run.path}'"
+    assert quoted in way_on(run)
+    with pytest.raises(ValueError, match=re.escape(quoted)):
+        Run.create(config, provenance=Provenance())
+    (run.path / "metrics.jsonl").write_text("no line\n{}\n")
+    with pytest.raises(ValueError, match=re.escape(quoted)):
+        logs.read_metrics(run.path)
+
+
+def test_a_resumed_run_has_the_judges_budget_that_it_began_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = str(RUN.absolute())
+    monkeypatch.chdir(here.parent)
+    monkeypatch.setattr(launch, "resolve_model", mock.Mock(side_effect=KeyboardInterrupt))
+    for name in ("letters.py", "reward.py"):
+        shutil.copy(here / name, here.parent)
+    with pytest.raises(KeyboardInterrupt):
+        launch.resume(here / RUN)
+    assert Budget.here().scope == began
+
+
 def test_fewer_steps_than_there_are_need_a_fork(here: Path) -> None:
     before = read_result(RUN)
     with pytest.raises(ValueError, match=r"has 2 steps behind it, more than steps=1; .*--fork NAME --step N"):
@@ -278,6 +351,34 @@ def test_a_changed_reward_can_be_forked(here: Path) -> None:
     assert any(line.startswith("reward.py:odd: sha256 ") for line in changes)
 
 
+TWO_MEASURES = """
+def odd(completion):
+    return float(len(completion) % 2)
+
+
+def plus_two(completion):
+    return 2.0 + len(completion) % 2
+"""
+
+
+@pytest.mark.parametrize("is_by_metric", [True, False])
+def test_a_fork_that_measures_something_else_measures_base_again(here: Path, is_by_metric: bool) -> None:
+    Path("reward.py").write_text(TWO_MEASURES)
+    both = [{"path": "reward.py:odd", "name": "x"}, {"path": "reward.py:plus_two", "weight": 0}]
+    rewards = both if is_by_metric else both[:1]
+    config = config_file.load("run.yaml", [*PATHS[:2], PATHS[3], *SETTINGS, f"rewards={json.dumps(rewards)}"])
+    launch.train(config.model_copy(update={"name": "one"}))
+    change = "evaluation.metric=plus_two" if is_by_metric else "rewards.0.path=reward.py:plus_two"
+    path, summary = launch.resume(Path("runs/one"), How(fork="other", overrides=(change, "steps=3")))
+    assert summary["accuracy_base"]["mean"] >= 2
+    assert {evaluation.metric for evaluation in read_evals(path)} == {"plus_two" if is_by_metric else "x"}
+    assert [evaluation.name for evaluation in read_evals(path)] == ["base", "step-000003"]
+    base = Path("evals/base.json")
+    longer, _ = launch.resume(Path("runs/one"), How(fork="longer", overrides=("learner.lr=0.1", "steps=3")))
+    assert (longer / base).samefile("runs/one" / base)
+    assert (longer / "evals/step-000002.json").exists()
+
+
 def test_preferences_are_guarded_by_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_tiny_model(Path("model"))
@@ -300,6 +401,8 @@ def test_preferences_are_guarded_by_the_same_code(tmp_path: Path, monkeypatch: p
     path, _ = launch_dpo.resume(RUN, How(fork="longer", overrides=("epochs=2",)))
     assert len(read_metrics(path)) > len(read_metrics(RUN))
     assert logs.read_provenance(path).lineage[0]["step"] == len(read_metrics(RUN))
+    base = next(evaluation for evaluation in read_evals(path) if evaluation.name == "base")
+    assert base.margin == 0  # of the policy that training began with, though its pairs are others now
 
 
 def test_the_settings_that_decide_no_numbers_exist() -> None:

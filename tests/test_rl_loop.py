@@ -46,6 +46,22 @@ def signal(rows: list[dict[str, object]]) -> dict[int, bool]:
 # Dynamic sampling
 
 
+@pytest.mark.parametrize("max_failed", [0.5, 0.01])
+def test_failures_of_a_refill_are_judged_with_the_whole_step(make_config: MakeConfig, max_failed: float) -> None:
+    broken = HALF.replace("    if", "    if rollout_seen(task_id):\n        raise ValueError('broken')\n    if", 1)
+    counted = "SEEN = []\n\ndef rollout_seen(task_id):\n    SEEN.append(task_id)\n    return len(SEEN) > FIRST\n"
+    settings = (f"scoring={{workers: 0, check: off, max_failed: {max_failed}}}", "steps=1")
+    config = make_config(*QUICK, *settings, "algorithm={preset: dapo, max_refills: 1}", reward=counted + broken)
+    first = config.evaluation.tasks + config.tasks_per_step * config.samples_per_task
+    source = Path(config.rewards[0].path.rpartition(":")[0])
+    source.write_text(f"FIRST = {first}\n" + source.read_text())
+    with pytest.raises(RuntimeError, match="could not be scored" if max_failed < 0.1 else "evaluation step-000001"):
+        launch.train(config)  # all of the refill's samples fail; the evaluation after the step, too
+    outcomes = Counter(row["outcome"] for row in read_rollouts(config.run_dir, 1))
+    assert outcomes["score"] == config.tasks_per_step * config.samples_per_task
+    assert outcomes["failed"] > 0
+
+
 def test_groups_without_signal_are_replaced(make_config: MakeConfig) -> None:
     config = make_config(*QUICK, "algorithm={preset: dapo, max_refills: 4}", reward=HALF)
     launch.train(config)

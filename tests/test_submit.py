@@ -153,6 +153,8 @@ def test_other_commands_places_and_resuming(project: Path) -> None:
     )
     assert invoke(*arguments, "/data/my runs", "--resume").exit_code == 0
     assert FakeJobs.sent["command"] == "python -m rlft resume '/data/my runs'/far"
+    assert invoke(*arguments, "/d", "steps=9", "name=other", "guards.stop=[kl, entropy]", "--resume").exit_code == 0
+    assert FakeJobs.sent["command"] == "python -m rlft resume /d/other steps=9 'guards.stop=[kl, entropy]'"
     assert invoke(*arguments, "/d", "ray_address=10.0.0.1:6379").exit_code == 0
     assert "ray_address=auto" not in FakeJobs.sent["command"]
 

@@ -18,9 +18,13 @@ from rlft.reward import judge_cache
 from rlft.reward.stored import read_samples, read_tasks
 from rlft.run import manifest
 from rlft.run.directory import read_config
+from rlft.run.resume import How
+from rlft.train.rl import launch
 from rlft.train.rl.verify.arithmetic import check_evaluation
 from rlft.train.rl.verify.findings import Check, Verification
-from rlft.train.rl.verify.verify import choose, verify
+from rlft.train.rl.verify.material import ELSEWHERE
+from rlft.train.rl.verify.odds import choose
+from rlft.train.rl.verify.verify import verify
 from rlft.types import RewardSpec
 from tests import forgeries
 from tests.conftest import WIDE
@@ -260,6 +264,43 @@ def test_a_reward_that_is_not_deterministic_accuses_nobody(copy: Path, tmp_path:
     assert (rewards.checked, rewards.different) == (0, 0)
     assert rewards.unchecked == {"the reward gives another value each time it is called": 80}
     assert result.exit_code == 2
+
+
+def test_a_fork_is_checked_from_where_its_own_settings_begin(copy: Path) -> None:
+    other = copy.parent / "reward.py"
+    other.write_text("def odd(completion):\n    return float(len(completion) % 3)\n")
+    changes = (f"rewards.0.path={other}:odd", "samples_per_task=2", "algorithm=rloo", "guards.min_entropy=0")
+    steps = read_config(copy, RunConfig).steps
+    fork, _ = launch.resume(copy, How(fork="other", overrides=(*changes, f"steps={steps + 2}")))
+    result = check(fork)
+    assert (result.verdict, found(result)) == ("agrees", {})
+    advantages = next(each for each in result.checks if each.what.startswith("advantages"))
+    assert advantages.checked == 2 * 4 * 2
+    assert advantages.unchecked == {ELSEWHERE: steps * 16}
+    same, _ = launch.resume(copy, How(fork="same", overrides=("learner.lr=0.001", f"steps={steps + 1}")))
+    assert not any(ELSEWHERE in each.unchecked for each in check(same).checks)
+
+
+def test_a_run_that_failures_stopped_agrees(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    (copy / "summary.json").unlink()
+    last = read_config(copy, RunConfig).steps
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(lines[:-1]))
+    (copy / "evals" / f"step-{last:06d}.json").unlink()
+    file = copy / "rollouts" / f"step-{last:06d}.parquet"
+    forgeries.change_rows(file, lambda rows: [row.update(advantage=None) for row in rows] and None)
+    assert found(check(copy)) == {}
+    forgeries.change_rows(copy / ROLLOUTS, lambda rows: [row.update(advantage=None) for row in rows] and None)
+    assert "advantages computed again" in found(check(copy))
+
+
+def test_altered_seeds_of_an_evaluation_are_told(copy: Path) -> None:
+    (file, *_) = sorted((copy / "evals").glob("step-*.parquet"))
+    forgeries.change_rows(file, lambda rows: rows[0].update(seed=rows[0]["seed"] + 1))
+    result = check(copy)
+    (told,) = found(result)["tasks, seeds, adapter versions of all samples"]
+    assert "its seed is not that of the run's seed and the task" in told
 
 
 def test_no_judge_is_asked() -> None:

@@ -141,7 +141,9 @@ def _command(
     if output_dir.startswith("~/"):
         place = f'"$HOME"/{shlex.quote(output_dir[2:])}'
     if resume:
-        return f"python -m rlft resume {place}/{shlex.quote(loaded.name)}"
+        # The run lies where its name and folder say, and cannot be another one.
+        changes = [each for each in overrides if each.partition("=")[0] not in ("name", "output_dir")]
+        return " ".join([f"python -m rlft resume {place}/{shlex.quote(loaded.name)}", *map(shlex.quote, changes)])
     command = str(getattr(loaded, "kind", "train"))
     words = [command, config.resolve().relative_to(here).as_posix(), *overrides]
     in_processes = getattr(loaded, "backend", "") == "ray" or getattr(getattr(loaded, "learner", None), "processes", 0)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -120,7 +121,7 @@ def take(budget: Budget) -> None:
         raise BudgetSpentError(
             f"the judges' budget is spent: {calls} requests, {tokens} tokens, of at most "
             f"scoring.judge_calls={budget.calls} and scoring.judge_tokens={budget.tokens} (0: any). Raise it: "
-            f"rlft resume {budget.scope} {' '.join(raised)}. Nothing is lost, replies are kept"
+            f"rlft resume {shlex.quote(budget.scope)} {' '.join(raised)}. Nothing is lost, replies are kept"
         )
 
 

@@ -22,12 +22,12 @@ class ResultTable:
     """The results of all calls of a scoring."""
 
     def __init__(
-        self, specs: Sequence[RewardSpec], groups: Sequence[Group], *, failed_before: int, max_failed: float
+        self, specs: Sequence[RewardSpec], groups: Sequence[Group], *, of: Sequence[Group], max_failed: float
     ) -> None:
-        """Args: failed_before: trajectories that had failed before they came here."""
-        self._specs = specs
-        self._total = failed_before + sum(len(group.trajectories) for group in groups)
-        self._failed_before, self._max_failed = failed_before, max_failed
+        """Args: of: all groups that `max_failed` is a share of, with what had failed before it came here."""
+        whole = [trajectory for group in of for trajectory in group.trajectories]
+        self._specs, self._max_failed, self._total = specs, max_failed, len(whole)
+        self._failed_before = sum(isinstance(trajectory.outcome, Failed) for trajectory in whole)
         self._outcomes: dict[tuple[int, int, int], Outcome] = {}  # by group, trajectory, reward
         self._extras: dict[tuple[int, int], dict[str, Any]] = defaultdict(dict)
         self._logged: dict[str, list[float]] = defaultdict(list)

@@ -224,6 +224,7 @@ class Scorer:
         groups: Sequence[Group],
         *,
         step: int = 0,
+        earlier: Sequence[Group] = (),
         max_failed: float | None = None,
         deadline_s: float = math.inf,
     ) -> list[Group]:
@@ -233,6 +234,7 @@ class Scorer:
 
         Args:
             step: of training, which rewards may ask for; 0 outside of it.
+            earlier: groups that were scored before, which count for `max_failed`, too.
             max_failed: instead of the scorer's.
             deadline_s: for one trajectory, where that is less than the scorer's.
 
@@ -248,7 +250,7 @@ class Scorer:
         began, restarts = time.monotonic(), self._pool.restarts if self._pool else 0
         whole, groups = groups, [_without_failed(group) for group in groups]
         limit = self._max_failed if max_failed is None else max_failed
-        table = ResultTable(self._specs, groups, failed_before=_count_failed(whole), max_failed=limit)
+        table = ResultTable(self._specs, groups, of=[*earlier, *whole], max_failed=limit)
         slowest: tuple[float, _Unit] | None = None
         jobs = self._jobs(groups, table, step, min(deadline_s, self._deadline_s))
         for job, result in self._pool.run(jobs) if self._pool else self._run_here(jobs):
@@ -364,10 +366,6 @@ class Scorer:
         rewards = zip(self._arguments_of, self._loaded, strict=True)
         found = {spec.label: unsupplied(loaded.plan, spec, columns) for spec, loaded in rewards}
         return {label: names for label, names in found.items() if names}
-
-
-def _count_failed(groups: Sequence[Group]) -> int:
-    return sum(isinstance(t.outcome, Failed) for group in groups for t in group.trajectories)
 
 
 def _without_failed(group: Group) -> Group:

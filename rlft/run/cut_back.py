@@ -6,6 +6,7 @@ Nothing is deleted: records of steps after the checkpoint, which are made again,
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Collection, Iterator
 from itertools import count
@@ -45,7 +46,7 @@ def newest_checkpoint(path: Path, *, every: int, strict: bool) -> tuple[Snapshot
     """The newest whole checkpoint and what is wrong with newer ones; None where the run had not reached its first.
 
     Args:
-        every: steps between checkpoints.
+        every: most steps between checkpoints.
         strict: refuse to fall back to an older one.
 
     Raises:
@@ -70,7 +71,7 @@ def newest_checkpoint(path: Path, *, every: int, strict: bool) -> tuple[Snapshot
         raise ValueError(
             f"{path / METRICS} lacks step {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}, which "
             f"lies before the checkpoint of step {snapshot.step}; restore the file from a copy, or continue without "
-            f"those steps as a run of its own: rlft resume {path} --fork NAME"
+            f"those steps as a run of its own: rlft resume {shlex.quote(str(path))} --fork NAME"
         )
     return snapshot, problems
 
@@ -86,9 +87,7 @@ def set_aside_after(path: Path, step: int) -> Path | None:
     if not later and not moved:
         return None
     moved += [path / MANIFEST] if (path / MANIFEST).exists() else []  # it names what goes; the next checkpoint has one
-    names = (f"after-{step_name(step)}{f'-{n}' if n > 1 else ''}" for n in count(1))
-    target = next(folder for name in names if not (folder := path / ASIDE / name).exists())
-    target.mkdir(parents=True)
+    target = _new_aside(path, step)
     if later:
         write_file(target / METRICS, "".join(line.line() + "\n" for line in later))
         kept = [line for line in lines if line.step <= step]
@@ -103,18 +102,40 @@ def set_aside_after(path: Path, step: int) -> Path | None:
     return target
 
 
-def copy_until(path: Path, step: int, target: Path, *, sets: Collection[str] = ()) -> None:
+def set_manifest_aside(path: Path, step: int) -> None:
+    """Move the manifest into a folder of `aside/`: it does not know what a run writes that goes on after `step`.
+
+    The run's next checkpoint has another one.
+    """
+    if (path / MANIFEST).exists():
+        (path / MANIFEST).rename(_new_aside(path, step) / MANIFEST)
+
+
+def _new_aside(path: Path, step: int) -> Path:
+    names = (f"after-{step_name(step)}{f'-{n}' if n > 1 else ''}" for n in count(1))
+    target = next(folder for name in names if not (folder := path / ASIDE / name).exists())
+    target.mkdir(parents=True)
+    return target
+
+
+def copy_until(
+    path: Path, step: int, target: Path, *, evaluations: Collection[str] = (), same_start: bool = True
+) -> None:
     """Fill the new folder `target` with what a run at `path` had after `step`, whose checkpoint is whole.
 
     Files that nobody changes are shared by hard links where the disk can.
 
     Args:
-        sets: the evaluation sets whose measurements are copied.
+        evaluations: the evaluation sets whose measurements are copied, "" among them for `evaluation`.
+        same_start: whether the measurements of the adapter that RL starts from are among them.
     """
-    left_out = [each for each in _sets(path) if each.name not in sets]
+    left_out = [each for each in _sets(path) if each.name not in evaluations]
+    left_out += [] if "" in evaluations else [path / EVALS]
     found = [path / CHECKPOINTS / step_name(step), *(each for each, number in _numbered(path) if number <= step)]
     for name in BEFORE_TRAINING:
-        found += [*path.glob(f"{EVALS}/{name}.*"), *path.glob(f"{SETS}/*/{name}.*"), *path.glob(f"{ADAPTERS}/{name}")]
+        found += path.glob(f"{ADAPTERS}/{name}")
+        if same_start or name == "base":
+            found += [*path.glob(f"{EVALS}/{name}.*"), *path.glob(f"{SETS}/*/{name}.*")]
     for each in [*found, *path.glob(f"{SETS}/*/{TASKS}")]:
         if each.parent not in left_out:
             _share(each, target / each.relative_to(path))

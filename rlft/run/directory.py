@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -127,8 +128,9 @@ class Run(Generic[C]):
         """
         self.config = config
         self.path = path or config.run_dir
-        make_output_dir(self.path.parent)
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():  # a run that is there goes on, though beside it none may be made
+            make_output_dir(self.path.parent)
+            self.path.mkdir(exist_ok=True)
         self._lock = FileLock(self.path / LOCK)
         self.is_going = False
         """Whether something is done to it, of which an error is its end; a command that is refused leaves no record."""
@@ -162,8 +164,8 @@ class Run(Generic[C]):
         if (path / CONFIG).exists():
             if not restart:
                 raise ValueError(
-                    f"{path} holds a run already: continue it with `rlft resume {path}`, start over with --restart "
-                    "(the old run is moved aside), or choose another name with name=..."
+                    f"{path} holds a run already: continue it with `rlft resume {shlex.quote(str(path))}`, start over "
+                    "with --restart (the old run is moved aside), or choose another name with name=..."
                 )
             with cls(config):  # refuses when another driver is at work there
                 _move_aside(path)

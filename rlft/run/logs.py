@@ -7,6 +7,7 @@ after a crash, is left out and said.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,8 @@ def read_metrics(run: Path, notes: list[str] | None = None, *, start: int = 0) -
         return _read(Path(run) / METRICS, MetricsLine.from_dict, notes, start)
     except ValueError as error:
         raise ValueError(
-            f"{error}. Restore it from a copy, or continue without that line as a run of its own: rlft resume {run} "
-            "--fork NAME"
+            f"{error}. Restore it from a copy, or continue without that line as a run of its own: rlft resume "
+            f"{shlex.quote(str(run))} --fork NAME"
         ) from None
 
 

@@ -138,7 +138,7 @@ def changed_numbers(then: Provenance, now: Provenance) -> list[str]:
     """
     lines = [
         f"{key}: {_shown(old)} -> {_shown(new)}"
-        for key, old, new in _differences(then.config, now.config)
+        for key, old, new in differences(then.config, now.config)
         if then.config and not decides_nothing(key) and not _extends(key, then.config, now.config)
     ]
     for path in sorted({*then.sha256} & {*now.sha256}):
@@ -170,7 +170,7 @@ def changed_computing(then: Provenance, now: Provenance) -> list[str]:
     if then.config:
         lines += [
             f"{key}: {_shown(old)} -> {_shown(new)}"
-            for key, old, new in _differences(then.config, now.config)
+            for key, old, new in differences(then.config, now.config)
             if decides_nothing(key) or _extends(key, then.config, now.config)
         ]
     return lines
@@ -184,15 +184,15 @@ def succeeded_by(then: Provenance, now: Provenance) -> Provenance:
     )
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, old value, new value) of every setting that differs; a key that one lacks is None there."""
     found: list[tuple[str, Any, Any]] = []
     for key in sorted({*then, *now}):
         old, new = then.get(key), now.get(key)
         if (prefix, key) == ("", "evaluations"):
-            old, new = _by_name(old), _by_name(new)
+            old, new = by_name(old), by_name(new)
         if isinstance(old, Mapping) and isinstance(new, Mapping) and key not in _ARGUMENTS:
-            found += _differences(old, new, f"{prefix}{key}.")
+            found += differences(old, new, f"{prefix}{key}.")
         elif old != new:
             found.append((prefix + key, old, new))
     return found
@@ -203,24 +203,12 @@ def tasks_of_set(name: str) -> str:
     return f"the tasks of evaluation {name}"
 
 
-def same_sets(then: Provenance, now: Provenance) -> list[str]:
-    """Names of the evaluation sets that measure the same as before, if perhaps not as often."""
-    old, new = (_by_name(each.config.get("evaluations")) for each in (then, now))
-    return [
-        name
-        for name in new
-        if name in old
-        and {**old[name], "every": 0} == {**new[name], "every": 0}
-        and then.sha256.get(tasks_of_set(name)) == now.sha256.get(tasks_of_set(name))
-    ]
-
-
 def decides_nothing(key: str) -> bool:
     """Whether the number of no step rests on this setting, such as `guards.alarms.grad_norm` of a flattened config."""
     return key in NO_NUMBERS or key.startswith("guards.alarms.") or _EVERY_OF_SET.fullmatch(key) is not None
 
 
-def _by_name(sets: Sequence[Mapping[str, Any]] | None) -> Mapping[str, Mapping[str, Any]]:
+def by_name(sets: Sequence[Mapping[str, Any]] | None) -> Mapping[str, Mapping[str, Any]]:
     """The config's `evaluations` by name, so that each is compared with itself whatever their order."""
     return {each["name"]: each for each in sets or ()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rlft.run import cut_back, logs, provenance
 from rlft.run.checkpoint import Snapshot, load_latest, prune, steps_kept
 from rlft.run.directory import Run, kept_checkpoints, read_config
 from rlft.run.records import CHECKPOINTS, CONFIG, PROVENANCE, SUMMARY, Provenance
+from rlft.run.same_evaluations import is_same_start, same_evaluations
 from rlft.run.trackers.by_name import refuse_missing
 
 C = TypeVar("C", bound=BaseRunConfig)
@@ -56,11 +58,16 @@ class Continued(Generic[C]):
 def way_on(run: Run[Any]) -> str:
     """How a run that stopped goes on, for the terminal."""
     if steps_kept(run.path / CHECKPOINTS):
-        return f"the run stopped before its end; `rlft resume {run.path}` continues from the last checkpoint"
+        return f"the run stopped before its end; `rlft resume {_quoted(run)}` continues from the last checkpoint"
     return (
-        f"the run stopped before its first checkpoint: `rlft resume {run.path}` continues it as it is; after a change "
-        f"of its rewards or settings {_start_over(run)}"
+        f"the run stopped before its first checkpoint: `rlft resume {_quoted(run)}` continues it as it is; after a "
+        f"change of its rewards or settings {_start_over(run)}"
     )
+
+
+def _quoted(run: Run[Any]) -> str:
+    """Its path as a shell takes it."""
+    return shlex.quote(str(run.path))
 
 
 def _start_over(run: Run[Any]) -> str:
@@ -118,21 +125,24 @@ def continued(
             yield fork
         return
     then = _comparable(run)
-    instead = f"continue from the last checkpoint as a run of its own: rlft resume {run.path} --fork NAME"
+    instead = f"continue from the last checkpoint as a run of its own: rlft resume {_quoted(run)} --fork NAME"
     if not _has_begun(run):
         instead = f"as it has no checkpoint yet and nothing is lost: {_start_over(run)}"
     provenance.refuse_changed(run.path, provenance.changed_numbers(then, now), instead)
     changes = provenance.changed_computing(then, now)
     cut_back.clear_torn_writes(run.path)
-    snapshot, problems = cut_back.newest_checkpoint(run.path, every=every, strict=how.strict)
+    # What there is was made under its own schedule, which this one may replace.
+    schedule = getattr(run.config, "checkpoint", None)
+    most = max(every, schedule.every) if schedule else every
+    snapshot, problems = cut_back.newest_checkpoint(run.path, every=most, strict=how.strict)
     step = snapshot.step if snapshot else 0
     if getattr(config, "steps", step) < step:
         raise ValueError(
             f"{run.path} has {step} steps behind it, more than steps={config.steps}; for a shorter one: "  # type: ignore[attr-defined]
-            f"rlft resume {run.path} --fork NAME --step N steps=N"
+            f"rlft resume {_quoted(run)} --fork NAME --step N steps=N"
         )
     if (summary := _result(run, config, snapshot, problems)) and is_whole(run, step):
-        again = f"rlft resume {run.path} " + ("steps=N" if hasattr(config, "steps") else "--fork NAME epochs=N")
+        again = f"rlft resume {_quoted(run)} " + ("steps=N" if hasattr(config, "steps") else "--fork NAME epochs=N")
         told = f"{run.path} has ended after {step} steps, and nothing was done; to train further: `{again}`"
         yield Continued(run=run, snapshot=snapshot, remarks=[told], summary=summary)
         return
@@ -141,6 +151,7 @@ def continued(
     for problem in problems:
         run.event("checkpoint_skipped", problem)
     aside = cut_back.set_aside_after(run.path, step)
+    cut_back.set_manifest_aside(run.path, step)
     prune(run.path / CHECKPOINTS, keep=kept_checkpoints(config), last=step, every=every)
     moved = f"; the records of later steps are in {aside}" if aside else ""
     run.event("resumed", f"continuing after step {step}{moved}", step=step)
@@ -184,13 +195,21 @@ def _fork(run: Run[C], config: C, now: Provenance, how: How) -> Continued[C]:
         raise ValueError(f"{run.path} has no {which} to fork from{''.join(f'; {p}' for p in problems)}")
     if problems and how.strict:
         raise ValueError(f"{problems[0]}; without --strict the fork continues from step {snapshot.step}")
-    changes = provenance.changed_numbers(then, now) + provenance.changed_computing(then, now)
-    origin = {"run": str(run.path), "step": snapshot.step, "changes": changes}
+    numbers = provenance.changed_numbers(then, now)
+    changes = numbers + provenance.changed_computing(then, now)
+    origin = {"run": str(run.path), "step": snapshot.step, "changes": changes, "numbers": numbers}
+    measured = then if then.config else replace(then, config=run.config.model_dump(mode="json"))
     made = replace(now, lineage=[origin, *then.lineage])
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        cut_back.copy_until(run.path, snapshot.step, temporary, sets=provenance.same_sets(then, now))
+        cut_back.copy_until(
+            run.path,
+            snapshot.step,
+            temporary,
+            evaluations=same_evaluations(measured, now),
+            same_start=is_same_start(measured, now),
+        )
         write_file(temporary / PROVENANCE, json.dumps(made.as_dict(), indent=1))
         write_file(temporary / CONFIG, config_file.dump(config))
         temporary.rename(target)

@@ -153,13 +153,13 @@ def _stages(
     )
     with closing(learner):
         tell_slow_paths(run, learner)
-        if saved is not None:
-            learner.load_state(saved.tensors, saved.state)
         if config.preference.needs_reference and config.reference_logprobs == "precomputed":
             folders = [model_folder, config.adapter.start, source.folder if source else ""]
             data = _with_reference(run, learner, data, folders, view)
             learner.drop_reference()
         _measure_once(run, learner, data, view, name="base", step=0)
+        if saved is not None:  # after the base, which a fork may measure again
+            learner.load_state(saved.tensors, saved.state)
 
         start, every = saved.step if saved else 0, config.checkpoint.every
 

@@ -144,7 +144,7 @@ def resume(path: Path, how: How = PLAIN) -> tuple[Path, RLSummary]:
     with Run.reopen(path) as run:
         config = config_of(run, how)
         with (
-            _prepare(config, log_dir=None if how.fork else run.path / LOGS) as prepared,
+            _prepare(config, path=None if how.fork else run.path) as prepared,
             continued(
                 run, config, _provenance(config, prepared), how, every=config.checkpoint.every, is_whole=has_adapter
             ) as going_on,
@@ -191,12 +191,12 @@ def refuse_unfit(config: RunConfig, environment: Environment) -> None:
 
 
 @contextmanager
-def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Prepared]:
+def _prepare(config: RunConfig, *, path: Path | None = None) -> Iterator[_Prepared]:
     """Start the scoring processes and refuse what could not work, before a run exists.
 
     Args:
-        log_dir: where the scoring processes print; if not given, `Scorer.move_logs` has to move what they printed
-            before the end, which deletes it.
+        path: of the run that goes on, where the scoring processes print; if not given, `Scorer.move_logs` has to move
+            what they printed before the end, which deletes it.
     """
     check_engine(config, is_trained=True)
     environment = loading.load(config.environment)
@@ -204,12 +204,15 @@ def _prepare(config: RunConfig, *, log_dir: Path | None = None) -> Iterator[_Pre
     refuse_unfit(config, environment)
     learner_scores = LearnerScores()
     with ExitStack() as stack:
+        log_dir = path / LOGS if path else None
         if log_dir is None:
             make_output_dir(config.run_dir.parent)
             # On the run's own disk, where open files can be moved.
             folder = tempfile.TemporaryDirectory(prefix=f".{config.name}.", dir=config.run_dir.parent)
             log_dir = Path(stack.enter_context(folder))
-        scorer = stack.enter_context(make_scorer(config, environment, log_dir=log_dir, learner=learner_scores))
+        scorer = stack.enter_context(
+            make_scorer(config, environment, log_dir=log_dir, learner=learner_scores, path=path)
+        )
         model_folder = str(resolve_model(config))
         if config.adapter.kind != "full":
             adapter_shapes(model_folder, config.adapter)  # refuses targets before anything is measured

@@ -129,7 +129,7 @@ class StepRollouts:
                 break
             tasks = self._tasks.of_step(step, number)[: config.tasks_per_step - len(useful)]
             chunks = step_chunks(config, tasks, step=step, version=version, stream=refill_stream(number))
-            groups = groups + self._scored(step, self._pool.submit(chunks), version)
+            groups = groups + self._scored(step, self._pool.submit(chunks), version, earlier=groups)
             useful = [group for group in groups if has_signal(group, by_turn=by_turn)]
         if not useful:
             return groups, []
@@ -143,7 +143,7 @@ class StepRollouts:
         Returns:
             (the groups with that score, those whose greedy answer could not be scored)
         """
-        greedy = self._scored(step, pending, version)
+        greedy = self._scored(step, pending, version, earlier=groups, kind="greedy")
         self._run.write_rollouts(step, greedy, kind="greedy")
         scores = [answer.scores[0] if answer.scores else None for answer in greedy]
         paired = [replace(group, baseline_score=score) for group, score in zip(groups, scores, strict=True)]
@@ -154,17 +154,24 @@ class StepRollouts:
             )
         return [g for g in paired if g.baseline_score is not None], [g for g in paired if g.baseline_score is None]
 
-    def _scored(self, step: int, pending: PendingGroups, version: int) -> list[Group]:
-        """Wait for groups, score them and check who made them."""
+    def _scored(
+        self, step: int, pending: PendingGroups, version: int, *, earlier: Sequence[Group] = (), kind: str = "step"
+    ) -> list[Group]:
+        """Wait for groups, score them and check who made them.
+
+        Args:
+            earlier: groups that the step has already.
+            kind: names the file of these ones, see `Run.write_rollouts`.
+        """
         busy_s = self._pool.busy_s
         groups = pending.collect(self._view.rollout)
         self._waited_s += self._clock.lap("rollout")
         self._busy_while_waiting_s += self._pool.busy_s - busy_s
-        groups = self._scorer.score(groups, step=step)
+        groups = self._scorer.score(groups, step=step, earlier=earlier)
         self._logged = {**self._scorer.stats.logged, **self._logged}  # of the step's first round, where there are more
         self._clock.lap("score")
         refuse_wrong_stamps(groups, self._allowed(version))
-        refuse_failures(self._run, step, groups)
+        refuse_failures(self._run, step, groups, earlier=earlier, kind=kind)
         note_observed_failures(self._run, self._view, groups, step=step)
         return groups
 
@@ -238,28 +245,40 @@ def refuse_wrong_stamps(groups: Sequence[Group], allowed: Mapping[int, str]) -> 
                     )
 
 
-def refuse_failures(run: Run, step: int, groups: Sequence[Group]) -> None:
-    """Stop when more samples failed to be scored than `scoring.max_failed` allows; keep them first.
+def refuse_failures(
+    run: Run, step: int, groups: Sequence[Group], *, earlier: Sequence[Group] = (), kind: str = "step"
+) -> None:
+    """Stop when more of a step's samples failed to be scored than `scoring.max_failed` allows; keep them first.
+
+    Args:
+        groups: those that were scored last.
+        earlier: groups that the step has already; a round of few samples is judged together with them.
+        kind: names the file of `groups`, see `Run.write_rollouts`.
 
     Raises:
         RuntimeError: the share, the first failure and how to reproduce it.
     """
-    failures = [t.outcome for group in groups for t in group.trajectories if isinstance(t.outcome, Failed)]
-    total = sum(len(group.trajectories) for group in groups)
-    if not any(group.scores for group in groups) and not failures:
-        run.write_rollouts(step, groups)
+    whole = [*earlier, *groups]
+    new = [t.outcome for group in groups for t in group.trajectories if isinstance(t.outcome, Failed)]
+    failures = [t.outcome for group in whole for t in group.trajectories if isinstance(t.outcome, Failed)]
+    total = sum(len(group.trajectories) for group in whole)
+    is_scored = any(group.scores for group in whole)
+    if new:
+        told = f"{len(failures)} of {total} samples; first: {first_cause(new).message}"
+        run.event("reward_failed", told, step=step)
+    if is_scored and len(failures) <= run.config.scoring.max_failed * total:
+        return
+    if kind != "step":
+        run.write_rollouts(step, groups, kind=kind)
+    run.write_rollouts(step, whole if kind == "step" else earlier)
+    if not failures:
         raise RuntimeError(
             f"step {step}: the rewards returned None for all {total} samples, so there is no score to learn from; let "
             f"one of them return a number for these tasks. All samples are in {run.path / 'rollouts'}."
         )
-    if not failures:
-        return
     first = first_cause(failures)
-    run.event("reward_failed", f"{len(failures)} of {total} samples; first: {first.message}", step=step)
-    if len(failures) > run.config.scoring.max_failed * total or not any(group.scores for group in groups):
-        run.write_rollouts(step, groups)
-        raise RuntimeError(
-            f"step {step}: {len(failures)} of {total} samples could not be scored, more than scoring.max_failed="
-            f"{run.config.scoring.max_failed} allows. First failure ({first.kind}): {first.message}\n"
-            f"Reproduce it with:\n{first.reproduce}\nAll samples are in {run.path / 'rollouts'}."
-        )
+    raise RuntimeError(
+        f"step {step}: {len(failures)} of {total} samples could not be scored, more than scoring.max_failed="
+        f"{run.config.scoring.max_failed} allows. First failure ({first.kind}): {first.message}\n"
+        f"Reproduce it with:\n{first.reproduce}\nAll samples are in {run.path / 'rollouts'}."
+    )

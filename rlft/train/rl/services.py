@@ -54,25 +54,33 @@ def _enter(run: Run | None, view: View, kind: str, message: str) -> None:
         view.note(message)
 
 
-def judge_budget(config: RunConfig) -> Budget:
-    """What the run may ask of its judges."""
+def judge_budget(config: RunConfig, path: Path | None = None) -> Budget:
+    """What the run may ask of its judges; its directory is at `path` if that is not where its config says."""
     scoring = config.scoring
-    return Budget(scope=str(config.run_dir.absolute()), calls=scoring.judge_calls, tokens=scoring.judge_tokens)
+    return Budget(
+        scope=str((path or config.run_dir).absolute()), calls=scoring.judge_calls, tokens=scoring.judge_tokens
+    )
 
 
 def make_scorer(
-    config: RunConfig, environment: Environment, *, log_dir: Path | None, learner: ScoreGroups | None = None
+    config: RunConfig,
+    environment: Environment,
+    *,
+    log_dir: Path | None,
+    learner: ScoreGroups | None = None,
+    path: Path | None = None,
 ) -> Scorer:
     """Start the scoring processes with the config's rewards.
 
     Args:
         learner: scores the reward models on the learner's base.
+        path: see `judge_budget`.
 
     Raises:
         ValueError: a reward cannot be loaded or called, see `Scorer`.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # for a reward's tokenizer, too
-    os.environ |= judge_budget(config).variables
+    os.environ |= judge_budget(config, path).variables
     return Scorer(
         config.rewards,
         workers=config.scoring.workers,

@@ -174,9 +174,9 @@ def _train(run: Run[SupervisedConfig], prepared: _Prepared, view: View, saved: S
     learner = make_supervised_learner(config, prepared.model_folder, start=start_tensors(config))
     with closing(learner):
         tell_slow_paths(run, learner)
-        if saved is not None:
-            learner.load_state(saved.tensors, saved.state)
         _measure_once(run, learner, data, view, name="base", step=0)
+        if saved is not None:  # after the base, which a fork may measure again
+            learner.load_state(saved.tensors, saved.state)
         start, every, looks = saved.step if saved else 0, config.checkpoint.every, config.evaluation.every
 
         def take(step: int) -> Snapshot:

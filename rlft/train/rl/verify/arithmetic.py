@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.config import RunConfig
+from rlft.curves.reading import rolled_back_to
 from rlft.environment.contract import Environment
 from rlft.reward.recompute import recompute, used_groups
 from rlft.reward.stored import StoredStep, StoredTasks
@@ -36,6 +37,10 @@ def check_advantages(
 ) -> None:
     """The stored advantages are those of the stored rewards, to the bit where the machine is the run's."""
     config, step = material.config, stored.step
+    is_after_all = step > max(material.metrics, default=0)
+    if is_after_all and all(row["advantage"] is None for rows in stored.rows for row in rows):
+        check.skip(f"advantages of step {step}: the run stopped before it had any", sum(map(len, stored.rows)))
+        return
     if greedy:
         baselines = {group.task.id: group.scores[0] if group.scores else None for group in greedy}
         for group in stored.groups:
@@ -193,8 +198,10 @@ def check_summary(run: Path, config: RunConfig, evaluations: Mapping[str, Evalua
     if not summary:
         check.skip("the run has no summary.json: it has not ended", 0)
         return
-    stages = {"base": "base", "sft": "sft", "rl": step_name(config.steps)}
-    check.compare(SUMMARY, "steps", summary.get("steps"), config.steps)
+    back = rolled_back_to(run)
+    steps = config.steps if back is None else back
+    stages = {"base": "base", "sft": "sft", "rl": step_name(steps)}
+    check.compare(SUMMARY, "steps", summary.get("steps"), steps)
     for key, name in stages.items():
         found = evaluations.get(name)
         rewards = {each: mean.as_dict() for each, mean in found.rewards.items()} if found else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -30,6 +32,11 @@ from rlft.train import provenance
 from rlft.train.rl.state import PUBLISHED
 from rlft.types import Adapter, Group, Turn
 
+ELSEWHERE = "what a fork has from a run of other settings, rewards or tasks: verify that run"
+"""Why its steps up to there are not checked."""
+_LEARNERS = ("learner.", "steps:", "guards.", "checkpoint.")
+"""How the changes of a fork begin that nothing rests on which can be computed again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
@@ -45,6 +52,10 @@ class Material:
     """By step."""
     kl_coefs: Mapping[int, float]
     """Weight of the KL before each step."""
+    made_elsewhere: int = 0
+    """Last step that a fork has from a run with other settings, rewards or tasks: they are not here to check it by."""
+    is_measured_elsewhere: bool = False
+    """Whether the evaluations up to there may come from that run, too."""
 
 
 def read_material(run: Path, config: RunConfig) -> Material:
@@ -57,14 +68,36 @@ def read_material(run: Path, config: RunConfig) -> Material:
     steps = rollout_steps(run)
     if not steps:
         raise ValueError(f"{run} has no rollouts yet, so there is nothing to check; give a run with steps behind it")
+    lineage = logs.read_provenance(run).lineage
+    elsewhere, is_measured = _made_elsewhere(lineage)
+    # A fork goes on with the weight of the KL that its origin had steered to, unless it begins with one of its own.
+    changes = [line for origin in lineage for line in origin.get("changes", ())]
+    is_steered_on = getattr(config.algorithm, "kl_target", 0.0) and not any(
+        line.startswith("algorithm.kl_coef:") for line in changes
+    )
     return Material(
         run=run,
         config=config,
         tasks=read_tasks(run),
         steps=steps,
         metrics={int(row["step"]): {name: value for name, value in row.items() if name != "step"} for row in rows},
-        kl_coefs=kl_coefs(config, rows),
+        kl_coefs=kl_coefs(config, rows if is_steered_on else [row for row in rows if row["step"] > elsewhere]),
+        made_elsewhere=elsewhere,
+        is_measured_elsewhere=is_measured,
     )
+
+
+def _made_elsewhere(lineage: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
+    """What a run's lineage, the nearest origin first, says of `Material.made_elsewhere` and what follows it."""
+    last, until, is_measured = 0, math.inf, False
+    for origin in lineage:
+        until = min(until, int(origin["step"]))
+        # Without `numbers` an earlier rlft wrote it, which told no change from another and kept all evaluations.
+        changes = origin.get("numbers", origin.get("changes", ()))
+        if any(not line.startswith(_LEARNERS) for line in changes):
+            last = max(last, int(until))
+            is_measured = is_measured or "numbers" not in origin
+    return last, is_measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

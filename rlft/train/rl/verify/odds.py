@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
+import numpy as np
+
 from rlft.train.rl.verify.findings import Odds
 
 
@@ -82,3 +84,12 @@ def odds_of(coverage: Coverage) -> list[Odds]:
         fitted = restamped if coverage.is_exact else 0.0
         found.append(Odds(change="one byte of an adapter's tensors", alone=named, fitted=fitted))
     return found
+
+
+def choose(count: int, share: float, seed: int, stream: int) -> list[int]:
+    """Positions of a random share of `count` things, ascending: at least one, if there is one."""
+    if not count:
+        return []
+    wanted = min(count, max(1, round(share * count)))
+    generator = np.random.default_rng([seed, stream])
+    return sorted(int(index) for index in generator.choice(count, size=wanted, replace=False))

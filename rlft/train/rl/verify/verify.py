@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers.utils import logging as transformers_logging
 
 from rlft.config import CheckpointConfig, RunConfig
@@ -21,8 +20,8 @@ from rlft.run.records import CHECKPOINTS, ROLLOUTS, Evaluation, evaluations_fold
 from rlft.train.rl.task_choice import TaskChoice
 from rlft.train.rl.verify import arithmetic, stamps
 from rlft.train.rl.verify.findings import Check, Verification
-from rlft.train.rl.verify.material import Here, Material, StoredAdapters, look_around, read_material
-from rlft.train.rl.verify.odds import Coverage, odds_of
+from rlft.train.rl.verify.material import ELSEWHERE, Here, Material, StoredAdapters, look_around, read_material
+from rlft.train.rl.verify.odds import Coverage, choose, odds_of
 from rlft.train.rl.verify.samples import Regenerator
 from rlft.train.rl.verify.scores import Place, Rescorer, asking_nobody
 from rlft.train.rl.verify.sets import SetHere, all_tasks, sets_here
@@ -164,15 +163,6 @@ def verify(run: Path, config: RunConfig, *, share: float, seed: int, root: str =
     )
 
 
-def choose(count: int, share: float, seed: int, stream: int) -> list[int]:
-    """Positions of a random share of `count` things, ascending: at least one, if there is one."""
-    if not count:
-        return []
-    wanted = min(count, max(1, round(share * count)))
-    generator = np.random.default_rng([seed, stream])
-    return sorted(int(index) for index in generator.choice(count, size=wanted, replace=False))
-
-
 def check_manifest(run: Path, checkpoint: CheckpointConfig, root: str, check: Check) -> list[str]:
     """Compare the files of any kind of run with its manifest; what is to be known of it."""
     found = manifest.compare(run, keeps_adapters=checkpoint.adapters == "all")
@@ -180,7 +170,9 @@ def check_manifest(run: Path, checkpoint: CheckpointConfig, root: str, check: Ch
         if root:
             check.differ("manifest.json", f"it is missing, and its root should be {root[:12]}")
         check.skip(
-            "the run has no manifest.json: it was stopped before its first checkpoint, or made by an older rlft", 0
+            "the run has no manifest.json: it was stopped before its first checkpoint or the first one after it was "
+            "resumed, or made by an older rlft",
+            0,
         )
         return ["There are no hashes to compare with, so everything below rests on computing it again."]
     if root and (actual := manifest.root_hash(run)) != root:
@@ -217,7 +209,13 @@ def _check_records(work: _Work) -> None:
         except ValueError as error:
             checks.stamps.differ(file, str(error))
             continue
-        for name, groups, is_greedy in ((file, stored.groups, False), (greedy_file, greedy, True)):
+        if is_own := step > material.made_elsewhere:
+            arithmetic.check_advantages(material, work.here, file, stored, greedy, checks.advantages)
+            arithmetic.check_metrics(material, file, stored, checks.metrics)
+        else:
+            for check in (checks.stamps, checks.advantages, checks.metrics, checks.rewards, checks.samples):
+                check.skip(ELSEWHERE, sum(map(len, stored.rows)))
+        for name, groups, is_greedy in ((file, stored.groups, False), (greedy_file, greedy, True)) if is_own else ():
             found.add(name, step, groups)
             found.units += stamps.check_step_stamps(
                 config,
@@ -231,8 +229,6 @@ def _check_records(work: _Work) -> None:
             )
         if choice is not None:
             choice.observe(step, stored.groups)
-        arithmetic.check_advantages(material, work.here, file, stored, greedy, checks.advantages)
-        arithmetic.check_metrics(material, file, stored, checks.metrics)
         work.view.progress(done, len(material.steps))
     arithmetic.check_lines(material, checks.metrics)
     for name in work.sets:
@@ -252,7 +248,7 @@ def _check_records(work: _Work) -> None:
 
 
 def _check_evaluation(work: _Work, path: Path, set_name: str) -> None:
-    check, found, of_set = work.checks.evaluations, work.found, work.sets[set_name]
+    material, check, found, of_set = work.material, work.checks.evaluations, work.found, work.sets[set_name]
     folder, samples = evaluations_folder(set_name), path.with_suffix(".parquet")
     file, config = f"{folder}/{path.name}", of_set.config
     if not samples.is_file():
@@ -260,6 +256,10 @@ def _check_evaluation(work: _Work, path: Path, set_name: str) -> None:
         return
     try:
         evaluation = logs.read_evaluation(path)
+        if material.is_measured_elsewhere and evaluation.step <= material.made_elsewhere:
+            check.skip(ELSEWHERE)
+            found.evaluations |= {} if set_name else {path.stem: evaluation}
+            return
         groups = read_samples(samples, evaluation.step, of_set.tasks).groups
         arithmetic.check_evaluation(config, path, file, groups, check, set_name=set_name)
     except ValueError as error:
