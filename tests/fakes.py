@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from rlft.config import RunConfig
 from rlft.environment.contract import Environment
@@ -39,11 +39,19 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tiny_model(
-    folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, context: int = 256, head_dim: int = 8
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    context: int = 256,
+    head_dim: int = 8,
+    tied: bool = True,
+    family: type[PreTrainedConfig] = LlamaConfig,
+    **changes: Any,
 ) -> Path:
-    """A random Llama of 2 layers (50k parameters) and its tokenizer, loadable like any model."""
+    """A random model of 2 layers, a Llama (50k parameters) if left out, and its tokenizer, loadable like any model."""
     tokenizer = byte_tokenizer()
-    config = LlamaConfig(
+    config = family(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
@@ -55,11 +63,12 @@ def save_tiny_model(
         eos_token_id=0,
         pad_token_id=0,
         bos_token_id=None,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
+        **changes,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
     model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from rlft.config import RunConfig
 from rlft.learner.batch import collate
@@ -37,7 +36,7 @@ from rlft.train.rl import launch
 from rlft.train.rl.measure import measure
 from rlft.types import Adapter, Group, SamplingParams, Score
 from tests.conftest import MakeConfig
-from tests.fakes import byte_tokenizer, letters, made_up_group, read_metrics, tiny_config
+from tests.fakes import letters, made_up_group, read_metrics, save_tiny_model, tiny_config
 
 pytestmark = pytest.mark.timeout(120)
 KINDS = ("lora", "dora", "rslora", "full")
@@ -93,30 +92,8 @@ def test_engine_and_learner_agree_before_and_after_updates(tiny_model: Path, kin
     assert torch.equal(seen[0], seen[2])  # and it came back whole
 
 
-def made_model(folder: Path, config_class: str = "LlamaConfig", **changes: Any) -> Path:
-    tokenizer = byte_tokenizer()
-    config = getattr(transformers, config_class)(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        eos_token_id=0,
-        pad_token_id=0,
-        bos_token_id=None,
-        **changes,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_an_output_with_a_weight_of_its_own_can_be_a_target(tmp_path: Path) -> None:
-    folder = made_model(tmp_path / "model", tie_word_embeddings=False)
+    folder = save_tiny_model(tmp_path / "model", tied=False)
     adapter = {"kind": "lora", "target_modules": ["q_proj", "lm_head"]}
     config = tiny_config(folder, adapter=adapter, learner={"threads": 1, "lr": 0.02}, algorithm={"preset": "dr_grpo"})
     learner = trained(config, folder)
@@ -134,19 +111,19 @@ EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 
 
 
 @pytest.mark.parametrize(
-    ("config_class", "changes", "targets", "words"),
+    ("family", "changes", "targets", "words"),
     [
-        ("LlamaConfig", {"tie_word_embeddings": True}, ["q_proj", "lm_head"], "lm_head has its weight together with"),
-        ("LlamaConfig", {"tie_word_embeddings": False}, ["embed_tokens"], "embed_tokens is no linear layer"),
-        ("Qwen3MoeConfig", EXPERTS, "all-linear", r"mlp\.experts is no linear layer \(Qwen3MoeExperts\)"),
+        (LlamaConfig, {}, ["q_proj", "lm_head"], "lm_head has its weight together with"),
+        (LlamaConfig, {"tied": False}, ["embed_tokens"], "embed_tokens is no linear layer"),
+        (Qwen3MoeConfig, EXPERTS, "all-linear", r"mlp\.experts is no linear layer \(Qwen3MoeExperts\)"),
     ],
     ids=["tied", "embedding", "experts"],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Model has `tie_word:UserWarning")  # of PEFT
 def test_targets_that_cannot_be_merged_are_refused_before_anything_runs(
-    tmp_path: Path, config_class: str, changes: dict[str, Any], targets: Any, words: str
+    tmp_path: Path, family: type[PreTrainedConfig], changes: dict[str, Any], targets: Any, words: str
 ) -> None:
-    folder = made_model(tmp_path / "model", config_class, **changes)
+    folder = save_tiny_model(tmp_path / "model", family=family, **changes)
     config = tiny_config(folder, adapter={"target_modules": targets}, output_dir=str(tmp_path / "runs"))
     expected = rf"adapter\.target_modules: .*{words}.*name others, such as"
     with pytest.raises(ValueError, match=expected):
