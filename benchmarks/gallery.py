@@ -1,6 +1,6 @@
 """The runs of docs/gallery.md: make them again, and keep their pictures and small records.
 
-    python -m benchmarks.gallery                   # all, one after another; two hours on two cores
+    python -m benchmarks.gallery                   # all, one after another; two and a half hours on two cores
     python -m benchmarks.gallery ten_words         # one of them
     python -m benchmarks.gallery ten_words --made  # only keep what lies in runs/ already
 
@@ -28,6 +28,7 @@ RUNS = {
     "quickstart": "configs/quickstart.yaml",
     "tools": "configs/gallery/tools.yaml",
     "strict_json": "configs/strict_json.yaml",
+    "strict_json_syntax": "configs/gallery/strict_json_syntax.yaml",
     "retrieval": "configs/retrieval.yaml",
     "guessing": "configs/gallery/guessing.yaml",
     "ten_words": "configs/gallery/ten_words.yaml",
