@@ -374,7 +374,7 @@ class Batch:
     is_truncated: Tensor
     """(S,) bool, whether the last action was cut at `max_new_tokens`."""
     policy_logprobs: Tensor | None = None
-    """(A,) float32, the engine's of the policy, before top-p, top-k and min-p; None where all are off."""
+    """(A,) float32, the engine's log-probs before top-p, top-k and min-p; None where these are off, as both are one."""
     baseline_rewards: Tensor | None = None
     """(S,) float32, the `baseline_score` of the sequence's group; None where its groups have none."""
     old_logprobs: Tensor | None = None

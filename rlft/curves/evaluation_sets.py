@@ -129,14 +129,14 @@ def read_sets(run: Path, config: Mapping[str, Any]) -> list[EvaluationSet]:
         found = [{"name": TASKS, **(stored[-1].extra.get("settings") or {})}] if stored else []
     mixed = _mixed(config)
     whole = reading.evals_of_result(run) if mixed else []
-    contents = reading.read_contents(run, _ends(whole))
+    contents = reading.read_contents(run, reading.compared(whole))
     parts = [(each, [part for e in whole if (part := _part_of(e, each["name"], contents))]) for each in mixed]
     parts = [(settings, evals) for settings, evals in parts if evals]
     count = len(parts) + len(found)
     measured = [_measured(config, settings, evals, count, contents) for settings, evals in parts]
     for each in found:
         evals = reading.evals_of_result(run, str(each.get("name")))
-        measured.append(_measured(config, each, evals, count, reading.read_contents(run, _ends(evals))))
+        measured.append(_measured(config, each, evals, count, reading.read_contents(run, reading.compared(evals))))
     return measured
 
 
@@ -162,11 +162,6 @@ def _mixed(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         {**evaluation, "name": each["name"], "environment": {"path": each["path"], "args": each.get("args") or {}}}
         for each in environment.get("mix") or ()
     ]
-
-
-def _ends(evals: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations that are compared: of the policy that training began with, and the last one."""
-    return [*[e for e in evals if e.is_before][-1:], *[e for e in evals if not e.is_before][-1:]]
 
 
 def _part_of(evaluation: Evaluation, name: str, contents: Mapping[str, str]) -> Evaluation | None:

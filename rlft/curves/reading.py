@@ -171,6 +171,11 @@ def evals_of_result(run: Path, set_name: str = "") -> list[Evaluation]:
     return [e for e in read_evals(run, set_name) if back is None or e.step <= back]
 
 
+def compared(evals: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations that are compared: of the policy that training began with, and the last one."""
+    return [*[e for e in evals if e.is_before][-1:], *[e for e in evals if not e.is_before][-1:]]
+
+
 def read_contents(run: Path, evals: Iterable[Evaluation]) -> dict[str, str]:
     """Content of each task of some evaluations by its id, see `contents`, as their files and stored samples have it.
 

@@ -131,8 +131,7 @@ def _read(run: Path, config: Mapping[str, Any], health: Health, back: int | None
         rows = [row for row in rows if row["step"] <= back]
     shadows = measure_shadows(run, shadow_names(rewards), until=back)
     unwatched = [each.label for each in rewards if each.weight == 0 and each.role != "shadow"]
-    compared = [*[e for e in evals if e.is_before][-1:], *[e for e in evals if not e.is_before][-1:]]
-    contents = reading.read_contents(run, compared)
+    contents = reading.read_contents(run, reading.compared(evals))
     observed = observed_changes(run, evals, unwatched, contents)
     blind = [each.name for each in shadows if not each.moved and each.training is None]
     remarks = [

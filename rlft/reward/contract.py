@@ -150,14 +150,18 @@ def _check_annotation(completions: inspect.Parameter | None, spec: RewardSpec) -
         )
 
 
+def _supplied(plan: CallPlan, spec: RewardSpec, columns: Collection[str]) -> set[str]:
+    return {*_OFFERED[plan.kind], *_NOTES, *columns, *spec.args}
+
+
 def unsupplied(plan: CallPlan, spec: RewardSpec, columns: Collection[str]) -> list[str]:
     """Required parameters that are neither offered by samples, a column, nor in `args`."""
-    return sorted(plan.required - {*_OFFERED[plan.kind], *_NOTES, *columns, *spec.args})
+    return sorted(plan.required - _supplied(plan, spec, columns))
 
 
 def check_columns(plan: CallPlan, spec: RewardSpec, columns: Collection[str]) -> None:
     """Raise ValueError if there is an `unsupplied` parameter."""
-    offered = {*_OFFERED[plan.kind], *_NOTES, *columns, *spec.args}
+    offered = _supplied(plan, spec, columns)
     for name in unsupplied(plan, spec, columns):
         raise ValueError(
             f"reward {spec.path}: nothing supplies its parameter {name!r}.{did_you_mean(name, offered)} "

@@ -181,12 +181,11 @@ def refuse_unfit(config: RunConfig, environment: Environment) -> None:
     """Refuse a config that could not start with its environment, as far as that shows without a model or a process.
 
     Raises:
-        ValueError: too few tasks or demonstrations, no reward with a weight, or no adapter to start from.
+        ValueError: too few demonstrations, no reward with a weight, or no adapter to start from.
     """
     refuse_untrainable(config.rewards)
     if config.sft is not None:
         check_demonstrations(config.sft, environment.demonstrations)
-    TaskChoice(config, environment.train).of_step(1)
     start_tensors(config)
 
 

@@ -24,6 +24,7 @@ from rlft.model.starting_point import resolve_model
 from rlft.train.rl.evaluations import load_measurements
 from rlft.train.rl.launch import refuse_unfit
 from rlft.train.rl.plan.arithmetic import Counts, Lengths, count
+from rlft.train.rl.task_choice import TaskChoice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,7 @@ def sizes_of(config: RunConfig) -> Sizes:
     environment = loading.load(config.environment)
     measurements = load_measurements(config, environment)
     refuse_unfit(config, environment)
+    TaskChoice(config, environment.train).of_step(1)  # a run does so behind `fit`, which may drop tasks
     folder = resolve_model(config)
     tokenizer = chat.load_tokenizer(folder, special_tokens_in_text=config.model.special_tokens_in_text)
     prompts = [prompt_ids(environment, tokenizer, task) for task in evenly_spread(environment.train)]
