@@ -308,7 +308,6 @@ OPERATIONS = {
         frozen_linear,
         frozen_linear_formula,
         (2, 8),
-        [BFLOAT],
     ),
     "product of many rows": Operation(
         ["panels_of", "linear"],

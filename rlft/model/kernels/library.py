@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rlft.common.private_names import private
 from rlft.model.kernels.build import BuildError, load_library
 
-ABI = 2
+ABI = 3
 """Number of the library's C interface that this module calls, `rlft_kernels_abi` in `native/kernels.cpp`."""
 VECTOR = 32
 """Widths of gates, sizes of heads and vocabularies that kernels take are multiples of this."""
@@ -50,10 +50,11 @@ _ARGUMENTS: dict[str, list[Any]] = {
 }
 _PRODUCTS: dict[str, list[Any]] = {
     "panels_of": [_POINTER] * 2 + [_SIZE] * 2,
-    "panels_of_transposed": [_POINTER] * 2 + [_SIZE] * 2,
     "linear": [_POINTER] * 5 + [_SIZE] * 4,
 }
-"""Kernels of bfloat16 that multiply in vector units; where a processor has a matrix unit, oneDNN is faster."""
+"""Of bfloat16 where vector units multiply it; where a processor has a matrix unit, oneDNN is faster."""
+_BFLOAT16_PRODUCTS: dict[str, list[Any]] = {"panels_of_transposed": [_POINTER] * 2 + [_SIZE] * 2}
+"""For products of many rows, which torch computes as fast in float32."""
 
 Kernel = Callable[..., None]
 """Takes pointers (`Tensor.data_ptr()`), sizes and numbers as `native/kernels.cpp` declares them."""
@@ -162,9 +163,11 @@ def _load() -> Library:
 def _kernels(loaded: ctypes.CDLL) -> tuple[dict[Key, Kernel], list[str]]:
     """The library's kernels, and a line for each that it lacks."""
     wanted = [(name, arguments, dtype) for name, arguments in _ARGUMENTS.items() for dtype in _TYPES]
+    wanted += [(name, arguments, torch.float32) for name, arguments in _PRODUCTS.items()]
     has_products = _bound(loaded, "rlft_kernels_have_products", [], returns=_SIZE)()
     if has_products and not private("torch.cpu._is_amx_tile_supported")():
-        wanted += [(name, arguments, torch.bfloat16) for name, arguments in _PRODUCTS.items()]
+        of_bfloat16 = {**_PRODUCTS, **_BFLOAT16_PRODUCTS}
+        wanted += [(name, arguments, torch.bfloat16) for name, arguments in of_bfloat16.items()]
     kernels: dict[Key, Kernel] = {}
     missing = []
     for name, arguments, dtype in wanted:

@@ -125,18 +125,21 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Sequence[
     return linear(x), linear.plus(x, other), plain.times(x, other), plain.silu(x)
 
 
+def _in_rows(weight: Tensor, panels: Tensor | None) -> Sequence[Tensor]:
+    """A weight (outputs, inputs) that lies in panels by `native/products.h`, with zeros below; as it is without panels."""
+    if panels is not None:
+        columns, inputs_together = panels.shape[2], 4 // panels.itemsize
+        in_steps = panels.view(len(panels), -1, columns, inputs_together)
+        weight = in_steps.transpose(1, 2).reshape(-1, weight.shape[1])
+    return (F.pad(weight, (0, 0, 0, 64 - len(weight))),)
+
+
 def _panels(weight: Tensor) -> Sequence[Tensor]:
-    outputs = len(weight)
-    panels = products.in_panels(weight)
-    if panels is None:  # as in float64; see `native/products.h`
-        padded = F.pad(weight, (0, 0, 0, -outputs % 32))
-        panels = padded.view(-1, 32, weight.shape[1] // 2, 2).transpose(1, 2).reshape(-1, weight.shape[1], 32)
-    return (panels,)
+    return _in_rows(weight, products.in_panels(weight))
 
 
 def _panels_of_transposed(weight: Tensor) -> Sequence[Tensor]:
-    panels = products.in_panels(weight, is_transposed=True)
-    return (panels,) if panels is not None else _panels(weight.T.contiguous())
+    return _in_rows(weight.T, products.in_panels(weight, is_transposed=True))
 
 
 CASES: dict[str, Case] = {

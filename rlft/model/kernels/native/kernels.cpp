@@ -6,17 +6,14 @@
 #include "cached_attention.h"
 #include "clang_openmp.h"
 #include "elementwise.h"
+#include "products.h"
 #include "softmax.h"
 #include "vectors.h"
 
-#ifdef __AVX512BF16__
-#include "products.h"
-#endif
-
 // Number of this interface, `ABI` in library.py: raise both with every change of a name, a parameter or a layout.
-extern "C" int64_t rlft_kernels_abi() { return 2; }
+extern "C" int64_t rlft_kernels_abi() { return 3; }
 
-// Whether the kernels below that multiply bfloat16 are there.
+// Whether the kernels that multiply bfloat16 are there.
 extern "C" int64_t rlft_kernels_have_products() {
 #ifdef __AVX512BF16__
   return 1;
@@ -62,17 +59,21 @@ extern "C" int64_t rlft_kernels_have_products() {
     cached_attention(query, fresh, prompts, own, prompt_of_row, prompt_length, age, out, *shape, scale);               \
   }
 
+#define PRODUCTS_FOR_TYPE(T, suffix)                                                                                   \
+  extern "C" void panels_of_##suffix(const T* weight, T* panels, int64_t inputs, int64_t outputs) {                    \
+    panels_of(weight, panels, inputs, outputs);                                                                        \
+  }                                                                                                                    \
+  extern "C" void linear_##suffix(const T* x, const T* panels, const T* bias, const T* other, T* y, int64_t rows,      \
+                                  int64_t inputs, int64_t outputs, int64_t operation) {                                \
+    linear(x, panels, bias, other, y, rows, inputs, outputs, Operation(operation));                                    \
+  }
+
 FOR_TYPE(float, float32)
 FOR_TYPE(BFloat16, bfloat16)
+PRODUCTS_FOR_TYPE(float, float32)
 
 #ifdef __AVX512BF16__
-extern "C" void linear_bfloat16(const BFloat16* x, const BFloat16* panels, const BFloat16* bias, const BFloat16* other,
-                                BFloat16* y, int64_t rows, int64_t inputs, int64_t outputs, int64_t operation) {
-  linear(x, panels, bias, other, y, rows, inputs, outputs, Operation(operation));
-}
-extern "C" void panels_of_bfloat16(const BFloat16* weight, BFloat16* panels, int64_t inputs, int64_t outputs) {
-  panels_of(weight, panels, inputs, outputs);
-}
+PRODUCTS_FOR_TYPE(BFloat16, bfloat16)
 extern "C" void panels_of_transposed_bfloat16(const BFloat16* weight, BFloat16* panels, int64_t inputs,
                                              int64_t outputs) {
   panels_of_transposed(weight, panels, inputs, outputs);

@@ -1,12 +1,14 @@
-// Products with a weight that stays, y = x W^T, for processors that multiply bfloat16 in vector units.
+// Products with a weight that stays, y = x W^T.
 //
-// A weight lies in panels of kColumns outputs, in each of which the inputs follow one another two by two: what one step
-// of a sum needs is read in one go, from the first byte of memory to the last. A panel is multiplied with all rows
-// before the next one, which is fetched meanwhile: so reading the weight from memory and multiplying take place at the
-// same time, and with few rows the product takes no longer than the reading.
+// A weight lies in panels of kColumns outputs, in each of which the inputs follow one another, as many as four bytes
+// hold at a time: what one step of a sum needs is read in one go, from the first byte of memory to the last. A panel is
+// multiplied with all rows before the next one, which is fetched meanwhile: so reading the weight from memory and
+// multiplying take place at the same time, and with few rows the product takes no longer than the reading.
 #pragma once
 
+#ifdef __AVX512BF16__
 #include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -16,91 +18,130 @@
 
 namespace {
 
-constexpr int kColumns = 32;
-constexpr int kRows = 13;              // sums of so many rows, of two vectors each, fit in registers
 constexpr int64_t kRowsInCache = 256;  // rows whose inputs stay in the cache while they are multiplied with all panels
 
 enum Operation : int64_t { kPlain, kPlus, kTimes, kSilu };  // y; y + other; y other; y sigmoid(y)
 
+// How numbers of a type are multiplied. Sums of kRows rows with a panel fit in registers.
+template <class T>
+struct Product;
+
+template <>
+struct Product<float> {
+  static constexpr int kColumns = 16, kRows = kLanes == 16 ? 14 : 6;
+  using Weights = Floats;
+  static Weights weights(const float* from) { return load<Floats>(from); }
+  static void add(Floats& sum, Weights weights, const float* x) { sum += weights * *x; }
+  // kLanes columns, of which `present` are there.
+  static Floats columns(const float* from, int64_t present) {
+    if (present >= kLanes) return load<Floats>(from);
+    Floats x = {};
+    if (present > 0) std::memcpy(&x, from, present * sizeof(float));
+    return x;
+  }
+  static void store_columns(Floats x, float* to, int64_t present) {
+    if (present >= kLanes)
+      store(x, to);
+    else if (present > 0)
+      std::memcpy(to, &x, present * sizeof(float));
+  }
+};
+
+#ifdef __AVX512BF16__
+template <>
+struct Product<BFloat16> {
+  static constexpr int kColumns = 32, kRows = 13;
+  using Weights = __m512bh;  // of pairs of inputs
+  static Weights weights(const BFloat16* from) { return (__m512bh)_mm512_loadu_si512(from); }
+  static void add(Floats& sum, Weights weights, const BFloat16* x) {
+    sum = Floats(_mm512_dpbf16_ps(__m512(sum), weights, (__m512bh)_mm512_set1_epi32(load<int32_t>(x))));
+  }
+  static __mmask16 mask(int64_t present) { return present >= kLanes ? 0xffff : present > 0 ? (1 << present) - 1 : 0; }
+  static Floats columns(const BFloat16* from, int64_t present) {
+    return Floats(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask(present), from)), 16));
+  }
+  static void store_columns(Floats x, BFloat16* to, int64_t present) {
+    _mm256_mask_storeu_epi16(to, mask(present), (__m256i)_mm512_cvtneps_pbh(__m512(x)));
+  }
+};
+#endif
+
+template <class T>
+constexpr int kInputs = 4 / sizeof(T);  // of a step
+
+template <class T>
 struct Panel {
-  const BFloat16 *weight, *bias, *other;
+  const T *weight, *bias, *other;
   const char* next;  // what to fetch meanwhile
-  BFloat16* y;
+  T* y;
   int64_t inputs, outputs, fetch_every;
-  uint32_t present;  // columns that there are
+  int64_t present;  // columns that there are
   Operation operation;
 };
 
-inline __m512 wide_vector(__mmask16 present, const BFloat16* from) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, from)), 16));
-}
-
-template <int Rows>
-void multiply(const BFloat16* x, const Panel& panel, int64_t row) {
+template <int Rows, class T>
+void multiply(const T* x, const Panel<T>& panel, int64_t row) {
+  using P = Product<T>;
+  constexpr int kVectors = P::kColumns / kLanes, kLine = 64;
   const int64_t inputs = panel.inputs;
-  __m512 sums[Rows][2];
-  for (int half = 0; half < 2; ++half) {
-    const __mmask16 present = panel.present >> 16 * half;
-    const __m512 start = panel.bias ? wide_vector(present, panel.bias + 16 * half) : _mm512_setzero_ps();
-    for (int r = 0; r < Rows; ++r) sums[r][half] = start;
+  Floats sums[Rows][kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const Floats start = panel.bias ? P::columns(panel.bias + v * kLanes, panel.present - v * kLanes) : Floats{};
+    for (int r = 0; r < Rows; ++r) sums[r][v] = start;
   }
   const char* next = panel.next;
   for (int64_t i = 0; i < inputs;) {
-    _mm_prefetch(next, _MM_HINT_T1);
-    _mm_prefetch(next + 64, _MM_HINT_T1);
-    next += 128;
-    const int64_t stop = std::min(i + 2 * panel.fetch_every, inputs);
-    for (; i < stop; i += 2) {
-      const BFloat16* weight = panel.weight + i * kColumns;
-      const __m512bh first = (__m512bh)_mm512_loadu_si512(weight);
-      const __m512bh second = (__m512bh)_mm512_loadu_si512(weight + kColumns);
+    for (int line = 0; line < P::kColumns * 4; line += kLine) __builtin_prefetch(next + line, 0, 2);
+    next += P::kColumns * 4;
+    const int64_t stop = std::min(i + kInputs<T> * panel.fetch_every, inputs);
+    for (; i < stop; i += kInputs<T>) {
+      const T* from = panel.weight + i * P::kColumns;
+      typename P::Weights weights[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) weights[v] = P::weights(from + v * kLanes * kInputs<T>);
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        int32_t both;
-        std::memcpy(&both, x + r * inputs + i, sizeof both);
-        const __m512bh pair = (__m512bh)_mm512_set1_epi32(both);
-        sums[r][0] = _mm512_dpbf16_ps(sums[r][0], first, pair);
-        sums[r][1] = _mm512_dpbf16_ps(sums[r][1], second, pair);
-      }
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) P::add(sums[r][v], weights[v], x + r * inputs + i);
     }
   }
   for (int r = 0; r < Rows; ++r)
-    for (int half = 0; half < 2; ++half) {
-      const __mmask16 present = panel.present >> 16 * half;
-      const int64_t place = (row + r) * panel.outputs + 16 * half;
-      __m512 sum = sums[r][half];
-      if (panel.operation == kPlus) sum = _mm512_add_ps(sum, wide_vector(present, panel.other + place));
-      if (panel.operation == kTimes) sum = _mm512_mul_ps(sum, wide_vector(present, panel.other + place));
-      if (panel.operation == kSilu) sum = _mm512_mul_ps(sum, __m512(sigmoid(Floats(sum))));
-      _mm256_mask_storeu_epi16(panel.y + place, present, (__m256i)_mm512_cvtneps_pbh(sum));
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t place = (row + r) * panel.outputs + v * kLanes, present = panel.present - v * kLanes;
+      Floats sum = sums[r][v];
+      if (panel.operation == kPlus) sum += P::columns(panel.other + place, present);
+      if (panel.operation == kTimes) sum *= P::columns(panel.other + place, present);
+      if (panel.operation == kSilu) sum *= sigmoid(sum);
+      P::store_columns(sum, panel.y + place, present);
     }
 }
 
-template <int Rows = kRows>
-void multiply(int64_t rows, const BFloat16* x, const Panel& panel, int64_t row) {
+template <class T, int Rows = Product<T>::kRows>
+void multiply(int64_t rows, const T* x, const Panel<T>& panel, int64_t row) {
   if constexpr (Rows > 0) {
     if (rows == Rows)
       multiply<Rows>(x, panel, row);
     else
-      multiply<Rows - 1>(rows, x, panel, row);
+      multiply<T, Rows - 1>(rows, x, panel, row);
   }
 }
 
-void linear(const BFloat16* x, const BFloat16* panels, const BFloat16* bias, const BFloat16* other, BFloat16* y,
-            int64_t rows, int64_t inputs, int64_t outputs, Operation operation) {
+template <class T>
+void linear(const T* x, const T* panels, const T* bias, const T* other, T* y, int64_t rows, int64_t inputs,
+            int64_t outputs, Operation operation) {
+  constexpr int kColumns = Product<T>::kColumns, kRows = Product<T>::kRows;
   const int64_t size = inputs * kColumns;
 #pragma omp parallel
   for (int64_t begin = 0; begin < rows; begin += kRowsInCache) {
     const int64_t count = std::min(kRowsInCache, rows - begin), blocks = (count + kRows - 1) / kRows;
-    const int64_t fetches = (inputs / 2 + blocks - 1) / blocks;
+    const int64_t fetches = (inputs / kInputs<T> + blocks - 1) / blocks;
 #pragma omp for schedule(static) nowait
     for (int64_t column = 0; column < outputs; column += kColumns) {
-      Panel panel = {panels + column * inputs, bias ? bias + column : nullptr, other + (other ? column : 0), nullptr,
-                     y + column, inputs, outputs, blocks, 0xffffffff, operation};
-      if (outputs - column < kColumns) panel.present = (1u << (outputs - column)) - 1;
+      Panel<T> panel = {panels + column * inputs, bias ? bias + column : nullptr, other + (other ? column : 0), nullptr,
+                        y + column, inputs, outputs, blocks, outputs - column, operation};
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t row = begin + block * count / blocks, next_row = begin + (block + 1) * count / blocks;
-        panel.next = reinterpret_cast<const char*>(panel.weight + size) + block * fetches * 128;
+        panel.next = reinterpret_cast<const char*>(panel.weight + size) + block * fetches * kColumns * 4;
         multiply(next_row - row, x + row * inputs, panel, row);
       }
     }
@@ -124,31 +165,33 @@ inline void transpose(Words* x) {
 }
 
 // A weight (outputs, inputs) in panels.
-void panels_of(const BFloat16* weight, BFloat16* panels, int64_t inputs, int64_t outputs) {
+template <class T>
+void panels_of(const T* weight, T* panels, int64_t inputs, int64_t outputs) {
+  constexpr int kColumns = Product<T>::kColumns, kStep = kLanes * kInputs<T>;
 #pragma omp parallel for schedule(static)
   for (int64_t column = 0; column < outputs; column += kColumns) {
-    BFloat16* to = panels + column * inputs;
+    T* to = panels + column * inputs;
     const int64_t present = std::min<int64_t>(kColumns, outputs - column);
     int64_t i = 0;
-    for (; present == kColumns && i + kPair <= inputs; i += kPair)
-      for (int64_t half = 0; half < kColumns; half += kLanes) {
-        Words block[kLanes];  // of pairs of inputs
-        for (int c = 0; c < kLanes; ++c) block[c] = load<Words>(weight + (column + half + c) * inputs + i);
+    for (; present == kColumns && i + kStep <= inputs; i += kStep)
+      for (int64_t first = 0; first < kColumns; first += kLanes) {
+        Words block[kLanes];  // of what a step takes
+        for (int c = 0; c < kLanes; ++c) block[c] = load<Words>(weight + (column + first + c) * inputs + i);
         transpose(block);
-        for (int pair = 0; pair < kLanes; ++pair)
-          std::memcpy(to + (i + 2 * pair) * kColumns + 2 * half, &block[pair], sizeof(Words));
+        for (int step = 0; step < kLanes; ++step)
+          std::memcpy(to + (i + step * kInputs<T>) * kColumns + first * kInputs<T>, &block[step], sizeof(Words));
       }
-    for (; i < inputs; i += 2)
-      for (int64_t c = 0; c < kColumns; ++c) {
-        const BFloat16* from = weight + (column + c) * inputs + i;
-        to[i * kColumns + 2 * c] = c < present ? from[0] : BFloat16{};
-        to[i * kColumns + 2 * c + 1] = c < present ? from[1] : BFloat16{};
-      }
+    for (; i < inputs; i += kInputs<T>)
+      for (int64_t c = 0; c < kColumns; ++c)
+        for (int64_t input = 0; input < kInputs<T>; ++input)
+          to[i * kColumns + c * kInputs<T> + input] = c < present ? weight[(column + c) * inputs + i + input] : T{};
   }
 }
 
+#ifdef __AVX512BF16__
 // A weight (inputs, outputs), the other way round, in panels.
 void panels_of_transposed(const BFloat16* weight, BFloat16* panels, int64_t inputs, int64_t outputs) {
+  constexpr int kColumns = Product<BFloat16>::kColumns;
 #pragma omp parallel for schedule(static)
   for (int64_t column = 0; column < outputs; column += kColumns)
     for (int64_t i = 0; i < inputs; i += 2) {
@@ -168,5 +211,6 @@ void panels_of_transposed(const BFloat16* weight, BFloat16* panels, int64_t inpu
       }
     }
 }
+#endif
 
 }  // namespace
