@@ -50,11 +50,10 @@ _ARGUMENTS: dict[str, list[Any]] = {
 }
 _PRODUCTS: dict[str, list[Any]] = {
     "panels_of": [_POINTER] * 2 + [_SIZE] * 2,
+    "panels_of_transposed": [_POINTER] * 2 + [_SIZE] * 2,
     "linear": [_POINTER] * 5 + [_SIZE] * 4,
 }
 """Of bfloat16 where vector units multiply it; where a processor has a matrix unit, oneDNN is faster."""
-_BFLOAT16_PRODUCTS: dict[str, list[Any]] = {"panels_of_transposed": [_POINTER] * 2 + [_SIZE] * 2}
-"""For products of many rows, which torch computes as fast in float32."""
 
 Kernel = Callable[..., None]
 """Takes pointers (`Tensor.data_ptr()`), sizes and numbers as `native/kernels.cpp` declares them."""
@@ -166,8 +165,7 @@ def _kernels(loaded: ctypes.CDLL) -> tuple[dict[Key, Kernel], list[str]]:
     wanted += [(name, arguments, torch.float32) for name, arguments in _PRODUCTS.items()]
     has_products = _bound(loaded, "rlft_kernels_have_products", [], returns=_SIZE)()
     if has_products and not private("torch.cpu._is_amx_tile_supported")():
-        of_bfloat16 = {**_PRODUCTS, **_BFLOAT16_PRODUCTS}
-        wanted += [(name, arguments, torch.bfloat16) for name, arguments in of_bfloat16.items()]
+        wanted += [(name, arguments, torch.bfloat16) for name, arguments in _PRODUCTS.items()]
     kernels: dict[Key, Kernel] = {}
     missing = []
     for name, arguments, dtype in wanted:

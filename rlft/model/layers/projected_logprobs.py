@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlft.model.kernels import products
 from rlft.model.kernels.sizes import TOKENS, slices
 from rlft.model.kernels.token_logprobs import token_logprobs
 
@@ -46,10 +47,11 @@ class _ProjectedLogprobs(torch.autograd.Function):
         needs_grad = ctx.needs_input_grad[0]
         slopes = torch.empty_like(hidden) if needs_grad else hidden.new_empty(0)
         entropy_slopes = torch.empty_like(hidden) if needs_grad and entropy_gradient else hidden.new_empty(0)
+        project = products.with_weight(weight)
         for block in slices(hidden.shape[0], PROJECTED_ROWS):
             count = block.stop - block.start
             # A last block of any size would need kernels of its own, see `rlft.model.kernels.sizes`.
-            logits = F.pad(hidden[block], (0, 0, 0, -count % TOKENS)) @ weight.T
+            logits = project(F.pad(hidden[block], (0, 0, 0, -count % TOKENS)))
             surprise = torch.zeros_like(logits) if entropy_slopes.numel() else None
             logprobs[block], entropy[block] = token_logprobs(
                 logits[:count],

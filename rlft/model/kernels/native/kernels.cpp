@@ -63,6 +63,9 @@ extern "C" int64_t rlft_kernels_have_products() {
   extern "C" void panels_of_##suffix(const T* weight, T* panels, int64_t inputs, int64_t outputs) {                    \
     panels_of(weight, panels, inputs, outputs);                                                                        \
   }                                                                                                                    \
+  extern "C" void panels_of_transposed_##suffix(const T* weight, T* panels, int64_t inputs, int64_t outputs) {         \
+    panels_of_transposed(weight, panels, inputs, outputs);                                                             \
+  }                                                                                                                    \
   extern "C" void linear_##suffix(const T* x, const T* panels, const T* bias, const T* other, T* y, int64_t rows,      \
                                   int64_t inputs, int64_t outputs, int64_t operation) {                                \
     linear(x, panels, bias, other, y, rows, inputs, outputs, Operation(operation));                                    \
@@ -74,8 +77,4 @@ PRODUCTS_FOR_TYPE(float, float32)
 
 #ifdef __AVX512BF16__
 PRODUCTS_FOR_TYPE(BFloat16, bfloat16)
-extern "C" void panels_of_transposed_bfloat16(const BFloat16* weight, BFloat16* panels, int64_t inputs,
-                                             int64_t outputs) {
-  panels_of_transposed(weight, panels, inputs, outputs);
-}
 #endif

@@ -188,29 +188,33 @@ void panels_of(const T* weight, T* panels, int64_t inputs, int64_t outputs) {
   }
 }
 
-#ifdef __AVX512BF16__
+// What a step takes of kLanes outputs, from a weight (inputs, outputs).
+inline Words of_step(const float* from, int64_t) { return load<Words>(from); }
+inline Words of_step(const BFloat16* from, int64_t outputs) {
+  const Words low = __builtin_convertvector(load<HalfWords>(from), Words);
+  return low | __builtin_convertvector(load<HalfWords>(from + outputs), Words) << 16;
+}
+
 // A weight (inputs, outputs), the other way round, in panels.
-void panels_of_transposed(const BFloat16* weight, BFloat16* panels, int64_t inputs, int64_t outputs) {
-  constexpr int kColumns = Product<BFloat16>::kColumns;
+template <class T>
+void panels_of_transposed(const T* weight, T* panels, int64_t inputs, int64_t outputs) {
+  constexpr int kColumns = Product<T>::kColumns;
 #pragma omp parallel for schedule(static)
   for (int64_t column = 0; column < outputs; column += kColumns)
-    for (int64_t i = 0; i < inputs; i += 2) {
-      const BFloat16 *first = weight + i * outputs + column, *second = first + outputs;
-      BFloat16* to = panels + column * inputs + i * kColumns;
+    for (int64_t i = 0; i < inputs; i += kInputs<T>) {
+      const T* from = weight + i * outputs + column;
+      T* to = panels + column * inputs + i * kColumns;
       if (column + kColumns <= outputs) {
         for (int64_t c = 0; c < kColumns; c += kLanes) {
-          const Words low = __builtin_convertvector(load<HalfWords>(first + c), Words);
-          const Words both = low | __builtin_convertvector(load<HalfWords>(second + c), Words) << 16;
-          std::memcpy(to + 2 * c, &both, sizeof both);
+          const Words words = of_step(from + c, outputs);
+          std::memcpy(to + c * kInputs<T>, &words, sizeof words);
         }
         continue;
       }
-      for (int64_t c = 0; c < kColumns; ++c) {
-        to[2 * c] = column + c < outputs ? first[c] : BFloat16{};
-        to[2 * c + 1] = column + c < outputs ? second[c] : BFloat16{};
-      }
+      for (int64_t c = 0; c < kColumns; ++c)
+        for (int64_t input = 0; input < kInputs<T>; ++input)
+          to[c * kInputs<T> + input] = column + c < outputs ? from[input * outputs + c] : T{};
     }
 }
-#endif
 
 }  // namespace
