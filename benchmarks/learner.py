@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.peers import THREADS, TRL_ON_CPU, Peer, answer, update_floor, wait
+from benchmarks.peers import THREADS, TRL_ON_CPU, Peer, answer, types_here, update_floor, wait
 
 RANK, NEW_TOKENS = 16, 64
 SHAPES = {"grpo": (8, 8, 45), "long": (2, 8, 512), "dpo": (16, 2, 45), "tools": (16, 8, 40)}
@@ -40,7 +40,7 @@ TRL_SETTINGS = {
     "dpo": [("bfloat16", 16), ("float32", 16), ("bfloat16", 4)],
     "tools": [("bfloat16", 8), ("bfloat16", 4)],
 }
-"""Types and rows (dpo: pairs) per microbatch that TRL is tried in."""
+"""Types and rows (dpo: pairs) per microbatch that TRL is tried in; float32 where the processor has no other."""
 
 
 def tokens_of(shape: str) -> tuple[list[list[int]], list[list[list[int]]]]:
@@ -373,7 +373,8 @@ def _trl_dpo(folder: str, shape: str, rows: int, common: dict[str, Any]) -> Any:
 
 def compare(folder: str, shape: str, updates: int) -> dict[str, Any]:
     """Medians of alternating updates of both systems on one shape."""
-    settings = TRL_SETTINGS[shape]
+    types = types_here()
+    settings = dict.fromkeys((dtype if dtype in types else "float32", rows) for dtype, rows in TRL_SETTINGS[shape])
     warm_up: dict[str, float] = {}
     best: Peer | None = None
     for dtype, rows in settings:

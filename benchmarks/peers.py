@@ -125,6 +125,13 @@ def dtype_here() -> Any:
     return resolve_dtype(ModelConfig(source="smollm2-135m-instruct"))
 
 
+def types_here() -> list[str]:
+    """Types that peers are tried in: float32, and first bfloat16 where the processor multiplies it."""
+    import torch
+
+    return [*(["bfloat16"] if dtype_here() == torch.bfloat16 else []), "float32"]
+
+
 def gemm_rate(rows: int) -> float:
     """Measured GEMM rate for this many rows on the model's layer shapes, FLOP/s: the best of several.
 

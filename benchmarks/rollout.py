@@ -14,6 +14,7 @@ Systems:
     generate    model.generate in float32 on 64 left-padded rows, as TRL calls it (and in bfloat16, for the table)
     continuous  transformers' continuous batching
     vllm        vLLM, where an environment with it is named
+All compute in bfloat16 where the processor multiplies it, and else in float32.
 Each system lives in a process of its own that is stopped while the others work. Tokens are completion tokens up to and
 including the end token. Figures are medians over the rounds after one warm-up; the last line is JSON.
 
@@ -33,7 +34,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.peers import LAYERS, THREADS, VOCABULARY, Peer, answer, bandwidth, dtype_here, gemm_rate, wait
+from benchmarks.peers import (
+    LAYERS,
+    THREADS,
+    VOCABULARY,
+    Peer,
+    answer,
+    bandwidth,
+    dtype_here,
+    gemm_rate,
+    types_here,
+    wait,
+)
 from benchmarks.step import TOPICS, question
 
 NAMES = {
@@ -201,14 +213,14 @@ def generate(folder: str, work: Work, dtype: str) -> Round:
     return one
 
 
-def continuous(folder: str, work: Work) -> Round:
+def continuous(folder: str, work: Work, dtype: str) -> Round:
     """transformers' continuous batching."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     torch.set_num_threads(THREADS)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
     prompts = [
         tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
         for prompt in work.prompts
@@ -230,12 +242,12 @@ def continuous(folder: str, work: Work) -> Round:
     return one
 
 
-def vllm(folder: str, work: Work) -> Round:
+def vllm(folder: str, work: Work, dtype: str) -> Round:
     """vLLM with its own defaults, one process."""
     from vllm import LLM, SamplingParams
 
     on_cpu = {"kv_cache_memory_bytes": 2 * 2**30}  # vLLM takes nearly all memory there if not told
-    model = LLM(model=folder, max_model_len=1024, max_num_seqs=64, **on_cpu)
+    model = LLM(model=folder, dtype=dtype, max_model_len=1024, max_num_seqs=64, **on_cpu)
 
     def one(number: int) -> tuple[list[int], dict[str, float]]:
         params = SamplingParams(
@@ -251,15 +263,15 @@ def _length(ids: list[int], end: int) -> int:
     return ids.index(end) + 1 if end in ids else len(ids)
 
 
-def serve(name: str, folder: str, work: Work) -> None:
-    """A round for every line on standard input."""
+def serve(name: str, folder: str, work: Work, dtype: str) -> None:
+    """A round for every line on standard input; `dtype`: the machine's own."""
     systems: dict[str, Callable[[], Round]] = {
         "rlft": lambda: rlft(folder, work),
         "unshared": lambda: rlft(folder, work, shares=False),
         "generate": lambda: generate(folder, work, "float32"),
         "generate-bf16": lambda: generate(folder, work, "bfloat16"),
-        "continuous": lambda: continuous(folder, work),
-        "vllm": lambda: vllm(folder, work),
+        "continuous": lambda: continuous(folder, work, dtype),
+        "vllm": lambda: vllm(folder, work, dtype),
     }
     one = systems[name]()
     number = 0
@@ -289,21 +301,28 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=WORKS, default=list(WORKS), help="which work")
     parser.add_argument("--vllm", default="", help="python of an environment with vLLM")
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--serve", nargs=3, metavar=("SYSTEM", "FOLDER", "WORK"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=4, metavar=("SYSTEM", "FOLDER", "WORK", "TYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        name, folder, work = options.serve
-        serve(name, folder, WORKS[work])
+        name, folder, work, dtype = options.serve
+        serve(name, folder, WORKS[work], dtype)
         return
     from rlft.model import sources
 
     folder = str(sources.resolve(options.model))
     result: dict[str, float] = {}
     for work in options.only:
-        peers = [name for name in WORKS[work].peers if name != "vllm" or options.vllm]
-        rates, ours = _measure(["rlft", *peers], folder, work, options)
+        rates, ours = _measure(["rlft", *_peers(work, options.vllm)], folder, work, options)
         result |= _summary(rates, ours, work, "" if work == options.only[0] else f"_{work}")
     print(json.dumps({key: round(value, 3) for key, value in result.items()}))
+
+
+def _peers(work: str, has_vllm: str) -> list[str]:
+    """What rlft is measured beside on this machine."""
+    names = [name for name in WORKS[work].peers if name != "vllm" or has_vllm]
+    if "bfloat16" not in types_here():
+        names = ["generate" if name == "generate-bf16" else name for name in names]
+    return list(dict.fromkeys(names))
 
 
 def _measure(
@@ -314,7 +333,7 @@ def _measure(
     peers = {}
     for name in names:
         python = options.vllm if name == "vllm" else None
-        peers[name] = Peer("benchmarks.rollout", name, name, folder, work, python=python)
+        peers[name] = Peer("benchmarks.rollout", name, name, folder, work, types_here()[0], python=python)
     rates: dict[str, list[float]] = {name: [] for name in names}
     ours = []
     try:

@@ -5,8 +5,9 @@
 Work: SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, 8 prompts x 8 completions, at most 64 new tokens, T = 1,
 no KL term, one optimizer update. A step is everything from the prompts to the updated adapter: generation, reward,
 advantages, update, and for rlft also publishing the adapter, writing the rollouts and logging. Each system lives in a
-process of its own that waits while the other works. TRL runs first once in float32 and once in bfloat16, and the faster
-one is the peer. Lengths are natural, so the tokens of both are reported. The last line is JSON.
+process of its own that waits while the other works. TRL runs first once in float32 and, where the processor multiplies
+it, once in bfloat16, and the faster one is the peer. Lengths are natural, so the tokens of both are reported. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ import statistics
 import time
 from typing import Any
 
-from benchmarks.peers import LAYERS, THREADS, TRL_ON_CPU, VOCABULARY, Peer, answer, gemm_rate, update_floor, wait
+from benchmarks.peers import (
+    LAYERS,
+    THREADS,
+    TRL_ON_CPU,
+    VOCABULARY,
+    Peer,
+    answer,
+    gemm_rate,
+    types_here,
+    update_floor,
+    wait,
+)
 
 TASKS, SAMPLES, NEW_TOKENS, RANK = 8, 8, 64, 16
 TOPICS = ("rivers", "bread", "winter", "trains", "gardens", "music", "glass", "bees")
@@ -195,7 +207,9 @@ def main() -> None:
     """Run the comparison and print its JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=3, help="alternating steps after the warm-up")
-    parser.add_argument("--trl-dtypes", nargs="+", default=["bfloat16", "float32"], help="types that TRL is tried in")
+    parser.add_argument(
+        "--trl-dtypes", nargs="+", default=types_here(), help="types that TRL is tried in; those that the machine has"
+    )
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:

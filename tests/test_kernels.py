@@ -308,6 +308,7 @@ OPERATIONS = {
         frozen_linear,
         frozen_linear_formula,
         (2, 8),
+        [BFLOAT],
     ),
     "product of many rows": Operation(
         ["panels_of", "linear"],
@@ -327,6 +328,12 @@ OPERATIONS = {
         (2, 8),
         [BFLOAT],
     ),
+}
+# Sums of float32, whose every step is rounded as their result is
+OPERATIONS |= {
+    f"{name} in float32": operation._replace(types=[FLOAT], tolerance=(32, 32))
+    for name, operation in OPERATIONS.items()
+    if "linear" in operation.kernels
 }
 TABLE = [(name, shape, dtype) for name, each in OPERATIONS.items() for shape in each.shapes for dtype in each.types]
 
@@ -351,9 +358,10 @@ def test_an_operation_is_its_formula(name: str, shape: tuple[int, ...], dtype: t
 
 
 @needs_kernels
+@both_types
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_row_of_a_product_does_not_depend_on_the_others(count: int) -> None:
-    x, linear = random(64, 576, dtype=BFLOAT), FrozenLinear(random(200, 576, dtype=BFLOAT, seed=1))
+def test_a_row_of_a_product_does_not_depend_on_the_others(count: int, dtype: torch.dtype) -> None:
+    x, linear = random(64, 576, dtype=dtype), FrozenLinear(random(200, 576, dtype=dtype, seed=1))
     if linear.panels is None:
         pytest.skip("this processor has no products of its own")
     with threads(count):
@@ -363,10 +371,11 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(count: int) -> None:
 
 
 @needs_kernels
-def test_a_product_keeps_to_its_rows_and_columns() -> None:
+@both_types
+def test_a_product_keeps_to_its_rows_and_columns(dtype: torch.dtype) -> None:
     # What lies around the operands is not a number, and stays.
-    surrounding = torch.full((7, 40), torch.nan, dtype=BFLOAT)
-    x, weight = random(5, 66, dtype=BFLOAT), random(40, 66, dtype=BFLOAT, seed=1)
+    surrounding = torch.full((7, 40), torch.nan, dtype=dtype)
+    x, weight = random(5, 66, dtype=dtype), random(40, 66, dtype=dtype, seed=1)
     run, panels = library.kernel("linear", x), products.in_panels(weight)
     if run is None or panels is None:
         pytest.skip("this processor has no products of its own")
@@ -376,12 +385,13 @@ def test_a_product_keeps_to_its_rows_and_columns() -> None:
 
 
 @needs_kernels
-def test_operands_that_do_not_fit_a_product_are_refused() -> None:
-    linear = FrozenLinear(random(40, 64, dtype=BFLOAT))
+@both_types
+def test_operands_that_do_not_fit_a_product_are_refused(dtype: torch.dtype) -> None:
+    linear = FrozenLinear(random(40, 64, dtype=dtype))
     if linear.panels is None:
         pytest.skip("this processor has no products of its own")
-    x, other = random(3, 64, dtype=BFLOAT), random(3, 40, dtype=BFLOAT)
-    for wrong in ((x[:, :62].contiguous(), other), (x, other[:, :39].contiguous()), (x.float(), other), (x.T, other)):
+    x, other = random(3, 64, dtype=dtype), random(3, 40, dtype=dtype)
+    for wrong in ((x[:, :62].contiguous(), other), (x, other[:, :39].contiguous()), (x.double(), other), (x.T, other)):
         with pytest.raises(ValueError, match="this product takes contiguous"):
             linear.plus(*wrong)
 

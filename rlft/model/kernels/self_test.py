@@ -126,7 +126,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Sequence[
 
 
 def _in_rows(weight: Tensor, panels: Tensor | None) -> Sequence[Tensor]:
-    """A weight (outputs, inputs) that lies in panels by `native/products.h`, with zeros below; as it is without panels."""
+    """A weight (outputs, inputs), read from its panels by `native/products.h` where there are any, and zeros below."""
     if panels is not None:
         columns, inputs_together = panels.shape[2], 4 // panels.itemsize
         in_steps = panels.view(len(panels), -1, columns, inputs_together)

@@ -6,10 +6,6 @@
 // multiplying take place at the same time, and with few rows the product takes no longer than the reading.
 #pragma once
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -31,7 +27,7 @@ struct Product<float> {
   static constexpr int kColumns = 16, kRows = kLanes == 16 ? 14 : 6;
   using Weights = Floats;
   static Weights weights(const float* from) { return load<Floats>(from); }
-  static void add(Floats& sum, Weights weights, const float* x) { sum += weights * *x; }
+  static void add(Floats& sum, Weights weights, const float* x) { sum = fused(weights, *x, sum); }
   // kLanes columns, of which `present` are there.
   static Floats columns(const float* from, int64_t present) {
     if (present >= kLanes) return load<Floats>(from);

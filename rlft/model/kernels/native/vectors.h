@@ -1,6 +1,12 @@
 // Numbers, vectors of them, and functions of vectors.
 #pragma once
 
+#if defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -66,6 +72,19 @@ inline V load(const T* from) {
   return x;
 }
 inline void store(Floats x, float* to) { std::memcpy(to, &x, sizeof x); }
+
+// a b + sum, rounded once. GCC makes one instruction of the formula or two, depending on what surrounds it.
+inline Floats fused(Floats a, float b, Floats sum) {
+#if defined(__AVX512F__)
+  return Floats(_mm512_fmadd_ps(__m512(a), _mm512_set1_ps(b), __m512(sum)));
+#elif defined(__FMA__)
+  return Floats(_mm256_fmadd_ps(__m256(a), _mm256_set1_ps(b), __m256(sum)));
+#elif defined(__aarch64__)
+  return Floats(vfmaq_n_f32(float32x4_t(sum), float32x4_t(a), b));
+#else
+  return a * b + sum;
+#endif
+}
 
 // Elements as two vectors: of bfloat16 those with even and those with odd places, which needs no shuffling.
 struct Pair {
