@@ -16,6 +16,7 @@ from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.kernels.llama_layers import LlamaLayer, LlamaLayers
 from rlft.model.layers.packed_attention import NAME
+from rlft.rollout.engines import llama_forward
 from rlft.rollout.engines.forward import forward_pass
 from rlft.rollout.engines.llama_forward import LlamaForward, llama_forward_of
 
@@ -133,6 +134,32 @@ def test_rows_that_come_move_and_grow_get_the_models_logits(dtype: torch.dtype, 
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
 """Sizes that kernels take."""
+
+
+@pytest.mark.parametrize("keys_together", [1, 25, 1 << 14])
+def test_prompts_of_any_lengths_and_contexts_get_the_models_keys_and_values(
+    keys_together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_forward, "KEYS_TOGETHER", keys_together)
+    model = random_model("LlamaConfig")
+    lean = LlamaForward(model)
+    first, second = tokens(9, seed=2).tolist(), tokens(4, seed=3).tolist()
+    with torch.inference_mode():
+        (one,) = lean.prefill([first], [[]])
+        (two,) = lean.prefill([second], [[one]])
+        befores = [([], []), (first, [one]), ([*first, *second], [one, two])]
+        cases = [
+            (tokens(length, seed=10 + number).tolist(), *befores[number % 3])
+            for number, length in enumerate((5, 8, 3, 1, 17, 8, 7, 0, 2, 9, 12, 16, 6, 1))
+        ]
+        found = lean.prefill([ids for ids, _, _ in cases], [spans for _, _, spans in cases])
+        for (ids, before, _), spans in zip(cases, found, strict=True):
+            cache = model(input_ids=torch.tensor([[*before, *ids]]), use_cache=True).past_key_values if ids else None
+            for index, span in enumerate(spans):
+                assert span.shape[2] == len(ids)
+                if cache is not None:
+                    expected = torch.stack([cache.layers[index].keys[0], cache.layers[index].values[0]])
+                    torch.testing.assert_close(span, expected[:, :, len(before) :], rtol=0, atol=1e-5)
 
 
 def filled_cache(lean: LlamaForward, rows: int = 5) -> KVCache:
