@@ -59,6 +59,7 @@ class Countdown:
         assert extras
         self.step_reward = getattr(env_config, "step_reward", 0.5)
         self.next = int(extras["reward_spec"]["ground_truth"])
+        self.left = extras.get("max_turns", 1)
         self.closed = False
 
     def init(self, prompt: list[dict[str, str]]) -> tuple[list[dict[str, str]], dict[str, Any]]:
@@ -69,6 +70,7 @@ class Countdown:
             raise RuntimeError("bang")
         right = action.strip() == str(self.next)
         self.next -= right
-        over = not right or self.next == 0
+        self.left -= 1
+        over = not right or self.next == 0 or self.left == 0
         observations = [] if over else [{"role": "user", "content": "And?"}]
         return {"observations": observations, "reward": self.step_reward * right, "done": over, "metadata": {}}

@@ -144,6 +144,13 @@ def test_skyrl_gym_rewards_every_turn() -> None:
     assert "bang" in failed.outcome.message
 
 
+@pytest.mark.parametrize(("of_the_row", "turns"), [({}, 4), ({"max_turns": 2}, 2)])
+def test_skyrl_gym_classes_are_told_how_many_turns_there_are(of_the_row: dict[str, int], turns: int) -> None:
+    row = {"prompt": "Count down from 9.", "reward_spec": {"ground_truth": "9"}, **of_the_row}
+    counted, *_ = run_tasks(countdown(data=[row], heldout=0.0, max_turns=4), count, tasks=1, samples=1)
+    assert (len(counted.turns), counted.stop_reason) == (turns, "done")
+
+
 def test_skyrl_gym_init_may_draw_numbers() -> None:
     first, second, other, _ = run_tasks(countdown(), count)
     assert first.messages[0] == second.messages[0]

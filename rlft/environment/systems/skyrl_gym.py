@@ -33,7 +33,8 @@ def load(
             such as `reward_spec`.
         heldout: share of the rows that is held out.
         seed: decides which.
-        max_turns: messages of the policy at the most; the class has its own limit besides.
+        max_turns: messages of the policy at the most, which the class gets as `extras["max_turns"]` where a row names
+            none, as SkyRL's generator tells it.
         env_config: settings, which the class gets as an object with attributes.
 
     Raises:
@@ -44,7 +45,7 @@ def load(
     return Environment(
         train=[_task(*pair) for pair in train],
         heldout=[_task(*pair) for pair in held_out],
-        episode=lambda: _Episode(cls, SimpleNamespace(**dict(env_config or {}))),
+        episode=lambda: _Episode(cls, SimpleNamespace(**dict(env_config or {})), max_turns),
         max_turns=max_turns,
     )
 
@@ -61,13 +62,13 @@ def _task(row_id: str, row: dict[str, Any]) -> Task:
 class _Episode:
     """An episode of a SkyRL-gym environment; an `Episode`."""
 
-    def __init__(self, cls: Any, config: Any) -> None:
-        self._class, self._config = cls, config
+    def __init__(self, cls: Any, config: Any, max_turns: int) -> None:
+        self._class, self._config, self._max_turns = cls, config, max_turns
 
     def start(self, task: Task, seed: int) -> tuple[Message, ...]:
         """Begin with the prompt as the environment's `init` returns it."""
         self._random = EpisodeRandom(seed)
-        given = {"env_config": self._config, "extras": dict(task.columns)}
+        given = {"env_config": self._config, "extras": {"max_turns": self._max_turns, **task.columns}}
         with self._random:
             self._environment = self._class(**accepted(self._class, given))
             conversation, _ = self._environment.init([dict(message) for message in task.messages])
