@@ -66,6 +66,10 @@ class KernelServer:
             for name, kinds in library._ARGUMENTS.items()
             for dtype, suffix in library._TYPES.items()
         }
+        kernels |= {
+            (name, torch.float32): partial(self._call, f"{name}_float32", kinds)
+            for name, kinds in library._PRODUCTS.items()
+        }
         self._patch.setattr(library, "_loaded", library.Library(kernels, "emulated"))
         return kernels
 

@@ -26,6 +26,8 @@ CODES: dict[Operation, int] = {"none": 0, "add": 1, "mul": 2, "silu": 3}
 _PANEL = {torch.bfloat16: 32, torch.float32: 16}
 """Outputs of a panel."""
 _MANY_ROWS = 256
+_MOST_BYTES = 1 << 28
+"""Of a weight that is copied for the sake of a few products."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -39,7 +41,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def with_weight(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """x W^T for several x (R, in) and one weight (out, in), which is laid out once; no gradient flows through the
     kernel."""
-    panels = in_panels(weight) if weight.dtype == torch.float32 else None  # of bfloat16 oneDNN's product is as fast
+    # With bfloat16 oneDNN's product is as fast.
+    is_worth_it = weight.dtype == torch.float32 and weight.nbytes <= _MOST_BYTES
+    panels = in_panels(weight) if is_worth_it else None
     if panels is None:
         return lambda x: x @ weight.T
     return lambda x: product(x.contiguous(), panels, len(weight), None)
