@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlft.learner.batch import collate, minibatches, mismatched, num_tokens, pack, select, shared_prefix, unscored
-from rlft.learner.microbatches import even_microbatches, microbatches, packed_length
+from rlft.learner.microbatches import default_tokens, even_microbatches, microbatches, packed_length
 from rlft.model.base import sequence_scores, token_logprobs, token_values
 from rlft.model.layers import packed_attention
 from rlft.model.layers.packed import PackedGroup
@@ -233,6 +233,14 @@ def test_even_microbatches_have_the_smallest_budget_that_gives_no_more_than_a_mu
     if not whole_groups and (not expected or longest > tokens):
         expected = [cut for cut in cuts(False) if len(cut) <= limit]
     assert parts == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("device", "prefix", "tokens"),
+    [("cpu", 0, 1280), ("cpu", 213, 1280), ("cpu", 400, 2400), ("cpu", 1000, 2560), ("cuda", 4000, 8192)],
+)
+def test_rows_are_longer_where_all_repeat_much(device: str, prefix: int, tokens: int) -> None:
+    assert default_tokens(device, prefix) == tokens
 
 
 def test_even_microbatches_by_hand() -> None:

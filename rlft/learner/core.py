@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
 from rlft.learner import sharding
-from rlft.learner.batch import PER_SEQUENCE, pack, select
-from rlft.learner.microbatches import even_microbatches
+from rlft.learner.batch import PER_SEQUENCE, pack, select, shared_prefix
+from rlft.learner.microbatches import default_tokens, even_microbatches
 from rlft.learner.ranks import ALONE, Ranks
 from rlft.learner.reward_model import RewardModel, add_reward_model, conversations
 from rlft.learner.roles import (
@@ -47,8 +47,6 @@ ValueLoss = Callable[[Batch, Tensor], Tensor]
 """From a microbatch on the device and its values (A,): the loss."""
 
 
-DEFAULT_TOKENS = {"cpu": 1280, "cuda": 8192}
-"""Packed tokens of a microbatch by device: a CPU computes few as fast as many, a GPU does not."""
 BETA2 = 0.99
 """AdamW's second-moment decay; RL runs are short, so it forgets faster than 0.999."""
 
@@ -317,7 +315,7 @@ class Roles:
         """
         torch.set_num_threads(self.config.threads)
         ranks = self.ranks
-        tokens = self.config.tokens_per_microbatch or DEFAULT_TOKENS[self.device.type]
+        tokens = self.config.tokens_per_microbatch or default_tokens(self.device.type, shared_prefix(batch.prompt_ids))
         parts = even_microbatches(batch, tokens, ranks.size, whole_groups=whole_groups, with_ends=with_ends)
         own = [one(_to(select(batch, sequences), self.device), 1.0) for sequences in ranks.own(parts)]
         if self.is_sharded and len(own) < math.ceil(len(parts) / ranks.size):

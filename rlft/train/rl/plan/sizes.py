@@ -16,7 +16,7 @@ from rlft.environment import loading
 from rlft.environment.contract import Environment
 from rlft.environment.prompt_lengths import evenly_spread, prompt_ids
 from rlft.learner.batch import shared_prefix
-from rlft.learner.core import DEFAULT_TOKENS
+from rlft.learner.microbatches import default_tokens
 from rlft.model import chat
 from rlft.model.base import resolve_dtype
 from rlft.model.pretrained import load_config, load_generation_config
@@ -56,7 +56,7 @@ class Sizes:
             train=self.train,
             heldout=self.heldout,
             lengths=lengths,
-            default_microbatch=DEFAULT_TOKENS[device],
+            default_microbatch=default_tokens(device, self.prefix),
             prefix=self.prefix,
         )
 
