@@ -16,7 +16,6 @@ from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.kernels.llama_layers import LlamaLayer, LlamaLayers
 from rlft.model.layers.packed_attention import NAME
-from rlft.rollout.engines import llama_forward
 from rlft.rollout.engines.forward import forward_pass
 from rlft.rollout.engines.llama_forward import LlamaForward, llama_forward_of
 
@@ -136,11 +135,7 @@ WIDE = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
 """Sizes that kernels take."""
 
 
-@pytest.mark.parametrize("keys_together", [1, 25, 1 << 14])
-def test_prompts_of_any_lengths_and_contexts_get_the_models_keys_and_values(
-    keys_together: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(llama_forward, "KEYS_TOGETHER", keys_together)
+def test_prompts_of_any_lengths_and_contexts_get_the_models_keys_and_values() -> None:
     model = random_model("LlamaConfig")
     lean = LlamaForward(model)
     first, second = tokens(9, seed=2).tolist(), tokens(4, seed=3).tolist()

@@ -11,7 +11,6 @@ so that no list of model families has to be kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,11 +24,8 @@ from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.joint_projection import joint_bias
 from rlft.model.kernels.kv_cache import KVCache, Span
 from rlft.model.kernels.llama_layers import LlamaLayer, LlamaLayers, Norm
-from rlft.model.kernels.sizes import LENGTH, TOKENS, rounded_up, slices
+from rlft.model.kernels.sizes import TOKENS, rounded_up
 from rlft.model.layers.slow_paths import note, slow_paths
-
-KEYS_TOGETHER = 1 << 14
-"""Keys, of contexts and of the sequences themselves, that one call of attention of prompts gets: it copies them."""
 
 
 def llama_forward_of(model: PreTrainedModel) -> LlamaForward | None:
@@ -110,19 +106,23 @@ class LlamaForward:
         device, count = self._model.device, sum(map(len, sequences))
         # Tokens at the end that belong to no sequence, since products are made per shape.
         padding = [0] * (rounded_up(max(1, count), TOKENS) - count)
-        lengths = [len(tokens) for tokens in sequences]
-        begins = list(accumulate(lengths, initial=0))
-        before = [sum(span[0].shape[2] for span in context) for context in contexts]
-        positions = [at for first, length in zip(before, lengths, strict=True) for at in range(first, first + length)]
-        groups = _groups(begins, lengths, contexts, before, device)
+        places = [
+            _Place(sum(span[0].shape[2] for span in context), len(tokens), device)
+            for context, tokens in zip(contexts, sequences, strict=True)
+        ]
+        positions = [position for place in places for position in range(place.before, place.before + place.count)]
         kept: list[list[Tensor]] = [[] for _ in sequences]
 
         def attention(layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
-            for spans, first, length in zip(kept, begins, lengths, strict=False):
-                spans.append(keys_values[first : first + length].permute(1, 2, 0, 3).contiguous())
-            output = torch.zeros_like(query)
-            for group in groups:
-                group.attend(layer_index, query, keys_values, scale, output)
+            output, start = torch.zeros_like(query), 0
+            for place, context, spans in zip(places, contexts, kept, strict=True):
+                end = start + place.count
+                spans.append(keys_values[start:end].permute(1, 2, 0, 3).contiguous())
+                if place.count:
+                    before = [span[layer_index] for span in context]
+                    keys, values = torch.cat([*before, spans[-1]], dim=2) if before else spans[-1]
+                    output[start:end] = _attention(query[start:end], keys, values, place.mask, scale)
+                start = end
             return output
 
         token_ids = torch.tensor([*(token for tokens in sequences for token in tokens), *padding], device=device)
@@ -139,65 +139,22 @@ class LlamaForward:
         return rms_norm(x, *_norm(self._decoder.norm))
 
 
-class _Group:
-    """Packed sequences of alike length behind the same context, whose attention is one call."""
+class _Place:
+    """Where a packed sequence stands behind its context, and what its tokens see of both."""
 
-    def __init__(
-        self, begins: Sequence[int], lengths: Sequence[int], context: Sequence[Span], before: int, device: torch.device
-    ) -> None:
-        """Note where each begins in the row of tokens, how long it is, and of how many tokens the context is."""
-        longest = max(lengths)
-        first, length, place = torch.tensor(begins)[:, None], torch.tensor(lengths)[:, None], torch.arange(longest)
-        # What follows a shorter one's end is computed and dropped: no token sees those behind it.
-        self._tokens = (first + place.minimum(length - 1)).to(device)
-        self._is_token = None if min(lengths) == longest else (place < length).to(device)
-        self._context = context
-        self._mask: Tensor | None = None  # without a context attention is plainly causal
-        if before:
-            self._mask = torch.ones(longest, before + longest, dtype=torch.bool, device=device).tril_(before)
-
-    def attend(self, layer_index: int, query: Tensor, keys_values: Tensor, scale: float, output: Tensor) -> None:
-        """Write the sequences' attention into output (N, H, D), of queries (N, H, D), keys and values (N, 2, H_kv, D)
-        and the context's."""
-        count = len(self._tokens)
-        own = keys_values[self._tokens].permute(2, 0, 3, 1, 4)  # (2, sequences, H_kv, T, D)
-        context = [span[layer_index][:, None].expand(-1, count, -1, -1, -1) for span in self._context]
-        keys, values = torch.cat([*context, own], dim=3) if context else own
-        attended = F.scaled_dot_product_attention(
-            query[self._tokens].transpose(1, 2),
-            keys,
-            values,
-            attn_mask=self._mask,
-            is_causal=self._mask is None,
-            scale=scale,
-            enable_gqa=True,
-        ).transpose(1, 2)
-        if self._is_token is None:
-            output[self._tokens] = attended
-        else:
-            output[self._tokens[self._is_token]] = attended[self._is_token]
+    def __init__(self, before: int, count: int, device: torch.device) -> None:
+        self.before, self.count = before, count
+        self.mask = torch.ones(count, before + count, dtype=torch.bool, device=device).tril_(before) if before else None
+        """(count, before + count); None without a context, where attention is plainly causal."""
 
 
-def _groups(
-    begins: Sequence[int],
-    lengths: Sequence[int],
-    contexts: Sequence[Sequence[Span]],
-    before: Sequence[int],
-    device: torch.device,
-) -> list[_Group]:
-    """The sequences that have any tokens, in groups."""
-    members: dict[tuple[int, ...], list[int]] = {}
-    for index, length in enumerate(lengths):
-        if length:
-            key = (rounded_up(length, LENGTH), *map(id, contexts[index]))
-            members.setdefault(key, []).append(index)
-    found = []
-    for (longest, *_), group in members.items():
-        for part in slices(len(group), max(1, KEYS_TOGETHER // (before[group[0]] + longest))):
-            some = group[part]
-            context, size = contexts[some[0]], before[some[0]]
-            found.append(_Group([begins[i] for i in some], [lengths[i] for i in some], context, size, device))
-    return found
+def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention of queries (T, H, D) over keys and values (H_kv, C + T, D); returns (T, H, D)."""
+    q, k, v = query.transpose(0, 1)[None], keys[None], values[None]
+    output = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+    )
+    return output[0].transpose(0, 1)
 
 
 class _Linears:
