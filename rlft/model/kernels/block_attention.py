@@ -17,25 +17,10 @@ from torch import Tensor
 
 from rlft.common.private_names import private
 from rlft.model.kernels.library import kernel
+from rlft.model.kernels.segments import Block
 
 KEPT_SCORES = 1 << 20
 """Elements of softmax that a layer keeps for its backward pass; more are computed again."""
-LARGEST_SCORES = 1 << 26
-"""Elements beyond which the scores are not written out at all."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """R rows of W queries that look at K keys each, all given as positions in the packed row."""
-
-    queries: Tensor
-    """(R, W) int64; padding repeats a position of the row."""
-    is_real: Tensor
-    """(R, W) bool, False on padding."""
-    keys: Tensor
-    """(R, K) int64."""
-    is_visible: Tensor
-    """(R, W, K) bool, whether a query may look at a key; never all False in a row of W."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,7 +19,9 @@ from rlft.model.kernels.block_attention import biased_softmax
 from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.kernels.library import Kernel, Key
+from rlft.model.kernels.segments import Segment
 from rlft.model.kernels.token_logprobs import token_logprobs
+from rlft.model.kernels.tree_attention import Tree, tree_attention
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float64: 1e-12}
 """Norm of the difference over the norm of the result, by the type of the result: a few roundings."""
@@ -120,6 +122,18 @@ def _cached_attention(heads: Tensor, keys: Tensor, values: Tensor) -> Sequence[T
     return outputs
 
 
+def _tree_attention(heads: Tensor, grad: Tensor) -> Sequence[Tensor]:
+    """Of two query heads for each of two key heads, along a prefix, a prompt and two completions."""
+    prefix = Segment(start=0, length=35)
+    prompt = Segment(start=35, length=3, before=(prefix,))
+    rest = (Segment(start=38, length=40, before=(prefix, prompt)), Segment(start=78, length=1, before=(prefix, prompt)))
+    tree = Tree((prefix, prompt, *rest))
+    with torch.enable_grad():
+        heads = heads.requires_grad_()
+        output = tree_attention(heads, 4, tree, 0.2)
+        return output.detach(), *torch.autograd.grad(output, heads, grad)
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Sequence[Tensor]:
     linear, plain = FrozenLinear(weight, bias), FrozenLinear(weight)
     return linear(x), linear.plus(x, other), plain.times(x, other), plain.silu(x)
@@ -158,5 +172,7 @@ CASES: dict[str, Case] = {
     "panels_of": ([(40, 34)], _panels),
     "panels_of_transposed": ([(34, 40)], _panels_of_transposed),
     "linear": ([(15, 34), (40, 34), (40,), (15, 40)], _linear),
+    "tree_attention": ([(79, 8, 32), (79, 4, 32)], _tree_attention),
+    "tree_attention_backward": ([(79, 8, 32), (79, 4, 32)], _tree_attention),
 }
 """A case for each kernel, by its name."""

@@ -19,12 +19,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rlft.model.kernels.block_attention import LARGEST_SCORES, Block, HeadBlocks, block_attention, with_heads
-from rlft.model.kernels.sizes import LENGTH, SEQUENCES, rounded_up
+from rlft.model.kernels.segments import Segment
+from rlft.model.kernels.tree_attention import Tree, tree_attention
 from rlft.model.layers.packed import PackedGroup
 
-BLOCK_COST = 4096
-"""Scores of one head that take as long as the calls of one more block."""
 NAME = "rlft_packed"
 """Value for `attn_implementation`; without a packed row it is transformers' own SDPA attention."""
 
@@ -37,19 +35,15 @@ class Layout:
     """Where each prompt and its completions stand."""
     layers: int = 0
     """Layers that have used the layout so far."""
-    blocks: dict[tuple[int, int, torch.dtype], HeadBlocks] = field(default_factory=dict)
-    """The layout as blocks, by number of heads, of key heads, and type; made when the first such layer asks."""
+    tree: Tree = field(init=False)
+    """The same sequences, as segments that continue one another."""
+
+    def __post_init__(self) -> None:
+        self.tree = Tree(segments_of(self.groups))
 
     def count_layer(self, query: Tensor, key: Tensor, scale: float, window: int | None) -> None:
         """Count a layer whose attention uses the layout, with these operands."""
         self.layers += 1
-
-    def as_blocks(self, num_heads: int, num_key_heads: int, dtype: torch.dtype) -> HeadBlocks:
-        """The layout as blocks for a layer with these heads."""
-        key = (num_heads, num_key_heads, dtype)
-        if key not in self.blocks:
-            self.blocks[key] = with_heads(as_blocks(self.groups), *key)
-        return self.blocks[key]
 
     def check_layout_used(self, num_layers: int) -> None:
         """Refuse a model some of whose layers mixed the row's sequences.
@@ -109,10 +103,10 @@ def packed_attention(
         raise ValueError("this model soft-caps its attention scores, which packed attention cannot do")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     _check_window(packed_layout, query, key, scale, sliding_window)
-    if _is_in_blocks(packed_layout, query) and key.shape == value.shape:
+    if key.shape == value.shape and packed_layout.tree.suits(value, query.shape[1]):
         # Under autocast, rotary positions leave queries and keys in float32.
         heads = torch.cat([tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value)], dim=1)
-        return _in_blocks(packed_layout, heads, query.shape[1], scale).unsqueeze(0), None
+        return tree_attention(heads, query.shape[1], packed_layout.tree, scale).unsqueeze(0), None
     return _by_group(packed_layout.groups, query, key, value, scale).unsqueeze(0), None
 
 
@@ -133,8 +127,8 @@ def packed_heads_attention(heads: Tensor, num_heads: int, layout: Layout, scale:
     parts = heads.split([num_heads, num_key_heads, num_key_heads], dim=1)
     query, key, value = (part.transpose(0, 1).unsqueeze(0) for part in parts)
     _check_window(layout, query, key, scale, window)
-    if _is_in_blocks(layout, query):
-        return _in_blocks(layout, heads, num_heads, scale)
+    if layout.tree.suits(heads, num_heads):
+        return tree_attention(heads, num_heads, layout.tree, scale)
     return _by_group(layout.groups, query, key, value, scale)
 
 
@@ -143,15 +137,6 @@ def _check_window(layout: Layout, query: Tensor, key: Tensor, scale: float, wind
     longest = max(g.prefix_length + g.prompt_length + max(g.lengths, default=0) for g in layout.groups)
     if window is not None and longest > window:
         raise ValueError(f"a sequence of {longest} tokens exceeds the model's sliding window of {window}")
-
-
-def _is_in_blocks(layout: Layout, query: Tensor) -> bool:
-    return query.device.type == "cpu" and _num_scores(layout.groups) * query.shape[1] <= LARGEST_SCORES
-
-
-def _in_blocks(layout: Layout, heads: Tensor, num_heads: int, scale: float) -> Tensor:
-    blocks = layout.as_blocks(num_heads, (heads.shape[1] - num_heads) // 2, heads.dtype)
-    return block_attention(heads, blocks, scale)
 
 
 def _by_group(groups: tuple[PackedGroup, ...], query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -200,101 +185,18 @@ def _behind(prefix_length: int, prompt_length: int, device: torch.device) -> Any
     return torch.ones(prompt_length, prefix_length + prompt_length, dtype=torch.bool).tril(diagonal=prefix_length)
 
 
-def _num_scores(groups: tuple[PackedGroup, ...]) -> int:
-    """Scores of one head that attention in blocks would write out, at most but for rows that fill blocks up."""
-    width = max(max(group.lengths, default=0) for group in groups)
-    longest = max(group.prefix_length + group.prompt_length for group in groups)
-    prompts = sum(group.prompt_length for group in groups) * longest
-    return prompts + sum(len(group.lengths) for group in groups) * width * (longest + width)
-
-
-def as_blocks(groups: tuple[PackedGroup, ...]) -> list[Block]:
-    """Prefix, prompts and completions as blocks of rows of similar length, so that little is padding."""
-    by_depth: dict[int, list[Span]] = {}
+def segments_of(groups: tuple[PackedGroup, ...]) -> list[Segment]:
+    """Prefix, prompts and completions in the order of the row."""
+    found: list[Segment] = []
     for group in groups:
-        prefix = (Span(start=0, length=group.prefix_length),) if group.prefix_length else ()
-        prompt = Span(start=group.start, length=group.prompt_length, before=prefix)
-        by_depth.setdefault(len(prefix), []).append(prompt)
+        prefix = (Segment(start=0, length=group.prefix_length),) if group.prefix_length else ()
+        prompt = Segment(start=group.start, length=group.prompt_length, before=prefix)
+        found.append(prompt)
         start = group.start + group.prompt_length
         for length in filter(None, group.lengths):
-            completion = Span(start=start, length=length, before=(*prefix, prompt))
-            by_depth.setdefault(len(completion.before), []).append(completion)
+            found.append(Segment(start=start, length=length, before=(*prefix, prompt)))
             start += length
-    return [_block(spans) for _, kind in sorted(by_depth.items()) for spans in _of_similar_length(kind)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """Consecutive tokens of the row that attend causally to themselves, and to all of the spans before them."""
-
-    start: int
-    length: int
-    before: tuple[Span, ...] = ()
-    """What the span continues: nothing, a prompt, or a prefix and a prompt."""
-
-
-def _of_similar_length(spans: list[Span]) -> list[list[Span]]:
-    """The spans in blocks, longest first, with the fewest scores when every block costs `BLOCK_COST` of them besides.
-
-    All blocks but the last have a multiple of `SEQUENCES` rows, or one row, if that is the first.
-    """
-    spans = sorted(spans, key=lambda span: -span.length)
-    keys = max(sum(each.length for each in span.before) for span in spans)
-    cost, starts = _cut([span.length for span in spans], keys)
-    other, behind = _cut([span.length for span in spans[1:]], keys)
-    if BLOCK_COST + _scores(1, spans[0].length, keys) + other < cost:
-        starts = [0, *(1 + start for start in behind)]
-    return [spans[m:n] for m, n in zip(starts, [*starts[1:], len(spans)], strict=True)]
-
-
-def _cut(lengths: list[int], keys: int) -> tuple[float, list[int]]:
-    """(the least cost, where each block begins) of descending lengths.
-
-    The best cut of the first n ends with a block from some m to n, after the best cut of the first m.
-    """
-    best: dict[int, tuple[float, list[int]]] = {0: (0, [])}
-    for n in [*range(SEQUENCES, len(lengths), SEQUENCES), *([len(lengths)] if lengths else [])]:
-        best[n] = min(
-            (cost + BLOCK_COST + _scores(n - m, lengths[m], keys), [*starts, m]) for m, (cost, starts) in best.items()
-        )
-    return best[len(lengths)]
-
-
-def _scores(rows: int, length: int, keys: int) -> int:
-    """Scores of one head of a block with these sequences."""
-    return _rows(rows) * length * (keys + length)
-
-
-def _rows(sequences: int) -> int:
-    """Rows of a block: one alone stays so, as it may be a long prompt; others are filled up."""
-    return sequences if sequences == 1 else rounded_up(sequences, SEQUENCES)
-
-
-def _block(spans: list[Span]) -> Block:
-    """The spans, which have as many before them, as a block, filled up with rows and columns that are not real."""
-    fill = _rows(len(spans)) - len(spans)
-    queries, is_real = _padded([*spans, *spans[:1] * fill])
-    is_real[len(spans) :] = False
-    rows, width = queries.shape
-    keys, visible = [], []
-    for before in zip(*(span.before for span in spans), strict=True):
-        position, is_there = _padded([*before, *before[:1] * fill])
-        keys.append(position)
-        visible.append(is_there[:, None].expand(-1, width, -1))
-    causal = torch.ones(width, width, dtype=torch.bool).tril().expand(rows, -1, -1)
-    return Block(
-        queries=queries,
-        is_real=is_real,
-        keys=torch.cat([*keys, queries], dim=1),
-        is_visible=torch.cat([*visible, causal], dim=2),
-    )
-
-
-def _padded(spans: list[Span]) -> tuple[Tensor, Tensor]:
-    """(rows, width) positions of the spans, their last one repeated as padding, and which are real."""
-    start, length = torch.tensor([(span.start, span.length) for span in spans]).T
-    offsets = torch.arange(rounded_up(int(length.max()), LENGTH))
-    return start[:, None] + torch.minimum(offsets, length[:, None] - 1), offsets < length[:, None]
+    return found
 
 
 @lru_cache(maxsize=512)

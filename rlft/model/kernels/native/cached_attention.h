@@ -129,8 +129,8 @@ void attention_of_heads(const T* query, const Stored<T>* stored, T* out, float s
   dot_keys<T, S, kSize>(q, stored[0].keys, stored[0].next_keys, scores, stored[0].count, stride, size);
   dot_keys<T, S, kSize>(q, stored[1].keys, stored[1].next_keys, scores + stored[0].count, stored[1].count, stride,
                         size);
-  float totals[S];
-  softmax<S>(scores, stride, count, totals);
+  float totals[S], largest[S];
+  softmax<S>(scores, stride, count, 1, totals, largest);
   add_values<T, S>(scores, stored[0].values, stored[0].next_values, sums, stored[0].count, stride, size);
   add_values<T, S>(scores + stored[0].count, stored[1].values, stored[1].next_values, sums, stored[1].count, stride,
                    size);

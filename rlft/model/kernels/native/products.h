@@ -64,6 +64,25 @@ struct Product<BFloat16> {
 
 template <class T>
 constexpr int kInputs = 4 / sizeof(T);  // of a step
+template <class T>
+constexpr int kVectors = Product<T>::kColumns / kLanes;  // of a panel's columns
+
+// Add to the sums what rows x (Rows, stride) times a panel give for its inputs from `begin` to `end`.
+template <int Rows, class T>
+[[gnu::always_inline]] inline void add_inputs(Floats (&sums)[Rows][kVectors<T>], const T* x, int64_t stride,
+                                              const T* panel, int64_t begin, int64_t end) {
+  using P = Product<T>;
+  for (int64_t i = begin; i < end; i += kInputs<T>) {
+    const T* from = panel + i * P::kColumns;
+    typename P::Weights weights[kVectors<T>];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors<T>; ++v) weights[v] = P::weights(from + v * kLanes * kInputs<T>);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors<T>; ++v) P::add(sums[r][v], weights[v], x + r * stride + i);
+  }
+}
 
 template <class T>
 struct Panel {
@@ -78,10 +97,10 @@ struct Panel {
 template <int Rows, class T>
 void multiply(const T* x, const Panel<T>& panel, int64_t row) {
   using P = Product<T>;
-  constexpr int kVectors = P::kColumns / kLanes, kLine = 64;
+  constexpr int kLine = 64;
   const int64_t inputs = panel.inputs;
-  Floats sums[Rows][kVectors];
-  for (int v = 0; v < kVectors; ++v) {
+  Floats sums[Rows][kVectors<T>];
+  for (int v = 0; v < kVectors<T>; ++v) {
     const Floats start = panel.bias ? P::columns(panel.bias + v * kLanes, panel.present - v * kLanes) : Floats{};
     for (int r = 0; r < Rows; ++r) sums[r][v] = start;
   }
@@ -90,19 +109,11 @@ void multiply(const T* x, const Panel<T>& panel, int64_t row) {
     for (int line = 0; line < P::kColumns * 4; line += kLine) __builtin_prefetch(next + line, 0, 2);
     next += P::kColumns * 4;
     const int64_t stop = std::min(i + kInputs<T> * panel.fetch_every, inputs);
-    for (; i < stop; i += kInputs<T>) {
-      const T* from = panel.weight + i * P::kColumns;
-      typename P::Weights weights[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) weights[v] = P::weights(from + v * kLanes * kInputs<T>);
-#pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) P::add(sums[r][v], weights[v], x + r * inputs + i);
-    }
+    add_inputs(sums, x, inputs, panel.weight, i, stop);
+    i = stop;
   }
   for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < kVectors<T>; ++v) {
       const int64_t place = (row + r) * panel.outputs + v * kLanes, present = panel.present - v * kLanes;
       Floats sum = sums[r][v];
       if (panel.operation == kPlus) sum += P::columns(panel.other + place, present);
@@ -160,35 +171,41 @@ inline void transpose(Words* x) {
   }
 }
 
+// One panel of weights (present, inputs) that lie `stride` apart; columns beyond them become 0.
+template <class T>
+void panel_of(const T* weight, int64_t stride, T* to, int64_t inputs, int64_t present) {
+  constexpr int kColumns = Product<T>::kColumns, kStep = kLanes * kInputs<T>;
+  int64_t i = 0;
+  for (; i + kStep <= inputs; i += kStep)
+    for (int64_t first = 0; first < kColumns; first += kLanes) {
+      Words block[kLanes];  // of what a step takes
+      for (int c = 0; c < kLanes; ++c)
+        block[c] = first + c < present ? load<Words>(weight + (first + c) * stride + i) : Words{};
+      transpose(block);
+      for (int step = 0; step < kLanes; ++step)
+        std::memcpy(to + (i + step * kInputs<T>) * kColumns + first * kInputs<T>, &block[step], sizeof(Words));
+    }
+  for (; i < inputs; i += kInputs<T>)
+    for (int64_t c = 0; c < kColumns; ++c)
+      for (int64_t input = 0; input < kInputs<T>; ++input)
+        to[i * kColumns + c * kInputs<T> + input] = c < present ? weight[c * stride + i + input] : T{};
+}
+
 // A weight (outputs, inputs) in panels.
 template <class T>
 void panels_of(const T* weight, T* panels, int64_t inputs, int64_t outputs) {
-  constexpr int kColumns = Product<T>::kColumns, kStep = kLanes * kInputs<T>;
+  constexpr int kColumns = Product<T>::kColumns;
 #pragma omp parallel for schedule(static)
-  for (int64_t column = 0; column < outputs; column += kColumns) {
-    T* to = panels + column * inputs;
-    const int64_t present = std::min<int64_t>(kColumns, outputs - column);
-    int64_t i = 0;
-    for (; present == kColumns && i + kStep <= inputs; i += kStep)
-      for (int64_t first = 0; first < kColumns; first += kLanes) {
-        Words block[kLanes];  // of what a step takes
-        for (int c = 0; c < kLanes; ++c) block[c] = load<Words>(weight + (column + first + c) * inputs + i);
-        transpose(block);
-        for (int step = 0; step < kLanes; ++step)
-          std::memcpy(to + (i + step * kInputs<T>) * kColumns + first * kInputs<T>, &block[step], sizeof(Words));
-      }
-    for (; i < inputs; i += kInputs<T>)
-      for (int64_t c = 0; c < kColumns; ++c)
-        for (int64_t input = 0; input < kInputs<T>; ++input)
-          to[i * kColumns + c * kInputs<T> + input] = c < present ? weight[(column + c) * inputs + i + input] : T{};
-  }
+  for (int64_t column = 0; column < outputs; column += kColumns)
+    panel_of(weight + column * inputs, inputs, panels + column * inputs, inputs,
+             std::min<int64_t>(kColumns, outputs - column));
 }
 
-// What a step takes of kLanes outputs, from a weight (inputs, outputs).
-inline Words of_step(const float* from, int64_t) { return load<Words>(from); }
-inline Words of_step(const BFloat16* from, int64_t outputs) {
-  const Words low = __builtin_convertvector(load<HalfWords>(from), Words);
-  return low | __builtin_convertvector(load<HalfWords>(from + outputs), Words) << 16;
+// What a step takes of kLanes outputs, from the inputs that it takes, each (outputs).
+inline Words of_step(const float* first, const float*) { return load<Words>(first); }
+inline Words of_step(const BFloat16* first, const BFloat16* second) {
+  const Words low = __builtin_convertvector(load<HalfWords>(first), Words);
+  return low | __builtin_convertvector(load<HalfWords>(second), Words) << 16;
 }
 
 // A weight (inputs, outputs), the other way round, in panels.
@@ -202,7 +219,7 @@ void panels_of_transposed(const T* weight, T* panels, int64_t inputs, int64_t ou
       T* to = panels + column * inputs + i * kColumns;
       if (column + kColumns <= outputs) {
         for (int64_t c = 0; c < kColumns; c += kLanes) {
-          const Words words = of_step(from + c, outputs);
+          const Words words = of_step(from + c, from + outputs + c);
           std::memcpy(to + c * kInputs<T>, &words, sizeof words);
         }
         continue;

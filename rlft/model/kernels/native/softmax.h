@@ -12,12 +12,11 @@ namespace {
 
 constexpr int kTogether = 4;  // rows of a softmax, and query heads of a key head, that are computed together
 
-// e^(x - max x) in place of scores (Rows, stride), of which the first `count` of each row are given; the sums of rows.
-// Rows are computed side by side, since a row's steps wait for each other.
+// e^(y - max y) with y = x sharpness in place of scores x (Rows, stride), of which the first `count` of each row are
+// given; the sums and the max y of rows. Rows are computed side by side, since a row's steps wait for each other.
 template <int Rows>
-inline void softmax(float* scores, int64_t stride, int64_t count, float* totals) {
+inline void softmax(float* scores, int64_t stride, int64_t count, float sharpness, float* totals, float* most) {
   Floats largest[Rows], sums[Rows] = {};
-  float most[Rows];
   for (int row = 0; row < Rows; ++row) {
     for (int64_t i = count; i % kLanes; ++i) scores[row * stride + i] = -INFINITY;
     largest[row] = load<Floats>(scores + row * stride);
@@ -26,11 +25,11 @@ inline void softmax(float* scores, int64_t stride, int64_t count, float* totals)
 #pragma GCC unroll 4
     for (int row = 0; row < Rows; ++row) largest[row] = larger(load<Floats>(scores + row * stride + i), largest[row]);
 #pragma GCC unroll 4
-  for (int row = 0; row < Rows; ++row) most[row] = across(largest[row], larger);
+  for (int row = 0; row < Rows; ++row) most[row] = sharpness * across(largest[row], larger);
   for (int64_t i = 0; i < count; i += kLanes)
 #pragma GCC unroll 4
     for (int row = 0; row < Rows; ++row) {
-      const Floats x = exponential(load<Floats>(scores + row * stride + i) - most[row]);
+      const Floats x = exponential(load<Floats>(scores + row * stride + i) * sharpness - most[row]);
       store(x, scores + row * stride + i);
       sums[row] += x;
     }
@@ -49,7 +48,7 @@ void biased_softmax(T* scores, const T* bias, int64_t blocks, int64_t repeats, i
 #pragma omp for schedule(static)
     for (int64_t start = 0; start < rows; start += kTogether) {
       const int64_t num = std::min<int64_t>(kTogether, rows - start);
-      float totals[kTogether];
+      float totals[kTogether], largest[kTogether];
       for (int64_t row = start; row < start + num; ++row) {
         const T *from = scores + row * count, *added = bias + (row / (repeats * width) * width + row % width) * count;
         float* x = scratch.data() + (row - start) * stride;
@@ -57,7 +56,8 @@ void biased_softmax(T* scores, const T* bias, int64_t blocks, int64_t repeats, i
         for (; i + kLanes <= count; i += kLanes) store(load_wide(from + i) + load_wide(added + i), x + i);
         for (; i < count; ++i) x[i] = wide(from[i]) + wide(added[i]);
       }
-      softmax<kTogether>(scratch.data(), stride, count, totals);  // of a last few rows and whatever lies behind them
+      // Of a last few rows also what lies behind them.
+      softmax<kTogether>(scratch.data(), stride, count, 1, totals, largest);
       for (int64_t row = start; row < start + num; ++row) {
         const float *x = scratch.data() + (row - start) * stride, share = 1.0f / totals[row - start];
         T* to = scores + row * count;

@@ -1,0 +1,124 @@
+"""Attention in a packed row whose segments form a tree: each looks at those that it continues, and causally at itself.
+
+The kernel (`native/tree_attention.h`) goes through the tree as it is: no segment is padded to the length of another, of
+a segment's own scores only those are computed that a query of the same tile sees, and none is written to memory. Where
+there is no kernel torch computes blocks of segments with their scores written out (`block_attention`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlft.model.kernels.block_attention import HeadBlocks, block_attention, with_heads
+from rlft.model.kernels.library import VECTOR, Kernel, kernel
+from rlft.model.kernels.segments import Segment, as_blocks
+
+LARGEST_SCORES = 1 << 26
+"""Elements beyond which scores are not written out."""
+
+
+class Tree:
+    """The segments of a packed row, in the forms in which attention takes them."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        """
+        Args:
+            segments: in the order of the row, each behind those that it continues.
+
+        Raises:
+            ValueError: they leave tokens out, or one continues what is no segment before it.
+        """
+        self.segments = tuple(segments)
+        self.num_tokens = 0
+        indices: dict[Segment, int] = {}
+        rows: list[tuple[int, int, int]] = []
+        for index, segment in enumerate(self.segments):
+            before = segment.before
+            if segment.start != self.num_tokens or segment.length < 1:
+                raise ValueError(f"segment {index} of a row is {segment}, but token {self.num_tokens} comes next")
+            if before and (before[-1] not in indices or before[-1].before != before[:-1]):
+                raise ValueError(f"segment {index} of a row continues {before[-1]}, which is no segment before it")
+            rows.append((segment.start, segment.length, indices[before[-1]] if before else -1))
+            indices[segment] = index
+            self.num_tokens += segment.length
+        self.table = torch.tensor(rows, dtype=torch.int64)
+        """(segments, 3) for the kernel: start, length, index of the segment that it continues or -1."""
+        self._num_scores = sum(s.length * (s.length + sum(each.length for each in s.before)) for s in self.segments)
+        self._blocks: dict[tuple[int, int, torch.dtype], HeadBlocks] = {}
+
+    def as_blocks(self, num_heads: int, num_key_heads: int, dtype: torch.dtype) -> HeadBlocks:
+        """The segments as blocks for a layer with these heads; made when the first such layer asks."""
+        key = (num_heads, num_key_heads, dtype)
+        if key not in self._blocks:
+            self._blocks[key] = with_heads(as_blocks(self.segments), *key)
+        return self._blocks[key]
+
+    def suits(self, operand: Tensor, num_heads: int) -> bool:
+        """Whether `tree_attention` is the way for a layer with operands like this one, of heads in the last dimension:
+        on a CPU, if there is a kernel or the scores of `num_heads` are few enough to be written out."""
+        if operand.device.type != "cpu":
+            return False
+        return _has_kernel(operand) or num_heads * self._num_scores <= LARGEST_SCORES
+
+
+def tree_attention(heads: Tensor, num_heads: int, tree: Tree, scale: float) -> Tensor:
+    """Softmax attention along the tree, with its gradient.
+
+    Args:
+        heads: (T, num_heads + 2 H_kv, D), the queries of every token, its keys, each serving num_heads / H_kv query
+            heads, and its values.
+        tree: of T tokens.
+
+    Returns:
+        (T, num_heads, D)
+
+    Raises:
+        ValueError: the heads do not fit the tree or one another.
+    """
+    num_key_heads, rest = divmod(heads.shape[1] - num_heads, 2)
+    if len(heads) != tree.num_tokens or rest or num_key_heads < 1 or num_heads % num_key_heads:
+        raise ValueError(
+            f"{tuple(heads.shape)} are no {num_heads} queries, keys and values of each of {tree.num_tokens} tokens"
+        )
+    if _has_kernel(heads):
+        return _TreeAttention.apply(heads, num_heads, num_key_heads, tree, scale)
+    return block_attention(heads, tree.as_blocks(num_heads, num_key_heads, heads.dtype), scale)
+
+
+def _has_kernel(operand: Tensor) -> bool:
+    return operand.shape[-1] % VECTOR == 0 and kernel("tree_attention", operand.new_empty(0)) is not None
+
+
+class _TreeAttention(torch.autograd.Function):
+    """The kernel. Of its scores only the logarithm of each query's sum of exponentials is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, num_heads: int, num_key_heads: int, tree: Tree, scale: float) -> Tensor:
+        heads = heads.contiguous()
+        output = heads.new_empty(len(heads), num_heads, heads.shape[-1])
+        log_sums = heads.new_empty(len(heads), num_heads, dtype=torch.float32)
+        run = _kernel("tree_attention", heads, output)
+        sizes = (len(tree.segments), num_heads, num_key_heads, heads.shape[-1])
+        run(*(x.data_ptr() for x in (heads, tree.table, output, log_sums)), *sizes, scale)
+        ctx.save_for_backward(heads, log_sums)
+        ctx.tree, ctx.sizes, ctx.scale = tree, sizes, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        heads, log_sums = ctx.saved_tensors
+        grad, grad_heads = grads[0].contiguous(), torch.empty_like(heads)
+        run = _kernel("tree_attention_backward", heads, grad, grad_heads)
+        run(*(x.data_ptr() for x in (heads, ctx.tree.table, log_sums, grad, grad_heads)), *ctx.sizes, ctx.scale)
+        return grad_heads, None, None, None, None
+
+
+def _kernel(name: str, *tensors: Tensor) -> Kernel:
+    run = kernel(name, *tensors)
+    if run is None:
+        raise ValueError(f"{name} takes what the kernel takes: {', '.join(str(tensor.dtype) for tensor in tensors)}")
+    return run
