@@ -35,7 +35,7 @@ PROCESSORS = {"any aarch64, NEON": ["-march=armv8-a"], "Neoverse V2, NEON and SV
 SERVER = Path(__file__).with_name("kernel_server.cpp")
 MISTAKE = ("4.16664966e-2f", "4.26664966e-2f")
 """A coefficient of e^x in `native/vectors.h`, and what is planted for it."""
-HAVE_EXPONENTIALS = {"gate", "gradient of a gate", "log-probs", "softmax", "attention of a step"}
+HAVE_EXPONENTIALS = {"gate", "gradient of a gate", "log-probs", "softmax", "attention of a step", "attention along a tree in float32"}
 
 _INTEGER, _NULL, _POINTER = range(3)
 

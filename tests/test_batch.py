@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rlft.learner.batch import collate, minibatches, mismatched, num_tokens, pack, select, shared_prefix, unscored
 from rlft.learner.microbatches import default_tokens, even_microbatches, microbatches, packed_length
 from rlft.model.base import sequence_scores, token_logprobs, token_values
-from rlft.model.layers import packed_attention
+from rlft.model.kernels import tree_attention
 from rlft.model.layers.packed import PackedGroup
 from rlft.model.layers.packed_attention import NAME as PACKED_ATTENTION
 from rlft.objectives.advantages import best_and_worst, token_advantages
@@ -469,7 +469,7 @@ def test_a_packed_row_equals_its_sequences_one_by_one(
     weights = torch.linspace(-1, 1, len(logprobs), dtype=torch.float64)
     own, other = gradients(model, (weights * logprobs).sum()), gradients(plain, (weights * expected).sum())
     assert largest_difference(own, other) < 1e-10
-    monkeypatch.setattr(packed_attention, "LARGEST_SCORES", 0)  # as on a GPU: torch's own attention, group by group
+    monkeypatch.setattr(tree_attention, "LARGEST_SCORES", 0)  # as on a GPU: torch's own attention, group by group
     logprobs, _ = token_logprobs(model, pack(batch), 1.0)
     assert torch.allclose(logprobs, expected, rtol=0, atol=1e-10)
     assert largest_difference(gradients(model, (weights * logprobs).sum()), other) < 1e-10

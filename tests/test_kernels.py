@@ -19,7 +19,9 @@ from rlft.model.kernels import elementwise, library, products
 from rlft.model.kernels.block_attention import biased_softmax
 from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.kv_cache import KVCache
+from rlft.model.kernels.segments import Segment
 from rlft.model.kernels.token_logprobs import token_logprobs
+from rlft.model.kernels.tree_attention import Tree, tree_attention
 from rlft.model.layers.projected_logprobs import projected_logprobs
 
 FLOAT, BFLOAT = torch.float32, torch.bfloat16
@@ -67,6 +69,50 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+# Trees of a packed row: (length, index of the segment that is continued or -1) of each segment
+TREES = {
+    1: [(1, -1)],
+    170: [(170, -1)],  # several tiles, several panels
+    287: [(35, -1), (3, 0), (40, 1), (1, 1), (70, 1), (33, 0), (64, 5), (32, 5), (9, -1)],
+    100: [(17, -1), (1, 0), (20, 1), (31, 2), (31, 0)],  # deeper than what prompts make
+}
+
+
+def tree_of(tokens: int) -> Tree:
+    segments: list[Segment] = []
+    for length, parent in TREES[tokens]:
+        before = (*segments[parent].before, segments[parent]) if parent >= 0 else ()
+        segments.append(Segment(start=sum(s.length for s in segments), length=length, before=before))
+    return Tree(segments)
+
+
+def tree_operands(tokens: int, heads: int, key_heads: int, size: int) -> list[Tensor]:
+    return normal((tokens, heads + 2 * key_heads, size), (tokens, heads, size))
+
+
+def attention_along_a_tree(heads: Tensor, grad: Tensor) -> Sequence[Tensor]:
+    heads = heads.detach().requires_grad_()
+    output = tree_attention(heads, grad.shape[1], tree_of(len(heads)), 0.3)
+    return output.detach(), gradient(output, heads, grad)
+
+
+def attention_along_a_tree_formula(heads: Tensor, grad: Tensor) -> Sequence[Tensor]:
+    heads, num_heads = heads.detach().requires_grad_(), grad.shape[1]
+    is_seen = torch.zeros(len(heads), len(heads), dtype=torch.bool)
+    for segment in tree_of(len(heads)).segments:
+        own = slice(segment.start, segment.start + segment.length)
+        is_seen[own, own] = torch.ones(segment.length, segment.length).tril().bool()
+        for each in segment.before:
+            is_seen[own, each.start : each.start + each.length] = True
+    shared = 2 * num_heads // (heads.shape[1] - num_heads)
+    query = heads[:, :num_heads]
+    key, value = (x.repeat_interleave(shared, dim=1) for x in heads[:, num_heads:].chunk(2, dim=1))
+    scores = torch.einsum("qhd,khd->hqk", query, key) * 0.3
+    softmax = scores.masked_fill(~is_seen, float("-inf")).softmax(-1)
+    output = torch.einsum("hqk,khd->qhd", softmax, value)
+    return output.detach(), gradient(output, heads, grad)
+
+
 # The table: operands of a shape, what is computed of them, the same in float64 by the formula
 
 
@@ -82,6 +128,8 @@ class Operation(NamedTuple):
     tolerance: tuple[float, float]
     """Of kernels and of torch, in units of the last place of the result's type, relative to its largest number."""
     types: Sequence[torch.dtype] = (FLOAT, BFLOAT)
+    otherwise: Sequence[str] = ()
+    """Kernels that take part where those of `kernels` are not compiled."""
 
 
 def normal(*shapes: tuple[int, ...], factor: float = 1.0) -> list[Tensor]:
@@ -297,6 +345,20 @@ OPERATIONS = {
         cached_attention_formula,
         (4, 8),
     ),
+    "attention along a tree": Operation(
+        ["tree_attention", "tree_attention_backward"],
+        [
+            (tokens, *shape)
+            for tokens in TREES
+            for shape in ((1, 1, 32), (9, 3, 64), (4, 4, 64), (6, 2, 96), (8, 1, 128), (71, 1, 32))
+        ],
+        tree_operands,
+        attention_along_a_tree,
+        attention_along_a_tree_formula,
+        (4, 8),
+        [BFLOAT],
+        otherwise=["biased_softmax"],
+    ),
     "product": Operation(
         ["panels_of", "linear"],
         [
@@ -333,7 +395,7 @@ OPERATIONS = {
 OPERATIONS |= {
     f"{name} in float32": operation._replace(types=[FLOAT], tolerance=(32, 32))
     for name, operation in OPERATIONS.items()
-    if "linear" in operation.kernels
+    if operation.types == [BFLOAT]
 }
 TABLE = [(name, shape, dtype) for name, each in OPERATIONS.items() for shape in each.shapes for dtype in each.types]
 
@@ -346,7 +408,7 @@ def test_an_operation_is_its_formula(name: str, shape: tuple[int, ...], dtype: t
         results = operation.compute(*operands)
     is_compiled = {f"{kernel} {str(dtype).removeprefix('torch.')}" for kernel in operation.kernels}
     is_compiled &= set(library.operations())
-    assert {kernel.partition(" ")[0] for kernel in is_compiled} == kernels
+    assert {kernel.partition(" ")[0] for kernel in is_compiled} == kernels - set([] if is_compiled else operation.otherwise)
     for actual, expected in zip(results, operation.formula(*(operand.double() for operand in operands)), strict=True):
         unit = torch.finfo(actual.dtype).eps * max(1.0, float(expected.abs().max()))
         torch.testing.assert_close(
@@ -437,6 +499,30 @@ def test_attention_does_not_depend_on_threads_or_on_other_rows(dtype: torch.dtyp
             single = attend(filled_cache(*of_cache), joint)
     assert torch.equal(whole[:2], fewer)
     assert torch.equal(whole, single)
+
+
+@needs_kernels
+@both_types
+def test_attention_along_a_tree_does_not_depend_on_threads_or_on_other_branches(dtype: torch.dtype) -> None:
+    if ("tree_attention", dtype) not in library._library().kernels:
+        pytest.skip("this processor has no products of its own")
+    heads, grad = (operand.to(dtype) for operand in tree_operands(287, 6, 2, 64))
+    with only_kernels("tree_attention", "tree_attention_backward"):
+        output, grad_heads = attention_along_a_tree(heads, grad)
+        for count in (1, 3):
+            with threads(count):
+                single, grad_single = attention_along_a_tree(heads, grad)
+            assert torch.equal(output, single)
+            assert torch.equal(grad_heads, grad_single)
+    tree, tokens = tree_of(287), torch.arange(287)
+    for segment in tree.segments:
+        parts, before = [], ()
+        for part in (*segment.before, segment):
+            parts.append(tokens[part.start : part.start + part.length])
+            start = before[-1].start + before[-1].length if before else 0
+            before = (*before, Segment(start=start, length=part.length, before=before))
+        alone = tree_attention(heads[torch.cat(parts)], 6, Tree(before), 0.3)
+        assert torch.equal(alone[-segment.length :], output[parts[-1]])
 
 
 @needs_kernels

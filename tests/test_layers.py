@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rlft.model.kernels import block_attention
+from rlft.model.kernels import block_attention, segments
 from rlft.model.kernels.block_attention import block_attention as attend
 from rlft.model.kernels.block_attention import with_heads
-from rlft.model.layers import packed_attention
+from rlft.model.kernels.segments import Segment, as_blocks
+from rlft.model.kernels.tree_attention import Tree, tree_attention
 from rlft.model.layers.logprobs import selected_logprobs
 from rlft.model.layers.norms_and_mlps import _GatedLoraLinear, _GatedSiLU, _RMSNorm, use_lean_layers
 from rlft.model.layers.packed import PackedGroup
-from rlft.model.layers.packed_attention import as_blocks
+from rlft.model.layers.packed_attention import segments_of
 from rlft.model.layers.projected_logprobs import projected_logprobs
 
 GROUPS = (
@@ -86,20 +87,48 @@ def test_block_attention_is_attention_under_the_mask(
     cost: int,
     step: int,
 ) -> None:
-    monkeypatch.setattr(packed_attention, "BLOCK_COST", cost)
+    monkeypatch.setattr(segments, "BLOCK_COST", cost)
     monkeypatch.setattr(block_attention, "KEPT_SCORES", kept)
-    monkeypatch.setattr(packed_attention, "SEQUENCES", step)
+    monkeypatch.setattr(segments, "SEQUENCES", step)
     query, key, value = (random(NUM_TOKENS, h, 6, seed=s) for s, h in enumerate((4, num_key_heads, num_key_heads)))
     scores = torch.einsum("qhd,khd->hqk", query, key.repeat_interleave(4 // num_key_heads, dim=1)) * 0.3
     softmax = scores.masked_fill(~visible(groups), -math.inf).softmax(dim=-1)
     expected = torch.einsum("hqk,khd->qhd", softmax, value.repeat_interleave(4 // num_key_heads, dim=1))
-    blocks = as_blocks(groups)
+    blocks = as_blocks(segments_of(groups))
     depths = 2 if groups is GROUPS else 3
     assert len(blocks) == (depths if cost else 8 if step == 1 else 6)
     assert all(len(block.queries) % step == 0 or len(block.queries) == 1 for block in blocks)
     heads = torch.cat([query, key, value], dim=1)
     actual = attend(heads, with_heads(blocks, 4, num_key_heads, torch.float64), 0.3)
     agree(actual, expected, [query, key, value])
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ([Segment(start=1, length=2)], "segment 0 .* but token 0 comes next"),
+        ([Segment(start=0, length=2), Segment(start=3, length=1)], "segment 1 .* but token 2 comes next"),
+        ([Segment(start=0, length=0)], "segment 0 .* but token 0 comes next"),
+        ([Segment(start=0, length=2, before=(Segment(start=2, length=1),))], "continues .* no segment before it"),
+        (
+            [
+                Segment(start=0, length=2),
+                Segment(start=2, length=1, before=(Segment(start=0, length=2),)),
+                Segment(start=3, length=1, before=(Segment(start=2, length=1),)),
+            ],
+            "continues .* no segment before it",
+        ),
+    ],
+)
+def test_segments_that_are_no_tree_are_refused(parts: list[Segment], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Tree(parts)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 32), (2, 7, 32), (2, 4, 32), (2, 9, 32)])
+def test_heads_that_do_not_fit_a_tree_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="no 4 queries, keys and values of each of 2 tokens"):
+        tree_attention(torch.zeros(shape), 4, Tree([Segment(start=0, length=2)]), 1.0)
 
 
 # Log-probs of a projection

@@ -90,7 +90,10 @@ def tree_attention(heads: Tensor, num_heads: int, tree: Tree, scale: float) -> T
 
 
 def _has_kernel(operand: Tensor) -> bool:
-    return operand.shape[-1] % VECTOR == 0 and kernel("tree_attention", operand.new_empty(0)) is not None
+    """Whether both kernels take operands of this type, and heads of this size."""
+    like = operand.new_empty(0)
+    kernels = [kernel(name, like) for name in ("tree_attention", "tree_attention_backward")]
+    return operand.shape[-1] % VECTOR == 0 and None not in kernels
 
 
 class _TreeAttention(torch.autograd.Function):
