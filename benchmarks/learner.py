@@ -181,7 +181,7 @@ TECHNIQUES = {
     "actions only": "every token projected to the vocabulary",
     "bfloat16": "the base in float32",
     "kept memory": "freed memory goes back to the system",
-    "block attention": "torch's fused attention kernel, group by group",
+    "own attention": "torch's fused attention kernel, group by group",
     "lean layers": "transformers' own norms, MLPs and decoder layers",
     "compiled kernels": "torch's operations",
 }
@@ -232,7 +232,7 @@ def take_away(technique: str) -> None:
 
         ctypes.CDLL(None).mallopt(-1, 128 * 1024)  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD as they are by default
         ctypes.CDLL(None).mallopt(-3, 128 * 1024)
-    elif technique == "block attention":
+    elif technique == "own attention":
         attention.LARGEST_SCORES = 0
         attention._has_kernel = lambda operand: False
     elif technique == "compiled kernels":

@@ -35,7 +35,10 @@ PROCESSORS = {"any aarch64, NEON": ["-march=armv8-a"], "Neoverse V2, NEON and SV
 SERVER = Path(__file__).with_name("kernel_server.cpp")
 MISTAKE = ("4.16664966e-2f", "4.26664966e-2f")
 """A coefficient of e^x in `native/vectors.h`, and what is planted for it."""
-HAVE_EXPONENTIALS = {"gate", "gradient of a gate", "log-probs", "softmax", "attention of a step", "attention along a tree in float32"}
+HAVE_EXPONENTIALS = {
+    *("gate", "gradient of a gate", "log-probs", "softmax"),
+    *("attention of a step", "attention along a tree in float32"),
+}
 
 _INTEGER, _NULL, _POINTER = range(3)
 
@@ -162,7 +165,7 @@ def main() -> int:
             for name, dtype, shapes, wrong in differences(kernels):
                 failed |= bool(wrong)
                 told = "; ".join(["DIFFERS", *wrong]) if wrong else "agrees"
-                print(f"  {name:20} {str(dtype).removeprefix('torch.'):9} {shapes:3} shapes  {told}", flush=True)
+                print(f"  {name:46} {str(dtype).removeprefix('torch.'):9} {shapes:3} shapes  {told}", flush=True)
             wrong_when_loaded = self_test.disagreeing(kernels)
             failed |= bool(wrong_when_loaded)
             print(f"  compared when a run loads them: {wrong_when_loaded or 'all agree'}", flush=True)

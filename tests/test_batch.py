@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlft.learner.batch import collate, minibatches, mismatched, num_tokens, pack, select, shared_prefix, unscored
-from rlft.learner.microbatches import default_tokens, even_microbatches, microbatches, packed_length
+from rlft.learner.microbatches import default_tokens, default_tokens_of, even_microbatches, microbatches, packed_length
 from rlft.model.base import sequence_scores, token_logprobs, token_values
 from rlft.model.kernels import tree_attention
 from rlft.model.layers.packed import PackedGroup
@@ -237,10 +237,28 @@ def test_even_microbatches_have_the_smallest_budget_that_gives_no_more_than_a_mu
 
 @pytest.mark.parametrize(
     ("device", "prefix", "tokens"),
-    [("cpu", 0, 1280), ("cpu", 213, 1280), ("cpu", 400, 2400), ("cpu", 1000, 2560), ("cuda", 4000, 8192)],
+    [
+        *(("cpu", 0, 1280), ("cpu", 213, 1280), ("cpu", 400, 2400), ("cpu", 1000, 2560), ("cpu", 3000, 4280)),
+        *(("cuda", 4000, 8192), ("cuda", 9000, 17192)),
+    ],
 )
 def test_rows_are_longer_where_all_repeat_much(device: str, prefix: int, tokens: int) -> None:
     assert default_tokens(device, prefix) == tokens
+    repeated = [(prefix, 99_999), (40, 99_999)]
+    assert default_tokens(device, 20, repeated) == tokens  # by groups that are too long for a row
+    assert default_tokens(device, 20, [(1000, 1280)]) == default_tokens(device, 20)  # one that is not repeats nothing
+
+
+def test_a_group_behind_a_long_prompt_is_few_rows() -> None:
+    batch = made_up_batch([(3000, [201] * 8), (40, [31] * 8)])
+    tokens = default_tokens_of(batch, "cpu")
+    assert tokens == 3000 + 1280
+    assert even_microbatches(batch, tokens, 1) == [[0, 1, 2, 3, 4], [5, 6, 7, *range(8, 16)]]
+    assert (
+        default_tokens_of(batch, "cpu", whole_groups=True) == 1280
+    )  # which are not split, so that nothing is repeated
+    alone = made_up_batch([(3000, [201]), (3000, [201])])
+    assert default_tokens_of(alone, "cpu") == 1280
 
 
 def test_even_microbatches_by_hand() -> None:

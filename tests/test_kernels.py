@@ -408,7 +408,9 @@ def test_an_operation_is_its_formula(name: str, shape: tuple[int, ...], dtype: t
         results = operation.compute(*operands)
     is_compiled = {f"{kernel} {str(dtype).removeprefix('torch.')}" for kernel in operation.kernels}
     is_compiled &= set(library.operations())
-    assert {kernel.partition(" ")[0] for kernel in is_compiled} == kernels - set([] if is_compiled else operation.otherwise)
+    assert {kernel.partition(" ")[0] for kernel in is_compiled} == kernels - set(
+        [] if is_compiled else operation.otherwise
+    )
     for actual, expected in zip(results, operation.formula(*(operand.double() for operand in operands)), strict=True):
         unit = torch.finfo(actual.dtype).eps * max(1.0, float(expected.abs().max()))
         torch.testing.assert_close(

@@ -50,3 +50,10 @@ def test_own_weights_are_the_same_and_tied_ones_stay_tied(tiny_model: Path) -> N
         assert torch.equal(parameter, before[name])
         assert parameter.data_ptr() != places[name]
     assert model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+
+
+def test_weights_that_were_converted_are_not_copied_again(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    places = [parameter.data_ptr() for parameter in model.parameters()]
+    own_weights(model)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == places

@@ -44,6 +44,25 @@ def test_the_arithmetic_of_a_config(make_config: MakeConfig) -> None:
     assert counts.microbatches_per_update == 64  # where not even the prefix fits, a row for each sequence
 
 
+@pytest.mark.parametrize(
+    ("prompt", "rows", "tokens"),
+    [
+        (320, 8, 16 * (320 + 80)),  # a group fits a row of 400
+        (360, 17, 16 * (1 + 80) + 2 * 17 * 360),  # it does not: 648 tokens in rows that hold 40 beside their prompt
+        (500, 64, 16 * (1 + 80) + 2 * 64 * 500),
+    ],
+)
+def test_rows_of_a_group_that_is_too_long_for_one_repeat_its_prompt(
+    make_config: MakeConfig, prompt: int, rows: int, tokens: int
+) -> None:
+    config = make_config(
+        *("tasks_per_step=16", "samples_per_task=8", "updates_per_step=2", "learner.tokens_per_microbatch=400")
+    )
+    lengths = Lengths(prompt=prompt, completion=11, is_measured=True)
+    counts = count(config, train=240, heldout={}, lengths=lengths, default_microbatch=1280)
+    assert (counts.microbatches_per_update, counts.tokens_per_step) == (rows, tokens)
+
+
 def marks(*, signal: float = 0.5) -> list[Mark]:
     """A probe of three steps that take 5, 3 and 3 s, each with a checkpoint of half a second."""
     text = [

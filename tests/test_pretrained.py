@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +83,35 @@ def test_an_adapter_that_is_pickled_only_is_refused(tiny_model: Path, tmp_path: 
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(ValueError, match=r"adapter_model\.bin is a pickle"):
         pretrained.load_adapter(pretrained.load_causal_lm(tiny_model), tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU several threads load")
+@pytest.mark.parametrize("before", [None, "0"])
+def test_one_thread_loads_weights_on_a_cpu(
+    before: str | None, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, during = "HF_DEACTIVATE_ASYNC_LOAD", list[str | None]()
+    monkeypatch.delenv(name, raising=False)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+    load = pretrained.AutoModelForCausalLM.from_pretrained
+
+    def noted(*given: object, **options: object) -> object:
+        threads = threading.active_count()
+        started = list[threading.Thread]()
+        start = threading.Thread.start
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", lambda thread: (started.append(thread), start(thread)))
+            model = load(*given, **options)
+        during.append(os.environ.get(name))
+        assert threading.active_count() == threads
+        assert not [thread for thread in started if "ThreadPool" in thread.name]
+        return model
+
+    monkeypatch.setattr(pretrained.AutoModelForCausalLM, "from_pretrained", noted)
+    pretrained.load_causal_lm(tiny_model)
+    assert during == ["1"]
+    assert os.environ.get(name) == before
 
 
 def test_nothing_else_loads_from_folders() -> None:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from rlft.config import AdapterConfig, LearnerConfig, ModelConfig
 from rlft.learner import sharding
-from rlft.learner.batch import PER_SEQUENCE, pack, select, shared_prefix
-from rlft.learner.microbatches import default_tokens, even_microbatches
+from rlft.learner.batch import PER_SEQUENCE, pack, select
+from rlft.learner.microbatches import default_tokens_of, even_microbatches
 from rlft.learner.ranks import ALONE, Ranks
 from rlft.learner.reward_model import RewardModel, add_reward_model, conversations
 from rlft.learner.roles import (
@@ -315,7 +315,9 @@ class Roles:
         """
         torch.set_num_threads(self.config.threads)
         ranks = self.ranks
-        tokens = self.config.tokens_per_microbatch or default_tokens(self.device.type, shared_prefix(batch.prompt_ids))
+        tokens = self.config.tokens_per_microbatch or default_tokens_of(
+            batch, self.device.type, whole_groups=whole_groups, with_ends=with_ends
+        )
         parts = even_microbatches(batch, tokens, ranks.size, whole_groups=whole_groups, with_ends=with_ends)
         own = [one(_to(select(batch, sequences), self.device), 1.0) for sequences in ranks.own(parts)]
         if self.is_sharded and len(own) < math.ceil(len(parts) / ranks.size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rlft.common.beginnings import alike
@@ -12,18 +13,32 @@ _TOKENS = {"cpu": 1280, "cuda": 8192}
 """Packed tokens of a microbatch by device: a CPU computes few as fast as many, a GPU does not."""
 
 
-def default_tokens(device: str, prefix: int) -> int:
+def default_tokens(device: str, prefix: int, groups: Iterable[tuple[float, float]] = ()) -> int:
     """Packed tokens of a microbatch where the config does not say.
 
-    Every row repeats what all prompts begin with. So that this is a sixth of a row, a CPU's may be longer, up to twice:
-    with 16 prompts behind the same 400 tokens an update takes four fifths of the time and a fifth more memory.
+    Rows repeat what all prompts begin with, and those of a group that is too long for one its prompt. So that this is a
+    sixth of a row, a CPU's may be longer, up to twice: with 16 prompts behind the same 400 tokens an update takes four
+    fifths of the time and a fifth more memory. Behind a prompt as long as a usual row there is room for as much again,
+    or each completion would be computed with a prompt of its own.
 
     Args:
         device: `cpu` or `cuda`.
         prefix: tokens that all prompts of the batch begin with; see `batch.shared_prefix`.
+        groups: of each group of several completions that may be split, the tokens of its prompt, and those with its
+            completions.
     """
     usual = _TOKENS[device]
-    return min(2 * usual, max(usual, 6 * prefix)) if device == "cpu" else usual
+    repeated = int(max([prefix, *(prompt for prompt, tokens in groups if tokens > usual)]))
+    if repeated > usual:
+        return repeated + usual
+    return min(2 * usual, max(usual, 6 * repeated)) if device == "cpu" else usual
+
+
+def default_tokens_of(batch: Batch, device: str, *, whole_groups: bool = False, with_ends: bool = False) -> int:
+    """`default_tokens` for this batch."""
+    groups = _pieces(batch, with_ends=with_ends, whole_groups=True)
+    split = [(each.prompt, each.prompt + each.length) for each in groups if len(each.sequences) > 1]
+    return default_tokens(device, batches.shared_prefix(batch.prompt_ids), [] if whole_groups else split)
 
 
 def microbatches(batch: Batch, tokens: int, *, whole_groups: bool = False, with_ends: bool = False) -> list[list[int]]:

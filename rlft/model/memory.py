@@ -16,7 +16,7 @@ from functools import cache
 
 from torch import nn
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _MADV_HUGEPAGE = 14
 _LARGE_PAGE = 2 * 2**20
 _HEAP = 6 * 2**30
@@ -37,7 +37,7 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(libc, "mallopt", None)
     if mallopt is None:
         return False
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 64 * 2**20), (_M_ARENA_MAX, 1))
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 64 * 2**20))
     if not all(mallopt(name, value) == 1 for name, value in settings):
         return False
     _ask_for_large_pages(libc)
@@ -45,9 +45,13 @@ def keep_freed_memory() -> bool:
 
 
 def own_weights(model: nn.Module) -> None:
-    """Copy weights that lie in a mapped file into the process's own memory, on large pages; tied ones stay tied."""
+    """Copy weights that lie in a mapped file into the process's own memory, on large pages; tied ones stay tied.
+
+    Those that were converted when they were loaded stay where they are.
+    """
     for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
+        if not parameter.untyped_storage().resizable():  # so torch calls memory that it did not allocate
+            parameter.data = parameter.data.clone()
 
 
 def _ask_for_large_pages(libc: ctypes.CDLL) -> None:

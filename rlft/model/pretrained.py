@@ -6,10 +6,13 @@ refused. Weights are read from safetensors only: a pickle can run code when it i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import (
@@ -24,6 +27,9 @@ from transformers import (
 )
 
 from rlft.model.sources import refuse_pickles
+
+_ONE_THREAD = "HF_DEACTIVATE_ASYNC_LOAD"
+"""Of transformers: an environment variable that it looks at whenever it loads weights."""
 
 
 def load_config(folder: str | Path) -> PretrainedConfig:
@@ -61,9 +67,27 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", **
     return PeftModel.from_pretrained(model, str(folder), name, use_safetensors=True, **options)
 
 
+@contextmanager
+def _in_this_thread() -> Iterator[None]:
+    """Have transformers convert weights in this thread, and not in several.
+
+    glibc gives each thread a heap of its own, and what is freed there serves no other: a float32 model of 135M weights
+    took 0.3 to 0.5 GB more at the peak of a training step, and loads 0.05 s faster with several.
+    """
+    before = os.environ.get(_ONE_THREAD)
+    os.environ[_ONE_THREAD] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_ONE_THREAD)
+        if before is not None:
+            os.environ[_ONE_THREAD] = before
+
+
 def _load(load: Callable[..., Any], folder: str | Path, **options: Any) -> Any:
     try:
-        return load(folder, trust_remote_code=False, local_files_only=Path(folder).is_dir(), **options)
+        with nullcontext() if torch.cuda.is_available() else _in_this_thread():
+            return load(folder, trust_remote_code=False, local_files_only=Path(folder).is_dir(), **options)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise

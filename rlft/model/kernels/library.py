@@ -30,8 +30,8 @@ ABI = 4
 VECTOR = 32
 """Widths of gates, sizes of heads and vocabularies that kernels take are multiples of this."""
 INSTEAD = (
-    "torch computes norms, rotations, gates, log-probs, products and the attention of a step instead, up to rounding "
-    "alike; generation is a third slower in bfloat16 and less than half as fast in float32"
+    "torch computes norms, rotations, gates, log-probs, products and attention instead, up to rounding alike; "
+    "generation is a third slower in bfloat16 and less than half as fast in float32"
 )
 """What a machine without kernels loses."""
 

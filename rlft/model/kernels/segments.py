@@ -47,7 +47,7 @@ def as_blocks(segments: Iterable[Segment]) -> list[Block]:
 
 
 def _of_similar_length(segments: list[Segment]) -> list[list[Segment]]:
-    """The segments in blocks, longest first, with the fewest scores when every block costs `BLOCK_COST` of them besides.
+    """The segments in blocks, longest first, with the fewest scores if every block costs `BLOCK_COST` of them besides.
 
     All blocks but the last have a multiple of `SEQUENCES` rows, or one row, if that is the first.
     """

@@ -1,10 +1,11 @@
 // Attention in a packed row whose sequences form a tree, and its gradient (tree_attention.py).
 //
-// A segment of the row attends to the whole of those that it continues, and causally to itself. Scores are computed for a
-// tile of queries at a time, stay in the cache and are not kept: the gradient computes them again from the logarithm
-// of what the exponentials of a query's scores add up to, https://arxiv.org/abs/2205.14135. Keys and values are laid out
-// in panels first (products.h), once for all who attend to them. The gradients of a segment's keys and values are sums over
-// all segments behind it: they are added up in shares of the row, always the same ones, and then in their order.
+// A segment of the row attends to the whole of those that it continues, and causally to itself. Scores are computed for
+// a tile of queries at a time, stay in the cache and are not kept: the gradient computes them again, from the logarithm
+// of what the exponentials of a query's scores add up to, https://arxiv.org/abs/2205.14135. Keys and values are laid
+// out in panels first (products.h), once for all who attend to them. The gradients of a segment's keys and values are
+// sums over all segments behind it: they are added up in shares of the row, always the same ones, and then in their
+// order.
 #pragma once
 
 #include <algorithm>
@@ -216,8 +217,8 @@ struct TileWork {
     for (int64_t segment : tree.path[tile.segment]) {
       const int64_t seen = tree.seen(segment, tile);
       for (int64_t column = 0; column < seen; column += kColumns)
-        add_products(tree.rows(tile), rows, size, panels.of(segment, key_head) + column * size, size, to + column, stride,
-                     true);
+        add_products(tree.rows(tile), rows, size, panels.of(segment, key_head) + column * size, size, to + column,
+                     stride, true);
       to += seen;
     }
   }
@@ -229,8 +230,8 @@ struct TileWork {
     for (int64_t segment : tree.path[tile.segment]) {
       const int64_t seen = tree.seen(segment, tile);
       for (int64_t column = 0; column < size; column += kColumns)
-        add_products(tree.rows(tile), x, stride, panels.of_elements(segment, key_head, column), seen, sums.get() + column,
-                     size, is_first);
+        add_products(tree.rows(tile), x, stride, panels.of_elements(segment, key_head, column), seen,
+                     sums.get() + column, size, is_first);
       x += seen;
       is_first = false;
     }
@@ -241,7 +242,8 @@ struct TileWork {
     float* from = scores.get() + row * stride;
     for (int64_t segment : tree.path[tile.segment]) {
       const int64_t seen = tree.seen(segment, tile);
-      const int64_t there = segment == tile.segment ? tile.first + row / tree.shared + 1 : tree.segments[segment].length;
+      const bool is_own = segment == tile.segment;
+      const int64_t there = is_own ? tile.first + row / tree.shared + 1 : tree.segments[segment].length;
       std::fill(from + there, from + seen, -INFINITY);
       from += seen;
     }

@@ -72,14 +72,17 @@ def count(
     """
     tasks, samples = config.tasks_per_step, config.samples_per_task
     # A completion's last token predicts nothing, so the packed row ends before it; see `learner.batch`.
-    own = tasks * (max(1, lengths.prompt - prefix) + samples * max(lengths.completion - 1, 1))
+    read = samples * max(lengths.completion - 1, 1)
     size = config.learner.tokens_per_microbatch or default_microbatch
+    # Rows repeat what all prompts begin with, those of a group that is too long for one its prompt.
+    repeated = lengths.prompt if samples > 1 and lengths.prompt + read > size else prefix
+    own = tasks * (max(1, lengths.prompt - repeated) + read)
     sequences = math.ceil(tasks * samples / config.updates_per_step)  # each row holds one at least
-    microbatches = min(sequences, math.ceil(own / config.updates_per_step / max(1, size - prefix)))
+    microbatches = min(sequences, math.ceil(own / config.updates_per_step / max(1, size - repeated)))
     sft = config.sft
     return Counts(
         completions_per_step=tasks * samples,
-        tokens_per_step=own + config.updates_per_step * microbatches * prefix,
+        tokens_per_step=own + config.updates_per_step * microbatches * repeated,
         microbatch_tokens=size,
         microbatches_per_update=microbatches,
         updates=config.steps * config.updates_per_step,

@@ -51,12 +51,14 @@ class Sizes:
     def counts(self, config: RunConfig, lengths: Lengths) -> Counts:
         """The config's arithmetic with completions of these lengths."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        samples = config.samples_per_task
+        group = (lengths.prompt, lengths.prompt + samples * max(lengths.completion - 1, 1))
         return count(
             config,
             train=self.train,
             heldout=self.heldout,
             lengths=lengths,
-            default_microbatch=default_tokens(device, self.prefix),
+            default_microbatch=default_tokens(device, self.prefix, [group] if samples > 1 else []),
             prefix=self.prefix,
         )
 
