@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlft.learner.batch import collate, minibatches, mismatched, num_tokens, pack, select, shared_prefix, unscored
 from rlft.learner.microbatches import default_tokens, default_tokens_of, even_microbatches, microbatches, packed_length
-from rlft.model.base import sequence_scores, token_logprobs, token_values
-from rlft.model.kernels import tree_attention
+from rlft.model.base import recompute_layers, sequence_scores, token_logprobs, token_values
+from rlft.model.kernels import library, tree_attention
 from rlft.model.layers.packed import PackedGroup
 from rlft.model.layers.packed_attention import NAME as PACKED_ATTENTION
 from rlft.objectives.advantages import best_and_worst, token_advantages
@@ -30,6 +30,7 @@ from rlft.objectives.preference import preference_loss
 from rlft.objectives.presets import PRESETS
 from rlft.types import Abstain, Batch, Failed, Group
 from tests.fakes import made_up_group
+from tests.test_kernels import called
 
 VOCAB = 64
 GRPO = PRESETS["grpo"]
@@ -239,7 +240,7 @@ def test_even_microbatches_have_the_smallest_budget_that_gives_no_more_than_a_mu
     ("device", "prefix", "tokens"),
     [
         *(("cpu", 0, 1280), ("cpu", 213, 1280), ("cpu", 400, 2400), ("cpu", 1000, 2560), ("cpu", 3000, 4280)),
-        *(("cuda", 4000, 8192), ("cuda", 9000, 17192)),
+        *(("cuda", 4000, 8192), ("cuda", 8000, 10048), ("cuda", 9000, 11048)),
     ],
 )
 def test_rows_are_longer_where_all_repeat_much(device: str, prefix: int, tokens: int) -> None:
@@ -491,6 +492,26 @@ def test_a_packed_row_equals_its_sequences_one_by_one(
     logprobs, _ = token_logprobs(model, pack(batch), 1.0)
     assert torch.allclose(logprobs, expected, rtol=0, atol=1e-10)
     assert largest_difference(gradients(model, (weights * logprobs).sum()), other) < 1e-10
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_packed_row_through_the_kernel_of_attention(recomputed: bool) -> None:
+    model = tiny("LlamaConfig", {"head_dim": 32}, torch.float32)
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("sdpa")
+    if recomputed:
+        recompute_layers(model)
+    batch = made_up_batch(RAGGED, 17)
+    with called() as kernels:
+        logprobs, _ = token_logprobs(model, pack(batch), 1.0)
+        weights = torch.linspace(-1, 1, len(logprobs))
+        own = gradients(model, (weights * logprobs).sum())
+    names = {"tree_attention", "tree_attention_backward"}
+    assert kernels >= {name for name in names if f"{name} float32" in library.operations()}
+    expected = one_by_one(plain, batch, 1.0)
+    assert torch.allclose(logprobs, expected, rtol=0, atol=1e-5)
+    other = gradients(plain, (weights * expected).sum())
+    assert largest_difference(own, other) < 1e-5 * max(float(gradient.abs().max()) for gradient in other.values())
 
 
 def test_a_cap_on_logits_that_are_small_is_not_missed() -> None:

@@ -125,6 +125,18 @@ def test_segments_that_are_no_tree_are_refused(parts: list[Segment], why: str) -
         Tree(parts)
 
 
+@pytest.mark.parametrize("groups", [GROUPS, TREE], ids=["prompts", "a prefix of all prompts"])
+def test_scores_are_counted_as_blocks_write_them(groups: tuple[PackedGroup, ...]) -> None:
+    parts = segments_of(groups)
+    assert segments.num_scores(parts) == sum(block.is_visible.numel() for block in as_blocks(parts))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_scores_that_are_turned_round_are_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match="positive scales only"):
+        tree_attention(torch.zeros(2, 8, 32), 4, Tree([Segment(start=0, length=2)]), scale)
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 32), (2, 7, 32), (2, 4, 32), (2, 9, 32)])
 def test_heads_that_do_not_fit_a_tree_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="no 4 queries, keys and values of each of 2 tokens"):

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import PretrainedConfig
 from typer.testing import CliRunner
 
 from rlft.cli import main
@@ -18,7 +20,7 @@ from rlft.train.rl.plan import costs, forecast
 from rlft.train.rl.plan import probe as probing
 from rlft.train.rl.plan.arithmetic import Lengths, count
 from rlft.train.rl.plan.probe import Mark, Probed, _role, probe_config
-from rlft.train.rl.plan.sizes import sizes_of
+from rlft.train.rl.plan.sizes import Sizes, sizes_of
 from tests.conftest import MakeConfig
 from tests.fakes import tiny_config
 
@@ -48,8 +50,8 @@ def test_the_arithmetic_of_a_config(make_config: MakeConfig) -> None:
     ("prompt", "rows", "tokens"),
     [
         (320, 8, 16 * (320 + 80)),  # a group fits a row of 400
-        (360, 17, 16 * (1 + 80) + 2 * 17 * 360),  # it does not: 648 tokens in rows that hold 40 beside their prompt
-        (500, 64, 16 * (1 + 80) + 2 * 64 * 500),
+        (360, 16, 16 * 80 + 2 * 16 * 360),  # it does not: 640 tokens in rows that hold 40 beside their prompt
+        (500, 64, 16 * 80 + 2 * 64 * 500),
     ],
 )
 def test_rows_of_a_group_that_is_too_long_for_one_repeat_its_prompt(
@@ -61,6 +63,24 @@ def test_rows_of_a_group_that_is_too_long_for_one_repeat_its_prompt(
     lengths = Lengths(prompt=prompt, completion=11, is_measured=True)
     counts = count(config, train=240, heldout={}, lengths=lengths, default_microbatch=1280)
     assert (counts.microbatches_per_update, counts.tokens_per_step) == (rows, tokens)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="rows of a GPU are longer")
+def test_rows_are_counted_as_the_learner_cuts_them(make_config: MakeConfig) -> None:
+    config = make_config("tasks_per_step=16", "samples_per_task=8")
+    sizes = Sizes(
+        train=240,
+        heldout={},
+        longest=LENGTHS,
+        demonstration=0.0,
+        prefix=20,
+        parameters=1,
+        config=PretrainedConfig(),
+        dtype=torch.float32,
+    )
+    for prompt, tokens in ((3000, 3000 + 1280), (40, 1280)):
+        lengths = Lengths(prompt=prompt, completion=200, is_measured=True)
+        assert sizes.counts(config, lengths).microbatch_tokens == tokens
 
 
 def marks(*, signal: float = 0.5) -> list[Mark]:

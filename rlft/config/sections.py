@@ -210,8 +210,8 @@ class LearnerConfig(Strict):
     """What the backward pass needs of the forward pass: kept, computed again (less memory, about a third more time), or
     moved to CPU memory meanwhile (GPU only)."""
     tokens_per_microbatch: int | None = Field(None, ge=1)
-    """Packed tokens that are forwarded together, by default 1280 on a CPU and 8192 on a GPU; fewer save memory, the
-    numbers stay the same."""
+    """Packed tokens that are forwarded together, by default 1280 on a CPU and 8192 on a GPU, more where rows repeat a
+    long prompt; fewer save memory, the numbers stay the same."""
     workers: int = Field(1, ge=1)
     """Processes that share every update (1 is the driver itself); the numbers do not depend on their number."""
     gpus_per_worker: float = Field(0.0, ge=0, le=1)

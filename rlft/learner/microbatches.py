@@ -18,8 +18,8 @@ def default_tokens(device: str, prefix: int, groups: Iterable[tuple[float, float
 
     Rows repeat what all prompts begin with, and those of a group that is too long for one its prompt. So that this is a
     sixth of a row, a CPU's may be longer, up to twice: with 16 prompts behind the same 400 tokens an update takes four
-    fifths of the time and a fifth more memory. Behind a prompt as long as a usual row there is room for as much again,
-    or each completion would be computed with a prompt of its own.
+    fifths of the time and a fifth more memory. Behind a prompt longer than that a row has room for as much as usual, on
+    a GPU for a quarter of it, or each completion would be computed with a prompt of its own.
 
     Args:
         device: `cpu` or `cuda`.
@@ -29,9 +29,9 @@ def default_tokens(device: str, prefix: int, groups: Iterable[tuple[float, float
     """
     usual = _TOKENS[device]
     repeated = int(max([prefix, *(prompt for prompt, tokens in groups if tokens > usual)]))
-    if repeated > usual:
-        return repeated + usual
-    return min(2 * usual, max(usual, 6 * repeated)) if device == "cpu" else usual
+    if device != "cpu":
+        return max(usual, repeated + usual // 4)
+    return repeated + usual if repeated > usual else min(2 * usual, max(usual, 6 * repeated))
 
 
 def default_tokens_of(batch: Batch, device: str, *, whole_groups: bool = False, with_ends: bool = False) -> int:

@@ -7,6 +7,7 @@ refused. Weights are read from safetensors only: a pickle can run code when it i
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -28,6 +29,7 @@ from transformers import (
 
 from rlft.model.sources import refuse_pickles
 
+_loading = threading.Lock()
 _ONE_THREAD = "HF_DEACTIVATE_ASYNC_LOAD"
 """Of transformers: an environment variable that it looks at whenever it loads weights."""
 
@@ -52,19 +54,24 @@ def load_tokenizer(folder: str | Path, **options: Any) -> PreTrainedTokenizerBas
 def load_causal_lm(folder: str | Path, **options: Any) -> PreTrainedModel:
     """The language model. Raises ValueError if it needs code from the folder, or has pickled weights only."""
     refuse_pickles(folder)
-    return _load(AutoModelForCausalLM.from_pretrained, folder, use_safetensors=True, **options)
+    return _load_weights(AutoModelForCausalLM.from_pretrained, folder, **options)
 
 
 def load_classifier(folder: str | Path, **options: Any) -> PreTrainedModel:
     """The model with an output layer of its own. Raises ValueError as `load_causal_lm` does."""
     refuse_pickles(folder)
-    return _load(AutoModelForSequenceClassification.from_pretrained, folder, use_safetensors=True, **options)
+    return _load_weights(AutoModelForSequenceClassification.from_pretrained, folder, **options)
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str = "default", **options: Any) -> PeftModel:
     """The model with the adapter in `folder` on it. Raises ValueError if its weights are pickled only."""
     refuse_pickles(folder)
     return PeftModel.from_pretrained(model, str(folder), name, use_safetensors=True, **options)
+
+
+def _load_weights(load: Callable[..., Any], folder: str | Path, **options: Any) -> Any:
+    with nullcontext() if torch.cuda.is_available() else _in_this_thread():
+        return _load(load, folder, use_safetensors=True, **options)
 
 
 @contextmanager
@@ -74,20 +81,20 @@ def _in_this_thread() -> Iterator[None]:
     glibc gives each thread a heap of its own, and what is freed there serves no other: a float32 model of 135M weights
     took 0.3 to 0.5 GB more at the peak of a training step, and loads 0.05 s faster with several.
     """
-    before = os.environ.get(_ONE_THREAD)
-    os.environ[_ONE_THREAD] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(_ONE_THREAD)
-        if before is not None:
-            os.environ[_ONE_THREAD] = before
+    with _loading:
+        before = os.environ.get(_ONE_THREAD)
+        os.environ[_ONE_THREAD] = "1"
+        try:
+            yield
+        finally:
+            os.environ.pop(_ONE_THREAD, None)
+            if before is not None:
+                os.environ[_ONE_THREAD] = before
 
 
 def _load(load: Callable[..., Any], folder: str | Path, **options: Any) -> Any:
     try:
-        with nullcontext() if torch.cuda.is_available() else _in_this_thread():
-            return load(folder, trust_remote_code=False, local_files_only=Path(folder).is_dir(), **options)
+        return load(folder, trust_remote_code=False, local_files_only=Path(folder).is_dir(), **options)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise

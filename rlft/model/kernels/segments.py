@@ -21,7 +21,7 @@ class Segment:
     start: int
     length: int
     before: tuple[Segment, ...] = ()
-    """What the segment continues: nothing, a prompt, or a prefix and a prompt."""
+    """What the segment continues, the first one first: nothing, or such as a prefix and a prompt."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,10 +40,28 @@ class Block:
 
 def as_blocks(segments: Iterable[Segment]) -> list[Block]:
     """Segments that continue as many others, as blocks of rows of similar length, so that little is padding."""
+    return [_block(part) for part in _parts(segments)]
+
+
+def num_scores(segments: Iterable[Segment]) -> int:
+    """Scores of one head that the blocks of these segments have, padding included."""
+    return sum(
+        _rows(len(part))
+        * _width(part)
+        * (_width(part) + sum(map(_width, zip(*(each.before for each in part), strict=True))))
+        for part in _parts(segments)
+    )
+
+
+def _parts(segments: Iterable[Segment]) -> list[list[Segment]]:
     by_depth: dict[int, list[Segment]] = {}
     for segment in segments:
         by_depth.setdefault(len(segment.before), []).append(segment)
-    return [_block(part) for _, kind in sorted(by_depth.items()) for part in _of_similar_length(kind)]
+    return [part for _, kind in sorted(by_depth.items()) for part in _of_similar_length(kind)]
+
+
+def _width(segments: Iterable[Segment]) -> int:
+    return rounded_up(max(segment.length for segment in segments), LENGTH)
 
 
 def _of_similar_length(segments: list[Segment]) -> list[list[Segment]]:

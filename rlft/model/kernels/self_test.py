@@ -37,7 +37,8 @@ def disagreeing(kernels: dict[Key, Kernel]) -> dict[Key, str]:
         kernels: what the tensor functions call now; replaced, while each is compared, by one that notes its calls.
     """
     wrong: dict[Key, str] = {}
-    with torch.no_grad(), torch.device("cpu"):
+    # Whoever calls a kernel first may be in inference mode, in which nothing has a gradient.
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         for (name, dtype), run in list(kernels.items()):
             calls: list[str] = []
             kernels[name, dtype] = partial(_counted, run, calls)

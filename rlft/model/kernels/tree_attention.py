@@ -8,14 +8,16 @@ there is no kernel torch computes blocks of segments with their scores written o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rlft.model.kernels.block_attention import HeadBlocks, block_attention, with_heads
 from rlft.model.kernels.library import VECTOR, Kernel, kernel
-from rlft.model.kernels.segments import Segment, as_blocks
+from rlft.model.kernels.segments import Segment, as_blocks, num_scores
 
 LARGEST_SCORES = 1 << 26
 """Elements beyond which scores are not written out."""
@@ -47,7 +49,6 @@ class Tree:
             self.num_tokens += segment.length
         self.table = torch.tensor(rows, dtype=torch.int64)
         """(segments, 3) for the kernel: start, length, index of the segment that it continues or -1."""
-        self._num_scores = sum(s.length * (s.length + sum(each.length for each in s.before)) for s in self.segments)
         self._blocks: dict[tuple[int, int, torch.dtype], HeadBlocks] = {}
 
     def as_blocks(self, num_heads: int, num_key_heads: int, dtype: torch.dtype) -> HeadBlocks:
@@ -56,6 +57,10 @@ class Tree:
         if key not in self._blocks:
             self._blocks[key] = with_heads(as_blocks(self.segments), *key)
         return self._blocks[key]
+
+    @cached_property
+    def _num_scores(self) -> int:
+        return num_scores(self.segments)
 
     def suits(self, operand: Tensor, num_heads: int) -> bool:
         """Whether `tree_attention` is the way for a layer with operands like this one, of heads in the last dimension:
@@ -77,8 +82,10 @@ def tree_attention(heads: Tensor, num_heads: int, tree: Tree, scale: float) -> T
         (T, num_heads, D)
 
     Raises:
-        ValueError: the heads do not fit the tree or one another.
+        ValueError: the heads do not fit the tree or one another, or `scale` is not positive.
     """
+    if scale <= 0:
+        raise ValueError(f"attention scores are scaled by {scale:g}; this takes positive scales only")
     num_key_heads, rest = divmod(heads.shape[1] - num_heads, 2)
     if len(heads) != tree.num_tokens or rest or num_key_heads < 1 or num_heads % num_key_heads:
         raise ValueError(
@@ -112,6 +119,7 @@ class _TreeAttention(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         heads, log_sums = ctx.saved_tensors
         grad, grad_heads = grads[0].contiguous(), torch.empty_like(heads)

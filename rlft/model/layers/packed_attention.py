@@ -79,7 +79,7 @@ def packed_attention(
     row_cache: OneTokenAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention; block-wise over `packed_layout` where the caller gives one.
+    """Scaled dot-product attention; along the tree of `packed_layout` where the caller gives one.
 
     Args:
         query: (1, H, T, D). key, value: (1, H_kv, T, D).

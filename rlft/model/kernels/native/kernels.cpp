@@ -1,7 +1,8 @@
 // The kernels' C interface, which the modules beside this folder call through ctypes: one name per kernel and type.
 //
 // Every row is computed by one thread in a fixed order with float32 sums, so that results do not depend on the number
-// of threads or on the other rows. Values are rounded to their type once, when they are written.
+// of threads or on the other rows; gradients of keys and values, which are sums over rows, do not depend on threads.
+// Values are rounded to their type once, when they are written; those between two products of attention, too.
 
 #include "cached_attention.h"
 #include "clang_openmp.h"

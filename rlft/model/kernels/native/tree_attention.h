@@ -317,7 +317,7 @@ struct GradientWork : TileWork<T> {
         slopes(unset<float>(most_rows * tree.most_seen())) {}
 
   void run(const T* heads, const T* grad_out, const float* logs, const Panels<T>& keys, const Panels<T>& values,
-           const Panels<T>& keys_across, T* grad_heads, Gradients& sums, const Tile& tile, int64_t key_head,
+           const Panels<T>& keys_across, T* grad_heads, Gradients& gradients, const Tile& tile, int64_t key_head,
            float scale) const {
     const int64_t rows = tree.rows(tile), stride = tree.seen(tile), token = tree.first_token(tile);
     const int64_t first = key_head * tree.shared, per_token = tree.n.heads * size;
@@ -335,11 +335,11 @@ struct GradientWork : TileWork<T> {
     turn(grad.get(), rows, grad_across.get());
     int64_t column = 0;
     for (int64_t segment : tree.path[tile.segment]) {
-      sums.begin(tree, segment);
+      gradients.begin(tree, segment);
       const int64_t place = tree.offset[segment] * size, padded = tree.padded(segment), seen = tree.seen(segment, tile);
       for (int64_t c = 0; c < seen; c += kColumns, column += kColumns) {
-        add_rows(grad_across.get(), scores.get() + column, stride, rows, sums.values.get() + place + c, padded);
-        add_rows(query_across.get(), slopes.get() + column, stride, rows, sums.keys.get() + place + c, padded);
+        add_rows(grad_across.get(), scores.get() + column, stride, rows, gradients.values.get() + place + c, padded);
+        add_rows(query_across.get(), slopes.get() + column, stride, rows, gradients.keys.get() + place + c, padded);
       }
     }
   }

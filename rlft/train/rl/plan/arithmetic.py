@@ -30,7 +30,8 @@ class Counts:
     completions_per_step: int
     """Samples that a step draws (without those of refills and greedy baselines)."""
     tokens_per_step: float
-    """Tokens of a step's packed rows: a group's prompt stands once, and what all prompts begin with once in each."""
+    """Tokens of a step's packed rows: what all prompts begin with stands once in each, and so does the prompt of a
+    group that is too long for one."""
     microbatch_tokens: int
     """Packed tokens that the learner forwards together."""
     microbatches_per_update: int
@@ -76,7 +77,7 @@ def count(
     size = config.learner.tokens_per_microbatch or default_microbatch
     # Rows repeat what all prompts begin with, those of a group that is too long for one its prompt.
     repeated = lengths.prompt if samples > 1 and lengths.prompt + read > size else prefix
-    own = tasks * (max(1, lengths.prompt - repeated) + read)
+    own = tasks * (read if repeated > prefix else max(1, lengths.prompt - prefix) + read)
     sequences = math.ceil(tasks * samples / config.updates_per_step)  # each row holds one at least
     microbatches = min(sequences, math.ceil(own / config.updates_per_step / max(1, size - repeated)))
     sft = config.sft
