@@ -193,7 +193,7 @@ def take_away(technique: str) -> None:
     from rlft.learner import core as roles
     from rlft.learner import roles as adapters
     from rlft.model import base as model
-    from rlft.model.kernels import tree_attention as attention
+    from rlft.model.kernels import tree_attention
 
     if technique == "lean LoRA":
         adapters.use_lean_lora = adapters.use_lean_decoders = lambda model: None
@@ -233,8 +233,7 @@ def take_away(technique: str) -> None:
         ctypes.CDLL(None).mallopt(-1, 128 * 1024)  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD as they are by default
         ctypes.CDLL(None).mallopt(-3, 128 * 1024)
     elif technique == "own attention":
-        attention.LARGEST_SCORES = 0
-        attention._has_kernel = lambda operand: False
+        tree_attention.Tree.suits = lambda tree, operand, num_heads: False
     elif technique == "compiled kernels":
         os.environ["RLFT_KERNELS"] = "0"
     elif technique == "lean layers":

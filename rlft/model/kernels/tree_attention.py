@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rlft.model.kernels.block_attention import HeadBlocks, block_attention, with_heads
 from rlft.model.kernels.library import VECTOR, Kernel, kernel
@@ -119,7 +118,6 @@ class _TreeAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         heads, log_sums = ctx.saved_tensors
         grad, grad_heads = grads[0].contiguous(), torch.empty_like(heads)
@@ -131,5 +129,6 @@ class _TreeAttention(torch.autograd.Function):
 def _kernel(name: str, *tensors: Tensor) -> Kernel:
     run = kernel(name, *tensors)
     if run is None:
-        raise ValueError(f"{name} takes what the kernel takes: {', '.join(str(tensor.dtype) for tensor in tensors)}")
+        types = ", ".join(str(tensor.dtype) for tensor in tensors)
+        raise ValueError(f"{name} takes contiguous operands of one type and has no second derivative; got {types}")
     return run
