@@ -255,9 +255,8 @@ def test_a_group_behind_a_long_prompt_is_few_rows() -> None:
     tokens = default_tokens_of(batch, "cpu")
     assert tokens == 3000 + 1280
     assert even_microbatches(batch, tokens, 1) == [[0, 1, 2, 3, 4], [5, 6, 7, *range(8, 16)]]
-    assert (
-        default_tokens_of(batch, "cpu", whole_groups=True) == 1280
-    )  # which are not split, so that nothing is repeated
+    # Whole groups are not split, so that nothing is repeated.
+    assert default_tokens_of(batch, "cpu", whole_groups=True) == 1280
     alone = made_up_batch([(3000, [201]), (3000, [201])])
     assert default_tokens_of(alone, "cpu") == 1280
 

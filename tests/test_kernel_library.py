@@ -246,9 +246,9 @@ def test_a_kernel_that_computes_something_else_is_found(
     wrong = self_test.disagreeing(kernels)
     assert key in wrong
     assert "differs from torch by" in wrong[key]
-    products = {"panels_of", "panels_of_transposed", "linear"}
+    products = {"panels_of", "panels_of_transposed", "linear"}  # which need one another
     attention = {"tree_attention", "tree_attention_backward"}
-    [together] = [{name}, *(parts for parts in (products, attention) if name in parts)][-1:]  # that need one another
+    together = next((parts for parts in (products, attention) if name in parts), {name})
     assert {other for other, _ in wrong} <= together
     assert all(dtype == torch.bfloat16 for _, dtype in wrong)
 

@@ -36,9 +36,9 @@ def default_tokens(device: str, prefix: int, groups: Iterable[tuple[float, float
 
 def default_tokens_of(batch: Batch, device: str, *, whole_groups: bool = False, with_ends: bool = False) -> int:
     """`default_tokens` for this batch."""
-    groups = _pieces(batch, with_ends=with_ends, whole_groups=True)
+    groups = [] if whole_groups else _pieces(batch, with_ends=with_ends, whole_groups=True)
     split = [(each.prompt, each.prompt + each.length) for each in groups if len(each.sequences) > 1]
-    return default_tokens(device, batches.shared_prefix(batch.prompt_ids), [] if whole_groups else split)
+    return default_tokens(device, batches.shared_prefix(batch.prompt_ids), split)
 
 
 def microbatches(batch: Batch, tokens: int, *, whole_groups: bool = False, with_ends: bool = False) -> list[list[int]]:

@@ -78,8 +78,8 @@ def _load_weights(load: Callable[..., Any], folder: str | Path, **options: Any) 
 def _in_this_thread() -> Iterator[None]:
     """Have transformers convert weights in this thread, and not in several.
 
-    glibc gives each thread a heap of its own, and what is freed there serves no other: a float32 model of 135M weights
-    took 0.3 to 0.5 GB more at the peak of a training step, and loads 0.05 s faster with several.
+    glibc gives each thread a heap of its own, and what is freed there serves no other: with several threads a float32
+    model of 135M weights takes 0.3 to 0.5 GB more at the peak of a training step, and loads 0.05 s faster.
     """
     with _loading:
         before = os.environ.get(_ONE_THREAD)

@@ -208,26 +208,33 @@ inline Words of_step(const BFloat16* first, const BFloat16* second) {
   return low | __builtin_convertvector(load<HalfWords>(second), Words) << 16;
 }
 
+// One panel of weights (given, present) whose inputs lie `stride` apart; inputs and columns beyond them become 0.
+template <class T>
+void panel_of_transposed(const T* weight, int64_t stride, T* to, int64_t inputs, int64_t given, int64_t present) {
+  constexpr int kColumns = Product<T>::kColumns;
+  const T none[kColumns] = {};
+  for (int64_t i = 0; i < inputs; i += kInputs<T>, to += kInputs<T> * kColumns) {
+    const T *first = i < given ? weight + i * stride : none, *second = i + 1 < given ? weight + (i + 1) * stride : none;
+    if (present >= kColumns) {
+      for (int64_t c = 0; c < kColumns; c += kLanes) {
+        const Words words = of_step(first + c, second + c);
+        std::memcpy(to + c * kInputs<T>, &words, sizeof words);
+      }
+      continue;
+    }
+    for (int64_t c = 0; c < kColumns; ++c)
+      for (int64_t input = 0; input < kInputs<T>; ++input)
+        to[c * kInputs<T> + input] = c < present ? (input ? second : first)[c] : T{};
+  }
+}
+
 // A weight (inputs, outputs), the other way round, in panels.
 template <class T>
 void panels_of_transposed(const T* weight, T* panels, int64_t inputs, int64_t outputs) {
   constexpr int kColumns = Product<T>::kColumns;
 #pragma omp parallel for schedule(static)
   for (int64_t column = 0; column < outputs; column += kColumns)
-    for (int64_t i = 0; i < inputs; i += kInputs<T>) {
-      const T* from = weight + i * outputs + column;
-      T* to = panels + column * inputs + i * kColumns;
-      if (column + kColumns <= outputs) {
-        for (int64_t c = 0; c < kColumns; c += kLanes) {
-          const Words words = of_step(from + c, from + outputs + c);
-          std::memcpy(to + c * kInputs<T>, &words, sizeof words);
-        }
-        continue;
-      }
-      for (int64_t c = 0; c < kColumns; ++c)
-        for (int64_t input = 0; input < kInputs<T>; ++input)
-          to[c * kInputs<T> + input] = column + c < outputs ? from[input * outputs + c] : T{};
-    }
+    panel_of_transposed(weight + column, outputs, panels + column * inputs, inputs, inputs, outputs - column);
 }
 
 }  // namespace

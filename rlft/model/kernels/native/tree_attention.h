@@ -36,8 +36,6 @@ struct Tile {
   int64_t segment, first, count;  // queries of a segment
 };
 
-inline int64_t rounded_to(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
-
 // What segments and tiles a row has. Keys of a segment fill `padded` columns, those of all segments follow one another.
 template <class T>
 struct Tree {
@@ -64,11 +62,11 @@ struct Tree {
     }
   }
 
-  int64_t padded(int64_t segment) const { return rounded_to(segments[segment].length, kColumns); }
+  int64_t padded(int64_t segment) const { return rounded_up(segments[segment].length, kColumns); }
 
   // Columns of a segment that a tile's queries see some of.
   int64_t seen(int64_t segment, const Tile& tile) const {
-    return segment == tile.segment ? rounded_to(tile.first + tile.count, kColumns) : padded(segment);
+    return segment == tile.segment ? rounded_up(tile.first + tile.count, kColumns) : padded(segment);
   }
 
   int64_t seen(const Tile& tile) const {
@@ -79,7 +77,7 @@ struct Tree {
 
   int64_t rows(const Tile& tile) const { return tile.count * shared; }
 
-  int64_t most_rows() const { return rounded_to(std::max(shared, kTileRows), kPair); }
+  int64_t most_rows() const { return rounded_up(std::max(shared, kTileRows), kPair); }
 
   int64_t most_seen() const {
     int64_t most = 0;
@@ -139,19 +137,10 @@ struct Panels {
 
   void lay_out_elements(const T* heads, int64_t segment, int64_t key_head, int64_t head) {
     constexpr int64_t kColumns = Tree<T>::kColumns;
-    const T none[kColumns] = {}, *const from = tree.head(heads, tree.segments[segment].start, head);
+    const T* from = tree.head(heads, tree.segments[segment].start, head);
     const int64_t length = tree.segments[segment].length, padded = tree.padded(segment);
-    for (int64_t column = 0; column < tree.n.size; column += kColumns) {
-      T* to = of(segment, key_head) + column * padded;
-      for (int64_t i = 0; i < padded; i += kInputs<T>, to += kInputs<T> * kColumns) {
-        const T* first = i < length ? from + i * tree.width + column : none;
-        const T* second = i + 1 < length ? from + (i + 1) * tree.width + column : none;
-        for (int64_t c = 0; c < kColumns; c += kLanes) {
-          const Words words = of_step(first + c, second + c);
-          std::memcpy(to + c * kInputs<T>, &words, sizeof words);
-        }
-      }
-    }
+    for (int64_t column = 0; column < tree.n.size; column += kColumns)
+      panel_of_transposed(from + column, tree.width, of(segment, key_head) + column * padded, padded, length, kColumns);
   }
 };
 
@@ -208,7 +197,7 @@ struct TileWork {
   void gather(const T* first, int64_t stride, const Tile& tile, T* rows) const {
     const int64_t each = tree.shared * size, used = tree.rows(tile);
     for (int64_t i = 0; i < tile.count; ++i) std::copy(first + i * stride, first + i * stride + each, rows + i * each);
-    std::fill(rows + used * size, rows + rounded_to(used, kPair) * size, T{});
+    std::fill(rows + used * size, rows + rounded_up(used, kPair) * size, T{});
   }
 
   // to (rows, stride): rows times the tokens that the tile sees, which `panels` have as columns.
@@ -375,7 +364,7 @@ struct GradientWork : TileWork<T> {
 
   // to (size, to_stride) grows by x (size, rows) times kColumns columns of y (rows, stride).
   void add_rows(const T* x, const float* y, int64_t stride, int64_t rows, float* to, int64_t to_stride) const {
-    const int64_t even = rounded_to(rows, kInputs<T>);
+    const int64_t even = rounded_up(rows, kInputs<T>);
     for (int64_t row = 0; row < rows; row += kInputs<T>)
       for (int64_t c = 0; c < kColumns; c += kLanes) {
         const float* from = y + row * stride + c;

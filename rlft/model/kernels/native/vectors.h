@@ -134,7 +134,8 @@ inline Floats exponential(Floats given) {
 
 inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
 
-inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+inline int64_t rounded_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+inline int64_t whole_vectors(int64_t count) { return rounded_up(count, kLanes); }
 
 constexpr int64_t kSmall = 1 << 13;  // elements that are not worth a second thread
 

@@ -22,6 +22,11 @@ class Lengths:
     is_measured: bool
     """Whether rollouts were made; else the completion is the longest that there may be."""
 
+    def read(self, samples: int) -> float:
+        """Tokens of so many completions in a packed row, which ends before their last ones: these predict nothing, see
+        `learner.batch`."""
+        return samples * max(self.completion - 1, 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
@@ -72,8 +77,7 @@ def count(
         prefix: tokens that all prompts begin with; see `learner.batch.shared_prefix`.
     """
     tasks, samples = config.tasks_per_step, config.samples_per_task
-    # A completion's last token predicts nothing, so the packed row ends before it; see `learner.batch`.
-    read = samples * max(lengths.completion - 1, 1)
+    read = lengths.read(samples)
     size = config.learner.tokens_per_microbatch or default_microbatch
     # Rows repeat what all prompts begin with, those of a group that is too long for one its prompt.
     repeated = lengths.prompt if samples > 1 and lengths.prompt + read > size else prefix

@@ -52,7 +52,7 @@ class Sizes:
         """The config's arithmetic with completions of these lengths."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         samples = config.samples_per_task
-        group = (lengths.prompt, lengths.prompt + samples * max(lengths.completion - 1, 1))
+        group = (lengths.prompt, lengths.prompt + lengths.read(samples))
         return count(
             config,
             train=self.train,
