@@ -229,7 +229,7 @@ def cache_operands(heads: int, key_heads: int, size: int) -> list[Tensor]:
 
 def cached_attention(keys: Tensor, values: Tensor, rows: Tensor, joint: Tensor, heads: Tensor) -> Sequence[Tensor]:
     cache, num = filled_cache(keys, values, rows), int(heads)
-    output = cache.attention(0, joint[:, :num], joint[:, num:].unflatten(1, (2, -1)), 0.125)
+    output = cache.attention(0, joint, num, 0.125)
     return output, cache.layers[0].rows
 
 
@@ -488,7 +488,7 @@ def test_a_row_does_not_depend_on_others_or_on_threads(operation: str, dtype: to
 def attend(cache: KVCache, joint: Tensor) -> Tensor:
     """Attention of 6 heads over 2 key heads, for as many rows as there are queries."""
     cache.begin(len(joint))
-    return cache.attention(0, joint[:, :6], joint[:, 6:].unflatten(1, (2, -1)), 0.125)
+    return cache.attention(0, joint, 6, 0.125)
 
 
 @needs_kernels

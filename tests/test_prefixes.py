@@ -86,7 +86,7 @@ class Counted:
                 layer.register_forward_pre_hook(self.passed)
         prefill = engine._forward.prefill
 
-        def counted(sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
+        def counted(sequences: Sequence[Sequence[int]], contexts: Sequence[prefixes.Context]) -> list[Span]:
             self.tokens += sum(map(len, sequences))
             return prefill(sequences, contexts)
 
@@ -110,7 +110,7 @@ def test_prompts_that_begin_alike_are_computed_once(
 ) -> None:
     expected, tokens = counted.of(lambda: [engine.generate([each], SAMPLED, version=-1)[0] for each in REQUESTS])
     assert tokens == sum(len(each.prompt_ids) - 1 for each in REQUESTS)
-    monkeypatch.setattr(prefixes, "WORTH", 16)
+    monkeypatch.setattr(prefixes, "WORTH_A_PASS", prefixes.WORTH)
     found, tokens = counted.of(lambda: engine.generate(REQUESTS, SAMPLED, version=-1))
     assert_same(found, expected)
     # The system prompt, the tools but for the last token of the prompt that ends there, and what is left of each.
@@ -144,7 +144,7 @@ def test_a_shared_beginning_costs_one_pass_more(
     once = replace(SAMPLED, max_new_tokens=1)
     counted.of(lambda: engine.generate(many, once, version=-1))
     assert counted.passes == 2 + 1  # the beginning, the rest of all, and the step that samples
-    monkeypatch.setattr(prefixes, "WORTH", 10**9)
+    monkeypatch.setattr(prefixes, "WORTH_A_PASS", 10**9)
     counted.of(lambda: engine.generate(many, once, version=-1))
     assert counted.passes == 1 + 1
 

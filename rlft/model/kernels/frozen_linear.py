@@ -17,6 +17,7 @@ from torch import Tensor
 from rlft.common.private_names import private
 from rlft.model.kernels import products
 from rlft.model.kernels.products import Operation
+from rlft.model.kernels.sizes import TOKENS
 
 _ROWS = 64
 """Rows for which oneDNN's order is chosen; it serves other numbers as well."""
@@ -33,6 +34,11 @@ class FrozenLinear:
         weight, bias = weight.detach().contiguous(), None if bias is None else bias.detach()
         self._product = _in_panels(weight, bias) or _reordered(weight, bias) or _plain(weight, bias)
         self.shape, self.bias = weight.shape, bias
+
+    @property
+    def step(self) -> int:
+        """Numbers of rows should be a multiple of this: other products than the kernels' are made per shape."""
+        return TOKENS if self.panels is None else 1
 
     @property
     def panels(self) -> Tensor | None:

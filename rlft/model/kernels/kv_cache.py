@@ -145,13 +145,14 @@ class KVCache:
         """Keep the keys and values of the step's tokens, (R, 2, H_kv, D)."""
         self.layers[layer_index].rows[:, self._rows, :, self.age[: self.width]] = keys_values
 
-    def attention(self, layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
-        """Attention of the step's tokens with queries (R, H, D), whose keys and values (R, 2, H_kv, D) are kept first.
+    def attention(self, layer_index: int, heads: Tensor, num_heads: int, scale: float) -> Tensor:
+        """Attention of the step's tokens with the queries, keys and values (R, num_heads + 2 H_kv, D), which are kept.
 
         Returns:
-            (R, H, D)
+            (R, num_heads, D)
         """
         layer = self.layers[layer_index]
+        query, keys_values = heads[:, :num_heads], heads[:, num_heads:].unflatten(1, (2, -1))
         if (output := self._by_kernel(layer, query[:, :, None], scale, keys_values)) is None:
             self.write(layer_index, keys_values)
             output = self.attend(layer_index, query[:, :, None], scale)

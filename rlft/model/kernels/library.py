@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rlft.common.private_names import private
 from rlft.model.kernels.build import BuildError, load_library
 
-ABI = 4
+ABI = 5
 """Number of the library's C interface that this module calls, `rlft_kernels_abi` in `native/kernels.cpp`."""
 VECTOR = 32
 """Widths of gates, sizes of heads and vocabularies that kernels take are multiples of this."""
@@ -52,7 +52,7 @@ _PRODUCTS: dict[str, list[Any]] = {
     "panels_of": [_POINTER] * 2 + [_SIZE] * 2,
     "panels_of_transposed": [_POINTER] * 2 + [_SIZE] * 2,
     "linear": [_POINTER] * 5 + [_SIZE] * 4,
-    "tree_attention": [_POINTER] * 4 + [_SIZE] * 4 + [ctypes.c_float],
+    "tree_attention": [_POINTER] * 5 + [_SIZE] * 4 + [ctypes.c_float],
     "tree_attention_backward": [_POINTER] * 5 + [_SIZE] * 4 + [ctypes.c_float],
 }
 """Of bfloat16 where vector units multiply it; where a processor has a matrix unit, oneDNN is faster."""

@@ -30,9 +30,9 @@ Norm: TypeAlias = tuple[Tensor, float]
 class Attention(Protocol):
     """Attention among the tokens of a pass."""
 
-    def __call__(self, layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
-        """Attention of queries (N, H, D) over keys and values (N, 2, H_kv, D) and over earlier ones that it keeps;
-        returns (N, H, D)."""
+    def __call__(self, layer_index: int, heads: Tensor, num_heads: int, scale: float) -> Tensor:
+        """Attention of queries over keys and values (N, num_heads + 2 H_kv, D) of the tokens, and over earlier ones
+        that it keeps; returns (N, num_heads, D)."""
         ...
 
 
@@ -59,15 +59,19 @@ class LlamaLayer:
 
     def __call__(self, index: int, x: Tensor, cos: Tensor, signed_sin: Tensor, attention: Attention) -> Tensor:
         """The layer's output for x (N, width), with cos and signed_sin (N, 1, D)."""
-        num_heads, num_rotated = self.num_heads, self.num_heads + self.num_key_heads
-        heads = self.input(rms_norm(x, *self.input_norm)).view(len(x), num_rotated + self.num_key_heads, -1)
-        self.norm_heads(heads)
-        rotate(heads, num_rotated, cos, signed_sin)
-        output = attention(index, heads[:, :num_heads], heads[:, num_heads:].unflatten(1, (2, -1)), self.scale)
+        output = attention(index, self.heads(x, cos, signed_sin), self.num_heads, self.scale)
         x = self.output.plus(output.reshape(len(x), -1), x)
         n = rms_norm(x, *self.inner_norm)
         gate = self.gate.silu(n) if self.activation is None else self.activation(self.gate(n))
         return self.down.plus(self.up.times(n, gate), x)
+
+    def heads(self, x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+        """Queries, keys and values (N, H + 2 H_kv, D), as attention takes them."""
+        num_rotated = self.num_heads + self.num_key_heads
+        heads = self.input(rms_norm(x, *self.input_norm)).view(len(x), num_rotated + self.num_key_heads, -1)
+        self.norm_heads(heads)
+        rotate(heads, num_rotated, cos, signed_sin)
+        return heads
 
     def norm_heads(self, heads: Tensor) -> None:
         """Apply the norms of queries and keys, where there are any, to heads (N, H + 2 H_kv, D) in place."""
@@ -97,6 +101,14 @@ class LlamaLayers:
         for index, layer in enumerate(self._layers):
             x = layer(index, x, cos, signed_sin, attention)
         return x
+
+    def last_heads(self, x: Tensor, cos: Tensor, signed_sin: Tensor, attention: Attention) -> tuple[Tensor, int]:
+        """All of the last layer that is needed where nobody asks for its output: the queries, keys and values
+        (N, H + 2 H_kv, D), and H."""
+        *layers, last = self._layers
+        for index, layer in enumerate(layers):
+            x = layer(index, x, cos, signed_sin, attention)
+        return last.heads(x, cos, signed_sin), last.num_heads
 
     def step(self, x: Tensor, cos: Tensor, signed_sin: Tensor, cache: KVCache) -> Tensor:
         """The last layer's output for the tokens of the cache's current step, x (R, width); the same to the bit as that

@@ -19,6 +19,7 @@ class Segment:
     """Consecutive tokens of the row that attend causally to themselves, and to all of the segments before them."""
 
     start: int
+    """Negative for tokens that come before the row: their keys and values are known."""
     length: int
     before: tuple[Segment, ...] = ()
     """What the segment continues, the first one first: nothing, or such as a prefix and a prompt."""

@@ -118,7 +118,7 @@ def _cached_attention(heads: Tensor, keys: Tensor, values: Tensor) -> Sequence[T
     cache, outputs = _filled_cache(keys, values), []
     for joint in heads:
         cache.begin(len(joint))
-        outputs.append(cache.attention(0, joint[:, :4], joint[:, 4:].unflatten(1, (2, -1)), 0.2))
+        outputs.append(cache.attention(0, joint, 4, 0.2))
         cache.advance()
     return outputs
 

@@ -2,7 +2,8 @@
 
 The kernel (`native/tree_attention.h`) goes through the tree as it is: no segment is padded to the length of another, of
 a segment's own scores only those are computed that a query of the same tile sees, and none is written to memory. Where
-there is no kernel torch computes blocks of segments with their scores written out (`block_attention`).
+there is no kernel torch computes blocks of segments with their scores written out (`block_attention`), and without a
+gradient one segment after the other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rlft.model.kernels.block_attention import HeadBlocks, block_attention, with_heads
@@ -28,13 +30,15 @@ class Tree:
     def __init__(self, segments: Sequence[Segment]) -> None:
         """
         Args:
-            segments: in the order of the row, each behind those that it continues.
+            segments: those before the row, then those of the row in its order, each behind those that it continues.
 
         Raises:
             ValueError: they leave tokens out, or one continues what is no segment before it.
         """
         self.segments = tuple(segments)
-        self.num_tokens = 0
+        self.num_earlier = sum(segment.length for segment in self.segments if segment.start < 0)
+        """Tokens before the row."""
+        self.num_tokens = -self.num_earlier
         indices: dict[Segment, int] = {}
         rows: list[tuple[int, int, int]] = []
         for index, segment in enumerate(self.segments):
@@ -46,9 +50,11 @@ class Tree:
             rows.append((segment.start, segment.length, indices[before[-1]] if before else -1))
             indices[segment] = index
             self.num_tokens += segment.length
+        """Tokens of the row."""
         self.table = torch.tensor(rows, dtype=torch.int64)
         """(segments, 3) for the kernel: start, length, index of the segment that it continues or -1."""
         self._blocks: dict[tuple[int, int, torch.dtype], HeadBlocks] = {}
+        self._masks: dict[Segment, Tensor] = {}
 
     def as_blocks(self, num_heads: int, num_key_heads: int, dtype: torch.dtype) -> HeadBlocks:
         """The segments as blocks for a layer with these heads; made when the first such layer asks."""
@@ -56,6 +62,17 @@ class Tree:
         if key not in self._blocks:
             self._blocks[key] = with_heads(as_blocks(self.segments), *key)
         return self._blocks[key]
+
+    def mask(self, segment: Segment, device: torch.device) -> Tensor | None:
+        """What a segment's tokens see of those that it continues and of itself, (length, before + length) bool; None
+        for a single token, which sees all, and where plain causal attention says it."""
+        if segment.length == 1 or not segment.before:
+            return None
+        if segment not in self._masks:
+            before = sum(each.length for each in segment.before)
+            visible = torch.ones(segment.length, before + segment.length, dtype=torch.bool, device=device)
+            self._masks[segment] = visible.tril_(before)
+        return self._masks[segment]
 
     @cached_property
     def _num_scores(self) -> int:
@@ -81,8 +98,63 @@ def tree_attention(heads: Tensor, num_heads: int, tree: Tree, scale: float) -> T
         (T, num_heads, D)
 
     Raises:
-        ValueError: the heads do not fit the tree or one another, or `scale` is not positive.
+        ValueError: the heads do not fit the tree or one another, segments come before the row, or `scale` is not
+            positive.
     """
+    num_key_heads = _num_key_heads(heads, num_heads, tree, scale)
+    if tree.num_earlier:
+        raise ValueError(f"{tree.num_earlier} tokens come before the row: only `attention_behind` takes such a tree")
+    if _has_kernel(heads):
+        return _TreeAttention.apply(heads, num_heads, num_key_heads, tree, scale)
+    return block_attention(heads, tree.as_blocks(num_heads, num_key_heads, heads.dtype), scale)
+
+
+def attention_behind(heads: Tensor, num_heads: int, tree: Tree, earlier: Sequence[Tensor], scale: float) -> Tensor:
+    """`tree_attention`, without a gradient, of a row whose segments may continue some that were computed earlier.
+
+    Args:
+        earlier: keys and values (2, H_kv, T, D) of each segment before the row.
+
+    Raises:
+        ValueError: as `tree_attention`, or the earlier keys and values do not fit.
+    """
+    num_key_heads = _num_key_heads(heads, num_heads, tree, scale)
+    size, before = heads.shape[-1], [segment for segment in tree.segments if segment.start < 0]
+    shapes = [(2, num_key_heads, segment.length, size) for segment in before]
+    if [tuple(each.shape) for each in earlier] != shapes:
+        raise ValueError(f"keys and values before the row are {[tuple(each.shape) for each in earlier]}, not {shapes}")
+    joined = torch.cat(list(earlier), dim=2) if earlier else heads.new_empty(2, num_key_heads, 0, size)
+    output = heads.new_empty(len(heads), num_heads, size)
+    run = kernel("tree_attention", heads, joined, output) if size % VECTOR == 0 else None
+    if run is None:
+        _by_segments(heads, num_heads, tree, joined, scale, output)
+    else:
+        sizes = (len(tree.segments), num_heads, num_key_heads, size)
+        run(*(x.data_ptr() for x in (heads, tree.table, joined, output)), None, *sizes, scale)
+    return output
+
+
+def _by_segments(heads: Tensor, num_heads: int, tree: Tree, earlier: Tensor, scale: float, output: Tensor) -> None:
+    """Write attention of a row behind `earlier` (2, H_kv, T, D) to `output`, one segment after the other, by torch."""
+    of_row = heads[:, num_heads:].unflatten(1, (2, -1)).permute(1, 2, 0, 3)
+    for segment in tree.segments:
+        if segment.start < 0:
+            continue
+        kept = []
+        for each in (*segment.before, segment):
+            source, start = (of_row, each.start) if each.start >= 0 else (earlier, tree.num_earlier + each.start)
+            kept.append(source[:, :, start : start + each.length])
+        keys, values = torch.cat(kept, dim=2)[:, None]
+        rows = slice(segment.start, segment.start + segment.length)
+        query, mask = heads[rows, :num_heads].transpose(0, 1)[None], tree.mask(segment, heads.device)
+        attended = F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, is_causal=not segment.before, scale=scale, enable_gqa=True
+        )
+        output[rows] = attended[0].transpose(0, 1)
+
+
+def _num_key_heads(heads: Tensor, num_heads: int, tree: Tree, scale: float) -> int:
+    """H_kv of heads (T, num_heads + 2 H_kv, D) that fit a tree of T tokens. Raises ValueError where they do not."""
     if scale <= 0:
         raise ValueError(f"attention scores are scaled by {scale:g}; this takes positive scales only")
     num_key_heads, rest = divmod(heads.shape[1] - num_heads, 2)
@@ -90,9 +162,7 @@ def tree_attention(heads: Tensor, num_heads: int, tree: Tree, scale: float) -> T
         raise ValueError(
             f"{tuple(heads.shape)} are no {num_heads} queries, keys and values of each of {tree.num_tokens} tokens"
         )
-    if _has_kernel(heads):
-        return _TreeAttention.apply(heads, num_heads, num_key_heads, tree, scale)
-    return block_attention(heads, tree.as_blocks(num_heads, num_key_heads, heads.dtype), scale)
+    return num_key_heads
 
 
 def _has_kernel(operand: Tensor) -> bool:
@@ -112,7 +182,7 @@ class _TreeAttention(torch.autograd.Function):
         log_sums = heads.new_empty(len(heads), num_heads, dtype=torch.float32)
         run = _kernel("tree_attention", heads, output)
         sizes = (len(tree.segments), num_heads, num_key_heads, heads.shape[-1])
-        run(*(x.data_ptr() for x in (heads, tree.table, output, log_sums)), *sizes, scale)
+        run(heads.data_ptr(), tree.table.data_ptr(), None, output.data_ptr(), log_sums.data_ptr(), *sizes, scale)
         ctx.save_for_backward(heads, log_sums)
         ctx.tree, ctx.sizes, ctx.scale = tree, sizes, scale
         return output

@@ -15,7 +15,7 @@ from rlft.model.kernels.sizes import LENGTH, rounded_up, slices
 from rlft.model.layers.norms_and_mlps import compile_inference_layers, use_inference_layers
 from rlft.model.layers.slow_paths import is_on_cpu, note, slow_paths
 from rlft.rollout.engines.llama_forward import llama_forward_of
-from rlft.rollout.engines.prefixes import TOKENS_PER_PASS
+from rlft.rollout.engines.prefixes import TOKENS_PER_PASS, Context
 
 
 class ForwardPass(Protocol):
@@ -36,8 +36,8 @@ class ForwardPass(Protocol):
     packs_contexts: bool
     """Whether sequences behind contexts of any lengths are computed in one pass; else one pass for each length."""
 
-    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
-        """Keys and values of sequences of tokens, each of which stands behind the spans of its context."""
+    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Context]) -> list[Span]:
+        """Keys and values of sequences of tokens, each of which stands behind its context."""
         ...
 
     def step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
@@ -88,24 +88,30 @@ class _TransformersModel:
     def reload(self) -> None:
         self._pristine.clear()
 
-    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
-        """Those behind contexts of one length together: padding is on the right, which causal attention ignores."""
-        by_length: dict[int, list[int]] = {}
-        for index, context in enumerate(contexts):
-            by_length.setdefault(sum(span[0].shape[2] for span in context), []).append(index)
+    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Context]) -> list[Span]:
+        """Those behind known contexts of one length together, the others when theirs are known."""
         found: dict[int, Span] = {}
-        for before, indices in by_length.items():
-            width = rounded_up(max(1, *(len(sequences[index]) for index in indices)), LENGTH)
-            for part in slices(len(indices), max(1, TOKENS_PER_PASS // (before + width))):
-                together = indices[part]
-                spans = self._behind(before, [sequences[i] for i in together], [contexts[i] for i in together], width)
-                found |= dict(zip(together, spans, strict=True))
+        while len(found) < len(sequences):
+            by_length: dict[int, list[tuple[int, list[Span]]]] = {}
+            for index, context in enumerate(contexts):
+                if index not in found and all(not isinstance(each, int) or each in found for each in context):
+                    spans = [found[each] if isinstance(each, int) else each for each in context]
+                    by_length.setdefault(sum(span[0].shape[2] for span in spans), []).append((index, spans))
+            for before, ready in by_length.items():
+                ready.sort(key=lambda each: len(sequences[each[0]]))  # so that what pads does not pad much
+                longest = rounded_up(max(1, len(sequences[ready[-1][0]])), LENGTH)
+                for part in slices(len(ready), max(1, TOKENS_PER_PASS // (before + longest))):
+                    indices, spans_before = zip(*ready[part], strict=True)
+                    spans = self._behind(before, [sequences[index] for index in indices], spans_before)
+                    found |= dict(zip(indices, spans, strict=True))
         return [found[index] for index in range(len(sequences))]
 
     def _behind(
-        self, before: int, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]], width: int
+        self, before: int, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]
     ) -> list[Span]:
-        """One pass over sequences of at most `width` tokens behind contexts of `before` tokens."""
+        """One pass over sequences behind contexts of `before` tokens; padding is on the right, which causal attention
+        ignores."""
+        width = rounded_up(max(1, *map(len, sequences)), LENGTH)
         padded = torch.zeros(len(sequences), width, dtype=torch.int64)
         for row, tokens in enumerate(sequences):
             padded[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)

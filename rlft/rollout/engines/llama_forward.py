@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -24,8 +23,11 @@ from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.joint_projection import joint_bias
 from rlft.model.kernels.kv_cache import KVCache, Span
 from rlft.model.kernels.llama_layers import LlamaLayer, LlamaLayers, Norm
-from rlft.model.kernels.sizes import TOKENS, rounded_up
+from rlft.model.kernels.segments import Segment
+from rlft.model.kernels.sizes import rounded_up
+from rlft.model.kernels.tree_attention import Tree, attention_behind
 from rlft.model.layers.slow_paths import note, slow_paths
+from rlft.rollout.engines.prefixes import Context
 
 
 def llama_forward_of(model: PreTrainedModel) -> LlamaForward | None:
@@ -79,14 +81,31 @@ class LlamaForward:
             linear.load(self._model.get_parameter)
         self._loaded = LlamaLayers([layer.loaded() for layer in self._layers])
 
-    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
-        """Keys and values of sequences of tokens, each of which stands behind the spans of its context."""
-        return self._packed(sequences, contexts)[1]
+    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Context]) -> list[Span]:
+        """Keys and values of sequences of tokens, each of which stands behind its context."""
+        row = _Row(sequences, contexts, self._num_padding(sequences))
+        spans: list[list[Tensor]] = [[] for _ in sequences]
+
+        def keep(heads: Tensor, num_heads: int) -> None:
+            keys_values = heads[:, num_heads:].unflatten(1, (2, -1)).permute(1, 2, 0, 3)
+            # Copies, since a view would keep those of all sequences in memory.
+            for span, place in zip(spans, row.places, strict=True):
+                span.append(keys_values[:, :, place].contiguous())
+
+        def attention(layer_index: int, heads: Tensor, num_heads: int, scale: float) -> Tensor:
+            keep(heads, num_heads)
+            return row.attention(layer_index, heads, num_heads, scale)
+
+        heads, num_heads = self._loaded.last_heads(*self._embedded(*row.tokens(self._model.device)), attention)
+        keep(heads, num_heads)
+        return list(spans)
 
     def logits(self, token_ids: Tensor) -> Tensor:
         """Logits (P, T, V) of sequences (P, T)."""
-        hidden, _ = self._packed(token_ids.tolist(), [()] * len(token_ids))
-        return self._head.linear(hidden).unflatten(0, token_ids.shape)
+        sequences: list[list[int]] = token_ids.tolist()
+        row = _Row(sequences, [()] * len(sequences), self._num_padding(sequences))
+        x = self._loaded(*self._embedded(*row.tokens(self._model.device)), row.attention)
+        return self._head.linear(self._normed(x)[: token_ids.numel()]).unflatten(0, token_ids.shape)
 
     def step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
         """Append a token to each of the first R rows of the cache, (R,); returns their logits (R, V)."""
@@ -95,39 +114,10 @@ class LlamaForward:
         cache.advance()
         return logits
 
-    def _packed(
-        self, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]
-    ) -> tuple[Tensor, list[Span]]:
-        """Sequences in one row of tokens without gaps, each attending to its context and to itself, causally.
-
-        Returns:
-            (last hidden states (N, width) of all N tokens, keys and values of each sequence)
-        """
-        device, count = self._model.device, sum(map(len, sequences))
-        # Tokens at the end that belong to no sequence, since products are made per shape.
-        padding = [0] * (rounded_up(max(1, count), TOKENS) - count)
-        places = [
-            _Place(sum(span[0].shape[2] for span in context), len(tokens), device)
-            for context, tokens in zip(contexts, sequences, strict=True)
-        ]
-        positions = [position for place in places for position in range(place.before, place.before + place.count)]
-        kept: list[list[Tensor]] = [[] for _ in sequences]
-
-        def attention(layer_index: int, query: Tensor, keys_values: Tensor, scale: float) -> Tensor:
-            output, start = torch.zeros_like(query), 0
-            for place, context, spans in zip(places, contexts, kept, strict=True):
-                end = start + place.count
-                spans.append(keys_values[start:end].permute(1, 2, 0, 3).contiguous())
-                if place.count:
-                    before = [span[layer_index] for span in context]
-                    keys, values = torch.cat([*before, spans[-1]], dim=2) if before else spans[-1]
-                    output[start:end] = _attention(query[start:end], keys, values, place.mask, scale)
-                start = end
-            return output
-
-        token_ids = torch.tensor([*(token for tokens in sequences for token in tokens), *padding], device=device)
-        embedded = self._embedded(token_ids, torch.tensor([*positions, *padding], device=device))
-        return self._normed(self._loaded(*embedded, attention))[:count], list(kept)
+    def _num_padding(self, sequences: Sequence[Sequence[int]]) -> int:
+        """Tokens to add to a row that belong to no sequence, where products are made per shape."""
+        count = sum(map(len, sequences))
+        return rounded_up(max(1, count), self._head.linear.step) - count
 
     def _embedded(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the layers take of tokens (N,) at their positions (N,): (x (N, width), cosines and signed sines)."""
@@ -139,22 +129,54 @@ class LlamaForward:
         return rms_norm(x, *_norm(self._decoder.norm))
 
 
-class _Place:
-    """Where a packed sequence stands behind its context, and what its tokens see of both."""
+class _Row:
+    """Sequences in one row of tokens without gaps, each attending to its context and to itself, causally."""
 
-    def __init__(self, before: int, count: int, device: torch.device) -> None:
-        self.before, self.count = before, count
-        self.mask = torch.ones(count, before + count, dtype=torch.bool, device=device).tril_(before) if before else None
-        """(count, before + count); None without a context, where attention is plainly causal."""
+    def __init__(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Context], num_padding: int) -> None:
+        spans: dict[tuple[int, ...], Span] = {}
+        """What is known, by the identities of the spans up to each."""
+        for context in contexts:
+            known = [each for each in context if not isinstance(each, int)]
+            spans |= {tuple(map(id, known[:end])): known[end - 1] for end in range(1, len(known) + 1)}
+        self._earlier = [span for span in spans.values() if span[0].shape[2]]
+        start = -sum(span[0].shape[2] for span in self._earlier)
+        segments: list[Segment] = []
 
+        def path(before: tuple[Segment, ...], length: int) -> tuple[Segment, ...]:
+            """The segments up to and with a new one."""
+            nonlocal start
+            if length == 0:
+                return before
+            segments.append(Segment(start=start, length=length, before=before))
+            start += length
+            return (*before, segments[-1])
 
-def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention of queries (T, H, D) over keys and values (H_kv, C + T, D); returns (T, H, D)."""
-    q, k, v = query.transpose(0, 1)[None], keys[None], values[None]
-    output = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
-    )
-    return output[0].transpose(0, 1)
+        paths: dict[tuple[int, ...], tuple[Segment, ...]] = {(): ()}
+        for identities, span in spans.items():
+            paths[identities] = path(paths[identities[:-1]], span[0].shape[2])
+        own: list[tuple[Segment, ...]] = []
+        self.places: list[slice] = []
+        """Where each sequence lies in the row."""
+        self._positions: list[int] = []
+        for tokens, context in zip(sequences, contexts, strict=True):
+            before = own[context[-1]] if context and isinstance(context[-1], int) else paths[tuple(map(id, context))]
+            first = sum(segment.length for segment in before)
+            self.places.append(slice(start, start + len(tokens)))
+            self._positions += range(first, first + len(tokens))
+            own.append(path(before, len(tokens)))
+        self._token_ids = [*(token for tokens in sequences for token in tokens), *[0] * num_padding]
+        self._positions += [0] * num_padding
+        path((), num_padding)
+        self._tree = Tree(segments)
+
+    def tokens(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Token ids and positions (N,), those of the padding at the end."""
+        return torch.tensor(self._token_ids, device=device), torch.tensor(self._positions, device=device)
+
+    def attention(self, layer_index: int, heads: Tensor, num_heads: int, scale: float) -> Tensor:
+        """A `llama_layers.Attention`."""
+        earlier = [span[layer_index] for span in self._earlier]
+        return attention_behind(heads, num_heads, self._tree, earlier, scale)
 
 
 class _Linears:
@@ -235,10 +257,11 @@ def _error(lean: LlamaForward, model: PreTrainedModel) -> float:
     prompt_of_row = [1, 0, 1]
     cache = KVCache(prompts=2, prompt_length=7, rows=3, new_tokens=3, device=device)
     with torch.inference_mode():
-        # One prompt in two parts, so that what follows on a context is tried, too.
-        (begun,) = lean.prefill([prompts[1, :4].tolist()], [[]])
-        whole_prompt, rest = lean.prefill([prompts[0].tolist(), prompts[1, 4:].tolist()], [[], [begun]])
-        cache.enter_prompts([0, 1], [[whole_prompt], [begun, rest]])
+        # One prompt in three parts, so that what follows on known tokens and on those of the same row is tried, too.
+        (begun,) = lean.prefill([prompts[1, :3].tolist()], [[]])
+        parts = [prompts[0].tolist(), prompts[1, 3:5].tolist(), prompts[1, 5:].tolist()]
+        whole_prompt, middle, rest = lean.prefill(parts, [[], [begun], [begun, 1]])
+        cache.enter_prompts([0, 1], [[whole_prompt], [begun, middle, rest]])
         cache.enter_rows([0, 1, 2], prompt_of_row)
         continued = torch.stack([lean.step(rows[:, age], cache) for age in range(3)], dim=1)
         whole = torch.cat([prompts[prompt_of_row], rows], dim=1)

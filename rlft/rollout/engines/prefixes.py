@@ -7,26 +7,34 @@ was sampled behind it, whose keys and values are kept from one call to the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from rlft.common.beginnings import alike
 from rlft.model.kernels.kv_cache import Span
 from rlft.rollout.engines.contract import Request
 
-WORTH = 256
-"""Tokens that sharing a part has to save: a pass of its own reads all weights again."""
+WORTH = 16
+"""Tokens that sharing a part has to save: keeping it and handing it to those behind it takes as long."""
+WORTH_A_PASS = 256
+"""The same where parts are computed before what stands behind them: one more pass reads all weights again."""
 TOKENS_PER_PASS = 4096
 """Tokens that are computed together."""
+
+Context: TypeAlias = Sequence[Span | int]
+"""What a sequence continues, the first one first: known keys and values, then sequences of the same call, by their
+indices, which continue the same."""
 
 
 class Prefill(Protocol):
     """Computes keys and values; see `forward.ForwardPass`."""
 
-    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
-        """Keys and values of sequences of tokens, each of which stands behind the spans of its context."""
+    packs_contexts: bool
+
+    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Context]) -> list[Span]:
+        """Keys and values of sequences of tokens, each of which stands behind its context."""
         ...
 
 
@@ -125,52 +133,96 @@ class Prompts:
         }
         others = [index for index in range(len(requests)) if index not in self._known]
         unknown = [self._prompts[index] for index in others]
-        self._parts, part_of = shared_parts(unknown, worth=WORTH) if unknown else ([], [])
+        worth = WORTH if model.packs_contexts else WORTH_A_PASS
+        self._parts, part_of = shared_parts(unknown, worth=worth) if unknown else ([], [])
         self._part_of = dict(zip(others, part_of, strict=True))
-        self._spans: dict[int, Span] = {}
-        """Of the parts that have been needed so far."""
+        self._last_request: dict[int, int] = {}
+        """Of each part the last request that has it."""
+        for request, part in self._part_of.items():
+            while part is not None:
+                self._last_request[part] = max(request, self._last_request.get(part, 0))
+                part = self._parts[part].parent
+        self._pieces: dict[int, _Piece] = {}
+        """Parts that have been computed, and that some request may still need."""
 
     def spans(self, requests: Sequence[int]) -> list[list[Span]]:
-        """Keys and values of these requests' prompts, all but of their last tokens, as spans that follow each other."""
-        contexts = [self._context(index) for index in requests]
-        rest = [
-            self._prompts[index][sum(span[0].shape[2] for span in context) : -1]
-            for index, context in zip(requests, contexts, strict=True)
-        ]
-        # A prompt may end with a part; what computes the first token of all has to be asked for it all the same.
-        open_ended = [at for at, tokens in enumerate(rest) if tokens or not contexts[at]]
-        found = self._in_passes([rest[at] for at in open_ended], [contexts[at] for at in open_ended])
-        for at, span in zip(open_ended, found, strict=True):
-            contexts[at].append(span)
-        return contexts
+        """Keys and values of these requests' prompts, all but of their last tokens, as spans that follow each other.
 
-    def _context(self, index: int) -> list[Span]:
-        """What is there already; an earlier call's spans are handed over once, so that nobody else holds them."""
-        if index in self._known:
-            return list(self._known.pop(index))
-        return self._up_to(self._part_of.get(index))
+        Requests are asked for in their order, some perhaps again: what only earlier ones had is let go.
+        """
+        first = min(requests)
+        self._pieces = {part: piece for part, piece in self._pieces.items() if self._last_request[part] >= first}
+        pieces = [self._rest(request) for request in requests]
+        missing = dict.fromkeys(each for piece in pieces for each in piece.missing())
+        for together in _passes(list(missing)):
+            places = {piece: place for place, piece in enumerate(together)}
+            contexts = [piece.context(places) for piece in together]
+            found = self._model.prefill([piece.token_ids for piece in together], contexts)
+            for piece, span in zip(together, found, strict=True):
+                piece.span = span
+        return [piece.spans() for piece in pieces]
 
-    def _up_to(self, index: int | None) -> list[Span]:
-        """The spans from the beginning up to and with a part, each computed when it is first needed."""
-        if index is None:
-            return []
-        part = self._parts[index]
-        before = self._up_to(part.parent)
-        if index not in self._spans:
-            (self._spans[index],) = self._model.prefill([part.token_ids], [before])
-        return [*before, self._spans[index]]
+    def _rest(self, request: int) -> _Piece:
+        """What of a prompt is its own; an earlier call's spans are handed over once, so that nobody else holds them."""
+        known = list(self._known.pop(request, ()))
+        parent = self._part_of.get(request)
+        piece = _Piece(known=known, parent=None if parent is None else self._piece(parent))
+        piece.token_ids = self._prompts[request][piece.start() : -1]
+        return piece
 
-    def _in_passes(self, rest: Sequence[Sequence[int]], contexts: Sequence[Sequence[Span]]) -> list[Span]:
-        """Those of like length together, so that what pads does not pad much."""
-        order = sorted(range(len(rest)), key=lambda index: len(rest[index]))
-        found: dict[int, Span] = {}
-        start = 0
-        while start < len(order):
-            end = start + 1
-            while end < len(order) and (end + 1 - start) * len(rest[order[end]]) <= TOKENS_PER_PASS:
-                end += 1
-            together = order[start:end]
-            spans = self._model.prefill([rest[i] for i in together], [contexts[i] for i in together])
-            found |= dict(zip(together, spans, strict=True))
-            start = end
-        return [found[index] for index in range(len(rest))]
+    def _piece(self, index: int) -> _Piece:
+        if index not in self._pieces:
+            part = self._parts[index]
+            parent = None if part.parent is None else self._piece(part.parent)
+            self._pieces[index] = _Piece(parent=parent, token_ids=part.token_ids)
+        return self._pieces[index]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Piece:
+    """Tokens that are computed together, behind those of another piece or behind known ones."""
+
+    parent: _Piece | None
+    known: Sequence[Span] = ()
+    token_ids: Sequence[int] = ()
+    span: Span | None = None
+    """Its keys and values, once they have been computed."""
+
+    def missing(self) -> Iterator[_Piece]:
+        """What has to be computed to know this piece and those before it, which comes first."""
+        if self.parent is not None and self.parent.span is None:
+            yield from self.parent.missing()
+        # A prompt may end with a part. What has no tokens at all is asked for all the same: the cache learns its kind.
+        if self.token_ids or (self.parent is None and not self.known):
+            yield self
+
+    def start(self) -> int:
+        """Tokens before it."""
+        if self.parent is not None:
+            return self.parent.start() + len(self.parent.token_ids)
+        return sum(span[0].shape[2] for span in self.known)
+
+    def context(self, places: Mapping[_Piece, int]) -> Context:
+        """What it continues, given the places of the pieces that are computed with it."""
+        if self.parent is None:
+            return self.known
+        before = self.parent.span
+        return [*self.parent.context(places), places[self.parent] if before is None else before]
+
+    def spans(self) -> list[Span]:
+        """What it continues, and its own."""
+        before = [*self.known] if self.parent is None else self.parent.spans()
+        return before if self.span is None else [*before, self.span]
+
+
+def _passes(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+    """The pieces in their order, as many at a time as are computed together."""
+    together: list[_Piece] = []
+    for piece in pieces:
+        count = sum(len(each.token_ids) for each in together)
+        if together and count + len(piece.token_ids) > TOKENS_PER_PASS:
+            yield together
+            together = []
+        together.append(piece)
+    if together:
+        yield together

@@ -13,7 +13,7 @@
 #include "vectors.h"
 
 // Number of this interface, `ABI` in library.py: raise both with every change of a name, a parameter or a layout.
-extern "C" int64_t rlft_kernels_abi() { return 4; }
+extern "C" int64_t rlft_kernels_abi() { return 5; }
 
 // Whether the kernels that multiply bfloat16 are there.
 extern "C" int64_t rlft_kernels_have_products() {
@@ -72,9 +72,10 @@ extern "C" int64_t rlft_kernels_have_products() {
                                   int64_t inputs, int64_t outputs, int64_t operation) {                                \
     linear(x, panels, bias, other, y, rows, inputs, outputs, Operation(operation));                                    \
   }                                                                                                                    \
-  extern "C" void tree_attention_##suffix(const T* heads, const int64_t* segments, T* out, float* logs, int64_t count, \
-                                          int64_t num_heads, int64_t key_heads, int64_t size, float scale) {           \
-    tree_attention(heads, segments, out, logs, {count, num_heads, key_heads, size}, scale);                            \
+  extern "C" void tree_attention_##suffix(const T* heads, const int64_t* segments, const T* earlier, T* out,           \
+                                          float* logs, int64_t count, int64_t num_heads, int64_t key_heads,            \
+                                          int64_t size, float scale) {                                                 \
+    tree_attention(heads, segments, earlier, out, logs, {count, num_heads, key_heads, size}, scale);                   \
   }                                                                                                                    \
   extern "C" void tree_attention_backward_##suffix(const T* heads, const int64_t* segments, const float* logs,         \
                                                    const T* grad, T* grad_heads, int64_t count, int64_t num_heads,     \

@@ -29,11 +29,18 @@ struct TreeShape {
 };
 
 struct Segment {
-  int64_t start, length, parent;  // parent: the segment that it continues, -1 for none
+  int64_t start, length, parent;  // start: negative for tokens before the row; parent: what it continues, -1 for nothing
 };
 
 struct Tile {
   int64_t segment, first, count;  // queries of a segment
+};
+
+// Elements of a head, of tokens that lie `stride` apart.
+template <class T>
+struct Tokens {
+  const T* first;
+  int64_t stride;
 };
 
 // What segments and tiles a row has. Keys of a segment fill `padded` columns, those of all segments follow one another.
@@ -42,14 +49,17 @@ struct Tree {
   static constexpr int64_t kColumns = Product<T>::kColumns;
   const TreeShape n;
   const Segment* segments;
+  const T* heads;    // (tokens of the row, heads + 2 key_heads, size): queries, keys, values
+  const T* earlier;  // (2, key_heads, tokens before the row, size): keys, values
   int64_t shared, width, columns = 0;  // query heads of a key head, elements of a token, columns of all segments
   std::vector<int64_t> offset;         // of each segment's columns
   std::vector<std::vector<int64_t>> path;  // of each segment: the first one that it continues, and so on to itself
   std::vector<Tile> tiles;
 
-  Tree(const int64_t* given, const TreeShape& shape)
-      : n(shape), segments(reinterpret_cast<const Segment*>(given)), shared(n.heads / n.key_heads),
-        width((n.heads + 2 * n.key_heads) * n.size), offset(n.segments), path(n.segments) {
+  Tree(const int64_t* given, const TreeShape& shape, const T* heads, const T* earlier)
+      : n(shape), segments(reinterpret_cast<const Segment*>(given)), heads(heads), earlier(earlier),
+        shared(n.heads / n.key_heads), width((n.heads + 2 * n.key_heads) * n.size), offset(n.segments),
+        path(n.segments) {
     const int64_t most = std::max<int64_t>(1, kTileRows / shared);
     for (int64_t s = 0; s < n.segments; ++s) {
       const int64_t length = segments[s].length, count = (length + most - 1) / most;
@@ -57,6 +67,7 @@ struct Tree {
       path[s].push_back(s);
       offset[s] = columns;
       columns += padded(s);
+      if (segments[s].start < 0) continue;
       for (int64_t i = 0; i < count; ++i)
         tiles.push_back({s, i * length / count, (i + 1) * length / count - i * length / count});
     }
@@ -101,7 +112,14 @@ struct Tree {
   int64_t first_token(const Tile& tile) const { return segments[tile.segment].start + tile.first; }
 
   // The `head`-th of a token's heads: queries, then keys, then values.
-  const T* head(const T* heads, int64_t token, int64_t head) const { return heads + token * width + head * n.size; }
+  const T* head(int64_t token, int64_t head) const { return heads + token * width + head * n.size; }
+
+  // A segment's keys, with `of` 0, or its values, with 1.
+  Tokens<T> kept(int64_t segment, int64_t key_head, int64_t of) const {
+    const int64_t place = of * n.key_heads + key_head, start = segments[segment].start, before = -segments[0].start;
+    if (start < 0) return {earlier + (place * before + before + start) * n.size, n.size};
+    return {head(start, n.heads + place), width};
+  }
 };
 
 // Memory that is not touched before it is used.
@@ -127,20 +145,22 @@ struct Panels {
     return of(segment, key_head) + column * tree.padded(segment);
   }
 
-  void lay_out_tokens(const T* heads, int64_t segment, int64_t key_head, int64_t head) {
+  void lay_out_tokens(int64_t segment, int64_t key_head, int64_t of) {
     constexpr int64_t kColumns = Tree<T>::kColumns;
+    const Tokens<T> from = tree.kept(segment, key_head, of);
     const int64_t length = tree.segments[segment].length;
     for (int64_t first = 0; first < length; first += kColumns)
-      panel_of(tree.head(heads, tree.segments[segment].start + first, head), tree.width,
-               of(segment, key_head) + first * tree.n.size, tree.n.size, std::min(kColumns, length - first));
+      panel_of(from.first + first * from.stride, from.stride, this->of(segment, key_head) + first * tree.n.size,
+               tree.n.size, std::min(kColumns, length - first));
   }
 
-  void lay_out_elements(const T* heads, int64_t segment, int64_t key_head, int64_t head) {
+  void lay_out_elements(int64_t segment, int64_t key_head, int64_t of) {
     constexpr int64_t kColumns = Tree<T>::kColumns;
-    const T* from = tree.head(heads, tree.segments[segment].start, head);
+    const Tokens<T> from = tree.kept(segment, key_head, of);
     const int64_t length = tree.segments[segment].length, padded = tree.padded(segment);
     for (int64_t column = 0; column < tree.n.size; column += kColumns)
-      panel_of_transposed(from + column, tree.width, of(segment, key_head) + column * padded, padded, length, kColumns);
+      panel_of_transposed(from.first + column, from.stride, this->of(segment, key_head) + column * padded, padded,
+                          length, kColumns);
   }
 };
 
@@ -238,11 +258,11 @@ struct TileWork {
     }
   }
 
-  void attend(const T* heads, const Panels<T>& keys, const Panels<T>& values, T* out, float* logs, const Tile& tile,
-              int64_t key_head, float scale) const {
+  void attend(const Panels<T>& keys, const Panels<T>& values, T* out, float* logs, const Tile& tile, int64_t key_head,
+              float scale) const {
     const int64_t rows = tree.rows(tile), stride = tree.seen(tile), token = tree.first_token(tile);
     const int64_t first = key_head * tree.shared;
-    gather(tree.head(heads, token, first), tree.width, tile, query.get());
+    gather(tree.head(token, first), tree.width, tile, query.get());
     times_tokens(query.get(), keys, tile, key_head, scores.get(), stride);
     float totals[kTogether], largest[kTogether];
     for (int64_t start = 0; start < rows; start += kTogether) {
@@ -254,8 +274,9 @@ struct TileWork {
         const float share = 1 / totals[row - start];
         for (int64_t i = 0; i < stride; i += kLanes)
           store_narrow(load<Floats>(scores.get() + row * stride + i) * share, narrowed.get() + row * stride + i);
-        logs[(token + row / tree.shared) * tree.n.heads + first + row % tree.shared] =
-            largest[row - start] + std::log(totals[row - start]);
+        if (logs)
+          logs[(token + row / tree.shared) * tree.n.heads + first + row % tree.shared] =
+              largest[row - start] + std::log(totals[row - start]);
       }
     }
     times_elements(values, tile, key_head, stride);
@@ -305,12 +326,12 @@ struct GradientWork : TileWork<T> {
         grad_across(unset<T>(most_rows * size)), panel(unset<T>(most_rows * kColumns)),
         slopes(unset<float>(most_rows * tree.most_seen())) {}
 
-  void run(const T* heads, const T* grad_out, const float* logs, const Panels<T>& keys, const Panels<T>& values,
+  void run(const T* grad_out, const float* logs, const Panels<T>& keys, const Panels<T>& values,
            const Panels<T>& keys_across, T* grad_heads, Gradients& gradients, const Tile& tile, int64_t key_head,
            float scale) const {
     const int64_t rows = tree.rows(tile), stride = tree.seen(tile), token = tree.first_token(tile);
     const int64_t first = key_head * tree.shared, per_token = tree.n.heads * size;
-    this->gather(tree.head(heads, token, first), tree.width, tile, query.get());
+    this->gather(tree.head(token, first), tree.width, tile, query.get());
     this->gather(grad_out + token * per_token + first * size, per_token, tile, grad.get());
     this->times_tokens(query.get(), keys, tile, key_head, scores.get(), stride);
     this->times_tokens(grad.get(), values, tile, key_head, slopes.get(), stride);
@@ -415,21 +436,23 @@ void for_each_unit(int64_t count, Prepare prepare) {
   }
 }
 
+// earlier: null where no segment lies before the row; logs: null where no gradient follows.
 template <class T>
-void tree_attention(const T* heads, const int64_t* segments, T* out, float* logs, const TreeShape& shape, float scale) {
-  const Tree<T> tree(segments, shape);
+void tree_attention(const T* heads, const int64_t* segments, const T* earlier, T* out, float* logs,
+                    const TreeShape& shape, float scale) {
+  const Tree<T> tree(segments, shape, heads, earlier);
   const int64_t key_heads = shape.key_heads;
   Panels<T> keys(tree), values(tree);
   for_each_unit(shape.segments * key_heads, [&] {
     return [&](int64_t unit) {
       const int64_t segment = unit / key_heads, head = unit % key_heads;
-      keys.lay_out_tokens(heads, segment, head, shape.heads + head);
-      values.lay_out_elements(heads, segment, head, shape.heads + key_heads + head);
+      keys.lay_out_tokens(segment, head, 0);
+      values.lay_out_elements(segment, head, 1);
     };
   });
   for_each_unit(int64_t(tree.tiles.size()) * key_heads, [&] {
     return [&, work = TileWork<T>(tree)](int64_t unit) {
-      work.attend(heads, keys, values, out, logs, tree.tiles[unit / key_heads], unit % key_heads, scale);
+      work.attend(keys, values, out, logs, tree.tiles[unit / key_heads], unit % key_heads, scale);
     };
   });
 }
@@ -437,15 +460,15 @@ void tree_attention(const T* heads, const int64_t* segments, T* out, float* logs
 template <class T>
 void tree_attention_backward(const T* heads, const int64_t* segments, const float* logs, const T* grad, T* grad_heads,
                              const TreeShape& shape, float scale) {
-  const Tree<T> tree(segments, shape);
+  const Tree<T> tree(segments, shape, heads, nullptr);
   const int64_t key_heads = shape.key_heads, shares = (kUnits + key_heads - 1) / key_heads;
   Panels<T> keys(tree), values(tree), keys_across(tree);
   for_each_unit(shape.segments * key_heads, [&] {
     return [&](int64_t unit) {
       const int64_t segment = unit / key_heads, head = unit % key_heads;
-      keys.lay_out_tokens(heads, segment, head, shape.heads + head);
-      keys_across.lay_out_elements(heads, segment, head, shape.heads + head);
-      values.lay_out_tokens(heads, segment, head, shape.heads + key_heads + head);
+      keys.lay_out_tokens(segment, head, 0);
+      keys_across.lay_out_elements(segment, head, 0);
+      values.lay_out_tokens(segment, head, 1);
     };
   });
   const std::vector<int64_t> bounds = tree.in_shares(shares);
@@ -455,7 +478,7 @@ void tree_attention_backward(const T* heads, const int64_t* segments, const floa
     return [&, work = GradientWork<T>(tree)](int64_t unit) {
       const int64_t share = unit / key_heads;
       for (int64_t i = bounds[share]; i < bounds[share + 1]; ++i)
-        work.run(heads, grad, logs, keys, values, keys_across, grad_heads, sums[unit], tree.tiles[i], unit % key_heads,
+        work.run(grad, logs, keys, values, keys_across, grad_heads, sums[unit], tree.tiles[i], unit % key_heads,
                  scale);
     };
   });
