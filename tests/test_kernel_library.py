@@ -247,8 +247,8 @@ def test_a_kernel_that_computes_something_else_is_found(
     assert key in wrong
     assert "differs from torch by" in wrong[key]
     products = {"panels_of", "panels_of_transposed", "linear"}  # which need one another
-    attention = {"tree_attention", "tree_attention_backward"}
-    together = next((parts for parts in (products, attention) if name in parts), {name})
+    along_a_tree, of_a_step = {"tree_attention", "tree_attention_backward"}, {"keep_prompt", "cached_attention"}
+    together = next((parts for parts in (products, along_a_tree, of_a_step) if name in parts), {name})
     assert {other for other, _ in wrong} <= together
     assert all(dtype == torch.bfloat16 for _, dtype in wrong)
 

@@ -21,7 +21,7 @@ from rlft.model.kernels.frozen_linear import FrozenLinear
 from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.kernels.segments import Segment
 from rlft.model.kernels.token_logprobs import token_logprobs
-from rlft.model.kernels.tree_attention import Tree, tree_attention
+from rlft.model.kernels.tree_attention import Tree, attention_behind, tree_attention
 from rlft.model.layers.projected_logprobs import projected_logprobs
 
 FLOAT, BFLOAT = torch.float32, torch.bfloat16
@@ -78,11 +78,14 @@ TREES = {
 }
 
 
-def tree_of(tokens: int) -> Tree:
+def tree_of(tokens: int, *, known: int = 0) -> Tree:
+    """A tree of so many tokens, the first `known` segments of which come before the row."""
     segments: list[Segment] = []
+    start = -sum(length for length, _ in TREES[tokens][:known])
     for length, parent in TREES[tokens]:
         before = (*segments[parent].before, segments[parent]) if parent >= 0 else ()
-        segments.append(Segment(start=sum(s.length for s in segments), length=length, before=before))
+        segments.append(Segment(start=start, length=length, before=before))
+        start += length
     return Tree(segments)
 
 
@@ -111,6 +114,24 @@ def attention_along_a_tree_formula(heads: Tensor, grad: Tensor) -> Sequence[Tens
     softmax = scores.masked_fill(~is_seen, float("-inf")).softmax(-1)
     output = torch.einsum("hqk,khd->qhd", softmax, value)
     return output.detach(), gradient(output, heads, grad)
+
+
+def attention_behind_known(heads: Tensor, grad: Tensor) -> Sequence[Tensor]:
+    """Each time with more segments before the row, all rows below each other."""
+    num_heads, outputs = grad.shape[1], []
+    for known in range(len(TREES[len(heads)])):
+        tree = tree_of(len(heads), known=known)
+        of_row, before = heads[tree.num_earlier :].contiguous(), heads[: tree.num_earlier, num_heads:]
+        keys_values = before.unflatten(1, (2, -1)).permute(1, 2, 0, 3)
+        earlier = keys_values.split([segment.length for segment in tree.segments[:known]], dim=2)
+        outputs.append(attention_behind(of_row, num_heads, tree, [*earlier] if known else [], 0.3))
+    return (torch.cat(outputs),)
+
+
+def attention_behind_known_formula(heads: Tensor, grad: Tensor) -> Sequence[Tensor]:
+    output, _ = attention_along_a_tree_formula(heads, grad)
+    starts = [segment.start for segment in tree_of(len(heads)).segments]
+    return (torch.cat([output[start:] for start in starts]),)
 
 
 # The table: operands of a shape, what is computed of them, the same in float64 by the formula
@@ -213,13 +234,18 @@ def masked(bias: Tensor) -> Tensor:
 def filled_cache(keys: Tensor, values: Tensor, rows: Tensor) -> KVCache:
     """Five rows behind three prompts, one of them of a single token, with 0 to 40 tokens of their own."""
     cache = KVCache(prompts=3, prompt_length=37, rows=5, new_tokens=48, device=torch.device("cpu"))
-    spans = [torch.stack([keys[prompt, :, :n], values[prompt, :, :n]]) for prompt, n in enumerate([37, 1, 16])]
-    cache.enter_prompts([0, 1, 2], [[[span[:, :, :1]], [span[:, :, 1:]]] for span in spans])
+    enter(cache, keys, values)
     cache.enter_rows([0, 1, 2, 3, 4], [2, 0, 1, 0, 2])
     cache.age += torch.tensor([0, 40, 3, 15, 16])
     cache.begin(5)
     cache.layers[0].rows.copy_(rows)
     return cache
+
+
+def enter(cache: KVCache, keys: Tensor, values: Tensor) -> None:
+    """Enter prompts of 37, 1 and 16 tokens, the first token of each apart."""
+    spans = [torch.stack([keys[prompt, :, :n], values[prompt, :, :n]]) for prompt, n in enumerate([37, 1, 16])]
+    cache.enter_prompts([0, 1, 2], [[[span[:, :, :1]], [span[:, :, 1:]]] for span in spans])
 
 
 def cache_operands(heads: int, key_heads: int, size: int) -> list[Tensor]:
@@ -338,7 +364,7 @@ OPERATIONS = {
         (2, 4),
     ),
     "attention of a step": Operation(
-        ["cached_attention"],
+        ["keep_prompt", "cached_attention"],
         [(h, k, size) for h, k in ((1, 1), (6, 2), (7, 1), (8, 2), (4, 4)) for size in (32, 64, 96, 128)],
         cache_operands,
         cached_attention,
@@ -358,6 +384,15 @@ OPERATIONS = {
         (4, 8),
         [BFLOAT],
         otherwise=["biased_softmax"],
+    ),
+    "attention behind known keys": Operation(
+        ["tree_attention"],
+        [(tokens, *shape) for tokens in TREES for shape in ((1, 1, 32), (9, 3, 64), (6, 2, 96), (71, 1, 32))],
+        tree_operands,
+        attention_behind_known,
+        attention_behind_known_formula,
+        (4, 8),
+        [BFLOAT],
     ),
     "product": Operation(
         ["panels_of", "linear"],
@@ -495,12 +530,47 @@ def attend(cache: KVCache, joint: Tensor) -> Tensor:
 @both_types
 def test_attention_does_not_depend_on_threads_or_on_other_rows(dtype: torch.dtype) -> None:
     *of_cache, joint, _ = (operand.to(dtype) for operand in cache_operands(6, 2, 64))
-    with only_kernels("cached_attention"):
+    with only_kernels("keep_prompt", "cached_attention"):
         whole, fewer = attend(filled_cache(*of_cache), joint), attend(filled_cache(*of_cache), joint[:2])
         with threads(1):
             single = attend(filled_cache(*of_cache), joint)
     assert torch.equal(whole[:2], fewer)
     assert torch.equal(whole, single)
+
+
+@needs_kernels
+@both_types
+def test_attention_does_not_depend_on_how_many_rows_are_behind_a_prompt(dtype: torch.dtype) -> None:
+    rows, length = 40, 70
+    span, *steps = (random(*shape, dtype=dtype) for shape in ((2, 2, length, 64), *[(rows, 10, 64)] * 3))
+
+    def outputs(places: Sequence[int]) -> Tensor:
+        cache = KVCache(prompts=1, prompt_length=length, rows=rows, new_tokens=4, device=torch.device("cpu"))
+        cache.enter_prompts([0], [[[span]]])
+        cache.enter_rows(range(len(places)), [0] * len(places))
+        found = []
+        for joint in steps:
+            found.append(attend(cache, joint[list(places)]))
+            cache.advance()
+        return torch.stack(found)
+
+    with only_kernels("keep_prompt", "cached_attention"):
+        whole = outputs(range(rows))
+        for places in ([0], [39], [5, 20, 21, 22]):
+            assert torch.equal(outputs(places), whole[:, places])
+
+
+@needs_kernels
+@both_types
+def test_prompts_that_come_after_the_first_step_are_kept_as_those_before(dtype: torch.dtype) -> None:
+    keys, values, rows, joint, _ = (operand.to(dtype) for operand in cache_operands(6, 2, 64))
+    with only_kernels("keep_prompt", "cached_attention"):
+        expected = attend(filled_cache(keys, values, rows), joint)
+        cache = filled_cache(values, keys, rows)
+        attend(cache, joint)
+        enter(cache, keys, values)
+        cache.layers[0].rows.copy_(rows)
+        assert torch.equal(attend(cache, joint), expected)
 
 
 @needs_kernels
@@ -531,7 +601,7 @@ def test_attention_along_a_tree_does_not_depend_on_threads_or_on_other_branches(
 def test_rows_that_left_and_are_filled_again_read_nothing_that_was_not_written() -> None:
     *of_cache, joint, _ = cache_operands(6, 2, 64)
     cache = filled_cache(*of_cache)
-    with only_kernels("cached_attention"):
+    with only_kernels("keep_prompt", "cached_attention"):
         for rows in (5, 1):  # four rows leave
             attend(cache, joint[:rows])
             cache.advance()

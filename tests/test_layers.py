@@ -14,7 +14,7 @@ from rlft.model.kernels import block_attention, segments
 from rlft.model.kernels.block_attention import block_attention as attend
 from rlft.model.kernels.block_attention import with_heads
 from rlft.model.kernels.segments import Segment, as_blocks
-from rlft.model.kernels.tree_attention import Tree, tree_attention
+from rlft.model.kernels.tree_attention import Tree, attention_behind, tree_attention
 from rlft.model.layers.logprobs import selected_logprobs
 from rlft.model.layers.norms_and_mlps import _GatedLoraLinear, _GatedSiLU, _RMSNorm, use_lean_layers
 from rlft.model.layers.packed import PackedGroup
@@ -135,6 +135,19 @@ def test_scores_are_counted_as_blocks_write_them(groups: tuple[PackedGroup, ...]
 def test_scores_that_are_turned_round_are_refused(scale: float) -> None:
     with pytest.raises(ValueError, match="positive scales only"):
         tree_attention(torch.zeros(2, 8, 32), 4, Tree([Segment(start=0, length=2)]), scale)
+
+
+def test_what_comes_before_a_row_has_no_gradient_and_has_to_fit() -> None:
+    known = Segment(start=-3, length=3)
+    tree = Tree([known, Segment(start=0, length=2, before=(known,))])
+    heads = torch.zeros(2, 8, 32)
+    with pytest.raises(ValueError, match="3 tokens come before the row: only `attention_behind` takes such a tree"):
+        tree_attention(heads, 4, tree, 1.0)
+    for earlier in ([], [torch.zeros(2, 2, 4, 32)], [torch.zeros(2, 2, 3, 32)] * 2, [torch.zeros(2, 1, 3, 32)]):
+        with pytest.raises(ValueError, match=r"keys and values before the row are .*, not \[\(2, 2, 3, 32\)\]"):
+            attention_behind(heads, 4, tree, earlier, 1.0)
+    with pytest.raises(ValueError, match=r"segment 0 .* but token -2 comes next"):
+        Tree([Segment(start=-3, length=2), Segment(start=0, length=2)])
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 32), (2, 7, 32), (2, 4, 32), (2, 9, 32)])

@@ -4,10 +4,11 @@ A prompt's keys and values are kept once, however many samples continue it; each
 
     prompts   [P0 P0 P0 P0]  [P1 P1]          rows   prompt 0: [a0 a1 a2]  [b0 b1]   prompt 1: [c0 c1 c2 c3]
 
-A compiled kernel reads only what was written. In torch, the queries of a prompt's rows are multiplied with its keys in
-one product, and every row's query with its own keys in another; one softmax runs over both. These products run over
-whole buffers, with what is not there yet masked, since parts of a buffer are copied before a product. Rows can be moved
-and given away, so that finished ones leave the batch and waiting ones take their place.
+A prompt's keys and values are multiplied with the queries and weights of all its rows together, and a row's own with
+its alone; one softmax runs over both. A compiled kernel has prompts laid out in panels (`native/products.h`) and reads
+only what was written. In torch, products run over whole buffers, with what is not there yet masked, since parts of a
+buffer are copied before a product. Rows can be moved and given away, so that finished ones leave the batch and waiting
+ones take their place.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class KVCache:
 
     def __init__(self, *, prompts: int, prompt_length: int, rows: int, new_tokens: int, device: torch.device) -> None:
         """Room for `prompts` prompts of at most `prompt_length` tokens and `rows` rows of at most `new_tokens`."""
-        self.capacity = (prompts, rounded_up(max(1, prompt_length), LENGTH), rows)
+        step = VECTOR if device.type == "cpu" else LENGTH
+        self.capacity = (prompts, rounded_up(max(1, prompt_length), step), rows)
         self.new_tokens = new_tokens
         self.prompt_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
         self.age = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -90,13 +92,9 @@ class KVCache:
         if not self.layers:
             self.layers = [_Layer(self.capacity, self.new_tokens, self.num_columns, *each) for each in prompts[0][0]]
         for slot, spans in zip(slots, prompts, strict=True):
-            length = 0
-            for span in spans:
-                end = length + span[0].shape[2]
-                for layer, keys_values in zip(self.layers, span, strict=True):
-                    layer.prompts[:, slot, :, length:end] = keys_values
-                length = end
-            self.prompt_length[slot] = length
+            for layer, *parts in zip(self.layers, *spans, strict=True):
+                layer.keep_prompt(slot, parts)
+            self.prompt_length[slot] = sum(span[0].shape[2] for span in spans)
 
     def own_span(self, row: int, count: int) -> Span:
         """A copy of the first `count` tokens that a row has of its own."""
@@ -196,12 +194,12 @@ class KVCache:
         Args:
             x: of the type that queries, keys and values (R, num_heads + 2 num_key_heads, size) are going to have.
         """
-        run = kernel("cached_attention", x, *(y for layer in self.layers for y in (layer.prompts, layer.rows)))
+        run = _attention_kernel(x, *(y for layer in self.layers for y in (layer.prompts, layer.rows)))
         is_laid_out = size % VECTOR == 0 and num_heads % num_key_heads == 0
         if run is None or not is_laid_out or any(layer.kind != (num_key_heads, size) for layer in self.layers):
             return None
         for layer in self.layers:
-            layer.is_by_kernel = True
+            self._lay_out(layer)
         row_stride = (num_heads + 2 * num_key_heads) * size
         return KernelOperands(
             run,
@@ -221,14 +219,18 @@ class KVCache:
             num_key_heads = keys_values.shape[2]
             is_laid_out &= keys_values.stride() == (stride, num_key_heads * size, size, 1)
         output = query.new_empty(num_rows, 1, num_heads, size)
-        run = kernel("cached_attention", layer.prompts, layer.rows, output)
+        run = _attention_kernel(layer.prompts, layer.rows, output)
         if run is None or not is_laid_out or size % VECTOR or num_heads % layer.rows.shape[2]:
             return None
+        self._lay_out(layer)
         operands = (query, keys_values, layer.prompts, layer.rows, self.prompt_of_row, self.prompt_length, self.age)
         pointers = [None if x is None else x.data_ptr() for x in (*operands, output)]
         run(*pointers, self._kernel_shape((stride, num_heads, layer.rows.shape[2], size)), scale)
-        layer.is_by_kernel = True
         return output
+
+    def _lay_out(self, layer: _Layer) -> None:
+        if not layer.is_by_kernel:
+            layer.lay_out(self.prompt_length.tolist())
 
     def _kernel_shape(self, heads: tuple[int, int, int, int]) -> ctypes.Array[ctypes.c_int64]:
         """`CacheShape` in `native/cached_attention.h`, given its (row stride, heads, key heads, size)."""
@@ -259,6 +261,12 @@ class KVCache:
             room = max(columns, self.num_columns * 4 if is_by_kernel else self.num_columns * 5 // 4)
             self.num_columns = min(self.new_tokens, rounded_up(room, _COLUMNS))
         return self.num_columns
+
+
+def _attention_kernel(*tensors: Tensor) -> Kernel | None:
+    """The kernel for these operands, if there is also the one that lays prompts out for it."""
+    run, lay_out = (kernel(name, *tensors) for name in ("cached_attention", "keep_prompt"))
+    return None if lay_out is None else run
 
 
 class _Groups:
@@ -308,8 +316,34 @@ class _Layer:
         self.rows = self._view((2, rows, heads, columns, size)).zero_()
         """Keys and values of every row's own tokens."""
         self.is_by_kernel = False
-        """Whether a kernel computes attention: it reads only what was written, while products run over all of it, which
-        has to be finite."""
+        """Whether a kernel computes attention: it has prompts in panels and reads only what was written, while products
+        run over all of it, which has to be finite."""
+
+    def keep_prompt(self, slot: int, parts: Sequence[Tensor]) -> None:
+        """Keep a prompt's keys and values, in parts (2, H, T, D) that follow one another."""
+        if self.is_by_kernel:
+            self._lay_out(slot, torch.cat(list(parts), dim=2))
+            return
+        length = 0
+        for part in parts:
+            end = length + part.shape[2]
+            self.prompts[:, slot, :, length:end] = part
+            length = end
+
+    def lay_out(self, lengths: Sequence[int]) -> None:
+        """Have the prompts, which are so long, as the kernel takes them, from now on."""
+        self.is_by_kernel = True
+        for slot, length in enumerate(lengths):
+            self._lay_out(slot, self.prompts[:, slot, :, :length].clone(memory_format=torch.contiguous_format))
+
+    def _lay_out(self, slot: int, keys_values: Tensor) -> None:
+        """Write a prompt's keys and values (2, H, T, D) in panels."""
+        run = kernel("keep_prompt", keys_values, self.prompts)
+        if run is None:
+            raise ValueError(f"a prompt's keys and values are {keys_values.dtype}, the cache's {self.prompts.dtype}")
+        heads, tokens, size = keys_values.shape[1:]
+        places = [self.prompts[of, slot].data_ptr() for of in range(2)]
+        run(keys_values.data_ptr(), *places, heads, tokens, self.prompts.shape[3], size)
 
     def make_room(self, columns: int, width: int) -> None:
         """Let rows have so many columns; the first `width` keep theirs."""

@@ -46,6 +46,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "gated_silu_backward": [_POINTER] * 3 + [_SIZE] * 2,
     "selected_logprobs": [_POINTER] * 4 + [_SIZE] * 2 + [ctypes.c_float, _SIZE],
     "biased_softmax": [_POINTER] * 2 + [_SIZE] * 4,
+    "keep_prompt": [_POINTER] * 3 + [_SIZE] * 4,
     "cached_attention": [_POINTER] * 9 + [ctypes.c_float],
 }
 _PRODUCTS: dict[str, list[Any]] = {

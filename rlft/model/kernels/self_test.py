@@ -169,6 +169,7 @@ CASES: dict[str, Case] = {
     ),
     "selected_logprobs": ([(3, 64)], _logprobs),
     "biased_softmax": ([(2, 3, 5, 24), (2, 1, 5, 24)], _softmax),
+    "keep_prompt": ([(3, 3, 8, 32), (2, 2, 6, 32), (2, 2, 6, 32)], _cached_attention),
     "cached_attention": ([(3, 3, 8, 32), (2, 2, 6, 32), (2, 2, 6, 32)], _cached_attention),
     "panels_of": ([(40, 34)], _panels),
     "panels_of_transposed": ([(34, 40)], _panels_of_transposed),

@@ -1,4 +1,8 @@
 // Attention of one new token per row over its prompt's keys and its own, which lie in a cache (kv_cache.py).
+//
+// A prompt's keys and values lie in panels (products.h): keys with tokens as columns, values with a head's elements as
+// columns. All rows behind a prompt are multiplied with them together. A row's own, which grow by one token in each
+// step, lie one after the other and are read for this row alone.
 #pragma once
 
 #include <algorithm>
@@ -6,7 +10,9 @@
 #include <cstring>
 #include <vector>
 
+#include "products.h"
 #include "softmax.h"
+#include "units.h"
 #include "vectors.h"
 
 namespace {
@@ -108,93 +114,185 @@ void add_values(const float* weights, const T* values, Following<T> next, float*
   if (start < size) add_columns<T, S, 1>(weights, values + start, next, output + start, count, stride, size);
 }
 
-template <class T>
-struct Stored {  // keys and values of one sequence and head, count tokens of each
-  const T *keys, *values;
-  int64_t count;
-  Following<T> next_keys, next_values;
-};
-
-template <class T, int S, int kSize>
-void attention_of_heads(const T* query, const Stored<T>* stored, T* out, float scale, int64_t size,
-                        std::vector<float>& scratch) {
-  const int64_t count = stored[0].count + stored[1].count, stride = whole_vectors(count);
-  scratch.resize(S * (2 * size + stride));
-  float *q = scratch.data(), *sums = q + S * size, *scores = sums + S * size;
-  for (int64_t i = 0; i < S * size; i += kPair) {
-    const Pair part = load_pair(query + i);
-    store_pair(Pair{part.first * scale, part.second * scale}, q + i);
-    store_pair(Pair{}, sums + i);
-  }
-  dot_keys<T, S, kSize>(q, stored[0].keys, stored[0].next_keys, scores, stored[0].count, stride, size);
-  dot_keys<T, S, kSize>(q, stored[1].keys, stored[1].next_keys, scores + stored[0].count, stored[1].count, stride,
-                        size);
-  float totals[S], largest[S];
-  softmax<S>(scores, stride, count, 1, totals, largest);
-  add_values<T, S>(scores, stored[0].values, stored[0].next_values, sums, stored[0].count, stride, size);
-  add_values<T, S>(scores + stored[0].count, stored[1].values, stored[1].next_values, sums, stored[1].count, stride,
-                   size);
-  for (int s = 0; s < S; ++s)
-    for (int64_t i = s * size; i < (s + 1) * size; i += kPair)
-      store_pair(Pair{load<Floats>(sums + i) / totals[s], load<Floats>(sums + i + kLanes) / totals[s]}, out + i);
-}
-
-template <class T, int S>
-void attention_of_heads(const T* query, const Stored<T>* stored, T* out, float scale, int64_t size,
-                        std::vector<float>& scratch) {
-  if (size == 64)
-    attention_of_heads<T, S, 64>(query, stored, out, scale, size, scratch);
-  else if (size == 128)
-    attention_of_heads<T, S, 128>(query, stored, out, scale, size, scratch);
-  else
-    attention_of_heads<T, S, 0>(query, stored, out, scale, size, scratch);
-}
-
 struct CacheShape {
   int64_t rows, row_stride, heads, key_heads, size, prompt_capacity, prompt_columns, row_capacity, row_columns;
+};
+
+// Keys and values (2, heads, tokens, size) of a prompt, in panels of `columns` columns: keys and values (heads, columns,
+// size). What lies in the last panels behind the tokens becomes 0.
+template <class T>
+void keep_prompt(const T* kept, T* keys, T* values, int64_t heads, int64_t tokens, int64_t columns, int64_t size) {
+  constexpr int64_t kColumns = Product<T>::kColumns;
+  const int64_t inputs = rounded_up(tokens, kColumns);
+#pragma omp parallel for schedule(static) if (heads * tokens * size > kSmall)
+  for (int64_t head = 0; head < heads; ++head) {
+    const T *key = kept + head * tokens * size, *value = key + heads * tokens * size;
+    T *to_keys = keys + head * columns * size, *to_values = values + head * columns * size;
+    for (int64_t first = 0; first < tokens; first += kColumns)
+      panel_of(key + first * size, size, to_keys + first * size, size, std::min(kColumns, tokens - first));
+    for (int64_t column = 0; column < size; column += kColumns)
+      panel_of_transposed(value + column, size, to_values + column * columns, inputs, tokens, kColumns);
+  }
+}
+
+// Two vectors of elements in their order, as a pair.
+inline Pair as_pair(const float* from, const float*) { return load_pair(from); }
+inline Pair as_pair(const float* from, const BFloat16*) {
+  const Floats x = load<Floats>(from), y = load<Floats>(from + kLanes);
+  return {shuffled(x, y, kPlaces + kPlaces), shuffled(x, y, kPlaces + kPlaces + 1)};
+}
+
+// Rows of the batch behind one prompt, `order` from `first` on.
+struct Group {
+  int64_t prompt, first, count;
+};
+
+// What is read of a step.
+template <class T>
+struct Cache {
+  const T *query, *fresh, *prompts;
+  T* own;
+  const int64_t *prompt_of_row, *prompt_length, *age;
+  const CacheShape& n;
+  int64_t shared;                         // query heads of a key head
+  std::vector<int64_t> order;             // rows, by prompt
+  std::vector<Group> groups;              // at most as many rows as are computed together
+  int64_t most_before = 0, most_own = 0;  // columns for a prompt's keys, and for a row's own
+
+  Cache(const T* query, const T* fresh, const T* prompts, T* own, const int64_t* prompt_of_row,
+        const int64_t* prompt_length, const int64_t* age, const CacheShape& n)
+      : query(query), fresh(fresh), prompts(prompts), own(own), prompt_of_row(prompt_of_row),
+        prompt_length(prompt_length), age(age), n(n), shared(n.heads / n.key_heads), order(n.rows) {
+    for (int64_t row = 0; row < n.rows; ++row) order[row] = row;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return prompt_of_row[a] < prompt_of_row[b]; });
+    const int64_t most = std::max<int64_t>(1, kTileRows / shared);
+    for (int64_t i = 0; i < n.rows; ++i) {
+      const int64_t prompt = prompt_of_row[order[i]];
+      if (groups.empty() || groups.back().prompt != prompt || groups.back().count == most)
+        groups.push_back({prompt, i, 0});
+      ++groups.back().count;
+      most_before = std::max(most_before, before(prompt));
+      most_own = std::max(most_own, whole_vectors(age[i] + 1));
+    }
+  }
+
+  int64_t before(int64_t prompt) const { return rounded_up(prompt_length[prompt], Product<T>::kColumns); }
+
+  int64_t most_rows() const { return std::max(shared, kTileRows); }
+};
+
+// What one thread needs for one group after another.
+template <class T>
+struct GroupWork {
+  static constexpr int64_t kColumns = Product<T>::kColumns;
+  const Cache<T>& cache;
+  const CacheShape& n;
+  const int64_t size, shared, own_values;  // own_values: where a row's values lie, from its keys on
+  std::unique_ptr<T[]> query, narrowed;
+  std::unique_ptr<float[]> wide_query, scores, of_prompt, of_row, totals;
+
+  explicit GroupWork(const Cache<T>& cache)
+      : cache(cache), n(cache.n), size(n.size), shared(cache.shared),
+        own_values(n.row_capacity * n.key_heads * n.row_columns * size), query(unset<T>(cache.most_rows() * size)),
+        narrowed(unset<T>(cache.most_rows() * cache.most_before)), wide_query(unset<float>(kTogether * size)),
+        scores(unset<float>(cache.most_rows() * (cache.most_before + cache.most_own))),
+        of_prompt(unset<float>(cache.most_rows() * size)), of_row(unset<float>(cache.most_rows() * size)),
+        totals(unset<float>(cache.most_rows())) {}
+
+  T* own_keys(int64_t row, int64_t key_head) const {
+    return cache.own + (row * n.key_heads + key_head) * n.row_columns * size;
+  }
+
+  void attend(const Group& group, int64_t key_head, T* out, float scale) const {
+    const int64_t rows = group.count * shared, each = n.prompt_columns * size, first = key_head * shared;
+    const int64_t columns = cache.before(group.prompt), stride = columns + cache.most_own;
+    const T* keys = cache.prompts + (group.prompt * n.key_heads + key_head) * each;
+    const T* values = keys + n.prompt_capacity * n.key_heads * each;
+    const int64_t* members = cache.order.data() + group.first;
+    for (int64_t i = 0; i < group.count; ++i) {
+      const T* from = cache.query + members[i] * n.row_stride + first * size;
+      std::copy(from, from + shared * size, query.get() + i * shared * size);
+    }
+    for (int64_t column = 0; column < columns; column += kColumns)
+      add_products(rows, query.get(), size, keys + column * size, size, scores.get() + column, stride, true);
+    for (int64_t row = 0; row < rows; ++row) {
+      float* end = scores.get() + row * stride + columns;
+      std::fill(end - columns + cache.prompt_length[group.prompt], end, -INFINITY);
+    }
+    for (int64_t i = 0; i < group.count; ++i)
+      with_own(members[i], i + 1 < group.count ? members[i + 1] : -1, key_head, i * shared, columns, stride, scale);
+    const int64_t inputs = rounded_up(cache.prompt_length[group.prompt], kInputs<T>);
+    for (int64_t column = 0; column < size; column += kColumns)
+      add_products(rows, narrowed.get(), columns, values + column * n.prompt_columns, inputs, of_prompt.get() + column,
+                   size, true);
+    for (int64_t row = 0; row < rows; ++row) {
+      T* to = out + (members[row / shared] * n.heads + first + row % shared) * size;
+      for (int64_t i = 0; i < size; i += kPair) {
+        const Pair x = as_pair(of_prompt.get() + row * size + i, query.get()), y = load_pair(of_row.get() + row * size + i);
+        store_pair(Pair{(x.first + y.first) / totals[row], (x.second + y.second) / totals[row]}, to + i);
+      }
+    }
+  }
+
+  // Scores, and then weights, of a row of the batch: with its prompt's tokens, which become `narrowed`, and with its
+  // own, whose weighted values become `of_row`. `at`: where its heads lie among those of the group.
+  void with_own(int64_t row, int64_t next_row, int64_t key_head, int64_t at, int64_t columns, int64_t stride,
+                float scale) const {
+    const int64_t count = cache.age[row] + 1;
+    T* keys = own_keys(row, key_head);
+    if (cache.fresh) {
+      const T* key = cache.fresh + row * n.row_stride + key_head * size;
+      std::copy(key, key + size, keys + (count - 1) * size);
+      key += n.key_heads * size;
+      std::copy(key, key + size, keys + own_values + (count - 1) * size);
+    }
+    Following<T> next = {keys + own_values, count};
+    const Following<T> next_keys = {next_row < 0 ? nullptr : own_keys(next_row, key_head), next_row < 0 ? 0 : count};
+    for (int64_t s = 0; s < shared; s += kTogether, next = {nullptr, 0}) {
+      const int64_t first = at + s;
+      switch (std::min<int64_t>(kTogether, shared - s)) {
+        case 1: heads<1>(first, keys, count, next, next_keys, columns, stride, scale); break;
+        case 2: heads<2>(first, keys, count, next, next_keys, columns, stride, scale); break;
+        case 3: heads<3>(first, keys, count, next, next_keys, columns, stride, scale); break;
+        default: heads<kTogether>(first, keys, count, next, next_keys, columns, stride, scale);
+      }
+    }
+  }
+
+  template <int S>
+  void heads(int64_t first, const T* keys, int64_t count, Following<T> next_values, Following<T> next_keys,
+             int64_t columns, int64_t stride, float scale) const {
+    float* const from = scores.get() + first * stride;
+    for (int64_t i = 0; i < S * size; i += kPair) {
+      store_pair(load_pair(query.get() + first * size + i), wide_query.get() + i);
+      store_pair(Pair{}, of_row.get() + first * size + i);
+    }
+    if (size == 64)
+      dot_keys<T, S, 64>(wide_query.get(), keys, next_values, from + columns, count, stride, size);
+    else if (size == 128)
+      dot_keys<T, S, 128>(wide_query.get(), keys, next_values, from + columns, count, stride, size);
+    else
+      dot_keys<T, S, 0>(wide_query.get(), keys, next_values, from + columns, count, stride, size);
+    float largest[S];
+    softmax<S>(from, stride, columns + count, scale, totals.get() + first, largest);
+    for (int s = 0; s < S; ++s)
+      for (int64_t i = 0; i < columns; i += kLanes)
+        store_narrow(load<Floats>(from + s * stride + i), narrowed.get() + (first + s) * columns + i);
+    add_values<T, S>(from + columns, keys + own_values, next_keys, of_row.get() + first * size, count, stride, size);
+  }
 };
 
 // fresh: the rows' new keys and values, each (key_heads, size), which are stored first; null where they have been.
 template <class T>
 void cached_attention(const T* query, const T* fresh, const T* prompts, T* own, const int64_t* prompt_of_row,
-            const int64_t* prompt_length, const int64_t* age, T* out, const CacheShape& n, float scale) {
-  const int64_t shared = n.heads / n.key_heads;
-  const int64_t prompt_values = n.prompt_capacity * n.key_heads * n.prompt_columns * n.size;
-  const int64_t own_values = n.row_capacity * n.key_heads * n.row_columns * n.size;
-#pragma omp parallel
-  {
-    std::vector<float> scratch;
-#pragma omp for schedule(static) collapse(2)
-    for (int64_t row = 0; row < n.rows; ++row)
-      for (int64_t key_head = 0; key_head < n.key_heads; ++key_head) {
-        const int64_t prompt = prompt_of_row[row];
-        const T* prompt_keys = prompts + (prompt * n.key_heads + key_head) * n.prompt_columns * n.size;
-        T* own_keys = own + (row * n.key_heads + key_head) * n.row_columns * n.size;
-        if (fresh) {
-          const T* key = fresh + row * n.row_stride + key_head * n.size;
-          const T* value = key + n.key_heads * n.size;
-          std::copy(key, key + n.size, own_keys + age[row] * n.size);
-          std::copy(value, value + n.size, own_keys + own_values + age[row] * n.size);
-        }
-        const T* following = own_keys + n.row_columns * n.size;  // of the next head, or of the next row's first one
-        const int64_t count = age[row] + 1;
-        const Following<T> own_next[2] = {{own_keys, count}, {own_keys + own_values, count}};
-        const Stored<T> stored[2] = {
-            {prompt_keys, prompt_keys + prompt_values, prompt_length[prompt], own_next[0], own_next[1]},
-            {own_keys, own_keys + own_values, count, {following, count}, {following + own_values, count}}};
-        const int64_t first = key_head * shared;
-        for (int64_t s = 0; s < shared; s += kTogether) {
-          const T* q = query + row * n.row_stride + (first + s) * n.size;
-          T* to = out + (row * n.heads + first + s) * n.size;
-          switch (std::min<int64_t>(kTogether, shared - s)) {
-            case 1: attention_of_heads<T, 1>(q, stored, to, scale, n.size, scratch); break;
-            case 2: attention_of_heads<T, 2>(q, stored, to, scale, n.size, scratch); break;
-            case 3: attention_of_heads<T, 3>(q, stored, to, scale, n.size, scratch); break;
-            default: attention_of_heads<T, kTogether>(q, stored, to, scale, n.size, scratch);
-          }
-        }
-      }
-  }
+                      const int64_t* prompt_length, const int64_t* age, T* out, const CacheShape& shape, float scale) {
+  const Cache<T> cache(query, fresh, prompts, own, prompt_of_row, prompt_length, age, shape);
+  for_each_unit(int64_t(cache.groups.size()) * shape.key_heads, [&] {
+    return [&, work = GroupWork<T>(cache)](int64_t unit) {
+      work.attend(cache.groups[unit / shape.key_heads], unit % shape.key_heads, out, scale);
+    };
+  });
 }
 
 }  // namespace

@@ -55,6 +55,10 @@ extern "C" int64_t rlft_kernels_have_products() {
                                           int64_t count) {                                                             \
     biased_softmax(scores, bias, blocks, repeats, width, count);                                                       \
   }                                                                                                                    \
+  extern "C" void keep_prompt_##suffix(const T* kept, T* keys, T* values, int64_t heads, int64_t tokens,               \
+                                       int64_t columns, int64_t size) {                                                \
+    keep_prompt(kept, keys, values, heads, tokens, columns, size);                                                     \
+  }                                                                                                                    \
   extern "C" void cached_attention_##suffix(const T* query, const T* fresh, const T* prompts, T* own,                  \
                                             const int64_t* prompt_of_row, const int64_t* prompt_length,                \
                                             const int64_t* age, T* out, const CacheShape* shape, float scale) {        \

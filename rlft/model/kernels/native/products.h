@@ -60,6 +60,16 @@ struct Product<BFloat16> {
     _mm256_mask_storeu_epi16(to, mask(present), (__m256i)_mm512_cvtneps_pbh(__m512(x)));
   }
 };
+#else
+template <>
+struct Product<BFloat16> {  // for attention only: other products are torch's
+  static constexpr int kColumns = 2 * kLanes, kRows = 4;
+  using Weights = Pair;  // the first and the second input of each pair
+  static Weights weights(const BFloat16* from) { return load_pair(from); }
+  static void add(Floats& sum, Weights weights, const BFloat16* x) {
+    sum = fused(weights.second, wide(x[1]), fused(weights.first, wide(x[0]), sum));
+  }
+};
 #endif
 
 template <class T>
@@ -152,6 +162,41 @@ void linear(const T* x, const T* panels, const T* bias, const T* other, T* y, in
         multiply(next_row - row, x + row * inputs, panel, row);
       }
     }
+  }
+}
+
+// y (rows, y_stride) becomes, or grows by, x (rows, x_stride) times a panel.
+template <int Rows, class T>
+void add_product(const T* x, int64_t x_stride, const T* panel, int64_t inputs, float* y, int64_t y_stride,
+                 bool is_first) {
+  Floats sums[Rows][kVectors<T>];
+  for (int r = 0; r < Rows; ++r)
+    for (int v = 0; v < kVectors<T>; ++v)
+      sums[r][v] = is_first ? Floats{} : load<Floats>(y + r * y_stride + v * kLanes);
+  add_inputs(sums, x, x_stride, panel, 0, inputs);
+  for (int r = 0; r < Rows; ++r)
+    for (int v = 0; v < kVectors<T>; ++v) store(sums[r][v], y + r * y_stride + v * kLanes);
+}
+
+template <class T, int Rows = Product<T>::kRows>
+void add_product(int64_t rows, const T* x, int64_t x_stride, const T* panel, int64_t inputs, float* y, int64_t y_stride,
+                 bool is_first) {
+  if constexpr (Rows > 0) {
+    if (rows == Rows)
+      add_product<Rows>(x, x_stride, panel, inputs, y, y_stride, is_first);
+    else
+      add_product<T, Rows - 1>(rows, x, x_stride, panel, inputs, y, y_stride, is_first);
+  }
+}
+
+template <class T>
+void add_products(int64_t rows, const T* x, int64_t x_stride, const T* panel, int64_t inputs, float* y,
+                  int64_t y_stride, bool is_first) {
+  constexpr int64_t kRows = Product<T>::kRows;
+  const int64_t blocks = (rows + kRows - 1) / kRows;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t row = block * rows / blocks, next = (block + 1) * rows / blocks;
+    add_product<T>(next - row, x + row * x_stride, x_stride, panel, inputs, y + row * y_stride, y_stride, is_first);
   }
 }
 

@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int kTogether = 4;  // rows of a softmax, and query heads of a key head, that are computed together
+constexpr int64_t kTileRows = 64;  // queries times the heads that share a key, whose scores are in the cache together
 
 // e^(y - max y) with y = x sharpness in place of scores x (Rows, stride), of which the first `count` of each row are
 // given; the sums and the max y of rows. Rows are computed side by side, since a row's steps wait for each other.

@@ -9,7 +9,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <memory>
@@ -17,12 +16,12 @@
 
 #include "products.h"
 #include "softmax.h"
+#include "units.h"
 #include "vectors.h"
 
 namespace {
 
-constexpr int64_t kTileRows = 64;  // queries times the heads that share a key, whose scores are in the cache together
-constexpr int64_t kUnits = 12;     // key heads times shares of the row, of the gradients: work for as many threads
+constexpr int64_t kUnits = 12;  // key heads times shares of the row, of the gradients: work for as many threads
 
 struct TreeShape {
   int64_t segments, heads, key_heads, size;  // size: of a head
@@ -122,12 +121,6 @@ struct Tree {
   }
 };
 
-// Memory that is not touched before it is used.
-template <class T>
-std::unique_ptr<T[]> unset(int64_t count) {
-  return std::unique_ptr<T[]>(new T[count]);
-}
-
 // Keys or values of all segments in panels: tokens as columns, or a head's elements as columns.
 template <class T>
 struct Panels {
@@ -163,41 +156,6 @@ struct Panels {
                           length, kColumns);
   }
 };
-
-// y (rows, y_stride) becomes, or grows by, x (rows, x_stride) times a panel.
-template <int Rows, class T>
-void add_product(const T* x, int64_t x_stride, const T* panel, int64_t inputs, float* y, int64_t y_stride,
-                 bool is_first) {
-  Floats sums[Rows][kVectors<T>];
-  for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < kVectors<T>; ++v)
-      sums[r][v] = is_first ? Floats{} : load<Floats>(y + r * y_stride + v * kLanes);
-  add_inputs(sums, x, x_stride, panel, 0, inputs);
-  for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < kVectors<T>; ++v) store(sums[r][v], y + r * y_stride + v * kLanes);
-}
-
-template <class T, int Rows = Product<T>::kRows>
-void add_product(int64_t rows, const T* x, int64_t x_stride, const T* panel, int64_t inputs, float* y, int64_t y_stride,
-                 bool is_first) {
-  if constexpr (Rows > 0) {
-    if (rows == Rows)
-      add_product<Rows>(x, x_stride, panel, inputs, y, y_stride, is_first);
-    else
-      add_product<T, Rows - 1>(rows, x, x_stride, panel, inputs, y, y_stride, is_first);
-  }
-}
-
-template <class T>
-void add_products(int64_t rows, const T* x, int64_t x_stride, const T* panel, int64_t inputs, float* y,
-                  int64_t y_stride, bool is_first) {
-  constexpr int64_t kRows = Product<T>::kRows;
-  const int64_t blocks = (rows + kRows - 1) / kRows;
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t row = block * rows / blocks, next = (block + 1) * rows / blocks;
-    add_product<T>(next - row, x + row * x_stride, x_stride, panel, inputs, y + row * y_stride, y_stride, is_first);
-  }
-}
 
 // What one thread needs for one tile after another.
 template <class T>
@@ -421,18 +379,6 @@ void write_gradients(const Tree<T>& tree, const std::vector<Gradients>& shares, 
         for (int64_t i = 0; i < std::min<int64_t>(kLanes, tree.segments[segment].length - token); ++i)
           store_narrow(Floats(block[i]), to + (token + i) * tree.width + k);
       }
-  }
-}
-
-// Threads take units one after the other, since some take longer; no result depends on who took what. `prepare` makes
-// what a thread needs, a function of a unit.
-template <class Prepare>
-void for_each_unit(int64_t count, Prepare prepare) {
-  std::atomic<int64_t> next{0};
-#pragma omp parallel
-  {
-    const auto work = prepare();
-    for (int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(unit);
   }
 }
 
