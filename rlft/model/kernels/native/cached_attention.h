@@ -167,13 +167,16 @@ struct Cache {
     std::stable_sort(order.begin(), order.end(),
                      [&](int64_t a, int64_t b) { return prompt_of_row[a] < prompt_of_row[b]; });
     const int64_t most = std::max<int64_t>(1, kTileRows / shared);
-    for (int64_t i = 0; i < n.rows; ++i) {
-      const int64_t prompt = prompt_of_row[order[i]];
-      if (groups.empty() || groups.back().prompt != prompt || groups.back().count == most)
-        groups.push_back({prompt, i, 0});
-      ++groups.back().count;
+    for (int64_t first = 0, end; first < n.rows; first = end) {
+      const int64_t prompt = prompt_of_row[order[first]];
+      for (end = first; end < n.rows && prompt_of_row[order[end]] == prompt; ++end)
+        most_own = std::max(most_own, whole_vectors(age[order[end]] + 1));
       most_before = std::max(most_before, before(prompt));
-      most_own = std::max(most_own, whole_vectors(age[i] + 1));
+      const int64_t count = end - first, parts = (count + most - 1) / most;
+      for (int64_t i = 0; i < parts; ++i) {
+        const int64_t begin = i * count / parts;
+        groups.push_back({prompt, first + begin, (i + 1) * count / parts - begin});
+      }
     }
   }
 
@@ -204,18 +207,24 @@ struct GroupWork {
     return cache.own + (row * n.key_heads + key_head) * n.row_columns * size;
   }
 
-  void attend(const Group& group, int64_t key_head, T* out, float scale) const {
-    const int64_t rows = group.count * shared, each = n.prompt_columns * size, first = key_head * shared;
+  const T* prompt_keys(int64_t prompt, int64_t key_head) const {
+    return cache.prompts + (prompt * n.key_heads + key_head) * n.prompt_columns * size;
+  }
+
+  // next: the keys that are read afterwards.
+  void attend(const Group& group, int64_t key_head, const T* next, T* out, float scale) const {
+    const int64_t rows = group.count * shared, first = key_head * shared;
     const int64_t columns = cache.before(group.prompt), stride = columns + cache.most_own;
-    const T* keys = cache.prompts + (group.prompt * n.key_heads + key_head) * each;
-    const T* values = keys + n.prompt_capacity * n.key_heads * each;
+    const T* keys = prompt_keys(group.prompt, key_head);
+    const T* values = keys + n.prompt_capacity * n.key_heads * n.prompt_columns * size;
     const int64_t* members = cache.order.data() + group.first;
     for (int64_t i = 0; i < group.count; ++i) {
       const T* from = cache.query + members[i] * n.row_stride + first * size;
       std::copy(from, from + shared * size, query.get() + i * shared * size);
     }
     for (int64_t column = 0; column < columns; column += kColumns)
-      add_products(rows, query.get(), size, keys + column * size, size, scores.get() + column, stride, true);
+      add_products(rows, query.get(), size, keys + column * size, size, scores.get() + column, stride, true,
+                   column + kColumns < columns ? keys + (column + kColumns) * size : values);
     for (int64_t row = 0; row < rows; ++row) {
       float* end = scores.get() + row * stride + columns;
       std::fill(end - columns + cache.prompt_length[group.prompt], end, -INFINITY);
@@ -225,7 +234,7 @@ struct GroupWork {
     const int64_t inputs = rounded_up(cache.prompt_length[group.prompt], kInputs<T>);
     for (int64_t column = 0; column < size; column += kColumns)
       add_products(rows, narrowed.get(), columns, values + column * n.prompt_columns, inputs, of_prompt.get() + column,
-                   size, true);
+                   size, true, column + kColumns < size ? values + (column + kColumns) * n.prompt_columns : next);
     for (int64_t row = 0; row < rows; ++row) {
       T* to = out + (members[row / shared] * n.heads + first + row % shared) * size;
       for (int64_t i = 0; i < size; i += kPair) {
@@ -288,11 +297,17 @@ template <class T>
 void cached_attention(const T* query, const T* fresh, const T* prompts, T* own, const int64_t* prompt_of_row,
                       const int64_t* prompt_length, const int64_t* age, T* out, const CacheShape& shape, float scale) {
   const Cache<T> cache(query, fresh, prompts, own, prompt_of_row, prompt_length, age, shape);
-  for_each_unit(int64_t(cache.groups.size()) * shape.key_heads, [&] {
-    return [&, work = GroupWork<T>(cache)](int64_t unit) {
-      work.attend(cache.groups[unit / shape.key_heads], unit % shape.key_heads, out, scale);
-    };
-  });
+  const int64_t units = cache.groups.size() * shape.key_heads;
+#pragma omp parallel
+  {
+    const GroupWork<T> work(cache);
+#pragma omp for schedule(static)
+    for (int64_t unit = 0; unit < units; ++unit) {
+      const int64_t following = std::min(unit + 1, units - 1);
+      const T* next = work.prompt_keys(cache.groups[following / shape.key_heads].prompt, following % shape.key_heads);
+      work.attend(cache.groups[unit / shape.key_heads], unit % shape.key_heads, next, out, scale);
+    }
+  }
 }
 
 }  // namespace

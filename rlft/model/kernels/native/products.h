@@ -94,12 +94,31 @@ template <int Rows, class T>
   }
 }
 
+// What is fetched from memory meanwhile: a step's bytes of a panel every so many steps; nothing from null.
+struct Fetch {
+  const char* next;
+  int64_t every;
+};
+
+template <int Rows, class T>
+[[gnu::always_inline]] inline void add_inputs(Floats (&sums)[Rows][kVectors<T>], const T* x, int64_t stride,
+                                              const T* panel, int64_t inputs, Fetch fetch) {
+  constexpr int kLine = 64, kBytes = Product<T>::kColumns * 4;
+  if (!fetch.next) return add_inputs(sums, x, stride, panel, 0, inputs);
+  for (int64_t i = 0; i < inputs; fetch.next += kBytes) {
+    for (int line = 0; line < kBytes; line += kLine) __builtin_prefetch(fetch.next + line, 0, 2);
+    const int64_t stop = std::min(i + kInputs<T> * fetch.every, inputs);
+    add_inputs(sums, x, stride, panel, i, stop);
+    i = stop;
+  }
+}
+
 template <class T>
 struct Panel {
   const T *weight, *bias, *other;
-  const char* next;  // what to fetch meanwhile
+  Fetch fetch;
   T* y;
-  int64_t inputs, outputs, fetch_every;
+  int64_t inputs, outputs;
   int64_t present;  // columns that there are
   Operation operation;
 };
@@ -107,21 +126,12 @@ struct Panel {
 template <int Rows, class T>
 void multiply(const T* x, const Panel<T>& panel, int64_t row) {
   using P = Product<T>;
-  constexpr int kLine = 64;
-  const int64_t inputs = panel.inputs;
   Floats sums[Rows][kVectors<T>];
   for (int v = 0; v < kVectors<T>; ++v) {
     const Floats start = panel.bias ? P::columns(panel.bias + v * kLanes, panel.present - v * kLanes) : Floats{};
     for (int r = 0; r < Rows; ++r) sums[r][v] = start;
   }
-  const char* next = panel.next;
-  for (int64_t i = 0; i < inputs;) {
-    for (int line = 0; line < P::kColumns * 4; line += kLine) __builtin_prefetch(next + line, 0, 2);
-    next += P::kColumns * 4;
-    const int64_t stop = std::min(i + kInputs<T> * panel.fetch_every, inputs);
-    add_inputs(sums, x, inputs, panel.weight, i, stop);
-    i = stop;
-  }
+  add_inputs(sums, x, panel.inputs, panel.weight, panel.inputs, panel.fetch);
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < kVectors<T>; ++v) {
       const int64_t place = (row + r) * panel.outputs + v * kLanes, present = panel.present - v * kLanes;
@@ -154,11 +164,11 @@ void linear(const T* x, const T* panels, const T* bias, const T* other, T* y, in
     const int64_t fetches = (inputs / kInputs<T> + blocks - 1) / blocks;
 #pragma omp for schedule(static) nowait
     for (int64_t column = 0; column < outputs; column += kColumns) {
-      Panel<T> panel = {panels + column * inputs, bias ? bias + column : nullptr, other + (other ? column : 0), nullptr,
-                        y + column, inputs, outputs, blocks, outputs - column, operation};
+      Panel<T> panel = {panels + column * inputs, bias ? bias + column : nullptr, other + (other ? column : 0),
+                        {nullptr, blocks}, y + column, inputs, outputs, outputs - column, operation};
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t row = begin + block * count / blocks, next_row = begin + (block + 1) * count / blocks;
-        panel.next = reinterpret_cast<const char*>(panel.weight + size) + block * fetches * kColumns * 4;
+        panel.fetch.next = reinterpret_cast<const char*>(panel.weight + size) + block * fetches * kColumns * 4;
         multiply(next_row - row, x + row * inputs, panel, row);
       }
     }
@@ -168,35 +178,39 @@ void linear(const T* x, const T* panels, const T* bias, const T* other, T* y, in
 // y (rows, y_stride) becomes, or grows by, x (rows, x_stride) times a panel.
 template <int Rows, class T>
 void add_product(const T* x, int64_t x_stride, const T* panel, int64_t inputs, float* y, int64_t y_stride,
-                 bool is_first) {
+                 bool is_first, Fetch fetch) {
   Floats sums[Rows][kVectors<T>];
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < kVectors<T>; ++v)
       sums[r][v] = is_first ? Floats{} : load<Floats>(y + r * y_stride + v * kLanes);
-  add_inputs(sums, x, x_stride, panel, 0, inputs);
+  add_inputs(sums, x, x_stride, panel, inputs, fetch);
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < kVectors<T>; ++v) store(sums[r][v], y + r * y_stride + v * kLanes);
 }
 
 template <class T, int Rows = Product<T>::kRows>
 void add_product(int64_t rows, const T* x, int64_t x_stride, const T* panel, int64_t inputs, float* y, int64_t y_stride,
-                 bool is_first) {
+                 bool is_first, Fetch fetch) {
   if constexpr (Rows > 0) {
     if (rows == Rows)
-      add_product<Rows>(x, x_stride, panel, inputs, y, y_stride, is_first);
+      add_product<Rows>(x, x_stride, panel, inputs, y, y_stride, is_first, fetch);
     else
-      add_product<T, Rows - 1>(rows, x, x_stride, panel, inputs, y, y_stride, is_first);
+      add_product<T, Rows - 1>(rows, x, x_stride, panel, inputs, y, y_stride, is_first, fetch);
   }
 }
 
+// next: what is multiplied after this panel, and lies elsewhere in memory; or null.
 template <class T>
 void add_products(int64_t rows, const T* x, int64_t x_stride, const T* panel, int64_t inputs, float* y,
-                  int64_t y_stride, bool is_first) {
+                  int64_t y_stride, bool is_first, const T* next = nullptr) {
   constexpr int64_t kRows = Product<T>::kRows;
   const int64_t blocks = (rows + kRows - 1) / kRows;
+  const int64_t fetches = (inputs / kInputs<T> + blocks - 1) / blocks * Product<T>::kColumns * kInputs<T>;
   for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t row = block * rows / blocks, next = (block + 1) * rows / blocks;
-    add_product<T>(next - row, x + row * x_stride, x_stride, panel, inputs, y + row * y_stride, y_stride, is_first);
+    const int64_t row = block * rows / blocks, end = (block + 1) * rows / blocks;
+    const Fetch fetch = {reinterpret_cast<const char*>(next ? next + block * fetches : nullptr), blocks};
+    add_product<T>(end - row, x + row * x_stride, x_stride, panel, inputs, y + row * y_stride, y_stride, is_first,
+                   fetch);
   }
 }
 
