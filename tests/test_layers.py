@@ -125,6 +125,20 @@ def test_segments_that_are_no_tree_are_refused(parts: list[Segment], why: str) -
         Tree(parts)
 
 
+def test_a_deep_tree_takes_no_longer_than_its_segments() -> None:
+    segments: list[Segment] = []
+    for number in range(60):  # each continues the last one: 2^60 steps if each were looked at with all before it
+        segments.append(Segment(start=number - 30, length=1, before=tuple(segments)))
+    tree = Tree(segments)
+    assert tree.num_tokens == tree.num_earlier == 30
+    heads = torch.randn(30, 8, 32, generator=torch.Generator().manual_seed(0))
+    earlier = list(torch.randn(2, 2, 30, 32, generator=torch.Generator().manual_seed(1)).split(1, dim=2))
+    found = attention_behind(heads, 4, tree, earlier, 0.2)
+    one = Segment(start=-30, length=30)
+    two = Tree([one, Segment(start=0, length=30, before=(one,))])
+    torch.testing.assert_close(found, attention_behind(heads, 4, two, [torch.cat(earlier, dim=2)], 0.2))
+
+
 @pytest.mark.parametrize("groups", [GROUPS, TREE], ids=["prompts", "a prefix of all prompts"])
 def test_scores_are_counted_as_blocks_write_them(groups: tuple[PackedGroup, ...]) -> None:
     parts = segments_of(groups)

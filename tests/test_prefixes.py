@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from rlft.model.adapter import bare_base
 from rlft.model.kernels.kv_cache import Span
-from rlft.rollout.engines import prefixes
+from rlft.rollout.engines import forward as engine_forward
+from rlft.rollout.engines import llama_forward, prefixes
 from rlft.rollout.engines.contract import Request
 from rlft.rollout.engines.prefixes import KeptTurns, shared_parts
 from rlft.rollout.engines.transformers import TransformersEngine
@@ -149,6 +150,33 @@ def test_a_shared_beginning_costs_one_pass_more(
     assert counted.passes == 1 + 1
 
 
+def test_long_prompts_do_not_make_short_ones_wait(
+    engine: TransformersEngine, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_forward, "TOKENS_PER_PASS", 80)
+    monkeypatch.setattr(llama_forward, "TOKENS_PER_PASS", 80)
+    lengths = [6] * 7 + [50] + [6] * 7
+    mixed = [Request(prompt_ids=(60 + n, *range(4, 4 + length)), seeds=(n,)) for n, length in enumerate(lengths)]
+    once = replace(SAMPLED, max_new_tokens=2)
+    found, tokens = counted.of(lambda: engine.generate(mixed, once, version=-1))
+    assert tokens == sum(lengths)
+    if not engine._forward.packs_contexts:
+        assert counted.passes == 3 + 2  # 10 of 8 tokens, padding included, the 4 others, the long one; then two steps
+    assert_same(found, [engine.generate([each], once, version=-1)[0] for each in mixed])
+
+
+def test_many_turns_take_no_longer_each(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every turn adds two segments to an episode's tree."""
+    monkeypatch.setattr(engine, "_end_ids", frozenset(range(260)))
+    ids, turns = SYSTEM[:4], 16
+    for turn in range(turns):
+        request = Request(prompt_ids=ids, seeds=(turn,), goes_on=True, continues=True)
+        ((completion,),) = engine.generate([request], replace(SAMPLED, max_new_tokens=1), version=-1)
+        ids = (*ids, *completion.token_ids, 100)
+        assert len(engine._kept) == engine._forward.packs_contexts
+    assert len(ids) == 4 + 2 * turns
+
+
 def test_earlier_turns_are_not_computed_again(
     engine: TransformersEngine, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +222,9 @@ def test_what_is_kept_over_several_turns_stays_within_its_bound(
 ) -> None:
     monkeypatch.setattr(engine, "_end_ids", frozenset(range(0, 260, 2)))
     monkeypatch.setattr(engine, "_room", lambda requests, params: (9, 8))
-    requests = [Request(prompt_ids=(*SYSTEM[:8], 60 + n), seeds=(n, n + 50), goes_on=True) for n in range(8)]
+    # What is a prompt's own, behind what all begin with, has no token or one; and one prompt is a single token.
+    prompts = [(*SYSTEM[:8], 60 + n, *[5] * (n % 2)) for n in range(7)] + [(90,)]
+    requests = [Request(prompt_ids=ids, seeds=(n, n + 50), goes_on=True) for n, ids in enumerate(prompts)]
     tokens = sum(len(each.prompt_ids) + 2 * 3 for each in requests)
     bound = share * tokens * engine._per_token()
     monkeypatch.setattr(engine, "_cache_bytes", 2 * bound)

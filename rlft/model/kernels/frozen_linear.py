@@ -37,7 +37,7 @@ class FrozenLinear:
 
     @property
     def step(self) -> int:
-        """Numbers of rows should be a multiple of this: other products than the kernels' are made per shape."""
+        """What numbers of rows should be multiples of: 1 for the kernels' products; oneDNN makes one per shape."""
         return TOKENS if self.panels is None else 1
 
     @property

@@ -48,7 +48,7 @@ class KVCache:
 
     def __init__(self, *, prompts: int, prompt_length: int, rows: int, new_tokens: int, device: torch.device) -> None:
         """Room for `prompts` prompts of at most `prompt_length` tokens and `rows` rows of at most `new_tokens`."""
-        step = VECTOR if device.type == "cpu" else LENGTH
+        step = VECTOR if device.type == "cpu" else LENGTH  # whole panels, whose columns divide VECTOR
         self.capacity = (prompts, rounded_up(max(1, prompt_length), step), rows)
         self.new_tokens = new_tokens
         self.prompt_of_row = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -265,8 +265,7 @@ class KVCache:
 
 def _attention_kernel(*tensors: Tensor) -> Kernel | None:
     """The kernel for these operands, if there is also the one that lays prompts out for it."""
-    run, lay_out = (kernel(name, *tensors) for name in ("cached_attention", "keep_prompt"))
-    return None if lay_out is None else run
+    return None if kernel("keep_prompt", tensors[0]) is None else kernel("cached_attention", *tensors)
 
 
 class _Groups:
@@ -340,7 +339,10 @@ class _Layer:
         """Write a prompt's keys and values (2, H, T, D) in panels."""
         run = kernel("keep_prompt", keys_values, self.prompts)
         if run is None:
-            raise ValueError(f"a prompt's keys and values are {keys_values.dtype}, the cache's {self.prompts.dtype}")
+            raise ValueError(
+                f"a prompt's keys and values are {keys_values.dtype} on {keys_values.device}, the cache's "
+                f"{self.prompts.dtype} on {self.prompts.device}"
+            )
         heads, tokens, size = keys_values.shape[1:]
         places = [self.prompts[of, slot].data_ptr() for of in range(2)]
         run(keys_values.data_ptr(), *places, heads, tokens, self.prompts.shape[3], size)

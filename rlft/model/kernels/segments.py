@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,8 +21,12 @@ class Segment:
     start: int
     """Negative for tokens that come before the row: their keys and values are known."""
     length: int
-    before: tuple[Segment, ...] = ()
+    before: tuple[Segment, ...] = field(default=(), repr=False)
     """What the segment continues, the first one first: nothing, or such as a prefix and a prompt."""
+
+    def __hash__(self) -> int:
+        # Not of `before`, all of which have some before them, too: that would take 2^depth steps.
+        return hash((self.start, self.length))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,7 +21,7 @@ from rlft.model.kernels.kv_cache import KVCache
 from rlft.model.kernels.library import Kernel, Key
 from rlft.model.kernels.segments import Segment
 from rlft.model.kernels.token_logprobs import token_logprobs
-from rlft.model.kernels.tree_attention import Tree, tree_attention
+from rlft.model.kernels.tree_attention import Tree, attention_behind, tree_attention
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float64: 1e-12}
 """Norm of the difference over the norm of the result, by the type of the result: a few roundings."""
@@ -128,11 +128,15 @@ def _tree_attention(heads: Tensor, grad: Tensor) -> Sequence[Tensor]:
     prefix = Segment(start=0, length=35)
     prompt = Segment(start=35, length=3, before=(prefix,))
     rest = (Segment(start=38, length=40, before=(prefix, prompt)), Segment(start=78, length=1, before=(prefix, prompt)))
-    tree = Tree((prefix, prompt, *rest))
+    tree, num_heads = Tree((prefix, prompt, *rest)), 4
+    known = Segment(start=-35, length=35)
+    behind = Tree((known, Segment(start=0, length=3, before=(known,))))
+    keys_values = heads[:35, num_heads:].unflatten(1, (2, -1)).permute(1, 2, 0, 3)
+    after = attention_behind(heads[35:38], num_heads, behind, [keys_values], 0.2)
     with torch.enable_grad():
         heads = heads.requires_grad_()
-        output = tree_attention(heads, 4, tree, 0.2)
-        return output.detach(), *torch.autograd.grad(output, heads, grad)
+        output = tree_attention(heads, num_heads, tree, 0.2)
+        return after, output.detach(), *torch.autograd.grad(output, heads, grad)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Sequence[Tensor]:

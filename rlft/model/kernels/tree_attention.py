@@ -39,6 +39,7 @@ class Tree:
         self.num_earlier = sum(segment.length for segment in self.segments if segment.start < 0)
         """Tokens before the row."""
         self.num_tokens = -self.num_earlier
+        """Tokens of the row, once all segments are counted in."""
         indices: dict[Segment, int] = {}
         rows: list[tuple[int, int, int]] = []
         for index, segment in enumerate(self.segments):
@@ -50,7 +51,6 @@ class Tree:
             rows.append((segment.start, segment.length, indices[before[-1]] if before else -1))
             indices[segment] = index
             self.num_tokens += segment.length
-        """Tokens of the row."""
         self.table = torch.tensor(rows, dtype=torch.int64)
         """(segments, 3) for the kernel: start, length, index of the segment that it continues or -1."""
         self._blocks: dict[tuple[int, int, torch.dtype], HeadBlocks] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache, CacheLayerMixin, DynamicCache, PreTrainedModel
 
 from rlft.model.kernels.kv_cache import KVCache, Span
-from rlft.model.kernels.sizes import LENGTH, rounded_up, slices
+from rlft.model.kernels.sizes import LENGTH, rounded_up
 from rlft.model.layers.norms_and_mlps import compile_inference_layers, use_inference_layers
 from rlft.model.layers.slow_paths import is_on_cpu, note, slow_paths
 from rlft.rollout.engines.llama_forward import llama_forward_of
@@ -99,8 +99,7 @@ class _TransformersModel:
                     by_length.setdefault(sum(span[0].shape[2] for span in spans), []).append((index, spans))
             for before, ready in by_length.items():
                 ready.sort(key=lambda each: len(sequences[each[0]]))  # so that what pads does not pad much
-                longest = rounded_up(max(1, len(sequences[ready[-1][0]])), LENGTH)
-                for part in slices(len(ready), max(1, TOKENS_PER_PASS // (before + longest))):
+                for part in _passes([before + _width(sequences[index]) for index, _ in ready]):
                     indices, spans_before = zip(*ready[part], strict=True)
                     spans = self._behind(before, [sequences[index] for index in indices], spans_before)
                     found |= dict(zip(indices, spans, strict=True))
@@ -111,7 +110,7 @@ class _TransformersModel:
     ) -> list[Span]:
         """One pass over sequences behind contexts of `before` tokens; padding is on the right, which causal attention
         ignores."""
-        width = rounded_up(max(1, *map(len, sequences)), LENGTH)
+        width = max(map(_width, sequences))
         padded = torch.zeros(len(sequences), width, dtype=torch.int64)
         for row, tokens in enumerate(sequences):
             padded[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
@@ -156,6 +155,22 @@ class _TransformersModel:
 
     def logits(self, token_ids: Tensor) -> Tensor:
         return self._model(input_ids=token_ids, use_cache=False).logits
+
+
+def _width(sequence: Sequence[int]) -> int:
+    """Tokens that a sequence takes in a pass by itself, padding included."""
+    return rounded_up(max(1, len(sequence)), LENGTH)
+
+
+def _passes(widths: Sequence[int]) -> Iterator[slice]:
+    """Sequences of these ascending widths in passes, in which each is as wide as the last one."""
+    start = 0
+    while start < len(widths):
+        end = start + 1
+        while end < len(widths) and (end + 1 - start) * widths[end] <= TOKENS_PER_PASS:
+            end += 1
+        yield slice(start, end)
+        start = end
 
 
 def _unused_mask(cache: KVCache) -> Tensor:

@@ -10,7 +10,7 @@ so that no list of model families has to be kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,10 @@ from rlft.model.kernels.segments import Segment
 from rlft.model.kernels.sizes import rounded_up
 from rlft.model.kernels.tree_attention import Tree, attention_behind
 from rlft.model.layers.slow_paths import note, slow_paths
-from rlft.rollout.engines.prefixes import Context
+from rlft.rollout.engines.prefixes import TOKENS_PER_PASS, Context
+
+KNOWN_PER_PASS = 4 * TOKENS_PER_PASS
+"""Tokens before them, all of whose keys and values attention copies, layer by layer."""
 
 
 def llama_forward_of(model: PreTrainedModel) -> LlamaForward | None:
@@ -83,6 +86,21 @@ class LlamaForward:
 
     def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Context]) -> list[Span]:
         """Keys and values of sequences of tokens, each of which stands behind its context."""
+        found: list[Span] = []
+        for part in _passes(sequences, contexts):
+            first = part.start
+            known = [
+                [
+                    each if not isinstance(each, int) else found[each] if each < first else each - first
+                    for each in context
+                ]
+                for context in contexts[part]
+            ]
+            found += self._pass(sequences[part], known)
+        return found
+
+    def _pass(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Context]) -> list[Span]:
+        """`prefill` in one row of tokens."""
         row = _Row(sequences, contexts, self._num_padding(sequences))
         spans: list[list[Tensor]] = [[] for _ in sequences]
 
@@ -90,7 +108,7 @@ class LlamaForward:
             keys_values = heads[:, num_heads:].unflatten(1, (2, -1)).permute(1, 2, 0, 3)
             # Copies, since a view would keep those of all sequences in memory.
             for span, place in zip(spans, row.places, strict=True):
-                span.append(keys_values[:, :, place].contiguous())
+                span.append(keys_values[:, :, place].clone(memory_format=torch.contiguous_format))
 
         def attention(layer_index: int, heads: Tensor, num_heads: int, scale: float) -> Tensor:
             keep(heads, num_heads)
@@ -127,6 +145,21 @@ class LlamaForward:
 
     def _normed(self, x: Tensor) -> Tensor:
         return rms_norm(x, *_norm(self._decoder.norm))
+
+
+def _passes(sequences: Sequence[Sequence[int]], contexts: Sequence[Context]) -> Iterator[slice]:
+    """The sequences in their order, as many at a time as there is room for."""
+    start = tokens = 0
+    known: dict[int, int] = {}
+    for index, (sequence, context) in enumerate(zip(sequences, contexts, strict=True)):
+        before = {id(each): each[0].shape[2] for each in context if not isinstance(each, int)}
+        tokens += len(sequence)
+        known |= before
+        if index > start and (tokens > TOKENS_PER_PASS or sum(known.values()) > KNOWN_PER_PASS):
+            yield slice(start, index)
+            start, tokens, known = index, len(sequence), before
+    if sequences:
+        yield slice(start, len(sequences))
 
 
 class _Row:

@@ -21,7 +21,7 @@ WORTH = 16
 WORTH_A_PASS = 256
 """The same where parts are computed before what stands behind them: one more pass reads all weights again."""
 TOKENS_PER_PASS = 4096
-"""Tokens that are computed together."""
+"""Tokens that models compute together."""
 
 Context: TypeAlias = Sequence[Span | int]
 """What a sequence continues, the first one first: known keys and values, then sequences of the same call, by their
@@ -34,7 +34,8 @@ class Prefill(Protocol):
     packs_contexts: bool
 
     def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Context]) -> list[Span]:
-        """Keys and values of sequences of tokens, each of which stands behind its context."""
+        """Keys and values of sequences of tokens, each of which stands behind its context; in as few passes as there is
+        room for."""
         ...
 
 
@@ -153,13 +154,12 @@ class Prompts:
         first = min(requests)
         self._pieces = {part: piece for part, piece in self._pieces.items() if self._last_request[part] >= first}
         pieces = [self._rest(request) for request in requests]
-        missing = dict.fromkeys(each for piece in pieces for each in piece.missing())
-        for together in _passes(list(missing)):
-            places = {piece: place for place, piece in enumerate(together)}
-            contexts = [piece.context(places) for piece in together]
-            found = self._model.prefill([piece.token_ids for piece in together], contexts)
-            for piece, span in zip(together, found, strict=True):
-                piece.span = span
+        missing = list(dict.fromkeys(each for piece in pieces for each in piece.missing()))
+        places = {piece: place for place, piece in enumerate(missing)}
+        contexts = [piece.context(places) for piece in missing]
+        found = self._model.prefill([piece.token_ids for piece in missing], contexts)
+        for piece, span in zip(missing, found, strict=True):
+            piece.span = span
         return [piece.spans() for piece in pieces]
 
     def _rest(self, request: int) -> _Piece:
@@ -213,16 +213,3 @@ class _Piece:
         """What it continues, and its own."""
         before = [*self.known] if self.parent is None else self.parent.spans()
         return before if self.span is None else [*before, self.span]
-
-
-def _passes(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
-    """The pieces in their order, as many at a time as are computed together."""
-    together: list[_Piece] = []
-    for piece in pieces:
-        count = sum(len(each.token_ids) for each in together)
-        if together and count + len(piece.token_ids) > TOKENS_PER_PASS:
-            yield together
-            together = []
-        together.append(piece)
-    if together:
-        yield together

@@ -6,8 +6,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "products.h"
@@ -117,6 +119,9 @@ void add_values(const float* weights, const T* values, Following<T> next, float*
 struct CacheShape {
   int64_t rows, row_stride, heads, key_heads, size, prompt_capacity, prompt_columns, row_capacity, row_columns;
 };
+
+static_assert(32 % Product<float>::kColumns == 0 && 32 % Product<BFloat16>::kColumns == 0,
+              "a prompt has room for a multiple of 32 tokens (VECTOR in library.py), which are whole panels");
 
 // Keys and values (2, heads, tokens, size) of a prompt, in panels of `columns` columns: keys and values (heads, columns,
 // size). What lies in the last panels behind the tokens becomes 0.
@@ -257,7 +262,8 @@ struct GroupWork {
       std::copy(key, key + size, keys + own_values + (count - 1) * size);
     }
     Following<T> next = {keys + own_values, count};
-    const Following<T> next_keys = {next_row < 0 ? nullptr : own_keys(next_row, key_head), next_row < 0 ? 0 : count};
+    const Following<T> next_keys = next_row < 0 ? Following<T>{nullptr, 0}
+                                                : Following<T>{own_keys(next_row, key_head), cache.age[next_row] + 1};
     for (int64_t s = 0; s < shared; s += kTogether, next = {nullptr, 0}) {
       const int64_t first = at + s;
       switch (std::min<int64_t>(kTogether, shared - s)) {
