@@ -1,9 +1,10 @@
 """Several linear layers of one input, with their LoRA updates, as one product and its gradient.
 
-    y = x [W_1; W_2; ...]^T + (x [A_1; A_2; ...]^T) diag(s_1 B_1, s_2 B_2, ...)^T
+    y = x [W_1; W_2; ...]^T + [z_1 s_1 B_1^T, z_2 s_2 B_2^T, ...] with [z_1, z_2, ...] = x [A_1; A_2; ...]^T
 
 One large product runs at a higher rate than several small ones, and reads the input once. The weights are frozen and
-lie one behind the other in memory, so that they are one matrix without a copy.
+lie one behind the other in memory, so that they are one matrix without a copy. What the B of a projection takes and
+gives are columns of the joint matrices: one product with all of them would mostly multiply zeros.
 """
 
 from __future__ import annotations
@@ -37,16 +38,17 @@ def project(
     """
     flat, weights = x.flatten(0, -2), [weight for weight in tensors[::4] if weight is not None]
     y = products.linear(flat, side_by_side(weights), joint_bias(weights, tensors[1::4]))
+    ups = [
+        None if up is None else (up * scale).to(x.dtype) for up, (scale, _) in zip(tensors[3::4], updates, strict=True)
+    ]
     if not any(rank for _, rank in updates):
-        return y, [None, None, None, *weights]
+        return y, [None, None, *ups, *weights]
     a = torch.cat([down for down in tensors[2::4] if down is not None]).to(x.dtype)
-    b = x.new_zeros(y.shape[1], len(a))
-    for (rows, columns), up, (scale, _) in zip(_places(weights, updates), tensors[3::4], updates, strict=True):
-        if up is not None:
-            b[rows, columns] = up * scale
     inner = flat @ a.T
-    y.addmm_(inner, b.T)
-    return y, [inner, a, b, *weights]
+    for (outputs, ranks), up in zip(_places(weights, updates), ups, strict=True):
+        if up is not None:
+            y[:, outputs].addmm_(inner[:, ranks], up.T)
+    return y, [inner, a, *ups, *weights]
 
 
 def project_backward(
@@ -61,20 +63,25 @@ def project_backward(
     Returns:
         (gradient of x (T, in), None where it is not needed; gradients of `tensors`, None for weights and biases)
     """
-    inner, a, b, *weights = saved
+    inner, a, *rest = saved
+    ups, weights = rest[: len(updates)], rest[len(updates) :]
     grad_x = products.times(grad, side_by_side(weights)) if needs_x else None
     grads: list[Tensor | None] = [None] * (4 * len(weights))
     if inner is None:
         return grad_x, grads
     master = torch.promote_types(x.dtype, torch.float32)
-    grad_inner = grad @ b
-    grad_down, grad_up = grad_inner.T @ x.flatten(0, -2), grad.T @ inner
+    grad_inner, places = torch.empty_like(inner), _places(weights, updates)
+    for index, ((outputs, ranks), up) in enumerate(zip(places, ups, strict=True)):
+        if up is not None:
+            torch.mm(grad[:, outputs], up, out=grad_inner[:, ranks])
+            grad_up = grad[:, outputs].T @ inner[:, ranks]
+            grads[4 * index + 3] = grad_up.to(master).mul_(updates[index][0])
+    grad_down = (grad_inner.T @ x.flatten(0, -2)).to(master)
+    for index, (_, ranks) in enumerate(places):
+        if ups[index] is not None:
+            grads[4 * index + 2] = grad_down[ranks]
     if grad_x is not None:
         grad_x.addmm_(grad_inner, a)
-    for index, ((rows, columns), (scale, rank)) in enumerate(zip(_places(weights, updates), updates, strict=True)):
-        if rank:
-            grads[4 * index + 2] = grad_down[columns].to(master)
-            grads[4 * index + 3] = grad_up[rows, columns].to(master).mul_(scale)
     return grad_x, grads
 
 
