@@ -199,7 +199,7 @@ class KVCache:
         if run is None or not is_laid_out or any(layer.kind != (num_key_heads, size) for layer in self.layers):
             return None
         for layer in self.layers:
-            self._lay_out(layer)
+            layer.lay_out(self.prompt_length)
         row_stride = (num_heads + 2 * num_key_heads) * size
         return KernelOperands(
             run,
@@ -222,15 +222,11 @@ class KVCache:
         run = _attention_kernel(layer.prompts, layer.rows, output)
         if run is None or not is_laid_out or size % VECTOR or num_heads % layer.rows.shape[2]:
             return None
-        self._lay_out(layer)
+        layer.lay_out(self.prompt_length)
         operands = (query, keys_values, layer.prompts, layer.rows, self.prompt_of_row, self.prompt_length, self.age)
         pointers = [None if x is None else x.data_ptr() for x in (*operands, output)]
         run(*pointers, self._kernel_shape((stride, num_heads, layer.rows.shape[2], size)), scale)
         return output
-
-    def _lay_out(self, layer: _Layer) -> None:
-        if not layer.is_by_kernel:
-            layer.lay_out(self.prompt_length.tolist())
 
     def _kernel_shape(self, heads: tuple[int, int, int, int]) -> ctypes.Array[ctypes.c_int64]:
         """`CacheShape` in `native/cached_attention.h`, given its (row stride, heads, key heads, size)."""
@@ -329,10 +325,12 @@ class _Layer:
             self.prompts[:, slot, :, length:end] = part
             length = end
 
-    def lay_out(self, lengths: Sequence[int]) -> None:
-        """Have the prompts, which are so long, as the kernel takes them, from now on."""
+    def lay_out(self, lengths: Tensor) -> None:
+        """Have the prompts, which are so long (slots,), as the kernel takes them, from the first call on."""
+        if self.is_by_kernel:
+            return
         self.is_by_kernel = True
-        for slot, length in enumerate(lengths):
+        for slot, length in enumerate(lengths.tolist()):
             self._lay_out(slot, self.prompts[:, slot, :, :length].clone(memory_format=torch.contiguous_format))
 
     def _lay_out(self, slot: int, keys_values: Tensor) -> None:

@@ -15,10 +15,10 @@ from rlft.model.kernels.sizes import LENGTH, rounded_up
 from rlft.model.layers.norms_and_mlps import compile_inference_layers, use_inference_layers
 from rlft.model.layers.slow_paths import is_on_cpu, note, slow_paths
 from rlft.rollout.engines.llama_forward import llama_forward_of
-from rlft.rollout.engines.prefixes import TOKENS_PER_PASS, Context
+from rlft.rollout.engines.prefixes import TOKENS_PER_PASS, Context, Prefill
 
 
-class ForwardPass(Protocol):
+class ForwardPass(Prefill, Protocol):
     """A model whose weights carry one adapter at a time."""
 
     def pristine(self, name: str) -> Tensor:
@@ -31,13 +31,6 @@ class ForwardPass(Protocol):
 
     def reload(self) -> None:
         """Compute with the model's own parameters, which have changed."""
-        ...
-
-    packs_contexts: bool
-    """Whether sequences behind contexts of any lengths are computed in one pass; else one pass for each length."""
-
-    def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Context]) -> list[Span]:
-        """Keys and values of sequences of tokens, each of which stands behind its context."""
         ...
 
     def step(self, token_ids: Tensor, cache: KVCache) -> Tensor:

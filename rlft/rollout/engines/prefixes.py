@@ -29,9 +29,10 @@ indices, which continue the same."""
 
 
 class Prefill(Protocol):
-    """Computes keys and values; see `forward.ForwardPass`."""
+    """Computes keys and values, a part of a `forward.ForwardPass`."""
 
     packs_contexts: bool
+    """Whether sequences behind contexts of any lengths are computed in one pass; else one pass for each length."""
 
     def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Context]) -> list[Span]:
         """Keys and values of sequences of tokens, each of which stands behind its context; in as few passes as there is

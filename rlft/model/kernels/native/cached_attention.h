@@ -123,20 +123,14 @@ struct CacheShape {
 static_assert(32 % Product<float>::kColumns == 0 && 32 % Product<BFloat16>::kColumns == 0,
               "a prompt has room for a multiple of 32 tokens (VECTOR in library.py), which are whole panels");
 
-// Keys and values (2, heads, tokens, size) of a prompt, in panels of `columns` columns: keys and values (heads, columns,
-// size). What lies in the last panels behind the tokens becomes 0.
+// A prompt's keys and values (2, heads, tokens, size) in panels, where each head has room for `columns` tokens.
 template <class T>
 void keep_prompt(const T* kept, T* keys, T* values, int64_t heads, int64_t tokens, int64_t columns, int64_t size) {
-  constexpr int64_t kColumns = Product<T>::kColumns;
-  const int64_t inputs = rounded_up(tokens, kColumns);
 #pragma omp parallel for schedule(static) if (heads * tokens * size > kSmall)
   for (int64_t head = 0; head < heads; ++head) {
     const T *key = kept + head * tokens * size, *value = key + heads * tokens * size;
-    T *to_keys = keys + head * columns * size, *to_values = values + head * columns * size;
-    for (int64_t first = 0; first < tokens; first += kColumns)
-      panel_of(key + first * size, size, to_keys + first * size, size, std::min(kColumns, tokens - first));
-    for (int64_t column = 0; column < size; column += kColumns)
-      panel_of_transposed(value + column, size, to_values + column * columns, inputs, tokens, kColumns);
+    panels_of_tokens(key, size, tokens, size, keys + head * columns * size);
+    panels_of_elements(value, size, tokens, size, values + head * columns * size, columns);
   }
 }
 
@@ -243,7 +237,8 @@ struct GroupWork {
     for (int64_t row = 0; row < rows; ++row) {
       T* to = out + (members[row / shared] * n.heads + first + row % shared) * size;
       for (int64_t i = 0; i < size; i += kPair) {
-        const Pair x = as_pair(of_prompt.get() + row * size + i, query.get()), y = load_pair(of_row.get() + row * size + i);
+        const Pair x = as_pair(of_prompt.get() + row * size + i, query.get());
+        const Pair y = load_pair(of_row.get() + row * size + i);
         store_pair(Pair{(x.first + y.first) / totals[row], (x.second + y.second) / totals[row]}, to + i);
       }
     }

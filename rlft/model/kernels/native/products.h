@@ -287,6 +287,23 @@ void panel_of_transposed(const T* weight, int64_t stride, T* to, int64_t inputs,
   }
 }
 
+// Tokens (count, size) that lie `stride` apart, in panels: with tokens as columns.
+template <class T>
+void panels_of_tokens(const T* tokens, int64_t stride, int64_t count, int64_t size, T* to) {
+  constexpr int64_t kColumns = Product<T>::kColumns;
+  for (int64_t first = 0; first < count; first += kColumns)
+    panel_of(tokens + first * stride, stride, to + first * size, size, std::min(kColumns, count - first));
+}
+
+// The same with their elements as columns. A panel has room for `room` tokens; up to as many as are whole panels of
+// tokens, those that are not there become 0.
+template <class T>
+void panels_of_elements(const T* tokens, int64_t stride, int64_t count, int64_t size, T* to, int64_t room) {
+  constexpr int64_t kColumns = Product<T>::kColumns;
+  for (int64_t column = 0; column < size; column += kColumns)
+    panel_of_transposed(tokens + column, stride, to + column * room, rounded_up(count, kColumns), count, kColumns);
+}
+
 // A weight (inputs, outputs), the other way round, in panels.
 template <class T>
 void panels_of_transposed(const T* weight, T* panels, int64_t inputs, int64_t outputs) {

@@ -113,9 +113,9 @@ struct Tree {
   // The `head`-th of a token's heads: queries, then keys, then values.
   const T* head(int64_t token, int64_t head) const { return heads + token * width + head * n.size; }
 
-  // A segment's keys, with `of` 0, or its values, with 1.
-  Tokens<T> kept(int64_t segment, int64_t key_head, int64_t of) const {
-    const int64_t place = of * n.key_heads + key_head, start = segments[segment].start, before = -segments[0].start;
+  // A segment's keys, or its values.
+  Tokens<T> kept(int64_t segment, int64_t key_head, bool of_values) const {
+    const int64_t place = of_values * n.key_heads + key_head, start = segments[segment].start, before = -segments[0].start;
     if (start < 0) return {earlier + (place * before + before + start) * n.size, n.size};
     return {head(start, n.heads + place), width};
   }
@@ -138,22 +138,15 @@ struct Panels {
     return of(segment, key_head) + column * tree.padded(segment);
   }
 
-  void lay_out_tokens(int64_t segment, int64_t key_head, int64_t of) {
-    constexpr int64_t kColumns = Tree<T>::kColumns;
-    const Tokens<T> from = tree.kept(segment, key_head, of);
-    const int64_t length = tree.segments[segment].length;
-    for (int64_t first = 0; first < length; first += kColumns)
-      panel_of(from.first + first * from.stride, from.stride, this->of(segment, key_head) + first * tree.n.size,
-               tree.n.size, std::min(kColumns, length - first));
+  void lay_out_tokens(int64_t segment, int64_t key_head, bool of_values) {
+    const Tokens<T> from = tree.kept(segment, key_head, of_values);
+    panels_of_tokens(from.first, from.stride, tree.segments[segment].length, tree.n.size, of(segment, key_head));
   }
 
-  void lay_out_elements(int64_t segment, int64_t key_head, int64_t of) {
-    constexpr int64_t kColumns = Tree<T>::kColumns;
-    const Tokens<T> from = tree.kept(segment, key_head, of);
-    const int64_t length = tree.segments[segment].length, padded = tree.padded(segment);
-    for (int64_t column = 0; column < tree.n.size; column += kColumns)
-      panel_of_transposed(from.first + column, from.stride, this->of(segment, key_head) + column * padded, padded,
-                          length, kColumns);
+  void lay_out_elements(int64_t segment, int64_t key_head, bool of_values) {
+    const Tokens<T> from = tree.kept(segment, key_head, of_values);
+    panels_of_elements(from.first, from.stride, tree.segments[segment].length, tree.n.size, of(segment, key_head),
+                       tree.padded(segment));
   }
 };
 
@@ -392,8 +385,8 @@ void tree_attention(const T* heads, const int64_t* segments, const T* earlier, T
   for_each_unit(shape.segments * key_heads, [&] {
     return [&](int64_t unit) {
       const int64_t segment = unit / key_heads, head = unit % key_heads;
-      keys.lay_out_tokens(segment, head, 0);
-      values.lay_out_elements(segment, head, 1);
+      keys.lay_out_tokens(segment, head, false);
+      values.lay_out_elements(segment, head, true);
     };
   });
   for_each_unit(int64_t(tree.tiles.size()) * key_heads, [&] {
@@ -412,9 +405,9 @@ void tree_attention_backward(const T* heads, const int64_t* segments, const floa
   for_each_unit(shape.segments * key_heads, [&] {
     return [&](int64_t unit) {
       const int64_t segment = unit / key_heads, head = unit % key_heads;
-      keys.lay_out_tokens(segment, head, 0);
-      keys_across.lay_out_elements(segment, head, 0);
-      values.lay_out_tokens(segment, head, 1);
+      keys.lay_out_tokens(segment, head, false);
+      keys_across.lay_out_elements(segment, head, false);
+      values.lay_out_tokens(segment, head, true);
     };
   });
   const std::vector<int64_t> bounds = tree.in_shares(shares);
