@@ -2,7 +2,7 @@
 
     python -m benchmarks.busy [--programs 0 1 2] [--rounds 3]
 
-Work: a batch of rollouts (16 prompts x 8 completions of up to 64 tokens) and one update (the shape `grpo` of
+Work: a batch of rollouts (8 prompts x 8 completions of up to 64 tokens) and one update (the shape `grpo` of
 benchmarks/learner.py), each in two processes that take turns: with the threads waiting for one another as OpenMP's
 library does by itself, 300,000 looks before they sleep, and as rlft sets it (`GOMP_SPINCOUNT` in `rlft/__init__.py`).
 The other programs only count. Medians; the last line is JSON.
@@ -16,15 +16,16 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import rlft
+from benchmarks import learner, rollout
 from benchmarks.peers import Peer
 
-WORK = {
-    "rollout": ("benchmarks.rollout", ("rlft", "", "64")),
-    "update": ("benchmarks.learner", ("rlft", "", "grpo", "")),
+WORK: dict[str, Callable[..., Peer]] = {
+    "rollout": lambda folder, **more: rollout.start("rlft", folder, "64", **more),
+    "update": lambda folder, **more: learner.start_rlft(folder, "grpo", **more),
 }
 SETTINGS = {"its own": "300000", "rlft's": os.environ["GOMP_SPINCOUNT"]}
 """How often a thread looks whether the others are done, before it sleeps."""
@@ -51,12 +52,8 @@ def main() -> None:
     from rlft.model import sources
 
     folder, lines = str(sources.resolve("smollm2-135m-instruct")), []
-    for name, (script, arguments) in WORK.items():
-        given = [folder if each == "" and at == 1 else each for at, each in enumerate(arguments)]
-        peers = {
-            setting: Peer(script, f"{name}, {setting}", *given, variables={"GOMP_SPINCOUNT": count})
-            for setting, count in SETTINGS.items()
-        }
+    for name, start in WORK.items():
+        peers = {setting: start(folder, variables={"GOMP_SPINCOUNT": count}) for setting, count in SETTINGS.items()}
         for peer in peers.values():
             peer.step()
         for count in options.programs:

@@ -389,7 +389,7 @@ def compare(folder: str, shape: str, updates: int) -> dict[str, Any]:
         else:
             peer.stop()
     assert best is not None
-    rlft = Peer("benchmarks.learner", f"rlft {shape}", "rlft", folder, shape, "")
+    rlft = start_rlft(folder, shape)
     rlft.step()
     ours, theirs = [], []
     for _ in range(updates):
@@ -412,6 +412,12 @@ def compare(folder: str, shape: str, updates: int) -> dict[str, Any]:
     }
 
 
+def start_rlft(folder: str, shape: str, without: str = "", **more: Any) -> Peer:
+    """rlft, or rlft without a technique, that updates for every step; `more`: what `Peer` takes by name."""
+    name = f"without {without} ({TECHNIQUES[without][0]})" if without else f"rlft {shape}"
+    return Peer("benchmarks.learner", name, "rlft", folder, shape, without, **more)
+
+
 def floor_of(shape: str) -> float:
     """Seconds of the shape's arithmetic, each prompt and their prefix computed once and no completion's last token."""
     prompts, completions = tokens_of(shape)
@@ -426,8 +432,7 @@ def ablate(folder: str, updates: int, techniques: list[str]) -> None:
     print("| without | instead | shape | with it | without it | ratio |\n| --- | --- | --- | --- | --- | --- |")
     for technique in techniques:
         instead, shape = TECHNIQUES[technique], "tools" if technique == "shared prefix" else "grpo"
-        whole = Peer("benchmarks.learner", "rlft", "rlft", folder, shape, "")
-        other = Peer("benchmarks.learner", f"without {technique} ({instead})", "rlft", folder, shape, technique)
+        whole, other = start_rlft(folder, shape), start_rlft(folder, shape, technique)
         whole.step()
         other.step()
         pairs = [(whole.step(), other.step()) for _ in range(updates)]

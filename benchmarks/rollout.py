@@ -284,6 +284,11 @@ def serve(name: str, folder: str, work: Work, dtype: str) -> None:
         answer(seconds=seconds, tokens=sum(lengths), parts={**parts, "lengths": lengths})  # type: ignore[dict-item]
 
 
+def start(system: str, folder: str, work: str, **more: Any) -> Peer:
+    """A system that generates `work` for every step, in a process of its own; `more`: what `Peer` takes by name."""
+    return Peer("benchmarks.rollout", system, system, folder, work, types_here()[0], **more)
+
+
 def floor(lengths: list[int], prompt_tokens: float) -> float:
     """Seconds that completions of these lengths cannot do without."""
     weights = LAYERS + VOCABULARY
@@ -330,10 +335,7 @@ def _measure(
 ) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
     """(tokens per second of each system by round, rlft's answers)"""
     print(work)
-    peers = {}
-    for name in names:
-        python = options.vllm if name == "vllm" else None
-        peers[name] = Peer("benchmarks.rollout", name, name, folder, work, types_here()[0], python=python)
+    peers = {name: start(name, folder, work, python=options.vllm if name == "vllm" else None) for name in names}
     rates: dict[str, list[float]] = {name: [] for name in names}
     ours = []
     try:

@@ -7,7 +7,7 @@ and look at `reply` in the rollout table. Keep `deadline_s` below `scoring.deadl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlft.reward.judge import ask_judge, fenced, score
@@ -29,11 +29,13 @@ async def helpfulness(
     model: str = "judge",
     api_key_env: str = "",
     deadline_s: float = 8.0,
+    extra: Mapping[str, Any] | None = None,
 ) -> float | Abstain:
     """0 for a score of 1, 1 for 10; abstains when the judge's replies hold no score.
 
     Args:
         api_key_env: variable that holds the server's key; name it in `scoring.environment`, too.
+        extra: further fields of each request, null leaves one out; see docs/rewards.md#judges.
     """
     verdict = await ask_judge(
         QUESTION.format(question=fenced("question", prompt), answer=fenced("answer", completion)),
@@ -42,6 +44,7 @@ async def helpfulness(
         model=model,
         api_key_env=api_key_env,
         deadline_s=deadline_s,
+        extra=extra,
     )
     verdict.note(log_metric, log_extra)
     return verdict.abstention if verdict.value is None else verdict.value

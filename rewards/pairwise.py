@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rlft.reward.judge import ask_judge, fenced
 from rlft.reward.pairs import pairings, shares_won
@@ -40,6 +41,7 @@ async def pairwise(
     model: str = "judge",
     api_key_env: str = "",
     deadline_s: float = 8.0,
+    extra: Mapping[str, Any] | None = None,
     pairs: str | int = "all",
 ) -> list[float | Abstain]:
     """Share of the others it met that each sample beats, a draw being half; all abstain when a verdict is missing.
@@ -64,6 +66,7 @@ async def pairwise(
             model=model,
             api_key_env=api_key_env,
             deadline_s=deadline_s,
+            extra=extra,
         )
         return (None if verdict.value is None else {"a": 1.0, "b": 0.0}.get(verdict.value, 0.5)), verdict.tokens
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlft.reward.judge import ask_judge, fenced
@@ -35,6 +35,7 @@ async def ranking(
     model: str = "judge",
     api_key_env: str = "",
     deadline_s: float = 8.0,
+    extra: Mapping[str, Any] | None = None,
 ) -> list[float | Abstain]:
     """The judge's score of each sample, from 0 to 1; all abstain when a score is missing."""
     texts = sorted({t.text for t in group.trajectories}, key=lambda text: hashlib.sha256(text.encode()).digest())
@@ -57,6 +58,7 @@ async def ranking(
         model=model,
         api_key_env=api_key_env,
         deadline_s=deadline_s,
+        extra=extra,
     )
     verdict.note(log_metric, lambda name, value: log_extra(name, [value] * len(group.trajectories)))
     if verdict.value is None:

@@ -34,6 +34,7 @@ async def rubric(
     model: str = "judge",
     api_key_env: str = "",
     deadline_s: float = 8.0,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, float] | Abstain:
     """Weighted share of the criteria that the reply meets, from 0 to 1; abstains when a verdict is missing.
 
@@ -60,7 +61,13 @@ async def rubric(
         question=fenced("question", prompt), answer=fenced("answer", completion), criteria=listed
     )
     verdict = await ask_judge(
-        question, verdicts, base_url=base_url, model=model, api_key_env=api_key_env, deadline_s=deadline_s
+        question,
+        verdicts,
+        base_url=base_url,
+        model=model,
+        api_key_env=api_key_env,
+        deadline_s=deadline_s,
+        extra=extra,
     )
     verdict.note(log_metric, log_extra)
     if verdict.value is None:

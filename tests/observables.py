@@ -237,6 +237,8 @@ class _Pool:
 
     def publish(self, adapter: Adapter) -> None: ...
 
+    def rest(self) -> None: ...
+
     def submit(self, chunks: Sequence[Chunk]) -> SimpleNamespace:
         self.submitted += chunks
         groups = [made_up_group([1.0, 1.0], task_id=task.id) for chunk in chunks for task in chunk.tasks]

@@ -166,6 +166,28 @@ def test_a_chunk_does_not_depend_on_what_the_worker_did_before(make_config: Make
     assert _ids(fresh.run([second])) == _ids(used.run([second]))
 
 
+def test_a_pool_that_rested_generates_the_same(make_config: MakeConfig) -> None:
+    config = make_config()
+    rested, busy = InlinePool(config, config.model.source), InlinePool(config, config.model.source)
+    adapter = Learner(config, config.model.source).adapter(version=0)
+    first, second = base_chunks(config, version=0)[:2]
+    for pool in (rested, busy):
+        pool.publish(adapter)
+        pool.run([first])
+    waiting = rested.submit([first])
+    rested.rest()  # not yet
+    engine = rested._worker._engine
+    assert engine.version == 0
+    waiting.collect()
+    rested.rest()
+    assert engine.version is None
+    assert _ids(rested.run([second])) == _ids(busy.run([second]))
+    assert engine.version == 0
+    rested.rest()
+    rested.publish(replace(adapter, version=1))
+    assert engine.version == 1
+
+
 def base_chunks(config: RunConfig, *, version: int = -1) -> list[Any]:
     """Four chunks of two tasks for the bare base."""
     return make_chunks(

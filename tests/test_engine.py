@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from rlft.rollout.engines import batching, by_name
 from rlft.rollout.engines import transformers as transformers_engine
 from rlft.rollout.engines.by_name import check_engine
 from rlft.rollout.engines.contract import Request
+from rlft.rollout.engines.merging import MergedWeights
 from rlft.rollout.engines.traits import TransformersArguments
 from rlft.rollout.engines.transformers import TransformersEngine
 from rlft.types import Adapter, Completion, Group, SamplingParams, Score, Task, Trajectory, Turn
@@ -364,6 +367,43 @@ def test_an_adapter_of_some_modules_resets_the_others(engine: TransformersEngine
     engine.load_adapter(whole)
     engine.load_adapter(part)
     assert plain(engine.generate(REQUESTS, SAMPLED, version=2)) == plain(fresh.generate(REQUESTS, SAMPLED, version=2))
+
+
+def test_unloaded_weights_are_gone_and_come_back(stopping_model: Path) -> None:
+    model, engine, fresh = make_learner_model(stopping_model), make_engine(stopping_model), make_engine(stopping_model)
+    whole = random_adapter(model, 1)
+    part = make_adapter(2, {name: t for name, t in random_adapter(model, 2).tensors.items() if "q_proj" in name})
+    engine.unload()  # there is nothing yet
+    engine.load_adapter(whole)
+    expected = plain(engine.generate(REQUESTS, SAMPLED, version=1))
+    held = [weakref.ref(linear.linear) for linear in engine._forward._linears.all]  # type: ignore[attr-defined]
+    engine.unload()
+    engine.unload()
+    gc.collect()
+    assert sum(each() is not None for each in held) == 1 < len(held)  # the vocabulary's has no update
+    with pytest.raises(ValueError, match="asked to generate with adapter version 1 while None is loaded"):
+        engine.generate(REQUESTS, SAMPLED, version=1)
+    for each in (engine, fresh):
+        each.load_adapter(part)
+    assert plain(engine.generate(REQUESTS, SAMPLED, version=2)) == plain(fresh.generate(REQUESTS, SAMPLED, version=2))
+    engine.load_adapter(whole)
+    assert plain(engine.generate(REQUESTS, SAMPLED, version=1)) == expected
+
+
+def test_loading_does_not_hold_two_adapters_weights(stopping_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, engine = make_learner_model(stopping_model), make_engine(stopping_model)
+    engine.load_adapter(random_adapter(model, 1))
+    held = [weakref.ref(linear.linear) for linear in engine._forward._linears.all]  # type: ignore[attr-defined]
+    counts, merge = [], MergedWeights._weight
+
+    def counting(self: MergedWeights, *args: Any) -> Tensor:
+        counts.append(sum(each() is not None for each in held))
+        return merge(self, *args)
+
+    monkeypatch.setattr(MergedWeights, "_weight", counting)
+    engine.load_adapter(random_adapter(model, 2))
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == 2  # the last one, and the vocabulary's
 
 
 def test_an_adapter_with_a_wrong_hash_is_refused(engine: TransformersEngine, stopping_model: Path) -> None:

@@ -76,6 +76,19 @@ def test_a_rubric_has_a_curve_for_each_criterion(judge: FakeServer) -> None:
     assert len(judge.asked) == 2  # equal texts are one request
 
 
+@pytest.mark.parametrize("judge", [lambda question: "I cannot say."], indirect=True)
+@pytest.mark.parametrize("name", ["judge:helpfulness", "rubric:rubric", "ranking:ranking", "pairwise:pairwise"])
+def test_fields_of_a_request_are_replaced_and_left_out(judge: FakeServer, name: str) -> None:
+    criteria = {"criteria": {"unit": "it gives a unit"}} if "rubric" in name else {}
+    extra = {"max_tokens": None, "temperature": None, "max_completion_tokens": 9}
+    got = scores(judge, f"rewards.{name}", ["5 km", "8 km"], extra=extra, **criteria)
+    assert all(isinstance(each, Abstain) for each in got)
+    assert {body["max_completion_tokens"] for body in judge.asked} == {9}
+    assert not any("max_tokens" in body or "temperature" in body for body in judge.asked)
+    # Other seeds, or one that cannot be read would be given again as known.
+    assert {body["seed"] for body in judge.asked} == {0, 1, 2}
+
+
 @pytest.mark.parametrize("judge", [by_length], indirect=True)
 @pytest.mark.parametrize(
     ("path", "expected", "requests"),

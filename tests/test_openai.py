@@ -80,6 +80,32 @@ def test_lengths_stop_texts_and_further_fields(start: StartEngine) -> None:
     assert "top_k" not in server.asked[1]
 
 
+def reasons(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
+    """A model that takes what OpenAI's reasoning models take, and refuses the rest as they do."""
+    if "max_tokens" in body:
+        return refusal(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+    if body.get("temperature", 1) != 1:
+        return refusal(400, "Unsupported value: 'temperature' does not support 0.7. Only the default (1) is supported.")
+    return reply("so it is")
+
+
+def test_fields_that_a_model_refuses_are_replaced_or_left_out(start: StartEngine) -> None:
+    def ask(**extra: Any) -> str:
+        return start(server.base_url, extra_body=extra).generate(REQUESTS[1:], PARAMS, version=-1)[0][0].text
+
+    with serve(reasons) as server:
+        with pytest.raises(RuntimeError, match=r"'max_completion_tokens' instead.*extra_body.*max_tokens: null"):
+            ask()
+        with pytest.raises(RuntimeError, match=r"'temperature' does not.*extra_body.*temperature: null"):
+            ask(max_tokens=None)
+        assert ask(max_tokens=None, temperature=None, max_completion_tokens=50, stop=None) == "so it is"
+        assert ask(max_tokens=None, temperature=1, seed=8) == "so it is"
+    *_, first, second = server.asked
+    assert first.keys() == {"path", "model", "messages", "top_p", "seed", "max_completion_tokens", "stop"}
+    assert (first["max_completion_tokens"], first["stop"]) == (50, None)  # what is not rlft's own goes as it is
+    assert (second["temperature"], second["seed"]) == (1, 8)
+
+
 def test_half_a_surrogate_pair_in_a_reply_is_spelt_out(start: StartEngine) -> None:
     with serve(lambda body, number: reply("so \ud83d")) as server:
         completion = start(server.base_url).generate(REQUESTS[1:], PARAMS, version=-1)[0][0]

@@ -225,6 +225,8 @@ def test_beyond_this_machine_a_token_is_needed(runs: Path) -> None:
             assert Answer(number, path, Host="box.example").status == 401
         first = Answer(number, "/?token=s3cret", Host="box.example")
         assert (first.status, first.headers["Location"]) == (303, "/")  # it does not stay in the address
+        deep = Answer(number, "//runs/first/?step=4&token=s3cret&sort=reward", Host="box.example")
+        assert deep.headers["Location"] == "/runs/first/?step=4&sort=reward"
         cookie = first.headers["Set-Cookie"]
         assert "HttpOnly" in cookie
         assert "SameSite=strict" in cookie

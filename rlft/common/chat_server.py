@@ -111,22 +111,29 @@ def request(
 
     Args:
         seed: its lowest 31 bits are sent, which every server takes.
-        extra: further fields of the request's body.
+        extra: further fields of the request's body. Of `max_tokens`, `temperature`, `top_p` and `seed`, one that stands
+            here is sent as it is here, and None leaves it out: OpenAI's reasoning models refuse the first two.
     """
-    return {
-        "model": model,
-        "messages": list(messages),
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "seed": seed % 2**31,
-        "extra_body": dict(extra or {}),
-    }
+    own = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed % 2**31}
+    others = dict(extra or {})
+    sent = {name: value for name, value in own.items() if name not in others}
+    body = {name: value for name, value in others.items() if name not in own or value is not None}
+    return {"model": model, "messages": list(messages), **sent, "extra_body": body}
 
 
 def _refusal(error: Exception, where: str) -> ServerError:
     cause = f" ({error.__cause__})" if error.__cause__ else ""
-    return ServerError(f"{where}: {error}{cause}")
+    return ServerError(f"{where}: {error}{cause}{_advice(str(error))}")
+
+
+def _advice(refusal: str) -> str:
+    """What to write in a config where a model refuses the fields that others take."""
+    if "max_completion_tokens" not in refusal and "'temperature'" not in refusal:
+        return ""
+    return (
+        ". Fields are replaced or, with null, left out by `extra` of a judge and `extra_body` of rollout.engine_args: "
+        "{max_tokens: null, temperature: null, max_completion_tokens: 4096}"
+    )
 
 
 def _read(answer: Any, where: str) -> Reply:

@@ -188,7 +188,10 @@ class _Guard:
             return PlainTextResponse("this server has another name; open the address that rlft view printed", 400)
         given = request.query_params.get("token", "")
         if self._access.token and secrets.compare_digest(given.encode(), self._access.token.encode()):
-            answer = RedirectResponse(request.url.path, 303)  # so that the token stays in no history
+            rest = request.url.remove_query_params("token")  # so that the token stays in no history
+            # Two slashes in front would name another server.
+            place = "/" + rest.path.lstrip("/") + (f"?{rest.query}" if rest.query else "")
+            answer = RedirectResponse(place, 303)
             answer.set_cookie(_COOKIE, self._access.token, httponly=True, samesite="strict")
             return answer
         if not self._access.knows(request):

@@ -96,7 +96,7 @@ async def ask_judge(
         attempts: replies that are asked for until one can be read; from the second on at temperature 1 and with
             another seed, or they would be the same.
         retries: further tries of each after a connection error, 429 or 5xx.
-        extra: further fields of the request's body.
+        extra: further fields of the request's body; see `chat_server.request`.
         label: tells models apart that have the same name, at one address or at two; with a new one nothing is known.
 
     Raises:
@@ -128,7 +128,8 @@ async def ask_judge(
                 reply = known or await _once(key, functools.partial(ask_async, client, model, messages, **sampling))
                 tokens, is_known = tokens + reply.tokens, is_known and known is not None
                 value = parse(reply.text)
-                if known and not heat and _is_checked(key):  # at temperature 0 the same question has the same answer
+                is_settled = not heat and "temperature" not in (extra or {})  # the same question has the same answer
+                if known and is_settled and _is_checked(key):
                     with suppress(ServerError):  # the known reply serves without it
                         new = await _paid(ask_async(client, model, messages, **sampling))
                         drift = _distance(value, parse(new.text))

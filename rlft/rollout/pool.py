@@ -47,6 +47,10 @@ class RolloutPool(Protocol):
         """Submit chunks and wait for their groups."""
         ...
 
+    def rest(self) -> None:
+        """The learner works now: let go of memory that it could use, until there is something to generate."""
+        ...
+
     @property
     def busy_s(self) -> float:
         """Seconds so far in which at least one worker was at work."""
@@ -77,6 +81,8 @@ class InlinePool:
         self._worker = RolloutWorker(config, model_folder)
         self._on_event = on_event or (lambda kind, message: None)
         self._open: list[_InlineGroups] = []
+        self._adapter: Adapter | None = None
+        self._is_resting = False
         self._process = psutil.Process(os.getpid())
         self.busy_s = 0.0
 
@@ -84,7 +90,7 @@ class InlinePool:
         """Load an adapter, after the chunks that were submitted for the one before are generated."""
         for pending in self._open:
             self._finish(pending)
-        self._worker.load_adapter(adapter)
+        self._load(adapter)
 
     def submit(self, chunks: Sequence[Chunk]) -> PendingGroups:
         """Hand in chunks, to be generated when their groups are asked for."""
@@ -95,6 +101,12 @@ class InlinePool:
         """Generate chunks and return their groups."""
         return self.submit(chunks).collect(on_chunk)
 
+    def rest(self) -> None:
+        """Unload the adapter, unless chunks are left that it has to generate."""
+        if not self._open:
+            self._worker.unload()
+            self._is_resting = True
+
     @property
     def worker_rss_mb(self) -> float:
         """Resident memory of this process in MB."""
@@ -104,9 +116,15 @@ class InlinePool:
         """End the worker's engine."""
         self._worker.close()
 
+    def _load(self, adapter: Adapter) -> None:
+        self._worker.load_adapter(adapter)
+        self._adapter, self._is_resting = adapter, False
+
     def _finish(self, pending: _InlineGroups, on_chunk: OnChunk | None = None) -> None:
         """Generate those of its groups that are not there yet."""
         began = time.monotonic()
+        if self._is_resting and self._adapter is not None and pending.chunks:
+            self._load(self._adapter)
         for done, chunk in enumerate(pending.chunks, start=1):
             pending.groups += self._worker.run_chunk(chunk)
             for reason in self._worker.slow_paths:

@@ -118,6 +118,9 @@ class RayPool:
         self._published += 1
         self._newest = Publication(serial=self._published, version=adapter.version, ref=self._ray.put(adapter))
 
+    def rest(self) -> None:
+        """Nothing: the workers' memory is their own, and they may be at work."""
+
     def submit(self, chunks: Sequence[Chunk]) -> Submission:
         """Hand in chunks, which idle workers take at once, while the caller goes on.
 

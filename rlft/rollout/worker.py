@@ -65,6 +65,11 @@ class RolloutWorker:
         self._prove(adapter)
         return adapter.version
 
+    def unload(self) -> None:
+        """Let go of memory, if the engine can, until the next adapter is loaded."""
+        if callable(unload := getattr(self._engine, "unload", None)):
+            unload()
+
     def run_chunk(self, chunk: Chunk) -> list[Group]:
         """Generate the groups of a chunk, unscored."""
         return run_chunk(self._engine, self._tokenizer, chunk, self._environment(chunk.environment))

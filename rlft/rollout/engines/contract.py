@@ -36,7 +36,8 @@ class Engine(Protocol):
     """Generates completions under a named adapter version.
 
     An engine may also have `close()`, called when its worker ends, `forget()`, called when no request continues an
-    earlier one any more, and `slow_paths`, texts that say why it is slower than it could be.
+    earlier one any more, `unload()`, called when an adapter is loaded before it generates again and another part of its
+    process needs memory, and `slow_paths`, texts that say why it is slower than it could be.
     """
 
     version: int | None

@@ -29,6 +29,10 @@ class ForwardPass(Prefill, Protocol):
         """Compute with other weights of these parameters; `weight` gives any parameter's, also of those that stay."""
         ...
 
+    def release(self, names: Collection[str]) -> None:
+        """Let go of these parameters' weights where that frees memory; they are loaded before the next pass."""
+        ...
+
     def reload(self) -> None:
         """Compute with the model's own parameters, which have changed."""
         ...
@@ -77,6 +81,9 @@ class _TransformersModel:
                 own = nn.Parameter(self._pristine[name].clone(), requires_grad=False)
                 self._model.get_submodule(module).register_parameter(leaf, own)
             self._model.get_parameter(name).copy_(weight(name))
+
+    def release(self, names: Collection[str]) -> None:
+        pass  # what torch.compile has made holds on to the parameters
 
     def reload(self) -> None:
         self._pristine.clear()

@@ -65,6 +65,7 @@ class LlamaForward:
         self._linears = _Linears(model)
         self._layers = [_Layer(layer, self._linears) for layer in self._decoder.layers]
         self._head = self._linears.add([model.get_output_embeddings()])
+        self._held: LlamaLayers | None = None
         self.reload()
 
     def pristine(self, name: str) -> Tensor:
@@ -73,16 +74,32 @@ class LlamaForward:
 
     def load(self, names: Collection[str], weight: Callable[[str], Tensor]) -> None:
         """Replace the weights of the linear layers that these parameters belong to."""
-        for linear in self._linears.all:
-            if any(name in names for name in linear.names):
-                linear.load(weight)
-        self._loaded = LlamaLayers([layer.loaded() for layer in self._layers])
+        self._held = None  # or the old ones would be there until the last new one is
+        for linear in self._linears_of(names):
+            linear.load(weight)
+        self._held = LlamaLayers([layer.loaded() for layer in self._layers])
+
+    def release(self, names: Collection[str]) -> None:
+        """Let go of the weights of these linear layers, which have to be loaded before the next pass."""
+        self._held = None
+        for linear in self._linears_of(names):
+            linear.release()
 
     def reload(self) -> None:
         """Take the model's own weights again, which have changed."""
+        self._held = None
         for linear in self._linears.all:
             linear.load(self._model.get_parameter)
-        self._loaded = LlamaLayers([layer.loaded() for layer in self._layers])
+        self._held = LlamaLayers([layer.loaded() for layer in self._layers])
+
+    def _linears_of(self, names: Collection[str]) -> list[_Linear]:
+        return [linear for linear in self._linears.all if any(name in names for name in linear.names)]
+
+    @property
+    def _loaded(self) -> LlamaLayers:
+        if self._held is None:
+            raise ValueError("the layers' weights were let go of, or their loading broke off; load an adapter first")
+        return self._held
 
     def prefill(self, sequences: Sequence[Sequence[int]], contexts: Sequence[Context]) -> list[Span]:
         """Keys and values of sequences of tokens, each of which stands behind its context."""
@@ -236,6 +253,9 @@ class _Linear:
         weights = [weight(name) for name in self.names]
         bias = joint_bias(weights, [module.bias for module in self._modules])
         self.linear = FrozenLinear(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
+
+    def release(self) -> None:
+        del self.linear
 
 
 class _Layer:

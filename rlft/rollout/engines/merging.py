@@ -34,7 +34,8 @@ class MergedWeights:
         self._model, self._forward = model, forward
         self._kind, self._rank, self._scale = config.kind, config.rank, lora_scale(config)
         self._names = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if config.kind == "dora" else set())
-        self._merged: set[str] = set()
+        self.merged: set[str] = set()
+        """Parameters that the adapter is merged into."""
         self._scratch: dict[torch.device, Tensor] = {}
 
     @torch.no_grad()
@@ -45,9 +46,9 @@ class MergedWeights:
             ValueError: the tensors are not those of an adapter of this model; no weight has changed then.
         """
         updates = self._check(adapter)
-        changed = [*updates, *sorted(self._merged - updates.keys())]
+        changed = [*updates, *sorted(self.merged - updates.keys())]
         self._forward.load(changed, lambda name: self._weight(name, updates.get(name)))
-        self._merged = set(updates)
+        self.merged = set(updates)
 
     def _weight(self, name: str, parts: Mapping[str, Tensor] | None) -> Tensor:
         pristine = self._forward.pristine(name)

@@ -91,6 +91,14 @@ class TransformersEngine:
             self._weights.load(adapter)
         self.version, self._hash = adapter.version, content_hash
 
+    def unload(self) -> None:
+        """Let go of the merged weights and all that belongs to them, until the next adapter is loaded."""
+        self.forget()
+        # All weights are the model's own: there is nothing beside them.
+        if self.version is not None and not self._is_full:
+            self._forward.release(self._weights.merged)
+            self.version, self._hash = None, ""
+
     def forget(self) -> None:
         """Let go of what was kept for the next call."""
         self._kept = KeptTurns()

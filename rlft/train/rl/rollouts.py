@@ -93,6 +93,7 @@ class StepRollouts:
             groups, unused = self._with_baseline_scores(step, groups, flying.greedy, flying.version)
         self._tasks.observe(step, [*groups, *unused])
         self._repetition = describe_repetition([*groups, *unused])
+        self._pool.rest()
         return groups, unused
 
     def measure(self, clock: Clock) -> dict[str, float]:
