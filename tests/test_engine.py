@@ -390,6 +390,30 @@ def test_unloaded_weights_are_gone_and_come_back(stopping_model: Path) -> None:
     assert plain(engine.generate(REQUESTS, SAMPLED, version=1)) == expected
 
 
+def test_an_interrupted_load_leaves_no_version_and_no_trace(
+    stopping_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, engine = make_learner_model(stopping_model), make_engine(stopping_model)
+    part = make_adapter(1, {name: t for name, t in random_adapter(model, 1).tensors.items() if "q_proj" in name})
+    engine.load_adapter(part)
+    expected, merge, calls = plain(engine.generate(REQUESTS, SAMPLED, version=1)), MergedWeights._weight, []
+
+    def interrupted(self: MergedWeights, *args: Any) -> Tensor:
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return merge(self, *args)
+
+    other = random_adapter(model, 2)
+    monkeypatch.setattr(MergedWeights, "_weight", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.load_adapter(other)
+    with pytest.raises(ValueError, match="while None is loaded"):
+        engine.generate(REQUESTS, SAMPLED, version=1)
+    engine.load_adapter(part)
+    assert plain(engine.generate(REQUESTS, SAMPLED, version=1)) == expected
+
+
 def test_loading_does_not_hold_two_adapters_weights(stopping_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, engine = make_learner_model(stopping_model), make_engine(stopping_model)
     engine.load_adapter(random_adapter(model, 1))

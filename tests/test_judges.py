@@ -85,8 +85,11 @@ def test_fields_of_a_request_are_replaced_and_left_out(judge: FakeServer, name: 
     assert all(isinstance(each, Abstain) for each in got)
     assert {body["max_completion_tokens"] for body in judge.asked} == {9}
     assert not any("max_tokens" in body or "temperature" in body for body in judge.asked)
-    # Other seeds, or one that cannot be read would be given again as known.
     assert {body["seed"] for body in judge.asked} == {0, 1, 2}
+    # A reply that cannot be read is not given again as known, although the request is the same.
+    before = len(judge.asked)
+    scores(judge, f"rewards.{name}", ["5 km", "8 km"], extra={"temperature": None, "seed": None}, **criteria)
+    assert len(judge.asked) == 2 * before
 
 
 @pytest.mark.parametrize("judge", [by_length], indirect=True)

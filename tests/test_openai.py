@@ -100,10 +100,19 @@ def test_fields_that_a_model_refuses_are_replaced_or_left_out(start: StartEngine
             ask(max_tokens=None)
         assert ask(max_tokens=None, temperature=None, max_completion_tokens=50, stop=None) == "so it is"
         assert ask(max_tokens=None, temperature=1, seed=8) == "so it is"
-    *_, first, second = server.asked
+        ask(max_tokens=None, temperature=None, top_k=3)
+    *_, first, second, third = server.asked
+    assert third["top_k"] == 3
     assert first.keys() == {"path", "model", "messages", "top_p", "seed", "max_completion_tokens", "stop"}
     assert (first["max_completion_tokens"], first["stop"]) == (50, None)  # what is not rlft's own goes as it is
     assert (second["temperature"], second["seed"]) == (1, 8)
+
+
+def test_a_refused_length_is_no_advice_to_leave_it_out(start: StartEngine) -> None:
+    said = "'max_tokens' or 'max_completion_tokens' is too large: 16384. This model's maximum context length is 8192"
+    with serve(lambda body, number: refusal(400, said)) as server, pytest.raises(RuntimeError, match=said) as caught:
+        start(server.base_url).generate(REQUESTS[1:], PARAMS, version=-1)
+    assert "null" not in str(caught.value)
 
 
 def test_half_a_surrogate_pair_in_a_reply_is_spelt_out(start: StartEngine) -> None:

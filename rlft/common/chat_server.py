@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,7 @@ def _refusal(error: Exception, where: str) -> ServerError:
 
 def _advice(refusal: str) -> str:
     """What to write in a config where a model refuses the fields that others take."""
-    if "max_completion_tokens" not in refusal and "'temperature'" not in refusal:
+    if not re.search(r"unsupported[ _](parameter|value)", refusal, re.IGNORECASE):
         return ""
     return (
         ". Fields are replaced or, with null, left out by `extra` of a judge and `extra_body` of rollout.engine_args: "

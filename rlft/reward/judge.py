@@ -123,12 +123,14 @@ async def ask_judge(
                     "seed": attempt,
                     "extra": extra,
                 }
-                key = key_of(request(model, messages, **sampling), label)
+                # A request that is the same as the one before would be known, with a reply that cannot be read.
+                is_same = attempt and {"seed", "temperature"} <= set(extra or {})
+                key = key_of(request(model, messages, **sampling), f"{label}#{attempt}" if is_same else label)
                 known = judge_cache.find(key)
                 reply = known or await _once(key, functools.partial(ask_async, client, model, messages, **sampling))
                 tokens, is_known = tokens + reply.tokens, is_known and known is not None
                 value = parse(reply.text)
-                is_settled = not heat and "temperature" not in (extra or {})  # the same question has the same answer
+                is_settled = (extra or {}).get("temperature", heat) == 0  # the same question has the same answer
                 if known and is_settled and _is_checked(key):
                     with suppress(ServerError):  # the known reply serves without it
                         new = await _paid(ask_async(client, model, messages, **sampling))

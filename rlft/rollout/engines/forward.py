@@ -83,7 +83,7 @@ class _TransformersModel:
             self._model.get_parameter(name).copy_(weight(name))
 
     def release(self, names: Collection[str]) -> None:
-        pass  # what torch.compile has made holds on to the parameters
+        pass  # parameters that are others each time would be compiled for each time
 
     def reload(self) -> None:
         self._pristine.clear()

@@ -35,7 +35,7 @@ class MergedWeights:
         self._kind, self._rank, self._scale = config.kind, config.rank, lora_scale(config)
         self._names = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if config.kind == "dora" else set())
         self.merged: set[str] = set()
-        """Parameters that the adapter is merged into."""
+        """Parameters that an adapter is merged into."""
         self._scratch: dict[torch.device, Tensor] = {}
 
     @torch.no_grad()
@@ -45,10 +45,12 @@ class MergedWeights:
         Raises:
             ValueError: the tensors are not those of an adapter of this model; no weight has changed then.
         """
-        updates = self._check(adapter)
+        updates = self.check(adapter)
         changed = [*updates, *sorted(self.merged - updates.keys())]
+        self.merged |= updates.keys()  # some of them, if this is interrupted
         self._forward.load(changed, lambda name: self._weight(name, updates.get(name)))
         self.merged = set(updates)
+        self._scratch.clear()
 
     def _weight(self, name: str, parts: Mapping[str, Tensor] | None) -> Tensor:
         pristine = self._forward.pristine(name)
@@ -61,8 +63,12 @@ class MergedWeights:
         merged = merged_weight(pristine, parts, self._scale, is_transposed=is_transposed, scratch=scratch)
         return merged.to(pristine.dtype, copy=True)
 
-    def _check(self, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
-        """The adapter's tensors by parameter of the base model; all are checked before a single weight changes."""
+    def check(self, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
+        """The adapter's tensors by parameter of the base model; all are checked before a single weight changes.
+
+        Raises:
+            ValueError: they are not those of an adapter of this model.
+        """
         updates: dict[str, dict[str, Tensor]] = {}
         parameters = dict(self._model.named_parameters())
         for name in sorted(adapter.tensors):

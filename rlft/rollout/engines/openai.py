@@ -92,7 +92,7 @@ class OpenAIEngine:
     def _ask(self, request: Request, seed: int, params: SamplingParams) -> Reply:
         extra = dict(self._arguments.extra_body)
         if params.is_truncating:  # fields that vLLM, llama.cpp and Ollama have beyond OpenAI's
-            extra |= {name: value for name in ("top_k", "min_p") if (value := getattr(params, name))}
+            extra = {name: value for name in ("top_k", "min_p") if (value := getattr(params, name))} | extra
         return ask(
             self._client,
             self._arguments.model,

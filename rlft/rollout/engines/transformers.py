@@ -88,16 +88,17 @@ class TransformersEngine:
         if self._is_full:
             self._load_all_weights(adapter)
         else:
+            self._weights.check(adapter)
+            self.version = None  # until all its weights are there
             self._weights.load(adapter)
         self.version, self._hash = adapter.version, content_hash
 
     def unload(self) -> None:
-        """Let go of the merged weights and all that belongs to them, until the next adapter is loaded."""
+        """Let go of the merged weights, where they are beside the model's own, until the next adapter is loaded."""
         self.forget()
-        # All weights are the model's own: there is nothing beside them.
         if self.version is not None and not self._is_full:
-            self._forward.release(self._weights.merged)
             self.version, self._hash = None, ""
+            self._forward.release(self._weights.merged)
 
     def forget(self) -> None:
         """Let go of what was kept for the next call."""
