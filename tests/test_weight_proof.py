@@ -100,9 +100,11 @@ def test_a_run_with_a_faulty_engine_stops(
 
     load = merging.MergedWeights.load
 
+    loaded: list[Adapter] = []
+
     def stale(self: Any, adapter: Adapter) -> None:
-        if adapter.version < 2:
-            load(self, adapter)
+        loaded.append(adapter if adapter.version < 2 else loaded[-1])
+        load(self, loaded[-1])
 
     monkeypatch.setattr(merging.MergedWeights, "load", stale if fault == "stale" else double(load))
     changed = config.model_copy(
